@@ -1,0 +1,307 @@
+"""Sizes, strides, padding and dilations of a depthwise convolution, normalised and checked once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Padding = str | int | Sequence[int | tuple[int, int]]
+
+_WORDS = ("SAME", "SAME_LOWER", "VALID", "CIRCULAR", "REFLECT", "CAUSAL")
+_MODES = {"CIRCULAR": "circular", "REFLECT": "reflect"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """Everything about a depthwise convolution but its data. Hashable, so it can be static under `jax.jit`.
+
+    Build one with `Geometry.of`, which takes what users write ("SAME", one int for all axes) and checks it;
+    the fields hold the normalised form.
+
+    Attributes:
+      batch: sizes of the leading axes of x; any number of them, zero allowed.
+      spatial: sizes of the 1 to 3 spatial axes of x.
+      channels: C, input channels.
+      multiplier: M, output channels per input channel; output channel c*M + m reads input channel c.
+      kernel_size: taps along each spatial axis.
+      strides, kernel_dilation, input_dilation: one positive int a spatial axis.
+      padding: (low, high) for each spatial axis, applied after input dilation; negative crops.
+      padding_mode: what the padding holds: "zeros", "circular" (periodic) or "reflect".
+
+    >>> g = Geometry.of((8, 56, 56, 144), (3, 3, 1, 144), strides=2, padding="SAME")
+    >>> g.padding, g.output_shape
+    (((0, 1), (0, 1)), (8, 28, 28, 144))
+    """
+
+    batch: tuple[int, ...]
+    spatial: tuple[int, ...]
+    channels: int
+    multiplier: int
+    kernel_size: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    padding_mode: str
+    kernel_dilation: tuple[int, ...]
+    input_dilation: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        x_shape: Sequence[int],
+        kernel_shape: Sequence[int],
+        bias_shape: Sequence[int] | None = None,
+        *,
+        strides: int | Sequence[int] | None = 1,
+        padding: Padding = "SAME",
+        kernel_dilation: int | Sequence[int] | None = 1,
+        input_dilation: int | Sequence[int] | None = 1,
+    ) -> Geometry:
+        """The geometry of x `(*batch, *spatial, C)` with kernel `(*kernel_size, 1, C*M)` and bias `(C*M,)`.
+
+        Raises:
+          ValueError: a shape, stride, dilation or padding that cannot be; the message names it.
+          TypeError: a stride, dilation or padding of another type.
+        """
+        kernel_shape = tuple(kernel_shape)
+        rank = len(kernel_shape) - 2
+        if not 1 <= rank <= 3:
+            raise ValueError(
+                f"`kernel` has shape {kernel_shape}, expected (*kernel_size, 1, features) with 1 to 3 spatial axes"
+            )
+        geometry = cls.of_windows(
+            x_shape,
+            kernel_shape[:rank],
+            strides=strides,
+            padding=padding,
+            kernel_dilation=kernel_dilation,
+            input_dilation=input_dilation,
+        )
+        per_group, features = kernel_shape[rank:]
+        channels = geometry.channels
+        if per_group != 1:
+            expected = (*kernel_shape[:rank], 1, features)
+            raise ValueError(
+                f"`kernel` has shape {kernel_shape}, expected {expected}: "
+                "a depthwise kernel has one input channel per group"
+            )
+        if features % channels or features == 0:
+            raise ValueError(
+                f"`kernel` has {features} output channels, expected a positive multiple of the "
+                f"{channels} channels of `x` (shape {tuple(x_shape)})"
+            )
+        if bias_shape is not None and tuple(bias_shape) != (features,):
+            raise ValueError(
+                f"`bias` has shape {tuple(bias_shape)}, expected {(features,)}: one value an output channel"
+            )
+        return dataclasses.replace(geometry, multiplier=features // channels)
+
+    @classmethod
+    def of_windows(
+        cls,
+        x_shape: Sequence[int],
+        kernel_size: Sequence[int],
+        *,
+        strides: int | Sequence[int] | None = 1,
+        padding: Padding = "SAME",
+        kernel_dilation: int | Sequence[int] | None = 1,
+        input_dilation: int | Sequence[int] | None = 1,
+    ) -> Geometry:
+        """The geometry of the windows of x alone (multiplier 1): what `unfold` needs."""
+        x_shape = tuple(x_shape)
+        kernel_size = spatial_tuple("kernel_size", kernel_size)
+        rank = len(kernel_size)
+        if len(x_shape) < rank + 1:
+            raise ValueError(
+                f"`x` has shape {x_shape}, expected (*batch, *spatial, channels) with {rank} spatial axes "
+                f"for a kernel of size {kernel_size}"
+            )
+        batch, spatial, channels = x_shape[: -rank - 1], x_shape[-rank - 1 : -1], x_shape[-1]
+        if channels == 0:
+            raise ValueError(f"`x` has shape {x_shape}, expected at least one channel on the last axis")
+        dilation = _per_axis("kernel_dilation", kernel_dilation, rank)
+        spread = _per_axis("input_dilation", input_dilation, rank)
+        steps = _per_axis("strides", strides, rank)
+        spans = tuple((k - 1) * d + 1 for k, d in zip(kernel_size, dilation))
+        pads, mode = _normalise_padding(padding, spatial, spans, steps, spread)
+        return cls(batch, spatial, channels, 1, kernel_size, steps, pads, mode, dilation, spread)
+
+    @property
+    def rank(self) -> int:
+        """Number of spatial axes."""
+        return len(self.spatial)
+
+    @property
+    def features(self) -> int:
+        """Output channels, C*M."""
+        return self.channels * self.multiplier
+
+    @property
+    def taps(self) -> int:
+        """Kernel positions, the product of `kernel_size`."""
+        return math.prod(self.kernel_size)
+
+    @property
+    def spans(self) -> tuple[int, ...]:
+        """Extent of a dilated kernel along each axis."""
+        return tuple((k - 1) * d + 1 for k, d in zip(self.kernel_size, self.kernel_dilation))
+
+    @property
+    def padded_spatial(self) -> tuple[int, ...]:
+        """Spatial sizes after input dilation and padding."""
+        return tuple(
+            max(0, _dilate(n, d) + low + high)
+            for n, d, (low, high) in zip(self.spatial, self.input_dilation, self.padding)
+        )
+
+    @property
+    def output_spatial(self) -> tuple[int, ...]:
+        """Output positions along each axis; 0 where no window fits."""
+        return tuple(
+            max(0, (n - span) // step + 1)
+            for n, span, step in zip(self.padded_spatial, self.spans, self.strides)
+        )
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        return (*self.batch, *self.spatial, self.channels)
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        return (*self.kernel_size, 1, self.features)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        return (*self.batch, *self.output_spatial, self.features)
+
+    @property
+    def windows_shape(self) -> tuple[int, ...]:
+        return (*self.batch, *self.output_spatial, *self.kernel_size, self.channels)
+
+    @functools.cached_property
+    def sources(self) -> tuple[np.ndarray, ...]:
+        """For each axis, the input index under (output position, tap): shape (out, k), -1 where there is none.
+
+        The one definition of which input a tap reads; every padding kind and dilation is in it.
+        """
+        return tuple(self._sources(axis) for axis in range(self.rank))
+
+    def _sources(self, axis: int) -> np.ndarray:
+        padded = self.padded_sources(axis)
+        out = np.arange(self.output_spatial[axis]) * self.strides[axis]
+        tap = np.arange(self.kernel_size[axis]) * self.kernel_dilation[axis]
+        return padded[out[:, None] + tap[None, :]]
+
+    def padded_sources(self, axis: int) -> np.ndarray:
+        """The input index at each position of the padded axis, -1 where padding or dilation put a zero."""
+        size, (low, high), spread = self.spatial[axis], self.padding[axis], self.input_dilation[axis]
+        if self.padding_mode != "zeros":
+            mode = "wrap" if self.padding_mode == "circular" else "reflect"
+            return np.pad(np.arange(size), (low, high), mode=mode) if low or high else np.arange(size)
+        dilated = np.full(_dilate(size, spread), -1)
+        dilated[::spread] = np.arange(size)
+        position = np.arange(self.padded_spatial[axis]) - low
+        inside = (position >= 0) & (position < len(dilated))
+        return np.where(inside, dilated[np.where(inside, position, 0)] if len(dilated) else -1, -1)
+
+    def valid_taps(self) -> np.ndarray:
+        """Whether a tap reads the input and not padding: bool `(*output_spatial, *kernel_size)`."""
+        mask = np.ones((), bool)
+        for source in self.sources:
+            mask = np.logical_and.outer(mask, source >= 0)
+        out_axes, tap_axes = range(0, 2 * self.rank, 2), range(1, 2 * self.rank, 2)
+        return mask.transpose(*out_axes, *tap_axes)
+
+
+def spatial_tuple(name: str, value: Any) -> tuple[int, ...]:
+    """A sequence of 1 to 3 positive ints; a bare int is refused, since it would silently mean one dimension."""
+    if isinstance(value, (int, np.integer)):
+        raise TypeError(
+            f"`{name}` is {value!r}, expected a tuple with one int a spatial axis, "
+            f"such as ({value},) for 1-D or ({value}, {value}) for images"
+        )
+    sizes = _ints(name, value)
+    if not 1 <= len(sizes) <= 3 or min(sizes) < 1:
+        raise ValueError(f"`{name}` is {value!r}, expected 1 to 3 positive integers")
+    return sizes
+
+
+def _per_axis(name: str, value: Any, rank: int) -> tuple[int, ...]:
+    if value is None:  # as Flax has it
+        return (1,) * rank
+    sizes = _ints(name, value if isinstance(value, (Sequence, np.ndarray)) else (value,) * rank)
+    if len(sizes) != rank or min(sizes) < 1:
+        raise ValueError(f"`{name}` is {value!r}, expected a positive int or {rank} of them, one a spatial axis")
+    return sizes
+
+
+def _ints(name: str, value: Any) -> tuple[int, ...]:
+    try:
+        items = tuple(value)
+        if isinstance(value, str) or any(isinstance(item, (bool, np.bool_)) for item in items):
+            raise TypeError
+        return tuple(operator.index(item) for item in items)
+    except TypeError:
+        raise TypeError(f"`{name}` is {value!r}, expected integers") from None
+
+
+def _dilate(size: int, spread: int) -> int:
+    return 0 if size == 0 else (size - 1) * spread + 1
+
+
+def _normalise_padding(
+    padding: Any,
+    spatial: tuple[int, ...],
+    spans: tuple[int, ...],
+    strides: tuple[int, ...],
+    input_dilation: tuple[int, ...],
+) -> tuple[tuple[tuple[int, int], ...], str]:
+    """(low, high) an axis, and the mode."""
+    if not isinstance(padding, str):
+        return _explicit_padding(padding, len(spatial)), "zeros"
+    if padding not in _WORDS:
+        raise ValueError(
+            f"`padding` is {padding!r}, expected one of {', '.join(_WORDS)}, an int, or one int or (low, high) an axis"
+        )
+    if padding == "VALID":
+        return ((0, 0),) * len(spatial), "zeros"
+    if max(input_dilation) > 1:
+        raise ValueError(
+            f"`padding` is {padding!r} with `input_dilation` {input_dilation}, expected explicit (low, high) pairs: "
+            "a word does not say what to pad when the input is dilated (lax refuses it too)"
+        )
+    if padding == "CAUSAL":
+        if len(spatial) != 1:
+            raise ValueError(f"`padding` is 'CAUSAL' with {len(spatial)} spatial axes, expected 1")
+        return ((spans[0] - 1, 0),), "zeros"
+    if padding in _MODES:
+        if min(spatial) == 0:
+            raise ValueError(f"`padding` is {padding!r} with spatial sizes {spatial}, expected at least 1 on each axis")
+        return tuple(((span - 1) // 2, span // 2) for span in spans), _MODES[padding]
+    totals = tuple(
+        max((-(-n // step) - 1) * step + span - n, 0) for n, span, step in zip(spatial, spans, strides)
+    )
+    if padding == "SAME":
+        return tuple((total // 2, total - total // 2) for total in totals), "zeros"
+    return tuple((total - total // 2, total // 2) for total in totals), "zeros"
+
+
+def _explicit_padding(padding: Any, rank: int) -> tuple[tuple[int, int], ...]:
+    expected = f"an int, {rank} ints or {rank} (low, high) pairs, or one of {', '.join(_WORDS)}"
+    try:
+        if isinstance(padding, (int, np.integer)) and not isinstance(padding, bool):
+            return ((int(padding), int(padding)),) * rank
+        pairs = tuple(
+            _ints("padding", pair) if isinstance(pair, (Sequence, np.ndarray)) else _ints("padding", (pair, pair))
+            for pair in padding
+        )
+    except TypeError:
+        raise TypeError(f"`padding` is {padding!r}, expected {expected}") from None
+    if len(pairs) != rank or any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"`padding` is {padding!r}, expected {expected}")
+    return tuple((low, high) for low, high in pairs)
