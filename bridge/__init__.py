@@ -1,0 +1,11 @@
+"""PyTorch and JAX depthwise convolutions compared: what the difference is, proved."""
+
+from bridge.case import Case as Case
+from bridge.diagnosis import Comparison as Comparison
+from bridge.diagnosis import Diagnosis as Diagnosis
+from bridge.diagnosis import Verdict as Verdict
+from bridge.diagnosis import compare as compare
+from bridge.diagnosis import parity as parity
+from bridge.implementations import Implementation as Implementation
+from bridge.implementations import implementation as implementation
+from bridge.implementations import implementations as implementations

@@ -163,8 +163,7 @@ class Geometry:
     def output_spatial(self) -> tuple[int, ...]:
         """Output positions along each axis; 0 where no window fits."""
         return tuple(
-            max(0, (n - span) // step + 1)
-            for n, span, step in zip(self.padded_spatial, self.spans, self.strides)
+            max(0, (n - span) // step + 1) for n, span, step in zip(self.padded_spatial, self.spans, self.strides)
         )
 
     @property
@@ -182,6 +181,14 @@ class Geometry:
     @property
     def windows_shape(self) -> tuple[int, ...]:
         return (*self.batch, *self.output_spatial, *self.kernel_size, self.channels)
+
+    @property
+    def symmetric_padding(self) -> tuple[int, ...] | None:
+        """The zeros on both sides of each axis, where that says it all: what PyTorch's `padding=` can express."""
+        plain = self.padding_mode == "zeros" and max(self.input_dilation) == 1
+        if plain and all(low == high >= 0 for low, high in self.padding):
+            return tuple(low for low, _ in self.padding)
+        return None
 
     @functools.cached_property
     def sources(self) -> tuple[np.ndarray, ...]:
@@ -218,23 +225,26 @@ class Geometry:
         return mask.transpose(*out_axes, *tap_axes)
 
 
-def spatial_tuple(name: str, value: Any) -> tuple[int, ...]:
-    """A sequence of 1 to 3 positive ints; a bare int is refused, since it would silently mean one dimension."""
+def spatial_tuple(name: str, value: Any, smallest: int = 1) -> tuple[int, ...]:
+    """A sequence of 1 to 3 ints; a bare int is refused, since it would silently mean one dimension."""
     if isinstance(value, (int, np.integer)):
         raise TypeError(
             f"`{name}` is {value!r}, expected a tuple with one int a spatial axis, "
             f"such as ({value},) for 1-D or ({value}, {value}) for images"
         )
     sizes = _ints(name, value)
-    if not 1 <= len(sizes) <= 3 or min(sizes) < 1:
-        raise ValueError(f"`{name}` is {value!r}, expected 1 to 3 positive integers")
+    if not 1 <= len(sizes) <= 3 or min(sizes) < smallest:
+        kind = "positive" if smallest == 1 else "non-negative"
+        raise ValueError(f"`{name}` is {value!r}, expected 1 to 3 {kind} integers")
     return sizes
 
 
 def _per_axis(name: str, value: Any, rank: int) -> tuple[int, ...]:
     if value is None:  # as Flax has it
         return (1,) * rank
-    sizes = _ints(name, value if isinstance(value, (Sequence, np.ndarray)) else (value,) * rank)
+    sizes = _ints(name, value)
+    if not isinstance(value, (Sequence, np.ndarray)):
+        sizes *= rank
     if len(sizes) != rank or min(sizes) < 1:
         raise ValueError(f"`{name}` is {value!r}, expected a positive int or {rank} of them, one a spatial axis")
     return sizes
@@ -242,7 +252,7 @@ def _per_axis(name: str, value: Any, rank: int) -> tuple[int, ...]:
 
 def _ints(name: str, value: Any) -> tuple[int, ...]:
     try:
-        items = tuple(value)
+        items = tuple(value) if isinstance(value, (Sequence, np.ndarray)) else (value,)
         if isinstance(value, str) or any(isinstance(item, (bool, np.bool_)) for item in items):
             raise TypeError
         return tuple(operator.index(item) for item in items)
@@ -283,9 +293,7 @@ def _normalise_padding(
         if min(spatial) == 0:
             raise ValueError(f"`padding` is {padding!r} with spatial sizes {spatial}, expected at least 1 on each axis")
         return tuple(((span - 1) // 2, span // 2) for span in spans), _MODES[padding]
-    totals = tuple(
-        max((-(-n // step) - 1) * step + span - n, 0) for n, span, step in zip(spatial, spans, strides)
-    )
+    totals = tuple(max((-(-n // step) - 1) * step + span - n, 0) for n, span, step in zip(spatial, spans, strides))
     if padding == "SAME":
         return tuple((total // 2, total - total // 2) for total in totals), "zeros"
     return tuple((total - total // 2, total // 2) for total in totals), "zeros"

@@ -1,0 +1,169 @@
+"""From sizes of common subtrees to the tree: leaves are inserted one at a time.
+
+Let l(i, j) be the number of leaves under the lowest common ancestor of leaves i and j, in the whole tree. The ancestors of
+a leaf are nested, so l tells them apart: FPRev (Xie et al., USENIX ATC 2025) asks for l from a pivot to all other leaves and
+recurses. Here leaf t joins the tree of the leaves before it, whose nodes carry their l. One l(t, s) says where on the
+way from s to the root t branches off: between two nodes, which settles t, or at a node, and then the search goes on
+below that node's other operands. A good guess of s settles t at once, n - 1 questions in all:
+beside the leaf before it, for sums that run through their leaves in order, or in blocks, or in halves; one stride back, for
+sums in interleaved lanes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from bridge.accumulation.tree import Leaf, Tree
+
+#: For leaf t, the l(t, s) that are known, by s.
+Sizes = Mapping[int, Mapping[int, int]]
+
+
+class Contradiction(Exception):
+    """The sizes are those of no tree."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """Which l(leaf, partner) to ask for; every partner serves, the first is the best guess."""
+
+    leaf: int
+    partners: tuple[int, ...]
+
+
+@dataclasses.dataclass(eq=False)
+class _Node:
+    """A subtree of the leaves inserted so far; `size` counts its leaves in the whole tree, `mask` holds those so far."""
+
+    mask: int
+    size: int
+    parent: _Node | None = None
+    operands: list[_Node] = dataclasses.field(default_factory=list)
+
+
+class Insertion:
+    """The tree of the leaves inserted so far. `advance` inserts all that the known sizes settle."""
+
+    def __init__(self, leaves: Sequence[int]):
+        """`leaves`: in the order of insertion."""
+        self._order = tuple(leaves)
+        self._position = {leaf: position for position, leaf in enumerate(leaves)}
+        self._nodes: dict[int, _Node] = {}
+        self._root: _Node | None = None
+        self._stride = 1
+        self._runs_on = False
+
+    def advance(self, sizes: Sizes) -> Question | None:
+        """Insert leaves until a size is missing: the question to ask, or None when the tree is whole.
+
+        Raises:
+          Contradiction: the sizes are those of no tree.
+        """
+        for leaf in self._order[len(self._nodes) :]:
+            question = self._insert(leaf, sizes.get(leaf, {}))
+            if question is not None:
+                return question
+        for node in self._inner():
+            if node.size != node.mask.bit_count():
+                raise Contradiction(f"an addition of {node.size} leaves has {node.mask.bit_count()} below it")
+        return None
+
+    def operands(self) -> list[tuple[frozenset[int], ...]]:
+        """For each addition of the whole tree, the leaves under each operand."""
+        return [tuple(frozenset(_bits(operand.mask)) for operand in node.operands) for node in self._inner()]
+
+    def tree(self, name: Sequence[Leaf]) -> Tree:
+        """The tree with leaf i called `name[i]`, every product rounded."""
+        if self._root is None:
+            return Tree.empty()
+        built: dict[int, Tree] = {leaf: Tree.of(name[leaf]) for leaf in self._order}
+        by_mask = {1 << leaf: tree for leaf, tree in built.items()}
+        for node in sorted(self._inner(), key=lambda node: node.mask.bit_count()):
+            by_mask[node.mask] = Tree.add(*(by_mask.pop(operand.mask) for operand in node.operands))
+        return by_mask[self._root.mask]
+
+    def _inner(self) -> list[_Node]:
+        found, stack = [], [self._root] if self._root else []
+        while stack:
+            node = stack.pop()
+            if node.operands:
+                found.append(node)
+                stack.extend(node.operands)
+        return found
+
+    def _insert(self, leaf: int, known: Mapping[int, int]) -> Question | None:
+        new = _Node(1 << leaf, 1)
+        if self._root is None:
+            self._root = self._nodes[leaf] = new
+            return None
+        region, elsewhere, first_guess = self._root, [], True
+        while True:
+            # `leaf` is in or just above `region`, or in or above one of `elsewhere`, or one more operand of their parent
+            ceiling = region.parent.size if region.parent else len(self._order) + 1
+            partner = next((s for s in known if region.mask >> s & 1), None)
+            if partner is None:
+                return self._question(leaf, region, first_guess)
+            first_guess = False
+            size = known[partner]
+            below = self._nodes[partner]
+            while below is not region and below.parent.size < size:
+                below = below.parent
+            if below is not region and below.parent.size == size:
+                region, *elsewhere = (operand for operand in below.parent.operands if operand is not below)
+            elif size < ceiling:
+                self._branch_off(new, below, size)
+                break
+            elif size > ceiling or region.parent is None:
+                raise Contradiction(f"leaves {leaf} and {partner} meet above {ceiling} leaves, where they cannot")
+            elif elsewhere:
+                region, *elsewhere = elsewhere
+            else:
+                self._join(new, region.parent)
+                break
+        self._nodes[leaf] = new
+        return None
+
+    def _branch_off(self, new: _Node, sibling: _Node, size: int) -> None:
+        """A node of that size between `sibling` and its parent, with `new` as its other operand."""
+        node = _Node(sibling.mask, size, sibling.parent, [sibling, new])
+        if sibling.parent is None:
+            self._root = node
+        else:
+            siblings = sibling.parent.operands
+            siblings[siblings.index(sibling)] = node
+        sibling.parent = new.parent = node
+        self._note(new, sibling.mask)
+        _add_to_masks(node, new.mask)
+
+    def _join(self, new: _Node, node: _Node) -> None:
+        """`new` as one more operand of a multi-way addition."""
+        new.parent = node
+        node.operands.append(new)
+        _add_to_masks(node, new.mask)
+
+    def _note(self, new: _Node, sibling: int) -> None:
+        """How far back the new leaf found its sibling: the next one is likely to find its own as far back."""
+        position = self._position[new.mask.bit_length() - 1]
+        self._stride = position - max(self._position[leaf] for leaf in _bits(sibling))
+        self._runs_on = self._stride == 1 and sibling.bit_count() > 1
+
+    def _question(self, leaf: int, region: _Node, first_guess: bool) -> Question:
+        inside = sorted(_bits(region.mask), key=self._position.__getitem__, reverse=True)
+        guess = self._order[self._position[leaf] - self._stride]
+        if first_guess and self._runs_on:
+            # The last leaf was added to a sum of several. If this one follows it, each of them as its partner says so.
+            return Question(leaf, tuple(inside))
+        if not region.mask >> guess & 1:
+            guess = inside[0] if first_guess else inside[-1]
+        return Question(leaf, (guess,))
+
+
+def _add_to_masks(node: _Node | None, mask: int) -> None:
+    while node is not None:
+        node.mask |= mask
+        node = node.parent
+
+
+def _bits(mask: int) -> list[int]:
+    return [position for position in range(mask.bit_length()) if mask >> position & 1]

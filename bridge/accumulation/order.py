@@ -1,0 +1,165 @@
+"""What a probe reveals: which tree each output element is summed by, and in what arithmetic."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from bridge.accumulation.tree import BIAS, Tree
+from bridge.numerics import Format
+from jaxdw.geometry import Geometry
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounding:
+    """A format, and how numbers are brought into it.
+
+    >>> from bridge.numerics import TF32
+    >>> str(Rounding(TF32, toward_zero=True))
+    'tf32, toward zero'
+    """
+
+    format: Format
+    toward_zero: bool = False
+
+    def __str__(self) -> str:
+        return self.format.name + (", toward zero" if self.toward_zero else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fingerprint:
+    """The arithmetic of an implementation, as measured. None: not visible here, or not the same for all elements.
+
+    Attributes:
+      x, kernel: what inputs and weights are rounded to before they are multiplied.
+      output: what a result is rounded to.
+      accumulator: where sums are kept. Where no element adds three terms, none shows: None.
+      products: "fused" where every product but the first enters unrounded, "rounded" where none does, "mixed",
+        or None where the accumulator holds every product exactly.
+      flushed: which subnormal numbers become zero: any of "x", "kernel", "output".
+      padding_taps: "skipped", "multiplied" (by zero), or "mixed".
+      bias: where it enters: "first", "last", "inside", or "rounded": last, after the sum was rounded to the output format.
+      zero_start: whether a sum of nothing but -0 is +0, as one that starts from +0 is.
+      deterministic: whether a second run gave the same bits.
+      order_runs: runs that the order (and FMA, where the same runs show it) took.
+      runs: runs in all.
+    """
+
+    x: Rounding | None
+    kernel: Rounding | None
+    output: Rounding | None
+    accumulator: Rounding | None
+    products: str | None
+    flushed: tuple[str, ...]
+    padding_taps: str | None
+    bias: str | None
+    zero_start: bool | None
+    deterministic: bool
+    order_runs: int
+    runs: int
+
+    @property
+    def input_bits(self) -> int | None:
+        """Bits of the significand of x that get into a product."""
+        return self.x.format.precision if self.x else None
+
+    @property
+    def subnormals(self) -> str:
+        """ "kept", or which are flushed."""
+        return f"flushed: {', '.join(self.flushed)}" if self.flushed else "kept"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; formats by name."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {
+            name: str(value) if isinstance(value, Rounding) else list(value) if isinstance(value, tuple) else value
+            for name, value in fields.items()
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class NotASum:
+    """Why elements have no tree: they are not a conventional sum of products, or not the same one every time."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AccumulationOrder:
+    """The order in which an implementation adds, for every output element of one geometry.
+
+    Attributes:
+      implementation: its name.
+      geometry, dtype: of the case that was probed; the order is that of this shape alone.
+      trees: the distinct trees, the most frequent first.
+      labels: int32 of the output's shape: which tree; -1 - k where refusals[k] says why there is none.
+      refusals: why some elements have no tree.
+      fingerprint: the arithmetic.
+    """
+
+    implementation: str
+    geometry: Geometry
+    dtype: np.dtype
+    trees: tuple[Tree, ...]
+    labels: np.ndarray = dataclasses.field(repr=False)
+    refusals: tuple[NotASum, ...]
+    fingerprint: Fingerprint
+
+    @property
+    def revealed(self) -> float:
+        """The share of elements that have a tree; 1 where there are no elements."""
+        return float(np.mean(self.labels >= 0)) if self.labels.size else 1.0
+
+    def tree(self, index: tuple[int, ...]) -> Tree | NotASum:
+        """The tree of one output element, or why there is none."""
+        label = int(self.labels[index])
+        return self.trees[label] if label >= 0 else self.refusals[-1 - label]
+
+    def elements(self, tree: Tree | NotASum) -> np.ndarray:
+        """Which elements have this tree or refusal: bool of the output's shape."""
+        if isinstance(tree, Tree):
+            return self.labels == (self.trees.index(tree) if tree in self.trees else len(self.trees))
+        return self.labels == (-1 - self.refusals.index(tree) if tree in self.refusals else len(self.trees))
+
+    def classes(self) -> list[tuple[Tree | NotASum, int, tuple[int, ...]]]:
+        """`(tree or refusal, elements, index of the first)`, the most frequent first, refusals last."""
+        found = []
+        for tree in (*self.trees, *self.refusals):
+            where = self.elements(tree).ravel()
+            first = np.unravel_index(int(where.argmax()), self.labels.shape)
+            found.append((tree, int(where.sum()), tuple(int(i) for i in first)))
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Fingerprint and classes; the labels themselves are left out, since they are as large as the output."""
+        return {
+            "implementation": self.implementation,
+            "dtype": self.dtype.name,
+            "revealed": self.revealed,
+            "fingerprint": self.fingerprint.to_json(),
+            "classes": [
+                {"elements": count, "first": list(first)}
+                | ({"tree": str(tree), "nodes": tree.to_json()} if isinstance(tree, Tree) else {"refused": tree.reason})
+                for tree, count, first in self.classes()
+            ],
+        }
+
+
+def where_bias_enters(tree: Tree) -> str | None:
+    """ "first", "last" or "inside"; None without a bias beside something else."""
+    if BIAS not in tree.leaves or len(tree.leaves) == 1 or tree.kind == "exact":
+        return None
+    bias = Tree.of(BIAS)
+    if bias in tree.children and tree.kind == "add":
+        return "last" if len(tree.leaves) > 2 else "first"
+    depth = 0
+    node = tree
+    while BIAS in node.leaves and node is not bias:
+        node = next(child for child in node.children if BIAS in child.leaves)
+        depth += 1
+    return "first" if depth == tree.height else "inside"

@@ -1,0 +1,284 @@
+"""The order in which one output element is summed: an immutable tree over taps and bias.
+
+Grammar of the text form, which `Tree.parse` reads back:
+
+    order  := "()" | leaf | sum | add
+    tree   := leaf | sum | "(" add ")"
+    leaf   := tap | "b"                         a product x_i w_i, rounded; i counts taps in raster order; b is the bias
+    add    := tree "+" tree { "+" tree }        one rounded addition; of three or more operands, one multi-way addition
+    sum    := "F[" tap ", " tree "]"            fma(x_i, w_i, tree): the product enters unrounded
+            | "E[" leaf ", " leaf { ", " leaf } "]"   the exact sum of products and bias, rounded once
+    tap    := "0" | "1" | ...
+
+Only the outermost addition stands without parentheses. `()` is the sum of nothing. Operands stand in the order of their
+smallest leaf, the bias after all taps, since addition commutes: one order has one text.
+"""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+#: The leaf that is the bias.
+BIAS = "b"
+Leaf = int | str
+
+_TOKENS = re.compile(r"\s*(F\[|E\[|\(\)|[()\],+]|b|\d+)")
+
+
+class Tree:
+    """A node and all below it. Equal trees are one object: `==` is `is`.
+
+    Attributes:
+      kind: "leaf", "add", "fma", "exact" or "empty".
+      leaf: the tap or `BIAS` of a leaf, the tap whose product an fma takes in; else None.
+      children: the operands that are trees: of an add two or more, of an fma one, of an exact sum its leaves.
+      leaves: all taps, ascending, and the bias last.
+      height: additions on the longest way from a product to the root.
+
+    >>> tree = Tree.fma(2, Tree.add(Tree.of(1), Tree.of(0)))
+    >>> tree, tree.height, tree is Tree.parse("F[2, (0+1)]")
+    (Tree('F[2, (0+1)]'), 2, True)
+    """
+
+    __slots__ = ("__weakref__", "children", "height", "kind", "leaf", "leaves")
+    _interned: ClassVar[weakref.WeakValueDictionary[tuple[Any, ...], Tree]] = weakref.WeakValueDictionary()
+
+    kind: str
+    leaf: Leaf | None
+    children: tuple[Tree, ...]
+    leaves: tuple[Leaf, ...]
+    height: int
+
+    def __new__(cls, kind: str, leaf: Leaf | None = None, children: Sequence[Tree] = ()) -> Tree:
+        children = tuple(sorted(children, key=lambda child: _rank(child.leaves[0]) if child.leaves else -1))
+        # Children are unique objects, kept alive by their parent: their identities identify the node.
+        key = (kind, leaf, *map(id, children))
+        node = cls._interned.get(key)
+        if node is None:
+            own = () if leaf is None else (leaf,)
+            leaves = (*own, *(below for child in children for below in child.leaves))
+            if len(set(leaves)) < len(leaves):
+                raise ValueError(f"`children` share leaves: {', '.join(map(str, children))}, expected each leaf once")
+            node = super().__new__(cls)
+            for name, value in (
+                ("kind", kind),
+                ("leaf", leaf),
+                ("children", children),
+                ("leaves", tuple(sorted(leaves, key=_rank))),
+                ("height", 0 if not children else 1 + max(child.height for child in children)),
+            ):
+                object.__setattr__(node, name, value)
+            cls._interned[key] = node
+        return node
+
+    @classmethod
+    def of(cls, leaf: Leaf) -> Tree:
+        """One product, or the bias."""
+        if leaf != BIAS and (isinstance(leaf, bool) or not isinstance(leaf, (int, np.integer)) or leaf < 0):
+            raise ValueError(f"`leaf` is {leaf!r}, expected a tap (0, 1, ...) or {BIAS!r}")
+        return cls("leaf", leaf if leaf == BIAS else int(leaf))
+
+    @classmethod
+    def add(cls, *operands: Tree) -> Tree:
+        """One rounded addition of two operands, or one multi-way addition of more."""
+        if len(operands) < 2 or any(not operand.leaves for operand in operands):
+            raise ValueError(f"`operands` are {operands}, expected two or more trees with leaves")
+        return cls("add", None, operands)
+
+    @classmethod
+    def fma(cls, tap: int, addend: Tree) -> Tree:
+        """fma(x_tap, w_tap, addend)."""
+        if tap == BIAS or not addend.leaves:
+            raise ValueError(f"`tap` is {tap!r} and `addend` {addend}, expected a tap and a tree with leaves")
+        return cls("fma", cls.of(tap).leaf, (addend,))
+
+    @classmethod
+    def exact(cls, leaves: Sequence[Leaf]) -> Tree:
+        """The exact sum, rounded once: no order at all."""
+        if len(leaves) < 2:
+            raise ValueError(f"`leaves` are {leaves!r}, expected two or more")
+        return cls("exact", None, [cls.of(leaf) for leaf in leaves])
+
+    @classmethod
+    def empty(cls) -> Tree:
+        """The sum of nothing: what a window that lies wholly in the padding adds."""
+        return cls("empty")
+
+    @classmethod
+    def chain(cls, leaves: Sequence[Leaf], *, fused: bool = False) -> Tree:
+        """The leaves added one after another, from the first.
+
+        >>> Tree.chain([0, 1, 2]), Tree.chain(["b", 0, 1], fused=True)
+        (Tree('(0+1)+2'), Tree('F[1, F[0, b]]'))
+        """
+        tree = cls.of(leaves[0]) if leaves else cls.empty()
+        for leaf in leaves[1:]:
+            tree = cls.fma(leaf, tree) if fused and leaf != BIAS else cls.add(tree, cls.of(leaf))
+        return tree
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"a Tree is immutable: cannot set {name!r}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tree.parse, (str(self),)
+
+    def nodes(self) -> Iterator[Tree]:
+        """Every node, operands before what adds them; the root is the last."""
+        stack = [(self, False)]
+        while stack:
+            node, below_done = stack.pop()
+            if below_done or not node.children:
+                yield node
+            else:
+                stack.append((node, True))
+                stack.extend((child, False) for child in reversed(node.children))
+
+    def __str__(self) -> str:
+        text: dict[Tree, str] = {}
+        for node in self.nodes():
+            below = [text.pop(child) for child in node.children]
+            match node.kind:
+                case "leaf":
+                    text[node] = str(node.leaf)
+                case "empty":
+                    text[node] = "()"
+                case "add":
+                    text[node] = f"({'+'.join(below)})"
+                case "fma":
+                    text[node] = f"F[{node.leaf}, {below[0]}]"
+                case "exact":
+                    text[node] = f"E[{', '.join(below)}]"
+        return text[self][1:-1] if self.kind == "add" else text[self]
+
+    def __repr__(self) -> str:
+        return f"Tree({str(self)!r})"
+
+    @classmethod
+    def parse(cls, text: str) -> Tree:
+        """The tree that a text form describes; operands may stand in any order.
+
+        Raises:
+          ValueError: not a text form; the message says where.
+
+        >>> Tree.parse("8 + (((0+1)+(4+5)) + ((2+3)+(6+7)))")
+        Tree('(((0+1)+(4+5))+((2+3)+(6+7)))+8')
+        """
+        if text.strip() == "()":
+            return cls.empty()
+        frames: list[tuple[str, list[Tree]]] = [("", [])]
+        operand_next, at = True, 0
+        while at < len(text.rstrip()):
+            match = _TOKENS.match(text, at)
+            token = match[1] if match else ""
+            opener, operands = frames[-1]
+            separator = "+" if opener in ("", "(") else ","
+            closer = {"": "", "(": ")"}.get(opener, "]")
+            if operand_next and token in ("F[", "E[", "("):
+                frames.append((token, []))
+            elif operand_next and (token == BIAS or token.isdigit()):
+                operands.append(cls.of(BIAS if token == BIAS else int(token)))
+                operand_next = False
+            elif not operand_next and token == separator:
+                operand_next = True
+            elif not operand_next and token and token == closer:
+                frames.pop()
+                frames[-1][1].append(cls._combined(opener, operands, text))
+            else:
+                expected = "an operand" if operand_next else f"{separator!r} or {closer or 'the end'!r}"
+                raise ValueError(f"`text` is {text!r}, expected {expected} at character {at}")
+            at = match.end() if match else at
+        if operand_next or len(frames) > 1:
+            raise ValueError(f"`text` is {text!r}, which ends too early: expected a whole tree")
+        operands = frames[0][1]
+        return operands[0] if len(operands) == 1 else cls.add(*operands)
+
+    @classmethod
+    def _combined(cls, opener: str, operands: list[Tree], text: str) -> Tree:
+        if opener == "(" and len(operands) > 1:
+            return cls.add(*operands)
+        if opener == "F[" and len(operands) == 2 and operands[0].kind == "leaf":
+            return cls.fma(operands[0].leaf, operands[1])
+        if opener == "E[" and all(operand.kind == "leaf" for operand in operands):
+            return cls.exact([operand.leaf for operand in operands])
+        raise ValueError(f"`text` is {text!r}, expected (tree+tree), F[tap, tree] or E[leaf, leaf]")
+
+    def to_json(self) -> Any:
+        """Nested lists: a leaf is its tap or "b", else [kind, operand, ...]; an fma's first operand is its tap."""
+        built: dict[Tree, Any] = {}
+        for node in self.nodes():
+            below = [built.pop(child) for child in node.children]
+            own = [node.leaf] if node.kind == "fma" else []
+            built[node] = node.leaf if node.kind == "leaf" else [node.kind, *own, *below]
+        return built[self]
+
+    @classmethod
+    def from_json(cls, data: Any) -> Tree:
+        """The tree that `to_json` wrote.
+
+        >>> Tree.from_json(["add", ["fma", 1, 0], "b"])
+        Tree('F[1, 0]+b')
+        """
+        match data:
+            case int() | "b":
+                return cls.of(data)
+            case ["add", *operands]:
+                return cls.add(*map(cls.from_json, operands))
+            case ["fma", tap, addend]:
+                return cls.fma(tap, cls.from_json(addend))
+            case ["exact", *leaves]:
+                return cls.exact(leaves)
+            case ["empty"]:
+                return cls.empty()
+        raise ValueError(f"`data` holds {data!r}, expected a tap, {BIAS!r} or [kind, operand, ...]")
+
+    @property
+    def fused(self) -> tuple[int, ...]:
+        """The taps whose products enter unrounded, ascending."""
+        return tuple(sorted(node.leaf for node in self.nodes() if node.kind == "fma"))
+
+    def error_bound(self, products: np.ndarray, unit_roundoff: float, bias: np.ndarray | None = None) -> np.ndarray:
+        """An upper bound of |computed - exact| for this very order and these very products, underflow aside.
+
+        A node that adds operands with exact sum s and inherited errors of at most d in all computes a number within
+        u (|s| + d) of what it was given, so its own error is at most d + u (|s| + d); a rounded product starts with
+        u |p|, an unrounded one and the bias with 0 (Higham 2002, section 4.2: the running error bound, from the exact
+        nodes). Nodes that cancel cost little: never above, and often far below, the bound for any order.
+
+        Args:
+          products: exact products in float64, `(taps, ...)`.
+          unit_roundoff: u of the accumulator.
+          bias: float64, broadcasts to `...`; needed where the tree holds the bias.
+
+        Returns:
+          float64, of shape `...`: rounded up.
+        """
+        value: dict[Tree, np.ndarray] = {}
+        error: dict[Tree, np.ndarray] = {}
+        magnitude: dict[Tree, np.ndarray] = {}
+        zero = np.zeros(products.shape[1:])
+        slack = 2 * (len(self.leaves) + 1) * 2.0**-53  # of the float64 sums below, relative to sum |p|
+        for node in self.nodes():
+            below = [(value.pop(child), error.pop(child), magnitude.pop(child)) for child in node.children]
+            if node.kind == "leaf":
+                p = bias if node.leaf == BIAS else products[node.leaf]
+                rounded = 0.0 if node.leaf == BIAS else unit_roundoff
+                value[node], error[node], magnitude[node] = p + zero, rounded * np.abs(p) + zero, np.abs(p) + zero
+                continue
+            if node.kind == "fma":
+                p = products[node.leaf]
+                below.append((p, zero, np.abs(p)))
+            values, errors, magnitudes = zip(*below) if below else ((zero,), (zero,), (zero,))
+            inherited = zero if node.kind == "exact" else sum(errors)
+            value[node], magnitude[node] = sum(values), sum(magnitudes)
+            size = np.abs(value[node]) + slack * magnitude[node]
+            error[node] = inherited + unit_roundoff * (size + inherited)
+        return error[self] * (1 + 4 * slack)
+
+
+def _rank(leaf: Leaf) -> float:
+    return np.inf if leaf == BIAS else leaf

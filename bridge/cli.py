@@ -1,0 +1,176 @@
+"""The command `jaxdw`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from bridge.case import DTYPES, Case
+from bridge.diagnosis import Verdict
+from bridge.diagnosis import parity as run_parity
+from bridge.environment import environment
+from bridge.report import Report, check_writable, print_diagnosis, write_atomically
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Depthwise convolution in PyTorch and JAX: what the difference is, proved.",
+)
+
+#: The question's own case.
+QUESTION = {"shape": "2x5x5x3", "kernel_size": "3x3", "padding": "1"}
+
+
+def run() -> None:
+    """The command line; what the user got wrong is one line and exit code 2, not a traceback."""
+    try:
+        app()
+    except (ValueError, TypeError, OSError) as error:
+        print(f"jaxdw: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command()
+def parity(
+    shape: Annotated[str, typer.Option(help="Input, channels last: batch x sizes x channels, as 2x5x5x3.")] = "",
+    kernel_size: Annotated[str, typer.Option(help="As 3x3; one number an axis.")] = "",
+    strides: Annotated[str, typer.Option(help="One number, or one an axis as 2,1.")] = "1",
+    padding: Annotated[
+        str, typer.Option(help="SAME, SAME_LOWER, VALID, CIRCULAR, REFLECT, CAUSAL, 1, 1,2 or 0:1,0:1.")
+    ] = "",
+    dilation: Annotated[str, typer.Option(help="Kernel dilation: one number, or one an axis.")] = "1",
+    multiplier: Annotated[int, typer.Option(help="Output channels per input channel.", min=1)] = 1,
+    bias: Annotated[bool, typer.Option("--bias/--no-bias", help="Add a bias.")] = False,
+    dtype: Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}; files are converted to it. Default float32.")] = "",
+    seed: Annotated[int, typer.Option(help="Of the random numbers, where no file is given.", min=0)] = 0,
+    input: Annotated[Path | None, typer.Option(help="The input as .npy, channels last, instead of --shape.")] = None,
+    kernel: Annotated[
+        Path | None, typer.Option(help="The kernel as .npy (*kernel_size, 1, channels*multiplier).")
+    ] = None,
+    implementations: Annotated[
+        list[str] | None,
+        typer.Option(help="What to compare, by commas; the first is the reference. `jaxdw doctor` lists them."),
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
+    fail_on: Annotated[
+        Verdict | None, typer.Option(help="Exit 1 on this verdict or a weaker one.", case_sensitive=False)
+    ] = None,
+) -> None:
+    """Compare implementations of one depthwise convolution, and say what the difference is.
+
+    Without arguments: the question's own case. Exit codes: 0 ROUNDING or stronger; 1 CONVENTION, BUG or NONFINITE;
+    2 unusable arguments or files; 3 PRECISION; 4 INCONCLUSIVE.
+    """
+    if json is not None:
+        check_writable(json)
+    case = _case(shape, kernel_size, strides, padding, dilation, multiplier, bias, dtype, seed, input, kernel)
+    diagnosis = run_parity(case, _names(implementations) if implementations else None)
+    print_diagnosis(diagnosis, Console())
+    if json is not None:
+        write_atomically(json, Report.of(diagnosis).to_json())
+    if fail_on is not None and diagnosis.verdict.rank() >= fail_on.rank():
+        raise typer.Exit(diagnosis.verdict.exit_code or 1)
+    raise typer.Exit(diagnosis.verdict.exit_code)
+
+
+@app.command()
+def doctor(
+    cases: Annotated[int, typer.Option(help="Random convolutions in the self-test.", min=1)] = 40,
+    seed: Annotated[int, typer.Option(help="Of the self-test.", min=0)] = 0,
+) -> None:
+    """Versions, processor, threads and flags; what can be compared; and whether jaxdw has PyTorch's bits here."""
+    from bridge.implementations import implementations
+    from bridge.selftest import taps_against_torch
+
+    console = Console()
+    width = max(map(len, info := environment()))
+    for name, value in info.items():
+        console.print(f"{name:{width}}  {value}", highlight=False, markup=False)
+    console.print(f"{'implementations':{width}}  {', '.join(implementations())}", highlight=False, markup=False)
+    result = taps_against_torch(cases, seed)
+    console.print(
+        f"\nSelf-test: jax.taps has the bits of torch.conv2d on {result.equal} of {result.elements} elements "
+        f"of {cases} random float32 convolutions.",
+        highlight=False,
+    )
+    for line in result.misses:
+        console.print(f"  differs: {line}", highlight=False, markup=False)
+    raise typer.Exit(0 if result.equal == result.elements else 1)
+
+
+def _case(shape, kernel_size, strides, padding, dilation, multiplier, bias, dtype, seed, input, kernel) -> Case:
+    if dtype and dtype not in DTYPES:
+        raise ValueError(f"`--dtype` is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    if shape and input is not None:
+        raise ValueError("`--shape` and `--input` are both given, expected one of them")
+    if kernel_size and kernel is not None:
+        raise ValueError("`--kernel-size` and `--kernel` are both given, expected one of them")
+    asked = shape or kernel_size or padding or input is not None or kernel is not None
+    rng = np.random.default_rng(seed)
+    if input is not None:
+        x = _load("--input", input, dtype)
+    else:
+        x = rng.standard_normal(_sizes("--shape", shape or QUESTION["shape"]))
+        x = x.astype(DTYPES[dtype or "float32"])
+    if kernel is not None:
+        w = _load("--kernel", kernel, dtype or x.dtype.name)
+    else:
+        size = _sizes("--kernel-size", kernel_size or QUESTION["kernel_size"])
+        w = rng.standard_normal((*size, 1, x.shape[-1] * multiplier)).astype(x.dtype)
+    b = rng.standard_normal(w.shape[-1]).astype(x.dtype) if bias else None
+    options = {
+        "strides": _one_or_each("--strides", strides),
+        "padding": _padding(padding or QUESTION["padding"]),
+        "kernel_dilation": _one_or_each("--dilation", dilation),
+    }
+    return Case(x, w, b, **options, name="" if asked else "The question's own case")
+
+
+def _load(option: str, path: Path, dtype: str) -> np.ndarray:
+    """An array from .npy; pickles are refused, and bfloat16, which .npy stores as two raw bytes, needs its name."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"`{option}` is {path}, expected an .npy file: it does not exist") from None
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"`{option}` is {path}, expected an .npy file of numbers: {error}") from None
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"`{option}` is {path}, expected one array, found an archive of several")
+    if array.dtype == np.dtype("V2") and dtype == "bfloat16":
+        array = array.view(DTYPES[dtype])
+    if array.dtype not in DTYPES.values():
+        raise TypeError(f"`{option}` is {path} with dtype {array.dtype}, expected one of {', '.join(DTYPES)}")
+    return array.astype(DTYPES[dtype]) if dtype else array
+
+
+def _names(options: list[str]) -> list[str]:
+    """Names by commas, but for the commas inside brackets."""
+    return [name.strip() for option in options for name in re.split(r",(?![^\[]*\])", option) if name.strip()]
+
+
+def _sizes(option: str, text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d+([x,]\d+)*", text):
+        raise ValueError(f"`{option}` is {text!r}, expected sizes such as 3x3")
+    return tuple(int(part) for part in re.split("[x,]", text))
+
+
+def _one_or_each(option: str, text: str) -> int | tuple[int, ...]:
+    sizes = _sizes(option, text)
+    return sizes[0] if len(sizes) == 1 else sizes
+
+
+def _padding(text: str) -> str | int | tuple:
+    if re.fullmatch(r"[A-Za-z_]+", text):
+        return text.upper()
+    if not re.fullmatch(r"-?\d+(:-?\d+)?(,-?\d+(:-?\d+)?)*", text):
+        raise ValueError(f"`--padding` is {text!r}, expected a word such as SAME, or numbers such as 1, 1,2 or 0:1,0:1")
+    axes = [tuple(int(part) for part in axis.split(":")) for axis in text.split(",")]
+    axes = [axis[0] if len(axis) == 1 else axis for axis in axes]
+    return axes[0] if len(axes) == 1 and isinstance(axes[0], int) else tuple(axes)

@@ -1,0 +1,83 @@
+"""parity: run a case through implementations, and compare every pair."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from bridge.case import Case
+from bridge.diagnosis.comparison import Comparison, Side, compare_sides
+from bridge.diagnosis.verdict import Verdict
+from bridge.implementations import Implementation, implementation
+from bridge.numerics import exact
+
+#: What `parity` compares when it is not told.
+DEFAULT = (
+    "torch.conv2d",
+    "torch.unfold_matmul",
+    "torch.unfold_einsum",
+    "jax.grouped",
+    "jax.patches",
+    "jax.taps",
+    "numpy.exact",
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """The comparisons of every pair of implementations on one case.
+
+    Attributes:
+      case: what was computed.
+      outputs: each implementation's output, by name, in the order they were asked for.
+      comparisons: one for each pair, in the same order.
+    """
+
+    case: Case
+    outputs: Mapping[str, np.ndarray]
+    comparisons: Sequence[Comparison]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The weakest verdict of any pair."""
+        return max((c.verdict for c in self.comparisons), key=Verdict.rank, default=Verdict.IDENTICAL)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.outputs)
+
+    def between(self, a: str, b: str) -> Comparison:
+        """The comparison of two implementations, whichever came first."""
+        return next(c for c in self.comparisons if {c.a, c.b} == {a, b})
+
+    def identical_to(self, name: str) -> list[str]:
+        """The other implementations with the same bits as this one."""
+        others = (other for other in self.outputs if other != name)
+        return [other for other in others if self.between(name, other).verdict is Verdict.IDENTICAL]
+
+
+def parity(case: Case, implementations: Sequence[str | Implementation] | None = None) -> Diagnosis:
+    """Runs the case through each implementation and compares every pair.
+
+    Args:
+      case: input, kernel, bias and geometry.
+      implementations: names or Implementations; None: PyTorch's convolution, the question's unfold and multiply
+        in two ways, lax's convolution, jaxdw's methods and the exact result.
+
+    Raises:
+      ValueError: an unknown name, one named twice, or fewer than two.
+    """
+    chosen = [implementation(i) if isinstance(i, str) else i for i in implementations or DEFAULT]
+    names = [i.name for i in chosen]
+    if len(chosen) < 2 or len(set(names)) < len(names):
+        raise ValueError(f"`implementations` is {names}, expected at least two, each once")
+    reference = exact(case)
+    sides = []
+    for each in chosen:
+        y = reference.value if each.name == "numpy.exact" else each.run(case)
+        sides.append(Side.of(each.name, y, case, each.arithmetic(case), reference))
+    comparisons = [compare_sides(a, b) for a, b in itertools.combinations(sides, 2)]
+    return Diagnosis(case, {side.name: side.y for side in sides}, comparisons)

@@ -1,0 +1,60 @@
+"""The answer in plain sentences."""
+
+from __future__ import annotations
+
+from bridge.diagnosis import Comparison, Diagnosis, Verdict
+
+#: How to write each implementation in the user's own code.
+HOW_TO = {
+    "torch.conv2d": "F.conv2d(x, weight, bias, ..., groups=C) in PyTorch",
+    "torch.unfold_einsum": "F.unfold and one einsum over the taps, for all channels at once, in PyTorch",
+    "torch.unfold_matmul": "F.unfold and matmul, channel by channel, in PyTorch",
+    "jax.taps": 'jaxdw.depthwise_conv(x, kernel, bias, ..., method="taps") in JAX',
+    "jax.patches": 'jaxdw.depthwise_conv(x, kernel, bias, ..., method="patches") in JAX',
+    "jax.grouped": "lax.conv_general_dilated(..., feature_group_count=C) in JAX",
+}
+
+
+def answer(diagnosis: Diagnosis) -> list[str]:
+    """Do they differ, by how much against the proved bound, is it noise or a bug, and what has the same bits."""
+    reference = diagnosis.names[0]
+    others = [diagnosis.between(reference, name) for name in diagnosis.names[1:] if name != "numpy.exact"]
+    differing = [c for c in others if c.different]
+    return [_differ(reference, others, differing), _noise_or_bug(diagnosis), _same_bits(diagnosis, reference)]
+
+
+def _differ(reference: str, others: list[Comparison], differing: list[Comparison]) -> str:
+    if not differing:
+        return f"No: {', '.join(c.b for c in others) or 'nothing else'} gave the same bits as {reference}."
+    parts = [
+        f"{c.b} in {c.different} of {c.elements} elements, by at most {c.max_abs:.2g} ({c.max_ulp} ULP)"
+        for c in differing
+    ]
+    return f"Yes. From {reference} differ: {'; '.join(parts)}."
+
+
+def _noise_or_bug(diagnosis: Diagnosis) -> str:
+    worst = max(diagnosis.comparisons, key=lambda c: (c.verdict.rank(), c.max_bound_ratio))
+    if worst.verdict is Verdict.IDENTICAL:
+        return "There is no difference to explain."
+    if worst.verdict.passes:
+        return (
+            "It is rounding, not a bug: all add the same products, but in other orders, and some fuse each multiply "
+            "with its add (FMA, one rounding) where others round twice. Every difference of every pair is within its "
+            f"proved bound; the greatest is {worst.max_bound_ratio:.2g} of it ({worst.a} and {worst.b})."
+        )
+    if worst.verdict is Verdict.NONFINITE:
+        return f"NaN or infinities do not agree: {worst.cause}."
+    return (
+        f"It is more than rounding: {worst.a} and {worst.b} differ by {worst.max_bound_ratio:.3g} times the proved bound "
+        f"at {worst.where}. {worst.cause}".rstrip()
+    )
+
+
+def _same_bits(diagnosis: Diagnosis, reference: str) -> str:
+    same = [HOW_TO.get(name.partition("[")[0], name) for name in diagnosis.identical_to(reference)]
+    same = [how for how in same if how != "numpy.exact"]
+    if not same:
+        return f"None of the others has the bits of {reference} on this case."
+    listed = "; ".join(same)
+    return f"For the bits of {reference} itself, use: {listed}. Checked here, on this case and this machine."

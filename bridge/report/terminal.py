@@ -1,0 +1,99 @@
+"""The diagnosis in a terminal, readable at 80 columns."""
+
+from __future__ import annotations
+
+import rich.box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+
+from bridge.case import Case
+from bridge.diagnosis import Diagnosis, Verdict
+from bridge.report.answer import answer
+
+_STYLES = {
+    Verdict.IDENTICAL: "green",
+    Verdict.EXPLAINED: "green",
+    Verdict.ROUNDING: "green",
+    Verdict.PRECISION: "yellow",
+    Verdict.INCONCLUSIVE: "yellow",
+}
+
+
+def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
+    """The tables, the matrix of equal bits, and the answer in sentences."""
+    console.print(f"[bold]{describe(diagnosis.case)}[/]", highlight=False)
+    against = [diagnosis.names[0]] + ["numpy.exact"] * ("numpy.exact" in diagnosis.names[1:])
+    for reference in against:
+        console.print()
+        console.print(_table(diagnosis, reference))
+    console.print()
+    console.print(_matrix(diagnosis))
+    console.print(f"\n[bold]Verdict: {styled(diagnosis.verdict)}[/]: {diagnosis.verdict.meaning}\n", highlight=False)
+    for sentence in answer(diagnosis):
+        console.print(Padding(sentence, (0, 0, 1, 2)), highlight=False)
+
+
+def describe(case: Case) -> str:
+    """The case in one line."""
+    g = case.geometry
+    pads = g.padding_mode if g.padding_mode != "zeros" else f"padding {_short(g.padding)}"
+    parts = [
+        case.name or "depthwise convolution",
+        f"input {_by(g.x_shape)}",
+        f"kernel {_by(g.kernel_size)}",
+        f"stride {_short(g.strides)}",
+        pads,
+        f"dilation {_short(g.kernel_dilation)}" if max(g.kernel_dilation) > 1 else "",
+        f"input dilation {_short(g.input_dilation)}" if max(g.input_dilation) > 1 else "",
+        f"multiplier {g.multiplier}" if g.multiplier > 1 else "",
+        "bias" if case.bias is not None else "no bias",
+        case.dtype.name,
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def styled(verdict: Verdict) -> str:
+    """A verdict with its colour."""
+    return f"[{_STYLES.get(verdict, 'bold red')}]{verdict}[/]"
+
+
+def _table(diagnosis: Diagnosis, reference: str) -> Table:
+    exact = " (the exact sum, rounded once)" if reference == "numpy.exact" else ""
+    table = Table(title=f"Against {reference}{exact}", box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table.add_column("implementation", overflow="fold")
+    table.add_column("verdict")
+    for name in ("differ", "max abs", "max ULP", "of bound"):
+        table.add_column(name, justify="right")
+    for name in diagnosis.names:
+        if name == reference:
+            continue
+        c = diagnosis.between(reference, name)
+        figures = (f"{c.different}/{c.elements}", f"{c.max_abs:.2g}", str(c.max_ulp), f"{c.max_bound_ratio:.2g}")
+        table.add_row(name.replace("[", r"\["), styled(c.verdict), *(figures if c.different else ("0", "0", "0", "0")))
+    return table
+
+
+def _matrix(diagnosis: Diagnosis) -> Table:
+    table = Table(
+        title="The same bits? = every bit, . not", box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False
+    )
+    table.add_column("implementation", overflow="fold")
+    for number in range(1, len(diagnosis.names) + 1):
+        table.add_column(str(number), justify="center")
+    for number, name in enumerate(diagnosis.names, start=1):
+        same = {name, *diagnosis.identical_to(name)}
+        table.add_row(
+            f"{number} {name}".replace("[", r"\["), *("=" if other in same else "." for other in diagnosis.names)
+        )
+    return table
+
+
+def _by(sizes: tuple[int, ...]) -> str:
+    return "x".join(map(str, sizes))
+
+
+def _short(values: tuple) -> str:
+    """One value where all are the same."""
+    flat = [v[0] if isinstance(v, tuple) and v[0] == v[1] else v for v in values]
+    return str(flat[0]) if len(set(flat)) == 1 else str(tuple(flat)).replace(" ", "")

@@ -1,0 +1,88 @@
+"""Checks and dtype rules that every public function shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+#: What a convolution may be computed in. Narrow dtypes are summed in float32.
+FLOATING = ("float16", "bfloat16", "float32", "float64")
+_NARROW = ("float16", "bfloat16")
+
+#: What x and the kernel are multiplied at, or None to leave it to JAX.
+PrecisionPair = tuple[lax.Precision, lax.Precision] | None
+
+
+def as_array(name: str, value: Any) -> jax.Array:
+    """value as a JAX array; only arrays are taken, so that a list or a tensor of another framework is not guessed at."""
+    if not isinstance(value, (jax.Array, np.ndarray)) or (isinstance(value, np.ndarray) and value.dtype == object):
+        kind = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
+        held = " of objects" if isinstance(value, np.ndarray) else ""
+        raise TypeError(f"`{name}` is a {kind}{held}, expected a JAX or NumPy array of numbers")
+    try:
+        array = jnp.asarray(value)
+    except TypeError:  # text, dates, records, another machine's byte order
+        array = None
+    if array is None or jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended):
+        raise TypeError(f"`{name}` has dtype {value.dtype}, expected a JAX or NumPy array of numbers")
+    return array
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` is {value!r}, expected one of {', '.join(choices)}")
+
+
+def check_floating(**arrays: jax.Array | None) -> None:
+    for name, array in arrays.items():
+        if array is not None and array.dtype.name not in FLOATING:
+            raise TypeError(f"`{name}` has dtype {array.dtype}, expected one of {', '.join(FLOATING)}")
+
+
+def precision_pair(precision: lax.PrecisionLike) -> PrecisionPair:
+    """One `lax.Precision` for x and one for the kernel, or None to leave it to JAX."""
+    if precision is None:
+        return None
+    pair = tuple(precision) if isinstance(precision, (tuple, list)) else (precision, precision)
+    try:
+        lhs, rhs = (lax.Precision(p) for p in pair)
+    except ValueError:
+        raise ValueError(
+            f"`precision` is {precision!r}, expected None, a `jax.lax.Precision`, its name, or a pair of them"
+        ) from None
+    return lhs, rhs
+
+
+def promote(
+    arrays: Mapping[str, jax.Array | None], preferred_element_type: Any
+) -> tuple[list[jax.Array | None], np.dtype, np.dtype]:
+    """The arrays in their common dtype, the dtype to compute in, and the dtype of the result.
+
+    The common dtype is JAX's promotion; under `jax_numpy_dtype_promotion="strict"` differing dtypes are an error.
+    """
+    check_floating(**arrays)
+    present = {name: array for name, array in arrays.items() if array is not None}
+    try:
+        common = jnp.result_type(*present.values())
+    except jax.dtypes.TypePromotionError:
+        given = ", ".join(f"`{name}` has dtype {array.dtype}" for name, array in present.items())
+        raise TypeError(f"{given}; expected one dtype for all under strict dtype promotion") from None
+    result = common
+    if preferred_element_type is not None:
+        result = jax.dtypes.canonicalize_dtype(preferred_element_type)
+        if result.name not in FLOATING or result.itemsize < common.itemsize:
+            raise TypeError(
+                f"`preferred_element_type` is {jnp.dtype(preferred_element_type).name}, "
+                f"expected a floating dtype no narrower than {common.name}, the dtype of the arrays"
+            )
+    compute = jnp.dtype(jnp.float32) if result.name in _NARROW else result
+    return [None if a is None else a.astype(common) for a in arrays.values()], compute, result
+
+
+def cast(dtype: np.dtype, *arrays: jax.Array | None) -> list[jax.Array | None]:
+    return [None if array is None else array.astype(dtype) for array in arrays]

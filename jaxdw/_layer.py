@@ -1,0 +1,103 @@
+"""What the two Flax modules share: the checks of their fields, the kernel's shape, and the convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax import lax
+
+from jaxdw import _arrays
+from jaxdw.conv import depthwise_conv
+from jaxdw.geometry import Padding, spatial_tuple
+from jaxdw.methods import METHODS
+from jaxdw.windows import contract, unfold
+
+#: With a `window_fn` the windows are in memory; for each method that forms them, how `unfold` extracts them.
+EXTRACTION = {"auto": "slices", "patches": "patches"}
+
+
+class Layer(Protocol):
+    """The fields that both modules have."""
+
+    features: int
+    kernel_size: Sequence[int]
+    strides: int | Sequence[int] | None
+    padding: Padding
+    input_dilation: int | Sequence[int] | None
+    kernel_dilation: int | Sequence[int] | None
+    channel_multiplier: int
+    mask: jax.Array | np.ndarray | None
+    precision: lax.PrecisionLike
+    preferred_element_type: Any
+    method: str
+    window_fn: Callable[[jax.Array], jax.Array] | None
+
+
+def checked_kernel_shape(layer: Layer) -> tuple[int, ...]:
+    """`(*kernel_size, 1, C*M)`, once every field that needs no input to be checked has been."""
+    for name in ("features", "channel_multiplier"):
+        value = getattr(layer, name)
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(f"`{name}` is {value!r}, expected a positive int")
+    kernel_size = spatial_tuple("kernel_size", layer.kernel_size)
+    shape = (*kernel_size, 1, layer.features * layer.channel_multiplier)
+    if layer.mask is not None and getattr(layer.mask, "shape", None) != shape:
+        given = f"has shape {layer.mask.shape}" if hasattr(layer.mask, "shape") else f"is a {type(layer.mask).__name__}"
+        raise ValueError(f"`mask` {given}, expected an array of shape {shape}, as the kernel")
+    _arrays.check_choice("method", layer.method, ("auto", *METHODS))
+    if layer.window_fn is not None:
+        if not callable(layer.window_fn):
+            raise TypeError(f"`window_fn` is {layer.window_fn!r}, expected a function of windows or None")
+        if layer.method not in EXTRACTION:
+            raise ValueError(
+                f"`method` is {layer.method!r} with a `window_fn`, expected one of {', '.join(EXTRACTION)}: "
+                f"{layer.method!r} never forms the windows that the function works on"
+            )
+    return shape
+
+
+def convolve(
+    layer: Layer,
+    inputs: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    promote: Callable[..., Sequence[jax.Array | None]],
+) -> jax.Array:
+    """The layer's output for its parameters; `promote` brings inputs, kernel and bias to one dtype."""
+    inputs = _arrays.as_array("inputs", inputs)
+    if inputs.ndim == 0 or inputs.shape[-1] != layer.features:
+        raise ValueError(
+            f"`inputs` has shape {inputs.shape}, expected {layer.features} channels (`features`) on the last axis"
+        )
+    if layer.mask is not None:
+        kernel = kernel * layer.mask
+    inputs, kernel, bias = promote(inputs, kernel, bias)
+    geometry: dict[str, Any] = {
+        "strides": layer.strides,
+        "padding": layer.padding,
+        "input_dilation": layer.input_dilation,
+        "kernel_dilation": layer.kernel_dilation,
+    }
+    arithmetic: dict[str, Any] = {
+        "precision": layer.precision,
+        "preferred_element_type": layer.preferred_element_type,
+    }
+    if layer.window_fn is None:
+        return depthwise_conv(inputs, kernel, bias, method=layer.method, **geometry, **arithmetic)
+    windows = unfold(inputs, kernel.shape[:-2], method=EXTRACTION[layer.method], **geometry)
+    return contract(_applied(layer.window_fn, windows), kernel, bias, **arithmetic)
+
+
+def _applied(window_fn: Callable[[jax.Array], jax.Array], windows: jax.Array) -> jax.Array:
+    result = window_fn(windows)
+    if not isinstance(result, jax.Array):
+        raise TypeError(f"`window_fn` returned a {type(result).__name__}, expected a JAX array")
+    if (result.shape, result.dtype) != (windows.shape, windows.dtype):
+        raise ValueError(
+            f"`window_fn` returned {result.dtype} of shape {result.shape}, "
+            f"expected {windows.dtype} of shape {windows.shape}, as the windows it was given"
+        )
+    return result

@@ -1,0 +1,92 @@
+"""depthwise_conv: check, choose a method, run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxdw import _arrays
+from jaxdw.geometry import Geometry, Padding
+from jaxdw.methods import METHODS
+
+#: What "auto" stands for on each backend; any other backend takes "taps" too.
+AUTO = {"cpu": "taps", "gpu": "taps", "tpu": "taps"}
+
+
+def depthwise_conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    strides: int | Sequence[int] | None = 1,
+    padding: Padding = "SAME",
+    kernel_dilation: int | Sequence[int] | None = 1,
+    input_dilation: int | Sequence[int] | None = 1,
+    method: str = "auto",
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: jax.typing.DTypeLike | None = None,
+) -> jax.Array:
+    """Depthwise convolution: output channel c*M + m is input channel c correlated with kernel[..., 0, c*M + m].
+
+    Args:
+      x: `(*batch, *spatial, C)`, float16, bfloat16, float32 or float64; any number of batch axes, 1 to 3 spatial axes.
+      kernel: `(*kernel_size, 1, C*M)`, the shape and order of `flax.nnx.Conv(feature_group_count=C)`.
+      bias: `(C*M,)` or None.
+      strides: positive int or one a spatial axis.
+      padding: "SAME", "SAME_LOWER", "VALID", "CIRCULAR", "REFLECT", "CAUSAL" (1-D), an int, or one int or
+        (low, high) pair a spatial axis; negative numbers crop. PyTorch's `padding=1` is the int 1, not "SAME".
+      kernel_dilation: positive int or one a spatial axis.
+      input_dilation: the same; above 1 it needs explicit padding or "VALID".
+      method: "taps", "patches", "grouped", or "auto" for the fastest known on the backend (today: taps).
+      precision: as for `lax.conv_general_dilated`. It matters on GPU and TPU, for "patches" and "grouped";
+        "taps" always computes at full precision.
+      preferred_element_type: dtype to accumulate and return in, no narrower than the arrays'; None: the arrays' own.
+
+    float16 and bfloat16 are summed, bias included, in float32 and rounded once at the end.
+
+    Returns:
+      `(*batch, *output_spatial, C*M)`.
+
+    Raises:
+      ValueError, TypeError: an argument that does not fit; the message names it, its value and what was expected.
+
+    >>> x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    >>> depthwise_conv(x, jnp.ones((3, 3, 1, 1)), padding="VALID")[0, :, :, 0]
+    Array([[45., 54.],
+           [81., 90.]], dtype=float32)
+    """
+    x, kernel = _arrays.as_array("x", x), _arrays.as_array("kernel", kernel)
+    bias = None if bias is None else _arrays.as_array("bias", bias)
+    _arrays.check_choice("method", method, ("auto", *METHODS))
+    precision = _arrays.precision_pair(precision)
+    geometry = Geometry.of(
+        x.shape,
+        kernel.shape,
+        None if bias is None else bias.shape,
+        strides=strides,
+        padding=padding,
+        kernel_dilation=kernel_dilation,
+        input_dilation=input_dilation,
+    )
+    (x, kernel, bias), compute, result = _arrays.promote(
+        {"x": x, "kernel": kernel, "bias": bias}, preferred_element_type
+    )
+    if 0 in geometry.output_shape:
+        return jnp.zeros(geometry.output_shape, result)
+    if 0 in geometry.x_shape:  # every tap reads padding
+        zero = jnp.zeros(geometry.output_shape, compute)
+        return (zero if bias is None else zero + bias.astype(compute)).astype(result)
+    if method == "auto":
+        method = AUTO.get(jax.default_backend(), "taps")
+    # Compiled here even when called eagerly: the multiply and add of a method must reach the compiler together.
+    return _run(x, kernel, bias, geometry=geometry, method=method, precision=precision, compute=compute, result=result)
+
+
+@functools.partial(jax.jit, static_argnames=("geometry", "method", "precision", "compute", "result"))
+def _run(x, kernel, bias, *, geometry, method, precision, compute, result):
+    x, kernel, bias = _arrays.cast(compute, x, kernel, bias)
+    return METHODS[method](x, kernel, bias, geometry, precision).astype(result)

@@ -1,0 +1,140 @@
+"""The depthwise convolution as a Flax NNX module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype as _promote_dtype
+from flax.typing import Initializer, PromoteDtypeFn
+from jax import lax
+
+from jaxdw._layer import checked_kernel_shape, convolve
+from jaxdw.geometry import Padding, spatial_tuple
+
+_lecun_normal = nnx.initializers.lecun_normal()
+_zeros = nnx.initializers.zeros_init()
+
+
+class DepthwiseConv(nnx.Module):
+    """Depthwise convolution: each input channel is convolved on its own with M kernels.
+
+    A twin of `flax.nnx.Conv(C, C*M, kernel_size, feature_group_count=C)`: the same parameters by name, shape, order
+    of random keys and dtype, so that each loads the other's state and one seed gives both the same parameters.
+
+    Args:
+      features: C, input channels; the output has `C * channel_multiplier`.
+      kernel_size: a tuple of 1 to 3 ints.
+      strides: int or one a spatial axis; None is 1.
+      padding: "SAME", "SAME_LOWER", "VALID", "CIRCULAR", "REFLECT", "CAUSAL" (1-D), an int, or one int or (low, high)
+        pair a spatial axis. PyTorch's `padding=1` is the int 1; at stride 2 it is not "SAME".
+      input_dilation, kernel_dilation: int or one a spatial axis; None is 1.
+      channel_multiplier: M; output channel c*M + m reads input channel c.
+      use_bias: whether to add a bias `(C*M,)`.
+      mask: array of the kernel's shape that multiplies the kernel, or None.
+      dtype: dtype to compute in; None: that of inputs and parameters together.
+      param_dtype: dtype of the parameters.
+      precision: as for `lax.conv_general_dilated`; see `jaxdw.depthwise_conv`.
+      kernel_init, bias_init: initializers, called with (key, shape, dtype).
+      method: "auto", or a method of `jaxdw.depthwise_conv`. With a `window_fn`: "auto" takes exact windows by slices,
+        "patches" those of `lax.conv_general_dilated_patches`; the other methods never form windows and are refused.
+      window_fn: a function of the windows `(*batch, *output_spatial, *kernel_size, C)` that returns an array of the
+        same shape and dtype, applied before the contraction with the kernel. It may be a module with parameters.
+      promote_dtype: function of a tuple (inputs, kernel, bias) and `dtype` that brings them to one dtype.
+      preferred_element_type: dtype to accumulate and return in; None: the dtype of the arrays.
+      rngs: takes one `params` key for the kernel and one for the bias.
+      kernel_metadata, bias_metadata: metadata of the two `nnx.Param`s, such as `{"sharding_names": (...)}`.
+
+    Raises:
+      ValueError, TypeError: an argument that does not fit; the message names it.
+
+    >>> from flax import nnx
+    >>> layer = DepthwiseConv(8, (3, 3), strides=2, rngs=nnx.Rngs(0))
+    >>> layer.kernel.shape, layer(jnp.ones((4, 32, 32, 8))).shape
+    ((3, 3, 1, 8), (4, 16, 16, 8))
+
+    Only the three largest values of each window:
+
+    >>> def top3(windows):
+    ...     flat = windows.reshape(*windows.shape[:-3], 9, 8)
+    ...     return jnp.where(flat >= jnp.sort(flat, axis=-2)[..., -3:-2, :], flat, 0).reshape(windows.shape)
+    >>> DepthwiseConv(8, (3, 3), window_fn=top3, rngs=nnx.Rngs(0))(jnp.ones((4, 32, 32, 8))).shape
+    (4, 32, 32, 8)
+    """
+
+    def __init__(
+        self,
+        features: int,
+        kernel_size: Sequence[int],
+        strides: int | Sequence[int] | None = 1,
+        *,
+        padding: Padding = "SAME",
+        input_dilation: int | Sequence[int] | None = 1,
+        kernel_dilation: int | Sequence[int] | None = 1,
+        channel_multiplier: int = 1,
+        use_bias: bool = True,
+        mask: jax.Array | None = None,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        precision: lax.PrecisionLike = None,
+        kernel_init: Initializer = _lecun_normal,
+        bias_init: Initializer = _zeros,
+        method: str = "auto",
+        window_fn: Callable[[jax.Array], jax.Array] | None = None,
+        promote_dtype: PromoteDtypeFn = _promote_dtype,
+        preferred_element_type: Any = None,
+        rngs: nnx.Rngs,
+        kernel_metadata: Mapping[str, Any] = MappingProxyType({}),
+        bias_metadata: Mapping[str, Any] = MappingProxyType({}),
+    ):
+        self.features = features
+        self.kernel_size = spatial_tuple("kernel_size", kernel_size)
+        self.strides = strides
+        self.padding = padding
+        self.input_dilation = input_dilation
+        self.kernel_dilation = kernel_dilation
+        self.channel_multiplier = channel_multiplier
+        self.use_bias = use_bias
+        self.mask = mask
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.precision = precision
+        self.method = method
+        self.window_fn = window_fn
+        self.promote_dtype = promote_dtype
+        self.preferred_element_type = preferred_element_type
+
+        shape = checked_kernel_shape(self)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype), **kernel_metadata)
+        self.bias: nnx.Param[jax.Array] | None
+        if use_bias:
+            self.bias = nnx.Param(bias_init(rngs.params(), shape[-1:], param_dtype), **bias_metadata)
+        else:
+            self.bias = nnx.data(None)  # a place in the tree, as in `flax.nnx.Conv`
+
+    def __call__(
+        self, inputs: jax.Array, out_sharding: jax.sharding.NamedSharding | jax.sharding.PartitionSpec | None = None
+    ) -> jax.Array:
+        """Convolves.
+
+        Args:
+          inputs: `(*batch, *spatial, C)`, any number of batch axes.
+          out_sharding: sharding of the output, or None to leave it to JAX. Where all axes of the mesh are automatic it
+            is a constraint on the compiler (`flax.nnx.Conv` refuses); otherwise the output is resharded to it.
+
+        Returns:
+          `(*batch, *output_spatial, C*M)`.
+        """
+        bias = None if self.bias is None else self.bias[...]
+        y = convolve(self, inputs, self.kernel[...], bias, lambda *arrays: self.promote_dtype(arrays, dtype=self.dtype))
+        return y if out_sharding is None else _placed(y, out_sharding)
+
+
+def _placed(y: jax.Array, sharding: jax.sharding.NamedSharding | jax.sharding.PartitionSpec) -> jax.Array:
+    mesh = sharding.mesh if isinstance(sharding, jax.sharding.NamedSharding) else jax.sharding.get_abstract_mesh()
+    place = lax.with_sharding_constraint if mesh.are_all_axes_auto else jax.sharding.reshard
+    return place(y, sharding)

@@ -1,0 +1,59 @@
+"""Seeds, the full or sampled run, and JAX's strict settings."""
+
+import os
+import random
+
+# XLA reads its flags once; a test run never looks for an accelerator.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import jax
+import pytest
+
+hypothesis.settings.register_profile(
+    "sample", deadline=None, print_blob=True, suppress_health_check=list(hypothesis.HealthCheck)
+)
+hypothesis.settings.load_profile("sample")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--seed", type=int, help="repeat a run: the seed that its header printed")
+    parser.addoption("--full", action="store_true", help="the full counts instead of a sample")
+
+
+def pytest_configure(config):
+    if config.option.seed is None:
+        config.option.seed = random.SystemRandom().randrange(2**32)
+    config.option.hypothesis_seed = str(config.option.seed)
+
+
+def pytest_report_header(config):
+    return f"seed: {config.option.seed} (repeat with --seed {config.option.seed})" + (
+        ", full counts" if config.option.full else ", sampled counts"
+    )
+
+
+@pytest.fixture
+def seed(request) -> int:
+    """The run's seed."""
+    return request.config.option.seed
+
+
+@pytest.fixture
+def full(request) -> bool:
+    """Whether to run the full counts."""
+    return request.config.option.full
+
+
+@pytest.fixture
+def x64():
+    """float64 enabled."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def strict():
+    """Dtypes never promote by accident, and ranks never broadcast by accident."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
