@@ -127,7 +127,7 @@ def _fma64(x: np.ndarray, w: np.ndarray, c: np.ndarray) -> np.ndarray:
     y = v + _rounded_to_odd(*_two_sum(z, u))
     plain = x * w + c
     sizes = np.abs(np.stack([x, w, p, c]))
-    unsafe = ((sizes < _SMALL) & (sizes > 0)).any(axis=0) | (sizes > _LARGE).any(axis=0) | (p == 0) | (c == 0)
+    unsafe = ((sizes < _SMALL) & (sizes > 0)).any(axis=0) | (sizes > _LARGE).any(axis=0) | (p == 0)
     finite = np.isfinite(x) & np.isfinite(w) & np.isfinite(c)
     y = np.where(finite, y, plain)
     for index in zip(*np.nonzero(unsafe & finite & (x != 0) & (w != 0))):

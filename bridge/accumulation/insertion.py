@@ -69,19 +69,35 @@ class Insertion:
                 raise Contradiction(f"an addition of {node.size} leaves has {node.mask.bit_count()} below it")
         return None
 
-    def operands(self) -> list[tuple[frozenset[int], ...]]:
-        """For each addition of the whole tree, the leaves under each operand."""
-        return [tuple(frozenset(_bits(operand.mask)) for operand in node.operands) for node in self._inner()]
+    def siblings(self, leaf: int) -> tuple[int, ...]:
+        """The leaves of the other operand of the two-operand addition that takes `leaf` in; () where none does."""
+        parent = self._nodes[leaf].parent
+        if parent is None or len(parent.operands) != 2:
+            return ()
+        return tuple(_bits(parent.mask & ~(1 << leaf)))
 
-    def tree(self, name: Sequence[Leaf]) -> Tree:
-        """The tree with leaf i called `name[i]`, every product rounded."""
+    def meeting(self, i: int, j: int) -> tuple[int, bool, bool]:
+        """`(l(i, j), whether i itself is an operand where they meet, whether j is)`, of the whole tree."""
+        below, node = None, self._nodes[i]
+        while not node.mask >> j & 1:
+            below, node = node, node.parent
+        two = len(node.operands) == 2
+        return node.size, two and below is self._nodes[i], two and self._nodes[j].parent is node
+
+    def tree(self, name: Sequence[Leaf], fused: frozenset[int] = frozenset()) -> Tree:
+        """The whole tree with leaf i called `name[i]`, where the products of `fused` enter unrounded."""
         if self._root is None:
             return Tree.empty()
-        built: dict[int, Tree] = {leaf: Tree.of(name[leaf]) for leaf in self._order}
-        by_mask = {1 << leaf: tree for leaf, tree in built.items()}
+        built = {1 << leaf: Tree.of(name[leaf]) for leaf in self._order}
         for node in sorted(self._inner(), key=lambda node: node.mask.bit_count()):
-            by_mask[node.mask] = Tree.add(*(by_mask.pop(operand.mask) for operand in node.operands))
-        return by_mask[self._root.mask]
+            unrounded = [leaf for leaf in fused if self._nodes[leaf].parent is node]
+            operands = [built.pop(operand.mask) for operand in node.operands]
+            if unrounded:
+                (addend,) = (operand for operand in operands if operand is not Tree.of(name[unrounded[0]]))
+                built[node.mask] = Tree.fma(name[unrounded[0]], addend)
+            else:
+                built[node.mask] = Tree.add(*operands)
+        return built[self._root.mask]
 
     def _inner(self) -> list[_Node]:
         found, stack = [], [self._root] if self._root else []

@@ -21,6 +21,11 @@ def rounded(value, fmt, to_integer=round):
     return result
 
 
+def infinite(value):
+    """Whether `rounded` overflowed; finite numbers are rationals, too large for `math.isinf`."""
+    return isinstance(value, float)
+
+
 def truncated(value, fmt):
     return rounded(value, fmt, math.trunc)
 
@@ -56,7 +61,7 @@ def operands(rng, fmt, shape, kind):
     if kind == "cancellation":  # all but the last products cancel, or nearly
         x[half : 2 * half], w[half : 2 * half] = -x[:half], w[:half]
         w[-1] *= fmt.dtype.type(2.0 ** -min(fmt.precision, 12))
-    if kind == "ties":  # 1 + an odd multiple of half the last place + perhaps something below it
+    if kind == "ties" and shape[0] > 1:  # 1 + an odd multiple of half the last place + perhaps something below it
         x[:], w[:] = 0, 0
         x[0], w[0] = 1, 1
         odd = 2 * rng.integers(-4, 4, shape[1:]) + 1

@@ -1,0 +1,40 @@
+# `make parity` and `make test` do all their own set-up, in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: parity test test-all lint bench clean setup
+.DEFAULT_GOAL := parity
+
+parity: $(READY)  ## answer the question: why unfold + matmul differs from F.conv2d, and what has the same bits
+	@$(BIN)/jaxdw parity
+
+test: $(READY)  ## the tests, with a sample of the random cases
+	@$(PYTEST) -q
+
+test-all: $(READY)  ## the tests, with every random case
+	@$(PYTEST) -q --full
+
+lint: $(READY)  ## format, lint and types, as pre-commit runs them
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+
+bench: $(READY)  ## ratios against lax, flax and PyTorch, interleaved
+	@$(BIN)/python benchmarks/layers.py
+
+setup: $(READY)
+
+clean:  ## everything that was made here
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "jaxdw needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "jaxdw needs Python's venv and ensurepip; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Setting up .venv (about a minute) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]' || \
+	  { echo "jaxdw could not install its packages: see pip's message above (torch 2.13.0 and jax 0.10.2 need wheels for this Python and platform)" >&2; exit 1; }
+	@touch $@

@@ -1,0 +1,140 @@
+"""Output elements grouped by all that they have answered so far: elements of one group are summed alike, as far as is known."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from bridge.accumulation.insertion import Contradiction, Insertion, Question
+
+#: More groups than this is no structure of an implementation: the answers are noise.
+MOST_GROUPS = 20_000
+
+
+@dataclasses.dataclass(eq=False)
+class Group:
+    """Elements that gave the same answers.
+
+    Attributes:
+      leaves: the leaves that these elements add, in the order in which to insert them.
+      count: how many elements.
+      sizes: l(i, j) by i and j, both ways round.
+      signs: by (i, j): +1 where product i was seen to enter unrounded beside j, -1 where j was beside i, 0 neither.
+      refusal: why the answers are not those of a tree.
+      exact: whether no answer depended on any order.
+      settled: whether the tree is known.
+    """
+
+    leaves: tuple[int, ...]
+    count: int
+    sizes: dict[int, dict[int, int]] = dataclasses.field(default_factory=dict)
+    signs: dict[tuple[int, int], int] = dataclasses.field(default_factory=dict)
+    refusal: str | None = None
+    exact: bool = False
+    settled: bool = False
+    insertion: Insertion | None = None
+
+    def split(self, count: int) -> Group:
+        """A part of this group, with the same answers so far."""
+        sizes = {leaf: dict(partners) for leaf, partners in self.sizes.items()}
+        whole = self.insertion if self.settled else None
+        return Group(self.leaves, count, sizes, dict(self.signs), self.refusal, self.exact, self.settled, whole)
+
+    def answer(self, i: int, j: int, sign: int, size: int | None) -> None:
+        """Note what a run told: `size` is None where it counted nothing."""
+        if size is not None:
+            self.sizes.setdefault(i, {})[j] = self.sizes.setdefault(j, {})[i] = size
+        self.signs[i, j], self.signs[j, i] = sign, -sign
+
+    def advance(self) -> Question | None:
+        """The next question, or None once the group is settled, refused or found exact."""
+        if self.insertion is None:
+            self.insertion = Insertion(self.leaves)
+        try:
+            question = self.insertion.advance(self.sizes)
+        except Contradiction as contradiction:
+            if all(size == 2 for partners in self.sizes.values() for size in partners.values()):
+                self.exact = self.settled = True
+            else:
+                self.refusal = f"no tree of additions gives these sums: {contradiction}"
+            return None
+        self.settled = question is None
+        return question
+
+
+class Partition:
+    """Every element's group; refined as answers come in.
+
+    Attributes:
+      groups: the groups.
+      labels: int32, flat: the group of each element.
+    """
+
+    def __init__(self, leaf_sets: list[tuple[int, ...]], labels: np.ndarray):
+        self.labels = labels.astype(np.int32)
+        counts = np.bincount(self.labels, minlength=len(leaf_sets))
+        self.groups = [
+            Group(leaves, int(count), settled=len(leaves) < 2) for leaves, count in zip(leaf_sets, counts)
+        ]
+        for group in self.groups:
+            if group.settled:
+                group.insertion = Insertion(group.leaves)
+                group.insertion.advance({})
+
+    def open(self) -> list[Group]:
+        """The groups whose tree is not known yet."""
+        return [group for group in self.groups if group.refusal is None and not group.settled]
+
+    @property
+    def without_tree(self) -> int:
+        """Elements whose answers are those of no tree."""
+        return sum(group.count for group in self.groups if group.refusal is not None or group.exact)
+
+    def record(
+        self, i: int, j: int, answers: tuple[np.ndarray, np.ndarray, np.ndarray], terms: int, counted: bool
+    ) -> None:
+        """Split the groups by what leaves i and j answered: `(sign, count, sound)` for every element."""
+        sign, count, sound = answers
+        asked = np.array([{i, j} <= set(group.leaves) and group.refusal is None for group in self.groups])
+        codes = 3 * (terms + 1) + 1
+        code = np.where(sound & asked[self.labels], 1 + (sign + 1) * (terms + 1) + count, 0)
+        combined = self.labels.astype(np.int64) * codes + code
+        found = np.bincount(combined, minlength=len(self.groups) * codes)
+        present = np.flatnonzero(found)
+        if len(present) > MOST_GROUPS:
+            raise ValueError(f"`implementation` gave more than {MOST_GROUPS} different answers, expected a few")
+        parents = present // codes
+        alone = np.bincount(parents, minlength=len(self.groups)) == 1
+        groups = []
+        for at, parent in zip(present.tolist(), parents.tolist()):
+            group = self.groups[parent] if alone[parent] else self.groups[parent].split(int(found[at]))
+            groups.append(group)
+            if not asked[parent]:
+                continue
+            sign_of, count_of = divmod(at % codes - 1, terms + 1)
+            if at % codes == 0 or count_of > len(group.leaves) - 2:
+                group.refusal = "the masks leave remainders that are no count of terms"
+                continue
+            group.answer(i, j, sign_of - 1, len(group.leaves) - count_of if counted else None)
+        renumbered = np.zeros(len(found), np.int32)
+        renumbered[present] = np.arange(len(present))
+        self.labels, self.groups = renumbered[combined], groups
+
+    def check(self) -> None:
+        """Refuse the settled groups with an answer that their tree would not give."""
+        for group in self.groups:
+            if group.refusal is not None or group.exact or not group.settled:
+                continue
+            unrounded = fused_leaves(group)
+            for (i, j), sign in group.signs.items():
+                size, i_enters, j_enters = group.insertion.meeting(i, j)
+                if group.sizes.get(i, {}).get(j, size) != size:
+                    group.refusal = f"terms {i} and {j} do not meet where the other answers say that they do"
+                elif sign != (i_enters and i in unrounded) - (j_enters and j in unrounded):
+                    group.refusal = f"a product is unrounded beyond its first addition (terms {i} and {j})"
+
+
+def fused_leaves(group: Group) -> frozenset[int]:
+    """The leaves of a settled group that were seen to enter unrounded where they are added."""
+    return frozenset(i for (i, j), sign in group.signs.items() if sign > 0 and group.insertion.meeting(i, j)[1])

@@ -1,0 +1,182 @@
+"""Reveal the order in which an implementation adds, for every output element.
+
+The masks stand in the kernel and the input is the same everywhere, so one run asks the same question of every output
+element; those at the borders have fewer taps, and answer where both masks are among theirs. Elements with the same answers
+are one group. The largest group whose tree is not known asks next, and where several partners would serve it, it takes
+the one that serves most other groups too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from bridge.accumulation import masks as masking
+from bridge.accumulation.masks import Masks
+from bridge.accumulation.order import AccumulationOrder, NotASum
+from bridge.accumulation.partition import Group, Partition, fused_leaves
+from bridge.accumulation.tree import BIAS, Leaf, Tree
+from bridge.case import Case
+from bridge.numerics import Format, format_of
+
+#: Questions after which masks that suit an implementation have shown that they do.
+_TRIAL = 3
+
+
+class Runs(Protocol):
+    """Anything that computes a case: a `bridge.Implementation`, or an object with the same two members."""
+
+    name: str
+
+    def run(self, case: Case) -> np.ndarray: ...
+
+
+class Subject:
+    """An implementation on the geometry of one case, fed with uniform inputs and one weight a tap.
+
+    Attributes:
+      case: whose geometry and dtype count, not its data.
+      names: the leaves: taps in raster order, then the bias where there is one.
+      runs: how often the implementation has run.
+      products: whether leaves are products x w; if not, x stays 1 and the weights are the terms.
+    """
+
+    def __init__(self, implementation: Runs | Callable[[Case], np.ndarray], case: Case, *, products: bool = True):
+        self._run = getattr(implementation, "run", implementation)
+        if not callable(self._run):
+            raise TypeError(f"`implementation` is {implementation!r}, expected a function of a Case, or one as `.run`")
+        self.name = getattr(implementation, "name", getattr(implementation, "__name__", "function"))
+        self.case = case
+        self.products = products
+        self.names: tuple[Leaf, ...] = (*range(case.geometry.taps), *([] if case.bias is None else [BIAS]))
+        self.runs = 0
+
+    @property
+    def format(self) -> Format:
+        return format_of(self.case.dtype)
+
+    def output(self, case: Case) -> np.ndarray:
+        """The implementation's output, of the shape and dtype that a convolution has.
+
+        Raises:
+          RuntimeError: it raised, or returned something else.
+        """
+        self.runs += 1
+        try:
+            y = np.asarray(self._run(case))
+        except Exception as error:
+            raise RuntimeError(f"{self.name} raised {type(error).__name__} on run {self.runs}: {error}") from error
+        if y.shape != case.geometry.output_shape or y.dtype != case.dtype:
+            raise RuntimeError(
+                f"{self.name} returned {y.dtype} {y.shape}, expected {case.dtype} {case.geometry.output_shape}"
+            )
+        return y
+
+    def probe(self, x: float, weights: np.ndarray) -> np.ndarray:
+        """The output, flat, with every input x and the weights of `names`, the bias last."""
+        g, dtype = self.case.geometry, self.case.dtype
+        kernel = np.broadcast_to(weights[: g.taps].astype(dtype).reshape(*g.kernel_size, 1, 1), g.kernel_shape)
+        bias = None if self.case.bias is None else np.full(g.features, weights[-1]).astype(dtype)
+        uniform = np.full(g.x_shape, x).astype(dtype)
+        return self.output(self.case.replace(x=uniform, kernel=np.ascontiguousarray(kernel), bias=bias)).ravel()
+
+    def partition(self) -> Partition:
+        """Elements grouped by their taps that read the input, the bias being the first leaf to insert."""
+        g = self.case.geometry
+        valid = g.valid_taps().reshape(-1, g.taps)
+        kinds, kind = np.unique(np.packbits(valid, axis=1), axis=0, return_inverse=True)
+        bias = [] if self.case.bias is None else [g.taps]
+        leaf_sets = [
+            (*bias, *np.flatnonzero(np.unpackbits(row, count=g.taps)).tolist()) for row in kinds
+        ]
+        labels = np.broadcast_to(kind.reshape(*g.output_spatial, 1), g.output_shape).ravel()
+        return Partition(leaf_sets, labels)
+
+
+def ask(subject: Subject, partition: Partition, masks: Masks, i: int, j: int) -> None:
+    """One question of all elements: +M at leaf i, -M at leaf j."""
+    terms = len(subject.names)
+    sign, count, sound = 0, 0, True
+    for units in masks.unit_sets([leaf for leaf in range(terms) if leaf not in (i, j)]):
+        weights = np.zeros(terms)
+        weights[list(units)] = masks.unit
+        weights[i], weights[j] = masks.mask, -masks.mask
+        if subject.names[-1] == BIAS:
+            scale = {i: masks.bias_mask, j: -masks.bias_mask}
+            weights[-1] = scale.get(terms - 1, masks.x * weights[-1])
+        signs, counts, decoded = masks.decode(subject.probe(masks.x, weights), len(units))
+        sign, count, sound = signs, count + counts, sound & decoded
+    partition.record(i, j, (sign, count, sound), terms, counted=masks.unit > 0)
+
+
+def settle(subject: Subject, partition: Partition, masks: Masks, most: int | None = None) -> None:
+    """Ask until every group has its tree or is refused; or at most `most` questions."""
+    asked = 0
+    while (groups := partition.open()) and (most is None or asked < most):
+        question = max(groups, key=lambda group: group.count).advance()
+        if question is None:
+            continue
+        partner = most_shared(question.leaf, question.partners, groups)
+        ask(subject, partition, masks, question.leaf, partner)
+        asked += 1
+
+
+def most_shared(leaf: int, partners: tuple[int, ...], groups: list[Group]) -> int:
+    """The partner for `leaf` that most groups can answer; the first of several."""
+    if len(partners) == 1:
+        return partners[0]
+    sharing = [set(group.leaves) for group in groups if leaf in group.leaves]
+    return max(partners, key=lambda partner: sum(partner in leaves for leaves in sharing))
+
+
+def reveal_order(subject: Subject, *, fused: bool, subnormals: bool) -> tuple[Partition, Masks]:
+    """Every element's tree, by the first masks that suit the implementation.
+
+    Args:
+      subject: what to probe.
+      fused: whether products of full precision get in, so that FMA may show in the same runs.
+      subnormals: whether subnormal numbers are kept.
+    """
+    fmt, terms = subject.format, len(subject.names)
+    candidates = [masking.wide(fmt, subnormals=subnormals), masking.narrow()]
+    if fused:
+        candidates.insert(0, masking.fused(fmt, terms))
+    trials = []
+    for masks in candidates:
+        partition = subject.partition()
+        settle(subject, partition, masks, _TRIAL)
+        trials.append((partition, masks))
+        if not partition.without_tree:
+            break
+    else:  # what none of them suits is best seen with the wide masks, unless others see more
+        trials.sort(key=lambda trial: (trial[0].without_tree, trial[1] != masking.wide(fmt, subnormals=subnormals)))
+        partition, masks = trials[0]
+    settle(subject, partition, masks)
+    return partition, masks
+
+
+def reveal_rounding_of_products(subject: Subject, partition: Partition, accumulator: Format) -> None:
+    """Which products enter unrounded, in runs of their own: for each leaf, one beside a leaf of its sibling."""
+    masks = masking.product_rounding(subject.format, accumulator)
+    while True:
+        wanting = [(group, leaf) for group in partition.groups for leaf in _unknown_products(group, subject.names)]
+        if not wanting:
+            return
+        group, leaf = max(wanting, key=lambda pair: pair[0].count)
+        groups = [other for other, wanted in wanting if wanted == leaf]
+        partner = most_shared(leaf, group.insertion.siblings(leaf), groups)
+        ask(subject, partition, masks, leaf, partner)
+
+
+def _unknown_products(group: Group, names: tuple[Leaf, ...]) -> list[int]:
+    if group.refusal is not None or group.exact or not group.settled:
+        return []
+    return [
+        leaf
+        for leaf in group.leaves
+        if names[leaf] != BIAS
+        and (siblings := group.insertion.siblings(leaf))
+        and not any((leaf, sibling) in group.signs for sibling in siblings)
+    ]
