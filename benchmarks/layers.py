@@ -1,6 +1,6 @@
 """Depthwise layers, forward: each way in turn, one run, the same inputs. Prints medians in ms and ratios to jaxdw.
 
-    python benchmarks/layers.py [--rounds 9] [--layers 8x56x56x144:3:1 ...]
+python benchmarks/layers.py [--rounds 9] [--layers 8x56x56x144:3:1 ...]
 """
 
 from __future__ import annotations

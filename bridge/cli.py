@@ -142,6 +142,7 @@ def _load(option: str, path: Path, dtype: str) -> np.ndarray:
     except (ValueError, EOFError) as error:
         raise ValueError(f"`{option}` is {path}, expected an .npy file of numbers: {error}") from None
     if not isinstance(array, np.ndarray):
+        array.close()
         raise ValueError(f"`{option}` is {path}, expected one array, found an archive of several")
     if array.dtype == np.dtype("V2") and dtype == "bfloat16":
         array = array.view(DTYPES[dtype])

@@ -19,7 +19,7 @@ PrecisionPair = tuple[lax.Precision, lax.Precision] | None
 
 
 def as_array(name: str, value: Any) -> jax.Array:
-    """value as a JAX array; only arrays are taken, so that a list or a tensor of another framework is not guessed at."""
+    """value as a JAX array; only arrays are taken, so that a list or another framework's tensor is not guessed at."""
     if not isinstance(value, (jax.Array, np.ndarray)) or (isinstance(value, np.ndarray) and value.dtype == object):
         kind = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
         held = " of objects" if isinstance(value, np.ndarray) else ""

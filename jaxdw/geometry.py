@@ -7,7 +7,7 @@ import functools
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -208,7 +208,7 @@ class Geometry:
         """The input index at each position of the padded axis, -1 where padding or dilation put a zero."""
         size, (low, high), spread = self.spatial[axis], self.padding[axis], self.input_dilation[axis]
         if self.padding_mode != "zeros":
-            mode = "wrap" if self.padding_mode == "circular" else "reflect"
+            mode: Literal["wrap", "reflect"] = "wrap" if self.padding_mode == "circular" else "reflect"
             return np.pad(np.arange(size), (low, high), mode=mode) if low or high else np.arange(size)
         dilated = np.full(_dilate(size, spread), -1)
         dilated[::spread] = np.arange(size)

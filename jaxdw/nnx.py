@@ -114,7 +114,7 @@ class DepthwiseConv(nnx.Module):
         if use_bias:
             self.bias = nnx.Param(bias_init(rngs.params(), shape[-1:], param_dtype), **bias_metadata)
         else:
-            self.bias = nnx.data(None)  # a place in the tree, as in `flax.nnx.Conv`
+            self.bias = nnx.data(None)  # a place in the tree, so that a bias can be given later
 
     def __call__(
         self, inputs: jax.Array, out_sharding: jax.sharding.NamedSharding | jax.sharding.PartitionSpec | None = None

@@ -39,7 +39,8 @@ def unfold(
       x: `(*batch, *spatial, C)`, any dtype.
       kernel_size: 1 to 3 ints.
       strides, padding, kernel_dilation, input_dilation: as for `depthwise_conv`.
-      method: "slices" pads and slices, an exact copy of every bit: infinities, NaN and subnormals pass.
+      method: "slices" pads and slices, an exact copy of every bit: infinities, NaN and subnormals pass (of bfloat16 and
+        float8, XLA on CPU keeps a NaN but not its payload).
         "patches" calls `lax.conv_general_dilated_patches`, which multiplies by a one-hot kernel instead of copying:
         an infinity turns every other tap of its windows into NaN, a NaN fills its windows, subnormals are flushed on
         CPU, and TF32 (GPU) or bfloat16 (TPU) rounds the values unless precision is highest (asked for here).

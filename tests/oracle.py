@@ -116,3 +116,29 @@ def depthwise(x, kernel, bias=None, **options) -> Expected:
         bias = np.asarray(bias, np.float64)
         y, magnitude = y + bias, magnitude + abs(bias)
     return Expected(y, magnitude, int(np.prod(kernel_size)) + (bias is not None))
+
+
+def fma(a, b, c):
+    """a*b + c rounded once to float32: the product is exact in float64, the sum is rounded to odd there (Boldo & Melquiond
+    2008), and rounding that to float32 is then correct.
+    """
+    product, addend = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
+    total = product + addend
+    back = total - product
+    error = (product - (total - back)) + (addend - back)
+    bits = total.view(np.int64)
+    toward = np.where((error > 0) == (total > 0), 1, -1)
+    return np.where((error != 0) & (bits & 1 == 0), bits + toward, bits).view(np.float64).astype(np.float32)
+
+
+def fma_chain(case, *, bias_first):
+    """The float32 output of adding the taps in raster order, each multiply fused with its add."""
+    g = case.geometry
+    y = np.zeros(g.output_shape, np.float32)
+    if case.bias is not None and bias_first:
+        y = y + case.bias
+    y = case.split_channels(y).copy()
+    for x, w, _ in case.tap_terms():
+        y = fma(x, w, y)
+    y = y.reshape(g.output_shape)
+    return y + case.bias if case.bias is not None and not bias_first else y

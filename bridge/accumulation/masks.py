@@ -73,7 +73,7 @@ def fused(fmt: Format, terms: int) -> Masks:
 def product_rounding(fmt: Format, accumulator: Format) -> Masks:
     """FMA alone: all leaves but two are zero."""
     p = accumulator.precision
-    a = min(p // 2, fmt.precision - 1)
+    a = p // 2
     b = p + 1 - a
     residue = 2.0 ** (2 - p) if fmt is FLOAT16 else 2.0**-p
     head = residue * 2.0 ** (p + 1)

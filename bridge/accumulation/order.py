@@ -41,7 +41,7 @@ class Fingerprint:
       flushed: which subnormal numbers become zero: any of "x", "kernel", "output".
       padding_taps: "skipped", "multiplied" (by zero), or "mixed".
       bias: where it enters: "first", "last", "inside", or "rounded": last, after the sum was rounded to the output format.
-      zero_start: whether a sum of nothing but -0 is +0, as one that starts from +0 is.
+      zero_start: whether sums start from +0, which only the sign of a zero tells.
       deterministic: whether a second run gave the same bits.
       order_runs: runs that the order (and FMA, where the same runs show it) took.
       runs: runs in all.
@@ -99,6 +99,7 @@ class AccumulationOrder:
       trees: the distinct trees, the most frequent first.
       labels: int32 of the output's shape: which tree; -1 - k where refusals[k] says why there is none.
       refusals: why some elements have no tree.
+      zero_start: bool of the output's shape: whether a sum of nothing but -0 is +0, as one that starts from +0 is.
       fingerprint: the arithmetic.
     """
 
@@ -108,6 +109,7 @@ class AccumulationOrder:
     trees: tuple[Tree, ...]
     labels: np.ndarray = dataclasses.field(repr=False)
     refusals: tuple[NotASum, ...]
+    zero_start: np.ndarray = dataclasses.field(repr=False)
     fingerprint: Fingerprint
 
     @property

@@ -74,9 +74,7 @@ class Partition:
     def __init__(self, leaf_sets: list[tuple[int, ...]], labels: np.ndarray):
         self.labels = labels.astype(np.int32)
         counts = np.bincount(self.labels, minlength=len(leaf_sets))
-        self.groups = [
-            Group(leaves, int(count), settled=len(leaves) < 2) for leaves, count in zip(leaf_sets, counts)
-        ]
+        self.groups = [Group(leaves, int(count), settled=len(leaves) < 2) for leaves, count in zip(leaf_sets, counts)]
         for group in self.groups:
             if group.settled:
                 group.insertion = Insertion(group.leaves)

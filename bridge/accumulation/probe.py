@@ -88,9 +88,7 @@ class Subject:
         valid = g.valid_taps().reshape(-1, g.taps)
         kinds, kind = np.unique(np.packbits(valid, axis=1), axis=0, return_inverse=True)
         bias = [] if self.case.bias is None else [g.taps]
-        leaf_sets = [
-            (*bias, *np.flatnonzero(np.unpackbits(row, count=g.taps)).tolist()) for row in kinds
-        ]
+        leaf_sets = [(*bias, *np.flatnonzero(np.unpackbits(row, count=g.taps)).tolist()) for row in kinds]
         labels = np.broadcast_to(kind.reshape(*g.output_spatial, 1), g.output_shape).ravel()
         return Partition(leaf_sets, labels)
 

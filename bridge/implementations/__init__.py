@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from bridge.case import Case
-from bridge.numerics import Arithmetic
+from bridge.case import DTYPES, Case
+from bridge.numerics import Arithmetic, format_of
 
 #: Where each framework's implementations are; a framework is imported when one of its own is asked for.
 FRAMEWORKS = {
@@ -127,6 +127,20 @@ def implementations() -> list[str]:
 def knobs(framework: str) -> Mapping[str, Knob]:
     """The knobs that the implementations of a framework take."""
     return _tables(framework)[1]
+
+
+def declared(case: Case, dtype: str, *, flushes_subnormals: bool, output_roundings: int) -> Arithmetic:
+    """The conventional arithmetic of an implementation that computes in the dtype named, "same" being the case's.
+
+    In a narrower dtype the inputs are rounded to it first; in a wider one the result is rounded to the case's last.
+    """
+    given, working = format_of(case.dtype), format_of(case.dtype if dtype == "same" else DTYPES[dtype])
+    arithmetic = Arithmetic.of(working.dtype, flushes_subnormals=flushes_subnormals, output_roundings=output_roundings)
+    if working.holds(given):
+        return dataclasses.replace(arithmetic, output=given)
+    if given.holds(working):
+        return dataclasses.replace(arithmetic, input=working)
+    raise ValueError(f"`dtype` is {dtype!r} for a {given.name} case, expected a dtype wider or narrower than it")
 
 
 @functools.cache

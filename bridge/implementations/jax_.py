@@ -13,7 +13,7 @@ from jax import lax
 
 import jaxdw
 from bridge.case import DTYPES, Case
-from bridge.implementations import Algorithm, Knob
+from bridge.implementations import Algorithm, Knob, declared
 from bridge.numerics import Arithmetic
 from jaxdw.windows import dimension_numbers, flat_batch
 
@@ -82,8 +82,9 @@ def _words(geometry):
 
 def _algorithm(compute, roundings: int, about: str) -> Algorithm:
     def arithmetic(case: Case, *, dtype: str, jit: str, precision: str) -> Arithmetic:
-        return Arithmetic.of(
-            case.dtype if dtype == "same" else DTYPES[dtype],
+        return declared(
+            case,
+            dtype,
             flushes_subnormals=True,
             output_roundings=roundings if case.bias is not None else 1,
         )

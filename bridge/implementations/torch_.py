@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from bridge.case import DTYPES, Case
-from bridge.implementations import Algorithm, Knob
+from bridge.implementations import Algorithm, Knob, declared
 from bridge.numerics import Arithmetic
 from jaxdw.geometry import Geometry
 
@@ -146,8 +146,9 @@ def _fold(y: torch.Tensor, g: Geometry) -> torch.Tensor:
 
 def _algorithm(compute: Compute, bias_is_rounded_twice: bool, about: str) -> Algorithm:
     def arithmetic(case: Case, *, dtype: str, layout: str, mkldnn: str, threads: str) -> Arithmetic:
-        return Arithmetic.of(
-            case.dtype if dtype == "same" else DTYPES[dtype],
+        return declared(
+            case,
+            dtype,
             flushes_subnormals=False,
             output_roundings=2 if bias_is_rounded_twice and case.bias is not None else 1,
         )

@@ -50,6 +50,14 @@ class Format:
     def largest(self) -> float:
         return math.ldexp(2.0 - 2.0 ** (1 - self.precision), self.max_exponent)
 
+    def holds(self, other: Format) -> bool:
+        """Whether every number of the other format is one of this: float32 holds float16, bfloat16 does not."""
+        return (
+            self.precision >= other.precision
+            and self.smallest_subnormal <= other.smallest_subnormal
+            and self.largest >= other.largest
+        )
+
 
 FLOAT64 = Format("float64", 53, -1022, 1023, np.dtype(np.float64))
 FLOAT32 = Format("float32", 24, -126, 127, np.dtype(np.float32))

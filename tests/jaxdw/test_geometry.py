@@ -29,7 +29,7 @@ def each_axis(value, rank):
 
 
 def shape_or_empty(function, *shapes):
-    """The shape lax or Flax gives; None where it refuses a window that does not fit, which to jaxdw is an empty output."""
+    """The shape lax or Flax gives; None where it refuses to crop more than there is, to jaxdw an empty output."""
     try:
         return jax.eval_shape(function, *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).shape
     except ValueError as error:

@@ -18,6 +18,7 @@ import jaxdw.nnx
 from tests import oracle
 
 FRAMEWORKS = ("nnx", "linen")
+X = np.zeros((2, 5, 5, 4), np.float32)
 GEOMETRY = ("strides", "padding", "kernel_dilation", "input_dilation")
 
 
@@ -275,6 +276,17 @@ def test_the_named_method_computes(framework, method, seed):
     assert np.array_equal(layer.apply(layer.params, x), y)
 
 
+@pytest.mark.parametrize("window_fn", [None, lambda w: w])
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_the_precision_reaches_the_arithmetic(framework, window_fn):
+    """Seen in the program, since CPUs compute at full precision whatever is asked."""
+    options = {"method": "patches", "window_fn": window_fn}
+    asked, left = (ours(framework, 0, X, 4, (3, 3), precision=precision, **options) for precision in ("highest", None))
+    programs = [str(jax.make_jaxpr(layer.apply)(layer.params, X)) for layer in (asked, left)]
+    counts = [program.count("Precision.HIGHEST") for program in programs]
+    assert counts[0] > counts[1]
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_the_arguments_are_those_of_flax_in_its_order_with_its_defaults(framework):
     layers = {"nnx": (jaxdw.nnx.DepthwiseConv, nnx.Conv), "linen": (jaxdw.linen.DepthwiseConv, nn.Conv)}[framework]
@@ -289,9 +301,6 @@ def test_the_arguments_are_those_of_flax_in_its_order_with_its_defaults(framewor
     for name in mine.keys() - ours_alone - {"kernel_init", "bias_init"}:  # new functions each time they are made
         assert mine[name].default == flax[name].default, name
         assert mine[name].kind == flax[name].kind, name
-
-
-X = np.zeros((2, 5, 5, 4), np.float32)
 
 
 BAD = {

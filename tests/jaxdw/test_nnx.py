@@ -64,6 +64,13 @@ def test_split_and_merge_give_the_layer_back():
     assert np.array_equal(nnx.merge(graph, state)(X), mine(X))
 
 
+def test_a_layer_without_bias_can_be_given_one():
+    mine = layer(use_bias=False)
+    without = mine(X)
+    mine.bias = nnx.Param(jnp.array([1.0, 2.0, 3.0]))
+    assert np.array_equal(mine(X), without + jnp.array([[[[1.0, 2.0, 3.0]]]]))
+
+
 def test_eval_shape_makes_no_arrays():
     shapes = nnx.eval_shape(lambda: layer(channel_multiplier=2))
     assert shapes.kernel.shape == (3, 3, 1, 6) and isinstance(shapes.kernel.get_value(), jax.ShapeDtypeStruct)

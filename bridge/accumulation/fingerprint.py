@@ -1,0 +1,223 @@
+"""Probes of an implementation's arithmetic: one run each, where its answer is the expected one."""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+
+from bridge.accumulation.order import Rounding
+from bridge.accumulation.probe import Subject
+from bridge.accumulation.tree import BIAS, Leaf, Tree
+from bridge.numerics import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Format, round_to, truncate_to
+
+#: What stands for 1 in probes of small parts of 1, so that those are normal numbers in float16 too.
+_ONE = 2.0**14
+
+
+class Inputs(NamedTuple):
+    """What x and weights are rounded to before they are multiplied, and what a result is rounded to."""
+
+    x: Rounding | None
+    kernel: Rounding | None
+    output: Rounding | None
+
+    def full(self, fmt: Format) -> bool:
+        """Whether operands and results keep all the bits of `fmt`."""
+        return all(rounding == Rounding(fmt) for rounding in self)
+
+
+def readers(subject: Subject, tap: int) -> np.ndarray:
+    """Which output elements read the input under a tap: bool, flat."""
+    g = subject.case.geometry
+    valid = g.valid_taps().reshape(*g.output_spatial, g.taps)[..., tap, None]
+    return np.broadcast_to(valid, g.output_shape).ravel()
+
+
+def most_read_tap(subject: Subject) -> int:
+    g = subject.case.geometry
+    return int(g.valid_taps().reshape(-1, g.taps).sum(axis=0).argmax())
+
+
+def agreed(y: np.ndarray, where: np.ndarray) -> float | None:
+    """The value that all those elements have; None where there are none, or they differ."""
+    values = y[where].astype(np.float64)
+    return float(values[0]) if len(values) and (values == values[0]).all() else None
+
+
+def input_rounding(subject: Subject) -> Inputs:
+    """From one product of two numbers with every bit in use: which roundings, the fewest, give what came out."""
+    tap, fmt = most_read_tap(subject), subject.format
+    x, w = (round_to(np.array(value), fmt).item() for value in (0.7390851332151607, 1.6180339887498949))
+    x = x if subject.products else 1.0
+    weights = np.zeros(len(subject.names))
+    weights[tap] = w
+    y = agreed(subject.probe(x, weights), readers(subject, tap))
+    narrower = [f for f in (FLOAT32, TF32, BFLOAT16) if f.precision < fmt.precision]
+    if fmt is FLOAT32:
+        narrower.append(FLOAT16)
+    roundings = [Rounding(fmt), *(Rounding(f, truncated) for truncated in (False, True) for f in narrower)]
+    inexact = lambda choice: sum(rounding != Rounding(fmt) for rounding in choice)  # noqa: E731
+    for choice in sorted(itertools.product(roundings, repeat=3), key=inexact):
+        rx, rw, ry = choice
+        # Products of two float64 numbers are rounded here by float64 itself, of all others not at all.
+        if y == rounded(rounded(x, rx) * rounded(w, rw), ry):
+            return Inputs(*choice)
+    return Inputs(None, None, None)
+
+
+def rounded(x: float, rounding: Rounding) -> float:
+    """x in that format."""
+    return (truncate_to if rounding.toward_zero else round_to)(np.array(x), rounding.format).item()
+
+
+def flushed_subnormals(subject: Subject, inputs: Inputs) -> tuple[str, ...]:
+    """Which of "x", "kernel" and "output" lose subnormal numbers: a quarter of the smallest normal one."""
+    tap = most_read_tap(subject)
+    where = readers(subject, tap)
+
+    def product(x: float, w: float) -> float | None:
+        weights = np.zeros(len(subject.names))
+        weights[tap] = w
+        return agreed(subject.probe(x, weights), where)
+
+    tiny = {
+        name: (rounding.format if rounding else subject.format).smallest_normal / 4
+        for name, rounding in zip(Inputs._fields, inputs)
+    }
+    if not subject.products:
+        return ("output",) if product(1.0, tiny["output"]) == 0 else ()
+    root = 2.0 ** (np.log2(tiny["output"]) // 2)
+    answers = {
+        "x": product(tiny["x"], 2.0**10),
+        "kernel": product(2.0**10, tiny["kernel"]),
+        "output": product(root, tiny["output"] / root),
+    }
+    return tuple(name for name, y in answers.items() if y == 0)
+
+
+def accumulator(subject: Subject, tree: Tree, where: np.ndarray, inputs: Inputs) -> Rounding | None:
+    """The accumulator of the elements `where`, which add in the order `tree`; None where it does not show.
+
+    (1 + v) - 1 with v = 1.25 2^-p is 2^(1-p) in a p-bit accumulator that rounds to nearest, 0 in a narrower one
+    and in one that truncates, and v in a wider one. v = 2^(1-p) is the least that a p-bit accumulator holds beside 1.
+    """
+    triple = next(absorbing_triples(tree), None)
+    if triple is None:
+        return None
+    eleven = FLOAT16 if FLOAT16 in (subject.format, inputs.kernel.format if inputs.kernel else None) else TF32
+    formats = [BFLOAT16, eleven, FLOAT32, FLOAT64]
+    at = formats.index(FLOAT64 if subject.format is FLOAT64 else FLOAT32)
+    seen = set()
+    while 0 <= at < len(formats) and at not in seen:
+        seen.add(at)
+        fmt = formats[at]
+        if fmt is FLOAT64 and eleven is FLOAT16:
+            return Rounding(FLOAT64)  # 2^-53 is beyond float16: wider than float32 is all that shows
+        y = remainder(subject, triple, where, 1.25 * 2.0**-fmt.precision)
+        least = 2.0 ** (1 - fmt.precision)
+        if y == least:
+            return Rounding(fmt)
+        if y == 0 and remainder(subject, triple, where, least) == least:
+            return Rounding(fmt, toward_zero=True)
+        at += 1 if y else -1
+    return None
+
+
+def rounds_before_bias(
+    subject: Subject, tree: Tree, where: np.ndarray, output: Rounding, accumulator: Rounding | None
+) -> bool:
+    """Whether the bias is added to a sum that was first rounded to the output's format."""
+    if accumulator is None or output.format.precision >= accumulator.format.precision:
+        return False
+    pairs = ((i, k) for i, k, j in absorbing_triples(tree) if j == BIAS)
+    pair = next(pairs, None)
+    if pair is None:
+        return False
+    p = output.format.precision
+    return remainder(subject, (*pair, BIAS), where, 1.25 * 2.0**-p) == 2.0 ** (1 - p)
+
+
+def remainder(subject: Subject, triple: tuple[Leaf, Leaf, Leaf], where: np.ndarray, part: float) -> float | None:
+    """(1 + part) - 1, added in this order by leaves i, k and j of the elements `where`."""
+    weights = np.zeros(len(subject.names))
+    for leaf, value in zip(triple, (1.0, part, -1.0)):
+        weights[subject.names.index(leaf)] = value * _ONE
+    y = agreed(subject.probe(1.0, weights), where)
+    return None if y is None else y / _ONE
+
+
+def absorbing_triples(tree: Tree):
+    """Leaves (i, k, j) where i and k meet before j joins; in a multi-way addition, all at once, if nowhere else."""
+    for node in tree.nodes():
+        if node.kind == "exact":
+            return
+        groups = [child.leaves for child in node.children] + ([(node.leaf,)] if node.kind == "fma" else [])
+        for pair, other in itertools.permutations(groups, 2):
+            if len(pair) > 1:
+                yield pair[0], pair[-1], other[0]
+    for node in tree.nodes():
+        if len(node.children) > 2:
+            yield tuple(child.leaves[0] for child in node.children[:3])
+
+
+def compensates(subject: Subject, tree: Tree, where: np.ndarray, p: int) -> bool:
+    """Whether 1 + 0.75 2^-p + 0.75 2^-p exceeds 1, though each part alone is lost: what was dropped came back."""
+    for node in tree.nodes():
+        below = node.children[0] if node.children else None
+        if below is None or len(below.leaves) != 2 or len(node.leaves) != 3:
+            continue
+        weights = np.zeros(len(subject.names))
+        (last,) = set(node.leaves) - set(below.leaves)
+        for leaf, value in ((below.leaves[0], 1.0), (below.leaves[1], 0.75 * 2.0**-p), (last, 0.75 * 2.0**-p)):
+            weights[subject.names.index(leaf)] = value
+        y = agreed(subject.probe(1.0, weights), where)
+        return y is not None and y > 1
+    return False
+
+
+def padding_taps(subject: Subject) -> str | None:
+    """An infinite weight under a tap in the padding: skipped, the sum stays finite; multiplied by zero, it is NaN."""
+    taps = range(subject.case.geometry.taps)
+    tap = min(taps, key=lambda tap: int(readers(subject, tap).sum()))
+    padded = ~readers(subject, tap)
+    if not padded.any() or not subject.products:
+        return None
+    weights = np.zeros(len(subject.names))
+    weights[tap] = np.inf
+    multiplied = np.isnan(subject.probe(0.0, weights)[padded])
+    return "multiplied" if multiplied.all() else "mixed" if multiplied.any() else "skipped"
+
+
+def starts_from_zero(subject: Subject) -> np.ndarray:
+    """Whether the sum of nothing but -0 is +0: bool, flat."""
+    weights = np.full(len(subject.names), -1.0 if subject.products else -0.0)
+    if subject.names[-1] == BIAS:
+        weights[-1] = -0.0
+    return ~np.signbit(subject.probe(0.0 if subject.products else 1.0, weights))
+
+
+def reach(subject: Subject) -> str:
+    """What an infinite input reaches beyond the windows that hold it: nothing, a tile (Winograd), all (FFT)."""
+    g = subject.case.geometry
+    if 0 in g.x_shape:
+        return ""
+    position = tuple(n // 2 for n in g.spatial)
+    x = np.ones(g.x_shape)
+    x[(*[0] * len(g.batch), *position, 0)] = np.inf
+    ones = subject.case.replace(
+        x=x.astype(subject.case.dtype),
+        kernel=np.ones_like(subject.case.kernel),
+        bias=None if subject.case.bias is None else np.zeros_like(subject.case.bias),
+    )
+    touched = ~np.isfinite(subject.output(ones)[(*[0] * len(g.batch), ..., 0)])
+    reads = np.ones((), bool)
+    for source, at in zip(g.sources, position):
+        reads = np.logical_and.outer(reads, (source == at).any(axis=1))
+    if not (touched & ~reads).any():
+        return ""
+    extent = "x".join(str(int(np.ptp(axis)) + 1) for axis in np.nonzero(touched))
+    if touched.all():
+        return "; one infinite input reaches every output of its image, as it does through an FFT"
+    return f"; one infinite input reaches {extent} outputs, more than the windows that hold it, as in Winograd's tiles"

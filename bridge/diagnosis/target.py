@@ -1,0 +1,163 @@
+"""Target: what two sides were to compute - a case's output or one of its gradients - and its exact value."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from bridge.case import Case
+from bridge.numerics import (
+    Arithmetic,
+    ExactSum,
+    Products,
+    bias_gradient_products,
+    error_bound,
+    exact_sum,
+    input_gradient_products,
+    kernel_gradient_products,
+    output_products,
+)
+
+#: What can be compared, by name, and the operands that enter its products.
+OPERANDS = {"y": ("x", "kernel", "bias"), "dx": ("dy", "kernel"), "dkernel": ("x", "dy"), "dbias": ("dy",)}
+
+_GRADIENTS: dict[str, Callable[[Case, np.ndarray], Products]] = {
+    "dx": input_gradient_products,
+    "dkernel": kernel_gradient_products,
+    "dbias": bias_gradient_products,
+}
+
+#: Products above which a gradient is too dear to recompute for every hypothesis.
+_AFFORDABLE = 1 << 25
+
+
+class Expected(NamedTuple):
+    """What a computation must give.
+
+    Attributes:
+      reference: float64, the exact sums.
+      allowed: float64, how far a result may be from it: its bound, and what the reference itself may err.
+    """
+
+    reference: np.ndarray
+    allowed: np.ndarray
+
+    @classmethod
+    def of(cls, total: ExactSum, arithmetic: Arithmetic) -> Expected:
+        return cls(total.reference, error_bound(arithmetic, total) + total.reference_error)
+
+    def at(self, flat: np.ndarray) -> Expected:
+        return Expected(self.reference.ravel()[flat], self.allowed.ravel()[flat])
+
+    def rearranged(self, how: Callable[[np.ndarray], np.ndarray]) -> Expected:
+        return Expected(how(self.reference), how(self.allowed))
+
+    def ratio(self, y: np.ndarray) -> np.ndarray:
+        """|y - reference| / allowed, 0 where nothing is promised or nothing differs."""
+        with np.errstate(all="ignore"):
+            distance = np.abs(y.astype(np.float64) - self.reference)
+            return np.where((distance > 0) & np.isfinite(self.allowed), distance / self.allowed, 0.0)
+
+    def explains(self, y: np.ndarray, outside: np.ndarray) -> bool:
+        """Whether y is within what is allowed, everywhere; where it was `outside` another bound, this one is finite."""
+        return bool((self.ratio(y) <= 1).all() and np.isfinite(self.allowed[outside]).all())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Target:
+    """A quantity of a case.
+
+    Attributes:
+      case: input, kernel, bias and geometry.
+      quantity: "y", the output, or a gradient of sum(dy y): "dx", "dkernel" or "dbias".
+      dy: the gradient by the output, for a gradient.
+      exact: the quantity, correctly rounded, with its magnitude.
+    """
+
+    case: Case
+    quantity: str
+    dy: np.ndarray | None
+    exact: ExactSum
+
+    @classmethod
+    def of(
+        cls, case: Case, quantity: str = "y", dy: np.ndarray | None = None, reference: ExactSum | None = None
+    ) -> Target:
+        if quantity not in OPERANDS:
+            raise ValueError(f"`quantity` is {quantity!r}, expected one of {', '.join(OPERANDS)}")
+        if (dy is None) != (quantity == "y"):
+            expected = "None for the output" if quantity == "y" else "the gradient by the output"
+            raise ValueError(f"`dy` is {'None' if dy is None else 'given'} with `quantity` {quantity!r}: {expected}")
+        return cls(case, quantity, dy, reference or exact_sum(_products(case, quantity, dy)))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.exact.value.shape
+
+    @property
+    def decides(self) -> bool:
+        """Whether any term is not zero; else every conventional computation gives zeros, right or wrong."""
+        given = [self.operand(name) for name in OPERANDS[self.quantity] if name != "bias"]
+        bias = self.case.bias if self.quantity == "y" else None
+        return bool(self.exact.value.size) and (all(a.any() for a in given) or (bias is not None and bool(bias.any())))
+
+    @property
+    def affordable(self) -> bool:
+        """Whether hypotheses can be tested: an output on a sample, a gradient only as a whole."""
+        return (
+            self.quantity == "y" or self.case.geometry.taps * math.prod(self.case.geometry.output_shape) < _AFFORDABLE
+        )
+
+    def operand(self, name: str) -> np.ndarray:
+        return self.dy if name == "dy" else getattr(self.case, name)
+
+    def expected(
+        self, arithmetic: Arithmetic, case: Case, dy: np.ndarray | None = None, flat: np.ndarray | None = None
+    ) -> Expected:
+        """The same quantity of another case in some arithmetic; at the elements `flat` only, where given."""
+        if flat is not None and self.quantity == "y":
+            at = np.unravel_index(flat, case.geometry.output_shape)
+            return Expected.of(exact_sum(sampled_products(case, at)), arithmetic)
+        products = _products(case, self.quantity, self.dy if dy is None else dy)
+        whole = Expected.of(exact_sum(products), arithmetic)
+        return whole if flat is None else whole.at(flat)
+
+    @functools.cached_property
+    def _bounds(self) -> dict[Arithmetic, np.ndarray]:
+        return {}
+
+    def bound(self, arithmetic: Arithmetic) -> np.ndarray:
+        """`error_bound` of the exact sum, computed once an arithmetic."""
+        if arithmetic not in self._bounds:
+            self._bounds[arithmetic] = error_bound(arithmetic, self.exact)
+        return self._bounds[arithmetic]
+
+
+def _products(case: Case, quantity: str, dy: np.ndarray | None) -> Products:
+    return output_products(case) if dy is None else _GRADIENTS[quantity](case, dy)
+
+
+def sampled_products(case: Case, at: tuple[np.ndarray, ...]) -> Products:
+    """The products of some outputs: `at` has one index array an axis of the output."""
+    bias = None if case.bias is None else case.bias[at[-1]]
+    return Products.of(sampled_terms(case, at), at[-1].shape, bias)
+
+
+def sampled_terms(case: Case, at: tuple[np.ndarray, ...]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """For each tap `(x, w, valid)` under some outputs, each of one dimension; x is of no use where not valid."""
+    g = case.geometry
+    *leading, feature = at
+    batch, spatial = tuple(leading[: len(g.batch)]), leading[len(g.batch) :]
+    terms = []
+    for tap in np.ndindex(g.kernel_size):
+        index = [source[out, t] for source, out, t in zip(g.sources, spatial, tap)]
+        valid = np.logical_and.reduce([i >= 0 for i in index])
+        here = (*batch, *(np.maximum(i, 0) for i in index), feature // g.multiplier)
+        x = case.x[here] if 0 not in g.spatial else np.zeros(valid.shape, case.dtype)
+        terms.append((x, case.kernel[(*tap, 0, feature)], valid))
+    return terms

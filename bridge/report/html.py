@@ -1,0 +1,150 @@
+"""The diagnosis as one HTML file that needs nothing else: no network, no fonts, no other file."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import jinja2
+import markupsafe
+
+from bridge.case import Case
+from bridge.diagnosis import Comparison, Diagnosis, Verdict
+from bridge.environment import environment
+from bridge.report import pictures
+from bridge.report.answer import answer
+from bridge.report.differences import Difference, bit_classes, differences
+from bridge.report.terminal import describe
+
+#: How many pairs of classes get pictures, and how many channels of each a map.
+_PAIRS, _CHANNELS = 4, 5
+
+_WARNS = (Verdict.PRECISION, Verdict.INCONCLUSIVE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """A verdict with its cause, mend and place, and all pairs that it was found for."""
+
+    verdict: Verdict
+    cause: str
+    mend: str
+    place: str
+    pairs: list[tuple[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictured:
+    """A pair with its pictures."""
+
+    difference: Difference
+    heatmaps: list[pictures.Heatmap]
+    charts: list[pictures.Chart]
+
+
+def to_html(
+    diagnosis: Diagnosis,
+    *,
+    command: str,
+    attribution: pictures.Attribution | None = None,
+    orders: Mapping[str, str] | None = None,
+) -> str:
+    """The whole report.
+
+    Args:
+      diagnosis: what to show.
+      command: the shell command that repeats it.
+      attribution: shares of the difference, for the waterfall.
+      orders: for an implementation's name, its order of addition as an `<svg>` element.
+
+    Returns:
+      A document that asks for no other file, and looks the same whenever it is written from the same diagnosis on
+      the same machine.
+    """
+    classes = bit_classes(diagnosis)
+    names = diagnosis.names
+    references = [names[0]] + ["numpy.exact"] * ("numpy.exact" in names[1:])
+    return _page().render(
+        case=describe(diagnosis.case),
+        verdict=diagnosis.verdict,
+        sentences=answer(diagnosis),
+        findings=_findings(diagnosis),
+        waterfall=attribution and pictures.waterfall(attribution),
+        unit=attribution and attribution.unit,
+        tables=[(name, [_against(diagnosis, name, other) for other in names if other != name]) for name in references],
+        comparisons=diagnosis.comparisons,
+        graph=pictures.graph(diagnosis, classes),
+        classes=classes,
+        letters={name: each.letter for each in classes for name in each.names},
+        pictured=[_pictured(each) for each in differences(diagnosis, pairs=_PAIRS, channels=_CHANNELS)],
+        class_pairs=len(classes) * (len(classes) - 1) // 2,
+        ramp=pictures.ramp_css(),
+        orders={name: markupsafe.Markup(svg) for name, svg in (orders or {}).items()},
+        settings=_settings(diagnosis.case),
+        environment=environment(),
+        command=command,
+    )
+
+
+def _page() -> jinja2.Template:
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"tone": tone, "breakable": _breakable}
+    return templates.get_template("page.html.jinja")
+
+
+def tone(verdict: Verdict | str) -> str:
+    """The colour of a verdict: "pass", "warn" or "fail"."""
+    verdict = Verdict(verdict)
+    return "pass" if verdict.passes else "warn" if verdict in _WARNS else "fail"
+
+
+def _breakable(name: str) -> markupsafe.Markup:
+    """A name that may break after its dots, underscores and commas, and before its brackets."""
+    return markupsafe.Markup(re.sub(r"([._,])|(\[)", r"\1<wbr>\2", str(markupsafe.escape(name))))
+
+
+def _against(diagnosis: Diagnosis, reference: str, other: str) -> tuple[str, Comparison]:
+    return other, diagnosis.between(reference, other)
+
+
+def _pictured(each: Difference) -> Pictured:
+    charts = [pictures.ulp_chart(each.ulp), pictures.ratio_chart(each.ratio)]
+    if len(each.by_channel) > 1:
+        charts.append(pictures.channel_chart(each.by_channel))
+    return Pictured(each, [pictures.heatmap(one, each.scale or 1.0) for one in each.maps], charts)
+
+
+def _findings(diagnosis: Diagnosis) -> list[Finding]:
+    """What was found, weakest verdict first; pairs with one verdict, cause, mend and place are one finding."""
+    found: dict[tuple[Verdict, str, str, str], Finding] = {}
+    for c in diagnosis.comparisons:
+        if c.different:
+            key = (c.verdict, c.cause, c.mend, str(getattr(c, "place", "") or ""))
+            found.setdefault(key, Finding(*key, [])).pairs.append((c.a, c.b))
+    return sorted(found.values(), key=lambda finding: -finding.verdict.rank())
+
+
+def _settings(case: Case) -> dict[str, str]:
+    """The case, row by row."""
+    g = case.geometry
+    rows = {
+        "input": f"{g.x_shape}, channels last",
+        "kernel": str(g.kernel_shape),
+        "bias": "none" if case.bias is None else str(case.bias.shape),
+        "output": str(g.output_shape),
+        "dtype": case.dtype.name,
+        "strides": str(g.strides),
+        "padding": f"{g.padding} of {g.padding_mode}",
+        "kernel dilation": str(g.kernel_dilation),
+        "input dilation": str(g.input_dilation),
+        "products per output": str(g.taps),
+    }
+    return rows

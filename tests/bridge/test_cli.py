@@ -1,0 +1,138 @@
+"""The command, as a user types it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import typer.testing
+
+from bridge import cli
+
+
+def jaxdw(*arguments):
+    """Exit code, standard output, and the one line of an error."""
+    runner = typer.testing.CliRunner()
+    result = runner.invoke(cli.app, [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        assert isinstance(result.exception, (ValueError, TypeError, OSError)), result.exception
+        return 2, result.output, str(result.exception)
+    return result.exit_code, result.output, ""
+
+
+def test_without_arguments_it_answers_the_question():
+    code, out, _ = jaxdw("parity")
+    assert code == 0
+    for words in (
+        "The question's own case",
+        "torch.unfold_matmul",
+        "It is rounding, not a bug",
+        "jaxdw.depthwise_conv",
+    ):
+        assert words in " ".join(out.split())
+    assert all(len(line) <= 80 for line in out.splitlines())
+
+
+def test_json_holds_every_pair_and_is_valid(tmp_path):
+    path = tmp_path / "report.json"
+    code, _, _ = jaxdw("parity", "--json", path)
+    report = json.loads(path.read_text())
+    assert code == 0 and report["schema"].startswith("jaxdw.parity/")
+    assert {"environment", "case", "verdict", "comparisons"} <= set(report)
+    assert len(report["comparisons"]) == 7 * 6 // 2
+    fields = {
+        "a",
+        "b",
+        "verdict",
+        "elements",
+        "different",
+        "max_abs",
+        "max_ulp",
+        "max_bound_ratio",
+        "explained",
+        "cause",
+    }
+    assert all(fields | {"mend"} <= set(c) for c in report["comparisons"])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_every_option_reaches_the_case(tmp_path):
+    path = tmp_path / "report.json"
+    options = "--shape 1x9x8x4 --kernel-size 3x2 --strides 2,1 --padding 0:1,-1:2 --dilation 1,2 --multiplier 2 --bias"
+    names = "torch.conv2d,jax.grouped[dtype=bfloat16,precision=high]"
+    code, _, _ = jaxdw(
+        "parity", *options.split(), "--dtype", "float64", "--seed", 3, "--implementations", names, "--json", path
+    )
+    case = json.loads(path.read_text())["case"]
+    assert case["x"] == [1, 9, 8, 4] and case["kernel"] == [3, 2, 1, 8] and case["bias"] == [8]
+    assert case["strides"] == [2, 1] and case["padding"] == [[0, 1], [-1, 2]] and case["kernel_dilation"] == [1, 2]
+    assert case["dtype"] == "float64"
+    assert [c["b"] for c in json.loads(path.read_text())["comparisons"]] == [
+        "jax.grouped[dtype=bfloat16,precision=high]"
+    ]
+    assert code == 0  # bfloat16 is declared in the name, so its rounding is no surprise
+
+
+def test_files_are_read(tmp_path):
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", rng.standard_normal((2, 6, 6, 3), np.float32))
+    np.save(tmp_path / "w.npy", rng.standard_normal((3, 3, 1, 6), np.float32))
+    code, out, _ = jaxdw("parity", "--input", tmp_path / "x.npy", "--kernel", tmp_path / "w.npy")
+    assert code == 0 and "multiplier 2" in " ".join(out.split())
+
+
+def test_fail_on_tightens_the_exit_code():
+    assert jaxdw("parity", "--fail-on", "rounding")[0] == 1
+    names = "torch.conv2d,jax.taps"
+    assert jaxdw("parity", "--implementations", names, "--fail-on", "ROUNDING")[0] == 0
+
+
+def bad(tmp_path):
+    objects, integers, archive = tmp_path / "objects.npy", tmp_path / "integers.npy", tmp_path / "archive.npz"
+    np.save(objects, np.array([{}], object), allow_pickle=True)
+    np.save(integers, np.zeros((1, 5, 5, 2), int))
+    np.savez(archive, a=np.zeros(1))
+    text = tmp_path / "text.npy"
+    text.write_text("hello")
+    return {
+        "missing file": (["--input", tmp_path / "no.npy"], "expected an .npy file: it does not exist"),
+        "objects": (["--input", objects], "expected an .npy file of numbers"),
+        "integers": (["--input", integers], "with dtype int64, expected one of float32"),
+        "archive": (["--input", archive], "expected one array, found an archive"),
+        "no array": (["--input", text], "expected an .npy file of numbers"),
+        "shape": (["--shape", "2x"], "`--shape` is '2x', expected sizes such as 3x3"),
+        "padding": (["--padding", "1;2"], "`--padding` is '1;2', expected a word such as SAME"),
+        "padding word": (["--padding", "FULL"], "`padding` is 'FULL', expected one of SAME"),
+        "dtype": (["--dtype", "int8"], "`--dtype` is 'int8', expected one of float32"),
+        "strides": (["--strides", "0"], "`strides` is 0, expected a positive int"),
+        "implementation": (
+            ["--implementations", "torch.conv2d,jax.fft"],
+            "`implementation` is 'jax.fft', expected one",
+        ),
+        "one implementation": (["--implementations", "torch.conv2d"], "expected at least two, each once"),
+        "twice": (["--implementations", "jax.taps,jax.taps"], "expected at least two, each once"),
+        "both": (["--shape", "1x5x5x2", "--input", integers], "both given, expected one of them"),
+        "no folder": (["--json", tmp_path / "no" / "report.json"], "cannot be written: there is no folder"),
+        "a folder": (["--json", tmp_path], "is a folder, expected a file"),
+    }
+
+
+@pytest.mark.parametrize("name", bad(__import__("pathlib").Path(__import__("tempfile").mkdtemp())))
+def test_bad_arguments_are_one_line_and_exit_code_2(name, tmp_path):
+    arguments, message = bad(tmp_path)[name]
+    code, _, error = jaxdw("parity", *arguments)
+    assert code == 2 and message in error and "\n" not in error.strip()
+
+
+def test_the_console_prints_an_error_and_no_traceback():
+    done = subprocess.run(
+        [sys.executable, "-m", "bridge", "parity", "--shape", "x"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "jaxdw: `--shape` is 'x', expected sizes such as 3x3\n"
+
+
+def test_doctor_prints_the_machine_and_its_self_test():
+    code, out, _ = jaxdw("doctor", "--cases", 5)
+    assert code == 0 and "torch.conv2d" in out and "5 random float32 convolutions" in " ".join(out.split())

@@ -1,0 +1,134 @@
+"""Every implementation computes the case, declares an arithmetic it keeps, and takes its knobs."""
+
+import hypothesis
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+
+import bridge
+from bridge import Case
+from bridge.implementations import implementation, implementations, knobs
+from bridge.numerics import error_bound, exact
+from tests import oracle
+from tests.strategies import problems
+
+DTYPES = {"float32": np.float32, "float64": np.float64, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+KNOBBED = [
+    "torch.conv2d[mkldnn=off]",
+    "torch.conv2d[threads=1]",
+    "torch.unfold_matmul[mkldnn=off]",
+    "jax.taps[jit=off]",
+    "jax.grouped[precision=highest]",
+]
+
+
+def assert_within_declared_bound(name, case):
+    reference = exact(case)
+    y = implementation(name).run(case)
+    bound = error_bound(implementation(name).arithmetic(case), reference)
+    distance = np.abs(y.astype(np.float64) - reference.reference) - reference.reference_error
+    assert (distance <= bound).all(), (name, np.nanmax(distance / bound))
+
+
+@pytest.mark.parametrize("name", [*implementations(), *KNOBBED])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_implementation_keeps_its_declared_bound(name, dtype, full):
+    @hypothesis.settings(max_examples=150 if full else 6)
+    @given(problems())
+    def check(problem):
+        assert_within_declared_bound(name, Case(*problem.arrays(DTYPES[dtype]), **problem.options))
+
+    check()
+
+
+@given(problems())
+@hypothesis.settings(max_examples=60)
+def test_a_case_reads_the_same_inputs_as_the_loop(problem):
+    x, kernel, bias = problem.arrays(np.float32)
+    case = Case(x, kernel, bias, **problem.options)
+    expected = oracle.windows(x, kernel.shape[:-2], **problem.options)
+    taps = [
+        np.broadcast_to(x[..., 0], expected.shape[: -problem.rank - 1] + (x.shape[-2],)) for x, _, _ in case.tap_terms()
+    ]
+    actual = np.stack(taps, axis=-2).reshape(expected.shape)
+    assert np.array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("name", implementations())
+def test_a_narrower_dtype_knob_is_computed_in_it_and_declared(name):
+    if name == "numpy.exact":
+        pytest.skip("numpy.exact has no knobs")
+    rng = np.random.default_rng(0)
+    case = Case(rng.standard_normal((1, 6, 6, 3), np.float32), rng.standard_normal((3, 3, 1, 3), np.float32))
+    narrow = f"{name}[dtype=bfloat16]"
+    assert not np.array_equal(implementation(narrow).run(case), implementation(name).run(case))
+    assert_within_declared_bound(narrow, case)
+
+
+def test_channels_last_is_computed_in_that_layout():
+    rng = np.random.default_rng(0)
+    case = Case(rng.standard_normal((2, 9, 9, 4), np.float32), rng.standard_normal((3, 3, 1, 4), np.float32))
+    assert_within_declared_bound("torch.conv2d[layout=channels_last]", case)
+    flat = Case(np.zeros((1, 9, 4), np.float32), np.zeros((3, 1, 4), np.float32))
+    with pytest.raises(ValueError, match="`layout` is 'channels_last' in 1-D"):
+        implementation("torch.conv2d[layout=channels_last]").run(flat)
+
+
+def test_settings_are_as_before_even_after_an_error():
+    before = torch.backends.mkldnn.enabled, torch.get_num_threads()
+    case = Case(np.zeros((1, 9, 4), np.float32), np.zeros((3, 1, 4), np.float32))
+    implementation("torch.conv2d[mkldnn=off,threads=1]").run(case)
+    with pytest.raises(RuntimeError), _broken():
+        implementation("torch.conv2d[mkldnn=off,threads=1]").run(case)
+    assert (torch.backends.mkldnn.enabled, torch.get_num_threads()) == before
+
+
+def _broken():
+    from unittest import mock
+
+    return mock.patch("torch.nn.functional.conv1d", side_effect=RuntimeError("planted"))
+
+
+def test_names_are_canonical():
+    assert implementation("torch.conv2d[threads=1,mkldnn=off]").name == "torch.conv2d[mkldnn=off,threads=1]"
+    assert implementation("torch.conv2d[mkldnn=on]").name == "torch.conv2d"
+    assert bridge.implementation("jax.taps").framework == "jax"
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("torch.conv", "`implementation` is 'torch.conv', expected one of torch.conv2d"),
+        ("mxnet.conv2d", "`implementation` is 'mxnet.conv2d', expected one of"),
+        ("torch.conv2d[", "expected one of"),
+        ("torch.conv2d[color=red]", "with knob 'color=red', expected one of dtype, layout, mkldnn, threads"),
+        ("torch.conv2d[mkldnn=maybe]", "`mkldnn` is 'maybe', expected one of on, off"),
+        ("torch.conv2d[threads=0]", "`threads` is '0', expected a positive integer"),
+    ],
+)
+def test_a_wrong_name_is_answered_with_what_there_is(name, message):
+    with pytest.raises(ValueError) as caught:
+        implementation(name)
+    assert message in str(caught.value)
+
+
+def test_every_knob_is_listed():
+    assert set(knobs("torch")) == {"dtype", "layout", "mkldnn", "threads"} and set(knobs("numpy")) == set()
+
+
+@pytest.mark.parametrize(
+    "changes, error, message",
+    [
+        ({"x": [1.0]}, TypeError, "`x` is a list, expected a NumPy array"),
+        ({"x": np.zeros((1, 5, 5, 2), int)}, TypeError, "`x` has dtype int64, expected one of float32"),
+        ({"bias": np.zeros(2)}, TypeError, "`bias` has dtype float64; expected one dtype for all"),
+        ({"bias": np.zeros(3, np.float32)}, ValueError, "`bias` has shape (3,), expected (2,)"),
+    ],
+)
+def test_a_case_names_what_does_not_fit(changes, error, message):
+    given = {"x": np.zeros((1, 5, 5, 2), np.float32), "kernel": np.zeros((3, 3, 1, 2), np.float32), **changes}
+    with pytest.raises(error) as caught:
+        Case(**given)
+    assert message in str(caught.value)

@@ -1,0 +1,54 @@
+"""What holds for the project as a whole: imports, examples, and the commands of the README."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def run(*command):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("module", ["jaxdw", "jaxdw.nnx", "jaxdw.linen"])
+def test_jaxdw_imports_without_torch_and_without_bridge(module):
+    code = f"import sys, {module}; print(sorted({{'torch', 'bridge'}} & set(sys.modules)))"
+    assert run(sys.executable, "-c", code).stdout == "[]\n"
+
+
+def test_only_the_named_files_import_a_framework():
+    allowed = {"torch": {"implementations/torch_.py", "weights/read.py", "census/capture.py", "__main__.py"}}
+    for path in (ROOT / "bridge").rglob("*.py"):
+        if re.search(r"^\s*(import|from) torch\b", path.read_text(), re.MULTILINE):
+            assert str(path.relative_to(ROOT / "bridge")) in allowed["torch"]
+
+
+@pytest.mark.parametrize("example", sorted(p.name for p in (ROOT / "examples").glob("*.py")))
+def test_every_example_runs(example):
+    done = run(sys.executable, str(ROOT / "examples" / example))
+    assert done.returncode == 0 and done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_python_in_the_readme_runs(number):
+    done = run(sys.executable, "-c", blocks("python")[number])
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [c for b in blocks("sh") for c in b.splitlines() if c.startswith("jaxdw ")])
+def test_commands_in_the_readme_run(command, tmp_path):
+    words = [str(tmp_path / w) if re.search(r"\.(json|html)$", w) else w for w in shlex.split(command, comments=True)]
+    done = run(sys.executable, "-m", "bridge", *words[1:])
+    assert done.returncode == 0, done.stdout + done.stderr
