@@ -16,6 +16,7 @@ from bridge.diagnosis import Verdict
 from bridge.diagnosis import parity as run_parity
 from bridge.environment import environment
 from bridge.report import Report, check_writable, print_diagnosis, write_atomically
+from jaxdw.geometry import Padding
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -105,7 +106,19 @@ def doctor(
     raise typer.Exit(0 if result.equal == result.elements else 1)
 
 
-def _case(shape, kernel_size, strides, padding, dilation, multiplier, bias, dtype, seed, input, kernel) -> Case:
+def _case(
+    shape: str,
+    kernel_size: str,
+    strides: str,
+    padding: str,
+    dilation: str,
+    multiplier: int,
+    bias: bool,
+    dtype: str,
+    seed: int,
+    input: Path | None,
+    kernel: Path | None,
+) -> Case:
     if dtype and dtype not in DTYPES:
         raise ValueError(f"`--dtype` is {dtype!r}, expected one of {', '.join(DTYPES)}")
     if shape and input is not None:
@@ -117,20 +130,23 @@ def _case(shape, kernel_size, strides, padding, dilation, multiplier, bias, dtyp
     if input is not None:
         x = _load("--input", input, dtype)
     else:
-        x = rng.standard_normal(_sizes("--shape", shape or QUESTION["shape"]))
+        x = np.asarray(rng.standard_normal(_sizes("--shape", shape or QUESTION["shape"])))
         x = x.astype(DTYPES[dtype or "float32"])
     if kernel is not None:
         w = _load("--kernel", kernel, dtype or x.dtype.name)
     else:
         size = _sizes("--kernel-size", kernel_size or QUESTION["kernel_size"])
         w = rng.standard_normal((*size, 1, x.shape[-1] * multiplier)).astype(x.dtype)
-    b = rng.standard_normal(w.shape[-1]).astype(x.dtype) if bias else None
-    options = {
-        "strides": _one_or_each("--strides", strides),
-        "padding": _padding(padding or QUESTION["padding"]),
-        "kernel_dilation": _one_or_each("--dilation", dilation),
-    }
-    return Case(x, w, b, **options, name="" if asked else "The question's own case")
+    b = np.asarray(rng.standard_normal(w.shape[-1])).astype(x.dtype) if bias else None
+    return Case(
+        x,
+        w,
+        b,
+        strides=_one_or_each("--strides", strides),
+        padding=_padding(padding or QUESTION["padding"]),
+        kernel_dilation=_one_or_each("--dilation", dilation),
+        name="" if asked else "The question's own case",
+    )
 
 
 def _load(option: str, path: Path, dtype: str) -> np.ndarray:
@@ -167,11 +183,12 @@ def _one_or_each(option: str, text: str) -> int | tuple[int, ...]:
     return sizes[0] if len(sizes) == 1 else sizes
 
 
-def _padding(text: str) -> str | int | tuple:
+def _padding(text: str) -> Padding:
     if re.fullmatch(r"[A-Za-z_]+", text):
         return text.upper()
     if not re.fullmatch(r"-?\d+(:-?\d+)?(,-?\d+(:-?\d+)?)*", text):
         raise ValueError(f"`--padding` is {text!r}, expected a word such as SAME, or numbers such as 1, 1,2 or 0:1,0:1")
-    axes = [tuple(int(part) for part in axis.split(":")) for axis in text.split(",")]
-    axes = [axis[0] if len(axis) == 1 else axis for axis in axes]
-    return axes[0] if len(axes) == 1 and isinstance(axes[0], int) else tuple(axes)
+    axes = [[int(part) for part in axis.split(":")] for axis in text.split(",")]
+    if len(axes) == 1 and len(axes[0]) == 1:
+        return axes[0][0]
+    return tuple(axis[0] if len(axis) == 1 else (axis[0], axis[1]) for axis in axes)

@@ -26,8 +26,8 @@ class Expected:
         narrow = dtype.itemsize == 2
         info = ml_dtypes.finfo(np.float32 if narrow else dtype)
         u = float(info.eps) / 2
-        # gamma_k = k u / (1 - k u) >= (1 + u)^k - 1 (Higham 2002, Lemma 3.1); the last factor covers the rounding of this
-        # line and of the float64 magnitude, at most (terms + 4) 2^-53 < 2^-40 relative
+        # gamma_k = k u / (1 - k u) >= (1 + u)^k - 1 (Higham 2002, Lemma 3.1); the last factor covers the rounding of
+        # this line and of the float64 magnitude, at most (terms + 4) 2^-53 < 2^-40 relative
         k = self.terms + 1
         bound = (k * u / (1 - k * u) * self.magnitude + 2 * self.terms * float(info.tiny)) * (1 + 2.0**-40)
         if dtype == np.float64:
@@ -119,8 +119,10 @@ def depthwise(x, kernel, bias=None, **options) -> Expected:
 
 
 def fma(a, b, c):
-    """a*b + c rounded once to float32: the product is exact in float64, the sum is rounded to odd there (Boldo & Melquiond
-    2008), and rounding that to float32 is then correct.
+    """a*b + c rounded once to float32.
+
+    The product is exact in float64, the sum is rounded to odd there, and rounding that to float32 is then correct
+    (Boldo & Melquiond 2008).
     """
     product, addend = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
     total = product + addend

@@ -46,8 +46,8 @@ def _noise_or_bug(diagnosis: Diagnosis) -> str:
     if worst.verdict is Verdict.NONFINITE:
         return f"NaN or infinities do not agree: {worst.cause}."
     return (
-        f"It is more than rounding: {worst.a} and {worst.b} differ by {worst.max_bound_ratio:.3g} times the proved bound "
-        f"at {worst.where}. {worst.cause}".rstrip()
+        f"It is more than rounding: {worst.a} and {worst.b} differ by {worst.max_bound_ratio:.3g} times the proved "
+        f"bound at {worst.where}. {worst.cause}".rstrip()
     )
 
 

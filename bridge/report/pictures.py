@@ -78,11 +78,11 @@ class Chart:
     mark: float | None = None
 
     width = 400
-    height = 230
-    left = 46
-    right = 390
-    top = 20
-    bottom = 182
+    height = 236
+    left = 58
+    right = 392
+    top = 28
+    bottom = 188
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,8 +156,11 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Waterfall:
+    """Bars between 0 and `right`, with the value zero at `zero`; their values stand at the right edge."""
+
     width: float
     height: float
+    right: float
     zero: float
     steps: Sequence[Step]
     summary: str
@@ -213,7 +216,7 @@ def ulp_chart(bins: Sequence[Bin]) -> Chart:
     notes = [f"{name} ULP: {b.count:,} elements" for name, b in zip(names, bins)]
     furthest = next((name for name, b in zip(reversed(names), reversed(bins)) if b.count), "0")
     summary = f"Histogram of distances in ULP: {bins[0].count} elements at 0, the furthest at {furthest}"
-    return _counts("Distance in ULP", "ULP, each bar twice as wide as the one before", bins, notes, ticks, summary)
+    return _counts("Distance in ULP", "ULP: 0, 1, 2 to 3, 4 to 7, ...", bins, notes, ticks, summary)
 
 
 def ratio_chart(bins: Sequence[Bin]) -> Chart:
@@ -247,9 +250,9 @@ def channel_chart(by_channel: np.ndarray) -> Chart:
         height = span * min(h / scale, 1.0)
         gap = min(1.0, step / 4)
         bars.append(Bar(Chart.left + step * k, Chart.bottom - height, step - gap, height, note, not math.isfinite(h)))
-    places = sorted({round(f * (len(heights) - 1)) for f in (0, 0.25, 0.5, 0.75, 1)})
-    x_ticks = [Tick(Chart.left + step * (k + 0.5), str(k * block)) for k in places]
-    y_ticks = [Tick(Chart.bottom - span * f, f"{scale * f:.1e}" if f else "0") for f in (0.0, 0.5, 1.0)]
+    every = next(n for d in itertools.count() for n in (10**d, 2 * 10**d, 5 * 10**d) if len(heights) <= 8 * n)
+    x_ticks = [Tick(Chart.left + step * (k + 0.5), str(k * block)) for k in range(0, len(heights), every)]
+    y_ticks = [Tick(Chart.bottom - span * f, f"{scale * f:.2g}") for f in (0.0, 0.5, 1.0)]
     worst = int(np.argmax(by_channel))
     summary = f"Bars of the greatest difference of each of {channels} channels: the greatest in channel {worst}"
     return Chart("By channel", "output channel", "max |a − b|", bars, x_ticks, y_ticks, summary)
@@ -264,7 +267,7 @@ def heatmap(each: Map, scale: float) -> Heatmap:
     differs = finite & (cells > 0)
     colour[differs] = _FIRST + np.round((_LAST - _FIRST) * (cells[differs] / scale))
     colour[~finite] = _BAD
-    longest = 150
+    longest = 128
     unit = longest / max(rows, columns)
     greatest = cells[finite].max(initial=0.0)
     row, column = np.unravel_index(int(np.argmax(cells)), cells.shape)
@@ -274,7 +277,7 @@ def heatmap(each: Map, scale: float) -> Heatmap:
         f"the greatest near {each.axes[0]} {row * block[0]}, {each.axes[1]} {column * block[1]}"
     )
     return Heatmap(
-        each.title,
+        f"{each.title}: {'not finite' if colour.max() == _BAD else f'{greatest:.2g}'}",
         _png(colour),
         max(columns * unit, 12),
         max(rows * unit, 12),
@@ -295,7 +298,7 @@ def waterfall(attribution: Attribution) -> Waterfall:
     rows = [*attribution.shares, ("unexplained", attribution.unexplained)]
     ends = list(itertools.accumulate((value for _, value in rows), initial=0.0))
     lowest, highest = min(0.0, *ends, attribution.total), max(0.0, *ends, attribution.total)
-    width, right, height = 480, 396, 40
+    width, right, height = 390, 312, 40
     unit = right / ((highest - lowest) or 1.0)
     steps = []
     for number, ((label, value), start) in enumerate(zip(rows, ends)):
@@ -306,7 +309,7 @@ def waterfall(attribution: Attribution) -> Waterfall:
     total = f"{attribution.total:.3g}"
     steps.append(Step("total", len(rows) * height, x, abs(attribution.total) * unit, total, "total"))
     summary = "; ".join(f"{step.label} {step.value}" for step in steps)
-    return Waterfall(width, (len(rows) + 1) * height, -lowest * unit, steps, f"{summary} ({attribution.unit})")
+    return Waterfall(width, (len(rows) + 1) * height, right, -lowest * unit, steps, f"{summary} ({attribution.unit})")
 
 
 def _counts(
@@ -333,7 +336,8 @@ def _counts(
         for k, (b, note) in enumerate(zip(bins, notes))
         if b.count
     ]  # fmt: skip
-    y_ticks = [Tick(Chart.bottom - height(10**d), _count(10**d)) for d in range(int(max(math.log10(most), 1)) + 1)]
+    marks = [m * 10**d for d in range(int(math.log10(most)) + 1) for m in ((1, 2, 5) if most < 100 else (1,))]
+    y_ticks = [Tick(Chart.bottom - height(n), _count(n)) for n in marks if n <= max(most, 10)]
     return Chart(title, x_title, "elements", bars, x_ticks, y_ticks, summary, mark)
 
 

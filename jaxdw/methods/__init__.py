@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Protocol
 
 import jax
-from jax import lax
 
 from jaxdw._arrays import PrecisionPair
 from jaxdw.geometry import Geometry

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax
-from jax import lax
 
 from jaxdw._arrays import PrecisionPair
 from jaxdw.geometry import Geometry

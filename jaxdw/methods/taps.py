@@ -35,9 +35,9 @@ def bias_comes_first(geometry: Geometry) -> bool:
     """Whether PyTorch's convolution on CPU starts its sum from the bias; elsewhere it adds the bias at the end.
 
     oneDNN's depthwise kernel starts from the bias. It does not serve a channel multiplier, three spatial axes, or
-    padding as wide as the dilated kernel; the kernels that PyTorch takes then add the bias last. Seen with torch 2.13 on
-    x86-64; `jaxdw doctor` checks it where it runs. With a multiplier and few output positions PyTorch's matrix product
-    adds in yet another order, which this method does not follow.
+    padding as wide as the dilated kernel; the kernels that PyTorch takes then add the bias last. Seen with torch 2.13
+    on x86-64; `jaxdw doctor` checks it where it runs. With a multiplier and few output positions PyTorch's matrix
+    product adds in yet another order, which this method does not follow.
     """
     padding = geometry.symmetric_padding or (0,) * geometry.rank  # what `padding=` cannot say is padded beforehand
     return (

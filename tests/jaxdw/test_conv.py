@@ -97,7 +97,7 @@ def loop_gradients(x, kernel, bias, dy, dtype, options):
     """(value, bound) for dx, dkernel and dbias, by adding up every product the definition names."""
     x, kernel, dy = (np.asarray(a, np.float64) for a in (x, kernel, dy))
     kernel_size, features = kernel.shape[:-2], kernel.shape[-1]
-    channels, rank = x.shape[-1], len(kernel.shape) - 2
+    channels = x.shape[-1]
     multiplier = features // channels
     # windows of an array of positions tell where each tap reads: 0 means padding
     numbers = np.arange(1, x.size // channels + 1).reshape(*x.shape[:-1], 1) if x.size else np.zeros((*x.shape[:-1], 1))

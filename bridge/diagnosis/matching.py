@@ -1,0 +1,184 @@
+"""Permutations that the numbers themselves show: which input channel, kernel channel or row each output matches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bridge.diagnosis.mistakes import Mistake
+
+if TYPE_CHECKING:
+    from bridge.diagnosis.side import Side
+
+#: Output positions on which two channels must agree to match.
+_POSITIONS = 12
+#: Rows above which an axis is not matched with itself: the comparison is quadratic.
+_LONGEST = 2048
+#: Numbers of a block of the comparison.
+_BLOCK = 1 << 22
+
+
+def matched(side: Side) -> Iterator[Mistake]:
+    """A permutation of input channels, kernel channels, bias, or along one axis of the output."""
+    if side.target.quantity == "y":
+        yield from _channels(side)
+        yield from _biases(side)
+    yield from _axes(side)
+
+
+def _channels(side: Side) -> Iterator[Mistake]:
+    """Output o as the product of every input channel with kernel o, and of its input channel with every kernel."""
+    case, g = side.target.case, side.target.case.geometry
+    if g.channels == 1 or g.features > _LONGEST or 0 in g.x_shape:
+        return
+    windows, wanted = _windows(side)
+    kernel = case.kernel.reshape(g.taps, g.features).astype(np.float64)
+    own = np.arange(g.features) // g.multiplier
+
+    def close(x: np.ndarray, w: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """(c, o): whether x (P, taps, c) with w (taps, o) is y at all positions, to a few times what rounding does."""
+        columns = np.moveaxis(x, 1, -1)
+        product, size = columns @ w, np.abs(columns) @ np.abs(w)
+        u = side.arithmetic.accumulator.unit_roundoff * (g.taps + 4) + 2 * side.arithmetic.output.unit_roundoff
+        return (np.abs(product - y) <= u * (size + np.abs(y)) * 2 + 1e-300).all(axis=0)
+
+    step = max(1, _BLOCK // (_POSITIONS * g.channels))
+    input_of = np.full(g.features, -1)
+    for start in range(0, g.features, step):
+        block = slice(start, start + step)
+        input_of[block] = _first(close(windows, kernel[:, block], wanted[:, None, block]), own[block])
+    source = input_of[:: g.multiplier]
+    if _is_permutation(source) and (input_of == np.repeat(source, g.multiplier)).all():
+        yield Mistake(
+            "input channels permuted",
+            f"reads the input channels in the order {_short(source)}",
+            f"undo the permutation of the input channels: x[..., {_short(np.argsort(source))}]",
+            case.replace(x=case.x[..., source]),
+            place="input channels",
+        )
+    kernel_of = np.full(g.features, -1)
+    for c in range(g.channels):
+        features = np.flatnonzero(own == c)
+        table = np.stack([close(windows[..., [c]], kernel, wanted[:, None, [o]])[0] for o in features])
+        kernel_of[features] = _first(table.T, features)
+        if (kernel_of[features] < 0).any():
+            break
+    if _is_permutation(kernel_of):
+        yield Mistake(
+            "kernel channels permuted",
+            f"has the kernel's channels in the order {_short(kernel_of)}",
+            f"undo the permutation of the kernel's channels: kernel[..., {_short(np.argsort(kernel_of))}]",
+            case.replace(kernel=case.kernel[..., kernel_of]),
+            place="kernel channels",
+        )
+
+
+def _windows(side: Side) -> tuple[np.ndarray, np.ndarray]:
+    """Windows `(P, taps, C)` at the positions that read most of the input, and y there less the bias, `(P, C*M)`."""
+    case, g = side.target.case, side.target.case.geometry
+    valid = g.valid_taps().reshape(*g.output_spatial, -1).sum(axis=-1)
+    full = np.argwhere(valid == valid.max())
+    rng = np.random.default_rng(0)
+    rows = full[rng.choice(len(full), _POSITIONS)]
+    batch = np.stack([rng.integers(0, n, _POSITIONS) for n in g.batch], axis=1) if g.batch else rows[:, :0]
+    at = (*batch.T, *rows.T)
+    windows = np.zeros((_POSITIONS, g.taps, g.channels))
+    for t, tap in enumerate(np.ndindex(g.kernel_size)):
+        index = [source[out, k] for source, out, k in zip(g.sources, rows.T, tap)]
+        inside = np.logical_and.reduce([i >= 0 for i in index])
+        windows[inside, t] = case.x[(*batch.T, *index)][inside]
+    bias = 0.0 if case.bias is None else case.bias.astype(np.float64)
+    return windows, side.y[at].astype(np.float64) - bias
+
+
+def _biases(side: Side) -> Iterator[Mistake]:
+    """Which bias each output channel has: the one nearest to the mean of what the products leave."""
+    case = side.target.case
+    if case.bias is None or not side.y.size:
+        return
+    axes = tuple(range(side.y.ndim - 1))
+    b = case.bias.astype(np.float64)
+    with np.errstate(all="ignore"):
+        residual = side.y.astype(np.float64) - side.expected.reference
+        seen = np.median(residual, axis=axes) + b
+        if not np.isfinite(seen).all() or len(b) > _LONGEST:
+            return
+        source = np.abs(seen[:, None] - b).argmin(axis=1)
+    if _is_permutation(source):
+        yield Mistake(
+            "bias permuted",
+            f"has the bias in the order {_short(source)}",
+            f"undo the permutation of the bias: bias[{_short(np.argsort(source))}]",
+            case.replace(bias=case.bias[source]),
+            place="bias",
+        )
+
+
+def _axes(side: Side) -> Iterator[Mistake]:
+    """Slices of the output along one axis that match other slices of the exact result."""
+    batch, rank = len(side.target.case.geometry.batch), side.target.case.geometry.rank
+    reference, allowed = side.expected
+    for axis in range(side.y.ndim):
+        n = side.y.shape[axis]
+        if not 1 < n <= _LONGEST:
+            continue
+        source = _matching_slices(*(np.moveaxis(a, axis, 0).reshape(n, -1) for a in (side.y, reference, allowed)))
+        if not _is_permutation(source):
+            continue
+        kind = "batch entries" if axis < batch else "channels" if axis == side.y.ndim - 1 else "positions"
+        if side.target.quantity != "y":
+            kind = "slices"
+        yield Mistake(
+            "outputs permuted",
+            f"has the {kind} along axis {axis} of its output {_order(source)}",
+            f"undo the permutation of axis {axis}: np.take(y, {_short(np.argsort(source))}, axis={axis})",
+            side.target.case,
+            lambda y, axis=axis, source=source: np.take(y, source, axis),
+            f"{kind}, axis {axis} of the output",
+        )
+    del rank
+
+
+def _matching_slices(y: np.ndarray, reference: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """For each row of y the row of the reference within what is allowed, itself if it is one; -1 for none."""
+    rng = np.random.default_rng(0)
+    columns = rng.choice(y.shape[1], min(_POSITIONS, y.shape[1]), replace=False)
+    y, reference, allowed = y[:, columns].astype(np.float64), reference[:, columns], allowed[:, columns]
+    source = np.full(len(y), -1)
+    step = max(1, _BLOCK // y.size)
+    with np.errstate(invalid="ignore"):
+        for start in range(0, len(y), step):
+            rows = y[start : start + step]
+            near = (np.abs(rows - reference[:, None]) <= allowed[:, None]).all(axis=-1)
+            source[start : start + step] = _first(near, np.arange(start, start + len(rows)))
+    return source
+
+
+def _first(matches: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """For each column of a table the row that matches: its own if that does, else the first, else -1."""
+    columns = np.arange(matches.shape[1])
+    best = np.where(matches.any(axis=0), matches.argmax(axis=0), -1)
+    return np.where(matches[own, columns], own, best)
+
+
+def _is_permutation(source: np.ndarray) -> bool:
+    """Of its indices, and not the identity."""
+    indices = np.arange(len(source))
+    return bool((source != indices).any() and np.array_equal(np.sort(source), indices))
+
+
+def _order(source: np.ndarray) -> str:
+    n = len(source)
+    if np.array_equal(source, np.arange(n)[::-1]):
+        return "reversed"
+    shift = source[0]
+    if np.array_equal(source, np.roll(np.arange(n), -shift)):
+        return f"rolled by {shift}"
+    return f"in the order {_short(source)}"
+
+
+def _short(order: np.ndarray) -> str:
+    shown = [str(i) for i in order[:16]]
+    return f"[{', '.join(shown)}{', ...' if len(order) > 16 else ''}]"

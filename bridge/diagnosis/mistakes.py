@@ -1,0 +1,368 @@
+"""The named mistakes: what an implementation that misreads a convention computes instead.
+
+Each is another case, or a rearrangement of its output, or both; so its exact result and its bound can be computed like
+those of the case itself. Where two mistakes compute the same - a flip of a symmetric kernel, SAME and symmetric padding
+at stride 1 - the first one here is the one that is named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from bridge.case import Case
+
+Rearrange = Callable[[np.ndarray], np.ndarray]
+
+#: What each option was to be, in the words of a call.
+_OPTIONS = ("strides", "padding", "kernel_dilation", "input_dilation")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mistake:
+    """A hypothesis on what was computed.
+
+    Attributes:
+      name: short and stable, such as "kernel flipped".
+      cause: what was done, to follow the name of the side.
+      mend: what to change.
+      case: what was computed instead.
+      rearrange: what happened to its output; None for nothing.
+      place: what part of the computation it concerns.
+    """
+
+    name: str
+    cause: str
+    mend: str
+    case: Case
+    rearrange: Rearrange | None = None
+    place: str = ""
+
+
+def mistakes(case: Case) -> Iterator[Mistake]:
+    """Every mistake that leaves the output's shape as it is, the likeliest first."""
+    shape = case.geometry.output_shape
+    families = (paddings, kernels, biases, steps, padding_modes, layouts, channel_orders, edges)
+    for family in families:
+        for mistake in family(case):
+            if mistake.case.geometry.output_shape == shape:
+                yield mistake
+
+
+def paddings(case: Case) -> Iterator[Mistake]:
+    """Other amounts of zeros. Where the size of the output is fixed, only what is added in front matters."""
+    g = case.geometry
+    if g.padding_mode != "zeros" or 0 in g.output_shape:
+        return
+    seen = {tuple(low for low, _ in g.padding)}
+    half = tuple((k // 2, k // 2) for k in g.kernel_size)
+    span_half = tuple((s // 2, s // 2) for s in g.spans)
+    low_high = tuple((high, low) for low, high in g.padding)
+    given = 'SAME' if case.padding == "SAME" else None
+    symmetric = g.symmetric_padding is not None
+    against = "SAME against symmetric padding"
+    named: list[tuple[str, Any]] = [
+        (against if symmetric else "padding", "SAME"),
+        (against if given else "padding", half),
+        (against if given else "padding", span_half),
+        (against if symmetric else "padding", "SAME_LOWER"),
+        ("padding missing", "VALID"),
+        ("padding swapped between axes", g.padding[::-1]),
+        ("padding low and high swapped", low_high),
+    ]
+    for name, padding in named:
+        mistake = _padding(case, name, padding)
+        if mistake and (lows := tuple(low for low, _ in mistake.case.geometry.padding)) not in seen:
+            seen.add(lows)
+            yield mistake
+    steps = sorted({d for s in g.strides for d in (-2 * s, -s, s, 2 * s)} | set(range(-2, 3)), key=abs)
+    for shift in sorted(itertools.product(steps, repeat=g.rank), key=lambda d: (np.count_nonzero(d), sum(map(abs, d)))):
+        lows = tuple(low + d for (low, _), d in zip(g.padding, shift))
+        if lows in seen:
+            continue
+        seen.add(lows)
+        pairs = tuple(_pair(case, axis, low) for axis, low in enumerate(lows))
+        off_by_one = np.count_nonzero(shift) == 1 and sum(map(abs, shift)) == 1
+        moved = np.count_nonzero(shift) == 1 and any(abs(d) == s for d, s in zip(shift, g.strides))
+        name = "padding off by one" if off_by_one else "row or column shifted" if moved else "padding"
+        if mistake := _padding(case, name, pairs):
+            yield mistake
+
+
+def _pair(case: Case, axis: int, low: int) -> tuple[int, int]:
+    """(low, high) that leaves the output's size as it is: symmetric if it can be, else the case's own high, else least."""
+    g = case.geometry
+    dilated = (g.spatial[axis] - 1) * g.input_dilation[axis] + 1 if g.spatial[axis] else 0
+    least = (g.output_spatial[axis] - 1) * g.strides[axis] + g.spans[axis] - dilated - low
+    possible = range(least, least + g.strides[axis])
+    return low, next((high for high in (low, g.padding[axis][1]) if high in possible), least)
+
+
+def _padding(case: Case, name: str, padding: Any) -> Mistake | None:
+    try:
+        other = case.replace(padding=padding)
+    except ValueError:
+        return None
+    if other.geometry.output_shape != case.geometry.output_shape:
+        return None
+    return _option(case, other, name, "padding")
+
+
+def _option(case: Case, other: Case, name: str, *options: str) -> Mistake:
+    """A mistake in options of the call."""
+    right, wrong = ([f"{o}={_spelled(getattr(c, o), c, o)}" for o in options] for c in (case, other))
+    meant = [f"{o}={getattr(case.geometry, o)}" for o in options if isinstance(getattr(case, o), str)]
+    got = [f"{o}={getattr(other.geometry, o)}" for o in options if isinstance(getattr(other, o), str)]
+    there, here = (f", here {', '.join(p)}," if p else "" for p in (got, meant))
+    return Mistake(
+        name,
+        f"was computed with {', '.join(wrong)}{there} where the case has {', '.join(right)}{here}".rstrip(","),
+        f"`{', '.join(right)}` instead of `{', '.join(wrong)}`",
+        other,
+        place=", ".join(options),
+    )
+
+
+def _spelled(value: Any, case: Case, option: str) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(getattr(case.geometry, option))
+
+
+def kernels(case: Case) -> Iterator[Mistake]:
+    """The kernel flipped, transposed, or read in another layout."""
+    rank, kernel = case.geometry.rank, case.kernel
+    axes = range(rank)
+    for n in range(rank, 0, -1):
+        for flipped in itertools.combinations(axes, n):
+            which = "along every axis: a convolution, not a cross-correlation" if n == rank else _along(flipped)
+            yield Mistake(
+                "kernel flipped",
+                f"has the kernel flipped {which}",
+                f"flip the kernel: kernel[{', '.join('::-1' if a in flipped else ':' for a in axes)}]",
+                case.replace(kernel=np.flip(kernel, flipped)),
+                place=f"kernel {_along(flipped)}",
+            )
+    for order in itertools.permutations(axes):
+        if order == tuple(axes) or tuple(kernel.shape[a] for a in order) != kernel.shape[:rank]:
+            continue
+        moved = np.transpose(kernel, (*order, rank, rank + 1))
+        for n in range(rank + 1):
+            for flipped in itertools.combinations(axes, n):
+                also = f" and flipped {_along(flipped)}" if flipped else ""
+                yield Mistake(
+                    "kernel transposed",
+                    f"has the kernel's spatial axes transposed to {order}{also}",
+                    f"transpose the kernel back: its axes {order} are in the wrong order{also}",
+                    case.replace(kernel=np.flip(moved, flipped)),
+                    place=f"kernel axes {order}",
+                )
+    back = np.moveaxis(kernel, (-1, -2), (0, 1))
+    for kernel_read, done, wanted in (
+        (back.reshape(kernel.shape), "an OIHW kernel reshaped to HWIO", "np.transpose(weight, (2, 3, 1, 0))"),
+        (
+            np.moveaxis(kernel.reshape(back.shape), (0, 1), (-1, -2)),
+            "an HWIO kernel reshaped to OIHW",
+            "np.transpose(kernel, (3, 2, 0, 1))",
+        ),
+    ):
+        yield Mistake(
+            "kernel layout",
+            f"has {done}, where a transpose is needed",
+            f"{wanted} instead of a reshape{'' if rank == 2 else f' (here with {rank} spatial axes)'}",
+            case.replace(kernel=kernel_read),
+            place="kernel",
+        )
+
+
+def _along(axes: tuple[int, ...]) -> str:
+    return f"along axis {axes[0]}" if len(axes) == 1 else f"along axes {axes}"
+
+
+def biases(case: Case) -> Iterator[Mistake]:
+    """The bias missing, doubled, subtracted, or in another order of channels."""
+    if case.bias is None:
+        return
+    g, b = case.geometry, case.bias
+    wide = b.astype(np.float64)
+    with np.errstate(over="ignore"):
+        changed = [
+            ("bias missing", "has no bias", "add the bias", np.zeros_like(b)),
+            ("bias doubled", "has the bias added twice", "add the bias once", (2 * wide).astype(b.dtype)),
+            ("bias subtracted", "has the bias subtracted", "add the bias", -b),
+        ]
+    order = _channel_order(case)
+    if g.multiplier > 1:
+        for permutation in (order, np.argsort(order)):
+            changed.append(("bias permuted", "has the bias in the order m*C+c", "order the bias as c*M+m", b[permutation]))
+    for name, cause, mend, bias in changed:
+        yield Mistake(name, cause, mend, case.replace(bias=bias), place="bias")
+
+
+def steps(case: Case) -> Iterator[Mistake]:
+    """Strides and dilations mistaken; padding as it was, and as the same word would have it."""
+    g = case.geometry
+    s, d, spread = g.strides, g.kernel_dilation, g.input_dilation
+    ones = (1,) * g.rank
+    changes: list[tuple[str, dict[str, Any]]] = [
+        ("stride and dilation swapped", {"strides": d, "kernel_dilation": s}),
+        ("strides swapped between axes", {"strides": s[::-1]}),
+        ("dilation swapped between axes", {"kernel_dilation": d[::-1]}),
+        ("dilation ignored", {"kernel_dilation": ones}),
+        ("stride ignored", {"strides": ones}),
+        ("input dilation ignored", {"input_dilation": ones}),
+        ("input and kernel dilation swapped", {"input_dilation": d, "kernel_dilation": spread}),
+    ]
+    for name, change in changes:
+        if all(getattr(g, option) == value for option, value in change.items()):
+            continue
+        paddings = [case.padding, g.padding] if g.padding_mode == "zeros" else [case.padding]
+        for padding in paddings:
+            try:
+                other = case.replace(**change, padding=padding)
+            except ValueError:
+                continue
+            yield _option(case, other, name, *change)
+
+
+def padding_modes(case: Case) -> Iterator[Mistake]:
+    """Zeros, periodic and reflecting padding, and repeated edges, mistaken for each other."""
+    g = case.geometry
+    modes = {"zeros": "constant", "circular": "wrap", "reflect": "reflect", "replicate": "edge"}
+    if max(g.input_dilation) > 1 or 0 in g.spatial or min(min(pair) for pair in g.padding) < 0:
+        return
+    batch = len(g.batch)
+    shifts = [(0,) * g.rank] if g.padding_mode == "zeros" else list(itertools.product((0, -1, 1), repeat=g.rank))
+    for mode, of_numpy in modes.items():
+        for shift in shifts:
+            pads = tuple((low + d, high - d) for (low, high), d in zip(g.padding, shift))
+            same_mode = mode == g.padding_mode
+            if same_mode == (not any(shift)) or min(min(pair) for pair in pads) < 0:
+                continue
+            x = np.pad(case.x, ((0, 0),) * batch + pads + ((0, 0),), mode=of_numpy)
+            wrong = f"padding={pads}" if same_mode else f"padding mode {mode!r}"
+            right = f"padding={g.padding}" if same_mode else f"padding mode {g.padding_mode!r}"
+            yield Mistake(
+                "padding off by one" if same_mode else "padding mode",
+                f"was computed with {wrong}, where the case has {right}",
+                f"{right} instead of {wrong}",
+                case.replace(x=x, padding="VALID"),
+                place="padding",
+            )
+
+
+def layouts(case: Case) -> Iterator[Mistake]:
+    """Images read in another order of axes."""
+    g = case.geometry
+    batch, last = len(g.batch), len(g.x_shape) - 1
+    spatial = range(batch, batch + g.rank)
+    words = ("NCHW", "NHWC") if g.rank == 2 else ("channels-first", "channels-last")
+    for name, a, where, mend in (
+        ("input layout", case.x, "its input", "x"),
+        ("output layout", None, "its output", "y"),
+    ):
+        there = np.transpose
+        for first in (True, False):
+            def read(array: np.ndarray, first: bool = first) -> np.ndarray:
+                forward = np.moveaxis(array, -1, batch)
+                if first:
+                    return forward.reshape(array.shape)
+                return np.moveaxis(array.reshape(forward.shape), batch, -1)
+
+            source, seen = words if first else words[::-1]
+            mistake = f"has {where} in {source} read as {seen}: reshaped, where a transpose is needed"
+            fix = f"np.moveaxis({mend}, {batch}, -1)" if first else f"np.moveaxis({mend}, -1, {batch})"
+            other = case if a is None else case.replace(x=read(a))
+            yield Mistake(name, mistake, f"{fix} instead of a reshape", other, read if a is None else None, mend)
+    for i, j in itertools.combinations(spatial, 2):
+        if g.x_shape[i] == g.x_shape[j]:
+            yield Mistake(
+                "spatial axes swapped",
+                f"has axes {i} and {j} of its input swapped",
+                f"np.swapaxes(x, {i}, {j})",
+                case.replace(x=np.swapaxes(case.x, i, j)),
+                place="x",
+            )
+        if g.output_shape[i] == g.output_shape[j]:
+            yield Mistake(
+                "spatial axes swapped",
+                f"has axes {i} and {j} of its output swapped",
+                f"np.swapaxes(y, {i}, {j})",
+                case,
+                lambda y, i=i, j=j: np.swapaxes(y, i, j),
+                "y",
+            )
+    del last, there
+
+
+def _channel_order(case: Case) -> np.ndarray:
+    """Where output m*C+c of the other order is in ours."""
+    g = case.geometry
+    return np.arange(g.features).reshape(g.channels, g.multiplier).T.ravel()
+
+
+def channel_orders(case: Case) -> Iterator[Mistake]:
+    """Output channel m*C+c where c*M+m is meant, in the kernel, in the output, and in both."""
+    g = case.geometry
+    if g.multiplier == 1 or g.channels == 1:
+        return
+    order = _channel_order(case)
+    inverse = np.argsort(order)
+    mend = "output channel c*M+m reads input channel c: order {} as (C, M), not (M, C)"
+    bias = case.bias
+    for p, q in ((order, inverse), (inverse, order)):
+        yield Mistake(
+            "channel order",
+            "has its output channels in the order m*C+c, where c*M+m is meant",
+            mend.format("the output channels"),
+            case,
+            lambda y, p=p: y[..., p],
+            "output channels",
+        )
+        yield Mistake(
+            "channel order",
+            "has its kernel's channels in the order m*C+c, where c*M+m is meant",
+            mend.format("the kernel's channels"),
+            case.replace(kernel=case.kernel[..., p]),
+            place="kernel channels",
+        )
+        yield Mistake(
+            "channel order",
+            "reads input channel o mod C for output channel o, where o div M is meant",
+            mend.format("the kernel's channels"),
+            case.replace(kernel=case.kernel[..., q], bias=None if bias is None else bias[q]),
+            lambda y, p=p: y[..., p],
+            "input channels",
+        )
+
+
+def edges(case: Case) -> Iterator[Mistake]:
+    """The first or last row or column left at zero, or a copy of its neighbour."""
+    g = case.geometry
+    batch = len(g.batch)
+    for axis in range(batch, batch + g.rank):
+        n = g.output_shape[axis]
+        if n < 2:
+            continue
+        for edge, neighbour, word in ((0, 1, "first"), (n - 1, n - 2, "last")):
+            def zeroed(y: np.ndarray, axis: int = axis, edge: int = edge) -> np.ndarray:
+                y = y.copy()
+                np.moveaxis(y, axis, 0)[edge] = 0
+                return y
+
+            def repeated(y: np.ndarray, axis: int = axis, edge: int = edge, neighbour: int = neighbour) -> np.ndarray:
+                index = np.arange(y.shape[axis])
+                index[edge] = neighbour
+                return np.take(y, index, axis)
+
+            for how, done in ((zeroed, "left at zero"), (repeated, "a copy of the one beside it")):
+                yield Mistake(
+                    "row or column cropped",
+                    f"has the {word} position along axis {axis} of the output {done}",
+                    f"compute all {n} positions of axis {axis}: the output was cropped by one",
+                    case,
+                    how,
+                    f"output axis {axis}, {word} position",
+                )
