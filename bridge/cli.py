@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,8 +15,13 @@ from rich.console import Console
 from bridge.case import DTYPES, Case
 from bridge.diagnosis import Verdict
 from bridge.diagnosis import parity as run_parity
+from bridge.diagnosis.parity import DEFAULT
 from bridge.environment import environment
+from bridge.implementations import ImplementationError, implementation
 from bridge.report import Report, check_writable, print_diagnosis, write_atomically
+from bridge.report.bundle import check_new_folder, replay_bundle, save_bundle
+from bridge.report.html import to_html
+from bridge.report.terminal import describe
 from jaxdw.geometry import Padding
 
 app = typer.Typer(
@@ -29,28 +35,41 @@ app = typer.Typer(
 QUESTION = {"shape": "2x5x5x3", "kernel_size": "3x3", "padding": "1"}
 
 
+ShapeOption = Annotated[str, typer.Option(help="Input, channels last: batch x sizes x channels, as 2x5x5x3.")]
+KernelSizeOption = Annotated[str, typer.Option(help="As 3x3; one number an axis.")]
+StridesOption = Annotated[str, typer.Option(help="One number, or one an axis as 2,1.")]
+PaddingOption = Annotated[
+    str, typer.Option(help="SAME, SAME_LOWER, VALID, CIRCULAR, REFLECT, CAUSAL, 1, 1,2 or 0:1,0:1.")
+]
+DilationOption = Annotated[str, typer.Option(help="Kernel dilation: one number, or one an axis.")]
+MultiplierOption = Annotated[int, typer.Option(help="Output channels per input channel.", min=1)]
+BiasOption = Annotated[bool, typer.Option("--bias/--no-bias", help="Add a bias.")]
+DtypeOption = Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}; files are converted to it. Default float32.")]
+SeedOption = Annotated[int, typer.Option(help="Of the random numbers, where no file is given.", min=0)]
+JsonOption = Annotated[Path | None, typer.Option(help="Write the report as JSON.")]
+
+
 def run() -> None:
     """The command line; what the user got wrong is one line and exit code 2, not a traceback."""
+    sys.path.insert(0, "")  # a user's own package.module:function is found from where the command is run
     try:
         app()
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImplementationError) as error:
         print(f"jaxdw: {error}", file=sys.stderr)
         sys.exit(2)
 
 
 @app.command()
 def parity(
-    shape: Annotated[str, typer.Option(help="Input, channels last: batch x sizes x channels, as 2x5x5x3.")] = "",
-    kernel_size: Annotated[str, typer.Option(help="As 3x3; one number an axis.")] = "",
-    strides: Annotated[str, typer.Option(help="One number, or one an axis as 2,1.")] = "1",
-    padding: Annotated[
-        str, typer.Option(help="SAME, SAME_LOWER, VALID, CIRCULAR, REFLECT, CAUSAL, 1, 1,2 or 0:1,0:1.")
-    ] = "",
-    dilation: Annotated[str, typer.Option(help="Kernel dilation: one number, or one an axis.")] = "1",
-    multiplier: Annotated[int, typer.Option(help="Output channels per input channel.", min=1)] = 1,
-    bias: Annotated[bool, typer.Option("--bias/--no-bias", help="Add a bias.")] = False,
-    dtype: Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}; files are converted to it. Default float32.")] = "",
-    seed: Annotated[int, typer.Option(help="Of the random numbers, where no file is given.", min=0)] = 0,
+    shape: ShapeOption = "",
+    kernel_size: KernelSizeOption = "",
+    strides: StridesOption = "1",
+    padding: PaddingOption = "",
+    dilation: DilationOption = "1",
+    multiplier: MultiplierOption = 1,
+    bias: BiasOption = False,
+    dtype: DtypeOption = "",
+    seed: SeedOption = 0,
     input: Annotated[Path | None, typer.Option(help="The input as .npy, channels last, instead of --shape.")] = None,
     kernel: Annotated[
         Path | None, typer.Option(help="The kernel as .npy (*kernel_size, 1, channels*multiplier).")
@@ -59,7 +78,11 @@ def parity(
         list[str] | None,
         typer.Option(help="What to compare, by commas; the first is the reference. `jaxdw doctor` lists them."),
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
+    json: JsonOption = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report as one HTML file that opens offline.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Save inputs, outputs, environment and hashes in a new folder, for `replay`.")
+    ] = None,
     fail_on: Annotated[
         Verdict | None, typer.Option(help="Exit 1 on this verdict or a weaker one.", case_sensitive=False)
     ] = None,
@@ -69,15 +92,79 @@ def parity(
     Without arguments: the question's own case. Exit codes: 0 ROUNDING or stronger; 1 CONVENTION, BUG or NONFINITE;
     2 unusable arguments or files; 3 PRECISION; 4 INCONCLUSIVE.
     """
-    if json is not None:
-        check_writable(json)
+    for path in (json, html):
+        if path is not None:
+            check_writable(path)
+    if bundle is not None:
+        check_new_folder(bundle)
     case = _case(shape, kernel_size, strides, padding, dilation, multiplier, bias, dtype, seed, input, kernel)
     diagnosis = run_parity(case, _names(implementations) if implementations else None)
     print_diagnosis(diagnosis, Console())
     if json is not None:
         write_atomically(json, Report.of(diagnosis).to_json())
+    if html is not None:
+        write_atomically(html, to_html(diagnosis, command=shlex.join(["jaxdw", *sys.argv[1:]])))
+    if bundle is not None:
+        save_bundle(diagnosis, bundle)
     if fail_on is not None and diagnosis.verdict.rank() >= fail_on.rank():
         raise typer.Exit(diagnosis.verdict.exit_code or 1)
+    raise typer.Exit(diagnosis.verdict.exit_code)
+
+
+@app.command()
+def reveal(
+    implementations: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="As `jaxdw doctor` lists them, or your own package.module:function. None: the default ones."
+        ),
+    ] = None,
+    shape: ShapeOption = "",
+    kernel_size: KernelSizeOption = "",
+    strides: StridesOption = "1",
+    padding: PaddingOption = "",
+    dilation: DilationOption = "1",
+    multiplier: MultiplierOption = 1,
+    bias: BiasOption = False,
+    dtype: DtypeOption = "",
+    seed: SeedOption = 0,
+    every: Annotated[bool, typer.Option("--every", help="Every class of elements, not the largest four.")] = False,
+    json: JsonOption = None,
+) -> None:
+    """Show in which order implementations add, whether they fuse multiply and add, and where two of them part.
+
+    Without options: on the question's own case. Exit code 4 if an element is no conventional sum.
+    """
+    from bridge.accumulation import reveal as reveal_order
+    from bridge.report.orders import orders_to_json, print_orders
+
+    if json is not None:
+        check_writable(json)
+    case = _case(shape, kernel_size, strides, padding, dilation, multiplier, bias, dtype, seed, None, None)
+    chosen = _names(implementations) if implementations else [name for name in DEFAULT if name != "numpy.exact"]
+    orders = [reveal_order(implementation(name), case) for name in chosen]
+    console = Console()
+    console.print(f"[bold]{describe(case)}[/]\n", highlight=False)
+    print_orders(orders, console, every=every)
+    if json is not None:
+        write_atomically(json, orders_to_json(orders, case))
+    raise typer.Exit(0 if all(order.revealed == 1 for order in orders) else 4)
+
+
+@app.command()
+def replay(
+    folder: Annotated[Path, typer.Argument(help="What `jaxdw parity --bundle` saved.", metavar="DIR")],
+    import_functions: Annotated[
+        bool, typer.Option("--import-functions", help="Import what it names as package.module:function: trust it first.")
+    ] = False,
+) -> None:
+    """Repeat a saved diagnosis here, and say what changed. Exit codes are those of `parity`."""
+    diagnosis, changes = replay_bundle(folder, import_functions=import_functions)
+    console = Console()
+    print_diagnosis(diagnosis, console)
+    console.print("Changed since it was saved:" if changes else "Nothing changed since it was saved.", style="bold")
+    for change in changes:
+        console.print(f"  {change}", highlight=False, markup=False)
     raise typer.Exit(diagnosis.verdict.exit_code)
 
 

@@ -1,5 +1,7 @@
 """Depthwise convolution for JAX and Flax, with work on the windows, and the bits of PyTorch where you need them."""
 
+import importlib
+
 from jaxdw.conv import depthwise_conv as depthwise_conv
 from jaxdw.geometry import Geometry as Geometry
 from jaxdw.windows import contract as contract
@@ -8,3 +10,10 @@ from jaxdw.windows import map_windows as map_windows
 from jaxdw.windows import unfold as unfold
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    """`jaxdw.nnx` and `jaxdw.linen` are imported when they are first used, since they import Flax."""
+    if name in ("nnx", "linen"):
+        return importlib.import_module(f"jaxdw.{name}")
+    raise AttributeError(f"module 'jaxdw' has no attribute {name!r}")

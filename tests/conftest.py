@@ -55,5 +55,5 @@ def x64():
 @pytest.fixture(autouse=True)
 def strict():
     """Dtypes never promote by accident, and ranks never broadcast by accident."""
-    with jax.numpy_dtype_promotion("strict"):
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield

@@ -4,9 +4,9 @@ Let l(i, j) be the number of leaves under the lowest common ancestor of leaves i
 a leaf are nested, so l tells them apart: FPRev (Xie et al., USENIX ATC 2025) asks for l from a pivot to all other leaves and
 recurses. Here leaf t joins the tree of the leaves before it, whose nodes carry their l. One l(t, s) says where on the
 way from s to the root t branches off: between two nodes, which settles t, or at a node, and then the search goes on
-below that node's other operands. A good guess of s settles t at once, n - 1 questions in all:
-beside the leaf before it, for sums that run through their leaves in order, or in blocks, or in halves; one stride back, for
-sums in interleaved lanes.
+below that node's other operands. A good guess of s settles t at once, n - 1 questions in all: where a like tree, that of other output elements, has it;
+else beside the leaf before it, for sums that run through their leaves in order, or in blocks, or in halves; or one stride
+back, for sums in interleaved lanes.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ class _Node:
 class Insertion:
     """The tree of the leaves inserted so far. `advance` inserts all that the known sizes settle."""
 
-    def __init__(self, leaves: Sequence[int]):
-        """`leaves`: in the order of insertion."""
+    def __init__(self, leaves: Sequence[int], like: Insertion | None = None):
+        """`leaves`: in the order of insertion; `like`: a whole tree, of any leaves, that this one may resemble."""
         self._order = tuple(leaves)
+        self._like = like
         self._position = {leaf: position for position, leaf in enumerate(leaves)}
         self._nodes: dict[int, _Node] = {}
         self._root: _Node | None = None
@@ -108,6 +109,13 @@ class Insertion:
                 stack.extend(node.operands)
         return found
 
+    def _beside(self, leaf: int, among: int) -> int:
+        """Of the leaves `among`, those that meet `leaf` first."""
+        node = self._nodes.get(leaf)
+        while node is not None and not node.mask & among:
+            node = node.parent
+        return node.mask & among if node else 0
+
     def _insert(self, leaf: int, known: Mapping[int, int]) -> Question | None:
         new = _Node(1 << leaf, 1)
         if self._root is None:
@@ -165,6 +173,8 @@ class Insertion:
         self._runs_on = self._stride == 1 and sibling.bit_count() > 1
 
     def _question(self, leaf: int, region: _Node, first_guess: bool) -> Question:
+        if self._like is not None and (expected := self._like._beside(leaf, region.mask)):
+            return Question(leaf, tuple(_bits(expected)))
         inside = sorted(_bits(region.mask), key=self._position.__getitem__, reverse=True)
         guess = self._order[self._position[leaf] - self._stride]
         if first_guess and self._runs_on:

@@ -47,10 +47,10 @@ class Group:
             self.sizes.setdefault(i, {})[j] = self.sizes.setdefault(j, {})[i] = size
         self.signs[i, j], self.signs[j, i] = sign, -sign
 
-    def advance(self) -> Question | None:
+    def advance(self, like: Insertion | None) -> Question | None:
         """The next question, or None once the group is settled, refused or found exact."""
         if self.insertion is None:
-            self.insertion = Insertion(self.leaves)
+            self.insertion = Insertion(self.leaves, like)
         try:
             question = self.insertion.advance(self.sizes)
         except Contradiction as contradiction:
@@ -83,6 +83,12 @@ class Partition:
     def open(self) -> list[Group]:
         """The groups whose tree is not known yet."""
         return [group for group in self.groups if group.refusal is None and not group.settled]
+
+    def most_like(self, leaves: tuple[int, ...]) -> Insertion | None:
+        """The known tree that has most of these leaves."""
+        known = [group for group in self.groups if group.settled and not group.exact and group.refusal is None]
+        shared = set(leaves)
+        return max(known, key=lambda group: len(shared & set(group.leaves))).insertion if known else None
 
     @property
     def without_tree(self) -> int:

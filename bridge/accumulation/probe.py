@@ -113,7 +113,8 @@ def settle(subject: Subject, partition: Partition, masks: Masks, most: int | Non
     """Ask until every group has its tree or is refused; or at most `most` questions."""
     asked = 0
     while (groups := partition.open()) and (most is None or asked < most):
-        question = max(groups, key=lambda group: group.count).advance()
+        lead = max(groups, key=lambda group: group.count)
+        question = lead.advance(partition.most_like(lead.leaves))
         if question is None:
             continue
         partner = most_shared(question.leaf, question.partners, groups)

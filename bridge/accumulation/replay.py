@@ -117,11 +117,16 @@ def _output(y: np.ndarray, order: AccumulationOrder) -> np.ndarray:
 
 
 def _multiply_padding(y: np.ndarray, case: Case) -> None:
-    """Zero times a weight that is not finite is NaN, under padding too."""
-    if np.isfinite(case.kernel).all():
+    """What a product of zero and a weight does to a sum: NaN from a weight that is not finite, +0 to a sum that is -0."""
+    negative_zero = (y == 0) & np.signbit(y)
+    if np.isfinite(case.kernel).all() and not negative_zero.any():
         return
-    for _, w, valid in case.tap_terms():
-        np.copyto(case.split_channels(y), np.nan, where=~valid & ~np.isfinite(w))
+    g = case.geometry
+    valid = g.valid_taps().reshape(*g.output_spatial, g.taps)
+    for tap, w in enumerate(case.kernel.reshape(g.taps, g.features)):
+        padded = ~valid[..., tap, None]
+        np.copyto(y, np.nan, where=padded & ~np.isfinite(w))
+        np.copyto(y, 0.0, where=negative_zero & padded & ~np.signbit(w))
 
 
 def _blocks(where: np.ndarray, case: Case) -> Iterator[tuple[tuple, Operands]]:

@@ -151,15 +151,10 @@ def _products_are_exact(subject: Subject, inputs: measure.Inputs, accumulator: R
 
 
 def _products(trees: list[Tree]) -> str | None:
-    """Whether the products of all trees are fused: all that can be, or none."""
-    ways = set()
-    for tree in trees:
-        for node in tree.nodes():
-            if node.kind == "fma":
-                ways.add("fused")
-            elif node.kind == "add" and any(child.kind == "leaf" and child.leaf != "b" for child in node.children):
-                ways.add("rounded")
-    return None if not ways else ways.pop() if len(ways) == 1 else "mixed"
+    """"fused" where any product enters unrounded. One that starts a sum, or one lane of it, is rounded either way."""
+    if all(len(tree.leaves) < 2 or tree.kind == "exact" for tree in trees):
+        return None
+    return "fused" if any(tree.fused for tree in trees) else "rounded"
 
 
 def _collect(subject: Subject, partition: Partition) -> tuple[list[Tree], np.ndarray, list[str]]:

@@ -1,7 +1,7 @@
 """Comparison of two outputs, and what it proves."""
 
 from bridge.diagnosis.comparison import Comparison as Comparison
-from bridge.diagnosis.comparison import Side as Side
+from bridge.diagnosis.side import Side as Side
 from bridge.diagnosis.comparison import compare as compare
 from bridge.diagnosis.comparison import same_bits as same_bits
 from bridge.diagnosis.parity import Diagnosis as Diagnosis

@@ -3,42 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
 from bridge.case import Case
+from bridge.diagnosis.nonfinite import disagreement
+from bridge.diagnosis.side import Side
+from bridge.diagnosis.target import Target
 from bridge.diagnosis.verdict import Verdict
-from bridge.numerics import Arithmetic, ExactSum, difference_bound, error_bound, exact, ulp_distance
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Side:
-    """One output, and the arithmetic that its implementation declares.
-
-    Attributes:
-      name: what the report calls it.
-      y: the output.
-      bound: float64, |y - exact sum| at most, per element.
-    """
-
-    name: str
-    y: np.ndarray
-    bound: np.ndarray
-
-    @classmethod
-    def of(cls, name: str, y: np.ndarray, case: Case, arithmetic: Arithmetic | None, reference: ExactSum) -> Side:
-        """A side whose array is checked against the case; no arithmetic means the weakest conventional one."""
-        if not isinstance(y, np.ndarray):
-            raise TypeError(f"`{name}` is a {type(y).__name__}, expected a NumPy array")
-        if y.shape != case.geometry.output_shape:
-            raise ValueError(f"`{name}` has shape {y.shape}, expected {case.geometry.output_shape}{_swapped(y, case)}")
-        if y.dtype != case.dtype:
-            raise TypeError(f"`{name}` has dtype {y.dtype}, expected {case.dtype}, the dtype of the case")
-        declared = arithmetic or Arithmetic.of(
-            case.dtype, flushes_subnormals=True, output_roundings=2 if case.bias is not None else 1
-        )
-        return cls(name, y, error_bound(declared, reference))
+from bridge.numerics import Arithmetic, ExactSum, difference_bound, ulp_distance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +25,12 @@ class Comparison:
       max_abs: the greatest |a - b| among finite elements.
       max_ulp: the greatest distance in units of the last place, counted through the dtype's numbers.
       max_bound_ratio: the greatest |a - b| / (proved bound of a + proved bound of b).
+      side_bound_ratios: for each side the greatest |side - exact result| / its own bound.
       where: the index of the greatest bound ratio; for NONFINITE, of the first element that disagrees; None if no
         element differs.
       explained: how many of the different elements replaying both orders reproduces; None if it was not tried.
-      cause: why they differ, in plain words; mend: what to change; place: where a bug is.
+      name: a short, stable name of the cause, such as "kernel flipped" or "tf32 inputs"; empty for none.
+      cause: why they differ, in plain words; mend: what to change; place: where it is.
     """
 
     a: str
@@ -66,10 +41,13 @@ class Comparison:
     max_abs: float
     max_ulp: int
     max_bound_ratio: float
+    side_bound_ratios: tuple[float, float] = (0.0, 0.0)
     where: tuple[int, ...] | None = None
     explained: int | None = None
+    name: str = ""
     cause: str = ""
     mend: str = ""
+    place: str = ""
 
 
 def compare(
@@ -80,8 +58,16 @@ def compare(
     names: tuple[str, str] = ("actual", "expected"),
     arithmetics: tuple[Arithmetic | None, Arithmetic | None] = (None, None),
     reference: ExactSum | None = None,
+    quantity: str = "y",
+    dy: np.ndarray | None = None,
+    replayed: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
 ) -> Comparison:
     """What the difference of two outputs of one case is.
+
+    Equal bits are IDENTICAL, but INCONCLUSIVE where nothing was compared: an empty output, or products that are all
+    zero, which would hide any mistake. Elements that are not finite must agree (any NaN with any NaN); the others are
+    judged as if there were no such elements. A difference where overflow is possible, so that no bound holds, is
+    INCONCLUSIVE unless other elements prove more.
 
     Args:
       actual, expected: `(*batch, *output_spatial, C*M)`, NumPy arrays of the case's dtype.
@@ -89,10 +75,14 @@ def compare(
       names: what to call them.
       arithmetics: what each declares to have computed in; None: any order of summation in the accumulator that is
         customary for the dtype, fused or not, subnormals flushed or not.
-      reference: `bridge.numerics.exact(case)`, if it is at hand.
+      reference: the exact result, `bridge.numerics.exact(case)`, if it is at hand.
+      quantity: what the arrays are: "y", or a gradient of sum(dy y): "dx", "dkernel" or "dbias", of its own shape.
+      dy: the gradient by the output, for a gradient.
+      replayed: each array recomputed in its revealed order of addition, if that is at hand.
 
     Raises:
-      ValueError, TypeError: an array of another shape or dtype than the case's output.
+      ValueError, TypeError: an array of another shape or dtype than the case's output; the message says which axes
+        look swapped, or which padding or stride gives that shape.
 
     >>> x, kernel = np.ones((1, 5, 5, 2), np.float32), np.ones((3, 3, 1, 2), np.float32)
     >>> case = Case(x, kernel, padding="VALID")
@@ -100,43 +90,100 @@ def compare(
     >>> compare(y, y, case).verdict, compare(y, y + 1, case).verdict
     (<Verdict.IDENTICAL: 'IDENTICAL'>, <Verdict.BUG: 'BUG'>)
     """
-    reference = exact(case) if reference is None else reference
+    target = Target.of(case, quantity, dy, reference)
     a, b = (
-        Side.of(name, y, case, arithmetic, reference)
-        for name, y, arithmetic in zip(names, (actual, expected), arithmetics)
+        Side.of(name, y, target, arithmetic, again)
+        for name, y, arithmetic, again in zip(names, (actual, expected), arithmetics, replayed)
     )
     return compare_sides(a, b)
 
 
 def compare_sides(a: Side, b: Side) -> Comparison:
-    """`compare` for checked sides."""
+    """`compare` for checked sides of one target."""
     differs = ~same_bits(a.y, b.y)
     different = int(np.count_nonzero(differs))
     if not different:
-        return Comparison(a.name, b.name, Verdict.IDENTICAL, a.y.size, 0, 0.0, 0, 0.0)
+        return _equal(a, b)
     place = np.nonzero(differs)
     left, right = a.y[place], b.y[place]
     finite = np.isfinite(left) & np.isfinite(right)
     left64, right64 = left[finite].astype(np.float64), right[finite].astype(np.float64)
     distance = np.abs(left64 - right64)
-    ratio = _ratio(distance, difference_bound(a.bound[place][finite], b.bound[place][finite]))
-    if not finite.all():
-        verdict, worst, cause = Verdict.NONFINITE, int(np.argmin(finite)), _nonfinite(a, b, place, finite)
-    else:
-        verdict, worst = (Verdict.ROUNDING if ratio.max() <= 1 else Verdict.BUG), int(np.argmax(ratio))
-        cause = "order of addition, and fused or separate multiply and add" if verdict is Verdict.ROUNDING else ""
-    return Comparison(
+    bound = difference_bound(a.bound[place][finite], b.bound[place][finite])
+    ratio = _ratio(distance, bound)
+    worst = int(np.argmin(finite)) if not finite.all() else int(np.argmax(ratio))
+    found = Comparison(
         a.name,
         b.name,
-        verdict,
+        Verdict.INCONCLUSIVE,
         a.y.size,
         different,
         float(distance.max(initial=0.0)),
         int(ulp_distance(left[finite], right[finite]).max(initial=0)),
         float(ratio.max(initial=0.0)),
+        (a.worst_ratio, b.worst_ratio),
         where=tuple(int(axis[worst]) for axis in place),
-        cause=cause,
+        explained=_explained(a, b, place),
     )
+    if not finite.all():
+        wrong = np.zeros(a.y.shape, bool)
+        wrong[place] = ~finite
+        cause, where = disagreement(a, b, wrong)
+        return dataclasses.replace(found, verdict=Verdict.NONFINITE, name="nonfinite", cause=cause, place=where)
+    return _judged(a, b, found, unbounded=int(np.count_nonzero(~np.isfinite(bound) & (distance > 0))))
+
+
+def _judged(a: Side, b: Side, found: Comparison, unbounded: int) -> Comparison:
+    """The verdict on finite elements that differ."""
+    if found.explained == found.different:
+        cause = "order of addition, and fused or separate multiply and add: replaying both reproduces every bit"
+        return dataclasses.replace(found, verdict=Verdict.EXPLAINED, name="order", cause=cause)
+    findings = [side.finding for side in (a, b) if side.finding is not None]
+    if findings:
+        weakest = max(findings, key=lambda finding: finding.verdict.rank())
+
+        def told(field: str) -> str:
+            return "; ".join(dict.fromkeys(filter(None, (getattr(finding, field) for finding in findings))))
+
+        return dataclasses.replace(
+            found,
+            verdict=weakest.verdict,
+            name=weakest.name,
+            cause=told("cause"),
+            mend=told("mend"),
+            place=told("place"),
+        )
+    if unbounded:
+        cause = f"{unbounded} of the elements that differ have no bound: a partial sum may overflow there"
+        return dataclasses.replace(found, verdict=Verdict.INCONCLUSIVE, name="overflow possible", cause=cause)
+    cause = "order of addition, and fused or separate multiply and add"
+    return dataclasses.replace(found, verdict=Verdict.ROUNDING, name="order", cause=cause)
+
+
+def _equal(a: Side, b: Side) -> Comparison:
+    """Every bit equal: IDENTICAL, unless the case could not have shown a difference."""
+    equal = Comparison(
+        a.name, b.name, Verdict.IDENTICAL, a.y.size, 0, 0.0, 0, 0.0, (a.worst_ratio, b.worst_ratio)
+    )
+    if a.target.decides:
+        return equal
+    cause = (
+        "every product is zero: any kernel, padding or stride gives these bits"
+        if a.y.size
+        else "the output is empty: there is nothing to compare"
+    )
+    mend = "compare on inputs that are not zero" if a.y.size else "compare on an input that has an output"
+    return dataclasses.replace(
+        equal, verdict=Verdict.INCONCLUSIVE, name="nothing to decide", cause=cause, mend=mend
+    )
+
+
+def _explained(a: Side, b: Side, place: tuple[np.ndarray, ...]) -> int | None:
+    """How many of the elements that differ both replays reproduce."""
+    if a.replayed is None or b.replayed is None:
+        return None
+    again = [same_bits(side.replayed[place], side.y[place]) for side in (a, b)]
+    return int(np.count_nonzero(again[0] & again[1]))
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -150,20 +197,3 @@ def _ratio(distance: np.ndarray, bound: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         ratio = np.where(distance > 0, distance / bound, 0.0)
     return np.where((distance > bound) & (ratio <= 1), np.nextafter(1.0, 2.0), ratio)
-
-
-def _nonfinite(a: Side, b: Side, place: Sequence[np.ndarray], finite: np.ndarray) -> str:
-    index = tuple(int(axis[np.argmin(finite)]) for axis in place)
-    count = int(np.count_nonzero(~finite))
-    return f"{count} elements: {a.name} has {a.y[index]}, {b.name} has {b.y[index]} at {index}"
-
-
-def _swapped(y: np.ndarray, case: Case) -> str:
-    """What a wrong shape looks like, in words to add to an error."""
-    expected = case.geometry.output_shape
-    batch, rank = len(case.geometry.batch), case.geometry.rank
-    if y.shape == (*expected[:batch], expected[-1], *expected[batch:-1]) and rank:
-        return ": it looks channels-first; move the channels to the last axis"
-    if sorted(y.shape) == sorted(expected):
-        return ": the same sizes in another order of axes"
-    return ""

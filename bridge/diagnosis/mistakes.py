@@ -18,9 +18,6 @@ from bridge.case import Case
 
 Rearrange = Callable[[np.ndarray], np.ndarray]
 
-#: What each option was to be, in the words of a call.
-_OPTIONS = ("strides", "padding", "kernel_dilation", "input_dilation")
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mistake:
@@ -256,27 +253,23 @@ def padding_modes(case: Case) -> Iterator[Mistake]:
 def layouts(case: Case) -> Iterator[Mistake]:
     """Images read in another order of axes."""
     g = case.geometry
-    batch, last = len(g.batch), len(g.x_shape) - 1
-    spatial = range(batch, batch + g.rank)
-    words = ("NCHW", "NHWC") if g.rank == 2 else ("channels-first", "channels-last")
-    for name, a, where, mend in (
-        ("input layout", case.x, "its input", "x"),
-        ("output layout", None, "its output", "y"),
-    ):
-        there = np.transpose
-        for first in (True, False):
-            def read(array: np.ndarray, first: bool = first) -> np.ndarray:
-                forward = np.moveaxis(array, -1, batch)
-                if first:
-                    return forward.reshape(array.shape)
-                return np.moveaxis(array.reshape(forward.shape), batch, -1)
+    batch = len(g.batch)
+    first, last = ("NCHW", "NHWC") if g.rank == 2 else ("channels-first", "channels-last")
 
-            source, seen = words if first else words[::-1]
-            mistake = f"has {where} in {source} read as {seen}: reshaped, where a transpose is needed"
-            fix = f"np.moveaxis({mend}, {batch}, -1)" if first else f"np.moveaxis({mend}, -1, {batch})"
-            other = case if a is None else case.replace(x=read(a))
-            yield Mistake(name, mistake, f"{fix} instead of a reshape", other, read if a is None else None, mend)
-    for i, j in itertools.combinations(spatial, 2):
+    def from_first(a: np.ndarray) -> np.ndarray:
+        return np.moveaxis(a, -1, batch).reshape(a.shape)
+
+    def from_last(a: np.ndarray) -> np.ndarray:
+        return np.moveaxis(a.reshape(np.moveaxis(a, -1, batch).shape), batch, -1)
+
+    for read, source, seen, fix in (
+        (from_first, first, last, f"np.moveaxis({{}}, {batch}, -1) instead of a reshape"),
+        (from_last, last, first, f"np.moveaxis({{}}, -1, {batch}) instead of a reshape"),
+    ):
+        how = f"in {source} read as {seen}: reshaped, where a transpose is needed"
+        yield Mistake("input layout", f"has its input {how}", fix.format("x"), case.replace(x=read(case.x)), place="x")
+        yield Mistake("output layout", f"has its output {how}", fix.format("y"), case, read, "y")
+    for i, j in itertools.combinations(range(batch, batch + g.rank), 2):
         if g.x_shape[i] == g.x_shape[j]:
             yield Mistake(
                 "spatial axes swapped",
@@ -294,7 +287,6 @@ def layouts(case: Case) -> Iterator[Mistake]:
                 lambda y, i=i, j=j: np.swapaxes(y, i, j),
                 "y",
             )
-    del last, there
 
 
 def _channel_order(case: Case) -> np.ndarray:

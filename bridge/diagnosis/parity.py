@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from bridge.case import Case
-from bridge.diagnosis.comparison import Comparison, Side, compare_sides
+from bridge.diagnosis.comparison import Comparison, compare_sides
+from bridge.diagnosis.integers import IntegerTest, integer_test
+from bridge.diagnosis.side import Side
+from bridge.diagnosis.target import Target
 from bridge.diagnosis.verdict import Verdict
 from bridge.implementations import Implementation, implementation
-from bridge.numerics import exact
 
 #: What `parity` compares when it is not told.
 DEFAULT = (
@@ -34,16 +36,20 @@ class Diagnosis:
       case: what was computed.
       outputs: each implementation's output, by name, in the order they were asked for.
       comparisons: one for each pair, in the same order.
+      integer_tests: one for each implementation, against the exact result on small integers; it catches what hides
+        inside the bound.
     """
 
     case: Case
     outputs: Mapping[str, np.ndarray]
     comparisons: Sequence[Comparison]
+    integer_tests: Sequence[IntegerTest] = ()
 
     @property
     def verdict(self) -> Verdict:
-        """The weakest verdict of any pair."""
-        return max((c.verdict for c in self.comparisons), key=Verdict.rank, default=Verdict.IDENTICAL)
+        """The weakest verdict of any pair; no stronger than an integer test that failed."""
+        verdicts = [c.verdict for c in self.comparisons] + [t.verdict for t in self.integer_tests]
+        return max(verdicts, key=Verdict.rank, default=Verdict.IDENTICAL)
 
     @property
     def names(self) -> list[str]:
@@ -74,10 +80,12 @@ def parity(case: Case, implementations: Sequence[str | Implementation] | None = 
     names = [i.name for i in chosen]
     if len(chosen) < 2 or len(set(names)) < len(names):
         raise ValueError(f"`implementations` is {names}, expected at least two, each once")
-    reference = exact(case)
-    sides = []
+    target = Target.of(case)
+    sides, tests = [], []
     for each in chosen:
-        y = reference.value if each.name == "numpy.exact" else each.run(case)
-        sides.append(Side.of(each.name, y, case, each.arithmetic(case), reference))
+        arithmetic = each.arithmetic(case)
+        y = target.exact.value if each.name == "numpy.exact" else each.run(case)
+        sides.append(Side.of(each.name, y, target, arithmetic))
+        tests.append(integer_test(each, case, arithmetic))
     comparisons = [compare_sides(a, b) for a, b in itertools.combinations(sides, 2)]
-    return Diagnosis(case, {side.name: side.y for side in sides}, comparisons)
+    return Diagnosis(case, {side.name: side.y for side in sides}, comparisons, tests)

@@ -27,7 +27,7 @@ def likely_cause(shape: tuple[int, ...], target: Target) -> str:
     if shape[-1] != g.features:
         return f"{shape[-1]} channels on the last axis, expected {g.features}"
     found = [words for words, case in _alternatives(target.case) if case.geometry.output_shape == shape]
-    extra = _extra(shape, expected, batch)
+    extra = _extra(shape, expected)
     return "; ".join(filter(None, [extra, f"{found[0]} gives this shape" if found else ""]))
 
 
@@ -43,9 +43,9 @@ def _order(shape: tuple[int, ...], expected: tuple[int, ...], batch: int) -> str
     return f"the axes look transposed by {order}"
 
 
-def _extra(shape: tuple[int, ...], expected: tuple[int, ...], batch: int) -> str:
+def _extra(shape: tuple[int, ...], expected: tuple[int, ...]) -> str:
     differences = [(axis, n - m) for axis, (n, m) in enumerate(zip(shape, expected)) if n != m]
-    words = [f"{abs(d)} {'more' if d > 0 else 'fewer'} on axis {axis} (spatial axis {axis - batch})" for axis, d in differences]
+    words = [f"{abs(d)} {'more' if d > 0 else 'fewer'} along axis {axis}" for axis, d in differences]
     return " and ".join(words)
 
 
@@ -60,6 +60,7 @@ def _alternatives(case: Case) -> Iterator[tuple[str, Case]]:
     changes += [{"strides": 1}, {"kernel_dilation": 1}, {"input_dilation": 1}]
     changes += [{"padding": g.padding[::-1]}]
     if g.padding_mode == "zeros":
+        changes += [{"padding": tuple((low + d, high + d) for low, high in g.padding)} for d in (1, -1, 2, -2)]
         off_by = itertools.product(range(-2, 3), repeat=2 * g.rank)
         near = sorted(off_by, key=lambda d: (sum(map(abs, d)), d))
         changes += [

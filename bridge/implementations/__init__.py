@@ -21,6 +21,10 @@ FRAMEWORKS = {
 }
 
 
+class ImplementationError(RuntimeError):
+    """An implementation failed, or returned something of another shape or dtype; the message names it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Algorithm:
     """One row of a framework's table.
@@ -76,13 +80,13 @@ class Implementation:
         """The output `(*batch, *output_spatial, C*M)` of the case, of the case's dtype.
 
         Raises:
-          RuntimeError: the framework failed, or returned another shape or dtype.
+          ImplementationError: a user's function failed, or the output has another shape or dtype.
         """
         if 0 in case.geometry.output_shape:
             return np.zeros(case.geometry.output_shape, case.dtype)
         y = self.algorithm.compute(case, **self.knobs)
         if y.shape != case.geometry.output_shape or y.dtype != case.dtype:
-            raise RuntimeError(
+            raise ImplementationError(
                 f"{self.name} returned {y.dtype} {y.shape}, expected {case.dtype} {case.geometry.output_shape}"
             )
         return y
@@ -93,7 +97,7 @@ class Implementation:
 
 
 def implementation(name: str) -> Implementation:
-    """The implementation of that name.
+    """The implementation of that name; `package.module:function` is a user's own, in PyTorch or JAX.
 
     Raises:
       ValueError: no such implementation, knob or value; the message lists what there is.
@@ -101,12 +105,10 @@ def implementation(name: str) -> Implementation:
     >>> implementation("torch.conv2d[mkldnn=off]").knobs["mkldnn"]
     'off'
     """
-    match = re.fullmatch(r"(?P<base>[a-z0-9_]+\.[a-z0-9_]+)(\[(?P<knobs>[^\[\]]*)\])?", name)
+    match = re.fullmatch(r"(?P<base>[\w.]+(:\w+)?)(\[(?P<knobs>[^\[\]]*)\])?", name)
     base = match["base"] if match else name
-    framework, _, algorithm = base.partition(".")
-    if framework not in FRAMEWORKS or algorithm not in _tables(framework)[0]:
-        raise ValueError(f"`implementation` is {name!r}, expected one of {', '.join(implementations())}")
-    algorithms, known = _tables(framework)
+    framework, algorithm = _algorithm(name, base)
+    known = _tables(framework)[1]
     given: dict[str, str] = {}
     for item in filter(None, (match["knobs"] or "").split(",")) if match else ():
         knob, equals, value = (part.strip() for part in item.partition("="))
@@ -116,7 +118,7 @@ def implementation(name: str) -> Implementation:
     changed = {knob: value for knob, value in given.items() if value != known[knob].default}
     brackets = f"[{','.join(f'{knob}={value}' for knob, value in sorted(changed.items()))}]" if changed else ""
     knobs = {knob: given.get(knob, spec.default) for knob, spec in known.items()}
-    return Implementation(base + brackets, framework, knobs, algorithms[algorithm])
+    return Implementation(base + brackets, framework, knobs, algorithm)
 
 
 def implementations() -> list[str]:
@@ -141,6 +143,22 @@ def declared(case: Case, dtype: str, *, flushes_subnormals: bool, output_roundin
     if given.holds(working):
         return dataclasses.replace(arithmetic, input=working)
     raise ValueError(f"`dtype` is {dtype!r} for a {given.name} case, expected a dtype wider or narrower than it")
+
+
+def _algorithm(name: str, base: str) -> tuple[str, Algorithm]:
+    """The framework and the algorithm of a name without its knobs."""
+    if ":" in base:
+        from bridge.implementations import user
+
+        function, framework = user.load(base)
+        return framework, importlib.import_module(FRAMEWORKS[framework]).user_algorithm(base, function)
+    framework, _, algorithm = base.partition(".")
+    if framework not in FRAMEWORKS or algorithm not in _tables(framework)[0]:
+        raise ValueError(
+            f"`implementation` is {name!r}, expected one of {', '.join(implementations())}, "
+            "or a function of your own as package.module:function"
+        )
+    return framework, _tables(framework)[0][algorithm]
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jax import lax
 
 import jaxdw
 from bridge.case import DTYPES, Case
-from bridge.implementations import Algorithm, Knob, declared
+from bridge.implementations import Algorithm, Knob, declared, user
 from bridge.numerics import Arithmetic
 from jaxdw.windows import dimension_numbers, flat_batch
 
@@ -97,6 +98,16 @@ ALGORITHMS = {
     "patches": _algorithm(method("patches"), 1, "lax.conv_general_dilated_patches, then einsum"),
     "taps": _algorithm(method("taps"), 1, "shifted multiply-add in raster order"),
 }
+
+
+def user_algorithm(name: str, function: Callable[..., jax.Array]) -> Algorithm:
+    """A user's function of arrays, channels last: x `(*batch, *spatial, C)`, kernel `(*kernel_size, 1, C*M)`, bias."""
+
+    def compute(x, kernel, bias, geometry, precision):
+        del precision  # the function's own business
+        return user.call(name, function, geometry.output_shape, x, kernel, bias)
+
+    return _algorithm(compute, 2, name)
 
 
 def environment() -> dict[str, str]:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from bridge.case import DTYPES, Case
-from bridge.implementations import Algorithm, Knob, declared
+from bridge.implementations import Algorithm, Knob, declared, user
 from bridge.numerics import Arithmetic
 from jaxdw.geometry import Geometry
 
@@ -161,6 +161,15 @@ ALGORITHMS = {
     "unfold_matmul": _algorithm(unfold_matmul, True, "a loop over channels: F.unfold, matmul, F.fold"),
     "unfold_einsum": _algorithm(unfold_einsum, True, "F.unfold, then one einsum over the taps"),
 }
+
+
+def user_algorithm(name: str, function: Callable[..., torch.Tensor]) -> Algorithm:
+    """A user's function of tensors, channels first: x `(N, C, *spatial)`, weight `(C*M, 1, *kernel_size)`, bias."""
+
+    def compute(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, g: Geometry) -> torch.Tensor:
+        return user.call(name, function, (len(x), g.features, *g.output_spatial), x, weight, bias)
+
+    return _algorithm(compute, True, name)
 
 
 def environment() -> dict[str, str]:

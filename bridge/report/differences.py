@@ -11,8 +11,9 @@ import numpy as np
 
 from bridge.case import Case
 from bridge.diagnosis import Comparison, Diagnosis, Side, same_bits
+from bridge.diagnosis.target import Target
 from bridge.implementations import implementation
-from bridge.numerics import Arithmetic, ExactSum, difference_bound, exact, ulp_distance
+from bridge.numerics import Arithmetic, difference_bound, ulp_distance
 
 #: Bins of a ratio to the bound, in each decade.
 _BINS_PER_DECADE = 4
@@ -125,27 +126,14 @@ def differences(diagnosis: Diagnosis, *, pairs: int, channels: int) -> Iterator[
     if not chosen:
         return
     case = diagnosis.case
-    reference = exact(case)
-    bounds: dict[Arithmetic | None, np.ndarray] = {}
+    target = Target.of(case)
 
-    def bound(name: str) -> np.ndarray:
-        arithmetic = _declared(name, case)
-        if arithmetic not in bounds:
-            bounds[arithmetic] = Side.of(name, diagnosis.outputs[name], case, arithmetic, reference).bound
-        return bounds[arithmetic]
+    def side(name: str) -> Side:
+        return Side.of(name, diagnosis.outputs[name], target, _declared(name, case))
 
     for class_a, class_b, comparison in chosen:
-        a, b = comparison.a, comparison.b
-        if a not in class_a.names:
-            class_a, class_b = class_b, class_a
-        yield _difference(
-            comparison,
-            (class_a, class_b),
-            (diagnosis.outputs[a], diagnosis.outputs[b]),
-            (bound(a), bound(b)),
-            case,
-            channels,
-        )
+        both = (class_a, class_b) if comparison.a in class_a.names else (class_b, class_a)
+        yield _difference(comparison, both, side(comparison.a), side(comparison.b), channels)
 
 
 def ulp_bins(distance: np.ndarray, same: int) -> list[Bin]:
@@ -194,24 +182,20 @@ def _declared(name: str, case: Case) -> Arithmetic | None:
 
 
 def _difference(
-    comparison: Comparison,
-    classes: tuple[BitClass, BitClass],
-    outputs: tuple[np.ndarray, np.ndarray],
-    bounds: tuple[np.ndarray, np.ndarray],
-    case: Case,
-    channels: int,
+    comparison: Comparison, classes: tuple[BitClass, BitClass], side_a: Side, side_b: Side, channels: int
 ) -> Difference:
-    a, b = outputs
+    a, b = side_a.y, side_b.y
     place = np.nonzero(~same_bits(a, b))
     left, right = a[place], b[place]
     finite = np.isfinite(left) & np.isfinite(right)
     with np.errstate(all="ignore"):
         distance = np.abs(left.astype(np.float64) - right.astype(np.float64))
         distance[~finite] = np.inf
-        ratio = distance / difference_bound(bounds[0][place], bounds[1][place])
+        ratio = distance / difference_bound(side_a.bound[place], side_b.bound[place])
+    axes = side_a.target.case.geometry.rank + 1
     field = np.zeros(a.shape)
     field[place] = distance
-    field = field.reshape(-1, *a.shape[len(case.geometry.batch) :]).max(axis=0, initial=0.0)
+    field = field.reshape(-1, *a.shape[-axes:]).max(axis=0, initial=0.0)
     return Difference(
         comparison,
         classes,

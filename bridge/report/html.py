@@ -26,13 +26,14 @@ _WARNS = (Verdict.PRECISION, Verdict.INCONCLUSIVE)
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """A verdict with its cause, mend and place, and all pairs that it was found for."""
+    """A verdict with its name, cause, mend and place, and all pairs or integer tests that it was found in."""
 
     verdict: Verdict
+    name: str
     cause: str
     mend: str
     place: str
-    pairs: list[tuple[str, str]]
+    found_in: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,7 @@ def to_html(
         unit=attribution and attribution.unit,
         tables=[(name, [_against(diagnosis, name, other) for other in names if other != name]) for name in references],
         comparisons=diagnosis.comparisons,
+        integer_tests=diagnosis.integer_tests,
         graph=pictures.graph(diagnosis, classes),
         classes=classes,
         letters={name: each.letter for each in classes for name in each.names},
@@ -123,19 +125,26 @@ def _pictured(each: Difference) -> Pictured:
 
 
 def _findings(diagnosis: Diagnosis) -> list[Finding]:
-    """What was found, weakest verdict first; pairs with one verdict, cause, mend and place are one finding."""
-    found: dict[tuple[Verdict, str, str, str], Finding] = {}
+    """What was found, weakest verdict first; what has one verdict, name, cause, mend and place is one finding."""
+    found: dict[tuple[Verdict, str, str, str, str], Finding] = {}
+
+    def add(verdict: Verdict, c: Comparison, where: str) -> None:
+        key = (verdict, c.name, c.cause, c.mend, c.place)
+        found.setdefault(key, Finding(*key, [])).found_in.append(where)
+
     for c in diagnosis.comparisons:
-        if c.different:
-            key = (c.verdict, c.cause, c.mend, str(getattr(c, "place", "") or ""))
-            found.setdefault(key, Finding(*key, [])).pairs.append((c.a, c.b))
+        if c.verdict is not Verdict.IDENTICAL:
+            add(c.verdict, c, f"{c.a} and {c.b}")
+    for test in diagnosis.integer_tests:
+        if not test.passed:
+            add(test.verdict, test.comparison, f"{test.implementation} on small integers")
     return sorted(found.values(), key=lambda finding: -finding.verdict.rank())
 
 
 def _settings(case: Case) -> dict[str, str]:
     """The case, row by row."""
     g = case.geometry
-    rows = {
+    return {
         "input": f"{g.x_shape}, channels last",
         "kernel": str(g.kernel_shape),
         "bias": "none" if case.bias is None else str(case.bias.shape),
@@ -147,4 +156,3 @@ def _settings(case: Case) -> dict[str, str]:
         "input dilation": str(g.input_dilation),
         "products per output": str(g.taps),
     }
-    return rows

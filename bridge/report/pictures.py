@@ -80,7 +80,7 @@ class Chart:
     width = 400
     height = 236
     left = 58
-    right = 392
+    right = 386
     top = 28
     bottom = 188
 
@@ -267,8 +267,8 @@ def heatmap(each: Map, scale: float) -> Heatmap:
     differs = finite & (cells > 0)
     colour[differs] = _FIRST + np.round((_LAST - _FIRST) * (cells[differs] / scale))
     colour[~finite] = _BAD
-    longest = 128
-    unit = longest / max(rows, columns)
+    one_axis = each.axes[0] == "channel"
+    width, height = (340.0, min(10.0 * rows, 160.0)) if one_axis else _fitted(rows, columns, 128.0)
     greatest = cells[finite].max(initial=0.0)
     row, column = np.unravel_index(int(np.argmax(cells)), cells.shape)
     block = tuple(-(-size // cut) for size, cut in zip(each.shape, cells.shape))
@@ -279,13 +279,19 @@ def heatmap(each: Map, scale: float) -> Heatmap:
     return Heatmap(
         f"{each.title}: {'not finite' if colour.max() == _BAD else f'{greatest:.2g}'}",
         _png(colour),
-        max(columns * unit, 12),
-        max(rows * unit, 12),
+        width,
+        height,
         rows - 1,
         columns - 1,
         each.axes,
         summary,
     )
+
+
+def _fitted(rows: int, columns: int, longest: float) -> tuple[float, float]:
+    """Width and height with square cells, but never too thin to see."""
+    unit = longest / max(rows, columns)
+    return max(columns * unit, 12.0), max(rows * unit, 12.0)
 
 
 def ramp_css() -> str:

@@ -76,7 +76,7 @@ def _table(diagnosis: Diagnosis, reference: str) -> Table:
 
 def _matrix(diagnosis: Diagnosis) -> Table:
     table = Table(
-        title="The same bits? = every bit, . not", box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False
+        title="The same bits: = yes, . no", box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False
     )
     table.add_column("implementation", overflow="fold")
     for number in range(1, len(diagnosis.names) + 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from jaxdw._arrays import PrecisionPair
@@ -26,4 +27,4 @@ def grouped(
         feature_group_count=geometry.channels,
         precision=precision,
     ).reshape(geometry.output_shape)
-    return y if bias is None else y + bias
+    return y if bias is None else y + jnp.broadcast_to(bias, y.shape)

@@ -55,5 +55,5 @@ def _chain(padded: jax.Array, weights: jax.Array, bias: jax.Array | None, geomet
     start = bias if first else jnp.where(weights[0] != weights[0], weights[0], jnp.zeros_like(weights[0]))
     y = jnp.broadcast_to(start, (*geometry.batch, *geometry.output_spatial, geometry.channels))
     for window, weight in zip(tap_slices(padded, geometry, geometry.output_spatial), weights):
-        y = y + window * weight
-    return y if first or bias is None else y + bias
+        y = y + window * jnp.broadcast_to(weight, y.shape)
+    return y if first or bias is None else y + jnp.broadcast_to(bias, y.shape)

@@ -1,0 +1,353 @@
+"""BUG: where an output that nothing explains is wrong.
+
+The residual of an output channel is regressed on what each tap reads. If tap t is off by d_t,
+
+    y - exact = sum_t d_t x_t + d_b + rounding,
+
+which is linear in d with noise no greater than the bound. Taps enter one at a time, the most correlated first (orthogonal
+matching pursuit; Pati, Rezaiifar & Krishnaprasad 1993), until what remains is rounding: so the fewest are named. Rows are
+weighted by 1 / bound, which makes the noise uniform. d_t over the tap's weight is its scale less one; d_b is the bias.
+Where no taps explain it, the support of what is outside the bound says it: elements, channels, batch entries, borders.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bridge.diagnosis.finding import Finding
+from bridge.diagnosis.target import Expected, sampled_terms
+from bridge.diagnosis.verdict import Verdict
+
+if TYPE_CHECKING:
+    from bridge.diagnosis.side import Side
+
+#: Channels that are regressed; of more, these many, spread evenly.
+_CHANNELS = 48
+#: Taps that are named; with more, the whole kernel of a channel is.
+_TAPS = 4
+#: A fitted residual above this many bounds is not rounding. The fit adds its own error to that of y.
+_FITS = 2.0
+#: Fewer elements than this are listed one by one.
+_LISTED = 8
+#: Violations expected in an index along an axis that has none, for its absence to mean something.
+_EXPECTED = 4.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """What is wrong with one output channel.
+
+    Attributes:
+      channel: which.
+      taps: the taps that are off, with the factor by which each is scaled (None where its weight is zero) and the
+        amount it is off by.
+      bias: what is added to every output, or 0.
+      scale: the factor of the whole channel, or None.
+    """
+
+    channel: int
+    taps: tuple[tuple[tuple[int, ...], float | None, float], ...] = ()
+    bias: float = 0.0
+    scale: float | None = None
+
+
+def localise(side: Side) -> Finding:
+    """The finding BUG, with its place."""
+    outside = side.outside
+    count = int(np.count_nonzero(outside))
+    where = support(side, outside)
+    if count > _LISTED or count > 0.5 * outside.size:
+        faults = regress(side, np.flatnonzero(np.isfinite(side.y)))
+        if faults:
+            return _of_faults(side, faults, "")
+        if where:
+            inside_support = where.mask(side)
+            faults = regress(side, np.flatnonzero(inside_support & np.isfinite(side.y)))
+            if faults:
+                return _of_faults(side, faults, where.words)
+    zero = bool((side.y[outside] == 0).all())
+    what = "is zero" if zero else "is wrong"
+    ratio = f"up to {side.worst_ratio:.3g} times the bound of {side.arithmetic.accumulator.name}"
+    if count <= _LISTED:
+        listed = ", ".join(str(tuple(int(i) for i in index)) for index in np.argwhere(outside))
+        element = f"element {listed}" if count == 1 else f"{count} elements: {listed}"
+        return Finding(Verdict.BUG, "single element" if count == 1 else "few elements", f"{side.name} {what} at {element}, by {ratio}", place=element)
+    if _same_values(side):
+        return Finding(
+            Verdict.BUG,
+            "outputs permuted",
+            f"{side.name} has the right values in wrong places: sorted, they agree",
+            "put the outputs in their places: they are permuted within the tensor, along no single axis",
+            where.words if where else "everywhere",
+        )
+    name, words = (where.name, where.words) if where else ("everywhere", "everywhere")
+    return Finding(Verdict.BUG, name, f"{side.name} {what} {words}: {count} of {outside.size} elements, by {ratio}", place=words)
+
+
+@dataclasses.dataclass(frozen=True)
+class Support:
+    """Where the wrong elements are, if not everywhere.
+
+    Attributes:
+      name: "border", "interior", "batch", "channels" or "positions": the first that is not the whole.
+      words: all of it, in words.
+      axes: for each restricted axis the indices that are affected.
+      border: True for windows that reach into the padding only, False for the others only, None for both.
+    """
+
+    name: str
+    words: str
+    axes: dict[int, np.ndarray]
+    border: bool | None
+
+    def mask(self, side: Side) -> np.ndarray:
+        inside = np.ones(side.y.shape, bool)
+        for axis, indices in self.axes.items():
+            keep = np.zeros(side.y.shape[axis], bool)
+            keep[indices] = True
+            inside &= keep.reshape([-1 if a == axis else 1 for a in range(side.y.ndim)])
+        if self.border is not None:
+            inside &= border(side) == self.border
+        return inside
+
+
+def border(side: Side) -> np.ndarray:
+    """Whether an output's window reaches into the padding: bool `(*output_spatial, 1)`."""
+    g = side.target.case.geometry
+    full = np.ones((), bool)
+    for axis in range(g.rank):
+        out = np.arange(g.output_spatial[axis]) * g.strides[axis]
+        low = g.padding[axis][0]
+        size = (g.spatial[axis] - 1) * g.input_dilation[axis] + 1
+        full = np.logical_and.outer(full, (out >= low) & (out + g.spans[axis] <= low + size))
+    return ~full[..., None]
+
+
+def support(side: Side, outside: np.ndarray) -> Support | None:
+    """The indices of each axis, and the borders, to which the wrong elements are confined; None if to none."""
+    batch = len(side.target.case.geometry.batch)
+    count = np.count_nonzero(outside)
+    words, axes, names = [], {}, []
+    for axis in range(outside.ndim):
+        hit = np.flatnonzero(outside.any(axis=tuple(a for a in range(outside.ndim) if a != axis)))
+        n = outside.shape[axis]
+        if len(hit) == n or count / len(hit) < _EXPECTED:
+            continue
+        kind = _axis_name(side, axis)
+        if side.target.quantity == "y":
+            names.append("batch" if axis < batch else "channels" if axis == outside.ndim - 1 else "positions")
+        else:
+            names.append("positions")
+        words.append(f"{kind} {_indices(hit, n)}")
+        axes[axis] = hit
+    only_border = None
+    if side.target.quantity == "y":
+        at_border = border(side)
+        if at_border.any() and not at_border.all():
+            hits = outside.any(axis=tuple(range(batch)))
+            on, off = np.count_nonzero(hits & at_border), np.count_nonzero(hits & ~at_border)
+            if (on == 0) != (off == 0) and on + off >= _EXPECTED:
+                only_border = bool(on)
+                names.insert(0, "border" if on else "interior")
+                where = "at the borders (windows that reach into the padding)" if on else "in the interior (windows without padding)"
+                words.insert(0, where)
+    if not words:
+        return None
+    return Support(names[0], "only " + ", ".join(words), axes, only_border)
+
+
+def _axis_name(side: Side, axis: int) -> str:
+    batch, last = len(side.target.case.geometry.batch), side.y.ndim - 1
+    if side.target.quantity != "y":
+        return f"in axis {axis} at"
+    if axis == last:
+        return "in channels"
+    if axis < batch:
+        return "in batch entries" if batch == 1 else f"in batch axis {axis} at"
+    words = {1: ["positions"], 2: ["rows", "columns"], 3: ["planes", "rows", "columns"]}[last - batch]
+    return f"in {words[axis - batch]}"
+
+
+def _indices(hit: np.ndarray, n: int) -> str:
+    if len(hit) == 1:
+        return f"{hit[0]}{' (the last)' if hit[0] == n - 1 else ''}"
+    if len(hit) > 2 and (np.diff(hit) == 1).all():
+        return f"{hit[0]} to {hit[-1]} of {n}"
+    shown = ", ".join(map(str, hit[:8]))
+    return f"{shown}{f', ... ({len(hit)} of {n})' if len(hit) > 8 else ''}"
+
+
+def systematic(side: Side, expected: Expected) -> bool:
+    """Whether what y differs from `expected` by correlates with a tap or is offset, in some channel: not rounding.
+
+    A regression's t-statistic beyond 7 has a chance below 1e-11 if errors are random, whatever their size.
+    """
+    if side.target.quantity != "y":
+        return False
+    for _, design, residual, _ in _designs(side, np.flatnonzero(np.isfinite(side.y)), expected):
+        rows, columns = design.shape
+        if rows < 4 * columns:
+            continue
+        beta, _, rank, _ = np.linalg.lstsq(design, residual, rcond=1e-9)
+        noise = residual - design @ beta
+        variance = noise @ noise / max(1, rows - rank)
+        spread = np.sqrt(np.maximum(np.diag(np.linalg.pinv(design.T @ design)) * variance, 0))
+        if (np.abs(beta) > 7 * spread).any():
+            return True
+    return False
+
+
+def regress(side: Side, flat: np.ndarray) -> list[Fault]:
+    """The faults of taps, bias or scale that explain all of the elements `flat`; empty if such faults do not."""
+    if side.target.quantity != "y" or not len(flat):
+        return []
+    faults = []
+    for channel, design, residual, reference in _designs(side, flat, side.expected):
+        if np.abs(residual).max(initial=0) <= 1:
+            continue
+        fault = _scaled(channel, residual, reference) if side.target.case.geometry.taps > 1 else None
+        fault = fault or _pursue(side, channel, design, residual)
+        if fault is None:
+            return []
+        faults.append(fault)
+    return faults
+
+
+def _designs(side: Side, flat: np.ndarray, expected: Expected) -> Iterable[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """For some affected channels `(channel, x under each tap and 1, residual, reference)`, rows divided by the bound."""
+    g, case = side.target.case.geometry, side.target.case
+    rng = np.random.default_rng(1)
+    outside = side.outside.ravel()[flat]
+    channels = flat % g.features
+    affected = np.unique(channels[outside])
+    if len(affected) > _CHANNELS:
+        affected = affected[np.linspace(0, len(affected) - 1, _CHANNELS).astype(int)]
+    rows = 16 * (g.taps + 1) + 128
+    for channel in affected:
+        mine = flat[channels == channel]
+        wrong = mine[side.outside.ravel()[mine]]
+        chosen = np.unique(
+            np.concatenate([rng.choice(a, min(len(a), rows // 2), replace=False) for a in (wrong, mine)])
+        )
+        at = np.unravel_index(chosen, side.y.shape)
+        columns = [np.where(valid, x, 0).astype(np.float64) for x, _, valid in sampled_terms(case, at)]
+        design = np.stack([*columns, np.ones(len(chosen))], axis=1)
+        reference, allowed = expected.at(chosen)
+        usable = np.isfinite(allowed) & np.isfinite(reference)
+        # a window of padding alone has next to no bound; its weight is kept from overflowing
+        weight = 1 / np.maximum(allowed[usable], 1e-30 * allowed[usable].max(initial=1e-270))
+        residual = (side.y.ravel()[chosen].astype(np.float64) - reference)[usable] * weight
+        yield int(channel), design[usable] * weight[:, None], residual, reference[usable] * weight
+
+
+def _scaled(channel: int, residual: np.ndarray, reference: np.ndarray) -> Fault | None:
+    """The whole channel times one factor."""
+    power = reference @ reference
+    if not power:
+        return None
+    factor = residual @ reference / power
+    return Fault(channel, scale=1 + factor) if np.abs(residual - factor * reference).max() <= _FITS else None
+
+
+def _pursue(side: Side, channel: int, design: np.ndarray, residual: np.ndarray) -> Fault | None:
+    """The fewest taps, and perhaps the bias, that leave no more than rounding."""
+    size = np.linalg.norm(design, axis=0)
+    chosen: list[int] = []
+    left = residual
+    while np.abs(left).max(initial=0) > _FITS:
+        score = np.abs(design.T @ left) / np.where(size > 0, size, np.inf)
+        score[chosen] = 0
+        if len(chosen) == len(size) or score.max() == 0 or len(chosen) + 1 >= len(residual) / 2:
+            return None
+        chosen.append(int(score.argmax()))
+        beta = np.linalg.lstsq(design[:, chosen], residual, rcond=1e-12)[0]
+        left = residual - design[:, chosen] @ beta
+    if not chosen:
+        return None
+    case = side.target.case
+    positions = list(np.ndindex(case.geometry.kernel_size))
+    taps, bias = [], 0.0
+    for column, amount in sorted(zip(chosen, beta)):
+        if column == len(positions):
+            bias = float(amount)
+            continue
+        weight = float(case.kernel[(*positions[column], 0, channel)])
+        taps.append((positions[column], 1 + float(amount) / weight if weight else None, float(amount)))
+    return Fault(channel, tuple(taps), bias)
+
+
+def _of_faults(side: Side, faults: list[Fault], where: str) -> Finding:
+    """Channels with the same fault in one phrase."""
+    features = side.target.case.geometry.features
+    affected = np.count_nonzero(side.outside.any(axis=tuple(range(side.y.ndim - 1))))
+    groups = [
+        (words, [f.channel for f in group])
+        for words, group in itertools.groupby(sorted(faults, key=_fault_words), key=_fault_words)
+    ]
+    phrases = []
+    for words, channels in groups[:_TAPS]:
+        if len(groups) == 1 and affected == features and features > 1:
+            who = "every channel"
+        elif len(groups) == 1 and len(channels) < affected:
+            who = f"{affected} channels"
+        elif len(channels) == 1:
+            who = f"channel {channels[0]}"
+        else:
+            who = f"channels {_indices(np.array(sorted(channels)), features)}"
+        phrases.append(words.format(who))
+    if len(groups) > _TAPS:
+        phrases.append(f"and more: {affected} of {features} channels are wrong")
+    place = "; ".join(phrases)
+    return Finding(
+        Verdict.BUG,
+        _fault_name(faults),
+        f"{side.name}: {place}" + (f", {where}" if where else ""),
+        place=place + (f", {where}" if where else ""),
+    )
+
+
+def _fault_name(faults: list[Fault]) -> str:
+    if all(f.scale is not None for f in faults):
+        scales = [f.scale for f in faults]
+        return "sign" if all(abs(s + 1) < 1e-3 for s in scales) else "channel scaled"
+    if any(f.taps for f in faults):
+        return "sign of a tap" if all(s is not None and abs(s + 1) < 1e-3 for f in faults for _, s, _ in f.taps) else "tap"
+    return "bias"
+
+
+def _fault_words(fault: Fault) -> str:
+    """One fault, with a place for its channels."""
+    if fault.scale is not None:
+        return "{} " + _scale_words(fault.scale)
+    parts = []
+    if len(fault.taps) > _TAPS:
+        scales = [s for _, s, _ in fault.taps if s is not None]
+        parts.append(f"{len(fault.taps)} taps of {{}} are wrong, scaled by {min(scales):.4g} to {max(scales):.4g}")
+    else:
+        for tap, scale, amount in fault.taps:
+            tap_words = f"tap {tap} of {{}} "
+            parts.append(tap_words + (_scale_words(scale) if scale is not None else f"is off by {amount:.4g}"))
+    if fault.bias:
+        parts.append(f"the bias of {{}} is off by {fault.bias:.4g}")
+    return " and ".join(parts)
+
+
+def _scale_words(scale: float) -> str:
+    for value, words in ((0, "is missing (scaled by 0)"), (-1, "has the other sign (scaled by -1)"), (2, "counts twice (scaled by 2)")):
+        if abs(scale - value) < 1e-3:
+            return words
+    return f"is scaled by {1 + float(f'{scale - 1:.3g}'):.7g}"
+
+
+def _same_values(side: Side) -> bool:
+    """Whether y and the exact result hold the same values, in any order, to within the greatest bound."""
+    y, reference = side.y.astype(np.float64).ravel(), side.expected.reference.ravel()
+    if not np.isfinite(y).all() or not np.isfinite(reference).all():
+        return False
+    allowed = side.expected.allowed.max(initial=0)
+    return bool(np.abs(np.sort(y) - np.sort(reference)).max() <= allowed < 1e-2 * np.abs(y - reference).max())

@@ -1,0 +1,60 @@
+"""A user's own function as an implementation: `package.module:function`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from bridge.implementations import ImplementationError
+
+
+def load(name: str) -> tuple[Callable[..., Any], str]:
+    """The function `package.module:function`, and the framework that its module imports: "torch" or "jax".
+
+    Raises:
+      ValueError: there is no such function, or its module imports both frameworks or none; the message says so.
+    """
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"`implementation` is {name!r}, and {module_name!r} cannot be imported: {error}") from None
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise ValueError(f"`implementation` is {name!r}, expected a function: {module_name} has no {attribute!r}")
+    return function, _framework(name, function, module)
+
+
+def call(name: str, function: Callable[..., Any], shape: tuple[int, ...], x: Any, kernel: Any, bias: Any) -> Any:
+    """f(x, kernel) or f(x, kernel, bias), held to the shape that the geometry says.
+
+    Raises:
+      ImplementationError: the function raised, or returned something of another shape; the message has its name.
+    """
+    try:
+        y = function(x, kernel) if bias is None else function(x, kernel, bias)
+    except Exception as error:
+        given = ", ".join(str(tuple(a.shape)) for a in (x, kernel, bias) if a is not None)
+        raise ImplementationError(f"{name} raised {type(error).__name__} for arrays of shapes {given}: {error}") from error
+    if tuple(getattr(y, "shape", ())) != shape:
+        returned = f"shape {tuple(y.shape)}" if hasattr(y, "shape") else f"a {type(y).__name__}"
+        raise ImplementationError(f"{name} returned {returned}, expected shape {shape}: does it stride and pad as the case does?")
+    return y
+
+
+def _framework(name: str, function: Callable[..., Any], module: ModuleType) -> str:
+    defined_in = inspect.getmodule(function) or module
+    imported = {
+        value.__name__.partition(".")[0] for value in vars(defined_in).values() if isinstance(value, ModuleType)
+    } | {getattr(value, "__module__", None) or "" for value in vars(defined_in).values() if callable(value)}
+    found = {framework for framework in ("torch", "jax") if any(m.partition(".")[0] == framework for m in imported)}
+    if len(found) != 1:
+        raise ValueError(
+            f"`implementation` is {name!r}, whose module imports {' and '.join(sorted(found)) or 'neither torch nor jax'}, "
+            "expected one of them: it tells what the function is given. "
+            "torch: tensors, channels first; jax: arrays, channels last"
+        )
+    return found.pop()

@@ -1,0 +1,292 @@
+"""A diagnosis on disk, to be repeated elsewhere: inputs, outputs, environment and hashes in one folder.
+
+    manifest.json    what is here; `Manifest` is its schema
+    x.npy, kernel.npy, bias.npy (where there is a bias), output-0.npy, output-1.npy, ...
+
+bfloat16, which .npy cannot name, is stored as its bits (uint16); the manifest has the dtype.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import ml_dtypes
+import numpy as np
+import pydantic
+
+from bridge.case import DTYPES, Case
+from bridge.diagnosis import Diagnosis, Verdict, parity, same_bits
+from bridge.environment import environment
+from bridge.implementations import Implementation, implementation
+from bridge.report.schema import CaseRecord, Report
+
+#: Name and version of the manifest's schema.
+SCHEMA: Literal["jaxdw.bundle/1"] = "jaxdw.bundle/1"
+_MANIFEST = "manifest.json"
+
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+class ArrayRecord(pydantic.BaseModel):
+    """One array: its file, the SHA-256 of that file, and what it holds."""
+
+    file: Annotated[str, pydantic.Field(pattern=r"^[a-z0-9-]+\.npy$")]
+    sha256: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class OutputRecord(ArrayRecord):
+    """An implementation's output."""
+
+    implementation: str
+
+
+class SavedCase(CaseRecord):
+    """The case; `padding_word` is the padding as it was asked for, where that was a word such as "SAME"."""
+
+    padding_word: str | None
+
+
+class SavedVerdict(pydantic.BaseModel):
+    """The verdict of one pair."""
+
+    a: str
+    b: str
+    verdict: Verdict
+
+
+class Manifest(pydantic.BaseModel):
+    """What a bundle holds."""
+
+    model_config = pydantic.ConfigDict(populate_by_name=True)
+
+    schema_: Literal["jaxdw.bundle/1"] = pydantic.Field(default=SCHEMA, alias="schema")
+    environment: dict[str, str]
+    case: SavedCase
+    arrays: dict[Literal["x", "kernel", "bias"], ArrayRecord]
+    outputs: list[OutputRecord]
+    verdict: Verdict
+    verdicts: list[SavedVerdict]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bundle:
+    """A bundle that was read: the manifest, and the arrays that it names."""
+
+    manifest: Manifest
+    case: Case
+    outputs: Mapping[str, np.ndarray]
+
+
+def check_new_folder(folder: Path) -> None:
+    """Fails before the work if `save_bundle` could not write the folder after it.
+
+    Raises:
+      OSError: the folder holds something, is a file, or its parent is missing or closed.
+    """
+    folder = folder.absolute()
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file, expected a folder to make")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty, expected a folder to make")
+    if not folder.parent.is_dir():
+        raise FileNotFoundError(f"{folder} cannot be written: there is no folder {folder.parent}")
+    if not os.access(folder.parent, os.W_OK):
+        raise PermissionError(f"{folder} cannot be written: permission denied")
+
+
+def save_bundle(diagnosis: Diagnosis, folder: Path) -> None:
+    """Writes the bundle to a temporary folder beside it, then renames; an interrupted run leaves no part of it.
+
+    Raises:
+      OSError: as `check_new_folder` says.
+    """
+    check_new_folder(folder)
+    folder = folder.absolute()
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        case = diagnosis.case
+        given = {"x": case.x, "kernel": case.kernel, "bias": case.bias}
+        arrays = {name: _write(temporary, name, a) for name, a in given.items() if a is not None}
+        outputs = [
+            OutputRecord(implementation=name, **dict(_write(temporary, f"output-{number}", y)))
+            for number, (name, y) in enumerate(diagnosis.outputs.items())
+        ]
+        word = case.padding if isinstance(case.padding, str) else None
+        manifest = Manifest(
+            environment=environment(),
+            case=SavedCase(**dict(Report.of(diagnosis).case), padding_word=word),
+            arrays=arrays,
+            outputs=outputs,
+            verdict=diagnosis.verdict,
+            verdicts=[SavedVerdict(a=c.a, b=c.b, verdict=c.verdict) for c in diagnosis.comparisons],
+        )
+        (temporary / _MANIFEST).write_text(manifest.model_dump_json(by_alias=True, indent=2) + "\n", encoding="utf-8")
+        os.chmod(temporary, 0o755)
+        if folder.is_dir():
+            folder.rmdir()
+        os.rename(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Reads a bundle and checks every hash.
+
+    Raises:
+      ValueError: a manifest that is malformed or of a newer schema, a missing file, or one that was cut or changed.
+    """
+    manifest = _manifest(folder)
+    arrays = {name: _read(folder, record) for name, record in manifest.arrays.items()}
+    outputs = {record.implementation: _read(folder, record) for record in manifest.outputs}
+    saved = manifest.case
+    try:
+        case = Case(
+            **arrays,
+            strides=saved.strides,
+            padding=saved.padding_word or saved.padding,
+            kernel_dilation=saved.kernel_dilation,
+            input_dilation=saved.input_dilation,
+            name=saved.name,
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / _MANIFEST} describes no case: {error}") from None
+    if (case.geometry.padding, case.geometry.padding_mode) != (saved.padding, saved.padding_mode):
+        raise ValueError(f"{folder / _MANIFEST} has padding {saved.padding}, but {saved.padding_word} is another")
+    for name, y in outputs.items():
+        if y.shape != case.geometry.output_shape or y.dtype != case.dtype:
+            expected = f"{case.dtype} {case.geometry.output_shape}"
+            raise ValueError(f"{folder} has an output {name} of {y.dtype} {y.shape}, expected {expected}")
+    return Bundle(manifest, case, outputs)
+
+
+def replay_bundle(folder: Path, *, import_functions: bool = False) -> tuple[Diagnosis, list[str]]:
+    """The diagnosis repeated on this machine, and what changed since the bundle was saved.
+
+    Args:
+      folder: what `save_bundle` wrote.
+      import_functions: import and run implementations that the bundle names as `package.module:function`. Only for a
+        bundle that you trust, since any function installed here can be named.
+
+    Returns:
+      The diagnosis of those implementations that run here; and one line for each change: an implementation that does
+      not run here, the environment, an output's bits, a verdict. No line: nothing changed.
+
+    Raises:
+      ValueError: as `load_bundle`, or fewer than two implementations run here.
+    """
+    bundle = load_bundle(folder)
+    chosen, absent = [], []
+    for name in bundle.outputs:
+        try:
+            chosen.append(_runnable(name, import_functions))
+        except (ValueError, ImportError) as error:
+            absent.append(f"not run here: {name} ({error})")
+    if len(chosen) < 2:
+        raise ValueError(f"{folder} cannot be repeated, since fewer than two implementations run: {'; '.join(absent)}")
+    diagnosis = parity(bundle.case, chosen)
+    changes = [*absent, *_environment(bundle), *_outputs(bundle, diagnosis), *_verdicts(bundle, diagnosis)]
+    return diagnosis, changes
+
+
+def _runnable(name: str, import_functions: bool) -> Implementation:
+    if ":" in name and not import_functions:
+        raise ValueError("a function of the user's is not imported unasked")
+    return implementation(name)
+
+
+def _environment(bundle: Bundle) -> Iterator[str]:
+    then, now = bundle.manifest.environment, environment()
+    for key in dict.fromkeys((*then, *now)):
+        if then.get(key) != now.get(key):
+            yield f"environment: {key} was {_quoted(then.get(key))}, is {_quoted(now.get(key))}"
+
+
+def _quoted(value: str | None) -> str:
+    return "absent" if value is None else repr(value) if not value else value
+
+
+def _outputs(bundle: Bundle, diagnosis: Diagnosis) -> Iterator[str]:
+    for name, now in diagnosis.outputs.items():
+        saved = bundle.outputs[name]
+        changed = int(np.count_nonzero(~same_bits(saved, now)))
+        if changed:
+            with np.errstate(invalid="ignore"):
+                distance = np.abs(saved.astype(np.float64) - now.astype(np.float64))
+            most = np.max(distance, where=np.isfinite(distance), initial=0.0)
+            yield f"output: {name} has other bits in {changed} of {saved.size} elements, by at most {most:.2g}"
+
+
+def _verdicts(bundle: Bundle, diagnosis: Diagnosis) -> Iterator[str]:
+    if diagnosis.verdict is not bundle.manifest.verdict:
+        yield f"verdict: of the whole, was {bundle.manifest.verdict}, is {diagnosis.verdict}"
+    for saved in bundle.manifest.verdicts:
+        if not {saved.a, saved.b} <= diagnosis.outputs.keys():
+            continue
+        now = diagnosis.between(saved.a, saved.b).verdict
+        if now is not saved.verdict:
+            yield f"verdict: of {saved.a} and {saved.b}, was {saved.verdict}, is {now}"
+
+
+def _write(folder: Path, name: str, array: np.ndarray) -> ArrayRecord:
+    stored = array.view(np.uint16) if array.dtype == _BFLOAT16 else array
+    buffer = io.BytesIO()
+    np.save(buffer, stored, allow_pickle=False)
+    data = buffer.getvalue()
+    file = f"{name}.npy"
+    (folder / file).write_bytes(data)
+    return ArrayRecord(file=file, sha256=hashlib.sha256(data).hexdigest(), dtype=array.dtype.name, shape=array.shape)
+
+
+def _read(folder: Path, record: ArrayRecord) -> np.ndarray:
+    path = folder / record.file
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is not a whole bundle: {record.file} is missing") from None
+    if hashlib.sha256(data).hexdigest() != record.sha256:
+        raise ValueError(f"{path} was cut or changed: its SHA-256 is not the manifest's")
+    array = np.load(io.BytesIO(data), allow_pickle=False)
+    if record.dtype == _BFLOAT16.name and array.dtype == np.uint16:
+        array = array.view(_BFLOAT16)
+    if array.dtype not in DTYPES.values() or array.dtype.name != record.dtype or array.shape != record.shape:
+        raise ValueError(f"{path} holds {array.dtype} {array.shape}, expected {record.dtype} {record.shape}")
+    return array
+
+
+def _manifest(folder: Path) -> Manifest:
+    path = folder / _MANIFEST
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{folder} is not a bundle: it has no {_MANIFEST}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} was cut or changed: it is not JSON ({error})") from None
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != SCHEMA:
+        _refuse(path, schema)
+    try:
+        return Manifest.model_validate(content)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path} is malformed: `{where}`: {first['msg']}") from None
+
+
+def _refuse(path: Path, schema: object) -> None:
+    kind, _, version = str(schema).partition("/")
+    expected_kind, _, expected = SCHEMA.partition("/")
+    if kind == expected_kind and version.isdecimal() and int(version) > int(expected):
+        raise ValueError(f"{path} has schema {schema!r}, newer than {SCHEMA!r}: read it with a newer jaxdw")
+    raise ValueError(f"{path} has schema {schema!r}, expected {SCHEMA!r}")

@@ -1,0 +1,266 @@
+"""What the MobileNets are made of: convolution, normalization and activation; squeeze-and-excite; inverted residual."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from jaxdw.nnx import DepthwiseConv
+
+Activation = Callable[[jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Conventions:
+    """What an original fixes for all of its layers, and how to compute them.
+
+    Attributes:
+      padding: "SYMMETRIC" pads (k - 1) / 2 * dilation on both sides, as PyTorch models do; "SAME" is TensorFlow's.
+        At stride 2 they are not the same.
+      bn_epsilon: added to the variance.
+      bn_momentum: weight of the old running statistics, 1 minus PyTorch's `momentum`.
+      dropout: share of the classifier's inputs that is dropped in training.
+      dilation_starts: where a block's stride is turned into dilation, to keep the output stride, "here" dilates this
+        very block (torchvision); "next" only those after it (timm, transformers, TF-slim).
+      method: of `jaxdw.depthwise_conv`.
+      dtype: dtype to compute in; None: that of inputs and parameters together.
+      param_dtype: dtype of the parameters.
+      precision: of convolutions and matrix products, as for `lax.dot_general`.
+    """
+
+    padding: Literal["SYMMETRIC", "SAME"]
+    bn_epsilon: float
+    bn_momentum: float
+    dropout: float = 0.0
+    dilation_starts: Literal["here", "next"] = "next"
+    method: str = "auto"
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    precision: lax.PrecisionLike = None
+
+    def __post_init__(self) -> None:
+        for name, choices in {"padding": ("SYMMETRIC", "SAME"), "dilation_starts": ("here", "next")}.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}, expected one of {', '.join(choices)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One row of a MobileNet's table.
+
+    Attributes:
+      in_channels, expanded, out_channels: the first 1x1 convolution widens to `expanded` channels; it is absent where
+        there is nothing to widen.
+      kernel: taps along each axis of the depthwise convolution.
+      stride, dilation: of the depthwise convolution.
+      squeeze: channels between the two layers of the squeeze-and-excite, or None where there is none.
+      activation: after every convolution but the last.
+      last_activation: after the last 1x1 convolution; None leaves the bottleneck linear (V2, V3).
+      residual: whether the input is added to the output, where they have one shape.
+    """
+
+    in_channels: int
+    expanded: int
+    out_channels: int
+    activation: Activation
+    kernel: int = 3
+    stride: int = 1
+    dilation: int = 1
+    squeeze: int | None = None
+    last_activation: Activation | None = None
+    residual: bool = True
+
+
+def relu6(x: jax.Array) -> jax.Array:
+    """min(max(x, 0), 6), with slope 0 at 0 and at 6 as in PyTorch.
+
+    `jax.nn.relu6` has slope 1/2 there, and exact zeros are common: a window of zeros, normalized with a mean of 0.
+
+    >>> [float(jax.grad(relu6)(x)) for x in (0.0, 1.0, 6.0)]
+    [0.0, 1.0, 0.0]
+    """
+    return jnp.where(x >= 6, 6, jax.nn.relu(x))
+
+
+def global_average_pool(x: jax.Array) -> jax.Array:
+    """`(*batch, H, W, C)` -> `(*batch, C)`."""
+    return x.mean((-3, -2))
+
+
+class BatchNorm(nnx.BatchNorm):
+    """`flax.nnx.BatchNorm` with the running variance of PyTorch and TensorFlow.
+
+    All three normalize a batch of n values a channel by its biased variance v. For the running variance flax averages
+    v itself, PyTorch and TensorFlow the unbiased v n / (n - 1). The variance is taken in two passes: flax's default,
+    E[x^2] - E[x]^2, loses the digits by which the mean exceeds the deviation.
+    """
+
+    def __init__(self, features: int, conventions: Conventions, *, rngs: nnx.Rngs):
+        super().__init__(
+            features,
+            momentum=conventions.bn_momentum,
+            epsilon=conventions.bn_epsilon,
+            use_fast_variance=False,
+            dtype=conventions.dtype,
+            param_dtype=conventions.param_dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
+        """Normalizes x `(*batch, *spatial, C)`; in training also updates the statistics.
+
+        Raises:
+          ValueError: one value a channel in training, which has no variance.
+        """
+        if use_running_average is None:
+            use_running_average = self.use_running_average
+        if use_running_average:
+            return super().__call__(x, use_running_average=True)
+        n = math.prod(x.shape[:-1])
+        if n < 2:
+            raise ValueError(
+                f"`x` has shape {x.shape}, expected more than one value a channel in training: "
+                "use a larger batch or image, or `model.eval()`"
+            )
+        kept = self.momentum * self.var[...]
+        y = super().__call__(x, use_running_average=False)
+        self.var[...] += (self.var[...] - kept) / (n - 1)
+        return y
+
+
+class ConvNormAct(nnx.Module):
+    """Convolution without bias, batch normalization, activation.
+
+    Attributes:
+      conv: `DepthwiseConv`, kernel (k, k, 1, C); for a 1x1 convolution `nnx.Linear`, kernel (in, out), since XLA:CPU
+        multiplies matrices 1.1 to 2.3 times as fast as it convolves with a 1x1 kernel; else `nnx.Conv`.
+      norm: `BatchNorm`.
+      activation: a function, or None.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        conventions: Conventions,
+        *,
+        kernel: int = 1,
+        stride: int = 1,
+        dilation: int = 1,
+        depthwise: bool = False,
+        activation: Activation | None = None,
+        rngs: nnx.Rngs,
+    ):
+        options: dict[str, Any] = {
+            "use_bias": False,
+            "dtype": conventions.dtype,
+            "param_dtype": conventions.param_dtype,
+            "precision": conventions.precision,
+            "rngs": rngs,
+        }
+        if kernel > 1:
+            symmetric = (kernel - 1) // 2 * dilation
+            options["padding"] = symmetric if conventions.padding == "SYMMETRIC" else "SAME"
+            options |= {"kernel_size": (kernel, kernel), "strides": stride, "kernel_dilation": dilation}
+        self.conv: DepthwiseConv | nnx.Linear | nnx.Conv
+        if depthwise:
+            # one group's fan out is one group's fan in: k * k
+            he = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
+            self.conv = DepthwiseConv(in_channels, kernel_init=he, method=conventions.method, **options)
+        else:
+            he = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+            dense = nnx.Linear if kernel == 1 else nnx.Conv
+            self.conv = dense(in_channels, out_channels, kernel_init=he, **options)
+        self.norm = BatchNorm(out_channels, conventions, rngs=rngs)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`(*batch, H, W, in)` -> `(*batch, H / stride, W / stride, out)`."""
+        x = self.norm(self.conv(x))
+        return x if self.activation is None else self.activation(x)
+
+
+class SqueezeExcite(nnx.Module):
+    """Scales each channel by a gate in [0, 1] computed from all channels' means (Hu et al., 2018).
+
+    Attributes:
+      reduce, expand: the two `nnx.Linear` of the gate, with bias; ReLU between them, hard sigmoid after.
+    """
+
+    def __init__(self, channels: int, squeeze: int, conventions: Conventions, *, rngs: nnx.Rngs):
+        self.reduce = linear(channels, squeeze, conventions, rngs=rngs)
+        self.expand = linear(squeeze, channels, conventions, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`(*batch, H, W, C)` -> the same shape."""
+        gate = nnx.hard_sigmoid(self.expand(nnx.relu(self.reduce(global_average_pool(x)))))
+        return x * gate[..., None, None, :]
+
+
+class InvertedResidual(nnx.Module):
+    """The block of V2 (Sandler et al., 2018) and V3; without `expand` that of V1 (Howard et al., 2017).
+
+    Attributes:
+      expand: 1x1 `ConvNormAct`, or None.
+      depthwise: `ConvNormAct` around a `DepthwiseConv`.
+      squeeze_excite: `SqueezeExcite`, or None.
+      project: 1x1 `ConvNormAct`.
+
+    >>> conventions = Conventions("SYMMETRIC", bn_epsilon=1e-5, bn_momentum=0.9)
+    >>> block = InvertedResidual(Block(16, 96, 24, relu6, stride=2), conventions, rngs=nnx.Rngs(0))
+    >>> block(jnp.ones((8, 56, 56, 16))).shape
+    (8, 28, 28, 24)
+    """
+
+    def __init__(self, block: Block, conventions: Conventions, *, rngs: nnx.Rngs):
+        self.expand: ConvNormAct | None = None
+        if block.expanded != block.in_channels:
+            self.expand = ConvNormAct(
+                block.in_channels, block.expanded, conventions, activation=block.activation, rngs=rngs
+            )
+        self.depthwise = ConvNormAct(
+            block.expanded,
+            block.expanded,
+            conventions,
+            kernel=block.kernel,
+            stride=block.stride,
+            dilation=block.dilation,
+            depthwise=True,
+            activation=block.activation,
+            rngs=rngs,
+        )
+        self.squeeze_excite: SqueezeExcite | None = None
+        if block.squeeze is not None:
+            self.squeeze_excite = SqueezeExcite(block.expanded, block.squeeze, conventions, rngs=rngs)
+        self.project = ConvNormAct(
+            block.expanded, block.out_channels, conventions, activation=block.last_activation, rngs=rngs
+        )
+        self.residual = block.residual and block.stride == 1 and block.in_channels == block.out_channels
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`(*batch, H, W, in)` -> `(*batch, H / stride, W / stride, out)`."""
+        y = x if self.expand is None else self.expand(x)
+        y = self.depthwise(y)
+        y = y if self.squeeze_excite is None else self.squeeze_excite(y)
+        y = self.project(y)
+        return x + y if self.residual else y
+
+
+def linear(in_features: int, out_features: int, conventions: Conventions, *, rngs: nnx.Rngs) -> nnx.Linear:
+    """A fully connected layer, drawn as torchvision draws it."""
+    return nnx.Linear(
+        in_features,
+        out_features,
+        kernel_init=nnx.initializers.normal(0.01),
+        dtype=conventions.dtype,
+        param_dtype=conventions.param_dtype,
+        precision=conventions.precision,
+        rngs=rngs,
+    )

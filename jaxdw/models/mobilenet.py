@@ -1,0 +1,179 @@
+"""The network that the three versions share: a table of blocks between a stem and a classifier."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+
+from jaxdw.models.blocks import (
+    Activation,
+    Block,
+    Conventions,
+    ConvNormAct,
+    InvertedResidual,
+    global_average_pool,
+    linear,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A MobileNet's table, with every width already multiplied and every stride already decided.
+
+    Attributes:
+      blocks: the rows, top to bottom. The stem, a 3x3 convolution of stride 2, has the channels that the first expects.
+      activation: of stem, head and hidden layer.
+      head: channels of the 1x1 convolution after the blocks, or None (V1).
+      hidden: features of the fully connected layer before the classifier, or None (V1, V2).
+    """
+
+    blocks: tuple[Block, ...]
+    activation: Activation
+    head: int | None = None
+    hidden: int | None = None
+
+
+#: What the product of all strides can be kept at.
+OUTPUT_STRIDES: Sequence[int] = (2, 4, 8, 16, 32)
+
+
+class MobileNet(nnx.Module):
+    """MobileNet V1, V2 or V3, as its architecture says. In training mode when new, as any Flax module.
+
+    Made by `jaxdw.models.mobilenet_v1`, `mobilenet_v2`, `mobilenet_v3_small` and `mobilenet_v3_large`.
+    `model.train()` and `model.eval()` switch batch normalization and dropout.
+
+    The parameters have these paths, the same for every original; i counts the blocks of the whole network from 0:
+
+        stem.{conv,norm}
+        blocks.{i}.expand.{conv,norm}                absent where a block does not widen
+        blocks.{i}.depthwise.{conv,norm}
+        blocks.{i}.squeeze_excite.{reduce,expand}    V3, where its table says so
+        blocks.{i}.project.{conv,norm}               the pointwise convolution of V1
+        head.{conv,norm}                             V2, V3
+        hidden                                       V3
+        classifier
+
+    Below each `conv` is `kernel`: (3, 3, in, out) in the stem, (k, k, 1, channels) in `depthwise`, (in, out) for the
+    1x1 convolutions. Below each `norm` are `scale`, `bias`, `mean` and `var`. `reduce`, `expand`, `hidden` and
+    `classifier` are fully connected: `kernel` (in, out) and `bias`. Dropout also holds a random key, which is
+    `nnx.RngState` and neither `nnx.Param` nor `nnx.BatchStat`.
+
+    Args:
+      architecture: the table.
+      conventions: padding, normalization, dropout, and how to compute.
+      num_classes: outputs of the classifier; 0 leaves it out, and the model returns what it would have read.
+      in_channels: channels of the images.
+      rngs: `params` for the parameters, `dropout` for the dropout.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        conventions: Conventions,
+        *,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        rngs: nnx.Rngs,
+    ):
+        if num_classes < 0:
+            raise ValueError(f"`num_classes` is {num_classes!r}, expected 0 or more")
+        self.architecture, self.conventions = architecture, conventions
+        self.num_classes, self.in_channels = num_classes, in_channels
+        blocks, activation = architecture.blocks, architecture.activation
+        self.stem = ConvNormAct(
+            in_channels, blocks[0].in_channels, conventions, kernel=3, stride=2, activation=activation, rngs=rngs
+        )
+        self.blocks = nnx.List([InvertedResidual(block, conventions, rngs=rngs) for block in blocks])
+        features = blocks[-1].out_channels
+        self.head: ConvNormAct | None = None
+        if architecture.head is not None:
+            self.head = ConvNormAct(features, architecture.head, conventions, activation=activation, rngs=rngs)
+            features = architecture.head
+        self.hidden: nnx.Linear | None = None
+        if architecture.hidden is not None:
+            self.hidden = linear(features, architecture.hidden, conventions, rngs=rngs)
+            features = architecture.hidden
+        self.dropout = nnx.Dropout(conventions.dropout, rngs=rngs)
+        self.classifier = linear(features, num_classes, conventions, rngs=rngs) if num_classes else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Logits `(*batch, num_classes)` of images x `(*batch, H, W, in_channels)`."""
+        return self.classify(self.features(x))
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """`(*batch, H, W, in_channels)` -> `(*batch, H / output_stride, W / output_stride, features)`, rounded up.
+
+        Raises:
+          ValueError: images of another rank or number of channels.
+        """
+        if x.ndim < 3 or x.shape[-1] != self.in_channels:
+            raise ValueError(f"`x` has shape {x.shape}, expected (*batch, H, W, {self.in_channels})")
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return x if self.head is None else self.head(x)
+
+    def classify(self, features: jax.Array) -> jax.Array:
+        """`(*batch, h, w, features)` -> `(*batch, num_classes)`."""
+        x = global_average_pool(features)
+        if self.hidden is not None:
+            x = self.architecture.activation(self.hidden(x))
+        x = self.dropout(x)
+        return x if self.classifier is None else self.classifier(x)
+
+
+def conventions_like(like: str, originals: Mapping[str, Conventions], changes: Mapping[str, Any]) -> Conventions:
+    """The conventions of the original named `like`, with changes."""
+    if like not in originals:
+        raise ValueError(f"`like` is {like!r}, expected one of {', '.join(originals)}")
+    return dataclasses.replace(originals[like], **changes)
+
+
+def round_channels(channels: float) -> int:
+    """The nearest positive multiple of 8, or the next where that takes off more than a tenth.
+
+    Every MobileNet but V1 rounds so, since the TensorFlow originals do.
+
+    >>> [round_channels(c) for c in (3, 8.4, 11.2, 33.6)]
+    [8, 8, 16, 32]
+    """
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * channels else rounded + 8
+
+
+def check_width(width: float) -> None:
+    if not width > 0:
+        raise ValueError(f"`width` is {width!r}, expected a positive factor of all numbers of channels")
+
+
+def with_output_stride(blocks: Iterable[Block], output_stride: int, conventions: Conventions) -> tuple[Block, ...]:
+    """The blocks, with strides turned into dilation once the stem and the blocks so far have reached `output_stride`.
+
+    The features then have the same receptive fields on a denser grid (Chen et al., 2017).
+
+    >>> from jaxdw.models.mobilenet_v2 import ORIGINALS
+    >>> rows = [Block(8, 48, 8, nnx.relu, stride=2) for _ in range(4)]
+    >>> [(b.stride, b.dilation) for b in with_output_stride(rows, 8, ORIGINALS["timm"])]
+    [(2, 1), (2, 1), (1, 1), (1, 2)]
+    >>> [(b.stride, b.dilation) for b in with_output_stride(rows, 8, ORIGINALS["torchvision"])]
+    [(2, 1), (2, 1), (1, 2), (1, 4)]
+    """
+    if output_stride not in OUTPUT_STRIDES:
+        raise ValueError(f"`output_stride` is {output_stride!r}, expected one of {', '.join(map(str, OUTPUT_STRIDES))}")
+    reached, dilation, result = 2, 1, []
+    for block in blocks:
+        if reached * block.stride <= output_stride:
+            reached *= block.stride
+            result.append(dataclasses.replace(block, dilation=dilation))
+        elif conventions.dilation_starts == "here":
+            dilation *= block.stride  # and torchvision decides on the residual by the stride that was
+            result.append(dataclasses.replace(block, stride=1, dilation=dilation, residual=False))
+        else:
+            result.append(dataclasses.replace(block, stride=1, dilation=dilation))
+            dilation *= block.stride
+    return tuple(result)

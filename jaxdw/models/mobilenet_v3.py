@@ -1,0 +1,156 @@
+"""MobileNet V3, small and large (Howard et al., Searching for MobileNetV3, ICCV 2019)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from flax import nnx
+
+from jaxdw.models.blocks import Block, Conventions
+from jaxdw.models.mobilenet import (
+    Architecture,
+    MobileNet,
+    check_width,
+    conventions_like,
+    round_channels,
+    with_output_stride,
+)
+
+ORIGINALS = {
+    "torchvision": Conventions("SYMMETRIC", bn_epsilon=1e-3, bn_momentum=0.99, dropout=0.2, dilation_starts="here"),
+    "timm": Conventions("SYMMETRIC", bn_epsilon=1e-5, bn_momentum=0.9),
+}
+
+
+class _Row(NamedTuple):
+    kernel: int
+    expanded: int
+    out: int
+    squeezes: bool
+    hard: bool  # hard swish, not ReLU
+    stride: int
+
+
+#: Table 1 of the paper.
+_LARGE = (
+    _Row(3, 16, 16, False, False, 1),
+    _Row(3, 64, 24, False, False, 2),
+    _Row(3, 72, 24, False, False, 1),
+    _Row(5, 72, 40, True, False, 2),
+    _Row(5, 120, 40, True, False, 1),
+    _Row(5, 120, 40, True, False, 1),
+    _Row(3, 240, 80, False, True, 2),
+    _Row(3, 200, 80, False, True, 1),
+    _Row(3, 184, 80, False, True, 1),
+    _Row(3, 184, 80, False, True, 1),
+    _Row(3, 480, 112, True, True, 1),
+    _Row(3, 672, 112, True, True, 1),
+    _Row(5, 672, 160, True, True, 2),
+    _Row(5, 960, 160, True, True, 1),
+    _Row(5, 960, 160, True, True, 1),
+)
+
+#: Table 2 of the paper.
+_SMALL = (
+    _Row(3, 16, 16, True, False, 2),
+    _Row(3, 72, 24, False, False, 2),
+    _Row(3, 88, 24, False, False, 1),
+    _Row(5, 96, 40, True, True, 2),
+    _Row(5, 240, 40, True, True, 1),
+    _Row(5, 240, 40, True, True, 1),
+    _Row(5, 120, 48, True, True, 1),
+    _Row(5, 144, 48, True, True, 1),
+    _Row(5, 288, 96, True, True, 2),
+    _Row(5, 576, 96, True, True, 1),
+    _Row(5, 576, 96, True, True, 1),
+)
+
+
+def mobilenet_v3_small(
+    num_classes: int = 1000,
+    *,
+    like: str = "torchvision",
+    width: float = 1.0,
+    output_stride: int = 32,
+    reduced_tail: bool = False,
+    in_channels: int = 3,
+    rngs: nnx.Rngs,
+    **changes: Any,
+) -> MobileNet:
+    """MobileNet V3 small: `(*batch, H, W, in_channels)` -> `(*batch, num_classes)`.
+
+    The arguments are those of `mobilenet_v3_large`; in timm it is `mobilenetv3_small_100` and its widths.
+
+    >>> import jax.numpy as jnp
+    >>> model = mobilenet_v3_small(10, width=0.35, rngs=nnx.Rngs(0))
+    >>> model.eval()
+    >>> model(jnp.ones((2, 64, 64, 3))).shape
+    (2, 10)
+    """
+    return _mobilenet_v3(
+        _SMALL, 1024, num_classes, like, width, output_stride, reduced_tail, in_channels, rngs, changes
+    )
+
+
+def mobilenet_v3_large(
+    num_classes: int = 1000,
+    *,
+    like: str = "torchvision",
+    width: float = 1.0,
+    output_stride: int = 32,
+    reduced_tail: bool = False,
+    in_channels: int = 3,
+    rngs: nnx.Rngs,
+    **changes: Any,
+) -> MobileNet:
+    """MobileNet V3 large: `(*batch, H, W, in_channels)` -> `(*batch, num_classes)`.
+
+    Args:
+      num_classes: 0 leaves the classifier out.
+      like: "torchvision" (`mobilenet_v3_large`) or "timm" (`mobilenetv3_large_100` and its widths; with
+        `padding="SAME", bn_epsilon=1e-3` its `tf_mobilenetv3_large_100`).
+      width: factor of all numbers of channels; `width_mult` in torchvision.
+      output_stride: 2, 4, 8, 16 or 32; below 32, strides become dilation. torchvision's `dilated=True` is 16.
+      reduced_tail: half the channels in the last three blocks and the classifier, as in torchvision.
+      in_channels: channels of the images.
+      rngs: `params` for the parameters, `dropout` for the dropout.
+      changes: fields of `jaxdw.models.Conventions` to differ from the original in, such as `method="grouped"`.
+
+    Raises:
+      ValueError, TypeError: an argument that does not fit; the message names it.
+
+    >>> import jax.numpy as jnp
+    >>> model = nnx.eval_shape(lambda: mobilenet_v3_large(10, output_stride=16, rngs=nnx.Rngs(0)))
+    >>> nnx.eval_shape(lambda model, x: model.features(x), model, jnp.ones((8, 224, 224, 3))).shape
+    (8, 14, 14, 960)
+    """
+    return _mobilenet_v3(
+        _LARGE, 1280, num_classes, like, width, output_stride, reduced_tail, in_channels, rngs, changes
+    )
+
+
+def _mobilenet_v3(
+    table: tuple[_Row, ...],
+    hidden: int,
+    num_classes: int,
+    like: str,
+    width: float,
+    output_stride: int,
+    reduced_tail: bool,
+    in_channels: int,
+    rngs: nnx.Rngs,
+    changes: dict[str, Any],
+) -> MobileNet:
+    check_width(width)
+    conventions = conventions_like(like, ORIGINALS, changes)
+    if reduced_tail:
+        table, hidden = _reduced(table), hidden // 2
+    blocks = _scaled_by_input(table, width) if like == "timm" else _scaled(table, width)
+    last = table[-1]
+    architecture = Architecture(
+        with_output_stride(blocks, output_stride, conventions),
+        nnx.hard_swish,
+        head=round_channels(last.expanded * width) if like == "timm" else 6 * blocks[-1].out_channels,
+        hidden=hidden if like == "timm" else round_channels(hidden * width),
+    )
+    return MobileNet(architecture, conventions, num_classes=num_classes, in_channels=in_channels, rngs=rngs)
