@@ -78,8 +78,8 @@ def depthwise_conv(
     if 0 in geometry.output_shape:
         return jnp.zeros(geometry.output_shape, result)
     if 0 in geometry.x_shape:  # every tap reads padding
-        zero = jnp.zeros(geometry.output_shape, compute)
-        return (zero if bias is None else zero + bias.astype(compute)).astype(result)
+        start = jnp.zeros((), result) if bias is None else bias.astype(result)
+        return jnp.broadcast_to(start, geometry.output_shape)
     if method == "auto":
         method = AUTO.get(jax.default_backend(), "taps")
     # Compiled here even when called eagerly: the multiply and add of a method must reach the compiler together.

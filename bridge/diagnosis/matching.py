@@ -33,22 +33,23 @@ def _channels(side: Side) -> Iterator[Mistake]:
     case, g = side.target.case, side.target.case.geometry
     if g.channels == 1 or g.features > _LONGEST or 0 in g.x_shape:
         return
-    windows, wanted = _windows(side)
+    windows, wanted, size_of_rest = _windows(side)
     kernel = case.kernel.reshape(g.taps, g.features).astype(np.float64)
     own = np.arange(g.features) // g.multiplier
 
-    def close(x: np.ndarray, w: np.ndarray, y: np.ndarray) -> np.ndarray:
+    def close(x: np.ndarray, w: np.ndarray, features: slice | list[int]) -> np.ndarray:
         """(c, o): whether x (P, taps, c) with w (taps, o) is y at all positions, to a few times what rounding does."""
         columns = np.moveaxis(x, 1, -1)
         product, size = columns @ w, np.abs(columns) @ np.abs(w)
         u = side.arithmetic.accumulator.unit_roundoff * (g.taps + 4) + 2 * side.arithmetic.output.unit_roundoff
-        return (np.abs(product - y) <= u * (size + np.abs(y)) * 2 + 1e-300).all(axis=0)
+        y, other = (a[:, None, features] for a in (wanted, size_of_rest))
+        return (np.abs(product - y) <= 2 * u * (size + other)).all(axis=0)
 
     step = max(1, _BLOCK // (_POSITIONS * g.channels))
     input_of = np.full(g.features, -1)
     for start in range(0, g.features, step):
         block = slice(start, start + step)
-        input_of[block] = _first(close(windows, kernel[:, block], wanted[:, None, block]), own[block])
+        input_of[block] = _first(close(windows, kernel[:, block], block), own[block])
     source = input_of[:: g.multiplier]
     if _is_permutation(source) and (input_of == np.repeat(source, g.multiplier)).all():
         yield Mistake(
@@ -61,7 +62,7 @@ def _channels(side: Side) -> Iterator[Mistake]:
     kernel_of = np.full(g.features, -1)
     for c in range(g.channels):
         features = np.flatnonzero(own == c)
-        table = np.stack([close(windows[..., [c]], kernel, wanted[:, None, [o]])[0] for o in features])
+        table = np.stack([close(windows[..., [c]], kernel, [o])[0] for o in features])
         kernel_of[features] = _first(table.T, features)
         if (kernel_of[features] < 0).any():
             break
@@ -75,8 +76,8 @@ def _channels(side: Side) -> Iterator[Mistake]:
         )
 
 
-def _windows(side: Side) -> tuple[np.ndarray, np.ndarray]:
-    """Windows `(P, taps, C)` at the positions that read most of the input, and y there less the bias, `(P, C*M)`."""
+def _windows(side: Side) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Windows `(P, taps, C)` at the positions that read most of the input; there y - b and |y| + |b|, `(P, C*M)`."""
     case, g = side.target.case, side.target.case.geometry
     valid = g.valid_taps().reshape(*g.output_spatial, -1).sum(axis=-1)
     full = np.argwhere(valid == valid.max())
@@ -89,8 +90,9 @@ def _windows(side: Side) -> tuple[np.ndarray, np.ndarray]:
         index = [source[out, k] for source, out, k in zip(g.sources, rows.T, tap)]
         inside = np.logical_and.reduce([i >= 0 for i in index])
         windows[inside, t] = case.x[(*batch.T, *index)][inside]
-    bias = 0.0 if case.bias is None else case.bias.astype(np.float64)
-    return windows, side.y[at].astype(np.float64) - bias
+    y = side.y[at].astype(np.float64)
+    bias = np.zeros(g.features) if case.bias is None else case.bias.astype(np.float64)
+    return windows, y - bias, np.abs(y) + np.abs(bias)
 
 
 def _biases(side: Side) -> Iterator[Mistake]:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from bridge.case import Case
+from bridge.diagnosis.shapes import spelled
+from jaxdw.geometry import Padding
 
 Rearrange = Callable[[np.ndarray], np.ndarray]
 
@@ -43,7 +45,7 @@ class Mistake:
 def mistakes(case: Case) -> Iterator[Mistake]:
     """Every mistake that leaves the output's shape as it is, the likeliest first."""
     shape = case.geometry.output_shape
-    families = (paddings, kernels, biases, steps, padding_modes, layouts, channel_orders, edges)
+    families = (paddings, kernels, biases, steps, padding_modes, layouts, channel_orders, shifts, edges)
     for family in families:
         for mistake in family(case):
             if mistake.case.geometry.output_shape == shape:
@@ -51,43 +53,60 @@ def mistakes(case: Case) -> Iterator[Mistake]:
 
 
 def paddings(case: Case) -> Iterator[Mistake]:
-    """Other amounts of zeros. Where the size of the output is fixed, only what is added in front matters."""
+    """Other words for padding, and axes or sides swapped."""
+    g = case.geometry
+    half, span_half = (tuple((k // 2, k // 2) for k in sizes) for sizes in (g.kernel_size, g.spans))
+    against = "SAME against symmetric padding"
+    if_symmetric = against if g.symmetric_padding is not None else "padding"
+    if_same = against if case.padding == "SAME" else "padding"
+    named: list[tuple[str, Padding]] = [
+        (if_symmetric, "SAME"),
+        (if_same, half),
+        (if_same, span_half),
+        (if_symmetric, "SAME_LOWER"),
+        ("padding missing", "VALID"),
+        ("padding swapped between axes", g.padding[::-1]),
+        ("padding low and high swapped", tuple((high, low) for low, high in g.padding)),
+    ]
+    yield from _of_paddings(case, named)
+
+
+def shifts(case: Case) -> Iterator[Mistake]:
+    """Other amounts of zeros: off by one or two, or by a stride, which shifts the output by a row."""
+    g = case.geometry
+
+    def moved(shift: tuple[int, ...]) -> Padding:
+        return tuple(_pair(case, axis, low + d) for axis, ((low, _), d) in enumerate(zip(g.padding, shift)))
+
+    far = 2 if g.rank < 3 else 1
+    along_several = itertools.product(range(-far, far + 1), repeat=g.rank)
+    along_one = ((axis, d) for axis, s in enumerate(g.strides) for d in (-2, -1, 1, 2, -s, s, -2 * s, 2 * s))
+    changes = {*along_several, *(tuple(d * (a == axis) for a in range(g.rank)) for axis, d in along_one)}
+    named: list[tuple[str, Padding]] = []
+    for shift in sorted(changes, key=lambda d: (np.count_nonzero(d), sum(map(abs, d)), d)):
+        name = "padding"
+        if np.count_nonzero(shift) == 1:
+            rows = any(abs(d) == s for d, s in zip(shift, g.strides))
+            name = "padding off by one" if sum(map(abs, shift)) == 1 else "row or column shifted" if rows else "padding"
+        named.append((name, moved(shift)))
+    yield from _of_paddings(case, named)
+
+
+def _of_paddings(case: Case, named: list[tuple[str, Padding]]) -> Iterator[Mistake]:
+    """Those that differ. Where the size of the output is fixed, only the zeros in front matter."""
     g = case.geometry
     if g.padding_mode != "zeros" or 0 in g.output_shape:
         return
     seen = {tuple(low for low, _ in g.padding)}
-    half = tuple((k // 2, k // 2) for k in g.kernel_size)
-    span_half = tuple((s // 2, s // 2) for s in g.spans)
-    low_high = tuple((high, low) for low, high in g.padding)
-    given = 'SAME' if case.padding == "SAME" else None
-    symmetric = g.symmetric_padding is not None
-    against = "SAME against symmetric padding"
-    named: list[tuple[str, Any]] = [
-        (against if symmetric else "padding", "SAME"),
-        (against if given else "padding", half),
-        (against if given else "padding", span_half),
-        (against if symmetric else "padding", "SAME_LOWER"),
-        ("padding missing", "VALID"),
-        ("padding swapped between axes", g.padding[::-1]),
-        ("padding low and high swapped", low_high),
-    ]
     for name, padding in named:
-        mistake = _padding(case, name, padding)
-        if mistake and (lows := tuple(low for low, _ in mistake.case.geometry.padding)) not in seen:
-            seen.add(lows)
-            yield mistake
-    steps = sorted({d for s in g.strides for d in (-2 * s, -s, s, 2 * s)} | set(range(-2, 3)), key=abs)
-    for shift in sorted(itertools.product(steps, repeat=g.rank), key=lambda d: (np.count_nonzero(d), sum(map(abs, d)))):
-        lows = tuple(low + d for (low, _), d in zip(g.padding, shift))
-        if lows in seen:
+        try:
+            other = case.replace(padding=padding)
+        except ValueError:
             continue
-        seen.add(lows)
-        pairs = tuple(_pair(case, axis, low) for axis, low in enumerate(lows))
-        off_by_one = np.count_nonzero(shift) == 1 and sum(map(abs, shift)) == 1
-        moved = np.count_nonzero(shift) == 1 and any(abs(d) == s for d, s in zip(shift, g.strides))
-        name = "padding off by one" if off_by_one else "row or column shifted" if moved else "padding"
-        if mistake := _padding(case, name, pairs):
-            yield mistake
+        lows = tuple(low for low, _ in other.geometry.padding)
+        if other.geometry.output_shape == g.output_shape and lows not in seen:
+            seen.add(lows)
+            yield _option(case, other, name, "padding")
 
 
 def _pair(case: Case, axis: int, low: int) -> tuple[int, int]:
@@ -99,19 +118,9 @@ def _pair(case: Case, axis: int, low: int) -> tuple[int, int]:
     return low, next((high for high in (low, g.padding[axis][1]) if high in possible), least)
 
 
-def _padding(case: Case, name: str, padding: Any) -> Mistake | None:
-    try:
-        other = case.replace(padding=padding)
-    except ValueError:
-        return None
-    if other.geometry.output_shape != case.geometry.output_shape:
-        return None
-    return _option(case, other, name, "padding")
-
-
 def _option(case: Case, other: Case, name: str, *options: str) -> Mistake:
     """A mistake in options of the call."""
-    right, wrong = ([f"{o}={_spelled(getattr(c, o), c, o)}" for o in options] for c in (case, other))
+    right, wrong = ([f"{o}={_as_called(c, o)}" for o in options] for c in (case, other))
     meant = [f"{o}={getattr(case.geometry, o)}" for o in options if isinstance(getattr(case, o), str)]
     got = [f"{o}={getattr(other.geometry, o)}" for o in options if isinstance(getattr(other, o), str)]
     there, here = (f", here {', '.join(p)}," if p else "" for p in (got, meant))
@@ -124,8 +133,10 @@ def _option(case: Case, other: Case, name: str, *options: str) -> Mistake:
     )
 
 
-def _spelled(value: Any, case: Case, option: str) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(getattr(case.geometry, option))
+def _as_called(case: Case, option: str) -> str:
+    """The word that the user gave, or the numbers an axis."""
+    given = getattr(case, option)
+    return spelled(given if isinstance(given, str) else getattr(case.geometry, option))
 
 
 def kernels(case: Case) -> Iterator[Mistake]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bridge.case import Case
 
@@ -52,25 +52,29 @@ def _extra(shape: tuple[int, ...], expected: tuple[int, ...]) -> str:
 def _alternatives(case: Case) -> Iterator[tuple[str, Case]]:
     """Other options a user may have set, the likeliest first; those that cannot be are left out."""
     g = case.geometry
-    half = tuple(k // 2 for k in g.kernel_size)
-    changes: list[dict] = [{"padding": word} for word in ("SAME", "VALID")]
-    changes += [{"padding": tuple((p, p) for p in half)}]
-    changes += [{"strides": g.kernel_dilation, "kernel_dilation": g.strides, "padding": p} for p in (g.padding, case.padding)]
+    swapped = {"strides": g.kernel_dilation, "kernel_dilation": g.strides}
+    changes: list[dict[str, Any]] = [{"padding": word} for word in ("SAME", "VALID")]
+    changes += [{"padding": tuple((k // 2, k // 2) for k in g.kernel_size)}]
+    changes += [{**swapped, "padding": padding} for padding in (g.padding, case.padding)]
     changes += [{"strides": g.strides[::-1]}, {"kernel_dilation": g.kernel_dilation[::-1]}]
     changes += [{"strides": 1}, {"kernel_dilation": 1}, {"input_dilation": 1}]
-    changes += [{"padding": g.padding[::-1]}]
-    if g.padding_mode == "zeros":
-        changes += [{"padding": tuple((low + d, high + d) for low, high in g.padding)} for d in (1, -1, 2, -2)]
-        off_by = itertools.product(range(-2, 3), repeat=2 * g.rank)
-        near = sorted(off_by, key=lambda d: (sum(map(abs, d)), d))
-        changes += [
-            {"padding": tuple((low + d[2 * a], high + d[2 * a + 1]) for a, (low, high) in enumerate(g.padding))}
-            for d in near[1:]
-        ]
     changes += [{"strides": s} for s in (2, 3, 4)]
+    if g.padding_mode == "zeros":
+        changes += [{"padding": g.padding[::-1]}]
+        for all_sides in (1, -1, 2, -2):
+            changes += [{"padding": tuple((low + all_sides, high + all_sides) for low, high in g.padding)}]
+        around = sorted(itertools.product(range(-2, 3), repeat=2 * g.rank), key=lambda d: (sum(map(abs, d)), d))
+        for d in around[1:]:
+            pairs = ((low + d[2 * a], high + d[2 * a + 1]) for a, (low, high) in enumerate(g.padding))
+            changes += [{"padding": tuple(pairs)}]
     for change in changes:
         try:
             other = case.replace(**change)
         except ValueError:
             continue
-        yield ", ".join(f"{name}={value!r}" for name, value in change.items()), other
+        yield ", ".join(f"{name}={spelled(value)}" for name, value in change.items()), other
+
+
+def spelled(value: Any) -> str:
+    """An option's value as it stands in a call."""
+    return f'"{value}"' if isinstance(value, str) else str(value)

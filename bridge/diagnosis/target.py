@@ -91,7 +91,7 @@ class Target:
         if quantity not in OPERANDS:
             raise ValueError(f"`quantity` is {quantity!r}, expected one of {', '.join(OPERANDS)}")
         if (dy is None) != (quantity == "y"):
-            expected = "None for the output" if quantity == "y" else "the gradient by the output"
+            expected = "expected None for the output" if quantity == "y" else "expected the gradient by the output"
             raise ValueError(f"`dy` is {'None' if dy is None else 'given'} with `quantity` {quantity!r}: {expected}")
         return cls(case, quantity, dy, reference or exact_sum(_products(case, quantity, dy)))
 

@@ -25,19 +25,36 @@ class ImplementationError(RuntimeError):
     """An implementation failed, or returned something of another shape or dtype; the message names it."""
 
 
+#: What algorithms do, in words. Those of one family are counterparts: they differ in their framework alone.
+FAMILIES = {
+    "convolution": "the framework's own convolution",
+    "windows": "windows, then one einsum over the taps",
+    "channel loop": "windows, then a loop of matrix products over the channels",
+    "taps": "shifted multiply-add, tap by tap",
+    "exact": "the exact sum, rounded once",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Algorithm:
     """One row of a framework's table.
 
     Attributes:
       compute: takes a Case and every knob, returns the output.
+      seconds: takes a Case, how often to repeat, and every knob; returns the seconds of each repetition, arrays at hand
+        and the result waited for.
       arithmetic: takes a Case and every knob, returns the declared arithmetic.
       about: one line for a listing.
+      family: a key of `FAMILIES`.
+      code: how to write it in the user's own code.
     """
 
     compute: Callable[..., np.ndarray]
     arithmetic: Callable[..., Arithmetic]
     about: str
+    family: str
+    code: str
+    seconds: Callable[..., list[float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,20 +62,31 @@ class Knob:
     """A setting that an implementation takes in brackets.
 
     Attributes:
+      kind: "precision", "layout", "threads" or "flag".
       default: what it is when it is not named.
-      choices: the values it may have; None for a positive integer.
+      code: the values it may have, each with how to write it in the user's own code; a template means a positive
+        integer.
     """
 
+    kind: str
     default: str
-    choices: tuple[str, ...] | None
+    code: Mapping[str, str] | str
 
     def check(self, name: str, value: str) -> str:
-        if self.choices is None:
+        if isinstance(self.code, str):
             if value != self.default and (not value.isdecimal() or int(value) < 1):
                 raise ValueError(f"`{name}` is {value!r}, expected a positive integer")
-        elif value not in self.choices:
-            raise ValueError(f"`{name}` is {value!r}, expected one of {', '.join(self.choices)}")
+        elif value not in self.code:
+            raise ValueError(f"`{name}` is {value!r}, expected one of {', '.join(self.code)}")
         return value
+
+    def how_to(self, value: str) -> str:
+        """How to write the value in the user's own code."""
+        return self.code.format(value) if isinstance(self.code, str) else self.code[value]
+
+    def others(self, value: str) -> list[str]:
+        """The other values worth a try: all of a list, and 1 of the integers."""
+        return [other for other in ([self.default, "1"] if isinstance(self.code, str) else self.code) if other != value]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,24 +104,51 @@ class Implementation:
     knobs: Mapping[str, str] = dataclasses.field(hash=False)
     algorithm: Algorithm = dataclasses.field(repr=False, hash=False)
 
+    @property
+    def base(self) -> str:
+        """The name without knobs."""
+        return self.name.partition("[")[0]
+
+    @property
+    def isolated(self) -> bool:
+        """Whether it runs in a process of its own."""
+        return self.knobs.get("xla", "default") != "default"
+
     def run(self, case: Case) -> np.ndarray:
         """The output `(*batch, *output_spatial, C*M)` of the case, of the case's dtype.
 
         Raises:
-          ImplementationError: a user's function failed, or the output has another shape or dtype.
+          RuntimeError: the framework failed, or returned another shape or dtype.
         """
         if 0 in case.geometry.output_shape:
             return np.zeros(case.geometry.output_shape, case.dtype)
         y = self.algorithm.compute(case, **self.knobs)
         if y.shape != case.geometry.output_shape or y.dtype != case.dtype:
-            raise ImplementationError(
+            raise RuntimeError(
                 f"{self.name} returned {y.dtype} {y.shape}, expected {case.dtype} {case.geometry.output_shape}"
             )
         return y
 
+    def seconds(self, case: Case, repetitions: int = 1) -> list[float]:
+        """Seconds of each repetition, arrays at hand and the result waited for."""
+        return self.algorithm.seconds(case, repetitions, **self.knobs)
+
     def arithmetic(self, case: Case) -> Arithmetic:
         """The arithmetic that this implementation declares for the case: what its bound is computed from."""
         return self.algorithm.arithmetic(case, **self.knobs)
+
+    def changed(self, **values: str) -> Implementation:
+        """The same with some knobs at other values.
+
+        >>> implementation("torch.conv2d[threads=1]").changed(mkldnn="off").name
+        'torch.conv2d[mkldnn=off,threads=1]'
+        """
+        known = knobs(self.framework)
+        for knob, value in values.items():
+            if knob not in known:
+                raise ValueError(f"`{knob}` is no knob of {self.framework}, expected one of {', '.join(known)}")
+            known[knob].check(knob, value)
+        return _with_knobs(self.base, self.framework, self.algorithm, {**self.knobs, **values})
 
 
 def implementation(name: str) -> Implementation:
@@ -115,10 +170,17 @@ def implementation(name: str) -> Implementation:
         if not equals or knob not in known:
             raise ValueError(f"`implementation` is {name!r} with knob {item!r}, expected one of {', '.join(known)}")
         given[knob] = known[knob].check(knob, value)
-    changed = {knob: value for knob, value in given.items() if value != known[knob].default}
-    brackets = f"[{','.join(f'{knob}={value}' for knob, value in sorted(changed.items()))}]" if changed else ""
-    knobs = {knob: given.get(knob, spec.default) for knob, spec in known.items()}
-    return Implementation(base + brackets, framework, knobs, algorithm)
+    return _with_knobs(base, framework, algorithms[algorithm], given)
+
+
+def counterpart(framework: str, family: str) -> Implementation | None:
+    """The framework's implementation of that family, at its default knobs; None if it has none.
+
+    >>> counterpart("torch", "taps").name
+    'torch.taps'
+    """
+    names = (f"{framework}.{name}" for name, each in _tables(framework)[0].items() if each.family == family)
+    return next(map(implementation, names), None)
 
 
 def implementations() -> list[str]:
@@ -165,3 +227,11 @@ def _algorithm(name: str, base: str) -> tuple[str, Algorithm]:
 def _tables(framework: str) -> tuple[Mapping[str, Algorithm], Mapping[str, Knob]]:
     module = importlib.import_module(FRAMEWORKS[framework])
     return module.ALGORITHMS, module.KNOBS
+
+
+def _with_knobs(base: str, framework: str, algorithm: Algorithm, given: Mapping[str, str]) -> Implementation:
+    known = knobs(framework)
+    values = {knob: given.get(knob, spec.default) for knob, spec in known.items()}
+    changed = (f"{knob}={value}" for knob, value in sorted(values.items()) if value != known[knob].default)
+    brackets = ",".join(changed)
+    return Implementation(base + (f"[{brackets}]" if brackets else ""), framework, values, algorithm)

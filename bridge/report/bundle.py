@@ -214,7 +214,7 @@ def _environment(bundle: Bundle) -> Iterator[str]:
 
 
 def _quoted(value: str | None) -> str:
-    return "absent" if value is None else repr(value) if not value else value
+    return "absent" if value is None else value or "empty"
 
 
 def _outputs(bundle: Bundle, diagnosis: Diagnosis) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Which implementations share their bits, and where and by how much the others differ: the numbers behind the pictures."""
+"""Which implementations share their bits, and where and by how much others differ: the numbers behind the pictures."""
 
 from __future__ import annotations
 

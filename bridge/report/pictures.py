@@ -1,4 +1,4 @@
-"""Pictures of a report as coordinates; pictures.jinja writes them as SVG. Sizes are in SVG units, about a pixel each."""
+"""Pictures of a report as coordinates, in units of about a pixel; pictures.jinja writes them as SVG."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ def ratio_chart(bins: Sequence[Bin]) -> Chart:
     notes = [f"ratio {b.low:.2g} to {b.high:.2g}: {b.count:,} elements" for b in bins]
     beyond = sum(b.count for b in bins if b.low >= 1)
     summary = f"Histogram of the ratio to the proved bound: {beyond} of {sum(b.count for b in bins)} elements beyond it"
-    return _counts("Ratio to the proved bound", "|a − b| / bound", bins, notes, ticks, summary, mark)
+    return _counts("Ratio to the proved bound", "|a - b| / bound", bins, notes, ticks, summary, mark)
 
 
 def channel_chart(by_channel: np.ndarray) -> Chart:
@@ -255,7 +255,7 @@ def channel_chart(by_channel: np.ndarray) -> Chart:
     y_ticks = [Tick(Chart.bottom - span * f, f"{scale * f:.2g}") for f in (0.0, 0.5, 1.0)]
     worst = int(np.argmax(by_channel))
     summary = f"Bars of the greatest difference of each of {channels} channels: the greatest in channel {worst}"
-    return Chart("By channel", "output channel", "max |a − b|", bars, x_ticks, y_ticks, summary)
+    return Chart("By channel", "output channel", "max |a - b|", bars, x_ticks, y_ticks, summary)
 
 
 def heatmap(each: Map, scale: float) -> Heatmap:
@@ -359,7 +359,7 @@ def _power(value: float) -> str:
     if value < 1024:
         return f"{value:g}"
     k = str(round(math.log2(value + 1))).translate(_SUPERSCRIPTS)
-    return f"2{k}" if value == 2 ** round(math.log2(value)) else f"2{k} − 1"
+    return f"2{k}" if value == 2 ** round(math.log2(value)) else f"2{k} - 1"
 
 
 def _share(part: int, whole: int) -> str:

@@ -75,9 +75,7 @@ def _table(diagnosis: Diagnosis, reference: str) -> Table:
 
 
 def _matrix(diagnosis: Diagnosis) -> Table:
-    table = Table(
-        title="The same bits: = yes, . no", box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False
-    )
+    table = Table(title="The same bits: = yes, . no", box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     table.add_column("implementation", overflow="fold")
     for number in range(1, len(diagnosis.names) + 1):
         table.add_column(str(number), justify="center")

@@ -8,6 +8,7 @@ tensors cover the data without hole or overlap. The package's own NumPy and Flax
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import json
 import math
@@ -54,9 +55,9 @@ _HASH = "jaxdw.sha256"
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Tensors by name, mapped from the file copy-on-write: nothing is read before it is used.
+    """Tensors by name, mapped from the file copy-on-write.
 
-    A file with a hash of its own (`write_safetensors` makes one) is checked against it.
+    Only the header is read, but for a file with a hash of its own (`write_safetensors` makes one): it is checked.
 
     Raises:
       ValueError: the file is no safetensors file, is truncated, lies about its sizes, or fails its own hash.
@@ -156,9 +157,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
+    twice = [name for name, count in collections.Counter(name for name, _ in pairs).items() if count > 1]
+    if twice:
         raise ValueError(f"duplicate keys {', '.join(map(repr, twice))}")
     return dict(pairs)
 
@@ -190,4 +190,5 @@ def _check_entries(header: Mapping[str, Any], available: int) -> None:
 
 
 def _counts(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    """A list of as many and as great numbers as NumPy can index."""
+    return isinstance(value, list) and len(value) <= 64 and all(type(n) is int and 0 <= n < 2**63 for n in value)

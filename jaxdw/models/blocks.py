@@ -220,11 +220,11 @@ class InvertedResidual(nnx.Module):
     """
 
     def __init__(self, block: Block, conventions: Conventions, *, rngs: nnx.Rngs):
-        self.expand: ConvNormAct | None = None
-        if block.expanded != block.in_channels:
-            self.expand = ConvNormAct(
-                block.in_channels, block.expanded, conventions, activation=block.activation, rngs=rngs
-            )
+        self.expand = (
+            ConvNormAct(block.in_channels, block.expanded, conventions, activation=block.activation, rngs=rngs)
+            if block.expanded != block.in_channels
+            else None
+        )
         self.depthwise = ConvNormAct(
             block.expanded,
             block.expanded,
@@ -236,9 +236,9 @@ class InvertedResidual(nnx.Module):
             activation=block.activation,
             rngs=rngs,
         )
-        self.squeeze_excite: SqueezeExcite | None = None
-        if block.squeeze is not None:
-            self.squeeze_excite = SqueezeExcite(block.expanded, block.squeeze, conventions, rngs=rngs)
+        self.squeeze_excite = (
+            None if block.squeeze is None else SqueezeExcite(block.expanded, block.squeeze, conventions, rngs=rngs)
+        )
         self.project = ConvNormAct(
             block.expanded, block.out_channels, conventions, activation=block.last_activation, rngs=rngs
         )

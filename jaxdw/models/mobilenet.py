@@ -89,15 +89,11 @@ class MobileNet(nnx.Module):
             in_channels, blocks[0].in_channels, conventions, kernel=3, stride=2, activation=activation, rngs=rngs
         )
         self.blocks = nnx.List([InvertedResidual(block, conventions, rngs=rngs) for block in blocks])
-        features = blocks[-1].out_channels
-        self.head: ConvNormAct | None = None
-        if architecture.head is not None:
-            self.head = ConvNormAct(features, architecture.head, conventions, activation=activation, rngs=rngs)
-            features = architecture.head
-        self.hidden: nnx.Linear | None = None
-        if architecture.hidden is not None:
-            self.hidden = linear(features, architecture.hidden, conventions, rngs=rngs)
-            features = architecture.hidden
+        features, head, hidden = blocks[-1].out_channels, architecture.head, architecture.hidden
+        self.head = None if head is None else ConvNormAct(features, head, conventions, activation=activation, rngs=rngs)
+        features = features if head is None else head
+        self.hidden = None if hidden is None else linear(features, hidden, conventions, rngs=rngs)
+        features = features if hidden is None else hidden
         self.dropout = nnx.Dropout(conventions.dropout, rngs=rngs)
         self.classifier = linear(features, num_classes, conventions, rngs=rngs) if num_classes else None
 

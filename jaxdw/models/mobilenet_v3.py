@@ -144,13 +144,40 @@ def _mobilenet_v3(
     check_width(width)
     conventions = conventions_like(like, ORIGINALS, changes)
     if reduced_tail:
-        table, hidden = _reduced(table), hidden // 2
-    blocks = _scaled_by_input(table, width) if like == "timm" else _scaled(table, width)
-    last = table[-1]
+        table, hidden = _with_half_a_tail(table), hidden // 2
+    blocks = _blocks(table, width, like)
+    if like == "timm":
+        head = round_channels(table[-1].expanded * width)
+    else:
+        head, hidden = 6 * blocks[-1].out_channels, round_channels(hidden * width)
     architecture = Architecture(
-        with_output_stride(blocks, output_stride, conventions),
-        nnx.hard_swish,
-        head=round_channels(last.expanded * width) if like == "timm" else 6 * blocks[-1].out_channels,
-        hidden=hidden if like == "timm" else round_channels(hidden * width),
+        with_output_stride(blocks, output_stride, conventions), nnx.hard_swish, head=head, hidden=hidden
     )
     return MobileNet(architecture, conventions, num_classes=num_classes, in_channels=in_channels, rngs=rngs)
+
+
+def _with_half_a_tail(table: tuple[_Row, ...]) -> tuple[_Row, ...]:
+    *rows, first, second, third = table
+    halves = (row._replace(expanded=row.expanded // 2, out=row.out // 2) for row in (second, third))
+    return (*rows, first._replace(out=first.out // 2), *halves)
+
+
+def _blocks(table: tuple[_Row, ...], width: float, like: str) -> list[Block]:
+    """The rows at a width: torchvision multiplies expanded channels by it, timm the scaled input by their ratio."""
+    timm = like == "timm"
+    blocks, channels, unscaled = [], 16 if timm and width < 0.75 else round_channels(16 * width), 16
+    for row in table:
+        expanded = round_channels(channels * row.expanded / unscaled if timm else row.expanded * width)
+        blocks.append(
+            Block(
+                channels,
+                expanded,
+                channels := round_channels(row.out * width),
+                nnx.hard_swish if row.hard else nnx.relu,
+                kernel=row.kernel,
+                stride=row.stride,
+                squeeze=round_channels(expanded // 4) if row.squeezes else None,
+            )
+        )
+        unscaled = row.out
+    return blocks

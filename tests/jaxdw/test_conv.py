@@ -29,7 +29,7 @@ def assert_within(actual, expected, bound):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 def test_every_method_is_within_its_bound_of_the_loop(method, dtype, x64, full):
-    @hypothesis.settings(max_examples=500 if full else 30)
+    @hypothesis.settings(max_examples=500 if full else 20)
     @given(problems())
     def check(problem):
         x, kernel, bias = problem.arrays(DTYPES[dtype])
@@ -54,7 +54,7 @@ def test_float16_sums_in_float32_and_rounds_once(method):
 def test_both_derivative_modes_are_those_of_the_bilinear_sum(method, x64, full):
     """jvp and vjp in float64 against the loop, and float32 against float64 within the float32 bound."""
 
-    @hypothesis.settings(max_examples=500 if full else 25)
+    @hypothesis.settings(max_examples=500 if full else 10)
     @given(problems())
     def check(problem):
         x, kernel, bias = problem.arrays()

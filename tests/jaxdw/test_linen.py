@@ -66,7 +66,8 @@ def test_the_window_function_may_be_a_module_with_parameters():
     class Scale(nn.Module):
         @nn.compact
         def __call__(self, windows):
-            return windows * self.param("scale", nn.initializers.constant(2.0), (3, 3, 3))
+            scale = self.param("scale", nn.initializers.constant(2.0), (3, 3, 3))
+            return windows * jnp.broadcast_to(scale, windows.shape)
 
     options = {"kernel_init": integers}
     layer = DepthwiseConv(3, (3, 3), window_fn=Scale(), **options)

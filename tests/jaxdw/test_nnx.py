@@ -106,7 +106,7 @@ def test_the_window_function_may_be_a_module_with_parameters():
             self.scale = nnx.Param(jnp.full((3, 3, 3), 2.0))
 
         def __call__(self, windows):
-            return windows * self.scale[...]
+            return windows * jnp.broadcast_to(self.scale[...], windows.shape)
 
     mine = layer(window_fn=Scale(), use_bias=False)
     assert np.array_equal(mine(X), 2 * layer(use_bias=False)(X))

@@ -1,0 +1,88 @@
+"""The names in a checkpoint: wrappers' prefixes taken off, averages of weights told from the weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+Value = TypeVar("Value")
+
+#: The counter that `torch.optim.swa_utils.AveragedModel` keeps beside the averaged model.
+_AVERAGED = "n_averaged"
+
+_EMA = re.compile(r"(^|[._])(ema|swa|averaged?)($|[._])", re.IGNORECASE)
+
+
+def is_average(name: str) -> bool:
+    """Whether a part of a checkpoint is called after an average over training steps.
+
+    >>> [is_average(name) for name in ("state_dict_ema", "model_ema", "ema.shadow", "schema", "state_dict")]
+    [True, True, True, False, False]
+    """
+    return _EMA.search(name) is not None
+
+
+def plain_names(tensors: Mapping[str, Value], prefix: str | None = None) -> dict[str, Value]:
+    """Tensors under the names that the bare model gives them.
+
+    `_orig_mod.` (`torch.compile`) is dropped wherever it stands, `module.` (`DataParallel`, `AveragedModel`) where
+    every name starts with it. With a `prefix`, only the names that start with it are kept, without it.
+
+    Raises:
+      ValueError: two names become one; no name has the prefix; or weights and an average of them stand side by side
+        and no prefix chooses.
+
+    >>> plain_names({"module._orig_mod.conv.weight": 1, "module._orig_mod.conv.bias": 2})
+    {'conv.weight': 1, 'conv.bias': 2}
+    >>> plain_names({"model.conv.weight": 1, "head.weight": 2}, prefix="model.")
+    {'conv.weight': 1}
+    """
+    if prefix is not None:
+        chosen = {name: name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
+        if not chosen:
+            raise ValueError(f"`prefix` is {prefix!r}, and no name starts with it; there are {_some(tensors)}")
+    else:
+        _refuse_averages(tensors)
+        chosen = {name: name for name in tensors}
+    plain = {name: _unwrapped(short) for name, short in chosen.items()}
+    while plain and all(short.startswith("module.") for short in plain.values()):
+        plain = {name: short.removeprefix("module.") for name, short in plain.items()}
+    by_plain: dict[str, list[str]] = {}
+    for name, short in plain.items():
+        by_plain.setdefault(short, []).append(name)
+    if twice := {short: names for short, names in by_plain.items() if len(names) > 1}:
+        raise ValueError(
+            "duplicate keys once wrappers' prefixes are taken off: "
+            + "; ".join(f"{' and '.join(names)} are both {short!r}" for short, names in twice.items())
+        )
+    return {short: tensors[name] for name, short in plain.items()}
+
+
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def _refuse_averages(tensors: Mapping[str, object]) -> None:
+    if _AVERAGED in tensors:
+        raise ValueError(
+            f"the key {_AVERAGED!r} says that these are weights averaged over training steps (`AveragedModel`); "
+            'choose them with `prefix="module."`'
+        )
+    heads = {name.split(".")[0] for name in tensors}
+    if averages := sorted(head for head in heads if is_average(head)):
+        others = sorted(heads - set(averages))
+        raise ValueError(
+            f"weights averaged over training steps are among the keys; choose them with "
+            f"{_options(f'{name}.' for name in averages)}"
+            + (f", or the others ({', '.join(others)}) with a prefix of theirs" if others else "")
+        )
+
+
+def _options(prefixes: Iterable[str]) -> str:
+    return " or ".join(f"`prefix={prefix!r}`" for prefix in prefixes)
+
+
+def _some(names: Iterable[str], count: int = 4) -> str:
+    names = list(names)
+    return ", ".join(map(repr, names[:count])) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -1,0 +1,224 @@
+"""Weights from anything PyTorch keeps them in, as NumPy arrays of the same dtype."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  registers bfloat16 and float8 with NumPy
+import numpy as np
+
+from bridge.weights.names import is_average, plain_names
+from bridge.weights.safetensors_ import read_safetensors
+
+#: What a Hugging Face folder may hold, the first found is read; as `transformers` has it.
+_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+
+
+def load_weights(source: Any, *, part: str | None = None, prefix: str | None = None) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint or a live model by name, dtypes kept: bfloat16, float16 and float64 stay.
+
+    Files are mapped, not read: an array takes memory when it is used. A live model is copied.
+
+    Args:
+      source: a `.safetensors`, `.pt`, `.pth` or `.bin` file; an index of shards (`*.index.json`); a Hugging Face
+        folder; a state_dict; or an `nn.Module`.
+      part: which entry of a training checkpoint, such as "state_dict" or "model_ema"; needed where there is a choice,
+        and always for an average of weights (EMA, SWA).
+      prefix: keep only the names that start with it, without it. `module.` and `_orig_mod.`, which PyTorch's wrappers
+        add, are taken off without being named.
+
+    Raises:
+      ValueError: a file that is damaged, holds pickled code, or leaves a choice open; the message says which.
+      TypeError: a source or tensor of another kind.
+      OSError: a file or a shard is missing.
+
+    >>> import numpy as np
+    >>> load_weights({"module.conv.weight": np.zeros((8, 1, 3, 3), np.float16)})["conv.weight"].dtype
+    dtype('float16')
+    """
+    if isinstance(source, (str, os.PathLike)):
+        tensors = _from_path(Path(source), part)
+    else:
+        live = source.state_dict() if callable(getattr(source, "state_dict", None)) else source
+        if not isinstance(live, Mapping):
+            raise TypeError(f"`source` is a {type(source).__name__}, expected a path, a state_dict or an nn.Module")
+        tensors = {name: _array(name, value).copy() for name, value in _choose_part(live, part).items()}
+    return plain_names(tensors, prefix)
+
+
+def _from_path(path: Path, part: str | None) -> dict[str, np.ndarray]:
+    if path.is_dir():
+        path = _in_folder(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist, expected weights")
+    if path.name.endswith(".index.json"):
+        return _sharded(path)
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    if start.startswith((_ZIP, _PICKLE)):
+        return _torch_file(path, start == _ZIP, part)
+    raise ValueError(
+        f"{path} is neither a PyTorch checkpoint nor .safetensors: it starts with {start!r}. Likely causes: (a) an "
+        "interrupted download; (b) a text file such as a git-lfs pointer; (c) weights of another framework"
+    )
+
+
+def _in_folder(folder: Path) -> Path:
+    for name in _FOLDER:
+        if (folder / name).exists():
+            return folder / name
+    found = sorted(path.name for path in folder.iterdir())
+    raise FileNotFoundError(
+        f"{folder} has none of {', '.join(_FOLDER)}; it has {', '.join(found[:10]) or 'no files'}. "
+        "Name the file of weights itself if it is called otherwise"
+    )
+
+
+def _sharded(index: Path) -> dict[str, np.ndarray]:
+    """Every tensor of the index from the shard that the index names, and no other."""
+    try:
+        shard_of = json.loads(index.read_text())["weight_map"]
+        if not all(isinstance(name, str) for name in shard_of.values()):
+            raise TypeError("a shard's name is no text")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is no index of shards: expected a `weight_map` of files by tensor: {error}") from None
+    shards = sorted(set(shard_of.values()))
+    if outside := [name for name in shards if Path(name).name != name or name in ("", ".", "..")]:
+        raise ValueError(f"{index} names shards outside its own folder: {', '.join(outside)}")
+    if absent := [name for name in shards if not (index.parent / name).is_file()]:
+        raise FileNotFoundError(
+            f"{index} needs {len(shards)} shards, and {len(absent)} are missing: {', '.join(absent)}. "
+            "Likely causes: (a) an interrupted download; (b) git-lfs files not fetched"
+        )
+    tensors: dict[str, np.ndarray] = {}
+    wrong = []
+    for shard in shards:
+        expected = {name for name, where in shard_of.items() if where == shard}
+        held = _from_path(index.parent / shard, None)
+        wrong += [f"{name!r} is not in {shard}" for name in sorted(expected - held.keys())]
+        wrong += [f"{name!r} is in {shard}, the index says {shard_of.get(name)}" for name in held if name not in expected]
+        tensors.update(held)
+    if wrong:
+        raise ValueError(f"{index} and its shards disagree: {'; '.join(wrong)}")
+    return tensors
+
+
+def _torch_file(path: Path, is_zip: bool, part: str | None) -> dict[str, np.ndarray]:
+    """A file of `torch.save`: tensors and plain containers alone, never by running what the pickle asks for."""
+    import torch
+
+    if is_zip:
+        _check_archive(path)
+    try:
+        unsafe = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)) if is_zip else []
+        # the format before PyTorch 1.6 cannot be mapped
+        loaded = None if unsafe else torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except Exception as error:  # the unpickler raises almost anything on a damaged file
+        unsafe = re.findall(r"GLOBAL ([\w.]+)", str(error))
+        if not unsafe:
+            raise ValueError(f"{path} is no whole PyTorch checkpoint: {_first_line(error)}") from None
+    if unsafe:
+        raise ValueError(
+            f"{path} holds pickled code, which is not run: {', '.join(unsafe)}. Expected tensors alone: where the "
+            'checkpoint was made, save `model.state_dict()`, or if you trust it, `torch.load(..., weights_only=False)["..."]` '
+            "and save the tensors"
+        )
+    claimed = {name: tensor for name, tensor in _choose_part(loaded, part, str(path)).items()}
+    size = path.stat().st_size
+    for name, tensor in claimed.items():
+        if hasattr(tensor, "numel") and tensor.numel() * tensor.element_size() > size:
+            raise ValueError(
+                f"{path}: tensor {name!r} claims {tensor.numel()} elements, more than the whole file of {size} bytes holds"
+            )
+    return {name: _array(name, tensor) for name, tensor in claimed.items()}
+
+
+def _check_archive(path: Path) -> None:
+    """The zip archive is whole: every record is stored plainly and has its checksum."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            if any(record.filename.endswith("/constants.pkl") for record in records):
+                raise ValueError("it is TorchScript, a program; load it in PyTorch and save its `state_dict()`")
+            if packed := [r.filename for r in records if r.compress_type != zipfile.ZIP_STORED]:
+                raise ValueError(f"records are compressed, which PyTorch never does: {', '.join(packed[:4])}")
+            if damaged := archive.testzip():
+                raise ValueError(
+                    f"record {damaged} fails its checksum. Likely causes: (a) bits flipped on disk or on the way; "
+                    "(b) the file was saved with `torch.serialization.set_crc32_options(False)`: save it without"
+                )
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is no whole PyTorch checkpoint: {error}") from None
+
+
+def _choose_part(loaded: Any, part: str | None, where: str = "the state_dict") -> Mapping[str, Any]:
+    """The one mapping of tensors in a checkpoint, or the one that `part` names."""
+    parts = dict(_parts(loaded))
+    if part is not None:
+        if part not in parts:
+            raise ValueError(f"`part` is {part!r}, expected one of {_sizes(parts)} of {where}")
+        return parts[part]
+    if "" in parts:
+        return parts[""]
+    if len(parts) == 1 and not is_average(next(iter(parts))):
+        return next(iter(parts.values()))
+    if parts:
+        raise ValueError(f"{where} holds {_sizes(parts)}: choose with `part`; an average of weights is never chosen for you")
+    if isinstance(loaded, Mapping):
+        others = [f"{name!r} ({type(value).__name__})" for name, value in loaded.items() if not _is_tensor(value)]
+        raise ValueError(f"{where} is no mapping of tensors by name: {', '.join(others[:8]) or 'it is empty'}")
+    raise ValueError(f"{where} is a {type(loaded).__name__}, expected a mapping of tensors by name")
+
+
+def _parts(loaded: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every mapping of names to tensors alone, by its dotted place; nested at most 4 deep."""
+    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(key, str) for key in loaded):
+        return
+    if all(map(_is_tensor, loaded.values())):
+        yield name, loaded
+    elif depth < 4:
+        for key, value in loaded.items():
+            yield from _parts(value, f"{name}.{key}" if name else key, depth + 1)
+
+
+def _sizes(parts: Mapping[str, Mapping]) -> str:
+    return ", ".join(f"{name!r} ({len(tensors)} tensors)" for name, tensors in parts.items()) or "nothing"
+
+
+def _is_tensor(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    """A NumPy array of the same bytes; of a tensor that is contiguous in memory, a view."""
+    if not hasattr(value, "element_size"):
+        return np.asarray(value)
+    import torch
+
+    word = str(value.dtype).removeprefix("torch.")
+    if value.layout is not torch.strided or value.is_quantized or value.device.type == "meta":
+        kind = "quantized" if value.is_quantized else "without data" if value.layout is torch.strided else "sparse"
+        raise TypeError(f"tensor {name!r} is {kind} ({value.layout}, {value.device}), expected a dense tensor with data")
+    try:
+        dtype = np.dtype(word)
+    except TypeError:
+        raise TypeError(f"tensor {name!r} has dtype {value.dtype}, which NumPy and ml_dtypes lack") from None
+    dense = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    if math.prod(dense.shape) == 0:
+        return np.zeros(tuple(dense.shape), dtype)
+    return dense.reshape(-1).view(torch.uint8).numpy().view(dtype).reshape(tuple(dense.shape))
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
