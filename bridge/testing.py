@@ -45,11 +45,13 @@ def explanation(comparison: Comparison, case: Case) -> str:
         f"{case.name or 'case'}: x {g.x_shape}, kernel {g.kernel_shape}, {case.dtype}, strides {g.strides}, "
         f"padding {g.padding} ({g.padding_mode}), dilation {g.kernel_dilation}"
     )
+    a, b = c.side_bound_ratios
+    replayed = "" if c.explained is None else f"{c.explained} of {c.different} by replaying the order of addition"
     figures = {
         "differ": f"{c.different} of {c.elements} elements",
         "greatest": f"{c.max_abs:.3g}, {c.max_ulp} ULP, {c.max_bound_ratio:.3g} of the bound, at {c.where}",
-        "of bound": f"{c.a} {c.side_bound_ratios[0]:.3g}, {c.b} {c.side_bound_ratios[1]:.3g}, each from the exact result",
-        "explained": "" if c.explained is None else f"{c.explained} of {c.different} by replaying the order of addition",
+        "of bound": f"{c.a} {a:.3g}, {c.b} {b:.3g}, each from the exact result",
+        "explained": replayed,
         "cause": c.cause,
         "place": c.place,
         "mend": c.mend,
@@ -59,6 +61,9 @@ def explanation(comparison: Comparison, case: Case) -> str:
     for label, text in figures.items():
         if text:
             lines += textwrap.wrap(
-                textwrap.shorten(text, 330, placeholder=" ..."), 108, initial_indent=f"  {label:<10}", subsequent_indent=" " * 12
+                textwrap.shorten(text, 330, placeholder=" ..."),
+                108,
+                initial_indent=f"  {label:<10}",
+                subsequent_indent=" " * 12,
             )
     return "\n".join(lines)

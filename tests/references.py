@@ -1,4 +1,4 @@
-"""The PyTorch models that MobileNets are compared with, with random weights, offline."""
+"""The PyTorch MobileNets of three libraries, with random weights, offline."""
 
 from __future__ import annotations
 
@@ -6,17 +6,68 @@ import functools
 
 import pytest
 
-torch = pytest.importorskip("torch")
-
 
 @functools.cache
 def _torchvision():
-    """torchvision's Python beside a PyTorch for which its compiled operators were not built: they are only declared.
+    """torchvision, whose compiled operators may not load beside this PyTorch; MobileNets call none of them.
 
-    Importing it registers shape rules for `nms` and `qnms`, which must exist for that; no MobileNet calls them.
+    On import it registers shape rules for `nms` and `qnms`, so these must at least be declared.
     """
-    pytest.importorskip("torchvision", reason="torchvision is not installed (extra `models`)", exc_type=ImportError)
+    torch = pytest.importorskip("torch")
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            _declared.append(torch.library.Library("torchvision", "FRAGMENT"))
+            _declared[-1].define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return pytest.importorskip("torchvision", reason="torchvision is not installed: pip install 'jaxdw[models]'")
 
 
-def torch_model(name: str, num_classes: int = 10, seed: int = 0):
-    pass
+#: A declaration lives as long as its Library.
+_declared: list = []
+
+
+def _of_torchvision(name, classes, width):
+    return getattr(_torchvision().models, name)(num_classes=classes, width_mult=width)
+
+
+def _of_timm(name, classes, width):
+    _torchvision()
+    timm = pytest.importorskip("timm", reason="timm is not installed: pip install 'jaxdw[models]'")
+    return timm.create_model(name, num_classes=classes)
+
+
+def _of_transformers(name, classes, width):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed (extra `models`)")
+    config = getattr(transformers, f"{name}Config")(num_labels=classes, depth_multiplier=width)
+    return getattr(transformers, f"{name}ForImageClassification")(config)
+
+
+#: What jaxdw calls them -> the library's own name and how to make one.
+MODELS = {
+    "torchvision.mobilenet_v2": (_of_torchvision, "mobilenet_v2"),
+    "torchvision.mobilenet_v3_small": (_of_torchvision, "mobilenet_v3_small"),
+    "torchvision.mobilenet_v3_large": (_of_torchvision, "mobilenet_v3_large"),
+    "timm.mobilenet_v1": (_of_timm, "mobilenetv1_100"),
+    "timm.mobilenet_v2": (_of_timm, "mobilenetv2_100"),
+    "timm.mobilenet_v3_small": (_of_timm, "mobilenetv3_small_100"),
+    "timm.mobilenet_v3_large": (_of_timm, "mobilenetv3_large_100"),
+    "transformers.mobilenet_v1": (_of_transformers, "MobileNetV1"),
+    "transformers.mobilenet_v2": (_of_transformers, "MobileNetV2"),
+}
+
+
+def reference(name, *, classes=10, width=1.0, seed=0):
+    """A model in eval mode whose every parameter and statistic is random, none 0 or 1 throughout."""
+    import torch
+
+    make, own = MODELS[name]
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        model = make(own, classes, width).eval()
+        for tensor_name, tensor in model.state_dict().items():
+            if tensor_name.endswith("running_var"):
+                tensor.uniform_(0.5, 2)
+            elif tensor_name.endswith("num_batches_tracked"):
+                tensor.random_(1, 1000)
+            elif tensor.ndim == 1:
+                tensor.uniform_(-1, 1)
+    return model

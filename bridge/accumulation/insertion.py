@@ -134,6 +134,8 @@ class Insertion:
             while below is not region and below.parent.size < size:
                 below = below.parent
             if below is not region and below.parent.size == size:
+                if below.parent.mask.bit_count() == size:
+                    raise Contradiction(f"leaves {leaf} and {partner} meet below {size} leaves, which are others")
                 region, *elsewhere = (operand for operand in below.parent.operands if operand is not below)
             elif size < ceiling:
                 self._branch_off(new, below, size)

@@ -112,11 +112,13 @@ def ask(subject: Subject, partition: Partition, masks: Masks, i: int, j: int) ->
 def settle(subject: Subject, partition: Partition, masks: Masks, most: int | None = None) -> None:
     """Ask until every group has its tree or is refused; or at most `most` questions."""
     asked = 0
-    while (groups := partition.open()) and (most is None or asked < most):
+    while groups := partition.open():
         lead = max(groups, key=lambda group: group.count)
         question = lead.advance(partition.most_like(lead.leaves))
         if question is None:
             continue
+        if asked == most:
+            return
         partner = most_shared(question.leaf, question.partners, groups)
         ask(subject, partition, masks, question.leaf, partner)
         asked += 1

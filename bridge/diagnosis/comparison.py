@@ -162,9 +162,7 @@ def _judged(a: Side, b: Side, found: Comparison, unbounded: int) -> Comparison:
 
 def _equal(a: Side, b: Side) -> Comparison:
     """Every bit equal: IDENTICAL, unless the case could not have shown a difference."""
-    equal = Comparison(
-        a.name, b.name, Verdict.IDENTICAL, a.y.size, 0, 0.0, 0, 0.0, (a.worst_ratio, b.worst_ratio)
-    )
+    equal = Comparison(a.name, b.name, Verdict.IDENTICAL, a.y.size, 0, 0.0, 0, 0.0, (a.worst_ratio, b.worst_ratio))
     if a.target.decides:
         return equal
     cause = (
@@ -173,17 +171,15 @@ def _equal(a: Side, b: Side) -> Comparison:
         else "the output is empty: there is nothing to compare"
     )
     mend = "compare on inputs that are not zero" if a.y.size else "compare on an input that has an output"
-    return dataclasses.replace(
-        equal, verdict=Verdict.INCONCLUSIVE, name="nothing to decide", cause=cause, mend=mend
-    )
+    return dataclasses.replace(equal, verdict=Verdict.INCONCLUSIVE, name="nothing to decide", cause=cause, mend=mend)
 
 
 def _explained(a: Side, b: Side, place: tuple[np.ndarray, ...]) -> int | None:
     """How many of the elements that differ both replays reproduce."""
     if a.replayed is None or b.replayed is None:
         return None
-    again = [same_bits(side.replayed[place], side.y[place]) for side in (a, b)]
-    return int(np.count_nonzero(again[0] & again[1]))
+    reproduced = same_bits(a.replayed[place], a.y[place]) & same_bits(b.replayed[place], b.y[place])
+    return int(np.count_nonzero(reproduced))
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> np.ndarray:

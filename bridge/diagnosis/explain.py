@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from bridge.diagnosis.conventions import convention
 from bridge.diagnosis.finding import Finding
 from bridge.diagnosis.localise import localise
@@ -19,8 +21,9 @@ def explain(side: Side) -> Finding:
     A lower precision of inputs or output and a mistaken convention each predict y element by element, as strictly as
     the declared arithmetic would; a lower accumulator only shows in the character of what remains, so it comes after.
     """
-    if side.target.affordable:
-        for search in (lower_precision, convention, lower_accumulator):
-            if (finding := search(side)) is not None:
-                return finding
-    return localise(side)
+    with np.errstate(all="ignore"):  # operands and outputs may be infinite, and what is tried may overflow
+        if side.target.affordable:
+            for search in (lower_precision, convention, lower_accumulator):
+                if (finding := search(side)) is not None:
+                    return finding
+        return localise(side)

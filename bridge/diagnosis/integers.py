@@ -1,9 +1,9 @@
 """The zero-tolerance test: small integers on the same geometry, where every conventional sum is exact.
 
-Let every |x|, |w| and |b| be a positive integer, at most X, with n X^2 + X <= 2^p, where p is the least precision of the
-accumulator and of the output, and X < 2^8. Then each operand is exact in every format down to bfloat16, each product
-and each partial sum is an integer of at most 2^p, and so exact: all orders, fused or not, give one result, and there is
-nothing to tolerate.
+Let every |x|, |w| and |b| be a positive integer, at most X, with n X^2 + X <= 2^p, where p is the least precision of
+the accumulator and of the output, and X < 2^8. Then each operand is exact in every format down to bfloat16, each
+product and each partial sum is an integer of at most 2^p, and so exact: all orders, fused or not, give one result, and
+there is nothing to tolerate.
 
 It catches what a bound on random numbers may hide: a wrong tap of a small weight, a wrong channel, padding, stride or
 bias; a scaled tap, unless x w times its error is below half a unit of the sum's last place; an accumulator or output
@@ -87,7 +87,9 @@ def integer_test(
     small = integer_case(case, arithmetic, seed)
     reference = exact(small)
     y = implementation.run(small)
-    comparison = compare(y + y.dtype.type(0), reference.value, small, names=(implementation.name, "exact integers"), reference=reference)
+    comparison = compare(
+        y + y.dtype.type(0), reference.value, small, names=(implementation.name, "exact integers"), reference=reference
+    )
     return IntegerTest(implementation.name, comparison)
 
 

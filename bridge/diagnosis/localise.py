@@ -4,18 +4,19 @@ The residual of an output channel is regressed on what each tap reads. If tap t 
 
     y - exact = sum_t d_t x_t + d_b + rounding,
 
-which is linear in d with noise no greater than the bound. Taps enter one at a time, the most correlated first (orthogonal
-matching pursuit; Pati, Rezaiifar & Krishnaprasad 1993), until what remains is rounding: so the fewest are named. Rows are
-weighted by 1 / bound, which makes the noise uniform. d_t over the tap's weight is its scale less one; d_b is the bias.
-Where no taps explain it, the support of what is outside the bound says it: elements, channels, batch entries, borders.
+which is linear in d with noise no greater than the bound. Taps enter one at a time, the most correlated first
+(orthogonal matching pursuit; Pati, Rezaiifar & Krishnaprasad 1993), until what remains is rounding: so the fewest are
+named. Rows are weighted by 1 / bound, which makes the noise uniform. d_t over the tap's weight is its scale less one;
+d_b is the bias. Where no taps explain it, the support of what is outside the bound says it: elements, channels, batch
+entries, borders.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -60,59 +61,78 @@ def localise(side: Side) -> Finding:
     """The finding BUG, with its place."""
     outside = side.outside
     count = int(np.count_nonzero(outside))
-    where = support(side, outside)
-    if count > _LISTED or count > 0.5 * outside.size:
-        faults = regress(side, np.flatnonzero(np.isfinite(side.y)))
-        if faults:
-            return _of_faults(side, faults, "")
-        if where:
-            inside_support = where.mask(side)
-            faults = regress(side, np.flatnonzero(inside_support & np.isfinite(side.y)))
-            if faults:
-                return _of_faults(side, faults, where.words)
-    zero = bool((side.y[outside] == 0).all())
-    what = "is zero" if zero else "is wrong"
+    if count > min(_LISTED, outside.size // 2):
+        everywhere = Support(())
+        confined = support(side)
+        for place in dict.fromkeys((everywhere, confined.only("batch"), confined)):
+            if faults := regress(side, np.flatnonzero(place.mask(side) & np.isfinite(side.y))):
+                return _of_faults(side, faults, place)
+        if _same_values(side):
+            return _shuffled(side, confined)
+        return _unexplained(side, confined.name or "everywhere", confined.words or "everywhere", count)
+    listed = ", ".join(str(tuple(int(i) for i in index)) for index in np.argwhere(outside))
+    if count == 1:
+        return _unexplained(side, "single element", f"at element {listed}", count)
+    return _unexplained(side, "few elements", f"at {count} elements: {listed}", count)
+
+
+def _unexplained(side: Side, name: str, place: str, count: int) -> Finding:
+    zero = bool((side.y[side.outside] == 0).all())
     ratio = f"up to {side.worst_ratio:.3g} times the bound of {side.arithmetic.accumulator.name}"
-    if count <= _LISTED:
-        listed = ", ".join(str(tuple(int(i) for i in index)) for index in np.argwhere(outside))
-        element = f"element {listed}" if count == 1 else f"{count} elements: {listed}"
-        return Finding(Verdict.BUG, "single element" if count == 1 else "few elements", f"{side.name} {what} at {element}, by {ratio}", place=element)
-    if _same_values(side):
-        return Finding(
-            Verdict.BUG,
-            "outputs permuted",
-            f"{side.name} has the right values in wrong places: sorted, they agree",
-            "put the outputs in their places: they are permuted within the tensor, along no single axis",
-            where.words if where else "everywhere",
-        )
-    name, words = (where.name, where.words) if where else ("everywhere", "everywhere")
-    return Finding(Verdict.BUG, name, f"{side.name} {what} {words}: {count} of {outside.size} elements, by {ratio}", place=words)
+    cause = f"{side.name} is {'zero' if zero else 'wrong'} {place}; {count} of {side.y.size} elements, by {ratio}"
+    return Finding(Verdict.BUG, name, cause, place=place)
 
 
-@dataclasses.dataclass(frozen=True)
-class Support:
-    """Where the wrong elements are, if not everywhere.
+def _shuffled(side: Side, confined: Support) -> Finding:
+    return Finding(
+        Verdict.BUG,
+        "outputs permuted",
+        f"{side.name} has the right values in wrong places: sorted, they agree",
+        "put the outputs in their places: they are permuted within the tensor, along no single axis",
+        confined.words or "everywhere",
+    )
+
+
+class Restriction(NamedTuple):
+    """One way in which the wrong elements are confined.
 
     Attributes:
-      name: "border", "interior", "batch", "channels" or "positions": the first that is not the whole.
-      words: all of it, in words.
-      axes: for each restricted axis the indices that are affected.
-      border: True for windows that reach into the padding only, False for the others only, None for both.
+      name: "border", "interior", "batch", "positions", "taps" or "channels".
+      words: the same, with its indices.
+      axis: the axis that it restricts, None for borders and interior.
+      indices: those of the axis that are affected.
     """
 
     name: str
     words: str
-    axes: dict[int, np.ndarray]
-    border: bool | None
+    axis: int | None = None
+    indices: tuple[int, ...] = ()
+
+
+class Support(NamedTuple):
+    """Where the wrong elements are confined; no restriction means everywhere."""
+
+    restrictions: tuple[Restriction, ...]
+
+    @property
+    def name(self) -> str:
+        return self.restrictions[0].name if self.restrictions else ""
+
+    @property
+    def words(self) -> str:
+        return "only " + ", ".join(r.words for r in self.restrictions) if self.restrictions else ""
+
+    def only(self, name: str) -> Support:
+        return Support(tuple(r for r in self.restrictions if r.name == name))
 
     def mask(self, side: Side) -> np.ndarray:
         inside = np.ones(side.y.shape, bool)
-        for axis, indices in self.axes.items():
-            keep = np.zeros(side.y.shape[axis], bool)
-            keep[indices] = True
-            inside &= keep.reshape([-1 if a == axis else 1 for a in range(side.y.ndim)])
-        if self.border is not None:
-            inside &= border(side) == self.border
+        for restriction in self.restrictions:
+            if restriction.axis is None:
+                inside &= border(side) == (restriction.name == "border")
+            else:
+                keep = np.isin(np.arange(side.y.shape[restriction.axis]), restriction.indices)
+                inside &= keep.reshape([-1 if a == restriction.axis else 1 for a in range(side.y.ndim)])
         return inside
 
 
@@ -128,49 +148,44 @@ def border(side: Side) -> np.ndarray:
     return ~full[..., None]
 
 
-def support(side: Side, outside: np.ndarray) -> Support | None:
-    """The indices of each axis, and the borders, to which the wrong elements are confined; None if to none."""
-    batch = len(side.target.case.geometry.batch)
+def support(side: Side) -> Support:
+    """The indices of each axis, and the borders, to which the wrong elements are confined."""
+    outside = side.outside
     count = np.count_nonzero(outside)
-    words, axes, names = [], {}, []
-    for axis in range(outside.ndim):
+    found = list(_border_or_interior(side))
+    for axis, n in enumerate(outside.shape):
         hit = np.flatnonzero(outside.any(axis=tuple(a for a in range(outside.ndim) if a != axis)))
-        n = outside.shape[axis]
-        if len(hit) == n or count / len(hit) < _EXPECTED:
-            continue
-        kind = _axis_name(side, axis)
-        if side.target.quantity == "y":
-            names.append("batch" if axis < batch else "channels" if axis == outside.ndim - 1 else "positions")
-        else:
-            names.append("positions")
-        words.append(f"{kind} {_indices(hit, n)}")
-        axes[axis] = hit
-    only_border = None
-    if side.target.quantity == "y":
-        at_border = border(side)
-        if at_border.any() and not at_border.all():
-            hits = outside.any(axis=tuple(range(batch)))
-            on, off = np.count_nonzero(hits & at_border), np.count_nonzero(hits & ~at_border)
-            if (on == 0) != (off == 0) and on + off >= _EXPECTED:
-                only_border = bool(on)
-                names.insert(0, "border" if on else "interior")
-                where = "at the borders (windows that reach into the padding)" if on else "in the interior (windows without padding)"
-                words.insert(0, where)
-    if not words:
-        return None
-    return Support(names[0], "only " + ", ".join(words), axes, only_border)
+        # an index without wrong elements says something only where some were to be expected
+        if len(hit) < n and count / len(hit) >= _EXPECTED:
+            name, words = _axis_words(side, axis)
+            found.append(Restriction(name, f"in {words} {_indices(hit, n)}", axis, tuple(hit.tolist())))
+    return Support(tuple(found))
 
 
-def _axis_name(side: Side, axis: int) -> str:
-    batch, last = len(side.target.case.geometry.batch), side.y.ndim - 1
+def _border_or_interior(side: Side) -> Iterator[Restriction]:
     if side.target.quantity != "y":
-        return f"in axis {axis} at"
+        return
+    at_border = border(side)
+    hits = side.outside.any(axis=tuple(range(len(side.target.case.geometry.batch))))
+    on, off = np.count_nonzero(hits & at_border), np.count_nonzero(hits & ~at_border)
+    if not off and on >= _EXPECTED and not at_border.all():
+        yield Restriction("border", "at the borders (windows that reach into the padding)")
+    if not on and off >= _EXPECTED and at_border.any():
+        yield Restriction("interior", "in the interior (windows without padding)")
+
+
+def _axis_words(side: Side, axis: int) -> tuple[str, str]:
+    """What an axis of the output or of a gradient is: `(name, words)`."""
+    last, batch = side.y.ndim - 1, len(side.target.case.geometry.batch)
     if axis == last:
-        return "in channels"
+        return "channels", "channels"
+    if side.target.quantity == "dkernel":
+        return "taps", f"taps of axis {axis}"
     if axis < batch:
-        return "in batch entries" if batch == 1 else f"in batch axis {axis} at"
-    words = {1: ["positions"], 2: ["rows", "columns"], 3: ["planes", "rows", "columns"]}[last - batch]
-    return f"in {words[axis - batch]}"
+        return "batch", "batch entries" if batch == 1 else f"batch axis {axis},"
+    return "positions", {1: ["positions"], 2: ["rows", "columns"], 3: ["planes", "rows", "columns"]}[last - batch][
+        axis - batch
+    ]
 
 
 def _indices(hit: np.ndarray, n: int) -> str:
@@ -207,25 +222,29 @@ def systematic(side: Side, expected: Expected) -> bool:
 
 def regress(side: Side, flat: np.ndarray) -> list[Fault]:
     """The faults of taps, bias or scale that explain all of the elements `flat`; empty if such faults do not."""
-    if side.target.quantity != "y" or not len(flat):
+    if not side.outside.ravel()[flat].any():
         return []
     faults = []
     for channel, design, residual, reference in _designs(side, flat, side.expected):
         if np.abs(residual).max(initial=0) <= 1:
             continue
-        fault = _scaled(channel, residual, reference) or _pursue(side, channel, design, residual)
+        fault = _scaled(channel, residual, reference)
+        if fault is None and side.target.quantity == "y":
+            fault = _pursue(side, channel, design, residual)
         if fault is None:
             return []
         faults.append(fault)
     return faults
 
 
-def _designs(side: Side, flat: np.ndarray, expected: Expected) -> Iterable[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """For some affected channels `(channel, x under each tap and 1, residual, reference)`, rows divided by the bound."""
+def _designs(
+    side: Side, flat: np.ndarray, expected: Expected
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """For some affected channels `(channel, x under each tap and 1, residual, reference)`, rows over their bound."""
     g, case = side.target.case.geometry, side.target.case
     rng = np.random.default_rng(1)
     outside = side.outside.ravel()[flat]
-    channels = flat % g.features
+    channels = flat % side.y.shape[-1]
     affected = np.unique(channels[outside])
     if len(affected) > _CHANNELS:
         affected = affected[np.linspace(0, len(affected) - 1, _CHANNELS).astype(int)]
@@ -237,7 +256,8 @@ def _designs(side: Side, flat: np.ndarray, expected: Expected) -> Iterable[tuple
             np.concatenate([rng.choice(a, min(len(a), rows // 2), replace=False) for a in (wrong, mine)])
         )
         at = np.unravel_index(chosen, side.y.shape)
-        columns = [np.where(valid, x, 0).astype(np.float64) for x, _, valid in sampled_terms(case, at)]
+        terms = sampled_terms(case, at) if side.target.quantity == "y" else []
+        columns = [np.where(valid, x, 0).astype(np.float64) for x, _, valid in terms]
         design = np.stack([*columns, np.ones(len(chosen))], axis=1)
         reference, allowed = expected.at(chosen)
         usable = np.isfinite(allowed) & np.isfinite(reference)
@@ -283,9 +303,9 @@ def _pursue(side: Side, channel: int, design: np.ndarray, residual: np.ndarray) 
     return Fault(channel, tuple(taps), bias)
 
 
-def _of_faults(side: Side, faults: list[Fault], where: str) -> Finding:
+def _of_faults(side: Side, faults: list[Fault], where: Support) -> Finding:
     """Channels with the same fault in one phrase."""
-    features = side.target.case.geometry.features
+    features = side.y.shape[-1]
     affected = np.count_nonzero(side.outside.any(axis=tuple(range(side.y.ndim - 1))))
     groups = [
         (words, [f.channel for f in group])
@@ -304,21 +324,18 @@ def _of_faults(side: Side, faults: list[Fault], where: str) -> Finding:
         phrases.append(words.replace("{}", who))
     if len(groups) > _TAPS:
         phrases.append(f"and more: {affected} of {features} channels are wrong")
-    place = "; ".join(phrases)
-    return Finding(
-        Verdict.BUG,
-        _fault_name(faults),
-        f"{side.name}: {place}" + (f", {where}" if where else ""),
-        place=place + (f", {where}" if where else ""),
-    )
+    place = ", ".join(filter(None, ["; ".join(phrases), where.words]))
+    return Finding(Verdict.BUG, _fault_name(faults), f"{side.name}: {place}", place=place)
 
 
 def _fault_name(faults: list[Fault]) -> str:
-    if all(f.scale is not None for f in faults):
-        scales = [f.scale for f in faults]
+    scales = [f.scale for f in faults if f.scale is not None]
+    if len(scales) == len(faults):
         return "sign" if all(abs(s + 1) < 1e-3 for s in scales) else "channel scaled"
     if any(f.taps for f in faults):
-        return "sign of a tap" if all(s is not None and abs(s + 1) < 1e-3 for f in faults for _, s, _ in f.taps) else "tap"
+        return (
+            "sign of a tap" if all(s is not None and abs(s + 1) < 1e-3 for f in faults for _, s, _ in f.taps) else "tap"
+        )
     return "bias"
 
 
@@ -340,7 +357,11 @@ def _fault_words(fault: Fault) -> str:
 
 
 def _scale_words(scale: float) -> str:
-    for value, words in ((0, "is missing (scaled by 0)"), (-1, "has the other sign (scaled by -1)"), (2, "counts twice (scaled by 2)")):
+    for value, words in (
+        (0, "is missing (scaled by 0)"),
+        (-1, "has the other sign (scaled by -1)"),
+        (2, "counts twice (scaled by 2)"),
+    ):
         if abs(scale - value) < 1e-3:
             return words
     return f"is scaled by {1 + float(f'{scale - 1:.3g}'):.7g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ def _channels(side: Side) -> Iterator[Mistake]:
     kernel = case.kernel.reshape(g.taps, g.features).astype(np.float64)
     own = np.arange(g.features) // g.multiplier
 
-    def close(x: np.ndarray, w: np.ndarray, features: slice | list[int]) -> np.ndarray:
+    def close(x: np.ndarray, w: np.ndarray, features: slice | np.ndarray) -> np.ndarray:
         """(c, o): whether x (P, taps, c) with w (taps, o) is y at all positions, to a few times what rounding does."""
         columns = np.moveaxis(x, 1, -1)
         product, size = columns @ w, np.abs(columns) @ np.abs(w)
@@ -62,7 +63,7 @@ def _channels(side: Side) -> Iterator[Mistake]:
     kernel_of = np.full(g.features, -1)
     for c in range(g.channels):
         features = np.flatnonzero(own == c)
-        table = np.stack([close(windows[..., [c]], kernel, [o])[0] for o in features])
+        table = np.stack([close(windows[..., [c]], kernel, features[k : k + 1])[0] for k in range(len(features))])
         kernel_of[features] = _first(table.T, features)
         if (kernel_of[features] < 0).any():
             break
@@ -128,7 +129,7 @@ def _axes(side: Side) -> Iterator[Mistake]:
             continue
         rng = np.random.default_rng(0)
         elsewhere = tuple(rng.integers(0, m, _POSITIONS) for k, m in enumerate(side.y.shape) if k != axis)
-        rows = [np.moveaxis(a, axis, 0)[(slice(None), *elsewhere)] for a in (side.y, reference, allowed)]
+        rows = [np.moveaxis(np.moveaxis(a, axis, -1)[elsewhere], 0, -1) for a in (side.y, reference, allowed)]
         source = _matching_slices(*rows)
         if not _is_permutation(source):
             continue
@@ -140,7 +141,7 @@ def _axes(side: Side) -> Iterator[Mistake]:
             f"has the {kind} along axis {axis} of its output {_order(source)}",
             f"undo the permutation of axis {axis}: np.take(y, {_short(np.argsort(source))}, axis={axis})",
             side.target.case,
-            lambda y, axis=axis, source=source: np.take(y, source, axis),
+            functools.partial(np.take, indices=source, axis=axis),
             f"{kind}, axis {axis} of the output",
         )
 

@@ -8,9 +8,10 @@ at stride 1 - the first one here is the one that is named.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -110,7 +111,7 @@ def _of_paddings(case: Case, named: list[tuple[str, Padding]]) -> Iterator[Mista
 
 
 def _pair(case: Case, axis: int, low: int) -> tuple[int, int]:
-    """(low, high) that leaves the output's size as it is: symmetric if it can be, else the case's own high, else least."""
+    """(low, high) that leaves the output's size as it is; high is low if it can be, else the case's own, else least."""
     g = case.geometry
     dilated = (g.spatial[axis] - 1) * g.input_dilation[axis] + 1 if g.spatial[axis] else 0
     least = (g.output_spatial[axis] - 1) * g.strides[axis] + g.spans[axis] - dilated - low
@@ -204,7 +205,9 @@ def biases(case: Case) -> Iterator[Mistake]:
     order = _channel_order(case)
     if g.multiplier > 1:
         for permutation in (order, np.argsort(order)):
-            changed.append(("bias permuted", "has the bias in the order m*C+c", "order the bias as c*M+m", b[permutation]))
+            changed.append(
+                ("bias permuted", "has the bias in the order m*C+c", "order the bias as c*M+m", b[permutation])
+            )
     for name, cause, mend, bias in changed:
         yield Mistake(name, cause, mend, case.replace(bias=bias), place="bias")
 
@@ -238,6 +241,7 @@ def steps(case: Case) -> Iterator[Mistake]:
 def padding_modes(case: Case) -> Iterator[Mistake]:
     """Zeros, periodic and reflecting padding, and repeated edges, mistaken for each other."""
     g = case.geometry
+    modes: dict[str, Literal["constant", "wrap", "reflect", "edge"]]
     modes = {"zeros": "constant", "circular": "wrap", "reflect": "reflect", "replicate": "edge"}
     if max(g.input_dilation) > 1 or 0 in g.spatial or min(min(pair) for pair in g.padding) < 0:
         return
@@ -295,7 +299,7 @@ def layouts(case: Case) -> Iterator[Mistake]:
                 f"has axes {i} and {j} of its output swapped",
                 f"np.swapaxes(y, {i}, {j})",
                 case,
-                lambda y, i=i, j=j: np.swapaxes(y, i, j),
+                functools.partial(np.swapaxes, axis1=i, axis2=j),
                 "y",
             )
 
@@ -321,7 +325,7 @@ def channel_orders(case: Case) -> Iterator[Mistake]:
             "has its output channels in the order m*C+c, where c*M+m is meant",
             mend.format("the output channels"),
             case,
-            lambda y, p=p: y[..., p],
+            functools.partial(np.take, indices=p, axis=-1),
             "output channels",
         )
         yield Mistake(
@@ -336,7 +340,7 @@ def channel_orders(case: Case) -> Iterator[Mistake]:
             "reads input channel o mod C for output channel o, where o div M is meant",
             mend.format("the kernel's channels"),
             case.replace(kernel=case.kernel[..., q], bias=None if bias is None else bias[q]),
-            lambda y, p=p: y[..., p],
+            functools.partial(np.take, indices=p, axis=-1),
             "input channels",
         )
 
@@ -350,6 +354,7 @@ def edges(case: Case) -> Iterator[Mistake]:
         if n < 2:
             continue
         for edge, neighbour, word in ((0, 1, "first"), (n - 1, n - 2, "last")):
+
             def zeroed(y: np.ndarray, axis: int = axis, edge: int = edge) -> np.ndarray:
                 y = y.copy()
                 np.moveaxis(y, axis, 0)[edge] = 0

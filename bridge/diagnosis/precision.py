@@ -35,7 +35,6 @@ from bridge.numerics import (
     FLOAT16,
     FLOAT32,
     TF32,
-    Arithmetic,
     Format,
     Products,
     cast,
@@ -57,27 +56,27 @@ _WORDS = {"x": "the input", "kernel": "the kernel", "bias": "the bias", "dy": "t
 
 @dataclasses.dataclass(frozen=True)
 class Rounded:
-    """Operands rounded to a format before the products, and the result after them.
+    """What may have been rounded to a format.
 
     Attributes:
-      operands: which of x, kernel, bias and dy.
-      input, truncated: the format, and whether towards zero; None leaves operands as they are.
-      output: a format to which the result is rounded; None: as declared.
-      accumulator: a format in which the sum is taken; None: as declared.
+      format: which.
+      operands: which of x, kernel, bias and dy, before the products; truncated: towards zero.
+      output: the result.
+      accumulator: every product and partial sum.
     """
 
+    format: Format
     operands: tuple[str, ...] = ()
-    input: Format | None = None
     truncated: bool = False
-    output: Format | None = None
-    accumulator: Format | None = None
+    output: bool = False
+    accumulator: bool = False
 
     def round(self, name: str, array: np.ndarray) -> np.ndarray:
         """An operand as the products see it, in its own dtype."""
         if name not in self.operands:
             return array
         rounding = truncate_to if self.truncated else round_to
-        return cast(rounding(array.astype(np.float64), self.input), array.dtype)
+        return cast(rounding(array.astype(np.float64), self.format), array.dtype)
 
     def apply(self, side: Side) -> tuple[Case, np.ndarray | None]:
         """The case and dy with their operands rounded."""
@@ -89,8 +88,8 @@ class Rounded:
     def expected(self, side: Side, flat: np.ndarray | None) -> Expected:
         """What rounded operands must give in the declared arithmetic, but for another accumulator."""
         arithmetic = side.arithmetic
-        if self.accumulator is not None:
-            arithmetic = dataclasses.replace(arithmetic, product=self.accumulator, accumulator=self.accumulator)
+        if self.accumulator:
+            arithmetic = dataclasses.replace(arithmetic, product=self.format, accumulator=self.format)
         if flat is None or side.target.quantity != "y":
             return side.target.expected(arithmetic, *self.apply(side), flat)
         case = side.target.case
@@ -101,27 +100,32 @@ class Rounded:
 
 
 def lower_precision(side: Side) -> Finding | None:
-    """The finest arithmetic below the declared one that predicts y; None if none does."""
+    """The finest rounding of inputs or output that predicts y; None if none does."""
     given = format_of(side.target.case.dtype)
-    formats = [fmt for fmt in _FORMATS if fmt.precision < given.precision]
-    for fmt in formats:
+    for fmt in _FORMATS:
+        if fmt.precision >= given.precision:
+            continue
         for hypothesis in _hypotheses(side, fmt):
             if _predicts(side, hypothesis):
                 return _finding(side, hypothesis)
-        if fmt is TF32 and side.target.quantity == "y" and given is FLOAT32 and _three_passes(side):
+        if fmt is TF32 and given is FLOAT32 and side.target.quantity == "y" and _three_passes(side):
             return _split(side)
     return None
 
 
 def lower_accumulator(side: Side) -> Finding | None:
-    """A lower accumulator that is consistent with y; None if none is."""
-    finest = side.arithmetic.accumulator
+    """A lower accumulator that is consistent with y; None if none is.
+
+    It is lower than the declared one, and y shows it: by lying on its coarser grid, or because y has that format.
+    """
+    given = format_of(side.target.case.dtype)
     for fmt in (FLOAT32, FLOAT16, BFLOAT16):
-        if fmt.precision >= finest.precision:
+        if fmt.precision >= side.arithmetic.accumulator.precision or fmt.precision > given.precision:
             continue
-        plain = Rounded(accumulator=fmt)
-        rounded = Rounded(OPERANDS[side.target.quantity], fmt, accumulator=fmt)
-        for hypothesis in (plain, rounded) if fmt.precision < format_of(side.target.case.dtype).precision else (plain,):
+        hypotheses = [Rounded(fmt, accumulator=True)]
+        if fmt.precision < given.precision:
+            hypotheses.append(Rounded(fmt, OPERANDS[side.target.quantity], accumulator=True))
+        for hypothesis in hypotheses:
             if _accumulates(side, hypothesis):
                 return _finding(side, hypothesis)
     return None
@@ -130,17 +134,18 @@ def lower_accumulator(side: Side) -> Finding | None:
 def _hypotheses(side: Side, fmt: Format) -> Iterator[Rounded]:
     """What rounding to one format may have happened to: the output alone, operands, and both."""
     if fmt is not TF32:
-        yield Rounded(output=fmt)
+        yield Rounded(fmt, output=True)
     names = OPERANDS[side.target.quantity]
-    products = [name for name in names if name != "bias"]
+    products = tuple(name for name in names if name != "bias")
     bias = [(), ("bias",)] if "bias" in names and side.target.case.bias is not None else [()]
     subsets = [c for n in range(len(products), 0, -1) for c in itertools.combinations(products, n)]
     for truncated, subset, extra in itertools.product((False, True), subsets, bias):
-        yield Rounded((*subset, *extra), fmt, truncated)
+        yield Rounded(fmt, (*subset, *extra), truncated)
     if fmt is not TF32:
         for extra in bias:
-            yield Rounded((*products, *extra), fmt, output=fmt)
-            yield Rounded((*products, *extra), fmt, output=fmt, accumulator=fmt if fmt is FLOAT32 else None)
+            # a dtype as wide as the customary accumulator is the accumulator too
+            for accumulator in (False, True) if fmt is FLOAT32 else (False,):
+                yield Rounded(fmt, (*products, *extra), output=True, accumulator=accumulator)
 
 
 def _predicts(side: Side, hypothesis: Rounded) -> bool:
@@ -149,15 +154,16 @@ def _predicts(side: Side, hypothesis: Rounded) -> bool:
 
 
 def _predicts_at(side: Side, hypothesis: Rounded, flat: np.ndarray | None) -> bool:
-    if hypothesis.output is None:
+    if not hypothesis.output:
         return side.explained_by(hypothesis.expected(side, flat), flat)
     y = side.y if flat is None else side.y.ravel()[flat]
-    return _on_grid(y, hypothesis.output) and _rounded_between(
-        side, hypothesis.expected(side, flat), hypothesis.output, flat
+    return _on_grid(y, hypothesis.format) and _rounded_between(
+        side, hypothesis.expected(side, flat), hypothesis.format, flat
     )
 
 
 def _on_grid(y: np.ndarray, fmt: Format) -> bool:
+    """Whether every number is one of the format."""
     finite = y[np.isfinite(y)].astype(np.float64)
     return bool((round_to(finite, fmt) == finite).all())
 
@@ -207,7 +213,7 @@ def _together(parts: list[Products]) -> Products:
     """The sum of several sums, as one; the bias is the last one's."""
     return dataclasses.replace(
         parts[-1],
-        count=sum(part.count for part in parts),
+        count=np.sum([part.count for part in parts], axis=0),
         x=np.concatenate([part.x.ravel() for part in parts]),
         w=np.concatenate([part.w.ravel() for part in parts]),
         terms=lambda block: itertools.chain.from_iterable(part.terms(block) for part in parts),
@@ -215,7 +221,7 @@ def _together(parts: list[Products]) -> Products:
 
 
 def _accumulates(side: Side, hypothesis: Rounded) -> bool:
-    fmt = hypothesis.accumulator
+    fmt = hypothesis.format
     has_grid = fmt.precision < format_of(side.y.dtype).precision
     for flat in (side.sample, None):
         y = side.y if flat is None else side.y.ravel()[flat]
@@ -228,58 +234,57 @@ def _accumulates(side: Side, hypothesis: Rounded) -> bool:
 
 
 def _finding(side: Side, hypothesis: Rounded) -> Finding:
-    case = side.target.case
-    what = []
-    if hypothesis.input is not None:
-        names = [n for n in hypothesis.operands if side.target.operand(n) is not None]
-        operands = " and ".join(_WORDS[n] for n in names)
+    operands = [name for name in hypothesis.operands if side.target.operand(name) is not None]
+    fmt = hypothesis.format.name
+    parts, causes = [], []
+    if operands:
         how = "truncated" if hypothesis.truncated else "rounded"
-        what.append((f"{operands} {how} to {_formats(side, hypothesis)}", "inputs: " + ", ".join(names)))
-    if hypothesis.output is not None:
-        what.append((f"the result rounded to {hypothesis.output.name}", "output"))
-    if hypothesis.accumulator is not None:
-        what.append((f"the sum taken in {hypothesis.accumulator.name}", "accumulator"))
-    causes, places = zip(*what)
-    fmt = (hypothesis.input or hypothesis.output or hypothesis.accumulator).name
-    parts = [
-        part for part, present in (("inputs", hypothesis.input), ("output", hypothesis.output)) if present is not None
-    ] + ["accumulator"] * (hypothesis.accumulator is not None and not hypothesis.output)
+        parts.append("inputs")
+        causes.append(f"{' and '.join(_WORDS[name] for name in operands)} {how} to {_formats(side, hypothesis)}")
+    if hypothesis.output:
+        parts.append("output")
+        causes.append(f"the result rounded to {fmt}")
+    elif hypothesis.accumulator:
+        parts.append("accumulator")
+        causes.append(f"the sum taken in {fmt}")
     return Finding(
         Verdict.PRECISION,
         f"{fmt} {' and '.join(parts)}",
-        f"{side.name} was computed with {' and '.join(causes)}; the rest is within the bound of "
-        f"{side.arithmetic.accumulator.name}",
-        _mend(side, hypothesis, case),
-        "; ".join(places),
+        f"{side.name} was computed with {', and '.join(causes)}; {_rest(side, hypothesis)}",
+        _mend(side, hypothesis),
+        "; ".join(f"inputs: {', '.join(operands)}" if part == "inputs" else part for part in parts),
     )
+
+
+def _rest(side: Side, hypothesis: Rounded) -> str:
+    if hypothesis.accumulator and not hypothesis.output:
+        return "the difference is within the bound of that, and no tap correlates with it"
+    return f"the rest is within the bound of {side.arithmetic.accumulator.name}"
 
 
 def _formats(side: Side, hypothesis: Rounded) -> str:
     """The format's name; TF32 and float16 have the same digits, and where no value is small or large, both."""
-    fmt = hypothesis.input
-    if fmt is not TF32:
-        return fmt.name
-    half = dataclasses.replace(hypothesis, input=FLOAT16).apply(side)[0]
-    tf32 = hypothesis.apply(side)[0]
-    same = np.array_equal(half.x, tf32.x) and np.array_equal(half.kernel, tf32.kernel)
+    if hypothesis.format is not TF32:
+        return hypothesis.format.name
+    half = dataclasses.replace(hypothesis, format=FLOAT16)
+    given = {name: side.target.operand(name) for name in hypothesis.operands}
+    same = all(a is None or np.array_equal(half.round(n, a), hypothesis.round(n, a)) for n, a in given.items())
     return "tf32 (or float16: these values do not tell them apart)" if same else "tf32"
 
 
-def _mend(side: Side, hypothesis: Rounded, case: Case) -> str:
-    wanted = case.dtype.name
-    if hypothesis.input is TF32:
-        return (
-            'PyTorch: torch.backends.cudnn.allow_tf32 = False (and torch.set_float32_matmul_precision("highest")); '
-            'JAX: precision="highest"'
-        )
-    if hypothesis.input is not None and hypothesis.output is None and hypothesis.accumulator is None:
-        return (
-            f'compute {side.name} in {wanted}: JAX: precision="highest"; '
-            'PyTorch: torch.set_float32_matmul_precision("highest"), and no autocast'
-        )
-    if hypothesis.accumulator is not None and hypothesis.output is None:
+def _mend(side: Side, hypothesis: Rounded) -> str:
+    if hypothesis.accumulator and not hypothesis.output:
         return f"accumulate {side.name} in float32 or wider: JAX: preferred_element_type=jnp.float32"
-    return f"compute {side.name} with dtype={wanted} throughout, without autocast or a cast of its result"
+    if hypothesis.output:
+        dtype = side.target.case.dtype.name
+        return f"compute {side.name} with dtype={dtype} throughout, without autocast or a cast of its result"
+    if hypothesis.format is TF32:
+        torch_mend = (
+            "torch.backends.cudnn.allow_tf32 = False, and for matmul torch.backends.cuda.matmul.allow_tf32 = False"
+        )
+    else:
+        torch_mend = 'torch.set_float32_matmul_precision("highest"), and no autocast'
+    return f'{side.name} in JAX: precision="highest"; in PyTorch: {torch_mend}'
 
 
 def _split(side: Side) -> Finding:
@@ -288,6 +293,7 @@ def _split(side: Side) -> Finding:
         "bfloat16_3x inputs",
         f"{side.name} was computed with inputs split into two bfloat16 parts, three products for each one; "
         f"the rest is within the bound of {side.arithmetic.accumulator.name}",
-        'JAX: precision="highest" (three passes are "high"); PyTorch: torch.set_float32_matmul_precision("highest")',
+        f'{side.name} in JAX: precision="highest" (three passes are "high"); '
+        'in PyTorch: torch.set_float32_matmul_precision("highest")',
         "inputs: x, kernel",
     )

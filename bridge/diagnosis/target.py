@@ -102,9 +102,13 @@ class Target:
     @property
     def decides(self) -> bool:
         """Whether any term is not zero; else every conventional computation gives zeros, right or wrong."""
-        given = [self.operand(name) for name in OPERANDS[self.quantity] if name != "bias"]
-        bias = self.case.bias if self.quantity == "y" else None
-        return bool(self.exact.value.size) and (all(a.any() for a in given) or (bias is not None and bool(bias.any())))
+        not_zero = {
+            name: operand is not None and bool(operand.any())
+            for name in OPERANDS[self.quantity]
+            for operand in [self.operand(name)]
+        }
+        bias = not_zero.pop("bias", False)
+        return bool(self.exact.value.size) and (bias or all(not_zero.values()))
 
     @property
     def affordable(self) -> bool:
@@ -113,7 +117,8 @@ class Target:
             self.quantity == "y" or self.case.geometry.taps * math.prod(self.case.geometry.output_shape) < _AFFORDABLE
         )
 
-    def operand(self, name: str) -> np.ndarray:
+    def operand(self, name: str) -> np.ndarray | None:
+        """x, kernel, bias or dy; None for the last two where there is none."""
         return self.dy if name == "dy" else getattr(self.case, name)
 
     def expected(

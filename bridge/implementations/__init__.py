@@ -41,12 +41,12 @@ class Algorithm:
 
     Attributes:
       compute: takes a Case and every knob, returns the output.
-      seconds: takes a Case, how often to repeat, and every knob; returns the seconds of each repetition, arrays at hand
-        and the result waited for.
       arithmetic: takes a Case and every knob, returns the declared arithmetic.
       about: one line for a listing.
-      family: a key of `FAMILIES`.
+      family: a key of `FAMILIES`, or the name of a user's own function.
       code: how to write it in the user's own code.
+      seconds: takes a Case, how often to repeat, and every knob; returns the seconds of each repetition, arrays at hand
+        and the result waited for.
     """
 
     compute: Callable[..., np.ndarray]
@@ -118,13 +118,13 @@ class Implementation:
         """The output `(*batch, *output_spatial, C*M)` of the case, of the case's dtype.
 
         Raises:
-          RuntimeError: the framework failed, or returned another shape or dtype.
+          ImplementationError: a user's function failed, or the output has another shape or dtype.
         """
         if 0 in case.geometry.output_shape:
             return np.zeros(case.geometry.output_shape, case.dtype)
         y = self.algorithm.compute(case, **self.knobs)
         if y.shape != case.geometry.output_shape or y.dtype != case.dtype:
-            raise RuntimeError(
+            raise ImplementationError(
                 f"{self.name} returned {y.dtype} {y.shape}, expected {case.dtype} {case.geometry.output_shape}"
             )
         return y
@@ -170,7 +170,7 @@ def implementation(name: str) -> Implementation:
         if not equals or knob not in known:
             raise ValueError(f"`implementation` is {name!r} with knob {item!r}, expected one of {', '.join(known)}")
         given[knob] = known[knob].check(knob, value)
-    return _with_knobs(base, framework, algorithms[algorithm], given)
+    return _with_knobs(base, framework, algorithm, given)
 
 
 def counterpart(framework: str, family: str) -> Implementation | None:

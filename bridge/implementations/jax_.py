@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -14,26 +16,75 @@ from jax import lax
 
 import jaxdw
 from bridge.case import DTYPES, Case
-from bridge.implementations import Algorithm, Knob, declared, user
+from bridge.implementations import Algorithm, Knob, declared, isolated, user
 from bridge.numerics import Arithmetic
+from jaxdw.geometry import Geometry
 from jaxdw.windows import dimension_numbers, flat_batch
 
-KNOBS = {
-    "dtype": Knob("same", ("same", *DTYPES)),
-    "jit": Knob("on", ("on", "off")),
-    "precision": Knob("default", ("default", "high", "highest")),
+#: Named sets of XLA flags that change which instructions or libraries XLA:CPU uses.
+XLA = {
+    "default": "",
+    "O0": "--xla_backend_optimization_level=0",
+    "AVX": "--xla_cpu_max_isa=AVX",
+    "AVX2": "--xla_cpu_max_isa=AVX2",
+    "fast_math": "--xla_cpu_enable_fast_math=true",
+    "no_ynnpack": "--xla_cpu_experimental_ynn_fusion_type=",
 }
 
+KNOBS = {
+    "dtype": Knob(
+        "precision",
+        "same",
+        {"same": "compute in the input's own dtype"}
+        | {d: f"x.astype(jnp.{d}), kernel.astype(jnp.{d}), and the result back: y.astype(x.dtype)" for d in DTYPES}
+        | {"float64": 'jax.config.update("jax_enable_x64", True), compute in float64, and y.astype(x.dtype)'},
+    ),
+    "jit": Knob("flag", "on", {"on": "jax.jit", "off": 'jax.config.update("jax_disable_jit", True)'}),
+    "precision": Knob("precision", "default", {v: f'precision="{v}"' for v in ("default", "high", "highest")}),
+    "xla": Knob("flag", "default", {v: f'XLA_FLAGS="{flags}"' for v, flags in XLA.items()}),
+}
 
-def run(compute, case: Case, *, dtype: str, jit: str, precision: str) -> np.ndarray:
-    """compute(x, kernel, bias, geometry, precision) on JAX arrays in the computation's dtype."""
+Compute = Callable[[jax.Array, jax.Array, jax.Array | None, Geometry, lax.Precision], jax.Array]
+
+
+def run(name: str, compute: Compute, case: Case, *, xla: str, **knobs: str) -> np.ndarray:
+    """The output of compute(x, kernel, bias, geometry, precision); under XLA flags, from a process of its own."""
+    if xla != "default":
+        return isolated.run(_spelled(name, knobs), case, environment=_flags(xla))
+    with _ready(compute, case, **knobs) as call:
+        return np.asarray(call().astype(case.dtype))
+
+
+def seconds(name: str, compute: Compute, case: Case, repetitions: int, *, xla: str, **knobs: str) -> list[float]:
+    """The times of compute(x, kernel, bias, geometry, precision), arrays at hand and the result waited for."""
+    if xla != "default":
+        return isolated.seconds(_spelled(name, knobs), case, repetitions, environment=_flags(xla))
+    times = []
+    with _ready(compute, case, **knobs) as call:
+        for _ in range(repetitions):
+            start = time.perf_counter()
+            call().block_until_ready()
+            times.append(time.perf_counter() - start)
+    return times
+
+
+def _spelled(name: str, knobs: Mapping[str, str]) -> str:
+    return f"{name}[{','.join(f'{knob}={value}' for knob, value in knobs.items())}]"
+
+
+def _flags(xla: str) -> dict[str, str]:
+    return {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {XLA[xla]}".strip()}
+
+
+@contextlib.contextmanager
+def _ready(compute: Compute, case: Case, *, dtype: str, jit: str, precision: str) -> Iterator[Callable[[], jax.Array]]:
+    """A call of compute on JAX arrays in the computation's dtype."""
     working = case.dtype if dtype == "same" else DTYPES[dtype]
     wide = "float64" in (case.dtype.name, working.name)
     with jax.enable_x64(True) if wide else contextlib.nullcontext():
         arrays = [None if a is None else jnp.asarray(a).astype(working) for a in (case.x, case.kernel, case.bias)]
         with jax.disable_jit(jit == "off"):
-            y = _call(*arrays, compute=compute, geometry=case.geometry, precision=lax.Precision(precision))
-        return np.asarray(y.astype(case.dtype))
+            yield lambda: _call(*arrays, compute=compute, geometry=case.geometry, precision=lax.Precision(precision))
 
 
 @functools.partial(jax.jit, static_argnames=("compute", "geometry", "precision"))
@@ -55,7 +106,28 @@ def grouped(x, kernel, bias, geometry, precision):
         feature_group_count=geometry.channels,
         precision=precision,
     ).reshape(geometry.output_shape)
-    return y if bias is None else y + bias
+    return y if bias is None else y + jnp.broadcast_to(bias, y.shape)
+
+
+def unfold_matmul(x, kernel, bias, geometry, precision):
+    """The question's loop, in JAX: one channel at a time, windows and a matrix product; the bias added after."""
+    windows = jaxdw.unfold(
+        x,
+        geometry.kernel_size,
+        strides=geometry.strides,
+        padding=_words(geometry),
+        kernel_dilation=geometry.kernel_dilation,
+        input_dilation=geometry.input_dilation,
+    ).reshape(math.prod(geometry.batch), -1, geometry.taps, geometry.channels)
+    weights = kernel.reshape(geometry.taps, geometry.channels, geometry.multiplier)
+
+    def channel(operands):
+        columns, weight = operands
+        return jnp.matmul(weight, columns, precision=precision)
+
+    y = lax.map(channel, (windows.transpose(3, 0, 2, 1), weights.transpose(1, 2, 0)))  # (C, N, M, L)
+    y = y.transpose(1, 3, 0, 2).reshape(geometry.output_shape)
+    return y if bias is None else y + jnp.broadcast_to(bias, y.shape)
 
 
 def method(name):
@@ -81,8 +153,8 @@ def _words(geometry):
     return geometry.padding if geometry.padding_mode == "zeros" else geometry.padding_mode.upper()
 
 
-def _algorithm(compute, roundings: int, about: str) -> Algorithm:
-    def arithmetic(case: Case, *, dtype: str, jit: str, precision: str) -> Arithmetic:
+def _algorithm(name: str, compute: Compute, roundings: int, about: str, family: str, code: str) -> Algorithm:
+    def arithmetic(case: Case, *, dtype: str, **exact_settings: str) -> Arithmetic:
         return declared(
             case,
             dtype,
@@ -90,13 +162,49 @@ def _algorithm(compute, roundings: int, about: str) -> Algorithm:
             output_roundings=roundings if case.bias is not None else 1,
         )
 
-    return Algorithm(functools.partial(run, compute), arithmetic, about)
+    return Algorithm(
+        functools.partial(run, name, compute),
+        arithmetic,
+        about,
+        family,
+        code,
+        functools.partial(seconds, name, compute),
+    )
 
 
 ALGORITHMS = {
-    "grouped": _algorithm(grouped, 2, "lax.conv_general_dilated with one group a channel"),
-    "patches": _algorithm(method("patches"), 1, "lax.conv_general_dilated_patches, then einsum"),
-    "taps": _algorithm(method("taps"), 1, "shifted multiply-add in raster order"),
+    "grouped": _algorithm(
+        "jax.grouped",
+        grouped,
+        2,
+        "lax.conv_general_dilated with one group a channel",
+        "convolution",
+        "lax.conv_general_dilated(x, kernel, ..., feature_group_count=C)",
+    ),
+    "patches": _algorithm(
+        "jax.patches",
+        method("patches"),
+        1,
+        "lax.conv_general_dilated_patches, then einsum",
+        "windows",
+        'jaxdw.depthwise_conv(x, kernel, bias, ..., method="patches")',
+    ),
+    "unfold_matmul": _algorithm(
+        "jax.unfold_matmul",
+        unfold_matmul,
+        2,
+        "a loop over channels: windows, then matmul",
+        "channel loop",
+        "jaxdw.unfold and jnp.matmul, channel by channel",
+    ),
+    "taps": _algorithm(
+        "jax.taps",
+        method("taps"),
+        1,
+        "shifted multiply-add in raster order",
+        "taps",
+        'jaxdw.depthwise_conv(x, kernel, bias, ..., method="taps")',
+    ),
 }
 
 
@@ -107,7 +215,7 @@ def user_algorithm(name: str, function: Callable[..., jax.Array]) -> Algorithm:
         del precision  # the function's own business
         return user.call(name, function, geometry.output_shape, x, kernel, bias)
 
-    return _algorithm(compute, 2, name)
+    return _algorithm(name, compute, 2, name, name, name)
 
 
 def environment() -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 
 from bridge import numerics
@@ -16,8 +18,26 @@ def exact(case: Case) -> np.ndarray:
     return numerics.exact(case).value
 
 
+def seconds(case: Case, repetitions: int) -> list[float]:
+    times = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        exact(case)
+        times.append(time.perf_counter() - start)
+    return times
+
+
 def rounded_once(case: Case) -> Arithmetic:
     return Arithmetic.of(case.dtype, product=FLOAT64, accumulator=FLOAT64)
 
 
-ALGORITHMS = {"exact": Algorithm(exact, rounded_once, "the exact sum of products, rounded once")}
+ALGORITHMS = {
+    "exact": Algorithm(
+        exact,
+        rounded_once,
+        "the exact sum of products, rounded once",
+        "exact",
+        "bridge.numerics.exact(case).value",
+        seconds,
+    )
+}

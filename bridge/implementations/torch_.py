@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
+import itertools
+import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -13,21 +17,75 @@ import torch.nn.functional as F
 
 from bridge.case import DTYPES, Case
 from bridge.implementations import Algorithm, Knob, declared, user
-from bridge.numerics import Arithmetic
+from bridge.numerics import BFLOAT16, FLOAT32, TF32, Arithmetic
 from jaxdw.geometry import Geometry
+from jaxdw.methods.taps import bias_comes_first
 
 KNOBS = {
-    "dtype": Knob("same", ("same", *DTYPES)),
-    "layout": Knob("contiguous", ("contiguous", "channels_last")),
-    "mkldnn": Knob("on", ("on", "off")),
-    "threads": Knob("all", None),
+    "deterministic": Knob(
+        "flag", "off", {v: f"torch.use_deterministic_algorithms({v == 'on'})" for v in ("off", "on")}
+    ),
+    "dtype": Knob(
+        "precision",
+        "same",
+        {"same": "compute in the input's own dtype"}
+        | {d: f"x.to(torch.{d}), weight.to(torch.{d}), and the result back: y.to(x.dtype)" for d in DTYPES},
+    ),
+    "fp32_precision": Knob(
+        "precision",
+        "ieee",
+        {
+            v: f'torch.backends.mkldnn.conv.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = "{v}"'
+            for v in ("ieee", "tf32", "bf16")
+        },
+    ),
+    "layout": Knob(
+        "layout",
+        "contiguous",
+        {
+            "contiguous": "x.contiguous()",
+            "channels_last": "x.to(memory_format=torch.channels_last), and the weight",
+        },
+    ),
+    "matmul_precision": Knob(
+        "precision",
+        "highest",
+        {v: f'torch.set_float32_matmul_precision("{v}")' for v in ("highest", "high", "medium")},
+    ),
+    "mkldnn": Knob("flag", "on", {v: f"torch.backends.mkldnn.enabled = {v == 'on'}" for v in ("on", "off")}),
+    "threads": Knob("threads", "all", "torch.set_num_threads({})"),
 }
+
+#: What `matmul_precision` lets float32 operands of a matrix product be rounded to.
+_MATMUL_INPUTS = {"highest": "ieee", "high": "tf32", "medium": "bf16"}
+_INPUTS = {"tf32": TF32, "bf16": BFLOAT16}
 
 Compute = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, Geometry], torch.Tensor]
 
 
-def run(compute: Compute, case: Case, *, dtype: str, layout: str, mkldnn: str, threads: str) -> np.ndarray:
-    """compute(x, weight, bias, geometry) on tensors in PyTorch's own layout and the computation's dtype."""
+def run(compute: Compute, case: Case, **knobs: str) -> np.ndarray:
+    """The output of compute(x, weight, bias, geometry)."""
+    with _ready(compute, case, **knobs) as call:
+        y = call()
+        return to_numpy(y.to(getattr(torch, case.dtype.name)).movedim(1, -1)).reshape(case.geometry.output_shape)
+
+
+def seconds(compute: Compute, case: Case, repetitions: int, **knobs: str) -> list[float]:
+    """The times of compute(x, weight, bias, geometry), tensors at hand."""
+    times = []
+    with _ready(compute, case, **knobs) as call:
+        for _ in range(repetitions):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+    return times
+
+
+@contextlib.contextmanager
+def _ready(
+    compute: Compute, case: Case, *, dtype: str, layout: str, **global_settings: str
+) -> Iterator[Callable[[], torch.Tensor]]:
+    """A call of compute on tensors in PyTorch's own layout and the computation's dtype, under the settings."""
     g = case.geometry
     working = getattr(torch, case.dtype.name if dtype == "same" else dtype)
     flat = case.x.reshape(-1, *case.x.shape[len(g.batch) :])
@@ -39,23 +97,68 @@ def run(compute: Compute, case: Case, *, dtype: str, layout: str, mkldnn: str, t
             raise ValueError("`layout` is 'channels_last' in 1-D, expected 'contiguous': PyTorch has no such format")
         form = torch.channels_last if g.rank == 2 else torch.channels_last_3d
         x, weight = x.contiguous(memory_format=form), weight.contiguous(memory_format=form)
-    with settings(mkldnn, threads), torch.inference_mode():
-        y = compute(x, weight, bias, g)
-    return to_numpy(y.to(getattr(torch, case.dtype.name)).movedim(1, -1)).reshape(g.output_shape)
+    with settings(**global_settings), torch.inference_mode():
+        yield lambda: compute(x, weight, bias, g)
 
 
 @contextlib.contextmanager
-def settings(mkldnn: str, threads: str) -> Iterator[None]:
+def settings(
+    *, deterministic: str, fp32_precision: str, matmul_precision: str, mkldnn: str, threads: str
+) -> Iterator[None]:
     """PyTorch's global settings for one run; what they were before is restored, after an error too."""
-    before = torch.backends.mkldnn.enabled, torch.get_num_threads()
+    with contextlib.ExitStack() as stack:
+        for get, put, value in (
+            (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode, 2 * (deterministic == "on")),
+            (lambda: torch.backends.mkldnn.enabled, _enable_mkldnn, mkldnn == "on"),
+            (
+                torch.get_num_threads,
+                torch.set_num_threads,
+                torch.get_num_threads() if threads == "all" else int(threads),
+            ),
+        ):
+            stack.enter_context(_setting(get, put, value))
+        stack.enter_context(_float32_precision(matmul_precision, fp32_precision))
+        yield
+
+
+@contextlib.contextmanager
+def _setting(get: Callable[[], Any], put: Callable[[Any], Any], value: Any) -> Iterator[None]:
+    before = get()
     try:
-        torch.backends.mkldnn.enabled = mkldnn == "on"
-        if threads != "all":
-            torch.set_num_threads(int(threads))
+        if before != value:
+            put(value)
         yield
     finally:
-        torch.backends.mkldnn.enabled = before[0]
-        torch.set_num_threads(before[1])
+        if get() != before:
+            put(before)
+
+
+def _enable_mkldnn(on: bool) -> None:
+    torch.backends.mkldnn.enabled = on
+
+
+@contextlib.contextmanager
+def _float32_precision(matmul_precision: str, fp32_precision: str) -> Iterator[None]:
+    """What float32 operands may be rounded to. The older setting writes the newer ones too, CUDA's among them."""
+    operators = (torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)
+    before = [operator.fp32_precision for operator in operators]
+    matmul = fp32_precision if fp32_precision != "ieee" else _MATMUL_INPUTS[matmul_precision]
+    wanted = (fp32_precision, matmul, before[2])
+    if [v.replace("none", "ieee") for v in before] == [v.replace("none", "ieee") for v in wanted]:
+        yield  # a setting that is inherited ("none") stays so
+        return
+    for operator in operators:  # else PyTorch may refuse to read the older setting: the two can contradict each other
+        operator.fp32_precision = "none"
+    older = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(matmul_precision)
+        for operator, value in zip(operators, wanted):
+            operator.fp32_precision = value
+        yield
+    finally:
+        torch.set_float32_matmul_precision(older)
+        for operator, value in zip(operators, before):
+            operator.fp32_precision = value
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor:
@@ -137,6 +240,28 @@ def unfold_einsum(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     return _fold(y if bias is None else y + bias[:, None], g)
 
 
+def taps(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, g: Geometry) -> torch.Tensor:
+    """Shifted multiply-add as `jax.taps` does it, with the same order, start and accumulator, each operation apart."""
+    dtype = x.dtype
+    accumulator = torch.float32 if dtype.itemsize == 2 else dtype
+    x, padding = padding_for(x, g)
+    x = F.pad(x, [amount for low in reversed(padding) for amount in (low, low)]).to(accumulator)
+    weights = weight.reshape(g.channels, g.multiplier, g.taps, *(1,) * g.rank).to(accumulator)
+    start = 0.0 if bias is None else bias.to(accumulator).reshape(g.channels, g.multiplier, *(1,) * g.rank)
+    first = bias is not None and bias_comes_first(g)
+    y = x.new_zeros((len(x), g.channels, g.multiplier, *g.output_spatial)) + (start if first else 0.0)
+    for number, tap in enumerate(itertools.product(*map(range, g.kernel_size))):
+        window = x
+        for axis, (t, dilation, stride, out) in enumerate(
+            zip(tap, g.kernel_dilation, g.strides, g.output_spatial), start=2
+        ):
+            window = window[
+                (slice(None),) * axis + (slice(t * dilation, t * dilation + (out - 1) * stride + 1, stride),)
+            ]
+        y = y + window.unsqueeze(2) * weights[:, :, number]
+    return (y if first else y + start).reshape(len(x), g.features, *g.output_spatial).to(dtype)
+
+
 def _fold(y: torch.Tensor, g: Geometry) -> torch.Tensor:
     """Columns `(N, C*M, L)` back to positions. `F.fold` with a 1x1 kernel copies; 3-D, which it lacks, is a reshape."""
     if g.rank == 2:
@@ -144,22 +269,58 @@ def _fold(y: torch.Tensor, g: Geometry) -> torch.Tensor:
     return y.reshape(*y.shape[:2], *g.output_spatial)
 
 
-def _algorithm(compute: Compute, bias_is_rounded_twice: bool, about: str) -> Algorithm:
-    def arithmetic(case: Case, *, dtype: str, layout: str, mkldnn: str, threads: str) -> Arithmetic:
-        return declared(
+def _algorithm(compute: Compute, bias_is_rounded_twice: bool, about: str, family: str, code: str) -> Algorithm:
+    def arithmetic(
+        case: Case, *, dtype: str, fp32_precision: str, matmul_precision: str, **exact_settings: str
+    ) -> Arithmetic:
+        base = declared(
             case,
             dtype,
             flushes_subnormals=False,
             output_roundings=2 if bias_is_rounded_twice and case.bias is not None else 1,
         )
+        rounds_to = fp32_precision
+        if family != "convolution" and rounds_to == "ieee":
+            rounds_to = _MATMUL_INPUTS[matmul_precision]
+        if rounds_to == "ieee" or base.product != FLOAT32 or family == "taps":
+            return base
+        fmt = _INPUTS[rounds_to]
+        return base if base.input is not None and fmt.holds(base.input) else dataclasses.replace(base, input=fmt)
 
-    return Algorithm(functools.partial(run, compute), arithmetic, about)
+    return Algorithm(
+        functools.partial(run, compute), arithmetic, about, family, code, functools.partial(seconds, compute)
+    )
 
 
 ALGORITHMS = {
-    "conv2d": _algorithm(conv, False, "F.conv1d, F.conv2d or F.conv3d with groups = channels"),
-    "unfold_matmul": _algorithm(unfold_matmul, True, "a loop over channels: F.unfold, matmul, F.fold"),
-    "unfold_einsum": _algorithm(unfold_einsum, True, "F.unfold, then one einsum over the taps"),
+    "conv2d": _algorithm(
+        conv,
+        False,
+        "F.conv1d, F.conv2d or F.conv3d with groups = channels",
+        "convolution",
+        "F.conv2d(x, weight, bias, ..., groups=C)",
+    ),
+    "unfold_matmul": _algorithm(
+        unfold_matmul,
+        True,
+        "a loop over channels: F.unfold, matmul, F.fold",
+        "channel loop",
+        "F.unfold and torch.matmul, channel by channel",
+    ),
+    "unfold_einsum": _algorithm(
+        unfold_einsum,
+        True,
+        "F.unfold, then one einsum over the taps",
+        "windows",
+        'torch.einsum("nctl,cmt->ncml", F.unfold(x, ...).reshape(N, C, taps, -1), weight.reshape(C, M, taps))',
+    ),
+    "taps": _algorithm(
+        taps,
+        False,
+        "shifted multiply-add in raster order, multiply and add apart",
+        "taps",
+        "y = y + x[..., i:i+H, j:j+W] * weight[:, 0, i, j, None, None], tap by tap",
+    ),
 }
 
 
@@ -169,7 +330,7 @@ def user_algorithm(name: str, function: Callable[..., torch.Tensor]) -> Algorith
     def compute(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, g: Geometry) -> torch.Tensor:
         return user.call(name, function, (len(x), g.features, *g.output_spatial), x, weight, bias)
 
-    return _algorithm(compute, True, name)
+    return _algorithm(compute, True, name, name, name)
 
 
 def environment() -> dict[str, str]:
@@ -179,5 +340,7 @@ def environment() -> dict[str, str]:
         "torch cpu capability": torch.backends.cpu.get_cpu_capability(),
         "torch threads": str(torch.get_num_threads()),
         "torch mkldnn": "on" if torch.backends.mkldnn.enabled else "off",
-        "torch float32 matmul precision": torch.get_float32_matmul_precision(),
+        "torch float32 precision, convolution": torch.backends.mkldnn.conv.fp32_precision,
+        "torch float32 precision, matmul": torch.backends.mkldnn.matmul.fp32_precision,
+        "torch deterministic": str(torch.are_deterministic_algorithms_enabled()),
     }

@@ -38,10 +38,14 @@ def call(name: str, function: Callable[..., Any], shape: tuple[int, ...], x: Any
         y = function(x, kernel) if bias is None else function(x, kernel, bias)
     except Exception as error:
         given = ", ".join(str(tuple(a.shape)) for a in (x, kernel, bias) if a is not None)
-        raise ImplementationError(f"{name} raised {type(error).__name__} for arrays of shapes {given}: {error}") from error
+        raise ImplementationError(
+            f"{name} raised {type(error).__name__} for arrays of shapes {given}: {error}"
+        ) from error
     if tuple(getattr(y, "shape", ())) != shape:
         returned = f"shape {tuple(y.shape)}" if hasattr(y, "shape") else f"a {type(y).__name__}"
-        raise ImplementationError(f"{name} returned {returned}, expected shape {shape}: does it stride and pad as the case does?")
+        raise ImplementationError(
+            f"{name} returned {returned}, expected shape {shape}: does it stride and pad as the case does?"
+        )
     return y
 
 

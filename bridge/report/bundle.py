@@ -36,6 +36,10 @@ _MANIFEST = "manifest.json"
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
+#: The arrays of a case.
+Given = Literal["x", "kernel", "bias"]
+
+
 class ArrayRecord(pydantic.BaseModel):
     """One array: its file, the SHA-256 of that file, and what it holds."""
 
@@ -73,7 +77,7 @@ class Manifest(pydantic.BaseModel):
     schema_: Literal["jaxdw.bundle/1"] = pydantic.Field(default=SCHEMA, alias="schema")
     environment: dict[str, str]
     case: SavedCase
-    arrays: dict[Literal["x", "kernel", "bias"], ArrayRecord]
+    arrays: dict[Given, ArrayRecord]
     outputs: list[OutputRecord]
     verdict: Verdict
     verdicts: list[SavedVerdict]
@@ -116,7 +120,7 @@ def save_bundle(diagnosis: Diagnosis, folder: Path) -> None:
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         case = diagnosis.case
-        given = {"x": case.x, "kernel": case.kernel, "bias": case.bias}
+        given: dict[Given, np.ndarray | None] = {"x": case.x, "kernel": case.kernel, "bias": case.bias}
         arrays = {name: _write(temporary, name, a) for name, a in given.items() if a is not None}
         outputs = [
             OutputRecord(implementation=name, **dict(_write(temporary, f"output-{number}", y)))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import rich.box
 import rich.tree
 from rich.console import Console
+from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
 from bridge.accumulation import BIAS, AccumulationOrder, NotASum, Tree
+from bridge.accumulation.drawing import tree_svg
 from bridge.case import Case
 from bridge.environment import environment
 from bridge.report.terminal import describe
@@ -19,26 +21,30 @@ from bridge.report.terminal import describe
 #: Classes of elements drawn for each implementation; the rest are counted.
 _DRAWN = 4
 
+#: Least widths of the fingerprint table's columns: what is told, and what is said of it.
+_FACT, _VALUE = 15, 12
+
 
 def print_orders(orders: Sequence[AccumulationOrder], console: Console, *, every: bool = False) -> None:
-    """The fingerprint table, each implementation's trees (all of them if `every`), and one sentence a pair."""
-    console.print(_fingerprints(orders, console.width))
-    for order in orders:
-        console.print()
-        console.print(f"[bold]{order.implementation}[/]", highlight=False)
-        classes = order.classes()
+    """The fingerprint tables, the trees (all of them if `every`), and one sentence on each order beside the first."""
+    for few in _that_fit(orders, console.width):
+        console.print(_fingerprints(few))
+    for alike in _same_trees(orders):
+        console.print(f"[bold]{escape(', '.join(order.implementation for order in alike))}[/]", highlight=False)
+        classes = alike[0].classes()
         for tree, count, first in classes if every else classes[:_DRAWN]:
-            console.print(f"  {count} of {order.labels.size} elements, the first at {first}:", highlight=False)
+            console.print(f"  {count} of {alike[0].labels.size} elements, the first at {first}:", highlight=False)
             console.print(Padding(_drawn(tree), (0, 0, 0, 4)), highlight=False)
         if len(classes) > _DRAWN and not every:
             console.print(
                 f"  and {len(classes) - _DRAWN} more classes of elements (--every shows them)", highlight=False
             )
-    console.print()
-    legend = (
-        "F[8, t] is fma(x8 w8, t), one rounding; a+b rounds both products first. Taps count in raster order from 0."
+        console.print()
+    console.print(
+        "[dim]F[8, t] is fma(x8 w8, t), one rounding; a+b rounds both products first. "
+        "Taps count in raster order from 0.[/]\n",
+        highlight=False,
     )
-    console.print(f"[dim]{legend}[/]\n", highlight=False)
     for other in orders[1:]:
         console.print(parting(orders[0], other), highlight=False, markup=False)
 
@@ -119,25 +125,40 @@ def _operand(tree: Tree) -> str:
     return f"the sum of {span}"
 
 
-def _fingerprints(orders: Sequence[AccumulationOrder], width: int) -> Table:
-    table = Table(title="Fingerprints", box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    table.add_column("")
-    side_by_side = 16 + sum(3 + max(11, len(order.implementation)) for order in orders) <= width
+def _same_trees(orders: Sequence[AccumulationOrder]) -> list[list[AccumulationOrder]]:
+    """Orders in groups that add every element alike."""
+    groups: list[list[AccumulationOrder]] = []
+    for order in orders:
+        for group in groups:
+            if group[0].trees == order.trees and not order.refusals and (group[0].labels == order.labels).all():
+                group.append(order)
+                break
+        else:
+            groups.append([order])
+    return groups
+
+
+def _that_fit(orders: Sequence[AccumulationOrder], width: int) -> Iterator[list[AccumulationOrder]]:
+    """Orders in as few tables as the width allows."""
+    few: list[AccumulationOrder] = []
+    used = _FACT
+    for order in orders:
+        column = 3 + max(_VALUE, len(order.implementation))
+        if few and used + column > width:
+            yield few
+            few, used = [], _FACT
+        few, used = [*few, order], used + column
+    yield few
+
+
+def _fingerprints(orders: Sequence[AccumulationOrder]) -> Table:
+    table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", min_width=_FACT - 3)
+    for order in orders:
+        table.add_column(escape(order.implementation), overflow="fold", min_width=_VALUE)
     rows = [_facts(order) for order in orders]
-    if side_by_side:
-        for order in orders:
-            table.add_column(order.implementation.replace("[", r"\["), overflow="fold")
-        for fact in rows[0]:
-            table.add_row(fact, *(row[fact] for row in rows))
-        return table
-    for number in range(1, len(orders) + 1):  # too wide: numbers head the columns, and the names are listed under them
-        table.add_column(str(number), overflow="fold")
     for fact in rows[0]:
         table.add_row(fact, *(row[fact] for row in rows))
-    table.caption = "\n".join(f"{n} {order.implementation}" for n, order in enumerate(orders, start=1)).replace(
-        "[", r"\["
-    )
-    table.caption_justify = "left"
     return table
 
 
@@ -150,12 +171,24 @@ def _facts(order: AccumulationOrder) -> dict[str, str]:
         "input x": str(f.x or "not seen"),
         "weights": str(f.kernel or "not seen"),
         "output": str(f.output or "not seen"),
-        "subnormals": f.subnormals,
+        "subnormals": "flushed" if f.flushed else "kept",
         "padding taps": f.padding_taps or "none",
         "bias": f.bias or "none",
         "repeatable": "yes" if f.deterministic else "no",
         "runs": str(f.runs),
     }
+
+
+def pictures(orders: Sequence[AccumulationOrder]) -> dict[str, str]:
+    """For the HTML report: what each picture shows, and the tree as an `<svg>`; the largest class of elements first."""
+    found = {}
+    for alike in _same_trees(orders):
+        names = ", ".join(order.implementation for order in alike)
+        for tree, count, first in alike[0].classes()[:_DRAWN]:
+            if isinstance(tree, Tree):
+                title = f"{names}: {count} of {alike[0].labels.size} elements, the first at {first}"
+                found[title] = tree_svg(tree, title)
+    return found
 
 
 def _drawn(tree: Tree | NotASum) -> rich.tree.Tree:

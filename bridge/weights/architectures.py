@@ -106,7 +106,11 @@ def _timm(stages: Sequence[int], head: Callable[[int], Iterator[Rule]]) -> Calla
         yield from _norm_act("conv_stem", "bn1", "stem", "conv")
         for i, (at, parts) in enumerate(zip(places, blocks)):
             separable = "expand" not in parts
-            convolutions = {"expand": "conv_pw", "depthwise": "conv_dw", "project": "conv_pw" if separable else "conv_pwl"}
+            convolutions = {
+                "expand": "conv_pw",
+                "depthwise": "conv_dw",
+                "project": "conv_pw" if separable else "conv_pwl",
+            }
             if "squeeze_excite" in parts:
                 yield from _squeeze_excite(f"{at}.se.conv_reduce", f"{at}.se.conv_expand", i)
             for number, part in enumerate((part for part in parts if part in convolutions), 1):
@@ -187,7 +191,8 @@ _TELLTALES = {
 
 def coverage(book: RuleBook, torch: Sequence[str]) -> float:
     """How well rules fit names, 0 to 1: the share of names that they place, times the share of rules that place one."""
-    used, placed = set(), 0
+    used: set[Rule] = set()
+    placed = 0
     for name in torch:
         if places := book.from_torch(name):
             placed += 1

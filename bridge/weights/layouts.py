@@ -32,6 +32,14 @@ class Layout:
         except ValueError:
             return None
 
+    def fits_flax(self, shape: tuple[int, ...]) -> bool:
+        """Whether a parameter of Flax with this shape has a form in PyTorch."""
+        try:
+            torch = self.to_torch(np.broadcast_to(np.zeros((), np.bool_), shape)).shape
+        except (ValueError, IndexError):
+            return False
+        return self.flax_shape(torch) == shape
+
 
 def _kernel_first(weight: np.ndarray) -> np.ndarray:
     """(O, I, *k) -> (*k, I, O)."""
@@ -54,8 +62,8 @@ POINTWISE = Layout(
     "OI11 -> IO", lambda weight: weight.squeeze((2, 3)).T, lambda kernel: kernel.T[:, :, None, None], (4,)
 )
 
-#: For each kind of layer, its parameters: PyTorch's name -> (Flax's name, layout), or None where Flax has no such thing.
-#: A depthwise convolution is a convolution: PyTorch's (C*M, 1, *k) becomes (*k, 1, C*M), output channel c*M + m in both.
+#: For each kind of layer its parameters: PyTorch's name -> (Flax's name, layout), or None where Flax has no such thing.
+#: A depthwise convolution is a convolution: (C*M, 1, *k) becomes (*k, 1, C*M), output channel c*M + m in both.
 KINDS: Mapping[str, Mapping[str, tuple[str, Layout] | None]] = {
     "conv": {"weight": ("kernel", CONVOLUTION), "bias": ("bias", SAME)},
     "linear": {"weight": ("kernel", MATRIX), "bias": ("bias", SAME)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -55,17 +56,54 @@ def load_weights(source: Any, *, part: str | None = None, prefix: str | None = N
     return plain_names(tensors, prefix)
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a normalization computes with that is in no checkpoint."""
+
+    eps: float
+    momentum: float | None
+    has_momentum: bool
+
+
+def layer_settings(source: Any) -> dict[str, Settings]:
+    """eps and momentum of a live model's normalizations, by the name of one parameter of each."""
+    if not callable(getattr(source, "named_modules", None)):
+        return {}
+    layers = dict(source.named_modules())
+    of: dict[str, Settings | None] = dict.fromkeys(source.state_dict())
+    for name in of:
+        path, _, leaf = name.rpartition(".")
+        layer = layers.get(path)
+        eps = getattr(layer, "eps", None)
+        if leaf in ("weight", "running_var") and isinstance(eps, float):
+            of[name] = Settings(eps, getattr(layer, "momentum", None), hasattr(layer, "momentum"))
+    by_layer = {name.rpartition(".")[0]: (name, found) for name, found in plain_names(of).items() if found is not None}
+    return dict(by_layer.values())
+
+
+def tensors_of(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The arrays as `torch.Tensor`s of their own memory and the same bytes."""
+    import torch
+
+    tensors = {}
+    for name, array in arrays.items():
+        raw = torch.from_numpy(np.array(array, order="C").reshape(-1).view(np.uint8))
+        tensors[name] = raw.view(getattr(torch, array.dtype.name)).reshape(array.shape)
+    return tensors
+
+
 def _from_path(path: Path, part: str | None) -> dict[str, np.ndarray]:
     if path.is_dir():
         path = _in_folder(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist, expected weights")
-    if path.name.endswith(".index.json"):
-        return _sharded(path)
+    plain = path.suffix == ".safetensors" or path.name.endswith(".index.json")
+    if plain and part is not None:
+        raise ValueError(f"`part` is {part!r}, expected None: {path} has tensors alone and no parts; `prefix` chooses")
+    if plain:
+        return read_safetensors(path) if path.suffix == ".safetensors" else _sharded(path)
     with open(path, "rb") as file:
         start = file.read(4)
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
     if start.startswith((_ZIP, _PICKLE)):
         return _torch_file(path, start == _ZIP, part)
     raise ValueError(
@@ -92,7 +130,9 @@ def _sharded(index: Path) -> dict[str, np.ndarray]:
         if not all(isinstance(name, str) for name in shard_of.values()):
             raise TypeError("a shard's name is no text")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is no index of shards: expected a `weight_map` of files by tensor: {error}") from None
+        raise ValueError(
+            f"{index} is no index of shards: expected a `weight_map` of files by tensor: {error}"
+        ) from None
     shards = sorted(set(shard_of.values()))
     if outside := [name for name in shards if Path(name).name != name or name in ("", ".", "..")]:
         raise ValueError(f"{index} names shards outside its own folder: {', '.join(outside)}")
@@ -107,7 +147,9 @@ def _sharded(index: Path) -> dict[str, np.ndarray]:
         expected = {name for name, where in shard_of.items() if where == shard}
         held = _from_path(index.parent / shard, None)
         wrong += [f"{name!r} is not in {shard}" for name in sorted(expected - held.keys())]
-        wrong += [f"{name!r} is in {shard}, the index says {shard_of.get(name)}" for name in held if name not in expected]
+        wrong += [
+            f"{name!r} is in {shard}, the index says {shard_of.get(name)}" for name in held if name not in expected
+        ]
         tensors.update(held)
     if wrong:
         raise ValueError(f"{index} and its shards disagree: {'; '.join(wrong)}")
@@ -130,18 +172,17 @@ def _torch_file(path: Path, is_zip: bool, part: str | None) -> dict[str, np.ndar
             raise ValueError(f"{path} is no whole PyTorch checkpoint: {_first_line(error)}") from None
     if unsafe:
         raise ValueError(
-            f"{path} holds pickled code, which is not run: {', '.join(unsafe)}. Expected tensors alone: where the "
-            'checkpoint was made, save `model.state_dict()`, or if you trust it, `torch.load(..., weights_only=False)["..."]` '
-            "and save the tensors"
+            f"{path} holds pickled code, which is not run: {', '.join(unsafe)}. Expected tensors alone: save "
+            "`model.state_dict()` where the checkpoint was made"
         )
-    claimed = {name: tensor for name, tensor in _choose_part(loaded, part, str(path)).items()}
+    tensors = _choose_part(loaded, part, str(path))
     size = path.stat().st_size
-    for name, tensor in claimed.items():
-        if hasattr(tensor, "numel") and tensor.numel() * tensor.element_size() > size:
+    for name, tensor in tensors.items():
+        if tensor.numel() * tensor.element_size() > size:  # strides of 0 claim any number from one
             raise ValueError(
-                f"{path}: tensor {name!r} claims {tensor.numel()} elements, more than the whole file of {size} bytes holds"
+                f"{path}: tensor {name!r} claims {tensor.numel()} elements, more than the file of {size} bytes holds"
             )
-    return {name: _array(name, tensor) for name, tensor in claimed.items()}
+    return {name: _array(name, tensor) for name, tensor in tensors.items()}
 
 
 def _check_archive(path: Path) -> None:
@@ -174,7 +215,9 @@ def _choose_part(loaded: Any, part: str | None, where: str = "the state_dict") -
     if len(parts) == 1 and not is_average(next(iter(parts))):
         return next(iter(parts.values()))
     if parts:
-        raise ValueError(f"{where} holds {_sizes(parts)}: choose with `part`; an average of weights is never chosen for you")
+        raise ValueError(
+            f"{where} holds {_sizes(parts)}: choose with `part`; an average of weights is never chosen for you"
+        )
     if isinstance(loaded, Mapping):
         others = [f"{name!r} ({type(value).__name__})" for name, value in loaded.items() if not _is_tensor(value)]
         raise ValueError(f"{where} is no mapping of tensors by name: {', '.join(others[:8]) or 'it is empty'}")
@@ -209,7 +252,9 @@ def _array(name: str, value: Any) -> np.ndarray:
     word = str(value.dtype).removeprefix("torch.")
     if value.layout is not torch.strided or value.is_quantized or value.device.type == "meta":
         kind = "quantized" if value.is_quantized else "without data" if value.layout is torch.strided else "sparse"
-        raise TypeError(f"tensor {name!r} is {kind} ({value.layout}, {value.device}), expected a dense tensor with data")
+        raise TypeError(
+            f"tensor {name!r} is {kind} ({value.layout}, {value.device}), expected a dense tensor with data"
+        )
     try:
         dtype = np.dtype(word)
     except TypeError:

@@ -60,15 +60,15 @@ class MobileNet(nnx.Module):
 
     Below each `conv` is `kernel`: (3, 3, in, out) in the stem, (k, k, 1, channels) in `depthwise`, (in, out) for the
     1x1 convolutions. Below each `norm` are `scale`, `bias`, `mean` and `var`. `reduce`, `expand`, `hidden` and
-    `classifier` are fully connected: `kernel` (in, out) and `bias`. Dropout also holds a random key, which is
-    `nnx.RngState` and neither `nnx.Param` nor `nnx.BatchStat`.
+    `classifier` are fully connected: `kernel` (in, out) and `bias`. There is no other state: `nnx.eval_shape` makes
+    the model without drawing parameters, and a checkpoint fills it.
 
     Args:
       architecture: the table.
       conventions: padding, normalization, dropout, and how to compute.
       num_classes: outputs of the classifier; 0 leaves it out, and the model returns what it would have read.
       in_channels: channels of the images.
-      rngs: `params` for the parameters, `dropout` for the dropout.
+      rngs: `params` for the parameters.
     """
 
     def __init__(
@@ -94,12 +94,15 @@ class MobileNet(nnx.Module):
         features = features if head is None else head
         self.hidden = None if hidden is None else linear(features, hidden, conventions, rngs=rngs)
         features = features if hidden is None else hidden
-        self.dropout = nnx.Dropout(conventions.dropout, rngs=rngs)
+        self.dropout = nnx.Dropout(conventions.dropout)
         self.classifier = linear(features, num_classes, conventions, rngs=rngs) if num_classes else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits `(*batch, num_classes)` of images x `(*batch, H, W, in_channels)`."""
-        return self.classify(self.features(x))
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """Logits `(*batch, num_classes)` of images x `(*batch, H, W, in_channels)`.
+
+        In training, dropout draws from `rngs`.
+        """
+        return self.classify(self.features(x), rngs=rngs)
 
     def features(self, x: jax.Array) -> jax.Array:
         """`(*batch, H, W, in_channels)` -> `(*batch, H / output_stride, W / output_stride, features)`, rounded up.
@@ -114,12 +117,12 @@ class MobileNet(nnx.Module):
             x = block(x)
         return x if self.head is None else self.head(x)
 
-    def classify(self, features: jax.Array) -> jax.Array:
+    def classify(self, features: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """`(*batch, h, w, features)` -> `(*batch, num_classes)`."""
         x = global_average_pool(features)
         if self.hidden is not None:
             x = self.architecture.activation(self.hidden(x))
-        x = self.dropout(x)
+        x = self.dropout(x, rngs=rngs)
         return x if self.classifier is None else self.classifier(x)
 
 

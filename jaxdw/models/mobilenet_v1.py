@@ -45,7 +45,7 @@ def mobilenet_v1(
       width: factor of all numbers of channels; `depth_multiplier` in transformers.
       output_stride: 2, 4, 8, 16 or 32; below 32, strides become dilation.
       in_channels: channels of the images.
-      rngs: `params` for the parameters, `dropout` for the dropout.
+      rngs: `params` for the parameters.
       changes: fields of `jaxdw.models.Conventions` to differ from the original in, such as `method="grouped"`.
 
     Raises:

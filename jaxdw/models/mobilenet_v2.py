@@ -56,7 +56,7 @@ def mobilenet_v2(
       output_stride: 2, 4, 8, 16 or 32; below 32, strides become dilation.
       finegrained_output: below width 1 the features stay 1280.
       in_channels: channels of the images.
-      rngs: `params` for the parameters, `dropout` for the dropout.
+      rngs: `params` for the parameters.
       changes: fields of `jaxdw.models.Conventions` to differ from the original in, such as `method="grouped"`.
 
     Raises:

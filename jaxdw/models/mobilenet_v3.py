@@ -82,10 +82,10 @@ def mobilenet_v3_small(
     The arguments are those of `mobilenet_v3_large`; in timm it is `mobilenetv3_small_100` and its widths.
 
     >>> import jax.numpy as jnp
-    >>> model = mobilenet_v3_small(10, width=0.35, rngs=nnx.Rngs(0))
+    >>> model = nnx.eval_shape(lambda: mobilenet_v3_small(10, rngs=nnx.Rngs(0)))
     >>> model.eval()
-    >>> model(jnp.ones((2, 64, 64, 3))).shape
-    (2, 10)
+    >>> nnx.eval_shape(lambda model, x: model(x), model, jnp.ones((8, 224, 224, 3))).shape
+    (8, 10)
     """
     return _mobilenet_v3(
         _SMALL, 1024, num_classes, like, width, output_stride, reduced_tail, in_channels, rngs, changes
@@ -113,7 +113,7 @@ def mobilenet_v3_large(
       output_stride: 2, 4, 8, 16 or 32; below 32, strides become dilation. torchvision's `dilated=True` is 16.
       reduced_tail: half the channels in the last three blocks and the classifier, as in torchvision.
       in_channels: channels of the images.
-      rngs: `params` for the parameters, `dropout` for the dropout.
+      rngs: `params` for the parameters.
       changes: fields of `jaxdw.models.Conventions` to differ from the original in, such as `method="grouped"`.
 
     Raises:

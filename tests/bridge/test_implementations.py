@@ -103,7 +103,7 @@ def test_names_are_canonical():
         ("torch.conv", "`implementation` is 'torch.conv', expected one of torch.conv2d"),
         ("mxnet.conv2d", "`implementation` is 'mxnet.conv2d', expected one of"),
         ("torch.conv2d[", "expected one of"),
-        ("torch.conv2d[color=red]", "with knob 'color=red', expected one of dtype, layout, mkldnn, threads"),
+        ("torch.conv2d[color=red]", "with knob 'color=red', expected one of deterministic, dtype, fp32_precision, layout, "),
         ("torch.conv2d[mkldnn=maybe]", "`mkldnn` is 'maybe', expected one of on, off"),
         ("torch.conv2d[threads=0]", "`threads` is '0', expected a positive integer"),
     ],
@@ -115,7 +115,16 @@ def test_a_wrong_name_is_answered_with_what_there_is(name, message):
 
 
 def test_every_knob_is_listed():
-    assert set(knobs("torch")) == {"dtype", "layout", "mkldnn", "threads"} and set(knobs("numpy")) == set()
+    assert set(knobs("torch")) == {
+        "deterministic",
+        "dtype",
+        "fp32_precision",
+        "layout",
+        "matmul_precision",
+        "mkldnn",
+        "threads",
+    }
+    assert set(knobs("jax")) == {"dtype", "jit", "precision", "xla"} and set(knobs("numpy")) == set()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ class Mutation:
       plant: takes a generator, returns `(actual, case)`; raises Redraw.
       verdict: what must be found.
       names: the names that are right. More than one where the same numbers have several causes.
-      says: a text that `place` must hold, from the planted values; by default none.
     """
 
     plant: Callable
@@ -199,9 +198,12 @@ def padding_off_by_one(rng):
 
 @mutation("CONVENTION", *PADDING)
 def padding_swapped_between_axes(rng):
-    p, q = (int(p) for p in rng.permutation(4)[:2])
-    case = geometry(rng, rank=2, strides=3, padding=((p, p), (q, q)))
-    return computed(case.replace(padding=((q, q), (p, p))), case)
+    # with the same sum on both axes, so that the shape stays
+    total = int(rng.integers(1, 5))
+    low, other = (int(p) for p in rng.permutation(total + 1)[:2])
+    pairs = ((low, total - low), (other, total - other))
+    case = geometry(rng, rank=2, padding=pairs)
+    return computed(case.replace(padding=pairs[::-1]), case)
 
 
 @mutation("CONVENTION", *PADDING)

@@ -8,6 +8,7 @@ from bridge import Case, Verdict, compare
 from bridge.numerics import (
     BFLOAT16,
     Arithmetic,
+    error_bound,
     exact,
     exact_input_gradient,
     exact_kernel_gradient,
@@ -46,15 +47,16 @@ def test_another_order_of_addition_is_rounding(rng):
 
 
 def test_two_sides_are_each_held_to_their_own_bound(rng):
-    # a is beyond its bound; from b it differs by less than the sum of both bounds
-    case = make(rng, bias=False)
+    # a is 1.5 of its bound above the exact result, and b is 0.4 above it
+    case = make(rng)
     total = exact(case)
-    declared = (Arithmetic.of("float32"), Arithmetic.of("bfloat16"))
-    k = case.kernel.copy()
-    k[0, 0, 0, 0] *= np.float32(1 + 2**-10)
-    result = compare(exact(case.replace(kernel=k)).value, total.value, case, arithmetics=declared)
+    bound = error_bound(Arithmetic.of("float32", flushes_subnormals=True), total)
+    a, b = total.value.copy(), total.value.copy()
+    at = np.unravel_index(np.argmax(bound / np.abs(total.reference)), a.shape)  # where the format resolves the bound
+    a[at], b[at] = total.reference[at] + 1.5 * bound[at], total.reference[at] + 0.4 * bound[at]
+    result = compare(a, b, case)
     assert result.max_bound_ratio <= 1 < result.side_bound_ratios[0]
-    assert (result.verdict, result.name) == (Verdict.BUG, "tap")
+    assert (result.verdict, result.name, result.where) == (Verdict.BUG, "single element", at)
 
 
 def test_replays_that_reproduce_both_sides_explain_the_difference(rng):

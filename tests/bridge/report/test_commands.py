@@ -1,6 +1,5 @@
 """`jaxdw parity --html --bundle` and `jaxdw replay`."""
 
-import subprocess
 import sys
 
 import pytest
@@ -45,9 +44,10 @@ def test_a_path_that_cannot_be_written_fails_before_the_work(option, path, error
     assert isinstance(jaxdw(*SMALL, option, tmp_path / path).exception, error)
 
 
-def test_the_page_holds_the_command_that_was_typed(tmp_path):
+def test_the_page_holds_the_command_that_was_typed(tmp_path, monkeypatch):
     arguments = [*SMALL, "--shape", "1x4x4x2", "--kernel-size", "3x3", "--html", str(tmp_path / "a page.html")]
-    subprocess.run([sys.executable, "-m", "bridge", *arguments], check=True, capture_output=True)
+    monkeypatch.setattr(sys, "argv", ["/somewhere/jaxdw", *arguments])
+    assert jaxdw(*arguments).exit_code == 0
     text = (tmp_path / "a page.html").read_text()
     assert f"jaxdw {' '.join(arguments[:-1])}" in text and "a page.html&#39;</pre>" in text
 

@@ -1,0 +1,358 @@
+"""attribute: how much of the difference of two implementations each setting accounts for, by running the factorial.
+
+**Factors** are the settings in which a and b differ: the framework, the algorithm (by its family, so that each
+framework has a counterpart) and every knob. A configuration is a subset S of the factors: those in S are as b has them,
+the others as a has them. A knob that the configuration's framework lacks is without effect there.
+
+**Value.** v(S) is the root mean square of the difference between the configuration's output and a's, in float64, over
+that of the exact result. It is chosen over the number of differing elements, which cannot grow once all differ (every
+pair of float32 orders would weigh as much as bfloat16), and over the greatest difference, which one element decides.
+Elements that are not finite on one side are left out of v, and counted as different.
+
+**Shares** are Shapley's (L. S. Shapley, A value for n-person games, 1953): with n factors N,
+
+    share_i = sum over S without i of |S|! (n - |S| - 1)! / n! (v(S + i) - v(S)),
+
+the average over all orders of changing one factor after another of what changing i added. They do not depend on an
+order, are equal where two factors do the same, zero where one does nothing, and sum to v(N). A share is negative where
+a factor on average brings the outputs closer.
+
+**Unexplained.** Where S or S + i does not exist or fails, that term is left out of every share, and what the shares
+then lack of the whole is `unexplained`: on average over the orders, the steps that could not be taken one factor at a
+time. So is what given outputs differ by beyond what running a and b again gives. All is computed in rationals from the
+float64 values v(S), so shares and `unexplained` sum to the total exactly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import sys
+from collections.abc import Callable, Collection, Hashable, Sequence
+from fractions import Fraction
+
+import numpy as np
+
+from bridge.case import Case
+from bridge.diagnosis.comparison import same_bits
+from bridge.diagnosis.runs import Runs, Unrunnable, neighbours
+from bridge.implementations import Implementation, counterpart, implementation, knobs
+from bridge.numerics import exact
+
+#: Factors at most: their configurations are 2 to that power.
+MOST_FACTORS = 8
+
+_TOGETHER = "framework and algorithm"
+
+
+@dataclasses.dataclass(frozen=True)
+class Factor:
+    """A setting in which the two sides differ.
+
+    Attributes:
+      name: "framework", "algorithm", both together where neither has the other's counterpart, or a knob.
+      kind: "framework", "algorithm", "precision", "layout", "threads" or "flag".
+      a, b: what each side has.
+    """
+
+    name: str
+    kind: str
+    a: str
+    b: str
+
+    @property
+    def label(self) -> str:
+        """As `precision: dtype same -> bfloat16`."""
+        name = "" if self.kind in self.name else f"{self.name} "
+        return f"{self.kind if name else self.name}: {name}{self.a} \N{RIGHTWARDS ARROW} {self.b}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """One cell of the factorial.
+
+    Attributes:
+      changed: names of the factors that are as b has them.
+      name: the implementation; empty where there is none.
+      value: v; None where it did not run.
+      different: elements whose bits are not a's; None where it did not run.
+      reason: why it did not run.
+    """
+
+    changed: tuple[str, ...]
+    name: str
+    value: float | None = None
+    different: int | None = None
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flip:
+    """One setting of one side changed alone.
+
+    Attributes:
+      side: the implementation before; setting: what was changed; name: the implementation after.
+      different: elements whose bits changed; None where it did not run.
+      max_abs: the greatest change among finite elements.
+      error: the greatest |output - exact| among finite elements, after the change.
+      reason: why it did not run.
+    """
+
+    side: str
+    setting: str
+    name: str
+    different: int | None = None
+    max_abs: float = 0.0
+    error: float = 0.0
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Attribution:
+    """A difference split into the shares of named factors.
+
+    Attributes:
+      a, b: the names of the sides.
+      elements, different: of the output, and how many differ.
+      factors: the settings in which they differ.
+      rows: each factor's share, a rational.
+      whole: v of the difference, a rational.
+      configurations: the factorial.
+      errors: the greatest |output - exact| of a and of b among finite elements.
+      flips: every setting that exists on this machine changed alone, on each side.
+    """
+
+    a: str
+    b: str
+    elements: int
+    different: int
+    factors: Sequence[Factor]
+    rows: Sequence[Fraction]
+    whole: Fraction
+    configurations: Sequence[Configuration]
+    errors: tuple[float, float]
+    flips: Sequence[Flip]
+
+    @property
+    def shares(self) -> list[tuple[str, float]]:
+        """`(label, share)` of each factor; with `unexplained` they sum to `total`."""
+        return [(factor.label, float(share)) for factor, share in zip(self.factors, self.rows)]
+
+    @property
+    def unexplained(self) -> float:
+        return float(self.remainder)
+
+    @property
+    def remainder(self) -> Fraction:
+        """The whole less all shares."""
+        return self.whole - sum(self.rows)
+
+    @property
+    def total(self) -> float:
+        return float(self.whole)
+
+    @property
+    def unit(self) -> str:
+        return "RMS of the difference / RMS of the exact result"
+
+
+def attribute(
+    case: Case,
+    a: str | Implementation,
+    b: str | Implementation,
+    *,
+    outputs: tuple[np.ndarray, np.ndarray] | None = None,
+    isolated: bool = True,
+    runs: Runs | None = None,
+) -> Attribution:
+    """Which settings make up the difference of two implementations.
+
+    Args:
+      case: input, kernel, bias and geometry.
+      a, b: implementations, or their names.
+      outputs: what a and b gave elsewhere or before; None runs them.
+      isolated: also flip the settings that need a process of their own, such as XLA's flags (a second or two each).
+      runs: of this case, to share with `eliminate`.
+
+    Raises:
+      ValueError: an unknown name, or more than `MOST_FACTORS` settings that differ.
+      bridge.diagnosis.runs.Unrunnable: a or b itself fails.
+
+    >>> rng = np.random.default_rng(0)
+    >>> case = Case(rng.standard_normal((1, 6, 6, 2), np.float32), rng.standard_normal((3, 3, 1, 2), np.float32))
+    >>> result = attribute(case, "torch.conv2d", "torch.conv2d[dtype=bfloat16]", isolated=False)
+    >>> [label for label, _ in result.shares], result.unexplained
+    (['precision: dtype same → bfloat16'], 0.0)
+    """
+    left, right = (implementation(each) if isinstance(each, str) else each for each in (a, b))
+    chosen = factors(left, right)
+    if len(chosen) > MOST_FACTORS:
+        named = ", ".join(factor.name for factor in chosen)
+        raise ValueError(f"`a` and `b` differ in {len(chosen)} settings ({named}), expected at most {MOST_FACTORS}")
+    runs = Runs(case) if runs is None else runs
+    reference = exact(case).reference
+    scale = _rms(reference[np.isfinite(reference)]) or 1.0
+    y_a, y_b = runs.output(left), runs.output(right)
+    given_a, given_b = outputs or (y_a, y_b)
+
+    cells: dict[tuple[str, ...], Configuration] = {}
+    for changed in _subsets([factor.name for factor in chosen]):
+        cells[changed] = _cell(left, right, chosen, changed, y_a, scale, runs)
+    known = {frozenset(changed): Fraction(cell.value) for changed, cell in cells.items() if cell.value is not None}
+    rows = shapley([factor.name for factor in chosen], known.get)
+    return Attribution(
+        left.name,
+        right.name,
+        y_a.size,
+        int(np.count_nonzero(~same_bits(given_a, given_b))),
+        chosen,
+        rows,
+        Fraction(_value(given_b, given_a, scale)),
+        list(cells.values()),
+        (_error(y_a, reference), _error(y_b, reference)),
+        [
+            flip
+            for side, y in {left: y_a, right: y_b}.items()
+            for flip in _flips(side, y, reference, runs, isolated=isolated)
+        ],
+    )
+
+
+def factors(a: Implementation, b: Implementation) -> list[Factor]:
+    """The settings in which two implementations differ."""
+    found = []
+    if a.framework != b.framework:
+        found.append(Factor("framework", "framework", a.framework, b.framework))
+    if _family(a) != _family(b) or (a.framework == b.framework and a.base != b.base):
+        found.append(Factor("algorithm", "algorithm", _word(a, b), _word(b, a)))
+    if len(found) == 2 and not (counterpart(a.framework, _family(b)) or counterpart(b.framework, _family(a))):
+        found = [Factor(_TOGETHER, _TOGETHER, a.base, b.base)]
+    specs = {**knobs(a.framework), **knobs(b.framework)}
+    for name, spec in sorted(specs.items()):
+        levels = tuple(side.knobs.get(name, spec.default) for side in (a, b))
+        if levels[0] != levels[1]:
+            found.append(Factor(name, spec.kind, *levels))
+    return found
+
+
+def configured(
+    a: Implementation, b: Implementation, chosen: Sequence[Factor], changed: Collection[str]
+) -> Implementation:
+    """The implementation that has b's level of the factors in `changed`, and a's of the others.
+
+    Raises:
+      Unrunnable: its framework has no algorithm of that family.
+    """
+    source = {factor.name: b if factor.name in changed else a for factor in chosen}
+    together = source.get(_TOGETHER, a)
+    framework = source.get("framework", together).framework
+    by_algorithm = source.get("algorithm")
+    if by_algorithm is None:  # the two have counterparts: take the one at home in the framework
+        by_algorithm = together if together.framework == framework else b
+    base: Implementation | None = by_algorithm
+    if by_algorithm.framework != framework:
+        base = counterpart(framework, _family(by_algorithm))
+    if base is None:
+        raise Unrunnable(f"{framework} has no counterpart of {by_algorithm.base}")
+    return base.changed(
+        **{
+            knob: source.get(knob, a).knobs.get(knob, b.knobs.get(knob, spec.default))
+            for knob, spec in knobs(framework).items()
+        }
+    )
+
+
+def shapley(players: Sequence[Hashable], value: Callable[[frozenset], Fraction | None]) -> list[Fraction]:
+    """Each player's share; terms whose value is None on either side are left out.
+
+    >>> shapley(["a", "b"], {frozenset(): 0, frozenset("a"): 1, frozenset("b"): 2, frozenset("ab"): 5}.get)
+    [Fraction(2, 1), Fraction(3, 1)]
+    """
+    n = len(players)
+    shares = []
+    for player in players:
+        share = Fraction(0)
+        for others in _subsets([p for p in players if p != player]):
+            without, having = value(frozenset(others)), value(frozenset((*others, player)))
+            if without is not None and having is not None:
+                weight = Fraction(math.factorial(len(others)) * math.factorial(n - len(others) - 1), math.factorial(n))
+                share += weight * (having - without)
+        shares.append(share)
+    return shares
+
+
+def _subsets(names: Sequence) -> list[tuple]:
+    return [chosen for size in range(len(names) + 1) for chosen in itertools.combinations(names, size)]
+
+
+def _family(each: Implementation) -> str:
+    return each.algorithm.family
+
+
+def _word(side: Implementation, other: Implementation) -> str:
+    """An algorithm's family; its name where the other has the same family."""
+    return _family(side) if _family(side) != _family(other) else side.base
+
+
+def _cell(
+    a: Implementation,
+    b: Implementation,
+    chosen: Sequence[Factor],
+    changed: tuple[str, ...],
+    y_a: np.ndarray,
+    scale: float,
+    runs: Runs,
+) -> Configuration:
+    try:
+        each = configured(a, b, chosen, changed)
+    except Unrunnable as error:
+        return Configuration(changed, "", reason=str(error))
+    try:
+        y = runs.output(each)
+    except Unrunnable as error:
+        return Configuration(changed, each.name, reason=str(error))
+    return Configuration(changed, each.name, _value(y, y_a, scale), int(np.count_nonzero(~same_bits(y, y_a))))
+
+
+def _flips(
+    side: Implementation, before: np.ndarray, reference: np.ndarray, runs: Runs, *, isolated: bool
+) -> list[Flip]:
+    flips = []
+    for setting, each in neighbours(side):
+        if each.isolated and not isolated:
+            continue
+        try:
+            y = runs.output(each)
+        except Unrunnable as error:
+            flips.append(Flip(side.name, setting, each.name, reason=str(error)))
+            continue
+        different = int(np.count_nonzero(~same_bits(y, before)))
+        flips.append(
+            Flip(side.name, setting, each.name, different, _greatest(_difference(y, before)), _error(y, reference))
+        )
+    return flips
+
+
+def _value(y: np.ndarray, before: np.ndarray, scale: float) -> float:
+    difference = _difference(y, before)
+    return min(_rms(difference[np.isfinite(difference)]) / scale, sys.float_info.max)
+
+
+def _error(y: np.ndarray, reference: np.ndarray) -> float:
+    return _greatest(_difference(y, reference))
+
+
+def _difference(y: np.ndarray, before: np.ndarray) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        return y.astype(np.float64) - before.astype(np.float64)
+
+
+def _greatest(difference: np.ndarray) -> float:
+    return float(np.abs(difference[np.isfinite(difference)]).max(initial=0.0))
+
+
+def _rms(values: np.ndarray) -> float:
+    """The root mean square; scaled, so that squares neither overflow nor vanish."""
+    greatest = float(np.abs(values).max(initial=0.0))
+    return greatest * math.sqrt(float(np.mean((values / greatest) ** 2))) if greatest else 0.0

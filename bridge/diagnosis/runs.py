@@ -1,0 +1,66 @@
+"""Runs of one case: what an implementation gave, or why it gave nothing."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from bridge.case import Case
+from bridge.implementations import Implementation, implementation, implementations, knobs
+
+
+class Unrunnable(RuntimeError):
+    """An implementation that does not exist, or that failed on the case; the message is the reason."""
+
+
+class Runs:
+    """Runs implementations on one case. Of each output a digest of its bits is kept; equal digests are equal bits."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self._digests: dict[str, str] = {}
+        self._failures: dict[str, str] = {}
+
+    def output(self, each: Implementation) -> np.ndarray:
+        """The output.
+
+        Raises:
+          Unrunnable: it failed; the message is the first line of what it said.
+        """
+        if each.name in self._failures:
+            raise Unrunnable(self._failures[each.name])
+        try:
+            y = each.run(self.case)
+        except (ValueError, TypeError, RuntimeError) as error:
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            self._failures[each.name] = reason
+            raise Unrunnable(reason) from error
+        self._digests[each.name] = digest(y)
+        return y
+
+    def digest(self, each: Implementation) -> str | None:
+        """The digest of its output, which is not run twice; None if it fails."""
+        if each.name not in self._digests:
+            try:
+                self.output(each)
+            except Unrunnable:
+                return None
+        return self._digests[each.name]
+
+
+def digest(y: np.ndarray) -> str:
+    """A digest of the bits of an array, in which every NaN is the same."""
+    y = np.ascontiguousarray(y)
+    if np.isnan(y).any():
+        y = np.where(np.isnan(y), np.array(np.nan, y.dtype), y)
+    return hashlib.sha256(f"{y.dtype.name} {y.shape}".encode() + y.tobytes()).hexdigest()
+
+
+def neighbours(each: Implementation) -> list[tuple[str, Implementation]]:
+    """Everything one change away: `(setting, implementation)` for each other algorithm and each other knob's value."""
+    own = [implementation(name) for name in implementations() if name.partition(".")[0] == each.framework]
+    changes = [("algorithm", other.changed(**each.knobs)) for other in own if other.base != each.base]
+    for knob, spec in knobs(each.framework).items():
+        changes += [(knob, each.changed(**{knob: value})) for value in spec.others(each.knobs[knob])]
+    return changes

@@ -1,0 +1,130 @@
+"""A case run in a process of its own, for settings that a process reads once, such as XLA's flags.
+
+The case goes there as `.npy` files and JSON in a temporary folder, and the result comes back the same way; nothing is
+pickled. `python -m bridge.implementations.isolated FOLDER` is that process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+import bridge
+from bridge.case import DTYPES, Case
+from bridge.implementations import implementation
+
+#: Seconds after which the process is ended.
+TIME_LIMIT = 120.0
+
+
+def run(name: str, case: Case, *, environment: Mapping[str, str]) -> np.ndarray:
+    """The output of the implementation of that name, with environment variables added.
+
+    Raises:
+      RuntimeError: the process failed or took longer than `TIME_LIMIT`; the message says which, and names a flag that
+        XLA does not know.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        _start(Path(folder), name, case, 0, environment)
+        return _load(Path(folder) / "y.npy", case.dtype)
+
+
+def seconds(name: str, case: Case, repetitions: int, *, environment: Mapping[str, str]) -> list[float]:
+    """The seconds of each repetition there, after one that is not counted. Raises as `run`."""
+    with tempfile.TemporaryDirectory() as folder:
+        _start(Path(folder), name, case, repetitions, environment)
+        return json.loads((Path(folder) / "seconds.json").read_text())
+
+
+def _start(folder: Path, name: str, case: Case, repetitions: int, environment: Mapping[str, str]) -> None:
+    g = case.geometry
+    for label, array in (("x", case.x), ("kernel", case.kernel), ("bias", case.bias)):
+        if array is not None:
+            _save(folder / f"{label}.npy", array)
+    job = {
+        "implementation": name,
+        "dtype": case.dtype.name,
+        "repetitions": repetitions,
+        "options": {
+            "strides": g.strides,
+            "padding": g.padding if g.padding_mode == "zeros" else g.padding_mode.upper(),
+            "kernel_dilation": g.kernel_dilation,
+            "input_dilation": g.input_dilation,
+        },
+    }
+    (folder / "job.json").write_text(json.dumps(job))
+    packages = [str(Path(bridge.__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    command = [sys.executable, "-m", __name__, str(folder)]
+    added = {**environment, "PYTHONPATH": os.pathsep.join(packages)}
+    words = " ".join(f"{key}={value}" for key, value in environment.items())
+    try:
+        done = subprocess.run(
+            command,
+            env={**os.environ, **added},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TIME_LIMIT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"{name} with {words} took longer than {TIME_LIMIT:g} s in a process of its own") from None
+    if done.returncode:
+        raise RuntimeError(f"{name} with {words} failed in a process of its own: {_reason(done.stderr)}")
+
+
+def _reason(stderr: str) -> str:
+    """The line that says why; XLA's own answer to a flag that it does not know, or cannot read, is a page long."""
+    unknown = re.search(r"Unknown flags? in XLA_FLAGS: (?P<flags>.*)", stderr)
+    if unknown:
+        return f"this XLA does not know the flag {unknown['flags'].strip()}"
+    refused = re.search(r"(Couldn't interpret value.*)", stderr)
+    if refused:
+        return refused[1].strip()
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    """bfloat16, which .npy does not name, travels as its bits."""
+    np.save(path, array.view(np.uint16) if array.dtype == DTYPES["bfloat16"] else array, allow_pickle=False)
+
+
+def _load(path: Path, dtype: np.dtype) -> np.ndarray:
+    return np.load(path, allow_pickle=False).view(dtype)
+
+
+def _main(folder: Path) -> None:
+    job = json.loads((folder / "job.json").read_text())
+    dtype = DTYPES[job["dtype"]]
+    bias = folder / "bias.npy"
+    options = {key: tuple(map(_tuple, v)) if isinstance(v, list) else v for key, v in job["options"].items()}
+    case = Case(
+        _load(folder / "x.npy", dtype),
+        _load(folder / "kernel.npy", dtype),
+        _load(bias, dtype) if bias.exists() else None,
+        **options,
+    )
+    each = implementation(job["implementation"])
+    if job["repetitions"]:
+        times = each.seconds(case, 1 + job["repetitions"])[1:]
+        (folder / "seconds.json").write_text(json.dumps(times))
+    else:
+        _save(folder / "y.npy", each.run(case))
+
+
+def _tuple(value: int | list[int]) -> int | tuple[int, ...]:
+    return tuple(value) if isinstance(value, list) else value
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))

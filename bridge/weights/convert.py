@@ -1,0 +1,195 @@
+"""Weights from PyTorch's names and layouts to Flax's, and back, with a manifest of what went where."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from bridge.weights.architectures import ARCHITECTURES, looks_like
+from bridge.weights.choice import Rules, choose_rules, covering, named_rules
+from bridge.weights.layouts import LAYOUTS, SAME
+from bridge.weights.manifest import Form, Kept, Manifest, Moved
+from bridge.weights.mismatch import Misfits
+from bridge.weights.read import Settings, layer_settings, load_weights, tensors_of
+from bridge.weights.rules import Place, Rule, RuleBook
+from bridge.weights.trees import Layer, Tree
+
+
+class Converted(NamedTuple):
+    """Weights in the other framework's form, and the manifest."""
+
+    weights: Any
+    manifest: Manifest
+
+
+def to_flax(weights: Any, target: Any, rules: Rules | None = None) -> Converted:
+    """Weights of PyTorch in the form of a Flax model, every tensor on both sides accounted for.
+
+    Args:
+      weights: what `load_weights` returns or takes. Of a live model eps and momentum are compared too.
+      target: an `nnx.Module` (with values or from `nnx.eval_shape`), an `nnx.State`, Linen variables, or a nested
+        dictionary; only its structure and shapes are read.
+      rules: an architecture's name, a network's ("mobilenet_v2"), or a sequence of `Rule`. None: the MobileNet of
+        `jaxdw.models` that the target is, of the library that the names tell; for another `nnx.Module`, equal names on
+        both sides and the kinds of its layers.
+
+    Returns:
+      `(weights, manifest)`: the weights as the target is - an `nnx.State` of JAX arrays for `nnx.update(model, ...)`,
+      or nested dictionaries of NumPy arrays - with the checkpoint's dtypes, bit for bit.
+
+    Raises:
+      WeightsMismatch: names, shapes, eps or momentum that do not fit; one message with all of them.
+      ValueError: rules that are unknown; or 64-bit weights for an NNX target where JAX would narrow them.
+
+    >>> import numpy as np
+    >>> weights = {"weight": np.zeros((8, 1, 3, 3), np.float32)}
+    >>> variables = {"params": {"kernel": np.zeros((3, 3, 1, 8), np.float32)}}
+    >>> converted = to_flax(weights, variables, [Rule("", "", "conv")])
+    >>> converted.weights["params"]["kernel"].shape, converted.manifest.moved[0].layout
+    ((3, 3, 1, 8), 'OI* -> *IO')
+    """
+    settings = layer_settings(weights)
+    if not _are_arrays(weights):
+        weights = load_weights(weights)
+    tree = Tree.of(target)
+    label, book = choose_rules(rules, list(weights), tree)
+    misfits, places = _match({name: book.from_torch(name) for name in weights}, "flax")
+    misfits.unplaced += [place for flax, place in places.items() if flax not in tree.leaves]
+    for flax, leaf in tree.leaves.items():
+        wanted = tuple(leaf.shape)
+        if flax in places:
+            given = weights[places[flax].torch].shape
+            if places[flax].layout.flax_shape(given) != wanted:
+                misfits.shapes.append((places[flax], given, wanted))
+        elif not misfits.names(flax):
+            misfits.missing[flax] = wanted, next((place.torch for place in book.from_flax(flax)), None)
+    misfits.settings += _differing(settings, tree.layers, book)
+    looks = looks_like(list(weights))
+    misfits.raise_if_any(f"the rules of {label}", looks if looks != label else None, list(weights), book)
+
+    arrays = {flax: np.asarray(p.layout.to_flax(weights[p.torch]), order="C") for flax, p in places.items()}
+    moved = [_moved(place, weights[place.torch], arrays[flax]) for flax, place in places.items()]
+    placed = {place.torch for place in places.values()}
+    kept = [Kept.of(name, array) for name, array in weights.items() if name not in placed]
+    return Converted(tree.build(arrays), Manifest(rules=label, moved=moved, kept=kept))
+
+
+def to_torch(tree: Any, by: Manifest | Rules, *, tensors: bool = False) -> Converted:
+    """Weights of Flax in PyTorch's form, every tensor accounted for.
+
+    Args:
+      tree: an `nnx.Module`, an `nnx.State`, Linen variables, or a nested dictionary of arrays.
+      by: the manifest of the way there, which also holds what Flax has no place for; or an architecture's full name,
+        as "torchvision.mobilenet_v2"; or a sequence of `Rule`. Without a manifest `num_batches_tracked` is 0.
+      tensors: whether to return `torch.Tensor`s instead of NumPy arrays.
+
+    Returns:
+      `(weights, manifest)`: a state_dict, and the manifest of this way.
+
+    Raises:
+      WeightsMismatch: names or shapes that do not fit; one message with all of them.
+
+    >>> import numpy as np
+    >>> kernel = np.zeros((3, 3, 1, 8), np.float32)
+    >>> to_torch({"stem": {"kernel": kernel}}, [Rule("conv1", "stem", "conv")]).weights["conv1.weight"].shape
+    (8, 1, 3, 3)
+    """
+    leaves = {name: _values(name, leaf) for name, leaf in Tree.of(tree).leaves.items()}
+    if isinstance(by, Manifest):
+        label, book = f"the manifest (rules of {by.rules})", RuleBook(())
+        recorded = _places_of(by)
+        found = {name: recorded.get(name, []) for name in leaves}
+        kept = {record.torch.name: record.array() for record in by.kept}
+    else:
+        label, book = named_rules(by, leaves)
+        label, recorded = f"the rules of {label}", {}
+        found = {name: book.from_flax(name) for name in leaves}
+        kept = {name: np.zeros((), np.int64) for name in book.kept(leaves)}
+    misfits, places = _match(found, "torch")
+    for flax in recorded.keys() - leaves.keys():
+        misfits.absent.append(f"{flax}, for {recorded[flax][0].torch}")
+    for place in places.values():
+        shape = leaves[str(place.flax)].shape
+        if not place.layout.fits_flax(shape):
+            misfits.misshapen.append(f"{place.flax} {shape} ({place.layout.name})")
+    books = {label: RuleBook(architecture.rules(leaves)) for label, architecture in ARCHITECTURES.items()}
+    misfits.raise_if_any(label, " or ".join(covering(leaves, books)) or None, list(leaves), book)
+
+    arrays = {name: np.asarray(p.layout.to_torch(leaves[str(p.flax)]), order="C") for name, p in places.items()}
+    moved = [_moved(place, arrays[name], leaves[str(place.flax)]) for name, place in places.items()]
+    manifest = Manifest(rules=label, moved=moved, kept=[Kept.of(name, array) for name, array in kept.items()])
+    state = arrays | kept
+    return Converted(tensors_of(state) if tensors else state, manifest)
+
+
+def _match(found: Mapping[str, Sequence[Place]], side: Literal["torch", "flax"]) -> tuple[Misfits, dict[str, Place]]:
+    """Names to places of the other side, one to one; what is not is a misfit. What it has no place for is left out."""
+    misfits = Misfits()
+    places: dict[str, Place] = {}
+    taken = collections.defaultdict(list)
+    for name, candidates in found.items():
+        if not candidates:
+            misfits.unexpected.append(name)
+        elif len(candidates) > 1:
+            misfits.ambiguous[name] = list(candidates)
+        elif (other := getattr(candidates[0], side)) is not None:
+            places[other] = candidates[0]
+            taken[other].append(name)
+    misfits.collisions |= {other: names for other, names in taken.items() if len(names) > 1}
+    return misfits, places
+
+
+def _are_arrays(weights: Any) -> bool:
+    return isinstance(weights, Mapping) and all(isinstance(array, np.ndarray) for array in weights.values())
+
+
+def _values(name: str, leaf: Any) -> np.ndarray:
+    if not hasattr(leaf, "__array__"):
+        raise TypeError(f"`tree` has a {type(leaf).__name__} at {name!r}, expected an array with values")
+    return np.asarray(leaf)
+
+
+def _moved(place: Place, torch: np.ndarray, flax: np.ndarray) -> Moved:
+    form, name = Form.of(place.torch, torch), str(place.flax)
+    same = form.model_copy(update={"name": name})
+    return Moved(
+        dtype=torch.dtype.name,
+        layout=place.layout.name,
+        torch=form,
+        flax=same if place.layout is SAME else Form.of(name, flax),
+    )
+
+
+def _places_of(manifest: Manifest) -> dict[str, list[Place]]:
+    places: dict[str, list[Place]] = {}
+    for record in manifest.moved:
+        if record.layout not in LAYOUTS:
+            raise ValueError(f"the manifest has a layout {record.layout!r}, expected one of {', '.join(LAYOUTS)}")
+        rule = Rule(record.torch.name, record.flax.name, "array")
+        place = Place(record.torch.name, record.flax.name, LAYOUTS[record.layout], rule)
+        places.setdefault(record.flax.name, []).append(place)
+    return places
+
+
+def _differing(settings: Mapping[str, Settings], layers: Mapping[str, Layer], book: RuleBook) -> Iterator[str]:
+    """Layers of a live model whose eps or momentum are not those of the Flax layer that takes their weights.
+
+    Flax's momentum weighs the old statistics, PyTorch's the new: one is 1 minus the other, but for the rounding of it.
+    """
+    for name, setting in settings.items():
+        path = name.rpartition(".")[0]
+        for place in book.from_torch(name):
+            layer = layers.get((place.flax or "").rpartition(".")[0])
+            if layer is None or layer.epsilon is None:
+                continue
+            if layer.epsilon != setting.eps:
+                yield f"{path} has eps {setting.eps}, the target's epsilon is {layer.epsilon}"
+            if layer.momentum is None or not setting.has_momentum:
+                continue
+            if setting.momentum is None:
+                yield f"{path} has momentum None (a cumulative average), which Flax lacks"
+            elif abs(layer.momentum - (1 - setting.momentum)) > np.finfo(float).eps:
+                yield f"{path} has momentum {setting.momentum}, the target's is {layer.momentum}, not 1 minus it"

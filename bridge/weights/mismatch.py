@@ -1,0 +1,130 @@
+"""Everything that keeps weights from fitting, collected, and what probably caused it."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from bridge.weights.rules import Place, RuleBook
+
+Shape = tuple[int, ...]
+
+
+class WeightsMismatch(ValueError):
+    """Weights that do not fit; the message names every key and likely causes."""
+
+
+@dataclasses.dataclass
+class Misfits:
+    """What does not fit, by how. "Names" are those of the side that is converted, "places" those of the other.
+
+    Attributes:
+      unexpected: names that no rule places.
+      ambiguous: names that rules place in several places.
+      collisions: places that several names want.
+      unplaced: names whose place the other side lacks.
+      missing: places that no name fills, with their shape and the name that should.
+      shapes: names with their shape and that of their place, which it does not fit.
+      misshapen: names whose shape no layout of their rule has.
+      absent: names that a manifest has and the tree lacks.
+      settings: layers whose eps or momentum differ.
+    """
+
+    unexpected: list[str] = dataclasses.field(default_factory=list)
+    ambiguous: dict[str, list[Place]] = dataclasses.field(default_factory=dict)
+    collisions: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    unplaced: list[Place] = dataclasses.field(default_factory=list)
+    missing: dict[str, tuple[Shape, str | None]] = dataclasses.field(default_factory=dict)
+    shapes: list[tuple[Place, Shape, Shape]] = dataclasses.field(default_factory=list)
+    misshapen: list[str] = dataclasses.field(default_factory=list)
+    absent: list[str] = dataclasses.field(default_factory=list)
+    settings: list[str] = dataclasses.field(default_factory=list)
+
+    def names(self, flax: str) -> bool:
+        """Whether an ambiguity already speaks of this place."""
+        return any(place.flax == flax for places in self.ambiguous.values() for place in places)
+
+    def raise_if_any(self, label: str, looks: str | None, names: Sequence[str], book: RuleBook) -> None:
+        """Raises WeightsMismatch with all of them, causes first.
+
+        Args:
+          label: whose rules were used.
+          looks: what network the names look like, where that is another one.
+          names: all names that were to be converted.
+          book: the rules.
+        """
+        if not any(getattr(self, field.name) for field in dataclasses.fields(self)):
+            return
+        causes = list(self._causes(looks, names, book))
+        lettered = "; ".join(f"({letter}) {cause}" for letter, cause in zip("abcdefgh", causes))
+        lines = [f"the weights do not fit by {label}." + (f" Likely causes: {lettered}." if causes else "")]
+        for title, items in self._lists():
+            if items:
+                lines += [f"{title} ({len(items)}):", *(f"  {item}" for item in items)]
+        raise WeightsMismatch("\n".join(lines))
+
+    def _lists(self) -> Iterator[tuple[str, list[str]]]:
+        yield "no rule for", self.unexpected
+        several = {name: " or ".join(f"{p.rule}" for p in places) for name, places in self.ambiguous.items()}
+        yield "several rules for", [f"{name}: {rules}" for name, rules in several.items()]
+        yield "several tensors for", [f"{place}: {', '.join(names)}" for place, names in self.collisions.items()]
+        yield "no place in the target for", [f"{place.torch}, which goes to {place.flax}" for place in self.unplaced]
+        needed = self.missing.items()
+        yield "missing", [f"{place} {shape}, from {name or 'no rule'}" for place, (shape, name) in needed]
+        yield (
+            "another shape",
+            [f"{p.torch} {shape} for {p.flax} {wanted} ({p.layout.name})" for p, shape, wanted in self.shapes],
+        )
+        yield "not of its layer's shape", self.misshapen
+        yield "gone since the manifest", self.absent
+        yield "another setting", self.settings
+
+    def _causes(self, looks: str | None, names: Sequence[str], book: RuleBook) -> Iterator[str]:
+        if self.ambiguous or self.collisions:
+            yield "the rules overlap, and each tensor needs exactly one"
+        if self.unexpected or self.missing or self.unplaced:
+            if looks is not None:
+                yield f"the wrong architecture: the names look like {looks}"
+            yield from self._prefix(names, book)
+        yield from self._shape_causes()
+        if self.missing and not (self.unexpected or self.unplaced or looks):
+            yield "the checkpoint is incomplete: one shard of several, or a part of the network"
+            if all(place.rpartition(".")[2] == "bias" for place in self.missing):
+                yield "the target was built with biases"
+        if self.unplaced and not self.unexpected:
+            layers = dict.fromkeys((place.flax or "").rpartition(".")[0] or "the root" for place in self.unplaced)
+            yield f"the target was built without what the weights have in {', '.join([*layers][:4])}"
+        if self.settings:
+            yield "the target was built with another library's conventions (Flax's momentum is 1 minus PyTorch's)"
+
+    def _prefix(self, names: Sequence[str], book: RuleBook) -> Iterator[str]:
+        """A prefix without which the rules know the names."""
+        heads = collections.Counter(name.split(".")[0] for name in self.unexpected)
+        for head, count in heads.most_common(3):
+            bare = [name.removeprefix(f"{head}.") for name in names if name.startswith(f"{head}.")]
+            if sum(bool(book.from_torch(name)) for name in bare) > count / 2:
+                yield f'the names have a prefix: load them with `prefix="{head}."`'
+
+    def _shape_causes(self) -> Iterator[str]:
+        turned = [place.torch for place, shape, wanted in self.shapes if _is_turned(place, shape, wanted)]
+        if turned:
+            yield f"weights that are transposed, or in Flax's layout already: {', '.join(turned[:4])}"
+            return
+        layers = dict.fromkeys(place.torch.rpartition(".")[0] for place, _, _ in self.shapes)
+        outputs = {(_outputs(place, shape), wanted[-1]) for place, shape, wanted in self.shapes if shape and wanted}
+        if len(layers) == 1 and len(outputs) == 1 and (pair := outputs.pop())[0] != pair[1]:
+            layer = next(iter(layers)) or "the layer"
+            yield f"the number of classes differs: {layer} has {pair[0]} outputs, the target {pair[1]}"
+        if len(layers) > 2:
+            place, shape, wanted = self.shapes[0]
+            yield f"another width: {place.torch} is {shape}, and {place.flax} is {wanted}"
+
+
+def _outputs(place: Place, shape: Shape) -> int:
+    return shape[0] if place.layout.name.startswith("O") else shape[-1]
+
+
+def _is_turned(place: Place, shape: Shape, wanted: Shape) -> bool:
+    """Whether a shape that does not fit would, had the axes been moved before."""
+    return shape == wanted or place.layout.flax_shape(shape[1::-1] + shape[2:]) == wanted

@@ -1,0 +1,177 @@
+"""Flax's trees of parameters as flat mappings from dotted paths, and back: NNX modules and states, Linen variables.
+
+The one file here that touches Flax, and only where the caller already has: a plain dictionary needs none of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """What a Flax module says of itself: its kind among `bridge.weights.KINDS`, and what no checkpoint holds."""
+
+    kind: str
+    epsilon: float | None = None
+    momentum: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """A tree of parameters, flat.
+
+    Attributes:
+      leaves: parameters and statistics by path, anything with `shape` and `dtype`. Linen's collections ("params",
+        "batch_stats") are no part of a path.
+      layers: NNX modules by path, those whose kind is known; empty for a bare tree.
+      build: a tree of the same kind and structure with other values.
+    """
+
+    leaves: Mapping[str, Any]
+    layers: Mapping[str, Layer]
+    build: Callable[[Mapping[str, np.ndarray]], Any]
+
+    @classmethod
+    def of(cls, target: Any) -> Tree:
+        """The tree of an `nnx.Module`, an `nnx.State`, Linen variables or a nested dictionary.
+
+        Raises:
+          TypeError: something else.
+          ValueError: two leaves with one path.
+        """
+        if "flax.nnx" in sys.modules:
+            from flax import nnx
+
+            if isinstance(target, nnx.Module):
+                return cls._of_state(nnx.state(target), dict(_layers(target)))
+            if isinstance(target, nnx.State):
+                return cls._of_state(target, {})
+        if not isinstance(target, Mapping):
+            raise TypeError(
+                f"`target` is a {type(target).__name__}, expected an nnx.Module, an nnx.State, Linen variables or a "
+                "nested dictionary of arrays"
+            )
+        paths = dict(_nested(target))
+        names = {path: _dotted(path[1:] if path[0] in _collections(target) else path) for path in paths}
+        _check_distinct(names)
+
+        def build(values: Mapping[str, np.ndarray]) -> dict[Any, Any]:
+            root: dict[Any, Any] = {}
+            for path, name in names.items():
+                node = root
+                for key in path[:-1]:
+                    node = node.setdefault(key, {})
+                node[path[-1]] = values[name]
+            return root
+
+        return cls({name: paths[path] for path, name in names.items()}, {}, build)
+
+    @classmethod
+    def _of_state(cls, state: Any, layers: Mapping[str, Layer]) -> Tree:
+        from flax import nnx
+
+        variables = {path: v for path, v in nnx.to_flat_state(state) if not isinstance(v, nnx.RngState)}
+        names = {path: _dotted(path) for path in variables}
+        _check_distinct(names)
+
+        def build(values: Mapping[str, np.ndarray]) -> Any:
+            return nnx.from_flat_state(
+                [(path, variables[path].replace(_on_device(name, values[name]))) for path, name in names.items()]
+            )
+
+        return cls({name: variables[path].get_value() for path, name in names.items()}, layers, build)
+
+
+def empty_model(model: str, library: str, **options: Any) -> Any:
+    """A network of `jaxdw.models` that has shapes and no values."""
+    from flax import nnx
+
+    import jaxdw.models
+
+    make = getattr(jaxdw.models, model)
+    return nnx.eval_shape(lambda: make(like=library, rngs=nnx.Rngs(0), **options))
+
+
+def nested(leaves: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Nested dictionaries from dotted paths.
+
+    >>> nested({"blocks.0.kernel": 1, "blocks.0.bias": 2})
+    {'blocks': {'0': {'kernel': 1, 'bias': 2}}}
+    """
+    root: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *path, last = name.split(".")
+        node = root
+        for key in path:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return root
+
+
+def _on_device(name: str, value: np.ndarray) -> Any:
+    """A JAX array of the same bytes; JAX would narrow 64 bits without a word where they are not enabled."""
+    import jax
+    import jax.numpy as jnp
+
+    kept = jax.dtypes.canonicalize_dtype(value.dtype)
+    if kept != value.dtype:
+        raise ValueError(
+            f"{name} is {value.dtype}, which JAX narrows to {kept} here: enable `jax_enable_x64`, convert the weights "
+            f"yourself, or give a dictionary as the target (`nnx.to_pure_dict(nnx.state(model))`) to get NumPy arrays"
+        )
+    return jnp.asarray(value)
+
+
+def _layers(module: Any) -> Iterator[tuple[str, Layer]]:
+    from flax import nnx
+
+    from jaxdw.nnx import DepthwiseConv
+
+    kinds = {
+        (nnx.Conv, DepthwiseConv): "conv",
+        (nnx.Linear,): "linear",
+        (nnx.BatchNorm,): "batch_norm",
+        (nnx.LayerNorm, nnx.GroupNorm, nnx.RMSNorm): "norm",
+        (nnx.Embed,): "embedding",
+    }
+    for path, layer in nnx.iter_modules(module):
+        for types, kind in kinds.items():
+            if isinstance(layer, types):
+                yield _dotted(path), Layer(kind, getattr(layer, "epsilon", None), getattr(layer, "momentum", None))
+
+
+def _collections(variables: Mapping[Any, Any]) -> tuple[Any, ...]:
+    """Linen's collections at the top of its variables; none in another tree."""
+    return tuple(variables) if "params" in variables and all(map(_is_dict, variables.values())) else ()
+
+
+def _nested(tree: Mapping[Any, Any], path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    for key, value in tree.items():
+        if _is_dict(value):
+            yield from _nested(value, (*path, key))
+        elif hasattr(value, "shape") and hasattr(value, "dtype"):
+            yield (*path, key), value
+        else:
+            raise TypeError(f"`target` holds a {type(value).__name__} at {_dotted((*path, key))!r}, expected arrays")
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    return ".".join(map(str, path))
+
+
+def _check_distinct(names: Mapping[tuple[Any, ...], str]) -> None:
+    first: dict[str, tuple[Any, ...]] = {}
+    for path, name in names.items():
+        if name in first:
+            raise ValueError(f"`target` has two leaves at {name!r}: {first[name]} and {path}")
+        first[name] = path

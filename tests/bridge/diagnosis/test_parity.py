@@ -1,0 +1,99 @@
+"""parity over implementations, and no false alarm among the real ones."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+import jaxdw
+from bridge import Verdict, compare, implementation, parity
+from bridge.case import DTYPES
+from bridge.diagnosis.parity import DEFAULT
+from bridge.implementations.torch_ import to_numpy, to_tensor
+from bridge.numerics import exact_input_gradient, exact_kernel_gradient
+from bridge.selftest import random_case
+from tests.bridge.diagnosis.mutations import in_order
+
+
+@pytest.fixture
+def rng(seed):
+    return np.random.default_rng(seed)
+
+
+def of_dtype(case, dtype):
+    bias = None if case.bias is None else case.bias.astype(dtype)
+    return case.replace(x=case.x.astype(dtype), kernel=case.kernel.astype(dtype), bias=bias)
+
+
+class Flipped:
+    """`in_order` with the kernel flipped."""
+
+    name = "flipped"
+
+    def run(self, case):
+        return in_order(case.replace(kernel=case.kernel[::-1]))
+
+    def arithmetic(self, case):
+        return implementation("torch.conv2d").arithmetic(case)
+
+
+def test_a_mistaken_implementation_is_the_verdict_of_every_pair_it_is_in(rng):
+    case = random_case(rng)
+    case = case.replace(kernel=rng.standard_normal((3, 3, *case.kernel.shape[2:])).astype(np.float32), padding=1)
+    diagnosis = parity(case, ["torch.conv2d", Flipped(), "jax.taps"])
+    assert diagnosis.verdict is Verdict.CONVENTION
+    for other in ("torch.conv2d", "jax.taps"):
+        assert diagnosis.between(other, "flipped").name == "kernel flipped"
+    assert diagnosis.between("torch.conv2d", "jax.taps").verdict.passes
+    assert [test.passed for test in diagnosis.integer_tests] == [True, False, True]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_real_implementations_raise_no_false_alarm(rng, full, dtype):
+    """Every pair of the seven: 21 comparisons a case, 20,000 over the dtypes in full."""
+    for _ in range(318 if full else 3):
+        case = of_dtype(random_case(rng), DTYPES[dtype])
+        diagnosis = parity(case, DEFAULT)
+        assert diagnosis.verdict.passes, (
+            [c for c in diagnosis.comparisons if not c.verdict.passes],
+            [t for t in diagnosis.integer_tests if not t.passed],
+            case.geometry,
+        )
+
+
+def torch_gradients(case, dy):
+    x, weight, y = (to_tensor(a) for a in (np.moveaxis(case.x, -1, 1), np.moveaxis(case.kernel, (-1, -2), (0, 1)), dy))
+    x.requires_grad_(), weight.requires_grad_()
+    g = case.geometry
+    out = torch.nn.functional.conv2d(x, weight, None, g.strides, g.symmetric_padding, g.kernel_dilation, g.channels)
+    dx, dw = torch.autograd.grad(out, (x, weight), y.movedim(-1, 1))
+    return {"dx": to_numpy(dx.movedim(1, -1)), "dkernel": to_numpy(dw.permute(2, 3, 1, 0))}
+
+
+def jax_gradients(case, dy):
+    def forward(x, kernel):
+        g = case.geometry
+        return jaxdw.depthwise_conv(x, kernel, strides=g.strides, padding=g.padding, kernel_dilation=g.kernel_dilation)
+
+    with jax.enable_x64(case.dtype == np.float64):
+        _, pull = jax.vjp(forward, case.x, case.kernel)
+        dx, dkernel = pull(jax.numpy.asarray(dy))
+        return {"dx": np.asarray(dx), "dkernel": np.asarray(dkernel)}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_real_gradients_raise_no_false_alarm(rng, full, dtype):
+    references = {"dx": exact_input_gradient, "dkernel": exact_kernel_gradient}
+    done = 0
+    while done < (200 if full else 2):
+        case = of_dtype(random_case(rng, multiplier=1), DTYPES[dtype]).replace(bias=None)
+        if case.geometry.symmetric_padding is None:
+            continue
+        done += 1
+        dy = rng.standard_normal(case.geometry.output_shape).astype(case.dtype)
+        gradients = (torch_gradients(case, dy), jax_gradients(case, dy))
+        for quantity, reference in references.items():
+            result = compare(
+                *(g[quantity] for g in gradients), case, quantity=quantity, dy=dy, reference=reference(case, dy)
+            )
+            assert result.verdict.passes, (result, case.geometry)
