@@ -9,3 +9,7 @@ from bridge.diagnosis import parity as parity
 from bridge.implementations import Implementation as Implementation
 from bridge.implementations import implementation as implementation
 from bridge.implementations import implementations as implementations
+from bridge.weights import Rule as Rule
+from bridge.weights import load_weights as load_weights
+from bridge.weights import to_flax as to_flax
+from bridge.weights import to_torch as to_torch

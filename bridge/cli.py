@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 import sys
@@ -9,19 +10,27 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import rich.progress
 import typer
 from rich.console import Console
 
 from bridge.case import DTYPES, Case
 from bridge.diagnosis import Verdict
 from bridge.diagnosis import parity as run_parity
+from bridge.diagnosis.attribution import attribute as run_attribution
+from bridge.diagnosis.attribution import most_different
+from bridge.diagnosis.elimination import eliminate
 from bridge.diagnosis.parity import DEFAULT
+from bridge.diagnosis.runs import Runs
 from bridge.environment import environment
 from bridge.implementations import ImplementationError, implementation
 from bridge.report import Report, check_writable, print_diagnosis, write_atomically
+from bridge.report.attribution import print_attribution, print_elimination
 from bridge.report.bundle import check_new_folder, replay_bundle, save_bundle
 from bridge.report.html import to_html
 from bridge.report.terminal import describe
+from bridge.weights.checkpoint import Form, convert_checkpoint
+from bridge.weights.manifest import manifest_path
 from jaxdw.geometry import Padding
 
 app = typer.Typer(
@@ -83,6 +92,14 @@ def parity(
     bundle: Annotated[
         Path | None, typer.Option(help="Save inputs, outputs, environment and hashes in a new folder, for `replay`.")
     ] = None,
+    attribute: Annotated[
+        bool,
+        typer.Option(
+            "--attribute",
+            help="Of the PyTorch and JAX pair that differs most: which settings make up the difference, and the "
+            "cheapest change that removes it. Takes about a minute.",
+        ),
+    ] = False,
     fail_on: Annotated[
         Verdict | None, typer.Option(help="Exit 1 on this verdict or a weaker one.", case_sensitive=False)
     ] = None,
@@ -100,10 +117,20 @@ def parity(
     case = _case(shape, kernel_size, strides, padding, dilation, multiplier, bias, dtype, seed, input, kernel)
     diagnosis = run_parity(case, _names(implementations) if implementations else None)
     print_diagnosis(diagnosis, Console())
+    attribution = elimination = None
+    pair = most_different(diagnosis) if attribute else None
+    if pair is not None:
+        runs = Runs(case)
+        outputs = diagnosis.outputs[pair[0]], diagnosis.outputs[pair[1]]
+        attribution = run_attribution(case, *pair, outputs=outputs, runs=runs)
+        print_attribution(attribution, Console())
+        elimination = eliminate(case, *pair, runs=runs)
+        print_elimination(elimination, Console())
     if json is not None:
-        write_atomically(json, Report.of(diagnosis).to_json())
+        write_atomically(json, Report.of(diagnosis, attribution, elimination).to_json())
     if html is not None:
-        write_atomically(html, to_html(diagnosis, command=shlex.join(["jaxdw", *sys.argv[1:]])))
+        command = shlex.join(["jaxdw", *sys.argv[1:]])
+        write_atomically(html, to_html(diagnosis, command=command, attribution=attribution))
     if bundle is not None:
         save_bundle(diagnosis, bundle)
     if fail_on is not None and diagnosis.verdict.rank() >= fail_on.rank():
@@ -155,7 +182,7 @@ def reveal(
 def replay(
     folder: Annotated[Path, typer.Argument(help="What `jaxdw parity --bundle` saved.", metavar="DIR")],
     import_functions: Annotated[
-        bool, typer.Option("--import-functions", help="Import what it names as package.module:function: trust it first.")
+        bool, typer.Option("--import-functions", help="Import functions that it names: trust it first.")
     ] = False,
 ) -> None:
     """Repeat a saved diagnosis here, and say what changed. Exit codes are those of `parity`."""
@@ -166,6 +193,55 @@ def replay(
     for change in changes:
         console.print(f"  {change}", highlight=False, markup=False)
     raise typer.Exit(diagnosis.verdict.exit_code)
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(help=".safetensors, .pt, .pth or .bin, an index of shards, a Hugging Face or an Orbax folder."),
+    ],
+    destination: Annotated[Path, typer.Argument(help="The file, or with --to orbax the folder.")],
+    to: Annotated[
+        Form, typer.Option(help="Names and layouts of flax or torch, as .safetensors; orbax: of Flax, as a folder.")
+    ] = "flax",
+    model: Annotated[
+        str, typer.Option(help="As mobilenet_v2 or timm.mobilenet_v2. Default: what all names are of.")
+    ] = "",
+    width: Annotated[float, typer.Option(help="Width multiplier of the model.")] = 1.0,
+    part: Annotated[str, typer.Option(help="Which entry of a training checkpoint, as state_dict_ema.")] = "",
+    prefix: Annotated[str, typer.Option(help="Take only names that start with it, without it.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite.")] = False,
+) -> None:
+    """Turn PyTorch weights into Flax weights or back, every tensor accounted for.
+
+    Beside DESTINATION comes a manifest of what went where, with hashes. Bit for bit: dtypes are kept.
+    """
+    track = functools.partial(
+        rich.progress.track, description=str(destination), console=Console(stderr=True), transient=True
+    )
+    written = convert_checkpoint(
+        source,
+        destination,
+        to=to,
+        model=model or None,
+        width=width,
+        part=part or None,
+        prefix=prefix or None,
+        force=force,
+        track=track,
+    )
+    console = Console()
+    console.print(
+        f"{destination}: {len(written.arrays)} tensors, {written.nbytes} bytes", highlight=False, markup=False
+    )
+    if manifest := written.manifest:
+        console.print(
+            f"{manifest_path(destination)}: by {manifest.rules}, {len(manifest.moved)} tensors moved, "
+            f"{len(manifest.kept)} kept that only PyTorch has; none missing, none left over",
+            highlight=False,
+            markup=False,
+        )
 
 
 @app.command()

@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer.testing
+
+from bridge import cli
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def run(*command):
@@ -19,7 +22,8 @@ def run(*command):
 
 
 def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    text = "\n".join(page.read_text() for page in PAGES)
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("module", ["jaxdw", "jaxdw.nnx", "jaxdw.linen"])
@@ -42,13 +46,12 @@ def test_every_example_runs(example):
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
-def test_python_in_the_readme_runs(number):
-    done = run(sys.executable, "-c", blocks("python")[number])
-    assert done.returncode == 0, done.stderr
+def test_python_in_the_documents_runs(number):
+    exec(blocks("python")[number], {"__name__": "readme"})
 
 
-@pytest.mark.parametrize("command", [c for b in blocks("sh") for c in b.splitlines() if c.startswith("jaxdw ")])
-def test_commands_in_the_readme_run(command, tmp_path):
+@pytest.mark.parametrize("command", sorted({c for b in blocks("sh") for c in b.splitlines() if c.startswith("jaxdw ")}))
+def test_commands_in_the_documents_run(command, tmp_path):
     words = [str(tmp_path / w) if re.search(r"\.(json|html)$", w) else w for w in shlex.split(command, comments=True)]
-    done = run(sys.executable, "-m", "bridge", *words[1:])
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = typer.testing.CliRunner().invoke(cli.app, words[1:])
+    assert result.exit_code == 0, result.output

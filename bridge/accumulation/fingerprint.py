@@ -162,6 +162,23 @@ def absorbing_triples(tree: Tree):
             yield tuple(child.leaves[0] for child in node.children[:3])
 
 
+def holds_products(subject: Subject, tree: Tree, where: np.ndarray) -> bool:
+    """Whether products reach an accumulator that is wide enough for them unrounded.
+
+    With a + b = p + 1, (1 + 2^-a)(1 + 2^-b) - (1 + 2^-a) is 2^-b + 2^-(p+1), or 2^-b where the product is first
+    rounded to the p bits of its operands.
+    """
+    p = subject.format.precision
+    a = p // 2
+    b = p + 1 - a
+    leaves = [leaf for leaf in tree.leaves if leaf != BIAS]
+    if len(leaves) < 2:
+        return True
+    weights = np.zeros(len(subject.names))
+    weights[leaves[0]], weights[leaves[1]] = 1 + 2.0**-b, -1.0
+    return agreed(subject.probe(1 + 2.0**-a, weights), where) != 2.0**-b
+
+
 def compensates(subject: Subject, tree: Tree, where: np.ndarray, p: int) -> bool:
     """Whether 1 + 0.75 2^-p + 0.75 2^-p exceeds 1, though each part alone is lost: what was dropped came back."""
     for node in tree.nodes():

@@ -180,8 +180,9 @@ class Insertion:
         inside = sorted(_bits(region.mask), key=self._position.__getitem__, reverse=True)
         guess = self._order[self._position[leaf] - self._stride]
         if first_guess and self._runs_on:
-            # The last leaf was added to a sum of several. If this one follows it, each of them as its partner says so.
-            return Question(leaf, tuple(inside))
+            # The last leaf was added to a sum of several. If this one follows it, each of them as its partner says so;
+            # if not, the first, on which the others were added, tells the most.
+            return Question(leaf, tuple(reversed(inside)))
         if not region.mask >> guess & 1:
             guess = inside[0] if first_guess else inside[-1]
         return Question(leaf, (guess,))

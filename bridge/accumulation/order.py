@@ -37,7 +37,7 @@ class Fingerprint:
       output: what a result is rounded to.
       accumulator: where sums are kept. Where no element adds three terms, none shows: None.
       products: "fused" where products enter unrounded (the trees say which; one that starts a sum, or one lane of it, is
-        rounded either way), "rounded" where none is seen to, None where the accumulator holds every product exactly.
+        rounded either way), "rounded" where none is seen to, "exact" where the accumulator is wide enough for all.
       flushed: which subnormal numbers become zero: any of "x", "kernel", "output".
       padding_taps: "skipped", "multiplied" (by zero), or "mixed".
       bias: where it enters: "first", "last", "inside", or "rounded": last, after the sum was rounded to the output format.

@@ -132,18 +132,21 @@ def most_shared(leaf: int, partners: tuple[int, ...], groups: list[Group]) -> in
     return max(partners, key=lambda partner: sum(partner in leaves for leaves in sharing))
 
 
-def reveal_order(subject: Subject, *, fused: bool, subnormals: bool) -> tuple[Partition, Masks]:
+def reveal_order(
+    subject: Subject, *, fused: bool, fused_first: bool, subnormals: bool
+) -> tuple[Partition, Masks]:
     """Every element's tree, by the first masks that suit the implementation.
 
     Args:
       subject: what to probe.
       fused: whether products of full precision get in, so that FMA may show in the same runs.
+      fused_first: whether to expect that, the accumulator being no wider than the data.
       subnormals: whether subnormal numbers are kept.
     """
     fmt, terms = subject.format, len(subject.names)
     candidates = [masking.wide(fmt, subnormals=subnormals), masking.narrow()]
     if fused:
-        candidates.insert(0, masking.fused(fmt, terms))
+        candidates.insert(0 if fused_first else 1, masking.fused(fmt, terms))
     trials = []
     for masks in candidates:
         partition = subject.partition()

@@ -84,6 +84,8 @@ def _walk(tree: Tree, operands: Operands, order: AccumulationOrder) -> np.ndarra
     rounding = fingerprint.accumulator or default_accumulator(order.dtype)
     flushes = "output" in fingerprint.flushed
     add_up = Accumulator(rounding.format, rounding.toward_zero, flushes)
+    narrower = fingerprint.products == "rounded" and rounding.format.precision > format_of(order.dtype).precision
+    multiply = Accumulator(format_of(order.dtype), flushes=flushes) if narrower else add_up
     value: dict[Tree, np.ndarray] = {}
     for node in tree.nodes():
         below = [value.pop(child) for child in node.children]
@@ -92,7 +94,7 @@ def _walk(tree: Tree, operands: Operands, order: AccumulationOrder) -> np.ndarra
                 result = np.zeros((), add_up.dtype)
             case "leaf":
                 x, w = operands(node.leaf)
-                result = x.astype(add_up.dtype) if w is None else add_up.product(x, w)
+                result = (x if w is None else multiply.product(x, w)).astype(add_up.dtype)
             case "fma":
                 result = add_up.fma(*operands(node.leaf), below[0])
             case "add" if node is tree and fingerprint.bias == "rounded":

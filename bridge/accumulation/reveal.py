@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +14,7 @@ from bridge.accumulation.probe import Runs, Subject, reveal_order, reveal_roundi
 from bridge.accumulation.replay import default_accumulator, replay
 from bridge.accumulation.tree import Tree
 from bridge.case import Case
+from bridge.numerics import cast
 
 #: A tree that the data contradict in a greater share of its elements is wrong for all of them.
 _STRAYS = 0.01
@@ -45,88 +47,69 @@ def reveal(implementation: Runs | Callable[[Case], np.ndarray], case: Case) -> A
     return reveal_subject(Subject(implementation, case))
 
 
-def reveal_subject(subject: Subject) -> AccumulationOrder:
-    """`reveal`, of an implementation that is already wrapped."""
+def reveal_subject(subject: Subject, draws: int = 1) -> AccumulationOrder:
+    """`reveal`, of an implementation that is already wrapped, held against `draws` sets of random data."""
     case = subject.case
-    shape = case.geometry.output_shape
-    if 0 in shape:
-        nothing = Fingerprint(None, None, None, None, None, (), None, None, None, True, 0, 0)
-        return AccumulationOrder(
-            subject.name, case.geometry, case.dtype, (), np.zeros(shape, np.int32), (), np.zeros(shape, bool), nothing
-        )
-    random = _random(case, subject.products)
-    first, second = subject.output(random), subject.output(random)
-    varying = _different(first, second)
+    if 0 in case.geometry.output_shape:
+        return _of_nothing(subject)
+    drawn = [_random(case, subject.products, seed) for seed in range(draws)]
+    outputs = [subject.output(data) for data in drawn]
+    varying = _different(outputs[0], subject.output(drawn[0]))
     inputs = measure.input_rounding(subject)
     flushed = measure.flushed_subnormals(subject, inputs)
 
     before = subject.runs
+    narrow = not _as_if_wide(drawn, outputs)
     fused = subject.products and inputs.full(subject.format)
-    partition, masks = reveal_order(subject, fused=fused, subnormals=not flushed)
+    partition, masks = reveal_order(subject, fused=fused, fused_first=narrow, subnormals=not flushed)
     order_runs = subject.runs - before
 
-    main = max(
-        (group for group in partition.groups if group.settled and not group.exact and len(group.leaves) > 2),
-        key=lambda group: group.count,
-        default=None,
-    )
-    accumulator = None
-    if main is not None:
-        where = partition.labels == partition.groups.index(main)
-        accumulator = measure.accumulator(subject, main.insertion.tree(subject.names), where, inputs)
-    exact_products = _products_are_exact(subject, inputs, accumulator)
+    accumulator = _accumulator(subject, partition, inputs)
+    exact_products = _accumulator_holds_products(subject, inputs, accumulator)
     if subject.products and not masks.residue and not exact_products:
         reveal_rounding_of_products(subject, partition, (accumulator or default_accumulator(case.dtype)).format)
     partition.check()
 
     trees, labels, refusals = _collect(subject, partition)
-    bias = None
-    if trees:
-        where = labels.ravel() == 0
-        bias = where_bias_enters(trees[0])
-        output = inputs.output or Rounding(subject.format)
-        if bias == "last" and measure.rounds_before_bias(subject, trees[0], where, output, accumulator):
-            bias = "rounded"
-    zero_start = measure.starts_from_zero(subject).reshape(shape)
-    padding = measure.padding_taps(subject)
-
-    def build() -> AccumulationOrder:
-        measured = Fingerprint(
-            inputs.x,
-            inputs.kernel,
-            inputs.output,
-            accumulator,
-            None if exact_products else _products(trees),
-            flushed,
-            padding,
-            bias,
-            bool(zero_start.all()) if zero_start.all() or not zero_start.any() else None,
-            not varying.any(),
-            order_runs,
-            subject.runs,
-        )
-        return AccumulationOrder(
-            subject.name,
-            case.geometry,
-            case.dtype,
-            tuple(trees),
-            labels,
-            tuple(map(NotASum, refusals)),
-            zero_start,
-            measured,
-        )
-
-    _refuse(labels, refusals, varying, "a second run with the same data gave other bits")
-    _refuse(labels, refusals, np.isnan(first.astype(np.float64)), "NaN from finite numbers of moderate size")
-    for data, y in ((random, first), (case, None)):
-        y = subject.output(data) if y is None else y
-        _hold_against(subject, build(), labels, refusals, data, y)
-    return build()
+    products = _products(trees)
+    if products and exact_products:
+        products = "exact" if measure.holds_products(subject, trees[0], labels.ravel() == 0) else "rounded"
+    zero_start = measure.starts_from_zero(subject).reshape(labels.shape)
+    fingerprint = Fingerprint(
+        *inputs,
+        accumulator=accumulator,
+        products=products,
+        flushed=flushed,
+        padding_taps=measure.padding_taps(subject),
+        bias=_bias(subject, trees, labels, inputs, accumulator),
+        zero_start=bool(zero_start.all()) if zero_start.all() or not zero_start.any() else None,
+        deterministic=not varying.any(),
+        order_runs=order_runs,
+        runs=subject.runs,
+    )
+    reasons = tuple(map(NotASum, refusals))
+    order = AccumulationOrder(
+        subject.name, case.geometry, case.dtype, tuple(trees), labels, reasons, zero_start, fingerprint
+    )
+    order = _refused(order, varying, "a second run with the same data gave other bits")
+    for data, y in zip((*drawn, case), (*outputs, subject.output(case))):
+        if data is not case:
+            order = _refused(order, np.isnan(y.astype(np.float64)), "NaN from finite numbers of moderate size")
+        order = _held_against(subject, order, data, y)
+    return _counted(order, subject.runs)
 
 
-def _random(case: Case, products: bool) -> Case:
+def _of_nothing(subject: Subject) -> AccumulationOrder:
+    """The order of an output without elements."""
+    g = subject.case.geometry
+    unseen = Fingerprint(None, None, None, None, None, (), None, None, None, True, 0, 0)
+    none = np.zeros(g.output_shape, np.int32)
+    return AccumulationOrder(subject.name, g, subject.case.dtype, (), none, (), none.astype(bool), unseen)
+
+
+def _random(case: Case, products: bool, seed: int) -> Case:
     """Normal numbers: the same ones at every call, so that what is revealed can be repeated."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
 
     def normal(array: np.ndarray) -> np.ndarray:
         return rng.standard_normal(array.shape).astype(case.dtype)
@@ -145,9 +128,56 @@ def _different(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (np.ascontiguousarray(a).view(bits) != np.ascontiguousarray(b).view(bits)) & ~nan
 
 
-def _products_are_exact(subject: Subject, inputs: measure.Inputs, accumulator: Rounding | None) -> bool:
+def _as_if_wide(drawn: list[Case], outputs: list[np.ndarray]) -> bool:
+    """Whether the first channel of the first image is what a float64 accumulator gives, of products rounded or not."""
+    if drawn[0].dtype == np.float64:
+        return False
+    rounded_too, exact_too = True, True
+    for case, y in zip(drawn, outputs):
+        g = case.geometry
+        one = tuple(slice(0, 1) for _ in g.batch)
+        bias = None if case.bias is None else case.bias[: g.multiplier]
+        first = case.replace(x=case.x[(*one, ..., slice(0, 1))], kernel=case.kernel[..., : g.multiplier], bias=bias)
+        y = first.split_channels(y[(*one, ..., slice(0, g.multiplier))])
+        total = np.zeros(y.shape) if bias is None else np.zeros(y.shape) + bias.astype(np.float64)
+        of_rounded = total.copy()
+        for x, w, _ in first.tap_terms():
+            total += x.astype(np.float64) * w
+            of_rounded += x * w
+        exact_too = exact_too and not _different(cast(total, case.dtype), y).any()
+        rounded_too = rounded_too and not _different(cast(of_rounded, case.dtype), y).any()
+    return exact_too or rounded_too
+
+
+def _accumulator(subject: Subject, partition: Partition, inputs: measure.Inputs) -> Rounding | None:
+    """The accumulator of the largest group that adds three terms or more."""
+    groups = [group for group in partition.groups if group.settled and not group.exact and len(group.leaves) > 2]
+    if not groups:
+        return None
+    main = max(groups, key=lambda group: group.count)
+    where = partition.labels == partition.groups.index(main)
+    return measure.accumulator(subject, main.insertion.tree(subject.names), where, inputs)
+
+
+def _accumulator_holds_products(subject: Subject, inputs: measure.Inputs, accumulator: Rounding | None) -> bool:
+    """Whether a product has no more bits than the accumulator, so that it can enter exactly."""
     bits = sum((rounding.format if rounding else subject.format).precision for rounding in (inputs.x, inputs.kernel))
     return bits <= (accumulator or default_accumulator(subject.case.dtype)).format.precision
+
+
+def _bias(
+    subject: Subject,
+    trees: list[Tree],
+    labels: np.ndarray,
+    inputs: measure.Inputs,
+    accumulator: Rounding | None,
+) -> str | None:
+    """Where the bias enters the most frequent tree."""
+    where = where_bias_enters(trees[0]) if trees else None
+    output = inputs.output or Rounding(subject.format)
+    if where == "last" and measure.rounds_before_bias(subject, trees[0], labels.ravel() == 0, output, accumulator):
+        return "rounded"
+    return where
 
 
 def _products(trees: list[Tree]) -> str | None:
@@ -179,35 +209,45 @@ def _collect(subject: Subject, partition: Partition) -> tuple[list[Tree], np.nda
     return trees, label_of[partition.labels].reshape(subject.case.geometry.output_shape), refusals
 
 
-def _refuse(labels: np.ndarray, refusals: list[str], where: np.ndarray, reason: str) -> None:
-    """Take the tree from the elements `where`; the reason names the first, and how many."""
-    where = where & (labels >= 0)
-    if where.any():
-        first = tuple(int(i) for i in np.unravel_index(int(where.argmax()), where.shape))
-        refusals.append(f"{reason} ({int(where.sum())} elements, the first at {first})")
-        labels[where] = -len(refusals)
+def _refused(order: AccumulationOrder, where: np.ndarray, reason: str) -> AccumulationOrder:
+    """The order without the trees of the elements `where`; the reason names the first, and how many."""
+    where = where & (order.labels >= 0)
+    if not where.any():
+        return order
+    first = tuple(int(i) for i in np.unravel_index(int(where.argmax()), where.shape))
+    refusal = NotASum(f"{reason} ({int(where.sum())} elements, the first at {first})")
+    labels = np.where(where, np.int32(-1 - len(order.refusals)), order.labels)
+    return dataclasses.replace(order, labels=labels, refusals=(*order.refusals, refusal))
 
 
-def _hold_against(
-    subject: Subject, order: AccumulationOrder, labels: np.ndarray, refusals: list[str], data: Case, y: np.ndarray
-) -> None:
-    """Refuse what the replay does not reproduce."""
-    wrong = _different(replay(order, data), y) & (labels >= 0)
-    if not wrong.any():
-        return
+def _held_against(subject: Subject, order: AccumulationOrder, data: Case, y: np.ndarray) -> AccumulationOrder:
+    """The order without what its replay does not reproduce."""
+    wrong = _different(replay(order, data), y) & (order.labels >= 0)
     for label, tree in enumerate(order.trees):
-        of_tree = labels == label
+        of_tree = order.labels == label
         strays = wrong & of_tree
-        if not strays.any():
-            continue
-        if strays.sum() <= _STRAYS * of_tree.sum():
-            _refuse(labels, refusals, strays, f"replaying {tree} gives other bits: the order changes with the data")
-            continue
-        precision = (order.fingerprint.accumulator or default_accumulator(order.dtype)).format.precision
-        compensated = measure.compensates(subject, tree, of_tree.ravel(), precision)
-        cause = (
-            "the summation is compensated (as Kahan's): what an addition drops comes back later"
-            if compensated
-            else "the order changes with the data, or the arithmetic is none that is known here"
-        )
-        _refuse(labels, refusals, of_tree, f"masks show {tree}, but replaying that gives other bits: {cause}")
+        if strays.sum() > _STRAYS * of_tree.sum():
+            precision = (order.fingerprint.accumulator or default_accumulator(order.dtype)).format.precision
+            cause = (
+                "the summation is compensated, as Kahan's: what an addition drops comes back later"
+                if measure.compensates(subject, tree, of_tree.ravel(), precision)
+                else "the order changes with the data, or the arithmetic is none that is known here"
+            )
+            order = _refused(order, of_tree, f"masks show {tree}, but replaying that gives other bits: {cause}")
+        else:
+            order = _refused(order, strays, f"replaying {tree} gives other bits: the order changes with the data")
+    return order
+
+
+def _counted(order: AccumulationOrder, runs: int) -> AccumulationOrder:
+    """The order with the runs that it took, and without trees that no element has left."""
+    counts = np.bincount(order.labels[order.labels >= 0], minlength=len(order.trees))
+    kept = np.flatnonzero(counts)
+    renumbered = np.zeros(len(counts) + 1, np.int32)
+    renumbered[kept] = np.arange(len(kept))
+    return dataclasses.replace(
+        order,
+        trees=tuple(order.trees[label] for label in kept),
+        labels=np.where(order.labels >= 0, renumbered[order.labels], order.labels).astype(np.int32),
+        fingerprint=dataclasses.replace(order.fingerprint, runs=runs),
+    )

@@ -12,6 +12,9 @@ from bridge.accumulation.probe import Subject
 from bridge.accumulation.reveal import reveal_subject
 from bridge.case import Case
 
+#: Sets of random data that a scalar is held against: one alone may agree by chance.
+_DRAWS = 8
+
 
 def reveal_sum(function: Callable[[np.ndarray], Any], n: int, dtype: Any = np.float32) -> AccumulationOrder:
     """The order in which `function` adds the n numbers of a vector; leaves are their indices.
@@ -62,4 +65,4 @@ def _reveal(
         raise ValueError(f"`n` is {n!r}, expected a positive int")
     run.__name__ = getattr(function, "__name__", "function")
     case = Case(np.ones((n, 1), dtype), np.ones((n, 1, 1), dtype), padding="VALID")
-    return reveal_subject(Subject(run, case, products=products))
+    return reveal_subject(Subject(run, case, products=products), _DRAWS)

@@ -36,6 +36,7 @@ import numpy as np
 
 from bridge.case import Case
 from bridge.diagnosis.comparison import same_bits
+from bridge.diagnosis.parity import Diagnosis
 from bridge.diagnosis.runs import Runs, Unrunnable, neighbours
 from bridge.implementations import Implementation, counterpart, implementation, knobs
 from bridge.numerics import exact
@@ -176,7 +177,7 @@ def attribute(
       runs: of this case, to share with `eliminate`.
 
     Raises:
-      ValueError: an unknown name, or more than `MOST_FACTORS` settings that differ.
+      ValueError: an unknown name, more than `MOST_FACTORS` settings that differ, or outputs that do not fit the case.
       bridge.diagnosis.runs.Unrunnable: a or b itself fails.
 
     >>> rng = np.random.default_rng(0)
@@ -195,6 +196,9 @@ def attribute(
     scale = _rms(reference[np.isfinite(reference)]) or 1.0
     y_a, y_b = runs.output(left), runs.output(right)
     given_a, given_b = outputs or (y_a, y_b)
+    for name, y in (("outputs[0]", given_a), ("outputs[1]", given_b)):
+        if y.shape != y_a.shape or y.dtype != y_a.dtype:
+            raise ValueError(f"`{name}` is {y.dtype} {y.shape}, expected {y_a.dtype} {y_a.shape}")
 
     cells: dict[tuple[str, ...], Configuration] = {}
     for changed in _subsets([factor.name for factor in chosen]):
@@ -217,6 +221,16 @@ def attribute(
             for flip in _flips(side, y, reference, runs, isolated=isolated)
         ],
     )
+
+
+def most_different(diagnosis: Diagnosis) -> tuple[str, str] | None:
+    """The pair of a diagnosis that is worth attributing: of two frameworks if there is one, with the weakest verdict
+    and the greatest share of its bound. None where fewer than two implementations round as they go."""
+    framework = {name: implementation(name).framework for name in diagnosis.names}
+    pairs = [c for c in diagnosis.comparisons if "numpy" not in (framework[c.a], framework[c.b])]
+    across = [c for c in pairs if framework[c.a] != framework[c.b] and c.different]
+    widest = max(across or pairs, key=lambda c: (c.verdict.rank(), c.max_bound_ratio), default=None)
+    return None if widest is None else (widest.a, widest.b)
 
 
 def factors(a: Implementation, b: Implementation) -> list[Factor]:
@@ -319,7 +333,7 @@ def _flips(
     side: Implementation, before: np.ndarray, reference: np.ndarray, runs: Runs, *, isolated: bool
 ) -> list[Flip]:
     flips = []
-    for setting, each in neighbours(side):
+    for setting, each in neighbours(side, runs.case):
         if each.isolated and not isolated:
             continue
         try:

@@ -101,36 +101,50 @@ def compare(
 def compare_sides(a: Side, b: Side) -> Comparison:
     """`compare` for checked sides of one target."""
     differs = ~same_bits(a.y, b.y)
-    different = int(np.count_nonzero(differs))
-    if not different:
+    if not differs.any():
         return _equal(a, b)
-    place = np.nonzero(differs)
-    left, right = a.y[place], b.y[place]
-    finite = np.isfinite(left) & np.isfinite(right)
-    left64, right64 = left[finite].astype(np.float64), right[finite].astype(np.float64)
-    distance = np.abs(left64 - right64)
-    bound = difference_bound(a.bound[place][finite], b.bound[place][finite])
+    unlike = differs & ~(np.isfinite(a.y) & np.isfinite(b.y))
+    found, unbounded = _figures(a, b, differs & ~unlike)
+    found = dataclasses.replace(
+        found, different=int(np.count_nonzero(differs)), explained=_explained(a, b, np.flatnonzero(differs))
+    )
+    if not unlike.any():
+        return _judged(a, b, found, unbounded)
+    cause, place = disagreement(a, b, unlike)
+    return dataclasses.replace(
+        found,
+        verdict=Verdict.NONFINITE,
+        where=_index(int(np.argmax(unlike)), a.y.shape),
+        name="nonfinite",
+        cause=cause,
+        place=place,
+    )
+
+
+def _figures(a: Side, b: Side, differs: np.ndarray) -> tuple[Comparison, int]:
+    """How much finite elements differ, without a verdict, and at how many of them no bound holds."""
+    flat = np.flatnonzero(differs)
+    left, right = a.y.ravel()[flat], b.y.ravel()[flat]
+    distance = np.abs(left.astype(np.float64) - right.astype(np.float64))
+    bound = difference_bound(a.bound.ravel()[flat], b.bound.ravel()[flat])
     ratio = _ratio(distance, bound)
-    worst = int(np.argmin(finite)) if not finite.all() else int(np.argmax(ratio))
     found = Comparison(
         a.name,
         b.name,
         Verdict.INCONCLUSIVE,
         a.y.size,
-        different,
+        len(flat),
         float(distance.max(initial=0.0)),
-        int(ulp_distance(left[finite], right[finite]).max(initial=0)),
+        int(ulp_distance(left, right).max(initial=0)),
         float(ratio.max(initial=0.0)),
         (a.worst_ratio, b.worst_ratio),
-        where=tuple(int(axis[worst]) for axis in place),
-        explained=_explained(a, b, place),
+        where=_index(int(flat[np.argmax(ratio)]), a.y.shape) if len(flat) else None,
     )
-    if not finite.all():
-        wrong = np.zeros(a.y.shape, bool)
-        wrong[place] = ~finite
-        cause, where = disagreement(a, b, wrong)
-        return dataclasses.replace(found, verdict=Verdict.NONFINITE, name="nonfinite", cause=cause, place=where)
-    return _judged(a, b, found, unbounded=int(np.count_nonzero(~np.isfinite(bound) & (distance > 0))))
+    return found, int(np.count_nonzero(np.isinf(bound) & (distance > 0)))
+
+
+def _index(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.unravel_index(flat, shape))
 
 
 def _judged(a: Side, b: Side, found: Comparison, unbounded: int) -> Comparison:
@@ -157,7 +171,20 @@ def _judged(a: Side, b: Side, found: Comparison, unbounded: int) -> Comparison:
         cause = f"{unbounded} of the elements that differ have no bound: a partial sum may overflow there"
         return dataclasses.replace(found, verdict=Verdict.INCONCLUSIVE, name="overflow possible", cause=cause)
     cause = "order of addition, and fused or separate multiply and add"
+    if declared := _declared_difference(a, b):
+        cause = f"{declared}; and {cause}"
     return dataclasses.replace(found, verdict=Verdict.ROUNDING, name="order", cause=cause)
+
+
+def _declared_difference(a: Side, b: Side) -> str:
+    """The formats in which the two sides declare to compute, where they are not the same."""
+    parts = []
+    for field in ("input", "accumulator", "output"):
+        of_a, of_b = getattr(a.arithmetic, field), getattr(b.arithmetic, field)
+        if of_a != of_b:
+            names = (fmt.name if fmt else a.y.dtype.name for fmt in (of_a, of_b))
+            parts.append("{} {} against {}".format(field, *names))
+    return "declared formats: " + ", ".join(parts) if parts else ""
 
 
 def _equal(a: Side, b: Side) -> Comparison:
@@ -174,12 +201,13 @@ def _equal(a: Side, b: Side) -> Comparison:
     return dataclasses.replace(equal, verdict=Verdict.INCONCLUSIVE, name="nothing to decide", cause=cause, mend=mend)
 
 
-def _explained(a: Side, b: Side, place: tuple[np.ndarray, ...]) -> int | None:
+def _explained(a: Side, b: Side, flat: np.ndarray) -> int | None:
     """How many of the elements that differ both replays reproduce."""
     if a.replayed is None or b.replayed is None:
         return None
-    reproduced = same_bits(a.replayed[place], a.y[place]) & same_bits(b.replayed[place], b.y[place])
-    return int(np.count_nonzero(reproduced))
+    again = zip((a.replayed, b.replayed), (a.y, b.y))
+    reproduced = [same_bits(replayed.ravel()[flat], y.ravel()[flat]) for replayed, y in again]
+    return int(np.count_nonzero(np.logical_and(*reproduced)))
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> np.ndarray:

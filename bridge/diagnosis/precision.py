@@ -116,10 +116,11 @@ def lower_precision(side: Side) -> Finding | None:
 def lower_accumulator(side: Side) -> Finding | None:
     """A lower accumulator that is consistent with y; None if none is.
 
-    It is lower than the declared one, and y shows it: by lying on its coarser grid, or because y has that format.
+    It is lower than the declared one, and y shows it: by lying on its coarser grid, or because y has that format. The
+    coarsest comes first, since its grid is part of the others.
     """
     given = format_of(side.target.case.dtype)
-    for fmt in (FLOAT32, FLOAT16, BFLOAT16):
+    for fmt in (BFLOAT16, FLOAT16, FLOAT32):
         if fmt.precision >= side.arithmetic.accumulator.precision or fmt.precision > given.precision:
             continue
         hypotheses = [Rounded(fmt, accumulator=True)]

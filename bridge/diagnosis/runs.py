@@ -15,12 +15,22 @@ class Unrunnable(RuntimeError):
 
 
 class Runs:
-    """Runs implementations on one case. Of each output a digest of its bits is kept; equal digests are equal bits."""
+    """Runs implementations on one case. Of each output a digest of its bits is kept; equal digests are equal bits.
+
+    Attributes:
+      case: what is computed.
+      failures: the reason, by the name of each implementation that failed.
+    """
 
     def __init__(self, case: Case) -> None:
         self.case = case
+        self.failures: dict[str, str] = {}
         self._digests: dict[str, str] = {}
-        self._failures: dict[str, str] = {}
+
+    @property
+    def tried(self) -> int:
+        """How many implementations were run."""
+        return len(self._digests) + len(self.failures)
 
     def output(self, each: Implementation) -> np.ndarray:
         """The output.
@@ -28,13 +38,13 @@ class Runs:
         Raises:
           Unrunnable: it failed; the message is the first line of what it said.
         """
-        if each.name in self._failures:
-            raise Unrunnable(self._failures[each.name])
+        if each.name in self.failures:
+            raise Unrunnable(self.failures[each.name])
         try:
             y = each.run(self.case)
         except (ValueError, TypeError, RuntimeError) as error:
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            self._failures[each.name] = reason
+            self.failures[each.name] = reason
             raise Unrunnable(reason) from error
         self._digests[each.name] = digest(y)
         return y
@@ -57,10 +67,13 @@ def digest(y: np.ndarray) -> str:
     return hashlib.sha256(f"{y.dtype.name} {y.shape}".encode() + y.tobytes()).hexdigest()
 
 
-def neighbours(each: Implementation) -> list[tuple[str, Implementation]]:
+def neighbours(each: Implementation, case: Case) -> list[tuple[str, Implementation]]:
     """Everything one change away: `(setting, implementation)` for each other algorithm and each other knob's value."""
     own = [implementation(name) for name in implementations() if name.partition(".")[0] == each.framework]
     changes = [("algorithm", other.changed(**each.knobs)) for other in own if other.base != each.base]
     for knob, spec in knobs(each.framework).items():
-        changes += [(knob, each.changed(**{knob: value})) for value in spec.others(each.knobs[knob])]
+        values = spec.others(each.knobs[knob])
+        if knob == "dtype":  # the case's own, by name, is "same"
+            values = [value for value in values if value != case.dtype.name]
+        changes += [(knob, each.changed(**{knob: value})) for value in values]
     return changes

@@ -71,7 +71,7 @@ class Side:
     @functools.cached_property
     def worst_ratio(self) -> float:
         """The greatest |y - exact| / bound."""
-        return float(np.where(np.isfinite(self.y), self.expected.ratio(self.y), 0.0).max(initial=0.0))
+        return float(self.expected.ratio(self.y).max(initial=0.0, where=np.isfinite(self.y)))
 
     @functools.cached_property
     def sample(self) -> np.ndarray:
@@ -86,7 +86,9 @@ class Side:
         """Whether every element is as expected; `flat` names them where they are a sample."""
         y, outside = (self.y, self.outside) if flat is None else (self.y.ravel()[flat], self.outside.ravel()[flat])
         finite = np.isfinite(y)
-        return Expected(expected.reference[finite], expected.allowed[finite]).explains(y[finite], outside[finite])
+        if not finite.all():
+            expected, y, outside = Expected(*(a[finite] for a in expected)), y[finite], outside[finite]
+        return expected.explains(y, outside)
 
     @functools.cached_property
     def finding(self) -> Finding | None:

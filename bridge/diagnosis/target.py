@@ -59,9 +59,14 @@ class Expected(NamedTuple):
 
     def ratio(self, y: np.ndarray) -> np.ndarray:
         """|y - reference| / allowed, 0 where nothing is promised or nothing differs."""
+        distance = y.astype(np.float64)
         with np.errstate(all="ignore"):
-            distance = np.abs(y.astype(np.float64) - self.reference)
-            return np.where((distance > 0) & np.isfinite(self.allowed), distance / self.allowed, 0.0)
+            distance -= self.reference
+            np.abs(distance, out=distance)
+            counts = (distance > 0) & np.isfinite(self.allowed)
+            np.divide(distance, self.allowed, out=distance, where=counts)
+        distance[~counts] = 0.0
+        return distance
 
     def explains(self, y: np.ndarray, outside: np.ndarray) -> bool:
         """Whether y is within what is allowed, everywhere; where it was `outside` another bound, this one is finite."""

@@ -82,7 +82,9 @@ class Knob:
 
     def how_to(self, value: str) -> str:
         """How to write the value in the user's own code."""
-        return self.code.format(value) if isinstance(self.code, str) else self.code[value]
+        if isinstance(self.code, str):
+            return f"without {self.code.format('...')}" if value == self.default else self.code.format(value)
+        return self.code[value]
 
     def others(self, value: str) -> list[str]:
         """The other values worth a try: all of a list, and 1 of the integers."""

@@ -185,15 +185,15 @@ def _difference(
     comparison: Comparison, classes: tuple[BitClass, BitClass], side_a: Side, side_b: Side, channels: int
 ) -> Difference:
     a, b = side_a.y, side_b.y
-    place = np.nonzero(~same_bits(a, b))
-    left, right = a[place], b[place]
+    place = np.flatnonzero(~same_bits(a, b))
+    left, right = a.ravel()[place], b.ravel()[place]
     finite = np.isfinite(left) & np.isfinite(right)
     with np.errstate(all="ignore"):
         distance = np.abs(left.astype(np.float64) - right.astype(np.float64))
         distance[~finite] = np.inf
-        ratio = distance / difference_bound(side_a.bound[place], side_b.bound[place])
+        ratio = distance / difference_bound(side_a.bound.ravel()[place], side_b.bound.ravel()[place])
     axes = side_a.target.case.geometry.rank + 1
-    field = np.zeros(a.shape)
+    field = np.zeros(a.size)
     field[place] = distance
     field = field.reshape(-1, *a.shape[-axes:]).max(axis=0, initial=0.0)
     return Difference(

@@ -8,6 +8,8 @@ import numpy as np
 import pydantic
 
 from bridge.diagnosis import Diagnosis, Verdict
+from bridge.diagnosis.attribution import Attribution
+from bridge.diagnosis.elimination import Elimination
 from bridge.environment import environment
 
 #: Name and version of the schema. The version grows when a field is added, removed or changes its meaning.
@@ -57,6 +59,99 @@ class ComparisonRecord(pydantic.BaseModel):
     mend: str
 
 
+class FactorRecord(pydantic.BaseModel):
+    """A setting in which two sides differ, and its share of their difference."""
+
+    label: str
+    name: str
+    kind: str
+    a: str
+    b: str
+    share: Number
+
+
+class ConfigurationRecord(pydantic.BaseModel):
+    """One cell of the factorial; the fields are those of `bridge.diagnosis.attribution.Configuration`."""
+
+    model_config = pydantic.ConfigDict(from_attributes=True)
+
+    changed: tuple[str, ...]
+    name: str
+    value: Number | None
+    different: int | None
+    reason: str
+
+
+class FlipRecord(pydantic.BaseModel):
+    """One setting changed alone; the fields are those of `bridge.diagnosis.attribution.Flip`."""
+
+    model_config = pydantic.ConfigDict(from_attributes=True)
+
+    side: str
+    setting: str
+    name: str
+    different: int | None
+    max_abs: Number
+    error: Number
+    reason: str
+
+
+class AttributionRecord(pydantic.BaseModel):
+    """What the difference of one pair is made of: the shares and `unexplained` sum to `total`, in `unit`."""
+
+    a: str
+    b: str
+    unit: str
+    total: Number
+    factors: list[FactorRecord]
+    unexplained: Number
+    configurations: list[ConfigurationRecord]
+    flips: list[FlipRecord]
+
+    @classmethod
+    def of(cls, attribution: Attribution) -> AttributionRecord:
+        return cls(
+            a=attribution.a,
+            b=attribution.b,
+            unit=attribution.unit,
+            total=attribution.total,
+            factors=[
+                FactorRecord(label=label, name=factor.name, kind=factor.kind, a=factor.a, b=factor.b, share=share)
+                for factor, (label, share) in zip(attribution.factors, attribution.shares)
+            ],
+            unexplained=attribution.unexplained,
+            configurations=[ConfigurationRecord.model_validate(c) for c in attribution.configurations],
+            flips=[FlipRecord.model_validate(f) for f in attribution.flips],
+        )
+
+
+class ChangeRecord(pydantic.BaseModel):
+    """A change that makes the pair identical: what to write, and median seconds of the changed sides."""
+
+    model_config = pydantic.ConfigDict(from_attributes=True)
+
+    a: str
+    b: str
+    kinds: tuple[str, ...]
+    code: tuple[str, ...]
+    before: Number
+    after: Number
+    ratio: Number
+
+
+class EliminationRecord(pydantic.BaseModel):
+    """The changes that were found and verified, the cheapest first; `failed` has what could not be run, and why."""
+
+    model_config = pydantic.ConfigDict(from_attributes=True)
+
+    a: str
+    b: str
+    identical: bool
+    changes: list[ChangeRecord]
+    tried: int
+    failed: list[tuple[str, str]]
+
+
 class Report(pydantic.BaseModel):
     """A whole diagnosis."""
 
@@ -67,9 +162,13 @@ class Report(pydantic.BaseModel):
     case: CaseRecord
     verdict: Verdict
     comparisons: list[ComparisonRecord]
+    attribution: AttributionRecord | None = None
+    elimination: EliminationRecord | None = None
 
     @classmethod
-    def of(cls, diagnosis: Diagnosis) -> Report:
+    def of(
+        cls, diagnosis: Diagnosis, attribution: Attribution | None = None, elimination: Elimination | None = None
+    ) -> Report:
         case = diagnosis.case
         g = case.geometry
         record = CaseRecord(
@@ -90,6 +189,8 @@ class Report(pydantic.BaseModel):
             case=record,
             verdict=diagnosis.verdict,
             comparisons=[ComparisonRecord.model_validate(c) for c in diagnosis.comparisons],
+            attribution=attribution and AttributionRecord.of(attribution),
+            elimination=elimination and EliminationRecord.model_validate(elimination),
         )
 
     def to_json(self) -> str:

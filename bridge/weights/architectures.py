@@ -41,8 +41,9 @@ class Architecture:
         return f"{self.library}.{self.model}"
 
     def rules(self, flax: Iterable[str] = ()) -> tuple[Rule, ...]:
-        """Its rules; for the blocks of the Flax parameters where given, since a small width may leave parts out."""
-        return tuple(self.table(_blocks_of(flax) or self.blocks))
+        """Its rules; for the parts that the blocks of these Flax parameters have, as small widths drop some."""
+        blocks = _blocks_of(flax)
+        return tuple(self.table(blocks if len(blocks) == len(self.blocks) else self.blocks))
 
 
 def _blocks_of(flax: Iterable[str]) -> Blocks:

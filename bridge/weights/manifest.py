@@ -93,5 +93,14 @@ class Manifest(pydantic.BaseModel):
         ]
 
 
+def manifest_path(path: Path) -> Path:
+    """Where the manifest of a checkpoint is.
+
+    >>> manifest_path(Path("model.safetensors")).name
+    'model.safetensors.manifest.json'
+    """
+    return path.with_name(f"{path.name}.manifest.json")
+
+
 def sha256(array: np.ndarray) -> str:
     return hashlib.sha256(octets(array)).hexdigest()

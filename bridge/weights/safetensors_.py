@@ -120,7 +120,7 @@ def write_safetensors(
 def octets(array: np.ndarray) -> memoryview:
     """The array's bytes, little-endian in C order, whatever its memory order."""
     array = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _digest(header: Mapping[str, Any], data: Iterable) -> str:

@@ -9,6 +9,7 @@ import pytest
 import typer.testing
 
 from bridge import cli
+from bridge.implementations import ImplementationError
 
 
 def jaxdw(*arguments):
@@ -16,7 +17,7 @@ def jaxdw(*arguments):
     runner = typer.testing.CliRunner()
     result = runner.invoke(cli.app, [str(a) for a in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
-        assert isinstance(result.exception, (ValueError, TypeError, OSError)), result.exception
+        assert isinstance(result.exception, (ValueError, TypeError, OSError, ImplementationError)), result.exception
         return 2, result.output, str(result.exception)
     return result.exit_code, result.output, ""
 
@@ -131,6 +132,38 @@ def test_the_console_prints_an_error_and_no_traceback():
     )
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == "jaxdw: `--shape` is 'x', expected sizes such as 3x3\n"
+
+
+def test_reveal_shows_orders_and_where_they_part(tmp_path):
+    path = tmp_path / "orders.json"
+    code, out, _ = jaxdw("reveal", "torch.conv2d", "torch.unfold_matmul", "--json", path)
+    assert code == 0
+    assert "F[8, F[7, F[6, F[5, F[4, F[3, F[2, F[1, 0]]]]]]]]" in out and "part at addition 1" in out
+    orders = json.loads(path.read_text())["orders"]
+    assert [order["implementation"] for order in orders] == ["torch.conv2d", "torch.unfold_matmul"]
+
+
+def test_a_users_own_function_is_compared_and_revealed(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import torch.nn.functional as F\n"
+        "def conv(x, weight): return F.conv2d(x, weight, padding=1, groups=x.shape[1])\n"
+        "def cropped(x, weight): return conv(x, weight)[:, :, 1:]\n"
+        "def broken(x, weight): raise KeyError('planted')\n"
+    )
+    (tmp_path / "neither.py").write_text("def conv(x, kernel): return x\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    code, out, _ = jaxdw("parity", "--implementations", "torch.conv2d,mine:conv")
+    assert code == 0 and "IDENTICAL" in out
+    assert jaxdw("reveal", "mine:conv")[0] == 0
+    for name, message in {
+        "mine:cropped": "mine:cropped returned shape (2, 3, 4, 5), expected shape (2, 3, 5, 5)",
+        "mine:broken": "mine:broken raised KeyError",
+        "mine:missing": "mine has no 'missing'",
+        "nowhere:conv": "'nowhere' cannot be imported",
+        "neither:conv": "imports neither torch nor jax",
+    }.items():
+        code, _, error = jaxdw("parity", "--implementations", f"torch.conv2d,{name}")
+        assert code == 2 and message in error
 
 
 def test_doctor_prints_the_machine_and_its_self_test():

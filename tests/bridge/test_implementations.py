@@ -1,5 +1,7 @@
 """Every implementation computes the case, declares an arithmetic it keeps, and takes its knobs."""
 
+import os
+
 import hypothesis
 import ml_dtypes
 import numpy as np
@@ -9,7 +11,7 @@ from hypothesis import given
 
 import bridge
 from bridge import Case
-from bridge.implementations import implementation, implementations, knobs
+from bridge.implementations import counterpart, implementation, implementations, isolated, jax_, knobs
 from bridge.numerics import error_bound, exact
 from tests import oracle
 from tests.strategies import problems
@@ -18,6 +20,10 @@ DTYPES = {"float32": np.float32, "float64": np.float64, "bfloat16": ml_dtypes.bf
 KNOBBED = [
     "torch.conv2d[mkldnn=off]",
     "torch.conv2d[threads=1]",
+    "torch.conv2d[fp32_precision=bf16]",
+    "torch.unfold_einsum[fp32_precision=tf32]",
+    "torch.unfold_einsum[matmul_precision=medium]",
+    "torch.unfold_matmul[deterministic=on,matmul_precision=high]",
     "torch.unfold_matmul[mkldnn=off]",
     "jax.taps[jit=off]",
     "jax.grouped[precision=highest]",
@@ -91,6 +97,95 @@ def _broken():
     return mock.patch("torch.nn.functional.conv1d", side_effect=RuntimeError("planted"))
 
 
+STATE = {
+    "matmul": lambda: torch.backends.mkldnn.matmul.fp32_precision,
+    "convolution": lambda: torch.backends.mkldnn.conv.fp32_precision,
+    "cuda": lambda: torch.backends.cuda.matmul.fp32_precision,
+    "older": torch.get_float32_matmul_precision,
+    "deterministic": torch.get_deterministic_debug_mode,
+}
+
+
+@pytest.mark.parametrize("older", ["highest", "medium"])
+@pytest.mark.parametrize("knob", ["matmul_precision=medium", "matmul_precision=high", "fp32_precision=bf16"])
+def test_precision_settings_are_as_before_even_after_an_error(older, knob):
+    case = Case(np.zeros((1, 9, 4), np.float32), np.zeros((3, 1, 4), np.float32))
+    torch.set_float32_matmul_precision(older)
+    try:
+        before = {name: get() for name, get in STATE.items()}
+        for name in (f"torch.conv2d[{knob},deterministic=on]", "torch.conv2d"):
+            implementation(name).run(case)
+            assert {name: get() for name, get in STATE.items()} == before
+            with pytest.raises(RuntimeError, match="planted"), _broken():
+                implementation(name).run(case)
+            assert {name: get() for name, get in STATE.items()} == before
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_the_default_setting_is_float32_whatever_the_process_was_set_to(seed):
+    rng = np.random.default_rng(seed)
+    case = Case(rng.standard_normal((2, 28, 28, 32), np.float32), rng.standard_normal((3, 3, 1, 32), np.float32))
+    expected = implementation("torch.unfold_einsum").run(case)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert np.array_equal(implementation("torch.unfold_einsum").run(case), expected)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_counterparts_are_of_one_family():
+    for family in ("convolution", "windows", "channel loop", "taps"):
+        names = [counterpart(framework, family).name for framework in ("torch", "jax")]
+        assert [name.partition(".")[0] for name in names] == ["torch", "jax"]
+    assert counterpart("numpy", "taps") is None
+
+
+def test_every_setting_says_how_to_write_it():
+    for framework in ("torch", "jax", "numpy"):
+        for spec in knobs(framework).values():
+            assert all(map(spec.how_to, [spec.default, *spec.others(spec.default)])) and spec.kind
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_xla_flags_reach_a_process_of_their_own(dtype, seed, monkeypatch):
+    rng = np.random.default_rng(seed)
+    x, kernel = rng.standard_normal((1, 6, 7, 3)), rng.standard_normal((3, 2, 1, 6))
+    bias = rng.standard_normal(6).astype(DTYPES[dtype])
+    case = Case(x.astype(DTYPES[dtype]), kernel.astype(DTYPES[dtype]), bias, strides=(2, 1), padding="REFLECT")
+    before = dict(os.environ)
+    assert_within_declared_bound("jax.taps[xla=O0]", case)
+    assert dict(os.environ) == before
+
+
+def test_a_process_of_its_own_measures_its_own_times():
+    case = Case(np.zeros((1, 9, 4), np.float32), np.zeros((3, 1, 4), np.float32))
+    times = implementation("jax.taps[xla=AVX2]").seconds(case, 3)
+    assert len(times) == 3 and min(times) > 0
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--xla_no_such_flag=1", "this XLA does not know the flag --xla_no_such_flag=1"),
+        ("--xla_backend_optimization_level=high", "Couldn't interpret value high"),
+    ],
+)
+def test_a_flag_that_xla_does_not_know_is_named(flags, message, monkeypatch):
+    monkeypatch.setitem(jax_.XLA, "O0", flags)
+    case = Case(np.zeros((1, 9, 4), np.float32), np.zeros((3, 1, 4), np.float32))
+    with pytest.raises(RuntimeError) as caught:
+        implementation("jax.taps[xla=O0]").run(case)
+    assert message in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_a_process_of_its_own_has_a_time_limit(monkeypatch):
+    monkeypatch.setattr(isolated, "TIME_LIMIT", 0.01)
+    case = Case(np.zeros((1, 9, 4), np.float32), np.zeros((3, 1, 4), np.float32))
+    with pytest.raises(RuntimeError, match="took longer than 0.01 s in a process of its own"):
+        implementation("jax.taps[xla=O0]").run(case)
+
+
 def test_names_are_canonical():
     assert implementation("torch.conv2d[threads=1,mkldnn=off]").name == "torch.conv2d[mkldnn=off,threads=1]"
     assert implementation("torch.conv2d[mkldnn=on]").name == "torch.conv2d"
@@ -103,7 +198,10 @@ def test_names_are_canonical():
         ("torch.conv", "`implementation` is 'torch.conv', expected one of torch.conv2d"),
         ("mxnet.conv2d", "`implementation` is 'mxnet.conv2d', expected one of"),
         ("torch.conv2d[", "expected one of"),
-        ("torch.conv2d[color=red]", "with knob 'color=red', expected one of deterministic, dtype, fp32_precision, layout, "),
+        (
+            "torch.conv2d[color=red]",
+            "with knob 'color=red', expected one of deterministic, dtype, fp32_precision, layout, ",
+        ),
         ("torch.conv2d[mkldnn=maybe]", "`mkldnn` is 'maybe', expected one of on, off"),
         ("torch.conv2d[threads=0]", "`threads` is '0', expected a positive integer"),
     ],

@@ -18,11 +18,13 @@ class Original:
 
     Attributes:
       make: the network in PyTorch, of a number of classes.
+      features: of that network and images, the features before they are pooled.
       name: the function in `jaxdw.models`.
       options: its arguments.
     """
 
     make: Callable[[int], torch.nn.Module]
+    features: Callable[[Any, torch.Tensor], torch.Tensor]
     name: str
     options: dict[str, Any]
 
@@ -34,7 +36,7 @@ def torchvision(name: str, *, width: float = 1.0, **options: Any) -> Original:
             others["reduced_tail"] = options["reduced_tail"]
         return getattr(_torchvision(), name)(num_classes=num_classes, width_mult=width, **others)
 
-    return Original(make, name, {"like": "torchvision", "width": width, **options})
+    return Original(make, lambda net, x: net.features(x), name, {"like": "torchvision", "width": width, **options})
 
 
 def timm(pretrained_name: str, name: str, **options: Any) -> Original:
@@ -43,7 +45,7 @@ def timm(pretrained_name: str, name: str, **options: Any) -> Original:
         stride = {"output_stride": options["output_stride"]} if "output_stride" in options else {}
         return module.create_model(pretrained_name, num_classes=num_classes, **stride)
 
-    return Original(make, name, {"like": "timm", **options})
+    return Original(make, lambda net, x: net.forward_features(x), name, {"like": "timm", **options})
 
 
 def transformers(name: str, *, width: float = 1.0, **options: Any) -> Original:
@@ -55,7 +57,12 @@ def transformers(name: str, *, width: float = 1.0, **options: Any) -> Original:
         config = getattr(module, f"{family}Config")(depth_multiplier=width, num_labels=num_classes, **others)
         return getattr(module, f"{family}ForImageClassification")(config)
 
-    return Original(make, name, {"like": "transformers", "width": width, **options})
+    return Original(
+        make,
+        lambda net, x: net.base_model(x).last_hidden_state,
+        name,
+        {"like": "transformers", "width": width, **options},
+    )
 
 
 ORIGINALS = {

@@ -40,19 +40,11 @@ def test_parameters_and_output_shapes_are_those_of_the_original(name):
     assert sizes(statistics) == sizes(b for b in theirs.buffers() if b.ndim)
     assert sum(math.prod(p.shape) for p in parameters) == sum(p.numel() for p in theirs.parameters())
     for resolution in (96, 224):
-        pooled = []
-        hooks = [
-            layer.register_forward_pre_hook(lambda _, inputs: pooled.append(inputs[0].shape))
-            for name, layer in theirs.named_modules()
-            if name.split(".")[-1] in ("avgpool", "global_pool", "pooler") or name == "classifier"
-        ]
-        logits = theirs(torch.empty(2, 3, resolution, resolution, device="meta"))
-        for hook in hooks:
-            hook.remove()
-        features = nnx.eval_shape(
-            lambda model, x: model.features(x), ours, jnp.ones((2, resolution, resolution, 3), jnp.float32)
-        )
-        print(pooled, features.shape)
+        images = torch.empty(2, 3, resolution, resolution, device="meta")
+        x = jax.ShapeDtypeStruct((2, resolution, resolution, 3), jnp.float32)
+        n, c, h, w = original.features(theirs, images).shape
+        assert nnx.eval_shape(lambda model, x: model.features(x), ours, x).shape == (n, h, w, c)
+    assert nnx.eval_shape(lambda model, x: model(x), ours, x).shape == (2, 1000)
 
 
 @pytest.mark.parametrize("name", ORIGINALS | VARIANTS)

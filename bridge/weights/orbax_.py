@@ -1,4 +1,4 @@
-"""Checkpoints written whole or not at all: safetensors for either framework, Orbax for Flax, and their manifests."""
+"""Checkpoints of Flax in Orbax's format, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,25 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bridge.files import atomic_file, atomic_folder
-from bridge.weights.manifest import Manifest
-from bridge.weights.safetensors_ import write_safetensors as write_safetensors
+from bridge.files import atomic_folder
 from bridge.weights.trees import Tree, nested
-
-
-def manifest_path(path: Path) -> Path:
-    """Where the manifest of a checkpoint is.
-
-    >>> manifest_path(Path("model.safetensors")).name
-    'model.safetensors.manifest.json'
-    """
-    return path.with_name(f"{path.name}.manifest.json")
-
-
-def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Writes the manifest of the checkpoint at `path` beside it."""
-    with atomic_file(manifest_path(path)) as file:
-        file.write(manifest.to_json().encode())
 
 
 def write_orbax(path: Path, leaves: Mapping[str, np.ndarray], track: Callable[[Iterable], Iterable] = iter) -> None:
@@ -52,6 +35,10 @@ def write_orbax(path: Path, leaves: Mapping[str, np.ndarray], track: Callable[[I
         for part in (folder / "tree").iterdir():
             part.rename(folder / part.name)
         (folder / "tree").rmdir()
+
+
+def is_orbax(path: Path) -> bool:
+    return (path / "_METADATA").is_file()
 
 
 def read_orbax(path: Path) -> dict[str, np.ndarray]:

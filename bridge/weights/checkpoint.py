@@ -1,0 +1,120 @@
+"""From one checkpoint file to another: what `jaxdw convert` does."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from bridge.files import atomic_file, check_free
+from bridge.weights.architectures import ARCHITECTURES
+from bridge.weights.choice import choose_rules
+from bridge.weights.convert import to_flax, to_torch
+from bridge.weights.manifest import Manifest, manifest_path
+from bridge.weights.orbax_ import is_orbax, read_orbax, write_orbax
+from bridge.weights.read import load_weights
+from bridge.weights.rules import RuleBook
+from bridge.weights.safetensors_ import write_safetensors
+from bridge.weights.trees import Tree, empty_model, nested
+
+Form = Literal["flax", "torch", "orbax"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What was written: arrays by name, and the manifest, if one framework's form was turned into the other's."""
+
+    arrays: Mapping[str, np.ndarray]
+    manifest: Manifest | None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays.values())
+
+
+def convert_checkpoint(
+    source: Path,
+    destination: Path,
+    *,
+    to: Form = "flax",
+    model: str | None = None,
+    width: float = 1.0,
+    part: str | None = None,
+    prefix: str | None = None,
+    force: bool = False,
+    track: Callable[[Iterable], Iterable] = iter,
+) -> Written:
+    """Reads a checkpoint of either framework and writes it for the other, with its manifest beside it.
+
+    Args:
+      source: what `load_weights` reads, or a checkpoint that this function wrote.
+      destination: the file, or for Orbax the folder.
+      to: "flax": safetensors with Flax's names and layouts; "orbax": the same as an Orbax checkpoint; "torch":
+        safetensors with PyTorch's. A checkpoint that has this form already only changes its file format.
+      model: the network or architecture, as `to_flax` takes it; None: the one that all names are of.
+      width: of the model.
+      part, prefix: as for `load_weights`.
+      force: whether to overwrite.
+      track: wraps the loop over tensors, for a progress bar.
+
+    Raises:
+      WeightsMismatch: the weights do not fit the model.
+      ValueError, OSError: a file that cannot be read or written; nothing of the destination stays.
+    """
+    for path in (destination, manifest_path(destination)):
+        check_free(path, force)
+    weights = read_orbax(source) if is_orbax(source) else load_weights(source, part=part, prefix=prefix)
+    beside = manifest_path(source)
+    manifest = Manifest.read(beside) if beside.exists() else None
+    is_flax = any(name.rpartition(".")[2] == "kernel" for name in weights)
+    if is_flax and to == "torch":
+        if manifest is None and model is None:
+            raise ValueError(
+                f"{source} has no manifest {beside.name} beside it, expected `model`: one of {', '.join(ARCHITECTURES)}"
+            )
+        weights, manifest = to_torch(nested(weights), manifest or str(model))
+    elif not is_flax and to != "torch":
+        weights, manifest = _to_flax(weights, model, width)
+    with _manifest(manifest_path(destination), manifest):
+        if to == "orbax":
+            write_orbax(destination, weights, track)
+        else:
+            write_safetensors(destination, weights, {"format": "pt"} if to == "torch" else {}, track)
+    return Written(weights, manifest)
+
+
+def _to_flax(weights: Mapping[str, np.ndarray], model: str | None, width: float) -> tuple[dict, Manifest]:
+    """The weights for a model of `jaxdw.models` whose numbers of classes and input channels are the weights' own."""
+    label, book = choose_rules(model, list(weights), Tree.of({}))
+    architecture = ARCHITECTURES[label]
+    options = {
+        "num_classes": _size(weights, book, "classifier.kernel", 0, 0),
+        "in_channels": _size(weights, book, "stem.conv.kernel", 1, 3),
+    }
+    target = empty_model(architecture.model, architecture.library, width=width, **options)
+    # as dictionaries, since JAX would narrow 64 bits
+    tree, manifest = to_flax(weights, nested(Tree.of(target).leaves), label)
+    return dict(Tree.of(tree).leaves), manifest
+
+
+def _size(weights: Mapping[str, np.ndarray], book: RuleBook, flax: str, axis: int, otherwise: int) -> int:
+    for place in book.from_flax(flax):
+        if place.torch in weights and weights[place.torch].ndim > axis:
+            return weights[place.torch].shape[axis]
+    return otherwise
+
+
+@contextlib.contextmanager
+def _manifest(path: Path, manifest: Manifest | None) -> Iterator[None]:
+    """The manifest appears with what the block writes, or not at all."""
+    if manifest is None:
+        yield
+        return
+    with atomic_file(path) as file:
+        file.write(manifest.to_json().encode())
+        file.flush()
+        yield

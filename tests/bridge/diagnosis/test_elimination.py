@@ -1,0 +1,107 @@
+"""The change that is proposed makes the two sides identical when it is run."""
+
+import numpy as np
+import pytest
+
+from bridge import Case, implementation
+from bridge.diagnosis.comparison import same_bits
+from bridge.diagnosis.elimination import MOST_CHANGES, Change, Elimination, eliminate
+from bridge.diagnosis.runs import Runs, Unrunnable
+from tests.bridge.diagnosis.test_attribution import draw
+
+
+def question(seed):
+    return draw(seed, (2, 5, 5, 3), padding=1)
+
+
+def assert_verified(result, case):
+    for change in result.changes:
+        a, b = (implementation(name).run(case) for name in (change.a, change.b))
+        assert same_bits(a, b).all()
+        assert change.before > 0 and change.after > 0 and change.ratio == change.after / change.before
+    ratios = [change.ratio for change in result.changes]
+    assert ratios == sorted(ratios) and len(ratios) <= MOST_CHANGES
+
+
+def test_the_question_in_pytorch_has_an_answer(seed):
+    result = eliminate(question(seed), "torch.conv2d", "torch.unfold_matmul", isolated=False)
+    changed = {(change.a, change.b) for change in result.changes}
+    assert ("torch.conv2d", "torch.unfold_einsum") in changed
+    assert_verified(result, question(seed))
+    text = " ".join(result.sentences())
+    assert result.best.code[0] in text and "times as long" in text
+
+
+def test_the_question_in_jax_has_an_answer(seed):
+    result = eliminate(question(seed), "torch.conv2d", "jax.grouped", isolated=False)
+    changed = {(change.a, change.b): change for change in result.changes}
+    found = changed["torch.conv2d", "jax.taps"]
+    assert found.kinds == ("method",) and 'method="taps"' in found.code[0]
+    assert_verified(result, question(seed))
+
+
+def test_both_sides_change_where_one_is_not_enough(seed):
+    result = eliminate(question(seed), "torch.unfold_matmul", "jax.grouped", isolated=False)
+    assert result.best.a != result.a and result.best.b != result.b and len(result.best.code) == 2
+    assert_verified(result, question(seed))
+
+
+@pytest.mark.parametrize("name", ["jax.taps[dtype=bfloat16]", "jax.grouped[dtype=bfloat16]"])
+def test_a_lower_precision_is_removed_and_never_proposed(name, seed):
+    result = eliminate(question(seed), "torch.conv2d", name, isolated=False)
+    assert result.best is not None
+    assert all("bfloat16" not in change.a + change.b for change in result.changes)
+    assert_verified(result, question(seed))
+
+
+def test_a_flag_of_xla_is_found(seed):
+    """Without FMA, shifted multiply-add rounds as PyTorch's own operations do."""
+    case = question(seed)
+    runs = Runs(case)
+    result = eliminate(case, "torch.taps", "jax.taps", runs=runs)
+    equal = [f"jax.taps[xla={name}]" for name in ("O0", "AVX")]
+    for name in equal:
+        if runs.digest(implementation(name)) == runs.digest(implementation("torch.taps")):
+            found = next(change for change in result.changes if change.b == name)
+            assert found.kinds == ("flag",) and "XLA_FLAGS" in found.code[0] and found.after > 0
+
+
+def test_sides_that_agree_need_no_change(seed):
+    result = eliminate(question(seed), "torch.conv2d", "jax.taps", isolated=False)
+    assert result.identical and result.changes == () and "Nothing to change" in result.sentences()[0]
+
+
+def test_that_nothing_was_found_is_said(seed):
+    """Nothing in PyTorch rounds once, and the exact result has no settings."""
+    case = draw(seed, (2, 5, 5, 3), (7, 7), padding=3)
+    result = eliminate(case, "torch.conv2d[dtype=bfloat16]", "numpy.exact", isolated=False)
+    if not result.changes:
+        assert result.best is None and f"among {result.tried} tried" in result.sentences()[0]
+    assert_verified(result, case)
+
+
+def test_a_change_that_holds_for_this_input_only_is_not_proposed(seed):
+    """On small integers every order is exact, so every method agrees with every other; on another draw few do."""
+    rng = np.random.default_rng(seed)
+    case = Case(
+        rng.integers(-8, 8, (2, 5, 5, 3)).astype(np.float32) + np.float32(2.0**-11),
+        rng.integers(-8, 8, (3, 3, 1, 3)).astype(np.float32),
+        padding=1,
+    )
+    result = eliminate(case, "torch.conv2d", "jax.taps[dtype=bfloat16]", isolated=False)
+    assert "jax.grouped" not in {change.b for change in result.changes}
+
+
+def test_a_side_that_fails_is_an_error(seed):
+    with pytest.raises(Unrunnable, match="channels_last.* failed: .*PyTorch has no such format"):
+        eliminate(draw(seed, (2, 9, 4), (3,)), "torch.conv2d[layout=channels_last]", "jax.taps")
+
+
+def test_sentences_say_what_to_write_and_what_it_costs():
+    change = Change("torch.conv2d", "jax.taps", ("method",), ("new in place of old",), 2e-3, 1e-3)
+    slower = Change("torch.taps", "jax.grouped", ("method",), ("other",), 1e-3, 3e-3)
+    result = Elimination("torch.conv2d", "jax.grouped", False, [change, slower], 9, [])
+    assert result.sentences() == [
+        "Take jax.taps for jax.grouped: write new in place of old. That takes 0.5 times as long: 1 ms, not 2 ms.",
+        "Also: torch.taps for torch.conv2d (3x).",
+    ]
