@@ -28,6 +28,7 @@ from bridge.report import Report, check_writable, print_diagnosis, write_atomica
 from bridge.report.attribution import print_attribution, print_elimination
 from bridge.report.bundle import check_new_folder, replay_bundle, save_bundle
 from bridge.report.html import to_html
+from bridge.report.orders import pictures
 from bridge.report.terminal import describe
 from bridge.weights.checkpoint import Form, convert_checkpoint
 from bridge.weights.manifest import manifest_path
@@ -87,6 +88,14 @@ def parity(
         list[str] | None,
         typer.Option(help="What to compare, by commas; the first is the reference. `jaxdw doctor` lists them."),
     ] = None,
+    explain: Annotated[
+        bool | None,
+        typer.Option(
+            "--explain/--no-explain",
+            help="Reveal each order of addition and replay it, which proves EXPLAINED. Default: if the output is small.",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonOption = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as one HTML file that opens offline.")] = None,
     bundle: Annotated[
@@ -115,7 +124,7 @@ def parity(
     if bundle is not None:
         check_new_folder(bundle)
     case = _case(shape, kernel_size, strides, padding, dilation, multiplier, bias, dtype, seed, input, kernel)
-    diagnosis = run_parity(case, _names(implementations) if implementations else None)
+    diagnosis = run_parity(case, _names(implementations) if implementations else None, explain=explain)
     print_diagnosis(diagnosis, Console())
     attribution = elimination = None
     pair = most_different(diagnosis) if attribute else None
@@ -130,7 +139,8 @@ def parity(
         write_atomically(json, Report.of(diagnosis, attribution, elimination).to_json())
     if html is not None:
         command = shlex.join(["jaxdw", *sys.argv[1:]])
-        write_atomically(html, to_html(diagnosis, command=command, attribution=attribution))
+        drawings = pictures(diagnosis.orders)
+        write_atomically(html, to_html(diagnosis, command=command, attribution=attribution, orders=drawings))
     if bundle is not None:
         save_bundle(diagnosis, bundle)
     if fail_on is not None and diagnosis.verdict.rank() >= fail_on.rank():
@@ -246,7 +256,7 @@ def convert(
 
 @app.command()
 def doctor(
-    cases: Annotated[int, typer.Option(help="Random convolutions in the self-test.", min=1)] = 40,
+    cases: Annotated[int, typer.Option(help="Random convolutions in the self-test.", min=1)] = 20,
     seed: Annotated[int, typer.Option(help="Of the self-test.", min=0)] = 0,
 ) -> None:
     """Versions, processor, threads and flags; what can be compared; and whether jaxdw has PyTorch's bits here."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -148,18 +149,27 @@ def remainder(subject: Subject, triple: tuple[Leaf, Leaf, Leaf], where: np.ndarr
     return None if y is None else y / _ONE
 
 
-def absorbing_triples(tree: Tree):
-    """Leaves (i, k, j) where i and k meet before j joins; in a multi-way addition, all at once, if nowhere else."""
+def absorbing_triples(tree: Tree) -> Iterator[tuple[Leaf, Leaf, Leaf]]:
+    """Leaves (i, k, j) where i and k meet in an addition of two before j joins; if there is none, in one of many."""
+    if tree.kind == "exact":
+        return
     for node in tree.nodes():
-        if node.kind == "exact":
-            return
-        groups = [child.leaves for child in node.children] + ([(node.leaf,)] if node.kind == "fma" else [])
-        for pair, other in itertools.permutations(groups, 2):
-            if len(pair) > 1:
-                yield pair[0], pair[-1], other[0]
+        for below in node.children:
+            parts = _operand_leaves(below)
+            if len(parts) == 2:
+                for other in _operand_leaves(node):
+                    if other[0] not in below.leaves:
+                        yield parts[0][0], parts[1][0], other[0]
     for node in tree.nodes():
         if len(node.children) > 2:
-            yield tuple(child.leaves[0] for child in node.children[:3])
+            i, k, j = (child.leaves[0] for child in node.children[:3])
+            yield i, k, j
+
+
+def _operand_leaves(node: Tree) -> list[tuple[Leaf, ...]]:
+    """The leaves of each operand of an addition, a fused product included."""
+    own: list[tuple[Leaf, ...]] = [(node.leaf,)] if node.kind == "fma" and node.leaf is not None else []
+    return [child.leaves for child in node.children] + own
 
 
 def holds_products(subject: Subject, tree: Tree, where: np.ndarray) -> bool:

@@ -2,7 +2,8 @@
 
 **Factors** are the settings in which a and b differ: the framework, the algorithm (by its family, so that each
 framework has a counterpart) and every knob. A configuration is a subset S of the factors: those in S are as b has them,
-the others as a has them. A knob that the configuration's framework lacks is without effect there.
+the others as a has them. A side whose framework lacks a knob has its default, and the knob is without effect where the
+configuration's framework lacks it.
 
 **Value.** v(S) is the root mean square of the difference between the configuration's output and a's, in float64, over
 that of the exact result. It is chosen over the number of differing elements, which cannot grow once all differ (every
@@ -269,12 +270,8 @@ def configured(
         base = counterpart(framework, _family(by_algorithm))
     if base is None:
         raise Unrunnable(f"{framework} has no counterpart of {by_algorithm.base}")
-    return base.changed(
-        **{
-            knob: source.get(knob, a).knobs.get(knob, b.knobs.get(knob, spec.default))
-            for knob, spec in knobs(framework).items()
-        }
-    )
+    levels = {knob: source.get(knob, a).knobs.get(knob, spec.default) for knob, spec in knobs(framework).items()}
+    return base.changed(**levels)
 
 
 def shapley(players: Sequence[Hashable], value: Callable[[frozenset], Fraction | None]) -> list[Fraction]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bridge.accumulation import parting
 from bridge.diagnosis import Comparison, Diagnosis, Verdict
 
 #: How to write each implementation in the user's own code.
@@ -20,7 +21,13 @@ def answer(diagnosis: Diagnosis) -> list[str]:
     reference = diagnosis.names[0]
     others = [diagnosis.between(reference, name) for name in diagnosis.names[1:] if name != "numpy.exact"]
     differing = [c for c in others if c.different]
-    return [_differ(reference, others, differing), _noise_or_bug(diagnosis), _same_bits(diagnosis, reference)]
+    sentences = [
+        _differ(reference, others, differing),
+        _why(diagnosis, reference, differing),
+        _noise_or_bug(diagnosis),
+        _same_bits(diagnosis, reference),
+    ]
+    return [sentence for sentence in sentences if sentence]
 
 
 def _differ(reference: str, others: list[Comparison], differing: list[Comparison]) -> str:
@@ -33,15 +40,25 @@ def _differ(reference: str, others: list[Comparison], differing: list[Comparison
     return f"Yes. From {reference} differ: {'; '.join(parts)}."
 
 
+def _why(diagnosis: Diagnosis, reference: str, differing: list[Comparison]) -> str:
+    """Where each order of addition parts from the reference's, if they were revealed."""
+    orders = {order.implementation: order for order in diagnosis.orders}
+    told = [c.b for c in differing if c.b in orders and c.verdict is Verdict.EXPLAINED]
+    if reference not in orders or not told:
+        return ""
+    partings = " ".join(parting(orders[reference], orders[name]) for name in told)
+    return f"Why: {partings} Replaying these orders in NumPy gives every bit of each."
+
+
 def _noise_or_bug(diagnosis: Diagnosis) -> str:
     worst = max(diagnosis.comparisons, key=lambda c: (c.verdict.rank(), c.max_bound_ratio))
     if worst.verdict is Verdict.IDENTICAL:
         return "There is no difference to explain."
     if worst.verdict.passes:
         return (
-            "It is rounding, not a bug: all add the same products, but in other orders, and some fuse each multiply "
-            "with its add (FMA, one rounding) where others round twice. Every difference of every pair is within its "
-            f"proved bound; the greatest is {worst.max_bound_ratio:.2g} of it ({worst.a} and {worst.b})."
+            "It is rounding, not a bug: all add the same products, in other orders or with other roundings on the way. "
+            f"Every difference of every pair is within its proved bound; the greatest is {worst.max_bound_ratio:.2g} "
+            f"of it ({worst.a} and {worst.b})."
         )
     if worst.verdict is Verdict.NONFINITE:
         return f"NaN or infinities do not agree: {worst.cause}."
@@ -52,9 +69,13 @@ def _noise_or_bug(diagnosis: Diagnosis) -> str:
 
 
 def _same_bits(diagnosis: Diagnosis, reference: str) -> str:
-    same = [HOW_TO.get(name.partition("[")[0], name) for name in diagnosis.identical_to(reference)]
-    same = [how for how in same if how != "numpy.exact"]
+    same = [_how_to(name) for name in diagnosis.identical_to(reference) if name != "numpy.exact"]
     if not same:
         return f"None of the others has the bits of {reference} on this case."
     listed = "; ".join(same)
     return f"For the bits of {reference} itself, use: {listed}. Checked here, on this case and this machine."
+
+
+def _how_to(name: str) -> str:
+    base, _, knobs = name.partition("[")
+    return HOW_TO.get(base, base) + (f" with {knobs.removesuffix(']')}" if knobs else "")

@@ -69,4 +69,3 @@ def _alone(attribution: Attribution, side: str, error: float) -> Table:
                 f"{flip.error:.2g}",
             )
     return table
-

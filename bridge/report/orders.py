@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from bridge.accumulation import BIAS, AccumulationOrder, NotASum, Tree
+from bridge.accumulation import AccumulationOrder, NotASum, Tree, parting
 from bridge.accumulation.drawing import tree_svg
 from bridge.case import Case
 from bridge.environment import environment
@@ -59,70 +59,6 @@ def orders_to_json(orders: Sequence[AccumulationOrder], case: Case) -> str:
         "partings": [parting(orders[0], other) for other in orders[1:]],
     }
     return json.dumps(record, indent=2) + "\n"
-
-
-def parting(a: AccumulationOrder, b: AccumulationOrder) -> str:
-    """One sentence: the first addition at which two orders part, in the largest class of elements that differ.
-
-    Operands before what adds them, both orders are lists of additions; the first one that only one list has is told.
-    """
-    pairs = sorted(
-        {(int(i), int(j)): int(n) for (i, j), n in _pairs(a, b).items() if _step(a, i) != _step(b, j)}.items(),
-        key=lambda item: -item[1],
-    )
-    if not pairs:
-        return f"{a.implementation} and {b.implementation} add in the same order everywhere."
-    (i, j), count = pairs[0]
-    left, right = _step(a, i), _step(b, j)
-    here = f"{a.implementation} and {b.implementation}, on {count} of {a.labels.size} elements,"
-    if isinstance(left, NotASum) or isinstance(right, NotASum):
-        which = a.implementation if isinstance(left, NotASum) else b.implementation
-        return f"{here} cannot be compared: {which} is no conventional sum there."
-    steps = [[node for node in tree.nodes() if node.children] for tree in (left, right)]
-    others = [{_signature(node) for node in other} for other in reversed(steps)]
-    number, node = next((n, s) for n, s in enumerate(steps[0], start=1) if _signature(s) not in others[0])
-    twin = next(s for s in steps[1] if _signature(s) not in others[1])
-    return (
-        f"{here} part at addition {number}: {a.implementation} adds {_words(node)}; {b.implementation} {_words(twin)}."
-    )
-
-
-def _pairs(a: AccumulationOrder, b: AccumulationOrder) -> dict[tuple[int, int], int]:
-    found: dict[tuple[int, int], int] = {}
-    for label in set(a.labels.ravel().tolist()):
-        other = b.labels[a.labels == label]
-        for twin in set(other.tolist()):
-            found[label, twin] = int((other == twin).sum())
-    return found
-
-
-def _step(order: AccumulationOrder, label: int) -> Tree | NotASum:
-    return order.trees[label] if label >= 0 else order.refusals[-1 - label]
-
-
-def _signature(node: Tree) -> tuple:
-    """What one addition adds to what, whatever the order inside its operands."""
-    return node.kind, node.leaf, frozenset(child.leaves for child in node.children)
-
-
-def _words(node: Tree) -> str:
-    if node.kind == "fma":
-        return f"product {node.leaf}, unrounded, to {_operand(node.children[0])} (FMA)"
-    if node.kind == "exact":
-        return "everything exactly, and rounds once"
-    first, *others = (_operand(child) for child in reversed(node.children))
-    return f"{first} to {' and '.join(others)}"
-
-
-def _operand(tree: Tree) -> str:
-    names = ["the bias" if leaf == BIAS else str(leaf) for leaf in tree.leaves]
-    if len(names) == 1:
-        return names[0] if names[0] == "the bias" else f"the rounded product {names[0]}"
-    taps = [leaf for leaf in tree.leaves if leaf != BIAS]
-    span = (
-        f"{taps[0]}..{taps[-1]}" if taps == list(range(taps[0], taps[-1] + 1)) and len(taps) > 2 else ", ".join(names)
-    )
-    return f"the sum of {span}"
 
 
 def _same_trees(orders: Sequence[AccumulationOrder]) -> list[list[AccumulationOrder]]:

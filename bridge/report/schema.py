@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pydantic
@@ -53,10 +53,33 @@ class ComparisonRecord(pydantic.BaseModel):
     max_abs: Number
     max_ulp: int
     max_bound_ratio: Number
+    side_bound_ratios: tuple[Number, Number]
     where: tuple[int, ...] | None
     explained: int | None
+    name: str
     cause: str
     mend: str
+    place: str
+
+
+class IntegerTestRecord(pydantic.BaseModel):
+    """An implementation on small integers, where every sum is exact and nothing is tolerated."""
+
+    model_config = pydantic.ConfigDict(from_attributes=True)
+
+    implementation: str
+    verdict: Verdict
+    comparison: ComparisonRecord
+
+
+class OrderRecord(pydantic.BaseModel):
+    """The order in which an implementation adds."""
+
+    implementation: str
+    dtype: str
+    revealed: float
+    fingerprint: dict[str, Any]
+    classes: list[dict[str, Any]]
 
 
 class FactorRecord(pydantic.BaseModel):
@@ -162,6 +185,8 @@ class Report(pydantic.BaseModel):
     case: CaseRecord
     verdict: Verdict
     comparisons: list[ComparisonRecord]
+    integer_tests: list[IntegerTestRecord]
+    orders: list[OrderRecord]
     attribution: AttributionRecord | None = None
     elimination: EliminationRecord | None = None
 
@@ -189,6 +214,8 @@ class Report(pydantic.BaseModel):
             case=record,
             verdict=diagnosis.verdict,
             comparisons=[ComparisonRecord.model_validate(c) for c in diagnosis.comparisons],
+            integer_tests=[IntegerTestRecord.model_validate(t) for t in diagnosis.integer_tests],
+            orders=[OrderRecord.model_validate(order.to_json()) for order in diagnosis.orders],
             attribution=attribution and AttributionRecord.of(attribution),
             elimination=elimination and EliminationRecord.model_validate(elimination),
         )

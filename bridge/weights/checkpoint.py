@@ -113,6 +113,7 @@ def _manifest(path: Path, manifest: Manifest | None) -> Iterator[None]:
     """The manifest appears with what the block writes, or not at all."""
     if manifest is None:
         yield
+        path.unlink(missing_ok=True)  # that of what was overwritten
         return
     with atomic_file(path) as file:
         file.write(manifest.to_json().encode())

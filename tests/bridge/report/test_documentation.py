@@ -12,6 +12,8 @@ MODELS = (
     Report,
     schema.CaseRecord,
     schema.ComparisonRecord,
+    schema.IntegerTestRecord,
+    schema.OrderRecord,
     bundle.Manifest,
     bundle.SavedCase,
     bundle.ArrayRecord,
