@@ -92,7 +92,7 @@ def parity(
         bool | None,
         typer.Option(
             "--explain/--no-explain",
-            help="Reveal each order of addition and replay it, which proves EXPLAINED. Default: if the output is small.",
+            help="Reveal each order of addition and replay it, to prove EXPLAINED. Default: if the output is small.",
             show_default=False,
         ),
     ] = None,

@@ -44,6 +44,10 @@ class Accumulator:
     def _native(self) -> bool:
         return self.format in (FLOAT32, FLOAT64) and not self.toward_zero
 
+    def hold(self, x: np.ndarray) -> np.ndarray:
+        """x itself, rounded."""
+        return x.astype(self.dtype) if self._native else self._rounded(x.astype(np.float64))
+
     def product(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
         """x w, rounded."""
         if self._native:

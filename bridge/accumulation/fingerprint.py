@@ -11,7 +11,7 @@ import numpy as np
 from bridge.accumulation.order import Rounding
 from bridge.accumulation.probe import Subject
 from bridge.accumulation.tree import BIAS, Leaf, Tree
-from bridge.numerics import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Format, round_to, truncate_to
+from bridge.numerics import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Format, exact, round_to, truncate_to
 
 #: What stands for 1 in probes of small parts of 1, so that those are normal numbers in float16 too.
 _ONE = 2.0**14
@@ -105,8 +105,12 @@ def accumulator(subject: Subject, tree: Tree, where: np.ndarray, inputs: Inputs)
     and in one that truncates, and v in a wider one. v = 2^(1-p) is the least that a p-bit accumulator holds beside 1.
     """
     triple = next(absorbing_triples(tree), None)
+    aligned = triple is None
     if triple is None:
-        return None
+        wide = next((node for node in tree.nodes() if node.kind == "add" and len(node.children) > 2), None)
+        if wide is None:
+            return None
+        triple = wide.children[0].leaves[0], wide.children[1].leaves[0], wide.children[2].leaves[0]
     eleven = FLOAT16 if FLOAT16 in (subject.format, inputs.kernel.format if inputs.kernel else None) else TF32
     formats = [BFLOAT16, eleven, FLOAT32, FLOAT64]
     at = formats.index(FLOAT64 if subject.format is FLOAT64 else FLOAT32)
@@ -121,7 +125,8 @@ def accumulator(subject: Subject, tree: Tree, where: np.ndarray, inputs: Inputs)
         if y == least:
             return Rounding(fmt)
         if y == 0 and remainder(subject, triple, where, least) == least:
-            return Rounding(fmt, toward_zero=True)
+            # A multi-way addition drops what lies below its last bit before it adds, however it rounds after.
+            return Rounding(fmt, toward_zero=not aligned)
         at += 1 if y else -1
     return None
 
@@ -150,9 +155,7 @@ def remainder(subject: Subject, triple: tuple[Leaf, Leaf, Leaf], where: np.ndarr
 
 
 def absorbing_triples(tree: Tree) -> Iterator[tuple[Leaf, Leaf, Leaf]]:
-    """Leaves (i, k, j) where i and k meet in an addition of two before j joins; if there is none, in one of many."""
-    if tree.kind == "exact":
-        return
+    """Leaves (i, k, j) where i and k meet in an addition of two before j joins."""
     for node in tree.nodes():
         for below in node.children:
             parts = _operand_leaves(below)
@@ -160,10 +163,6 @@ def absorbing_triples(tree: Tree) -> Iterator[tuple[Leaf, Leaf, Leaf]]:
                 for other in _operand_leaves(node):
                     if other[0] not in below.leaves:
                         yield parts[0][0], parts[1][0], other[0]
-    for node in tree.nodes():
-        if len(node.children) > 2:
-            i, k, j = (child.leaves[0] for child in node.children[:3])
-            yield i, k, j
 
 
 def _operand_leaves(node: Tree) -> list[tuple[Leaf, ...]]:
@@ -225,26 +224,31 @@ def starts_from_zero(subject: Subject) -> np.ndarray:
     return ~np.signbit(subject.probe(0.0 if subject.products else 1.0, weights))
 
 
-def reach(subject: Subject) -> str:
-    """What an infinite input reaches beyond the windows that hold it: nothing, a tile (Winograd), all (FFT)."""
+def algorithm(subject: Subject) -> str:
+    """What computes a convolution, but not as sums of products: named by how far a number reaches that it should not."""
     g = subject.case.geometry
-    if 0 in g.x_shape:
+    if 0 in g.x_shape or not subject.products:
         return ""
     position = tuple(n // 2 for n in g.spatial)
-    x = np.ones(g.x_shape)
-    x[(*[0] * len(g.batch), *position, 0)] = np.inf
-    ones = subject.case.replace(
-        x=x.astype(subject.case.dtype),
-        kernel=np.ones_like(subject.case.kernel),
-        bias=None if subject.case.bias is None else np.zeros_like(subject.case.bias),
-    )
-    touched = ~np.isfinite(subject.output(ones)[(*[0] * len(g.batch), ..., 0)])
+    image = (0,) * len(g.batch)
     reads = np.ones((), bool)
     for source, at in zip(g.sources, position):
         reads = np.logical_and.outer(reads, (source == at).any(axis=1))
-    if not (touched & ~reads).any():
-        return ""
-    extent = "x".join(str(int(np.ptp(axis)) + 1) for axis in np.nonzero(touched))
-    if touched.all():
-        return "; one infinite input reaches every output of its image, as it does through an FFT"
-    return f"; one infinite input reaches {extent} outputs, more than the windows that hold it, as in Winograd's tiles"
+
+    def impulse(background: float, height: float, first_weight: float) -> tuple[np.ndarray, np.ndarray]:
+        """`(actual, exact)` of the first channel of the first image, with one input and the first tap unlike the others."""
+        x, kernel = np.full(g.x_shape, background), np.ones(g.kernel_shape)
+        x[(*image, *position, 0)] = height
+        kernel.reshape(g.taps, g.features)[0] = first_weight
+        bias = None if subject.case.bias is None else np.zeros(g.features)
+        arrays = (None if a is None else a.astype(subject.case.dtype) for a in (x, kernel, bias))
+        case = subject.case.replace(**dict(zip(("x", "kernel", "bias"), arrays)))
+        return subject.output(case)[(*image, ..., 0)], exact(case).value[(*image, ..., 0)]
+
+    touched = ~np.isfinite(impulse(1.0, np.inf, 1.0)[0])
+    if touched.all() and not reads.all():
+        return "; one infinite input reaches every output of its image, as through an FFT"
+    large = 2.0 ** (subject.format.precision + 4)
+    if (touched & ~reads).any() or not np.array_equal(*impulse(0.0, 1.0, large)):
+        return "; inputs or weights are mixed before they are multiplied, as by Winograd's transforms"
+    return ""

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from bridge.accumulation.insertion import Contradiction, Insertion, Question
+from bridge.accumulation.masks import Masks
 
 #: More groups than this is no structure of an implementation: the answers are noise.
 MOST_GROUPS = 20_000
@@ -41,11 +42,12 @@ class Group:
         whole = self.insertion if self.settled else None
         return Group(self.leaves, count, sizes, dict(self.signs), self.refusal, self.exact, self.settled, whole)
 
-    def answer(self, i: int, j: int, sign: int, size: int | None) -> None:
-        """Note what a run told: `size` is None where it counted nothing."""
+    def answer(self, i: int, j: int, sign: int | None, size: int | None) -> None:
+        """Note what a run told; None is what its masks cannot tell."""
         if size is not None:
             self.sizes.setdefault(i, {})[j] = self.sizes.setdefault(j, {})[i] = size
-        self.signs[i, j], self.signs[j, i] = sign, -sign
+        if sign is not None:
+            self.signs[i, j], self.signs[j, i] = sign, -sign
 
     def advance(self, like: Insertion | None) -> Question | None:
         """The next question, or None once the group is settled, refused or found exact."""
@@ -96,9 +98,9 @@ class Partition:
         return sum(group.count for group in self.groups if group.refusal is not None or group.exact)
 
     def record(
-        self, i: int, j: int, answers: tuple[np.ndarray, np.ndarray, np.ndarray], terms: int, counted: bool
+        self, i: int, j: int, answers: tuple[np.ndarray, np.ndarray, np.ndarray], terms: int, masks: Masks
     ) -> None:
-        """Split the groups by what leaves i and j answered: `(sign, count, sound)` for every element."""
+        """Split the groups by what leaves i and j answered to `masks`: `(sign, count, sound)` for every element."""
         sign, count, sound = answers
         asked = np.array([{i, j} <= set(group.leaves) and group.refusal is None for group in self.groups])
         codes = 3 * (terms + 1) + 1
@@ -120,7 +122,8 @@ class Partition:
             if at % codes == 0 or count_of > len(group.leaves) - 2:
                 group.refusal = "the masks leave remainders that are no count of terms"
                 continue
-            group.answer(i, j, sign_of - 1, len(group.leaves) - count_of if counted else None)
+            sign_seen = sign_of - 1 if masks.residue else None
+            group.answer(i, j, sign_seen, len(group.leaves) - count_of if masks.unit else None)
         renumbered = np.zeros(len(found), np.int32)
         renumbered[present] = np.arange(len(present))
         self.labels, self.groups = renumbered[combined], groups
@@ -131,11 +134,12 @@ class Partition:
             if group.refusal is not None or group.exact or not group.settled:
                 continue
             unrounded = fused_leaves(group)
+            for i, partners in group.sizes.items():
+                if any(group.insertion.meeting(i, j)[0] != size for j, size in partners.items()):
+                    group.refusal = f"term {i} does not meet the others where they say that it does"
             for (i, j), sign in group.signs.items():
-                size, i_enters, j_enters = group.insertion.meeting(i, j)
-                if group.sizes.get(i, {}).get(j, size) != size:
-                    group.refusal = f"terms {i} and {j} do not meet where the other answers say that they do"
-                elif sign != (i_enters and i in unrounded) - (j_enters and j in unrounded):
+                _, i_enters, j_enters = group.insertion.meeting(i, j)
+                if sign != (i_enters and i in unrounded) - (j_enters and j in unrounded):
                     group.refusal = f"a product is unrounded beyond its first addition (terms {i} and {j})"
 
 

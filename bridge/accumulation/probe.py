@@ -107,7 +107,7 @@ def ask(subject: Subject, partition: Partition, masks: Masks, i: int, j: int) ->
             weights[-1] = scale.get(terms - 1, masks.x * weights[-1])
         signs, counts, decoded = masks.decode(subject.probe(masks.x, weights), len(units))
         sign, count, sound = signs, count + counts, sound & decoded
-    partition.record(i, j, (sign, count, sound), terms, counted=masks.unit > 0)
+    partition.record(i, j, (sign, count, sound), terms, masks)
 
 
 def settle(subject: Subject, partition: Partition, masks: Masks, most: int | None = None) -> None:
@@ -133,9 +133,7 @@ def most_shared(leaf: int, partners: tuple[int, ...], groups: list[Group]) -> in
     return max(partners, key=lambda partner: sum(partner in leaves for leaves in sharing))
 
 
-def reveal_order(
-    subject: Subject, *, fused: bool, fused_first: bool, subnormals: bool
-) -> tuple[Partition, Masks]:
+def reveal_order(subject: Subject, *, fused: bool, fused_first: bool, subnormals: bool) -> tuple[Partition, Masks]:
     """Every element's tree, by the first masks that suit the implementation.
 
     Args:

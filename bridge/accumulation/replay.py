@@ -94,7 +94,7 @@ def _walk(tree: Tree, operands: Operands, order: AccumulationOrder) -> np.ndarra
                 result = np.zeros((), add_up.dtype)
             case "leaf":
                 x, w = operands(node.leaf)
-                result = (x if w is None else multiply.product(x, w)).astype(add_up.dtype)
+                result = add_up.hold(x) if w is None else multiply.product(x, w).astype(add_up.dtype)
             case "fma":
                 result = add_up.fma(*operands(node.leaf), below[0])
             case "add" if node is tree and fingerprint.bias == "rounded":

@@ -181,7 +181,7 @@ def _bias(
 
 
 def _products(trees: list[Tree]) -> str | None:
-    """"fused" where any product enters unrounded. One that starts a sum, or one lane of it, is rounded either way."""
+    """ "fused" where any product enters unrounded. One that starts a sum, or one lane of it, is rounded either way."""
     if all(len(tree.leaves) < 2 or tree.kind == "exact" for tree in trees):
         return None
     return "fused" if any(tree.fused for tree in trees) else "rounded"
@@ -189,7 +189,7 @@ def _products(trees: list[Tree]) -> str | None:
 
 def _collect(subject: Subject, partition: Partition) -> tuple[list[Tree], np.ndarray, list[str]]:
     """The distinct trees, the most frequent first, and for each element its tree or its refusal."""
-    beyond = measure.reach(subject) if any(group.refusal for group in partition.groups) else ""
+    beyond = measure.algorithm(subject) if any(group.refusal for group in partition.groups) else ""
     outcomes: dict[Tree | str, int] = {}
     of_group: list[Tree | str] = []
     for group in partition.groups:

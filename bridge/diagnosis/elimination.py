@@ -163,7 +163,7 @@ def _defaults(a: Implementation, b: Implementation) -> Iterator[Pair]:
 def _on_both_sides(around: Sequence[Sequence[Implementation]], runs: Runs) -> Iterator[Pair]:
     """Pairs of changes whose digests agree, the least intrusive first."""
     orders = [{each.name: order for order, each in enumerate(side)} for side in around]
-    equal = (pair for pair in itertools.product(*around) if _same(runs, *pair))
+    equal = [(a, b) for a, b in itertools.product(around[0], around[1]) if _same(runs, a, b)]
     yield from sorted(equal, key=lambda pair: sum(order[each.name] for order, each in zip(orders, pair)))
 
 

@@ -107,12 +107,11 @@ def _main(folder: Path) -> None:
     job = json.loads((folder / "job.json").read_text())
     dtype = DTYPES[job["dtype"]]
     bias = folder / "bias.npy"
-    options = {key: tuple(map(_tuple, v)) if isinstance(v, list) else v for key, v in job["options"].items()}
     case = Case(
         _load(folder / "x.npy", dtype),
         _load(folder / "kernel.npy", dtype),
         _load(bias, dtype) if bias.exists() else None,
-        **options,
+        **job["options"],
     )
     each = implementation(job["implementation"])
     if job["repetitions"]:
@@ -120,10 +119,6 @@ def _main(folder: Path) -> None:
         (folder / "seconds.json").write_text(json.dumps(times))
     else:
         _save(folder / "y.npy", each.run(case))
-
-
-def _tuple(value: int | list[int]) -> int | tuple[int, ...]:
-    return tuple(value) if isinstance(value, list) else value
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from bridge.case import DTYPES, Case
 from bridge.implementations import Algorithm, Knob, declared, user
-from bridge.numerics import BFLOAT16, FLOAT32, TF32, Arithmetic
+from bridge.numerics import BFLOAT16, TF32, Arithmetic
 from jaxdw.geometry import Geometry
 from jaxdw.methods.taps import bias_comes_first
 
@@ -282,10 +282,11 @@ def _algorithm(compute: Compute, bias_is_rounded_twice: bool, about: str, family
         rounds_to = fp32_precision
         if family != "convolution" and rounds_to == "ieee":
             rounds_to = _MATMUL_INPUTS[matmul_precision]
-        if rounds_to == "ieee" or base.product != FLOAT32 or family == "taps":
+        working = case.dtype.name if dtype == "same" else dtype
+        if rounds_to == "ieee" or working != "float32" or family == "taps":
             return base
-        fmt = _INPUTS[rounds_to]
-        return base if base.input is not None and fmt.holds(base.input) else dataclasses.replace(base, input=fmt)
+        # Inputs that were rounded to float32 before are rounded twice: by at most what truncation does.
+        return dataclasses.replace(base, input=_INPUTS[rounds_to], input_truncated=base.input is not None)
 
     return Algorithm(
         functools.partial(run, compute), arithmetic, about, family, code, functools.partial(seconds, compute)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
@@ -50,7 +50,7 @@ def to_html(
     *,
     command: str,
     attribution: pictures.Attribution | None = None,
-    orders: Mapping[str, str] | None = None,
+    orders: Mapping[str, Sequence[tuple[str, str]]] | None = None,
 ) -> str:
     """The whole report.
 
@@ -58,7 +58,7 @@ def to_html(
       diagnosis: what to show.
       command: the shell command that repeats it.
       attribution: shares of the difference, for the waterfall.
-      orders: for an implementation's name, its order of addition as an `<svg>` element.
+      orders: for the names of implementations that add alike, each distinct order as (caption, `<svg>` element).
 
     Returns:
       A document that asks for no other file, and looks the same whenever it is written from the same diagnosis on
@@ -83,7 +83,7 @@ def to_html(
         pictured=[_pictured(each) for each in differences(diagnosis, pairs=_PAIRS, channels=_CHANNELS)],
         class_pairs=len(classes) * (len(classes) - 1) // 2,
         ramp=pictures.ramp_css(),
-        orders={name: markupsafe.Markup(svg) for name, svg in (orders or {}).items()},
+        orders=orders or {},
         settings=_settings(diagnosis.case),
         environment=environment(),
         command=command,

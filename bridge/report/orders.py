@@ -21,6 +21,9 @@ from bridge.report.terminal import describe
 #: Classes of elements drawn for each implementation; the rest are counted.
 _DRAWN = 4
 
+#: Classes of elements pictured for each implementation: interior, sides and corners of an image.
+_PICTURED = 9
+
 #: Least widths of the fingerprint table's columns: what is told, and what is said of it.
 _FACT, _VALUE = 15, 12
 
@@ -115,15 +118,16 @@ def _facts(order: AccumulationOrder) -> dict[str, str]:
     }
 
 
-def pictures(orders: Sequence[AccumulationOrder]) -> dict[str, str]:
-    """For the HTML report: what each picture shows, and the tree as an `<svg>`; the largest class of elements first."""
+def pictures(orders: Sequence[AccumulationOrder]) -> dict[str, list[tuple[str, str]]]:
+    """For the HTML report: names that add alike, and (caption, `<svg>`) of each tree, the largest class first."""
     found = {}
     for alike in _same_trees(orders):
         names = ", ".join(order.implementation for order in alike)
-        for tree, count, first in alike[0].classes()[:_DRAWN]:
-            if isinstance(tree, Tree):
-                title = f"{names}: {count} of {alike[0].labels.size} elements, the first at {first}"
-                found[title] = tree_svg(tree, title)
+        drawn = [entry for entry in alike[0].classes() if isinstance(entry[0], Tree)][:_PICTURED]
+        found[names] = [
+            (f"{count} of {alike[0].labels.size} elements, the first at {first}", tree_svg(tree, names))
+            for tree, count, first in drawn
+        ]
     return found
 
 

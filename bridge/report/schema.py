@@ -216,8 +216,8 @@ class Report(pydantic.BaseModel):
             comparisons=[ComparisonRecord.model_validate(c) for c in diagnosis.comparisons],
             integer_tests=[IntegerTestRecord.model_validate(t) for t in diagnosis.integer_tests],
             orders=[OrderRecord.model_validate(order.to_json()) for order in diagnosis.orders],
-            attribution=attribution and AttributionRecord.of(attribution),
-            elimination=elimination and EliminationRecord.model_validate(elimination),
+            attribution=None if attribution is None else AttributionRecord.of(attribution),
+            elimination=None if elimination is None else EliminationRecord.model_validate(elimination),
         )
 
     def to_json(self) -> str:

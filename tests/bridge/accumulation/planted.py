@@ -56,7 +56,9 @@ class Planted:
         g = case.geometry
         y = np.zeros(g.output_shape)
         terms = [
-            tuple(np.broadcast_to(a, (*g.output_shape[:-1], g.channels, g.multiplier)).reshape(g.output_shape) for a in t)
+            tuple(
+                np.broadcast_to(a, (*g.output_shape[:-1], g.channels, g.multiplier)).reshape(g.output_shape) for a in t
+            )
             for t in case.tap_terms()
         ]
         for index in np.ndindex(*g.output_shape):
@@ -95,7 +97,9 @@ class Planted:
             elif node.kind == "empty":
                 value[node] = 0.0
             elif len(below) == 2:
-                value[node] = result(*map(Fraction, below), plain=sum(below)) if np.isfinite(below).all() else sum(below)
+                value[node] = (
+                    result(*map(Fraction, below), plain=sum(below)) if np.isfinite(below).all() else sum(below)
+                )
             else:
                 value[node] = self._aligned(below)
         return value[tree]
@@ -127,7 +131,8 @@ def random_tree(rng, leaves, fused=True, most_operands=2) -> Tree:
 def a_case(rng, *, taps=(3,), spatial=(7,), channels=2, bias=False, dtype=np.float32, **options) -> Case:
     """Normal random numbers on a small geometry."""
     x, kernel, b = (
-        rng.standard_normal(shape).astype(dtype) for shape in ((1, *spatial, channels), (*taps, 1, channels), (channels,))
+        rng.standard_normal(shape).astype(dtype)
+        for shape in ((1, *spatial, channels), (*taps, 1, channels), (channels,))
     )
     return Case(x, kernel, b if bias else None, **options)
 

@@ -70,7 +70,9 @@ def test_a_float64_fused_multiply_add_is_right_at_the_ends_of_the_range(x, w, c)
 
 
 @pytest.mark.parametrize("fmt", [FLOAT64, FLOAT32], ids=lambda fmt: fmt.name)
-@pytest.mark.parametrize(("x", "w", "c"), [(np.inf, 0, 1), (np.inf, 1, -np.inf), (np.inf, 1, 1), (0, -1, -0.0), (0, -1, 0)])
+@pytest.mark.parametrize(
+    ("x", "w", "c"), [(np.inf, 0, 1), (np.inf, 1, -np.inf), (np.inf, 1, 1), (0, -1, -0.0), (0, -1, 0)]
+)
 def test_a_fused_multiply_add_treats_infinities_and_zeros_as_ieee_754_does(fmt, x, w, c):
     accumulator = Accumulator(fmt)
     with np.errstate(all="ignore"):

@@ -64,7 +64,9 @@ def test_a_deep_chain_neither_recurses_nor_loses_its_text():
     assert Tree.parse(str(chain)) is chain
 
 
-@pytest.mark.parametrize("text", ["", "0+", "+0", "(0)", "(0+1", "0)", "F[0]", "F[b, 0]", "F[(0+1), 2]", "E[0]", "x", "0 1"])
+@pytest.mark.parametrize(
+    "text", ["", "0+", "+0", "(0)", "(0+1", "0)", "F[0]", "F[b, 0]", "F[(0+1), 2]", "E[0]", "x", "0 1"]
+)
 def test_what_is_no_text_form_is_refused_with_its_text(text):
     with pytest.raises(ValueError, match="expected"):
         Tree.parse(text)

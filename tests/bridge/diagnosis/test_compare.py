@@ -1,10 +1,13 @@
 """The verdicts of compare: which, why and where."""
 
+import hypothesis.strategies as st
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given, settings
 
 from bridge import Case, Verdict, compare
+from bridge.case import DTYPES
 from bridge.numerics import (
     BFLOAT16,
     Arithmetic,
@@ -14,6 +17,7 @@ from bridge.numerics import (
     exact_kernel_gradient,
 )
 from tests.bridge.diagnosis.mutations import backwards, in_order, rounded
+from tests.strategies import problems
 
 
 @pytest.fixture
@@ -240,6 +244,34 @@ def test_gradients_get_verdicts_too(rng, quantity, change, verdict, name):
     gradient = GRADIENTS[quantity]
     result = compare(gradient(*change(case, dy)).value, gradient(case, dy).value, case, quantity=quantity, dy=dy)
     assert (result.verdict, result.name) == (verdict, name)
+
+
+# Any geometry: every padding kind, sizes of zero and one, any batch axes, in every dtype
+
+
+@settings(max_examples=60)
+@given(problems(), st.sampled_from(list(DTYPES.values())), st.sampled_from(["add", "scale", "nan", "roll"]))
+def test_a_planted_error_never_passes_on_any_geometry(problem, dtype, plant):
+    x, kernel, bias = problem.arrays(dtype)
+    case = Case(x, kernel, bias, **problem.options)
+    total = exact(case)
+    rng = np.random.default_rng(problem.seed)
+    y = total.value.copy()
+    hit = rng.random(y.shape) < rng.choice([0.02, 0.5, 1])
+    if plant == "add":
+        y = np.where(hit, y + dtype.type(3), y)
+    elif plant == "scale":
+        y = np.where(hit, y * dtype.type(1.5), y)
+    elif plant == "nan":
+        y = np.where(hit, dtype.type(np.nan), y)
+    else:
+        y = np.roll(y, 1, axis=int(rng.integers(y.ndim)))
+    declared = Arithmetic.of(dtype, flushes_subnormals=True, output_roundings=1 if bias is None else 2)
+    allowed = error_bound(declared, total) + total.reference_error
+    conforms = (np.abs(y.astype(np.float64) - total.reference) <= allowed).all()
+    result = compare(y, total.value, case)
+    decided = bool(y.size) and ((x.any() and kernel.any()) or bias is not None)
+    assert result.verdict.passes == (conforms and (decided or result.different > 0)), result
 
 
 # Bad input

@@ -86,7 +86,7 @@ def jax_gradients(case, dy):
         return {"dx": np.asarray(dx), "dkernel": np.asarray(dkernel)}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_real_gradients_raise_no_false_alarm(rng, full, dtype):
     references = {"dx": exact_input_gradient, "dkernel": exact_kernel_gradient}
     done = 0

@@ -4,6 +4,8 @@ import shutil
 
 import pytest
 
+from bridge.accumulation import Tree
+from bridge.accumulation.drawing import tree_svg
 from bridge.report.html import to_html
 from tests.bridge.report import planted
 
@@ -36,9 +38,7 @@ def browser(tmp_path_factory):
 @pytest.fixture(scope="module")
 def files(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
-    orders = {
-        "up": '<svg viewBox="0 0 900 40" width="900" role="img" aria-label="a tree"><path d="M0 0L900 40"/></svg>'
-    }
+    orders = {"up": [("54 of 150 elements", tree_svg(Tree.parse("F[8, ((0+1)+(2+3))]"), "up"))]}
     for name, make in KINDS.items():
         text = to_html(
             make(request.config.option.seed), command="jaxdw parity", attribution=planted.Shares(), orders=orders

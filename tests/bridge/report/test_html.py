@@ -14,7 +14,7 @@ from bridge.report.html import to_html
 from tests.bridge.report import planted
 
 VOID = {"meta", "link", "br", "wbr", "img"}
-ORDERS = {"up": "<svg viewBox='0 0 9 9' role='img' aria-label='a tree'><path d='M0 0L9 9'/></svg>"}
+ORDERS = {"up": [("one", "<svg viewBox='0 0 9 9' role='img' aria-label='a tree'><path d='M0 0L9 9'/></svg>")]}
 
 
 class Page(html.parser.HTMLParser):

@@ -1,6 +1,7 @@
 """Reading what PyTorch writes: dtypes kept, no code run, every choice the user's."""
 
 import contextlib
+import functools
 import json
 import os
 import pickle
@@ -35,7 +36,7 @@ def saved(path, content, **options):
 
 
 def bits(tensor):
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return tensor.detach().resolve_conj().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def assert_same(arrays, tensors):
@@ -66,10 +67,14 @@ def awkward(seed):
     }
 
 
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before 1.6"])
-def test_a_file_of_torch_save_keeps_every_dtype_and_bit(zipped, seed, tmp_path):
+def test_a_file_of_torch_save_keeps_every_dtype_and_bit(seed, tmp_path):
     tensors = awkward(seed)
-    path = saved(tmp_path / "a.pt", tensors, _use_new_zipfile_serialization=zipped)
+    assert_same(load_weights(saved(tmp_path / "a.pt", tensors)), tensors)
+
+
+def test_the_format_before_pytorch_1_6_is_read_too(seed, tmp_path):
+    tensors = {name: tensor for name, tensor in awkward(seed).items() if not name.startswith("float8")}
+    path = saved(tmp_path / "a.pt", tensors, _use_new_zipfile_serialization=False)
     assert_same(load_weights(path), tensors)
 
 
@@ -91,8 +96,9 @@ def test_wrappers_are_taken_off():
     plain = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8))
     expected = plain.state_dict()
     assert_same(load_weights(nn.DataParallel(plain)), expected)
-    assert_same(load_weights(torch.compile(nn.DataParallel(torch.compile(plain)))), expected)
-    part = nn.Sequential(torch.compile(plain[0]), plain[1])
+    compiled = functools.partial(torch.compile, backend="eager")
+    assert_same(load_weights(compiled(nn.DataParallel(compiled(plain)))), expected)
+    part = nn.Sequential(compiled(plain[0]), plain[1])
     assert_same(load_weights(part), expected)
 
 
@@ -144,9 +150,7 @@ def test_a_flipped_bit_or_a_cut_of_a_zip_is_found_or_changes_nothing(tmp_path_fa
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before 1.6"])
 def test_a_tensor_that_claims_10_to_the_15_elements_is_refused(zipped, tmp_path):
-    path = saved(
-        tmp_path / "a.pt", {"a": torch.ones(1).expand(10**15)}, _use_new_zipfile_serialization=zipped
-    )
+    path = saved(tmp_path / "a.pt", {"a": torch.ones(1).expand(10**15)}, _use_new_zipfile_serialization=zipped)
     with pytest.raises(ValueError, match="'a' claims 1000000000000000 elements, more than the file"):
         load_weights(path)
 
@@ -191,18 +195,18 @@ def test_other_files_are_refused_with_likely_causes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, tensor, message",
+    "make, message",
     [
-        ("sparse", torch.eye(2).to_sparse(), "'a' is sparse"),
-        ("quantized", torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "'a' is quantized"),
-        ("meta", torch.ones(2, device="meta"), "'a' is without data"),
-        ("complex32", torch.zeros(2, dtype=torch.complex32), "complex32, which NumPy and ml_dtypes lack"),
+        (lambda: torch.eye(2).to_sparse(), "'a' is sparse"),
+        (lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "'a' is quantized"),
+        (lambda: torch.ones(2, device="meta"), "'a' is without data"),
+        (lambda: torch.empty(2, dtype=torch.float4_e2m1fn_x2), "float4_e2m1fn_x2, which NumPy and ml_dtypes lack"),
     ],
 )
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_tensor_without_a_dense_form_is_refused(name, tensor, message):
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch's, that these tensors are deprecated or experimental
+def test_a_tensor_without_a_dense_form_is_refused(make, message):
     with pytest.raises(TypeError, match=message):
-        load_weights({"a": tensor})
+        load_weights({"a": make()})
 
 
 AVERAGED = {name: tensor + 1 for name, tensor in WEIGHTS.items()}
@@ -217,7 +221,11 @@ AVERAGED = {name: tensor + 1 for name, tensor in WEIGHTS.items()}
         ({"state_dict": WEIGHTS, "state_dict_ema": AVERAGED}, {"part": "state_dict"}, WEIGHTS),
         ({"a": {"b": WEIGHTS}}, {"part": "a.b"}, WEIGHTS),
         ({f"net.{name}": t for name, t in WEIGHTS.items()} | {"loss.a": torch.ones(1)}, {"prefix": "net."}, WEIGHTS),
-        ({"n_averaged": torch.tensor(2)} | {f"module.{n}": t for n, t in AVERAGED.items()}, {"prefix": "module."}, AVERAGED),
+        (
+            {"n_averaged": torch.tensor(2)} | {f"module.{n}": t for n, t in AVERAGED.items()},
+            {"prefix": "module."},
+            AVERAGED,
+        ),
     ],
 )
 def test_the_part_that_is_asked_for_is_taken(checkpoint, options, expected, tmp_path):

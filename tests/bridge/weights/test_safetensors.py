@@ -16,9 +16,19 @@ from bridge.weights.safetensors_ import DTYPES
 
 
 def tensors_of(dtype, rng):
-    raw = rng.integers(0, 2, (2, 3, 4), np.uint8) if dtype == bool else rng.integers(0, 256, 24 * dtype.itemsize, np.uint8)
+    raw = (
+        rng.integers(0, 2, (2, 3, 4), np.uint8)
+        if dtype.kind == "b"
+        else rng.integers(0, 256, 24 * dtype.itemsize, np.uint8)
+    )
     full = raw.reshape(-1).view(dtype).reshape(2, 3, 4)
-    return {"full": full, "turned": full.T, "strided": full[:, ::2], "scalar": full[0, 0, 0].reshape(()), "none": full[:0]}
+    return {
+        "full": full,
+        "turned": full.T,
+        "strided": full[:, ::2],
+        "scalar": full[0, 0, 0].reshape(()),
+        "none": full[:0],
+    }
 
 
 def same(a, b):
@@ -110,7 +120,9 @@ def test_a_header_that_lies_is_refused(lie, tmp_path):
         read_safetensors(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"1234567", (2**63).to_bytes(8, "little"), b"version https://git-lfs.github.com/"])
+@pytest.mark.parametrize(
+    "content", [b"", b"1234567", (2**63).to_bytes(8, "little"), b"version https://git-lfs.github.com/"]
+)
 def test_a_file_that_is_no_safetensors_is_refused(content, tmp_path):
     (tmp_path / "a.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.safetensors is no whole safetensors file.*Likely causes: \(a\)"):
