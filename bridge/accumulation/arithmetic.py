@@ -1,9 +1,10 @@
 """Additions, products and fused multiply-adds in NumPy, rounded as an accumulator of a given format rounds them.
 
-A fused multiply-add rounds x w + c once. With operands of at most 26 bits, x w is exact in float64 and x w + c is one float64
-addition away; rounding that again to the accumulator could round twice. Rounding to odd prevents it (Boldo & Melquiond,
-"Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to odd", IEEE Trans. Computers 57, 2008):
-an inexact intermediate result of at least p + 2 bits whose last bit is made odd rounds to p bits as the exact value does.
+A fused multiply-add rounds x w + c once. With operands of at most 26 bits, x w is exact in float64 and x w + c is one
+float64 addition away; rounding that again to the accumulator could round twice. Rounding to odd prevents it (Boldo &
+Melquiond, "Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to odd", IEEE Trans.
+Computers 57, 2008): an inexact intermediate result of at least p + 2 bits whose last bit is made odd rounds to p bits
+as the exact value does.
 """
 
 from __future__ import annotations

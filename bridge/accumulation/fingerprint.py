@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -180,7 +180,7 @@ def holds_products(subject: Subject, tree: Tree, where: np.ndarray) -> bool:
     p = subject.format.precision
     a = p // 2
     b = p + 1 - a
-    leaves = [leaf for leaf in tree.leaves if leaf != BIAS]
+    leaves = [leaf for leaf in tree.leaves if isinstance(leaf, int)]
     if len(leaves) < 2:
         return True
     weights = np.zeros(len(subject.names))
@@ -225,18 +225,18 @@ def starts_from_zero(subject: Subject) -> np.ndarray:
 
 
 def algorithm(subject: Subject) -> str:
-    """What computes a convolution, but not as sums of products: named by how far a number reaches that it should not."""
+    """What computes a convolution, but not as sums of products: named by what a number reaches that it should not."""
     g = subject.case.geometry
     if 0 in g.x_shape or not subject.products:
         return ""
     position = tuple(n // 2 for n in g.spatial)
-    image = (0,) * len(g.batch)
+    image: tuple[Any, ...] = (0,) * len(g.batch)
     reads = np.ones((), bool)
     for source, at in zip(g.sources, position):
         reads = np.logical_and.outer(reads, (source == at).any(axis=1))
 
     def impulse(background: float, height: float, first_weight: float) -> tuple[np.ndarray, np.ndarray]:
-        """`(actual, exact)` of the first channel of the first image, with one input and the first tap unlike the others."""
+        """`(actual, exact)`, first image and channel: one input, and the first tap, unlike the others."""
         x, kernel = np.full(g.x_shape, background), np.ones(g.kernel_shape)
         x[(*image, *position, 0)] = height
         kernel.reshape(g.taps, g.features)[0] = first_weight

@@ -1,12 +1,12 @@
 """From sizes of common subtrees to the tree: leaves are inserted one at a time.
 
-Let l(i, j) be the number of leaves under the lowest common ancestor of leaves i and j, in the whole tree. The ancestors of
-a leaf are nested, so l tells them apart: FPRev (Xie et al., USENIX ATC 2025) asks for l from a pivot to all other leaves and
-recurses. Here leaf t joins the tree of the leaves before it, whose nodes carry their l. One l(t, s) says where on the
-way from s to the root t branches off: between two nodes, which settles t, or at a node, and then the search goes on
-below that node's other operands. A good guess of s settles t at once, n - 1 questions in all: where a like tree, that of other output elements, has it;
-else beside the leaf before it, for sums that run through their leaves in order, or in blocks, or in halves; or one stride
-back, for sums in interleaved lanes.
+Let l(i, j) be the number of leaves under the lowest common ancestor of leaves i and j, in the whole tree. The
+ancestors of a leaf are nested, so l tells them apart: FPRev (Xie et al., USENIX ATC 2025) asks for l from a pivot to
+all other leaves and recurses. Here leaf t joins the tree of the leaves before it, whose nodes carry their l. One l(t,
+s) says where on the way from s to the root t branches off: between two nodes, which settles t, or at a node, and then
+the search goes on below that node's other operands. A good guess of s settles t at once, n - 1 questions in all:
+where a like tree, that of other output elements, has it; else beside the leaf before it, for sums that run through
+their leaves in order, or in blocks, or in halves; or one stride back, for sums in interleaved lanes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Question:
 
 @dataclasses.dataclass(eq=False)
 class _Node:
-    """A subtree of the leaves inserted so far; `size` counts its leaves in the whole tree, `mask` holds those so far."""
+    """A subtree of the leaves so far; `size` counts its leaves in the whole tree, `mask` holds those inserted."""
 
     mask: int
     size: int
@@ -79,11 +79,12 @@ class Insertion:
 
     def meeting(self, i: int, j: int) -> tuple[int, bool, bool]:
         """`(l(i, j), whether i itself is an operand where they meet, whether j is)`, of the whole tree."""
-        below, node = None, self._nodes[i]
-        while not node.mask >> j & 1:
-            below, node = node, node.parent
+        node: _Node | None = self._nodes[i]
+        while node is not None and not node.mask >> j & 1:
+            node = node.parent
+        assert node is not None
         two = len(node.operands) == 2
-        return node.size, two and below is self._nodes[i], two and self._nodes[j].parent is node
+        return node.size, two and self._nodes[i].parent is node, two and self._nodes[j].parent is node
 
     def tree(self, name: Sequence[Leaf], fused: frozenset[int] = frozenset()) -> Tree:
         """The whole tree with leaf i called `name[i]`, where the products of `fused` enter unrounded."""
@@ -123,7 +124,7 @@ class Insertion:
             return None
         region, elsewhere, first_guess = self._root, [], True
         while True:
-            # `leaf` is in or just above `region`, or in or above one of `elsewhere`, or one more operand of their parent
+            # `leaf` is in or just above `region` or one of `elsewhere`, or is one more operand of their parent.
             ceiling = region.parent.size if region.parent else len(self._order) + 1
             partner = next((s for s in known if region.mask >> s & 1), None)
             if partner is None:
@@ -131,12 +132,12 @@ class Insertion:
             first_guess = False
             size = known[partner]
             below = self._nodes[partner]
-            while below is not region and below.parent.size < size:
-                below = below.parent
-            if below is not region and below.parent.size == size:
-                if below.parent.mask.bit_count() == size:
+            while below is not region and (parent := below.parent) is not None and parent.size < size:
+                below = parent
+            if below is not region and (parent := below.parent) is not None and parent.size == size:
+                if parent.mask.bit_count() == size:
                     raise Contradiction(f"leaves {leaf} and {partner} meet below {size} leaves, which are others")
-                region, *elsewhere = (operand for operand in below.parent.operands if operand is not below)
+                region, *elsewhere = (operand for operand in parent.operands if operand is not below)
             elif size < ceiling:
                 self._branch_off(new, below, size)
                 break
@@ -144,8 +145,10 @@ class Insertion:
                 raise Contradiction(f"leaves {leaf} and {partner} meet above {ceiling} leaves, where they cannot")
             elif elsewhere:
                 region, *elsewhere = elsewhere
-            else:
-                self._join(new, region.parent)
+            else:  # one more operand of a multi-way addition
+                new.parent = region.parent
+                region.parent.operands.append(new)
+                _add_to_masks(region.parent, new.mask)
                 break
         self._nodes[leaf] = new
         return None
@@ -160,12 +163,6 @@ class Insertion:
             siblings[siblings.index(sibling)] = node
         sibling.parent = new.parent = node
         self._note(new, sibling.mask)
-        _add_to_masks(node, new.mask)
-
-    def _join(self, new: _Node, node: _Node) -> None:
-        """`new` as one more operand of a multi-way addition."""
-        new.parent = node
-        node.operands.append(new)
         _add_to_masks(node, new.mask)
 
     def _note(self, new: _Node, sibling: int) -> None:

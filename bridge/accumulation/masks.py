@@ -1,12 +1,14 @@
 """The numbers that make an implementation show the order in which it adds.
 
-FPRev's probe (Xie et al., USENIX ATC 2025): one leaf is +M, one -M, all others 1, with M so large that M + n rounds to M.
-Ones that join the sum before +M and -M have met are lost, so the result counts the leaves outside their common subtree.
+FPRev's probe (Xie et al., USENIX ATC 2025): one leaf is +M, one -M, all others 1, with M so large that M + n rounds
+to M. Ones that join the sum before +M and -M have met are lost, so the result counts the leaves outside their common
+subtree.
 
-Here the same run also shows fused multiply-adds. The two masks are products (1 + 2^-a)(1 + 2^-b) 2^e whose exact value
-exceeds the nearest p-bit number by r = 2^(e-p-1), a quarter of an ulp, where a + b = p + 1. A product that enters rounded loses r. If
-product i enters unrounded where -M is (rounded) on the other side, r survives: y = +r + count; if product j does, y = -r + count.
-The count stays below r/4, and r + count below half an ulp of M, so neither disturbs the other.
+Here the same run also shows fused multiply-adds. The two masks are products (1 + 2^-a)(1 + 2^-b) 2^e, a + b = p + 1,
+whose exact value exceeds the nearest p-bit number by r = 2^(e-p-1), a quarter of an ulp. A product that enters
+rounded loses r. If product i enters unrounded where -M is (rounded) on the other side, r survives: y = +r + count; if
+product j does, y = -r + count. The count stays below r/4, and r + count below half an ulp of M, so neither disturbs
+the other.
 """
 
 from __future__ import annotations

@@ -36,11 +36,11 @@ class Fingerprint:
       x, kernel: what inputs and weights are rounded to before they are multiplied.
       output: what a result is rounded to.
       accumulator: where sums are kept. Where no element adds three terms, none shows: None.
-      products: "fused" where products enter unrounded (the trees say which; one that starts a sum, or one lane of it, is
-        rounded either way), "rounded" where none is seen to, "exact" where the accumulator is wide enough for all.
+      products: "fused" where products enter unrounded (the trees say which; one that starts a sum, or one lane of it,
+        is rounded either way), "rounded" where none is seen to, "exact" where the accumulator is wide enough for all.
       flushed: which subnormal numbers become zero: any of "x", "kernel", "output".
       padding_taps: "skipped", "multiplied" (by zero), or "mixed".
-      bias: where it enters: "first", "last", "inside", or "rounded": last, after the sum was rounded to the output format.
+      bias: where it enters: "first", "last", "inside"; "rounded" is last, after a rounding to the output format.
       zero_start: whether sums start from +0, which only the sign of a zero tells.
       deterministic: whether a second run gave the same bits.
       order_runs: runs that the order (and FMA, where the same runs show it) took.
@@ -130,8 +130,9 @@ class AccumulationOrder:
 
     def classes(self) -> list[tuple[Tree | NotASum, int, tuple[int, ...]]]:
         """`(tree or refusal, elements, index of the first)`, the most frequent first, refusals last."""
-        found = []
-        for tree in (*self.trees, *self.refusals):
+        found: list[tuple[Tree | NotASum, int, tuple[int, ...]]] = []
+        outcomes: tuple[Tree | NotASum, ...] = (*self.trees, *self.refusals)
+        for tree in outcomes:
             where = self.elements(tree).ravel()
             first = np.unravel_index(int(where.argmax()), self.labels.shape)
             found.append((tree, int(where.sum()), tuple(int(i) for i in first)))

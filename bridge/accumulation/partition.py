@@ -1,4 +1,4 @@
-"""Output elements grouped by all that they have answered so far: elements of one group are summed alike, as far as is known."""
+"""Output elements grouped by what they have answered: those of one group are summed alike, as far as is known."""
 
 from __future__ import annotations
 
@@ -64,6 +64,13 @@ class Group:
         self.settled = question is None
         return question
 
+    @property
+    def whole(self) -> Insertion:
+        """The tree of a settled group."""
+        assert self.insertion is not None
+        assert self.settled
+        return self.insertion
+
 
 class Partition:
     """Every element's group; refined as answers come in.
@@ -90,7 +97,7 @@ class Partition:
         """The known tree that has most of these leaves."""
         known = [group for group in self.groups if group.settled and not group.exact and group.refusal is None]
         shared = set(leaves)
-        return max(known, key=lambda group: len(shared & set(group.leaves))).insertion if known else None
+        return max(known, key=lambda group: len(shared & set(group.leaves))).whole if known else None
 
     @property
     def without_tree(self) -> int:
@@ -135,14 +142,14 @@ class Partition:
                 continue
             unrounded = fused_leaves(group)
             for i, partners in group.sizes.items():
-                if any(group.insertion.meeting(i, j)[0] != size for j, size in partners.items()):
+                if any(group.whole.meeting(i, j)[0] != size for j, size in partners.items()):
                     group.refusal = f"term {i} does not meet the others where they say that it does"
             for (i, j), sign in group.signs.items():
-                _, i_enters, j_enters = group.insertion.meeting(i, j)
+                _, i_enters, j_enters = group.whole.meeting(i, j)
                 if sign != (i_enters and i in unrounded) - (j_enters and j in unrounded):
                     group.refusal = f"a product is unrounded beyond its first addition (terms {i} and {j})"
 
 
 def fused_leaves(group: Group) -> frozenset[int]:
     """The leaves of a settled group that were seen to enter unrounded where they are added."""
-    return frozenset(i for (i, j), sign in group.signs.items() if sign > 0 and group.insertion.meeting(i, j)[1])
+    return frozenset(i for (i, j), sign in group.signs.items() if sign > 0 and group.whole.meeting(i, j)[1])

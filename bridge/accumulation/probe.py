@@ -1,9 +1,9 @@
 """Reveal the order in which an implementation adds, for every output element.
 
 The masks stand in the kernel and the input is the same everywhere, so one run asks the same question of every output
-element; those at the borders have fewer taps, and answer where both masks are among theirs. Elements with the same answers
-are one group. The largest group whose tree is not known asks next, and where several partners would serve it, it takes
-the one that serves most other groups too.
+element; those at the borders have fewer taps, and answer where both masks are among theirs. Elements with the same
+answers are one group. The largest group whose tree is not known asks next, and where several partners would serve it,
+it takes the one that serves most other groups too.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import numpy as np
 
 from bridge.accumulation import masks as masking
 from bridge.accumulation.masks import Masks
-from bridge.accumulation.order import AccumulationOrder, NotASum
-from bridge.accumulation.partition import Group, Partition, fused_leaves
-from bridge.accumulation.tree import BIAS, Leaf, Tree
+from bridge.accumulation.partition import Group, Partition
+from bridge.accumulation.tree import BIAS, Leaf
 from bridge.case import Case
 from bridge.numerics import Format, format_of
 
@@ -28,7 +27,8 @@ _TRIAL = 3
 class Runs(Protocol):
     """Anything that computes a case: a `bridge.Implementation`, or an object with the same two members."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def run(self, case: Case) -> np.ndarray: ...
 
@@ -44,7 +44,7 @@ class Subject:
     """
 
     def __init__(self, implementation: Runs | Callable[[Case], np.ndarray], case: Case, *, products: bool = True):
-        self._run = getattr(implementation, "run", implementation)
+        self._run: Any = getattr(implementation, "run", implementation)
         if not callable(self._run):
             raise TypeError(f"`implementation` is {implementation!r}, expected a function of a Case, or one as `.run`")
         self.name = getattr(implementation, "name", getattr(implementation, "__name__", "function"))
@@ -97,7 +97,7 @@ class Subject:
 def ask(subject: Subject, partition: Partition, masks: Masks, i: int, j: int) -> None:
     """One question of all elements: +M at leaf i, -M at leaf j."""
     terms = len(subject.names)
-    sign, count, sound = 0, 0, True
+    answers = []
     for units in masks.unit_sets([leaf for leaf in range(terms) if leaf not in (i, j)]):
         weights = np.zeros(terms)
         weights[list(units)] = masks.unit
@@ -105,9 +105,9 @@ def ask(subject: Subject, partition: Partition, masks: Masks, i: int, j: int) ->
         if subject.names[-1] == BIAS:
             scale = {i: masks.bias_mask, j: -masks.bias_mask}
             weights[-1] = scale.get(terms - 1, masks.x * weights[-1])
-        signs, counts, decoded = masks.decode(subject.probe(masks.x, weights), len(units))
-        sign, count, sound = signs, count + counts, sound & decoded
-    partition.record(i, j, (sign, count, sound), terms, masks)
+        answers.append(masks.decode(subject.probe(masks.x, weights), len(units)))
+    signs, counts, sound = (np.stack(parts) for parts in zip(*answers))
+    partition.record(i, j, (signs[0], counts.sum(axis=0), np.logical_and.reduce(sound)), terms, masks)
 
 
 def settle(subject: Subject, partition: Partition, masks: Masks, most: int | None = None) -> None:
@@ -169,7 +169,7 @@ def reveal_rounding_of_products(subject: Subject, partition: Partition, accumula
             return
         group, leaf = max(wanting, key=lambda pair: pair[0].count)
         groups = [other for other, wanted in wanting if wanted == leaf]
-        partner = most_shared(leaf, group.insertion.siblings(leaf), groups)
+        partner = most_shared(leaf, group.whole.siblings(leaf), groups)
         ask(subject, partition, masks, leaf, partner)
 
 
@@ -180,6 +180,6 @@ def _unknown_products(group: Group, names: tuple[Leaf, ...]) -> list[int]:
         leaf
         for leaf in group.leaves
         if names[leaf] != BIAS
-        and (siblings := group.insertion.siblings(leaf))
+        and (siblings := group.whole.siblings(leaf))
         and not any((leaf, sibling) in group.signs for sibling in siblings)
     ]

@@ -9,23 +9,23 @@ import numpy as np
 
 from bridge.accumulation.arithmetic import Accumulator, flush
 from bridge.accumulation.order import AccumulationOrder, Rounding
-from bridge.accumulation.tree import BIAS, Tree
+from bridge.accumulation.tree import BIAS, Leaf, Tree
 from bridge.case import Case
 from bridge.numerics import FLOAT32, FLOAT64, cast, exact, format_of, round_to, truncate_to
 
 #: Elements at a time: a handful of float64 arrays of them stay in a core's cache.
 _BLOCK = 1 << 15
 
-#: The operands of a tap, (x, w), and with `BIAS` the bias, (b, None); they broadcast to one shape.
-Operands = Callable[[int | str], tuple[np.ndarray, np.ndarray | None]]
+#: The operands of a leaf, which broadcast to one shape: (x, w) of a tap; of the bias (b, 1).
+Operands = Callable[[Leaf | None], tuple[np.ndarray, np.ndarray]]
 
 
 def replay(order: AccumulationOrder, case: Case) -> np.ndarray:
     """What the implementation computes for this case, if its order is as revealed: bit for bit.
 
     Trees are walked node by node, for blocks of output elements. Fused multiply-adds round once, as the hardware's do;
-    subnormal numbers are flushed where the implementation's were. A zero that a fused multiply-add underflows to in a sum
-    that starts from zero may have the other sign.
+    subnormal numbers are flushed where the implementation's were. A zero that a fused multiply-add underflows to, in a
+    sum that starts from zero, may have the other sign.
 
     Args:
       order: what `reveal` returned for the same geometry and dtype.
@@ -92,9 +92,10 @@ def _walk(tree: Tree, operands: Operands, order: AccumulationOrder) -> np.ndarra
         match node.kind:
             case "empty":
                 result = np.zeros((), add_up.dtype)
+            case "leaf" if node.leaf == BIAS:
+                result = add_up.hold(operands(BIAS)[0])
             case "leaf":
-                x, w = operands(node.leaf)
-                result = add_up.hold(x) if w is None else multiply.product(x, w).astype(add_up.dtype)
+                result = multiply.product(*operands(node.leaf)).astype(add_up.dtype)
             case "fma":
                 result = add_up.fma(*operands(node.leaf), below[0])
             case "add" if node is tree and fingerprint.bias == "rounded":
@@ -119,7 +120,7 @@ def _output(y: np.ndarray, order: AccumulationOrder) -> np.ndarray:
 
 
 def _multiply_padding(y: np.ndarray, case: Case) -> None:
-    """What a product of zero and a weight does to a sum: NaN from a weight that is not finite, +0 to a sum that is -0."""
+    """What zero times a weight does to a sum: NaN from a weight that is not finite, +0 to a sum that is -0."""
     negative_zero = (y == 0) & np.signbit(y)
     if np.isfinite(case.kernel).all() and not negative_zero.any():
         return
@@ -135,7 +136,7 @@ def _blocks(where: np.ndarray, case: Case) -> Iterator[tuple[tuple, Operands]]:
     """Indices of the output, and the operands there: views where the elements fill a box, gathered where not."""
     if not where.any():
         return
-    box = tuple(_extent(where.any(axis=_all_but(axis, where.ndim))) for axis in range(where.ndim))
+    box = tuple(_extent(np.asarray(where.any(axis=_all_but(axis, where.ndim)))) for axis in range(where.ndim))
     if where[box].all():
         for block in _boxes(box):
             yield block, _box_operands(case, block)
@@ -172,15 +173,15 @@ def _boxes(box: tuple[slice, ...]) -> Iterator[tuple[slice, ...]]:
 def _box_operands(case: Case, block: tuple[slice, ...]) -> Operands:
     g = case.geometry
     batch, spatial, features = block[: len(g.batch)], block[len(g.batch) : -1], block[-1]
-    weights = case.kernel.reshape(g.taps, g.features)
+    weights, bias, one = _weights(case)
     channels: slice | np.ndarray = features
     if g.multiplier > 1:
         channels = np.arange(features.start, features.stop) // g.multiplier
     x = case.x[(*batch, ..., channels)]
 
-    def operands(leaf: int | str) -> tuple[np.ndarray, np.ndarray | None]:
-        if leaf == BIAS:
-            return case.bias[features], None
+    def operands(leaf: Leaf | None) -> tuple[np.ndarray, np.ndarray]:
+        if not isinstance(leaf, int):
+            return bias[features], one
         taps = np.unravel_index(leaf, g.kernel_size)
         window = x
         for axis, (source, tap, rows) in enumerate(zip(g.sources, taps, spatial)):
@@ -190,6 +191,13 @@ def _box_operands(case: Case, block: tuple[slice, ...]) -> Operands:
         return window, weights[leaf, features]
 
     return operands
+
+
+def _weights(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The weights by tap and feature, the bias by feature, and one."""
+    g = case.geometry
+    bias = np.zeros(g.features, case.dtype) if case.bias is None else case.bias
+    return case.kernel.reshape(g.taps, g.features), bias, np.ones((), case.dtype)
 
 
 def _as_slice(index: np.ndarray) -> slice | np.ndarray:
@@ -203,11 +211,11 @@ def _as_slice(index: np.ndarray) -> slice | np.ndarray:
 def _gathered_operands(case: Case, at: tuple[np.ndarray, ...]) -> Operands:
     g = case.geometry
     batch, spatial, feature = at[: len(g.batch)], at[len(g.batch) : -1], at[-1]
-    weights = case.kernel.reshape(g.taps, g.features)
+    weights, bias, one = _weights(case)
 
-    def operands(leaf: int | str) -> tuple[np.ndarray, np.ndarray | None]:
-        if leaf == BIAS:
-            return case.bias[feature], None
+    def operands(leaf: Leaf | None) -> tuple[np.ndarray, np.ndarray]:
+        if not isinstance(leaf, int):
+            return bias[feature], one
         taps = np.unravel_index(leaf, g.kernel_size)
         sources = tuple(source[rows, tap] for source, tap, rows in zip(g.sources, taps, spatial))
         return case.x[(*batch, *sources, feature // g.multiplier)], weights[leaf, feature]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -135,10 +136,10 @@ def _as_if_wide(drawn: list[Case], outputs: list[np.ndarray]) -> bool:
     rounded_too, exact_too = True, True
     for case, y in zip(drawn, outputs):
         g = case.geometry
-        one = tuple(slice(0, 1) for _ in g.batch)
+        one: tuple[Any, ...] = (*[slice(0, 1)] * len(g.batch), ...)
         bias = None if case.bias is None else case.bias[: g.multiplier]
-        first = case.replace(x=case.x[(*one, ..., slice(0, 1))], kernel=case.kernel[..., : g.multiplier], bias=bias)
-        y = first.split_channels(y[(*one, ..., slice(0, g.multiplier))])
+        first = case.replace(x=case.x[(*one, slice(0, 1))], kernel=case.kernel[..., : g.multiplier], bias=bias)
+        y = first.split_channels(y[(*one, slice(0, g.multiplier))])
         total = np.zeros(y.shape) if bias is None else np.zeros(y.shape) + bias.astype(np.float64)
         of_rounded = total.copy()
         for x, w, _ in first.tap_terms():
@@ -156,7 +157,7 @@ def _accumulator(subject: Subject, partition: Partition, inputs: measure.Inputs)
         return None
     main = max(groups, key=lambda group: group.count)
     where = partition.labels == partition.groups.index(main)
-    return measure.accumulator(subject, main.insertion.tree(subject.names), where, inputs)
+    return measure.accumulator(subject, main.whole.tree(subject.names), where, inputs)
 
 
 def _accumulator_holds_products(subject: Subject, inputs: measure.Inputs, accumulator: Rounding | None) -> bool:
@@ -198,7 +199,7 @@ def _collect(subject: Subject, partition: Partition) -> tuple[list[Tree], np.nda
         elif group.exact:
             outcome = Tree.exact([subject.names[leaf] for leaf in group.leaves])
         else:
-            outcome = group.insertion.tree(subject.names, fused_leaves(group))
+            outcome = group.whole.tree(subject.names, fused_leaves(group))
         of_group.append(outcome)
         outcomes[outcome] = outcomes.get(outcome, 0) + group.count
     ranked = sorted(outcomes, key=lambda outcome: -outcomes[outcome])

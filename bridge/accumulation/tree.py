@@ -2,13 +2,13 @@
 
 Grammar of the text form, which `Tree.parse` reads back:
 
-    order  := "()" | leaf | sum | add
-    tree   := leaf | sum | "(" add ")"
-    leaf   := tap | "b"                         a product x_i w_i, rounded; i counts taps in raster order; b is the bias
-    add    := tree "+" tree { "+" tree }        one rounded addition; of three or more operands, one multi-way addition
-    sum    := "F[" tap ", " tree "]"            fma(x_i, w_i, tree): the product enters unrounded
-            | "E[" leaf ", " leaf { ", " leaf } "]"   the exact sum of products and bias, rounded once
-    tap    := "0" | "1" | ...
+    order := "()" | tree | add
+    tree  := leaf | fma | exact | "(" add ")"
+    leaf  := tap | "b"                                a rounded product x_i w_i, i in raster order; or the bias
+    add   := tree "+" tree { "+" tree }               one rounded addition; of three or more operands, a multi-way one
+    fma   := "F[" tap ", " tree "]"                   fma(x_i, w_i, tree): the product enters unrounded
+    exact := "E[" leaf ", " leaf { ", " leaf } "]"    the exact sum of products and bias, rounded once
+    tap   := "0" | "1" | ...
 
 Only the outermost addition stands without parentheses. `()` is the sum of nothing. Operands stand in the order of their
 smallest leaf, the bias after all taps, since addition commutes: one order has one text.
@@ -91,9 +91,9 @@ class Tree:
         return cls("add", None, operands)
 
     @classmethod
-    def fma(cls, tap: int, addend: Tree) -> Tree:
+    def fma(cls, tap: Leaf | None, addend: Tree) -> Tree:
         """fma(x_tap, w_tap, addend)."""
-        if tap == BIAS or not addend.leaves:
+        if not isinstance(tap, (int, np.integer)) or not addend.leaves:
             raise ValueError(f"`tap` is {tap!r} and `addend` {addend}, expected a tap and a tree with leaves")
         return cls("fma", cls.of(tap).leaf, (addend,))
 
@@ -204,7 +204,7 @@ class Tree:
         if opener == "F[" and len(operands) == 2 and operands[0].kind == "leaf":
             return cls.fma(operands[0].leaf, operands[1])
         if opener == "E[" and all(operand.kind == "leaf" for operand in operands):
-            return cls.exact([operand.leaf for operand in operands])
+            return cls.exact([leaf for operand in operands for leaf in operand.leaves])
         raise ValueError(f"`text` is {text!r}, expected (tree+tree), F[tap, tree] or E[leaf, leaf]")
 
     def to_json(self) -> Any:
@@ -239,7 +239,7 @@ class Tree:
     @property
     def fused(self) -> tuple[int, ...]:
         """The taps whose products enter unrounded, ascending."""
-        return tuple(sorted(node.leaf for node in self.nodes() if node.kind == "fma"))
+        return tuple(sorted(node.leaf for node in self.nodes() if node.kind == "fma" and isinstance(node.leaf, int)))
 
     def error_bound(self, products: np.ndarray, unit_roundoff: float, bias: np.ndarray | None = None) -> np.ndarray:
         """An upper bound of |computed - exact| for this very order and these very products, underflow aside.
@@ -265,7 +265,9 @@ class Tree:
         for node in self.nodes():
             below = [(value.pop(child), error.pop(child), magnitude.pop(child)) for child in node.children]
             if node.kind == "leaf":
-                p = bias if node.leaf == BIAS else products[node.leaf]
+                if node.leaf == BIAS and bias is None:
+                    raise ValueError("`bias` is None, expected an array: the tree adds one")
+                p = np.asarray(bias) if node.leaf == BIAS else products[node.leaf]
                 rounded = 0.0 if node.leaf == BIAS else unit_roundoff
                 value[node], error[node], magnitude[node] = p + zero, rounded * np.abs(p) + zero, np.abs(p) + zero
                 continue
@@ -281,4 +283,4 @@ class Tree:
 
 
 def _rank(leaf: Leaf) -> float:
-    return np.inf if leaf == BIAS else leaf
+    return np.inf if isinstance(leaf, str) else leaf

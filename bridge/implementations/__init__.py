@@ -47,6 +47,7 @@ class Algorithm:
       code: how to write it in the user's own code.
       seconds: takes a Case, how often to repeat, and every knob; returns the seconds of each repetition, arrays at hand
         and the result waited for.
+      input_gradient: takes a Case, the gradient dy by the output, and every knob; returns the gradient by x.
     """
 
     compute: Callable[..., np.ndarray]
@@ -55,6 +56,7 @@ class Algorithm:
     family: str
     code: str
     seconds: Callable[..., list[float]]
+    input_gradient: Callable[..., np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +132,12 @@ class Implementation:
                 f"{self.name} returned {y.dtype} {y.shape}, expected {case.dtype} {case.geometry.output_shape}"
             )
         return y
+
+    def input_gradient(self, case: Case, dy: np.ndarray) -> np.ndarray:
+        """The gradient of sum(dy y) by x, of x's shape and dtype, from the framework's own differentiation."""
+        if 0 in case.geometry.output_shape or 0 in case.geometry.x_shape:
+            return np.zeros(case.geometry.x_shape, case.dtype)
+        return self.algorithm.input_gradient(case, dy, **self.knobs)
 
     def seconds(self, case: Case, repetitions: int = 1) -> list[float]:
         """Seconds of each repetition, arrays at hand and the result waited for."""

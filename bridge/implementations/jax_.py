@@ -76,6 +76,19 @@ def _flags(xla: str) -> dict[str, str]:
     return {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {XLA[xla]}".strip()}
 
 
+def input_gradient(compute: Compute, case: Case, dy: np.ndarray, *, xla: str, **knobs: str) -> np.ndarray:
+    """The gradient of sum(dy y) by x, from `jax.vjp`."""
+    if xla != "default":
+        raise ValueError(f"`xla` is {xla!r} for a gradient, expected 'default': flags are set for outputs only")
+
+    def pulled_back(x, kernel, bias, geometry, precision):
+        y, pullback = jax.vjp(lambda x: compute(x, kernel, bias, geometry, precision), x)
+        return pullback(jnp.asarray(dy).astype(y.dtype))[0]
+
+    with _ready(pulled_back, case, **knobs) as call:
+        return np.asarray(call().astype(case.dtype))
+
+
 @contextlib.contextmanager
 def _ready(compute: Compute, case: Case, *, dtype: str, jit: str, precision: str) -> Iterator[Callable[[], jax.Array]]:
     """A call of compute on JAX arrays in the computation's dtype."""
@@ -169,6 +182,7 @@ def _algorithm(name: str, compute: Compute, roundings: int, about: str, family: 
         family,
         code,
         functools.partial(seconds, name, compute),
+        functools.partial(input_gradient, compute),
     )
 
 

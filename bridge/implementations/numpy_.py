@@ -18,6 +18,10 @@ def exact(case: Case) -> np.ndarray:
     return numerics.exact(case).value
 
 
+def input_gradient(case: Case, dy: np.ndarray) -> np.ndarray:
+    return numerics.exact_input_gradient(case, dy).value
+
+
 def seconds(case: Case, repetitions: int) -> list[float]:
     times = []
     for _ in range(repetitions):
@@ -39,5 +43,6 @@ ALGORITHMS = {
         "exact",
         "bridge.numerics.exact(case).value",
         seconds,
+        input_gradient,
     )
 }

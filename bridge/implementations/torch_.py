@@ -65,7 +65,7 @@ Compute = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, Geometry], 
 
 def run(compute: Compute, case: Case, **knobs: str) -> np.ndarray:
     """The output of compute(x, weight, bias, geometry)."""
-    with _ready(compute, case, **knobs) as call:
+    with _ready(compute, case, **knobs) as (call, _), torch.inference_mode():
         y = call()
         return to_numpy(y.to(getattr(torch, case.dtype.name)).movedim(1, -1)).reshape(case.geometry.output_shape)
 
@@ -73,7 +73,7 @@ def run(compute: Compute, case: Case, **knobs: str) -> np.ndarray:
 def seconds(compute: Compute, case: Case, repetitions: int, **knobs: str) -> list[float]:
     """The times of compute(x, weight, bias, geometry), tensors at hand."""
     times = []
-    with _ready(compute, case, **knobs) as call:
+    with _ready(compute, case, **knobs) as (call, _), torch.inference_mode():
         for _ in range(repetitions):
             start = time.perf_counter()
             call()
@@ -81,11 +81,22 @@ def seconds(compute: Compute, case: Case, repetitions: int, **knobs: str) -> lis
     return times
 
 
+def input_gradient(compute: Compute, case: Case, dy: np.ndarray, **knobs: str) -> np.ndarray:
+    """The gradient of sum(dy y) by x, from autograd."""
+    g = case.geometry
+    with _ready(compute, case, **knobs) as (call, x):
+        x.requires_grad_()
+        y = call()
+        upstream = to_tensor(np.moveaxis(dy.reshape(-1, *dy.shape[len(g.batch) :]), -1, 1)).to(y.dtype)
+        (dx,) = torch.autograd.grad(y, x, upstream)
+    return to_numpy(dx.to(getattr(torch, case.dtype.name)).movedim(1, -1)).reshape(g.x_shape)
+
+
 @contextlib.contextmanager
 def _ready(
     compute: Compute, case: Case, *, dtype: str, layout: str, **global_settings: str
-) -> Iterator[Callable[[], torch.Tensor]]:
-    """A call of compute on tensors in PyTorch's own layout and the computation's dtype, under the settings."""
+) -> Iterator[tuple[Callable[[], torch.Tensor], torch.Tensor]]:
+    """A call of compute on tensors in PyTorch's own layout and the computation's dtype, under the settings; and x."""
     g = case.geometry
     working = getattr(torch, case.dtype.name if dtype == "same" else dtype)
     flat = case.x.reshape(-1, *case.x.shape[len(g.batch) :])
@@ -97,8 +108,8 @@ def _ready(
             raise ValueError("`layout` is 'channels_last' in 1-D, expected 'contiguous': PyTorch has no such format")
         form = torch.channels_last if g.rank == 2 else torch.channels_last_3d
         x, weight = x.contiguous(memory_format=form), weight.contiguous(memory_format=form)
-    with settings(**global_settings), torch.inference_mode():
-        yield lambda: compute(x, weight, bias, g)
+    with settings(**global_settings):
+        yield lambda: compute(x, weight, bias, g), x
 
 
 @contextlib.contextmanager
@@ -289,7 +300,13 @@ def _algorithm(compute: Compute, bias_is_rounded_twice: bool, about: str, family
         return dataclasses.replace(base, input=_INPUTS[rounds_to], input_truncated=base.input is not None)
 
     return Algorithm(
-        functools.partial(run, compute), arithmetic, about, family, code, functools.partial(seconds, compute)
+        functools.partial(run, compute),
+        arithmetic,
+        about,
+        family,
+        code,
+        functools.partial(seconds, compute),
+        functools.partial(input_gradient, compute),
     )
 
 

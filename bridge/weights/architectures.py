@@ -6,6 +6,7 @@ The paths in Flax are those of `jaxdw.models.MobileNet`, the same for every orig
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -180,7 +181,7 @@ _TELLTALES = {
     "a DenseNet": r"denseblock\d+\.denselayer\d+\.",
     "an EfficientNet (lukemelas)": r"^_blocks\.\d+\._depthwise_conv\.",
     "an EfficientNet or another network of timm's blocks": r"^blocks\.\d+\.\d+\.conv_dw\.weight$",
-    "a ConvNeXt": r"stages\.\d+\.blocks\.\d+\.(conv_dw|gamma|mlp\.fc1\.weight)$",
+    "a ConvNeXt": r"stages\.\d+\.blocks\.\d+\.(conv_dw|gamma|mlp\.fc1)\b",
     "a vision transformer": r"(^|\.)blocks\.\d+\.attn\.qkv\.weight$",
     "a text transformer": r"(^|\.)(encoder\.layer|layers|h)\.\d+\.(attention|self_attn|attn)\.",
     "an Inception network": r"^Mixed_\d",
@@ -203,8 +204,13 @@ def coverage(book: RuleBook, torch: Sequence[str]) -> float:
 
 def rank_architectures(torch: Sequence[str]) -> list[tuple[float, Architecture]]:
     """Every known architecture with its coverage of these names, best first."""
-    scored = [(coverage(RuleBook(each.rules()), torch), each) for each in ARCHITECTURES.values()]
+    scored = [(coverage(book, torch), ARCHITECTURES[name]) for name, book in _books().items()]
     return sorted(scored, key=lambda pair: -pair[0])
+
+
+@functools.cache
+def _books() -> Mapping[str, RuleBook]:
+    return {name: RuleBook(architecture.rules()) for name, architecture in ARCHITECTURES.items()}
 
 
 def looks_like(torch: Sequence[str]) -> str | None:

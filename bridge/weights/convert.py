@@ -57,18 +57,20 @@ def to_flax(weights: Any, target: Any, rules: Rules | None = None) -> Converted:
     tree = Tree.of(target)
     label, book = choose_rules(rules, list(weights), tree)
     misfits, places = _match({name: book.from_torch(name) for name in weights}, "flax")
-    misfits.unplaced += [place for flax, place in places.items() if flax not in tree.leaves]
-    for flax, leaf in tree.leaves.items():
-        wanted = tuple(leaf.shape)
-        if flax in places:
-            given = weights[places[flax].torch].shape
-            if places[flax].layout.flax_shape(given) != wanted:
-                misfits.shapes.append((places[flax], given, wanted))
-        elif not misfits.names(flax):
-            misfits.missing[flax] = wanted, next((place.torch for place in book.from_flax(flax)), None)
+    wanted = {flax: tuple(leaf.shape) for flax, leaf in tree.leaves.items()}
+    for flax, place in places.items():
+        given = weights[place.torch].shape
+        if flax not in wanted:
+            misfits.unplaced.append(place)
+        elif place.layout.flax_shape(given) != wanted[flax]:
+            misfits.shapes.append((place, given, wanted[flax]))
+    for flax in wanted:
+        if flax not in places and not misfits.names(flax):
+            misfits.missing[flax] = wanted[flax], next((place.torch for place in book.from_flax(flax)), None)
     misfits.settings += _differing(settings, tree.layers, book)
-    looks = looks_like(list(weights))
-    misfits.raise_if_any(f"the rules of {label}", looks if looks != label else None, list(weights), book)
+    if misfits:
+        looks = looks_like(list(weights))
+        misfits.throw(f"the rules of {label}", looks if looks != label else None, list(weights), book)
 
     arrays = {flax: np.asarray(p.layout.to_flax(weights[p.torch]), order="C") for flax, p in places.items()}
     moved = [_moved(place, weights[place.torch], arrays[flax]) for flax, place in places.items()]
@@ -115,8 +117,9 @@ def to_torch(tree: Any, by: Manifest | Rules, *, tensors: bool = False) -> Conve
         shape = leaves[str(place.flax)].shape
         if not place.layout.fits_flax(shape):
             misfits.misshapen.append(f"{place.flax} {shape} ({place.layout.name})")
-    books = {label: RuleBook(architecture.rules(leaves)) for label, architecture in ARCHITECTURES.items()}
-    misfits.raise_if_any(label, " or ".join(covering(leaves, books)) or None, list(leaves), book)
+    if misfits:
+        books = {name: RuleBook(architecture.rules(leaves)) for name, architecture in ARCHITECTURES.items()}
+        misfits.throw(label, " or ".join(covering(leaves, books)) or None, list(leaves), book)
 
     arrays = {name: np.asarray(p.layout.to_torch(leaves[str(p.flax)]), order="C") for name, p in places.items()}
     moved = [_moved(place, arrays[name], leaves[str(place.flax)]) for name, place in places.items()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 from bridge.weights.rules import Place, RuleBook
 
@@ -45,7 +46,10 @@ class Misfits:
         """Whether an ambiguity already speaks of this place."""
         return any(place.flax == flax for places in self.ambiguous.values() for place in places)
 
-    def raise_if_any(self, label: str, looks: str | None, names: Sequence[str], book: RuleBook) -> None:
+    def __bool__(self) -> bool:
+        return any(getattr(self, field.name) for field in dataclasses.fields(self))
+
+    def throw(self, label: str, looks: str | None, names: Sequence[str], book: RuleBook) -> NoReturn:
         """Raises WeightsMismatch with all of them, causes first.
 
         Args:
@@ -54,8 +58,6 @@ class Misfits:
           names: all names that were to be converted.
           book: the rules.
         """
-        if not any(getattr(self, field.name) for field in dataclasses.fields(self)):
-            return
         causes = list(self._causes(looks, names, book))
         lettered = "; ".join(f"({letter}) {cause}" for letter, cause in zip("abcdefgh", causes))
         lines = [f"the weights do not fit by {label}." + (f" Likely causes: {lettered}." if causes else "")]

@@ -81,7 +81,7 @@ class RuleBook:
 
     def from_torch(self, name: str) -> list[Place]:
         """Where the rules put a parameter of PyTorch: once, nowhere, or in several places, which is an ambiguity."""
-        places: dict[str | None, Place] = {}
+        places: dict[tuple[str | None, str], Place] = {}
         for path, leaf in _splits(name):
             for rule in self._by_torch.near(path):
                 target = rule.to_flax(path)
@@ -89,12 +89,12 @@ class RuleBook:
                     continue
                 entry = KINDS[rule.kind][leaf]
                 flax, layout = (None, SAME) if entry is None else (_join(target, entry[0]), entry[1])
-                places.setdefault(flax, Place(name, flax, layout, rule))
+                places.setdefault((flax, layout.name), Place(name, flax, layout, rule))
         return list(places.values())
 
     def from_flax(self, name: str) -> list[Place]:
         """Which parameters of PyTorch the rules put here."""
-        places: dict[str, Place] = {}
+        places: dict[tuple[str, str], Place] = {}
         for path, leaf in _splits(name):
             for rule in self._by_flax.near(path):
                 source = rule.to_torch(path)
@@ -102,7 +102,8 @@ class RuleBook:
                     continue
                 for torch, entry in KINDS[rule.kind].items():
                     if entry is not None and entry[0] == leaf:
-                        places.setdefault(_join(source, torch), Place(_join(source, torch), name, entry[1], rule))
+                        place = Place(_join(source, torch), name, entry[1], rule)
+                        places.setdefault((place.torch, place.layout.name), place)
         return list(places.values())
 
     def kept(self, flax: Iterable[str]) -> Iterator[str]:

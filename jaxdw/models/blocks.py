@@ -214,8 +214,9 @@ class InvertedResidual(nnx.Module):
       project: 1x1 `ConvNormAct`.
 
     >>> conventions = Conventions("SYMMETRIC", bn_epsilon=1e-5, bn_momentum=0.9)
-    >>> block = InvertedResidual(Block(16, 96, 24, relu6, stride=2), conventions, rngs=nnx.Rngs(0))
-    >>> block(jnp.ones((8, 56, 56, 16))).shape
+    >>> block = Block(16, 96, 24, relu6, stride=2)
+    >>> layer = nnx.eval_shape(lambda: InvertedResidual(block, conventions, rngs=nnx.Rngs(0)))
+    >>> nnx.eval_shape(lambda layer, x: layer(x), layer, jnp.ones((8, 56, 56, 16))).shape
     (8, 28, 28, 24)
     """
 

@@ -14,8 +14,8 @@ SIZES = (4, 8, 16, 32, 64, 128, 256)
 def fprev(measure, n):
     """`(tree, calls)`: algorithm 4 of FPRev (Xie et al., USENIX ATC 2025), whose `measure(i, j)` is l(i, j).
 
-    All leaves under a subtree are compared with its first one, i. Those with the same l are one operand of i's ancestor of
-    that size, or, where their own tree has a root of that very size, further operands of a multi-way addition.
+    All leaves under a subtree are compared with its first one, i. Those with the same l are one operand of i's ancestor
+    of that size, or, where their own tree has a root of that very size, further operands of a multi-way addition.
     """
     calls = 0
 
@@ -103,7 +103,9 @@ def unfused(tree):
 
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("name", SUMS)
-def test_a_sum_has_the_tree_that_fprev_finds_in_no_more_calls(name, n):
+def test_a_sum_has_the_tree_that_fprev_finds_in_no_more_calls(name, n, full):
+    if n > 64 and not full:
+        pytest.skip("only in the full run")
     order = reveal_sum(SUMS[name], n)
     tree, calls = fprev_sum(SUMS[name], n)
     assert order.tree((0, 0)) is tree
@@ -112,8 +114,47 @@ def test_a_sum_has_the_tree_that_fprev_finds_in_no_more_calls(name, n):
 
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("name", DOTS)
-def test_a_dot_product_has_the_tree_that_fprev_finds_in_no_more_calls(name, n):
+def test_a_dot_product_has_the_tree_that_fprev_finds_in_no_more_calls(name, n, full):
+    if n > 64 and not full:
+        pytest.skip("only in the full run")
     order = reveal_dot(DOTS[name], n)
     tree, calls = fprev_dot(DOTS[name], n)
     assert unfused(order.tree((0, 0))) is tree
     assert order.fingerprint.order_runs <= calls
+
+
+@pytest.mark.parametrize(("dtype", "accumulator"), [(np.float16, "float32"), (np.float64, "float64")])
+def test_sums_of_other_dtypes_are_revealed(dtype, accumulator):
+    """NumPy adds float16 numbers in float32."""
+    order = reveal_sum(np.add.reduce, 24, dtype)
+    assert order.tree((0, 0)) is reveal_sum(np.add.reduce, 24).tree((0, 0))
+    assert str(order.fingerprint.accumulator) == accumulator
+
+
+def test_a_wide_accumulator_of_rounded_products_is_told_from_one_of_exact_products():
+    def of_rounded(x, w):
+        return np.float32(sum((x * w).astype(np.float64)))
+
+    def of_exact(x, w):
+        return np.float32(sum(x.astype(np.float64) * w))
+
+    for function, products in ((of_rounded, "rounded"), (of_exact, "exact")):
+        order = reveal_dot(function, 8)
+        assert order.trees == (Tree.chain(range(8)),)
+        assert order.fingerprint.products == products
+        assert str(order.fingerprint.accumulator) == "float64"
+
+
+@pytest.mark.parametrize("n", [0, -1, 2.0, True])
+def test_a_length_that_cannot_be_is_refused(n):
+    with pytest.raises(ValueError, match="`n` is"):
+        reveal_sum(np.sum, n)
+
+
+def test_one_term_has_no_order():
+    assert reveal_sum(np.sum, 1).trees == (Tree.of(0),)
+
+
+def test_a_function_that_returns_a_vector_is_refused():
+    with pytest.raises(RuntimeError, match="<lambda> raised ValueError"):
+        reveal_sum(lambda terms: terms, 4)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
+from tests import references
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'jaxdw[bridge]'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +35,15 @@ def torchvision(name: str, *, width: float = 1.0, **options: Any) -> Original:
         others = {"dilated": True} if options.get("output_stride") == 16 else {}
         if "reduced_tail" in options:
             others["reduced_tail"] = options["reduced_tail"]
-        return getattr(_torchvision(), name)(num_classes=num_classes, width_mult=width, **others)
+        return getattr(references._torchvision().models, name)(num_classes=num_classes, width_mult=width, **others)
 
     return Original(make, lambda net, x: net.features(x), name, {"like": "torchvision", "width": width, **options})
 
 
 def timm(pretrained_name: str, name: str, **options: Any) -> Original:
     def make(num_classes: int) -> torch.nn.Module:
-        module = pytest.importorskip("timm", reason="timm is not installed (extra `models`)")
+        references._torchvision()  # timm imports it
+        module = pytest.importorskip("timm", reason="timm is not installed: pip install 'jaxdw[models]'")
         stride = {"output_stride": options["output_stride"]} if "output_stride" in options else {}
         return module.create_model(pretrained_name, num_classes=num_classes, **stride)
 
@@ -50,7 +52,8 @@ def timm(pretrained_name: str, name: str, **options: Any) -> Original:
 
 def transformers(name: str, *, width: float = 1.0, **options: Any) -> Original:
     def make(num_classes: int) -> torch.nn.Module:
-        module = pytest.importorskip("transformers", reason="transformers is not installed (extra `models`)")
+        reason = "transformers is not installed: pip install 'jaxdw[models]'"
+        module = pytest.importorskip("transformers", reason=reason)
         family = {"mobilenet_v1": "MobileNetV1", "mobilenet_v2": "MobileNetV2"}[name]
         others = {"tf_padding": options.get("padding", "SAME") == "SAME"}
         others |= {key: options[key] for key in ("output_stride", "finegrained_output") if key in options}
@@ -110,7 +113,7 @@ VARIANTS = {
 def with_random_values(model: torch.nn.Module, seed: int) -> torch.nn.Module:
     """The model in float64, with every parameter and statistic drawn: nothing hides behind 0 and 1."""
     generator = torch.Generator().manual_seed(seed)
-    model.double()
+    model.double().requires_grad_(False)
     for layer in model.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             for parameter, low, high in (
@@ -119,24 +122,10 @@ def with_random_values(model: torch.nn.Module, seed: int) -> torch.nn.Module:
                 (layer.running_mean, -0.5, 0.5),
                 (layer.running_var, 0.5, 1.5),
             ):
-                parameter.data.uniform_(low, high, generator=generator)
+                parameter.uniform_(low, high, generator=generator)
         elif isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
             fan_in = layer.weight[0].numel()
-            layer.weight.data.normal_(0, fan_in**-0.5, generator=generator)
+            layer.weight.normal_(0, fan_in**-0.5, generator=generator)
             if layer.bias is not None:
-                layer.bias.data.normal_(0, 0.1, generator=generator)
+                layer.bias.normal_(0, 0.1, generator=generator)
     return model
-
-
-@functools.cache
-def _torchvision() -> Any:
-    """torchvision's models, beside a PyTorch for which its compiled operators were not built: they are declared only."""
-    pytest.importorskip("importlib.util")
-    if not torch._C._jit_get_schemas_for_operator("torchvision::nms"):
-        _declare()
-    return pytest.importorskip("torchvision", reason="torchvision is not installed (extra `models`)").models
-
-
-def _declare() -> None:
-    for name in ("nms", "qnms"):
-        torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

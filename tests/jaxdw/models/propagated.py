@@ -26,7 +26,20 @@ from torch.overrides import TorchFunctionMode
 UNIT_ROUNDOFF = 2.0**-53
 
 #: Move elements or drop them, or answer about shapes.
-_EXACT = {"relu", "relu_", "relu6", "hardtanh", "flatten", "view", "reshape", "pad", "dropout", "size", "dim", "identity"}
+_EXACT = {
+    "relu",
+    "relu_",
+    "relu6",
+    "hardtanh",
+    "flatten",
+    "view",
+    "reshape",
+    "pad",
+    "dropout",
+    "size",
+    "dim",
+    "identity",
+}
 _PAIRWISE = {"add", "add_", "__add__", "__iadd__", "mul", "mul_", "__mul__"}
 _GATES = {"hardswish", "hardswish_", "hardsigmoid", "hardsigmoid_"}
 
@@ -58,14 +71,14 @@ class _Ledger(TorchFunctionMode):
         elif name == "adaptive_avg_pool2d" or name == "mean":
             bound = (args[0].shape[-2:].numel() + 2) * func(args[0].detach().abs(), *args[1:], **kwargs)
         result = func(*args, **kwargs)
+        if not isinstance(result, torch.Tensor) or not result.is_floating_point() or name in _EXACT:
+            return result
         if name in _PAIRWISE:
             bound = result.detach().abs()
         elif name in _GATES:
             bound = 8 * result.detach().abs()
-        if bound is None:
-            if isinstance(result, torch.Tensor) and result.is_floating_point() and name not in _EXACT:
-                raise NotImplementedError(f"no bound is known for {name}")
-            return result
+        elif bound is None:
+            raise NotImplementedError(f"no bound is known for {name}")
         zero = torch.zeros_like(result, requires_grad=True)
         self.zeros.append(zero)
         self.bounds.append(bound.detach() * UNIT_ROUNDOFF)
