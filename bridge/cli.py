@@ -30,7 +30,7 @@ from bridge.report.bundle import check_new_folder, replay_bundle, save_bundle
 from bridge.report.html import to_html
 from bridge.report.orders import pictures
 from bridge.report.terminal import describe
-from bridge.weights.checkpoint import Form, convert_checkpoint
+from bridge.weights.checkpoint import Format, convert_checkpoint
 from bridge.weights.manifest import manifest_path
 from jaxdw.geometry import Padding
 
@@ -213,8 +213,8 @@ def convert(
     ],
     destination: Annotated[Path, typer.Argument(help="The file, or with --to orbax the folder.")],
     to: Annotated[
-        Form, typer.Option(help="Names and layouts of flax or torch, as .safetensors; orbax: of Flax, as a folder.")
-    ] = "flax",
+        Format, typer.Option(help="Names and layouts of flax or torch, as .safetensors; orbax: of Flax, as a folder.")
+    ] = Format.FLAX,
     model: Annotated[
         str, typer.Option(help="As mobilenet_v2 or timm.mobilenet_v2. Default: what all names are of.")
     ] = "",

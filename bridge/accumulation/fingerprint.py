@@ -15,6 +15,8 @@ from bridge.numerics import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Format, e
 
 #: What stands for 1 in probes of small parts of 1, so that those are normal numbers in float16 too.
 _ONE = 2.0**14
+#: Products that tell roundings of inputs from those of the result: each spares a wrong guess in half of all cases at most.
+_PAIRS = 12
 
 
 class Inputs(NamedTuple):
@@ -48,28 +50,43 @@ def agreed(y: np.ndarray, where: np.ndarray) -> float | None:
 
 
 def input_rounding(subject: Subject) -> Inputs:
-    """From one product of two numbers with every bit in use: which roundings, the fewest, give what came out."""
+    """Which roundings, the fewest, give what comes out for single products of numbers with every bit in use.
+
+    One product tells that nothing is rounded but the result; what else is, several tell.
+    """
     tap, fmt = most_read_tap(subject), subject.format
-    x, w = (round_to(np.array(value), fmt).item() for value in (0.7390851332151607, 1.6180339887498949))
-    x = x if subject.products else 1.0
-    weights = np.zeros(len(subject.names))
-    weights[tap] = w
-    y = agreed(subject.probe(x, weights), readers(subject, tap))
+    where = readers(subject, tap)
     narrower = [f for f in (FLOAT32, TF32, BFLOAT16) if f.precision < fmt.precision]
     if fmt is FLOAT32:
         narrower.append(FLOAT16)
     roundings = [Rounding(fmt), *(Rounding(f, truncated) for truncated in (False, True) for f in narrower)]
-    inexact = lambda choice: sum(rounding != Rounding(fmt) for rounding in choice)  # noqa: E731
-    for choice in sorted(itertools.product(roundings, repeat=3), key=inexact):
-        rx, rw, ry = choice
+    candidates = [Inputs(*choice) for choice in itertools.product(roundings, repeat=3)]
+    candidates.sort(key=lambda choice: sum(rounding != Rounding(fmt) for rounding in choice))
+    pairs = np.random.default_rng(0).uniform(1, 2, (_PAIRS, 2))
+    if fmt is not FLOAT16:
+        pairs[1::2] *= 2.0**-18, 2.0**18  # float16 holds 7 bits of such an x, TF32 11
+    for x, w in round_to(pairs, fmt).tolist():
+        x = x if subject.products else 1.0
+        weights = np.zeros(len(subject.names))
+        weights[tap] = w
+        y = agreed(subject.probe(x, weights), where)
         # Products of two float64 numbers are rounded here by float64 itself, of all others not at all.
-        if y == rounded(rounded(x, rx) * rounded(w, rw), ry):
-            return Inputs(*choice)
-    return Inputs(None, None, None)
+        candidates = [
+            choice
+            for choice in candidates
+            if y == rounded(rounded(x, choice.x) * rounded(w, choice.kernel), choice.output)
+        ]
+        if not candidates:
+            return Inputs(None, None, None)
+        if candidates[0].full(fmt):
+            break
+    return candidates[0]
 
 
-def rounded(x: float, rounding: Rounding) -> float:
+def rounded(x: float, rounding: Rounding | None) -> float:
     """x in that format."""
+    if rounding is None:
+        return x
     return (truncate_to if rounding.toward_zero else round_to)(np.array(x), rounding.format).item()
 
 

@@ -145,10 +145,8 @@ class Insertion:
                 raise Contradiction(f"leaves {leaf} and {partner} meet above {ceiling} leaves, where they cannot")
             elif elsewhere:
                 region, *elsewhere = elsewhere
-            else:  # one more operand of a multi-way addition
-                new.parent = region.parent
-                region.parent.operands.append(new)
-                _add_to_masks(region.parent, new.mask)
+            else:
+                _join(new, region.parent)
                 break
         self._nodes[leaf] = new
         return None
@@ -183,6 +181,13 @@ class Insertion:
         if not region.mask >> guess & 1:
             guess = inside[0] if first_guess else inside[-1]
         return Question(leaf, (guess,))
+
+
+def _join(new: _Node, node: _Node) -> None:
+    """`new` as one more operand of a multi-way addition."""
+    new.parent = node
+    node.operands.append(new)
+    _add_to_masks(node, new.mask)
 
 
 def _add_to_masks(node: _Node | None, mask: int) -> None:

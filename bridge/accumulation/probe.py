@@ -144,7 +144,7 @@ def reveal_order(subject: Subject, *, fused: bool, fused_first: bool, subnormals
     """
     fmt, terms = subject.format, len(subject.names)
     candidates = [masking.wide(fmt, subnormals=subnormals), masking.narrow()]
-    if fused:
+    if fused and masking.fused(fmt, terms).capacity >= terms - 2:
         candidates.insert(0 if fused_first else 1, masking.fused(fmt, terms))
     trials = []
     for masks in candidates:

@@ -37,10 +37,13 @@ def replay(order: AccumulationOrder, case: Case) -> np.ndarray:
     Raises:
       ValueError: the case's geometry or dtype is not the one that was revealed.
     """
-    if case.geometry != order.geometry or case.dtype != order.dtype or (case.bias is None) == _has_bias(order):
+    if case.geometry != order.geometry or case.dtype != order.dtype:
         raise ValueError(
             f"`case` is {case.dtype} {case.geometry}, expected what was revealed: {order.dtype} {order.geometry}"
         )
+    if order.trees and (case.bias is None) == _has_bias(order):
+        given, expected = ("no bias", "one") if case.bias is None else ("a bias", "none")
+        raise ValueError(f"`case` has {given}, expected what was revealed: {expected}")
     case = _rounded_inputs(order, case)
     y = np.full(case.geometry.output_shape, np.nan, case.dtype)
     with np.errstate(all="ignore"):

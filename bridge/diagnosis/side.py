@@ -7,6 +7,7 @@ import functools
 
 import numpy as np
 
+from bridge.diagnosis.explain import explain
 from bridge.diagnosis.finding import Finding
 from bridge.diagnosis.shapes import likely_cause
 from bridge.diagnosis.target import Expected, Target
@@ -93,8 +94,6 @@ class Side:
     @functools.cached_property
     def finding(self) -> Finding | None:
         """Why it is outside its bound; None if it is not."""
-        from bridge.diagnosis.explain import explain
-
         return explain(self) if self.outside.any() else None
 
 

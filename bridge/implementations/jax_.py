@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
 import os
@@ -18,7 +19,6 @@ import jaxdw
 from bridge.case import DTYPES, Case
 from bridge.implementations import Algorithm, Knob, declared, isolated, user
 from bridge.numerics import Arithmetic
-from jaxdw.geometry import Geometry
 from jaxdw.windows import dimension_numbers, flat_batch
 
 #: Named sets of XLA flags that change which instructions or libraries XLA:CPU uses.
@@ -44,7 +44,7 @@ KNOBS = {
     "xla": Knob("flag", "default", {v: f'XLA_FLAGS="{flags}"' for v, flags in XLA.items()}),
 }
 
-Compute = Callable[[jax.Array, jax.Array, jax.Array | None, Geometry, lax.Precision], jax.Array]
+Compute = Callable[..., jax.Array]  # of x, kernel, bias or None, geometry, precision
 
 
 def run(name: str, compute: Compute, case: Case, *, xla: str, **knobs: str) -> np.ndarray:
@@ -81,28 +81,38 @@ def input_gradient(compute: Compute, case: Case, dy: np.ndarray, *, xla: str, **
     if xla != "default":
         raise ValueError(f"`xla` is {xla!r} for a gradient, expected 'default': flags are set for outputs only")
 
-    def pulled_back(x, kernel, bias, geometry, precision):
-        y, pullback = jax.vjp(lambda x: compute(x, kernel, bias, geometry, precision), x)
-        return pullback(jnp.asarray(dy).astype(y.dtype))[0]
-
-    with _ready(pulled_back, case, **knobs) as call:
+    with _ready(_Pullback(compute), case, dy, **knobs) as call:
         return np.asarray(call().astype(case.dtype))
 
 
 @contextlib.contextmanager
-def _ready(compute: Compute, case: Case, *, dtype: str, jit: str, precision: str) -> Iterator[Callable[[], jax.Array]]:
-    """A call of compute on JAX arrays in the computation's dtype."""
+def _ready(
+    compute: Compute, case: Case, *more: np.ndarray, dtype: str, jit: str, precision: str
+) -> Iterator[Callable[[], jax.Array]]:
+    """A call of compute on JAX arrays in the computation's dtype: the case's, and more."""
     working = case.dtype if dtype == "same" else DTYPES[dtype]
     wide = "float64" in (case.dtype.name, working.name)
     with jax.enable_x64(True) if wide else contextlib.nullcontext():
-        arrays = [None if a is None else jnp.asarray(a).astype(working) for a in (case.x, case.kernel, case.bias)]
+        given = (case.x, case.kernel, case.bias, *more)
+        arrays = [None if a is None else jnp.asarray(a).astype(working) for a in given]
         with jax.disable_jit(jit == "off"):
             yield lambda: _call(*arrays, compute=compute, geometry=case.geometry, precision=lax.Precision(precision))
 
 
 @functools.partial(jax.jit, static_argnames=("compute", "geometry", "precision"))
-def _call(x, kernel, bias, *, compute, geometry, precision):
-    return compute(x, kernel, bias, geometry, precision)
+def _call(*arrays, compute, geometry, precision):
+    return compute(*arrays, geometry, precision)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pullback:
+    """From x, kernel, bias and dy to the gradient by x. A dy that were a constant would be folded into the program."""
+
+    compute: Compute
+
+    def __call__(self, x, kernel, bias, dy, geometry, precision):
+        y, pullback = jax.vjp(lambda x: self.compute(x, kernel, bias, geometry, precision), x)
+        return pullback(dy.astype(y.dtype))[0]
 
 
 def grouped(x, kernel, bias, geometry, precision):

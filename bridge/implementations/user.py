@@ -56,8 +56,9 @@ def _framework(name: str, function: Callable[..., Any], module: ModuleType) -> s
     } | {getattr(value, "__module__", None) or "" for value in vars(defined_in).values() if callable(value)}
     found = {framework for framework in ("torch", "jax") if any(m.partition(".")[0] == framework for m in imported)}
     if len(found) != 1:
+        both = " and ".join(sorted(found)) or "neither torch nor jax"
         raise ValueError(
-            f"`implementation` is {name!r}, whose module imports {' and '.join(sorted(found)) or 'neither torch nor jax'}, "
+            f"`implementation` is {name!r}, whose module imports {both}, "
             "expected one of them: it tells what the function is given. "
             "torch: tensors, channels first; jax: arrays, channels last"
         )

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from bridge.accumulation import parting
 from bridge.diagnosis import Comparison, Diagnosis, Verdict
+from bridge.implementations import implementation
+from bridge.implementations import knobs as knob_table
 
-#: How to write each implementation in the user's own code.
-HOW_TO = {
-    "torch.conv2d": "F.conv2d(x, weight, bias, ..., groups=C) in PyTorch",
-    "torch.unfold_einsum": "F.unfold and one einsum over the taps, for all channels at once, in PyTorch",
-    "torch.unfold_matmul": "F.unfold and matmul, channel by channel, in PyTorch",
-    "jax.taps": 'jaxdw.depthwise_conv(x, kernel, bias, ..., method="taps") in JAX',
-    "jax.patches": 'jaxdw.depthwise_conv(x, kernel, bias, ..., method="patches") in JAX',
-    "jax.grouped": "lax.conv_general_dilated(..., feature_group_count=C) in JAX",
-}
+LIBRARY = {"torch": "PyTorch", "jax": "JAX", "numpy": "NumPy"}
 
 
 def answer(diagnosis: Diagnosis) -> list[str]:
@@ -77,5 +71,14 @@ def _same_bits(diagnosis: Diagnosis, reference: str) -> str:
 
 
 def _how_to(name: str) -> str:
-    base, _, knobs = name.partition("[")
-    return HOW_TO.get(base, base) + (f" with {knobs.removesuffix(']')}" if knobs else "")
+    """How to write an implementation in the user's own code."""
+    try:
+        found = implementation(name)
+    except ValueError:  # one that was handed to `parity` as an object
+        return name
+    knobs = [
+        knob.how_to(found.knobs[key])
+        for key, knob in knob_table(found.framework).items()
+        if found.knobs[key] != knob.default
+    ]
+    return f"{found.algorithm.code} in {LIBRARY[found.framework]}" + (f", with {', '.join(knobs)}" if knobs else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import rich.box
 from rich.console import Console
+from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
@@ -31,7 +32,7 @@ def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
     console.print(_matrix(diagnosis))
     console.print(f"\n[bold]Verdict: {styled(diagnosis.verdict)}[/]: {diagnosis.verdict.meaning}\n", highlight=False)
     for sentence in answer(diagnosis):
-        console.print(Padding(sentence, (0, 0, 1, 2)), highlight=False)
+        console.print(Padding(escape(sentence), (0, 0, 1, 2)), highlight=False)
 
 
 def describe(case: Case) -> str:
@@ -70,7 +71,7 @@ def _table(diagnosis: Diagnosis, reference: str) -> Table:
             continue
         c = diagnosis.between(reference, name)
         figures = (f"{c.different}/{c.elements}", f"{c.max_abs:.2g}", str(c.max_ulp), f"{c.max_bound_ratio:.2g}")
-        table.add_row(name.replace("[", r"\["), styled(c.verdict), *(figures if c.different else ("0", "0", "0", "0")))
+        table.add_row(escape(name), styled(c.verdict), *(figures if c.different else ("0", "0", "0", "0")))
     return table
 
 
@@ -81,9 +82,7 @@ def _matrix(diagnosis: Diagnosis) -> Table:
         table.add_column(str(number), justify="center")
     for number, name in enumerate(diagnosis.names, start=1):
         same = {name, *diagnosis.identical_to(name)}
-        table.add_row(
-            f"{number} {name}".replace("[", r"\["), *("=" if other in same else "." for other in diagnosis.names)
-        )
+        table.add_row(escape(f"{number} {name}"), *("=" if other in same else "." for other in diagnosis.names))
     return table
 
 

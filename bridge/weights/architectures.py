@@ -221,8 +221,8 @@ def looks_like(torch: Sequence[str]) -> str | None:
     """
     share, best = rank_architectures(torch)[0]
     if share > 0.9:
-        return f"{best.library}'s {best.model}"
+        return best.name
     for family, pattern in _TELLTALES.items():
         if any(re.search(pattern, name) for name in torch):
             return family
-    return f"{best.library}'s {best.model} (in part)" if share > 0.5 else None
+    return f"{best.name} (in part)" if share > 0.5 else None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import enum
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -21,7 +21,13 @@ from bridge.weights.rules import RuleBook
 from bridge.weights.safetensors_ import write_safetensors
 from bridge.weights.trees import Tree, empty_model, nested
 
-Form = Literal["flax", "torch", "orbax"]
+
+class Format(enum.StrEnum):
+    """What a checkpoint is written as."""
+
+    FLAX = "flax"
+    TORCH = "torch"
+    ORBAX = "orbax"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +46,7 @@ def convert_checkpoint(
     source: Path,
     destination: Path,
     *,
-    to: Form = "flax",
+    to: Format | str = Format.FLAX,
     model: str | None = None,
     width: float = 1.0,
     part: str | None = None,
@@ -65,25 +71,27 @@ def convert_checkpoint(
       WeightsMismatch: the weights do not fit the model.
       ValueError, OSError: a file that cannot be read or written; nothing of the destination stays.
     """
+    if to not in list(Format):
+        raise ValueError(f"`to` is {to!r}, expected one of {', '.join(Format)}")
     for path in (destination, manifest_path(destination)):
         check_free(path, force)
     weights = read_orbax(source) if is_orbax(source) else load_weights(source, part=part, prefix=prefix)
     beside = manifest_path(source)
     manifest = Manifest.read(beside) if beside.exists() else None
     is_flax = any(name.rpartition(".")[2] == "kernel" for name in weights)
-    if is_flax and to == "torch":
+    if is_flax and to == Format.TORCH:
         if manifest is None and model is None:
             raise ValueError(
                 f"{source} has no manifest {beside.name} beside it, expected `model`: one of {', '.join(ARCHITECTURES)}"
             )
         weights, manifest = to_torch(nested(weights), manifest or str(model))
-    elif not is_flax and to != "torch":
+    elif not is_flax and to != Format.TORCH:
         weights, manifest = _to_flax(weights, model, width)
     with _manifest(manifest_path(destination), manifest):
-        if to == "orbax":
+        if to == Format.ORBAX:
             write_orbax(destination, weights, track)
         else:
-            write_safetensors(destination, weights, {"format": "pt"} if to == "torch" else {}, track)
+            write_safetensors(destination, weights, {"format": "pt"} if to == Format.TORCH else {}, track)
     return Written(weights, manifest)
 
 

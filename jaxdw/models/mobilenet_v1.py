@@ -40,8 +40,8 @@ def mobilenet_v1(
 
     Args:
       num_classes: 0 leaves the classifier out.
-      like: "timm" (`mobilenetv1_100`, `mobilenetv1_125`: adds the input where shapes allow, which the paper does not)
-        or "transformers" (`MobileNetV1ForImageClassification`: as the paper, with TensorFlow's padding).
+      like: "timm" (`mobilenetv1_100`, `mobilenetv1_125`) or "transformers" (`MobileNetV1ForImageClassification`, with
+        TensorFlow's padding unless `padding="SYMMETRIC"`).
       width: factor of all numbers of channels; `depth_multiplier` in transformers.
       output_stride: 2, 4, 8, 16 or 32; below 32, strides become dilation.
       in_channels: channels of the images.
@@ -64,16 +64,7 @@ def mobilenet_v1(
 
     blocks, channels = [], scaled(32)
     for out, stride in _TABLE:
-        blocks.append(
-            Block(
-                channels,
-                channels,
-                channels := scaled(out),
-                relu6,
-                stride=stride,
-                last_activation=relu6,
-                residual=like == "timm",
-            )
-        )
+        inputs, channels = channels, scaled(out)
+        blocks.append(Block(inputs, inputs, channels, relu6, stride=stride, last_activation=relu6, residual=False))
     architecture = Architecture(with_output_stride(blocks, output_stride, conventions), relu6)
     return MobileNet(architecture, conventions, num_classes=num_classes, in_channels=in_channels, rngs=rngs)

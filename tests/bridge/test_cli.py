@@ -84,7 +84,8 @@ def test_files_are_read(tmp_path):
 
 
 def test_fail_on_tightens_the_exit_code():
-    assert jaxdw("parity", "--fail-on", "rounding")[0] == 1
+    assert jaxdw("parity", "--fail-on", "explained")[0] == 1
+    assert jaxdw("parity", "--fail-on", "rounding")[0] == 0
     names = "torch.conv2d,jax.taps"
     assert jaxdw("parity", "--implementations", names, "--fail-on", "ROUNDING")[0] == 0
 

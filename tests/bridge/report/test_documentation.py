@@ -14,6 +14,12 @@ MODELS = (
     schema.ComparisonRecord,
     schema.IntegerTestRecord,
     schema.OrderRecord,
+    schema.AttributionRecord,
+    schema.FactorRecord,
+    schema.ConfigurationRecord,
+    schema.FlipRecord,
+    schema.EliminationRecord,
+    schema.ChangeRecord,
     bundle.Manifest,
     bundle.SavedCase,
     bundle.ArrayRecord,
@@ -45,6 +51,12 @@ def test_the_versions_are_those_of_the_code(version):
     assert f'`schema` | `"{version}"`' in TEXT
 
 
-def test_infinity_is_written_as_the_documented_word():
-    marked = {name for name, info in schema.ComparisonRecord.model_fields.items() if info.metadata}
-    assert marked == set(re.findall(r"^\| `(\w+)` †", TEXT, re.M))
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_infinity_is_written_as_the_documented_word(model):
+    (part,) = re.findall(rf"^### `{model.__name__}`\n(.*?)(?=^##|\Z)", TEXT, re.M | re.S)
+    numbers = {
+        name
+        for name, info in model.model_fields.items()
+        if "PlainSerializer" in str(info.annotation) + str(info.metadata) and "tuple" not in str(info.annotation)
+    }
+    assert numbers == set(re.findall(r"^\| `(\w+)` †", part, re.M))

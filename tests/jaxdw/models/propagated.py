@@ -19,6 +19,7 @@ variance only in second order. Hard swish, hard sigmoid: 8. Sums and products of
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -100,8 +101,10 @@ class _Ledger(TorchFunctionMode):
         return roundings * ((size + _channels(mean.abs())) * _channels(alpha) + _channels(bias.abs()))
 
 
-def propagated(model: torch.nn.Module, x: torch.Tensor) -> tuple[Output, dict[str, torch.Tensor]]:
-    """The output (N, features) of a model in float64; in training, the bound of each new running statistic.
+def propagated(
+    model: torch.nn.Module, x: torch.Tensor, statistics: Collection[str] = ()
+) -> tuple[Output, dict[str, torch.Tensor]]:
+    """The output (N, features) of a model in float64; in training, the bounds of those new running `statistics`.
 
     A statistic's bound is of its scalar product with `mixture`, since the way back through the network is gone once
     for each number. A model in training has its statistics updated.
@@ -111,12 +114,13 @@ def propagated(model: torch.nn.Module, x: torch.Tensor) -> tuple[Output, dict[st
         y = getattr(y, "logits", y)
     bounds = [_bound(ledger, element) for element in y.flatten()]
     names = {id(buffer): name for name, buffer in model.named_buffers()}
-    statistics = {}
+    of_statistics = {}
     for old, new, local in ledger.statistics:
-        weights = mixture(len(new))
-        product = (len(new) + 2) * UNIT_ROUNDOFF * new.detach().abs()
-        statistics[names[id(old)]] = _bound(ledger, new @ weights) + 4 * (local + product) @ weights
-    return Output(y.detach(), torch.stack(bounds).reshape(y.shape)), statistics
+        if (name := names[id(old)]) in statistics:
+            weights = mixture(len(new))
+            product = (len(new) + 2) * UNIT_ROUNDOFF * new.detach().abs()
+            of_statistics[name] = _bound(ledger, new @ weights) + 4 * (local + product) @ weights
+    return Output(y.detach(), torch.stack(bounds).reshape(y.shape)), of_statistics
 
 
 def mixture(features: int) -> torch.Tensor:
