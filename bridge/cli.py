@@ -88,6 +88,9 @@ def parity(
         list[str] | None,
         typer.Option(help="What to compare, by commas; the first is the reference. `jaxdw doctor` lists them."),
     ] = None,
+    gradient: Annotated[
+        bool, typer.Option("--gradient", help="Compare the gradients by the input instead of the outputs.")
+    ] = False,
     explain: Annotated[
         bool | None,
         typer.Option(
@@ -118,13 +121,24 @@ def parity(
     Without arguments: the question's own case. Exit codes: 0 ROUNDING or stronger; 1 CONVENTION, BUG or NONFINITE;
     2 unusable arguments or files; 3 PRECISION; 4 INCONCLUSIVE.
     """
+    if gradient and (attribute or html is not None or bundle is not None):
+        raise ValueError("`--gradient` goes with `--json`, not with `--attribute`, `--html` or `--bundle`")
     for path in (json, html):
         if path is not None:
             check_writable(path)
     if bundle is not None:
         check_new_folder(bundle)
     case = _case(shape, kernel_size, strides, padding, dilation, multiplier, bias, dtype, seed, input, kernel)
-    diagnosis = run_parity(case, _names(implementations) if implementations else None, explain=explain)
+    dy = None
+    if gradient:
+        dy = np.asarray(np.random.default_rng(seed + 1).standard_normal(case.geometry.output_shape)).astype(case.dtype)
+    diagnosis = run_parity(
+        case,
+        _names(implementations) if implementations else None,
+        explain=explain,
+        quantity="dx" if gradient else "y",
+        dy=dy,
+    )
     print_diagnosis(diagnosis, Console())
     attribution = elimination = None
     pair = most_different(diagnosis) if attribute else None
@@ -247,7 +261,7 @@ def convert(
     )
     if manifest := written.manifest:
         console.print(
-            f"{manifest_path(destination)}: by {manifest.rules}, {len(manifest.moved)} tensors moved, "
+            f"{manifest_path(destination)}: by the rules of {manifest.rules}, {len(manifest.moved)} tensors moved, "
             f"{len(manifest.kept)} kept that only PyTorch has; none missing, none left over",
             highlight=False,
             markup=False,

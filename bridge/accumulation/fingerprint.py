@@ -15,7 +15,7 @@ from bridge.numerics import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Format, e
 
 #: What stands for 1 in probes of small parts of 1, so that those are normal numbers in float16 too.
 _ONE = 2.0**14
-#: Products that tell roundings of inputs from those of the result: each spares a wrong guess in half of all cases at most.
+#: Products that tell roundings of inputs from those of the result: each exposes a wrong guess half of the time or more.
 _PAIRS = 12
 
 
@@ -64,7 +64,7 @@ def input_rounding(subject: Subject) -> Inputs:
     candidates.sort(key=lambda choice: sum(rounding != Rounding(fmt) for rounding in choice))
     pairs = np.random.default_rng(0).uniform(1, 2, (_PAIRS, 2))
     if fmt is not FLOAT16:
-        pairs[1::2] *= 2.0**-18, 2.0**18  # float16 holds 7 bits of such an x, TF32 11
+        pairs[1::2] *= 2.0**-18, 2.0**8  # float16 holds 7 bits of such an x, TF32 11
     for x, w in round_to(pairs, fmt).tolist():
         x = x if subject.products else 1.0
         weights = np.zeros(len(subject.names))

@@ -18,6 +18,11 @@ from bridge.case import Case
 from bridge.implementations import Implementation
 
 
+def has_input_gradient_case(case: Case) -> bool:
+    """Whether the gradient by the input is a depthwise convolution: multiplier 1, and padding that is zeros."""
+    return case.geometry.multiplier == 1 and case.geometry.padding_mode == "zeros"
+
+
 def input_gradient_case(case: Case, dy: np.ndarray) -> Case:
     """The convolution whose output is the gradient of sum(dy y) by x.
 
@@ -32,7 +37,7 @@ def input_gradient_case(case: Case, dy: np.ndarray) -> Case:
     ((2,), ((2, 2),), (1, 5, 1))
     """
     g = case.geometry
-    if g.multiplier > 1 or g.padding_mode != "zeros":
+    if not has_input_gradient_case(case):
         raise ValueError(
             f"`case` has multiplier {g.multiplier} and {g.padding_mode} padding, expected 1 and zeros: "
             "another gradient by the input is no depthwise convolution"

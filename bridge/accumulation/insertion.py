@@ -125,7 +125,8 @@ class Insertion:
         region, elsewhere, first_guess = self._root, [], True
         while True:
             # `leaf` is in or just above `region` or one of `elsewhere`, or is one more operand of their parent.
-            ceiling = region.parent.size if region.parent else len(self._order) + 1
+            above = region.parent
+            ceiling = above.size if above else len(self._order) + 1
             partner = next((s for s in known if region.mask >> s & 1), None)
             if partner is None:
                 return self._question(leaf, region, first_guess)
@@ -141,12 +142,12 @@ class Insertion:
             elif size < ceiling:
                 self._branch_off(new, below, size)
                 break
-            elif size > ceiling or region.parent is None:
+            elif size > ceiling or above is None:
                 raise Contradiction(f"leaves {leaf} and {partner} meet above {ceiling} leaves, where they cannot")
             elif elsewhere:
                 region, *elsewhere = elsewhere
             else:
-                _join(new, region.parent)
+                _join(new, above)
                 break
         self._nodes[leaf] = new
         return None

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from bridge.accumulation import AccumulationOrder, replay, reveal
+from bridge.accumulation.gradient import InputGradient, has_input_gradient_case, input_gradient_case
 from bridge.case import Case
 from bridge.diagnosis.comparison import Comparison, compare_sides
 from bridge.diagnosis.integers import IntegerTest, integer_test
@@ -45,6 +46,7 @@ class Diagnosis:
         inside the bound.
       orders: each implementation's revealed order of addition, but for numpy.exact, which has none; empty if they
         were not asked for.
+      quantity, dy: what the outputs are: "y", or "dx", the gradient of sum(dy y) by the input.
     """
 
     case: Case
@@ -52,6 +54,8 @@ class Diagnosis:
     comparisons: Sequence[Comparison]
     integer_tests: Sequence[IntegerTest] = ()
     orders: Sequence[AccumulationOrder] = ()
+    quantity: str = "y"
+    dy: np.ndarray | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -74,7 +78,12 @@ class Diagnosis:
 
 
 def parity(
-    case: Case, implementations: Sequence[str | Implementation] | None = None, *, explain: bool | None = None
+    case: Case,
+    implementations: Sequence[str | Implementation] | None = None,
+    *,
+    explain: bool | None = None,
+    quantity: str = "y",
+    dy: np.ndarray | None = None,
 ) -> Diagnosis:
     """Runs the case through each implementation and compares every pair.
 
@@ -84,9 +93,12 @@ def parity(
         in two ways, lax's convolution, jaxdw's methods and the exact result.
       explain: reveal each implementation's order of addition and replay it, which can prove EXPLAINED and takes about
         2 n runs for n taps; None: where the output is small.
+      quantity: "y", the output, or "dx", the gradient of sum(dy y) by the input, from each framework's own
+        differentiation; of a gradient no integers are tested.
+      dy: the gradient by the output, of its shape and dtype, for "dx".
 
     Raises:
-      ValueError: an unknown name, one named twice, or fewer than two.
+      ValueError: an unknown name, one named twice, or fewer than two; a quantity that does not fit.
     """
     chosen = [implementation(i) if isinstance(i, str) else i for i in implementations or DEFAULT]
     names = [i.name for i in chosen]
@@ -94,19 +106,24 @@ def parity(
         raise ValueError(f"`implementations` is {names}, expected at least two, each once")
     if explain is None:
         explain = math.prod(case.geometry.output_shape) * case.geometry.taps <= EXPLAINED_UNASKED
-    target = Target.of(case)
+    if quantity not in ("y", "dx"):
+        raise ValueError(f"`quantity` is {quantity!r}, expected 'y' or 'dx'")
+    target = Target.of(case, quantity, dy)
+    # a gradient that is itself a depthwise convolution is explained as that convolution
+    subject = case if dy is None else input_gradient_case(case, dy) if has_input_gradient_case(case) else None
     sides, tests, orders = [], [], []
     for each in chosen:
-        arithmetic = each.arithmetic(case)
+        arithmetic = each.arithmetic(case, quantity)
         replayed = None
         if each.name == "numpy.exact":
             y = replayed = target.exact.value  # the one result that no order of addition can change
         else:
-            y = each.run(case)
-            if explain:
-                orders.append(reveal(each, case))
-                replayed = replay(orders[-1], case)
+            y = each.run(case) if dy is None else each.input_gradient(case, dy)
+            if explain and subject is not None:
+                orders.append(reveal(each if dy is None else InputGradient(each, case), subject))
+                replayed = replay(orders[-1], subject)
         sides.append(Side.of(each.name, y, target, arithmetic, replayed))
-        tests.append(integer_test(each, case, arithmetic))
+        if dy is None:
+            tests.append(integer_test(each, case, arithmetic))
     comparisons = [compare_sides(a, b) for a, b in itertools.combinations(sides, 2)]
-    return Diagnosis(case, {side.name: side.y for side in sides}, comparisons, tests, orders)
+    return Diagnosis(case, {side.name: side.y for side in sides}, comparisons, tests, orders, quantity, dy)

@@ -143,9 +143,17 @@ class Implementation:
         """Seconds of each repetition, arrays at hand and the result waited for."""
         return self.algorithm.seconds(case, repetitions, **self.knobs)
 
-    def arithmetic(self, case: Case) -> Arithmetic:
-        """The arithmetic that this implementation declares for the case: what its bound is computed from."""
-        return self.algorithm.arithmetic(case, **self.knobs)
+    def arithmetic(self, case: Case, quantity: str = "y") -> Arithmetic:
+        """The arithmetic that this implementation declares for the case: what its bound is computed from.
+
+        Of a gradient ("dx") in float16 or bfloat16 it declares no more than that partial sums may be rounded to it.
+        """
+        if quantity == "y":
+            return self.algorithm.arithmetic(case, **self.knobs)
+        declared = self.algorithm.arithmetic(case.replace(bias=None), **self.knobs)
+        if case.dtype.itemsize > 2:
+            return declared
+        return dataclasses.replace(declared, product=declared.output, accumulator=declared.output)
 
     def changed(self, **values: str) -> Implementation:
         """The same with some knobs at other values.

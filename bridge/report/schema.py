@@ -183,6 +183,7 @@ class Report(pydantic.BaseModel):
     schema_: Literal["jaxdw.parity/1"] = pydantic.Field(default=SCHEMA, alias="schema")
     environment: dict[str, str]
     case: CaseRecord
+    quantity: str
     verdict: Verdict
     comparisons: list[ComparisonRecord]
     integer_tests: list[IntegerTestRecord]
@@ -212,6 +213,7 @@ class Report(pydantic.BaseModel):
         return cls(
             environment=environment(),
             case=record,
+            quantity=diagnosis.quantity,
             verdict=diagnosis.verdict,
             comparisons=[ComparisonRecord.model_validate(c) for c in diagnosis.comparisons],
             integer_tests=[IntegerTestRecord.model_validate(t) for t in diagnosis.integer_tests],

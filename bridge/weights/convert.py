@@ -101,13 +101,13 @@ def to_torch(tree: Any, by: Manifest | Rules, *, tensors: bool = False) -> Conve
     """
     leaves = {name: _values(name, leaf) for name, leaf in Tree.of(tree).leaves.items()}
     if isinstance(by, Manifest):
-        label, book = f"the manifest (rules of {by.rules})", RuleBook(())
+        label, rules, book = f"the manifest, which was made by the rules of {by.rules}", by.rules, RuleBook(())
         recorded = _places_of(by)
         found = {name: recorded.get(name, []) for name in leaves}
         kept = {record.torch.name: record.array() for record in by.kept}
     else:
-        label, book = named_rules(by, leaves)
-        label, recorded = f"the rules of {label}", {}
+        rules, book = named_rules(by, leaves)
+        label, recorded = f"the rules of {rules}", {}
         found = {name: book.from_flax(name) for name in leaves}
         kept = {name: np.zeros((), np.int64) for name in book.kept(leaves)}
     misfits, places = _match(found, "torch")
@@ -123,7 +123,7 @@ def to_torch(tree: Any, by: Manifest | Rules, *, tensors: bool = False) -> Conve
 
     arrays = {name: np.asarray(p.layout.to_torch(leaves[str(p.flax)]), order="C") for name, p in places.items()}
     moved = [_moved(place, arrays[name], leaves[str(place.flax)]) for name, place in places.items()]
-    manifest = Manifest(rules=label, moved=moved, kept=[Kept.of(name, array) for name, array in kept.items()])
+    manifest = Manifest(rules=rules, moved=moved, kept=[Kept.of(name, array) for name, array in kept.items()])
     state = arrays | kept
     return Converted(tensors_of(state) if tensors else state, manifest)
 

@@ -91,7 +91,7 @@ def test_a_step_of_training_leaves_the_statistics_of_the_original(name, seed, fu
     for layer in theirs.modules():
         if isinstance(layer, torch.nn.Dropout):
             layer.p = 0.0
-    images = np.random.default_rng(seed).normal(size=(2, 33, 40, 3))
+    images = np.random.default_rng(seed).normal(size=(3, 17, 24, 3))
     ours = abstract(name, CLASSES, param_dtype=jnp.float64, dropout=0.0)
     weights, manifest = to_flax(theirs, ours)
     nnx.update(ours, weights)
@@ -100,7 +100,7 @@ def test_a_step_of_training_leaves_the_statistics_of_the_original(name, seed, fu
 
     paths = {moved.torch.name: moved.flax.name for moved in manifest.moved}
     buffers = {name: buffer for name, buffer in theirs.named_buffers() if name in paths}
-    some = buffers if full else random.Random(seed).sample(sorted(buffers), 8)
+    some = buffers if full else random.Random(seed).sample(sorted(buffers), 4)
     expected, bounds = propagated(theirs, channels_first(images), some)
     assert (np.abs(np.asarray(logits) - expected.value.numpy()) <= expected.bound.numpy()).all()
     statistics = {
