@@ -56,10 +56,16 @@ def _noise_or_bug(diagnosis: Diagnosis) -> str:
         )
     if worst.verdict is Verdict.NONFINITE:
         return f"NaN or infinities do not agree: {worst.cause}."
+    if worst.verdict is Verdict.INCONCLUSIVE:
+        return f"It could not be decided: {worst.cause}. {_sentence('To decide it', worst.mend)}".rstrip()
     return (
         f"It is more than rounding: {worst.a} and {worst.b} differ by {worst.max_bound_ratio:.3g} times the proved "
-        f"bound at {worst.where}. {worst.cause}".rstrip()
+        f"bound at {worst.where}. {_sentence('Cause', worst.cause)} {_sentence('Mend', worst.mend)}".rstrip()
     )
+
+
+def _sentence(label: str, text: str) -> str:
+    return f"{label}: {text}." if text else ""
 
 
 def _same_bits(diagnosis: Diagnosis, reference: str) -> str:

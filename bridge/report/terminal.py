@@ -31,6 +31,7 @@ def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
         console.print(_table(diagnosis, reference))
     console.print()
     console.print(_matrix(diagnosis))
+    console.print(f"\n{_integers(diagnosis)}", highlight=False, markup=False, end="")
     console.print(f"\n[bold]Verdict: {styled(diagnosis.verdict)}[/]: {diagnosis.verdict.meaning}\n", highlight=False)
     for sentence in answer(diagnosis):
         console.print(Padding(escape(sentence), (0, 0, 1, 2)), highlight=False)
@@ -62,7 +63,9 @@ def styled(verdict: Verdict) -> str:
 
 def _table(diagnosis: Diagnosis, reference: str) -> Table:
     exact = " (the exact sum, rounded once)" if reference == "numpy.exact" else ""
-    table = Table(title=f"Against {reference}{exact}", box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    elements = diagnosis.outputs[reference].size
+    title = f"Against {escape(reference)}{exact}, {elements} elements"
+    table = Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     table.add_column("implementation", overflow="fold")
     table.add_column("verdict")
     for name in ("differ", "max abs", "max ULP", "of bound"):
@@ -71,9 +74,20 @@ def _table(diagnosis: Diagnosis, reference: str) -> Table:
         if name == reference:
             continue
         c = diagnosis.between(reference, name)
-        figures = (f"{c.different}/{c.elements}", f"{c.max_abs:.2g}", str(c.max_ulp), f"{c.max_bound_ratio:.2g}")
+        figures = (str(c.different), f"{c.max_abs:.2g}", str(c.max_ulp), f"{c.max_bound_ratio:.2g}")
         table.add_row(escape(name), styled(c.verdict), *(figures if c.different else ("0", "0", "0", "0")))
     return table
+
+
+def _integers(diagnosis: Diagnosis) -> str:
+    """What the tests on small integers say, in a line; nothing where there are none."""
+    wrong = [test for test in diagnosis.integer_tests if not test.passed]
+    if not diagnosis.integer_tests:
+        return ""
+    if not wrong:
+        return "On small integers, where every sum is exact, all are exact.\n"
+    listed = ", ".join(f"{t.implementation} ({t.comparison.different} of {t.comparison.elements})" for t in wrong)
+    return f"On small integers, where every sum is exact, these are wrong: {listed}.\n"
 
 
 def _matrix(diagnosis: Diagnosis) -> Table:

@@ -2,8 +2,8 @@
 
 A file is 8 bytes (the header's length n, little-endian), n bytes of JSON
 `{name: {"dtype": .., "shape": [..], "data_offsets": [begin, end]}, "__metadata__": {text: text}}`, then the data; the
-tensors cover the data without hole or overlap. The package's own NumPy and Flax loaders fail on bfloat16 and float8
-(`safetensors` 0.8.0 looks them up in NumPy, which lacks them); here they are `ml_dtypes`.
+tensors cover the data without hole or overlap. Of the package's own loaders (`safetensors` 0.8.0) NumPy's refuses
+bfloat16 and float8, and Flax's refuses float8 and narrows float64; here they are kept, as `ml_dtypes` has them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,167 @@
+"""The census on disk: one line of JSON a model."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+
+from bridge.census.census import LayerDiagnosis
+from bridge.diagnosis import Verdict
+from bridge.report.schema import CaseRecord, ComparisonRecord, IntegerTestRecord, Report
+
+#: Name and version of the schema. The version grows when a field is added, removed or changes its meaning.
+SCHEMA: Literal["jaxdw.census/1"] = "jaxdw.census/1"
+
+
+class Settings(pydantic.BaseModel):
+    """What was asked for; a model is not run again for the same."""
+
+    size: int | None
+    batch: int
+    seed: int
+    pretrained: bool
+    weights: str | None
+    implementations: tuple[str, ...]
+    explain: bool
+
+
+class LayerRecord(pydantic.BaseModel):
+    """One depthwise convolution; `integer_tests` are those that failed."""
+
+    layer: str
+    kind: str
+    also: list[str]
+    note: str
+    case: CaseRecord
+    verdict: Verdict
+    own: ComparisonRecord
+    comparisons: list[ComparisonRecord]
+    integer_tests: list[IntegerTestRecord]
+    seconds: float
+
+    @classmethod
+    def of(cls, diagnosis: LayerDiagnosis, seconds: float) -> LayerRecord:
+        report = Report.of(diagnosis)
+        return cls(
+            layer=diagnosis.layer,
+            kind=diagnosis.kind,
+            also=list(diagnosis.also),
+            note=diagnosis.note,
+            case=report.case,
+            verdict=report.verdict,
+            own=ComparisonRecord.model_validate(diagnosis.own),
+            comparisons=report.comparisons,
+            integer_tests=[test for test in report.integer_tests if test.verdict is not Verdict.IDENTICAL],
+            seconds=round(seconds, 3),
+        )
+
+    @property
+    def calls(self) -> int:
+        """How many calls of the model it answers."""
+        return 1 + len(self.also)
+
+    @property
+    def weakest(self) -> ComparisonRecord:
+        """The comparison with the weakest verdict."""
+        tests = [test.comparison.model_copy(update={"verdict": test.verdict}) for test in self.integer_tests]
+        return max([self.own, *self.comparisons, *tests], key=lambda each: each.verdict.rank())
+
+    def against(self, reference: str, name: str) -> ComparisonRecord:
+        """The comparison of two implementations, whichever came first."""
+        return next(each for each in self.comparisons if {each.a, each.b} == {reference, name})
+
+
+class ModelRecord(pydantic.BaseModel):
+    """One model; `verdict` is None where no depthwise convolution ran, `error` why it could not be run."""
+
+    model_config = pydantic.ConfigDict(populate_by_name=True)
+
+    schema_: Literal["jaxdw.census/1"] = pydantic.Field(default=SCHEMA, alias="schema")
+    model: str
+    settings: Settings
+    environment: dict[str, str]
+    seconds: float
+    verdict: Verdict | None
+    layers: list[LayerRecord]
+    idle: list[str]
+    passed_over: list[str]
+    error: str
+
+    @property
+    def calls(self) -> int:
+        """Depthwise convolutions that ran."""
+        return sum(layer.calls for layer in self.layers)
+
+    @property
+    def seconds_a_layer(self) -> float:
+        """Of the diagnosis, without making and running the model."""
+        return sum(layer.seconds for layer in self.layers) / max(1, len(self.layers))
+
+    def counts(self) -> dict[Verdict, int]:
+        """How many layers have each verdict, strongest first."""
+        found = Counter(layer.verdict for layer in self.layers)
+        return {verdict: found[verdict] for verdict in Verdict if found[verdict]}
+
+    def identical(self, reference: str, name: str) -> int:
+        """On how many layers two implementations have the same bits."""
+        return sum(layer.against(reference, name).verdict is Verdict.IDENTICAL for layer in self.layers)
+
+
+def read_records(path: Path) -> list[ModelRecord]:
+    """Every whole line of a file of results; none if there is no file. A last line that was cut short is left out.
+
+    Raises:
+      ValueError: a line that is no result; the message has its number.
+    """
+    if not path.exists():
+        return []
+    records = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            records.append(ModelRecord.model_validate_json(line))
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(
+                f"{path}, line {number} is no result of a census: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+            ) from None
+    return records
+
+
+def append_record(path: Path, record: ModelRecord) -> None:
+    """Adds a line, whole or not at all; what an interrupted run left of one is removed first.
+
+    Raises:
+      OSError: the disk is full or the folder closed; the file is as it was.
+    """
+    line = (record.model_dump_json(by_alias=True) + "\n").encode()
+    with open(path, "ab") as file:
+        whole = _whole_lines(path)
+        try:
+            file.truncate(whole)
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            os.truncate(path, whole)
+            raise type(error)(error.errno, f"{path} was not written: {error.strerror}") from error
+
+
+def finished(records: Sequence[ModelRecord], settings: Settings, environment: dict[str, str]) -> dict[str, ModelRecord]:
+    """The latest result of each model that ran with these settings on this machine and these versions."""
+    return {
+        record.model: record
+        for record in records
+        if not record.error and record.settings == settings and record.environment == environment
+    }
+
+
+def _whole_lines(path: Path) -> int:
+    """How many bytes the whole lines have."""
+    return path.read_bytes().rfind(b"\n") + 1

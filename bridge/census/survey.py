@@ -1,0 +1,83 @@
+"""A census of many models, one after the other: what each gave, or why it gave nothing."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from bridge.census.calls import Call
+from bridge.census.census import diagnose
+from bridge.census.record import LayerRecord, ModelRecord, Settings
+from bridge.census.zoo import make
+from bridge.diagnosis import Verdict
+from bridge.environment import environment
+
+Track = Callable[[Sequence[Call]], Iterable[Call]]
+
+
+def survey(name: str, settings: Settings, weights: Path | None = None, track: Track = iter) -> ModelRecord:
+    """Makes one model, runs it, and diagnoses its depthwise convolutions.
+
+    Args:
+      name: as `bridge.census.zoo.expand` gives it.
+      settings: of the model, its input and the comparison.
+      weights: a checkpoint to load.
+      track: wraps the loop over the captured calls, for a progress bar.
+
+    A model that cannot be made or run has an `error` and no layers.
+    """
+    from bridge.census.capture import capture
+
+    start = time.perf_counter()
+    layers: list[LayerRecord] = []
+    idle: Sequence[str] = ()
+    passed_over: Sequence[str] = ()
+    error = ""
+    with tempfile.TemporaryDirectory(prefix="jaxdw-census-") as folder:
+        try:
+            subject = make(
+                name,
+                size=settings.size,
+                batch=settings.batch,
+                seed=settings.seed,
+                pretrained=settings.pretrained,
+                weights=weights,
+            )
+            captured = capture(*subject, Path(folder))
+        except Exception as failure:  # a model is anybody's code: the others go on
+            error = " ".join(
+                f"{'' if isinstance(failure, ValueError) else type(failure).__name__ + ': '}{failure}".split()
+            )
+        else:
+            del subject  # its weights make room for the diagnosis
+            idle, passed_over = captured.idle, captured.passed_over
+            for call in track(captured.calls):
+                before = time.perf_counter()
+                found = diagnose(call, settings.implementations, explain=settings.explain)
+                layers.append(LayerRecord.of(found, time.perf_counter() - before))
+    return ModelRecord(
+        model=name,
+        settings=settings,
+        environment=environment(),
+        seconds=round(time.perf_counter() - start, 3),
+        verdict=max((layer.verdict for layer in layers), key=Verdict.rank, default=None),
+        layers=layers,
+        idle=list(idle),
+        passed_over=list(passed_over),
+        error=error,
+    )
+
+
+def exit_code(records: Sequence[ModelRecord], fail_on: Verdict | None = None) -> int:
+    """1 for CONVENTION, BUG or NONFINITE; 2 if a model could not be run; 4 if INCONCLUSIVE or nothing was compared;
+    3 for PRECISION; 0 else. `fail_on`: not 0 for this verdict or a weaker one.
+    """
+    verdicts = {record.verdict for record in records if record.verdict is not None}
+    codes = {verdict.exit_code for verdict in verdicts} if verdicts else {Verdict.INCONCLUSIVE.exit_code}
+    if any(record.error for record in records):
+        codes.add(2)
+    if fail_on is not None and any(verdict.rank() >= fail_on.rank() for verdict in verdicts):
+        codes = codes - {0} or {1}
+    return next(code for code in (1, 2, 4, 3, 0) if code in codes)

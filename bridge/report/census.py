@@ -1,0 +1,158 @@
+"""A census in a terminal, and as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+import rich.box
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+
+from bridge.census.record import LayerRecord, ModelRecord
+from bridge.diagnosis import Verdict
+from bridge.report.html import tone
+from bridge.report.schema import CaseRecord
+from bridge.report.terminal import styled
+
+
+def print_census(records: Sequence[ModelRecord], implementations: Sequence[str], console: Console) -> None:
+    """One row a model, then whatever is not ROUNDING or stronger, then the sum."""
+    reference, *others = implementations
+    table = Table(
+        title=f"Depthwise layers by verdict, and how many have the bits of {reference}",
+        box=rich.box.SIMPLE_HEAD,
+        title_justify="left",
+        pad_edge=False,
+    )
+    table.add_column("model", overflow="fold")
+    table.add_column("layers", justify="right")
+    table.add_column("verdict")
+    for name in (*others, "of bound", "s/layer"):
+        table.add_column(escape(name), justify="right", overflow="fold")
+    for record in records:
+        table.add_row(escape(record.model), *_row(record, reference, others))
+    console.print(table)
+    for record in records:
+        for line in _remarks(record):
+            console.print(Padding(f"[bold]{escape(record.model)}[/] {line}", (0, 0, 1, 2)), highlight=False)
+    console.print(escape(summary(records)), highlight=False)
+
+
+def summary(records: Sequence[ModelRecord]) -> str:
+    """What was counted, in one sentence."""
+    ran = [record for record in records if record.layers]
+    layers = [layer for record in ran for layer in record.layers]
+    verdicts: Counter[Verdict] = Counter()
+    for record in ran:
+        verdicts.update(record.counts())
+    found = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in Verdict if verdicts[verdict])
+    without = sum(not record.error and not record.layers for record in records)
+    failed = sum(bool(record.error) for record in records)
+    return (
+        f"{_plural(len(ran), 'model')}, {_plural(len(layers), 'depthwise layer')} in "
+        f"{_plural(len({_window(layer.case) for layer in layers}), 'kernel geometry', 'kernel geometries')}: {found or 'none'}"
+        + (f"; {_plural(without, 'model')} without depthwise layers" if without else "")
+        + (f"; {_plural(failed, 'model')} could not be run" if failed else "")
+        + "."
+    )
+
+
+def census_html(records: Sequence[ModelRecord], implementations: Sequence[str], *, command: str) -> str:
+    """The whole census as a page.
+
+    Args:
+      records: what to show.
+      implementations: their names; the first is the reference.
+      command: the shell command that repeats it.
+    """
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"tone": tone, "geometry": geometry}
+    weakest = max((record.verdict for record in records if record.verdict), key=Verdict.rank, default=None)
+    return templates.get_template("census.html.jinja").render(
+        records=records,
+        reference=implementations[0],
+        others=implementations[1:],
+        verdict=weakest or Verdict.INCONCLUSIVE,
+        summary=summary(records),
+        environment=records[-1].environment if records else {},
+        command=command,
+        ramp="",  # the style sheet's, for pictures that this page has not
+    )
+
+
+def geometry(case: CaseRecord) -> str:
+    """Kernel, stride, padding, dilation and multiplier in a few words.
+
+    >>> case = CaseRecord(name="", dtype="float32", x=(1, 9, 9, 4), kernel=(3, 3, 1, 8), bias=None, output=(1, 5, 5, 8),
+    ...     strides=(2, 2), padding=((1, 1), (1, 1)), padding_mode="zeros", kernel_dilation=(1, 1), input_dilation=(1, 1))
+    >>> geometry(case)
+    '3x3, stride 2, padding 1, multiplier 2'
+    """
+    multiplier = case.kernel[-1] // case.x[-1]
+    parts = ["x".join(map(str, case.kernel[:-2]))]
+    if max(case.strides) > 1:
+        parts.append(f"stride {_short(case.strides)}")
+    pads = [low if low == high else f"{low}:{high}" for low, high in case.padding]
+    mode = "" if case.padding_mode == "zeros" else f" {case.padding_mode}"
+    parts.append(f"padding {_short(pads)}{mode}")
+    if max(case.kernel_dilation) > 1:
+        parts.append(f"dilation {_short(case.kernel_dilation)}")
+    if multiplier > 1:
+        parts.append(f"multiplier {multiplier}")
+    return ", ".join(parts)
+
+
+def _row(record: ModelRecord, reference: str, others: Sequence[str]) -> list[str]:
+    if not record.layers:
+        return ["0", "[red]could not be run[/]" if record.error else "none", *[""] * (len(others) + 2)]
+    worst = max(each.max_bound_ratio for layer in record.layers for each in layer.comparisons)
+    return [
+        str(len(record.layers)),
+        styled(record.verdict or Verdict.INCONCLUSIVE),
+        *(str(record.identical(reference, name)) for name in others),
+        f"{worst:.2g}",
+        f"{record.seconds_a_layer:.2f}",
+    ]
+
+
+def _remarks(record: ModelRecord) -> list[str]:
+    """What a reader must see: errors, verdicts that do not pass, layers that did not run or were passed over."""
+    remarks = [f"could not be run: {escape(record.error)}"] if record.error else []
+    for layer in record.layers:
+        if not layer.verdict.passes:
+            remarks.append(f"{escape(layer.layer)} ({geometry(layer.case)}): {styled(layer.verdict)} {_why(layer)}")
+    if record.idle:
+        remarks.append(f"did not run: {escape(', '.join(record.idle))}")
+    if record.passed_over:
+        remarks.append(f"passed over: {escape('; '.join(record.passed_over))}")
+    return remarks
+
+
+def _why(layer: LayerRecord) -> str:
+    c = layer.weakest
+    told = [f"{c.a} and {c.b}", c.cause or c.verdict.meaning, c.place, f"mend: {c.mend}" if c.mend else ""]
+    return escape("; ".join(filter(None, told)))
+
+
+def _window(case: CaseRecord) -> tuple:
+    """Everything of a geometry but the sizes of the data."""
+    return case.kernel[:-2], case.kernel[-1] // case.x[-1], case.strides, case.kernel_dilation, case.padding_mode
+
+
+def _short(values: Sequence[object]) -> str:
+    return str(values[0]) if len(set(values)) == 1 else ",".join(map(str, values))
+
+
+def _plural(count: int, one: str, many: str = "") -> str:
+    return f"{count} {one if count == 1 else many or one + 's'}"
