@@ -35,6 +35,6 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "jaxdw needs Python's venv and ensurepip; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	@echo "Setting up .venv (about a minute) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test]' || \
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,models]' || \
 	  { echo "jaxdw could not install its packages: see pip's message above (torch 2.13.0 and jax 0.10.2 need wheels for this Python and platform)" >&2; exit 1; }
 	@touch $@

@@ -1,6 +1,7 @@
 """PyTorch and JAX depthwise convolutions compared: what the difference is, proved."""
 
 from bridge.case import Case as Case
+from bridge.census import census as census
 from bridge.diagnosis import Comparison as Comparison
 from bridge.diagnosis import Diagnosis as Diagnosis
 from bridge.diagnosis import Verdict as Verdict

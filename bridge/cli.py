@@ -269,6 +269,90 @@ def convert(
 
 
 @app.command()
+def census(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="timm:NAME, torchvision:NAME, transformers:FOLDER, or package.module:factory, which returns a module "
+            "or a module and its inputs. Globs as 'timm:efficientnet*'.",
+        ),
+    ],
+    weights: Annotated[
+        Path | None, typer.Option(help="A checkpoint for the one model named. Default: random weights.")
+    ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Published weights, which the library may download.")
+    ] = False,
+    size: Annotated[
+        int | None, typer.Option(help="Side of the image. Default: 224, or what the model is fixed to.", min=1)
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Inputs at once.", min=1)] = 1,
+    seed: Annotated[int, typer.Option(help="Of random weights and inputs.", min=0)] = 0,
+    implementations: Annotated[
+        list[str] | None,
+        typer.Option(help="What to compare, by commas; the first is the reference. Default: conv2d, lax's, jax.taps."),
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Reveal and replay orders of addition, to prove EXPLAINED; slow.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Results as JSON lines, one a model; models that it has are not run again.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the census as one HTML file that opens offline.")] = None,
+    fail_on: Annotated[
+        Verdict | None, typer.Option(help="Exit 1 on this verdict or a weaker one.", case_sensitive=False)
+    ] = None,
+) -> None:
+    """Run PyTorch models, and give each depthwise layer its verdict on the input that it really received.
+
+    Exit codes are those of `parity` for the weakest verdict; 2 also where a model could not be run, 4 where no model
+    has a depthwise layer.
+    """
+    from bridge.census import DEFAULT as COMPARED
+    from bridge.census.record import Settings, append_record, finished, read_records
+    from bridge.census.survey import exit_code, survey
+    from bridge.census.zoo import expand
+    from bridge.report.census import census_html, print_census
+
+    for path in (out, html):
+        if path is not None:
+            check_writable(path)
+    chosen = [implementation(name).name for name in (_names(implementations) if implementations else COMPARED)]
+    if len(chosen) < 2 or len(set(chosen)) < len(chosen):
+        raise ValueError(f"`--implementations` is {chosen}, expected at least two, each once")
+    names = expand(models)
+    if weights is not None and (len(names) > 1 or pretrained):
+        raise ValueError(f"`--weights` is {weights}, expected one model and not --pretrained: got {', '.join(names)}")
+    settings = Settings(
+        size=size,
+        batch=batch,
+        seed=seed,
+        pretrained=pretrained,
+        weights=None if weights is None else f"{weights}, changed {weights.stat().st_mtime_ns}",
+        implementations=tuple(chosen),
+        explain=explain,
+    )
+    done = {} if out is None else finished(read_records(out), settings, environment())
+    records = []
+    with rich.progress.Progress(console=Console(stderr=True), transient=True) as progress:
+        all_models, layers = progress.add_task("models", total=len(names)), progress.add_task("")
+        for name in names:
+            progress.reset(layers, description=name)
+            record = done.get(name) or survey(
+                name, settings, weights, functools.partial(progress.track, task_id=layers)
+            )
+            if out is not None and name not in done:
+                append_record(out, record)
+            records.append(record)
+            progress.advance(all_models)
+    print_census(records, chosen, Console())
+    if html is not None:
+        write_atomically(html, census_html(records, chosen, command=shlex.join(["jaxdw", *sys.argv[1:]])))
+    raise typer.Exit(exit_code(records, fail_on))
+
+
+@app.command()
 def doctor(
     cases: Annotated[int, typer.Option(help="Random convolutions in the self-test.", min=1)] = 20,
     seed: Annotated[int, typer.Option(help="Of the self-test.", min=0)] = 0,

@@ -51,6 +51,25 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             raise
 
 
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file whole; an interrupted run leaves no part of it."""
+    with atomic_file(path) as file:
+        file.write(text.encode())
+
+
+def check_writable(path: Path) -> None:
+    """Fails before the work if a file could not be written after it; one that is there will be replaced.
+
+    Raises:
+      OSError: the folder is missing or closed, or the path is a folder.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, expected a file to write")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(f"{path} cannot be written: permission denied")
+    check_free(path, force=True)
+
+
 def check_free(path: Path, force: bool = False) -> None:
     """Fails before the work if `path` is taken, or cannot be written.
 

@@ -102,6 +102,11 @@ class ModelRecord(pydantic.BaseModel):
         """Of the diagnosis, without making and running the model."""
         return sum(layer.seconds for layer in self.layers) / max(1, len(self.layers))
 
+    @property
+    def max_bound_ratio(self) -> float:
+        """The greatest of any pair on any layer."""
+        return max((each.max_bound_ratio for layer in self.layers for each in layer.comparisons), default=0.0)
+
     def counts(self) -> dict[Verdict, int]:
         """How many layers have each verdict, strongest first."""
         found = Counter(layer.verdict for layer in self.layers)

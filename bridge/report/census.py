@@ -15,6 +15,7 @@ from rich.table import Table
 
 from bridge.census.record import LayerRecord, ModelRecord
 from bridge.diagnosis import Verdict
+from bridge.report import pictures
 from bridge.report.html import tone
 from bridge.report.schema import CaseRecord
 from bridge.report.terminal import styled
@@ -31,9 +32,9 @@ def print_census(records: Sequence[ModelRecord], implementations: Sequence[str],
     )
     table.add_column("model", overflow="fold")
     table.add_column("layers", justify="right")
-    table.add_column("verdict")
-    for name in (*others, "of bound", "s/layer"):
-        table.add_column(escape(name), justify="right", overflow="fold")
+    table.add_column("verdict", no_wrap=True)
+    for name in (*(escape(each.replace(".", ".\n", 1)) for each in others), "of\nbound", "s a\nlayer"):
+        table.add_column(name, justify="right", overflow="fold")
     for record in records:
         table.add_row(escape(record.model), *_row(record, reference, others))
     console.print(table)
@@ -87,7 +88,7 @@ def census_html(records: Sequence[ModelRecord], implementations: Sequence[str], 
         summary=summary(records),
         environment=records[-1].environment if records else {},
         command=command,
-        ramp="",  # the style sheet's, for pictures that this page has not
+        ramp=pictures.ramp_css(),
     )
 
 
@@ -115,13 +116,12 @@ def geometry(case: CaseRecord) -> str:
 
 def _row(record: ModelRecord, reference: str, others: Sequence[str]) -> list[str]:
     if not record.layers:
-        return ["0", "[red]could not be run[/]" if record.error else "none", *[""] * (len(others) + 2)]
-    worst = max(each.max_bound_ratio for layer in record.layers for each in layer.comparisons)
+        return ["0", "[red]failed[/]" if record.error else "none", *[""] * (len(others) + 2)]
     return [
         str(len(record.layers)),
         styled(record.verdict or Verdict.INCONCLUSIVE),
         *(str(record.identical(reference, name)) for name in others),
-        f"{worst:.2g}",
+        f"{record.max_bound_ratio:.2g}",
         f"{record.seconds_a_layer:.2f}",
     ]
 
