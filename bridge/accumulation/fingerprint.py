@@ -64,7 +64,9 @@ def input_rounding(subject: Subject) -> Inputs:
     candidates.sort(key=lambda choice: sum(rounding != Rounding(fmt) for rounding in choice))
     pairs = np.random.default_rng(0).uniform(1, 2, (_PAIRS, 2))
     if fmt is not FLOAT16:
-        pairs[1::2] *= 2.0**-18, 2.0**8  # float16 holds 7 bits of such an x, TF32 11
+        # Of numbers near 2^-18, float16 holds 7 bits and TF32 11: as x, as the weight, and as the product.
+        for first, scales in enumerate(((2.0**-18, 2.0**8), (2.0**8, 2.0**-18), (2.0**-9, 2.0**-9)), start=1):
+            pairs[first::4] *= scales
     for x, w in round_to(pairs, fmt).tolist():
         x = x if subject.products else 1.0
         weights = np.zeros(len(subject.names))

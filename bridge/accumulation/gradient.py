@@ -52,7 +52,7 @@ def input_gradient_case(case: Case, dy: np.ndarray) -> Case:
         padding.append((before, (n - 1) * spread + span - ((out - 1) * stride + 1) - before))
     return Case(
         dy,
-        np.ascontiguousarray(np.flip(case.kernel, range(g.rank))),
+        np.ascontiguousarray(np.flip(case.kernel, tuple(range(g.rank)))),
         strides=g.input_dilation,
         padding=tuple(padding),
         kernel_dilation=g.kernel_dilation,
@@ -75,7 +75,7 @@ class InputGradient:
     def run(self, adjoint: Case) -> np.ndarray:
         """dx for the kernel and the dy that the convolution `adjoint` holds."""
         g = self.case.geometry
-        kernel = np.ascontiguousarray(np.flip(adjoint.kernel, range(g.rank)))
+        kernel = np.ascontiguousarray(np.flip(adjoint.kernel, tuple(range(g.rank))))
         bias = None if self.case.bias is None else np.zeros_like(self.case.bias)
         forward = self.case.replace(x=np.zeros_like(self.case.x), kernel=kernel, bias=bias)
         return self.implementation.input_gradient(forward, adjoint.x)

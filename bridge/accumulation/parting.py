@@ -68,7 +68,7 @@ def _words(node: Tree) -> str:
 
 
 def _operand(tree: Tree) -> str:
-    taps = [leaf for leaf in tree.leaves if leaf != BIAS]
+    taps = [leaf for leaf in tree.leaves if isinstance(leaf, int)]
     if len(tree.leaves) == 1:
         return f"the rounded product {taps[0]}" if taps else "the bias"
     run = taps == list(range(taps[0], taps[-1] + 1)) and len(taps) > 2

@@ -6,7 +6,7 @@ The residual of an output channel is regressed on what each tap reads. If tap t 
 
 which is linear in d with noise no greater than the bound. Taps enter one at a time, the most correlated first
 (orthogonal matching pursuit; Pati, Rezaiifar & Krishnaprasad 1993), until what remains is rounding: so the fewest are
-named. Rows are weighted by 1 / bound, which makes the noise uniform. d_t over the tap's weight is its scale less one;
+named. Rows are weighted by 1 / (bound + n u |y - exact|), which makes the noise uniform. d_t over the tap's weight is its scale less one;
 d_b is the bias. Where no taps explain it, the support of what is outside the bound says it: elements, channels, batch
 entries, borders.
 """
@@ -261,10 +261,11 @@ def _designs(
         design = np.stack([*columns, np.ones(len(chosen))], axis=1)
         reference, allowed = expected.at(chosen)
         usable = np.isfinite(allowed) & np.isfinite(reference)
-        # a window of padding alone has next to no bound; its weight is kept from overflowing
-        weight = 1 / np.maximum(allowed[usable], 1e-30 * allowed[usable].max(initial=1e-270))
-        residual = (side.y.ravel()[chosen].astype(np.float64) - reference)[usable] * weight
-        yield int(channel), design[usable] * weight[:, None], residual, reference[usable] * weight
+        difference = (side.y.ravel()[chosen].astype(np.float64) - reference)[usable]
+        # what is wrongly added is rounded too; and a window of padding alone would outweigh all others
+        noise = allowed[usable] + (g.taps + 1) * side.arithmetic.output.unit_roundoff * np.abs(difference)
+        weight = 1 / np.maximum(noise, 1e-4 * noise.max(initial=1e-300))
+        yield int(channel), design[usable] * weight[:, None], difference * weight, reference[usable] * weight
 
 
 def _scaled(channel: int, residual: np.ndarray, reference: np.ndarray) -> Fault | None:
@@ -287,10 +288,14 @@ def _pursue(side: Side, channel: int, design: np.ndarray, residual: np.ndarray) 
         if len(chosen) == len(size) or score.max() == 0 or len(chosen) + 1 >= len(residual) / 2:
             return None
         chosen.append(int(score.argmax()))
-        beta = np.linalg.lstsq(design[:, chosen], residual, rcond=1e-12)[0]
-        left = residual - design[:, chosen] @ beta
+        left = _fit(design, residual, chosen)[1]
+    for column in chosen[:-1]:  # what entered early may not be needed beside what came later
+        others = [c for c in chosen if c != column]
+        if np.abs(_fit(design, residual, others)[1]).max() <= _FITS:
+            chosen = others
     if not chosen:
         return None
+    beta = _fit(design, residual, chosen)[0]
     case = side.target.case
     positions = list(np.ndindex(case.geometry.kernel_size))
     taps, bias = [], 0.0
@@ -301,6 +306,12 @@ def _pursue(side: Side, channel: int, design: np.ndarray, residual: np.ndarray) 
         weight = float(case.kernel[(*positions[column], 0, channel)])
         taps.append((positions[column], 1 + float(amount) / weight if weight else None, float(amount)))
     return Fault(channel, tuple(taps), bias)
+
+
+def _fit(design: np.ndarray, residual: np.ndarray, columns: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Least squares on some columns: `(coefficients, what is left)`."""
+    beta = np.linalg.lstsq(design[:, columns], residual, rcond=1e-12)[0]
+    return beta, residual - design[:, columns] @ beta
 
 
 def _of_faults(side: Side, faults: list[Fault], where: Support) -> Finding:

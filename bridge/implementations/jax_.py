@@ -19,7 +19,7 @@ import jaxdw
 from bridge.case import DTYPES, Case
 from bridge.implementations import Algorithm, Knob, declared, isolated, user
 from bridge.numerics import Arithmetic
-from jaxdw.windows import dimension_numbers, flat_batch
+from jaxdw.methods import METHODS
 
 #: Named sets of XLA flags that change which instructions or libraries XLA:CPU uses.
 XLA = {
@@ -116,20 +116,8 @@ class _Pullback:
 
 
 def grouped(x, kernel, bias, geometry, precision):
-    """`lax.conv_general_dilated` as `flax.nnx.Conv` calls it, and its bias added after."""
-    flat, padding = flat_batch(x, geometry)
-    y = lax.conv_general_dilated(
-        flat,
-        kernel,
-        geometry.strides,
-        padding,
-        lhs_dilation=geometry.input_dilation,
-        rhs_dilation=geometry.kernel_dilation,
-        dimension_numbers=dimension_numbers(geometry.rank),
-        feature_group_count=geometry.channels,
-        precision=precision,
-    ).reshape(geometry.output_shape)
-    return y if bias is None else y + jnp.broadcast_to(bias, y.shape)
+    """`lax.conv_general_dilated` in the arrays' own dtype, as `flax.nnx.Conv` calls it, and the bias added after."""
+    return METHODS["grouped"](x, kernel, bias, geometry, (precision, precision))
 
 
 def unfold_matmul(x, kernel, bias, geometry, precision):

@@ -123,10 +123,10 @@ def pictures(orders: Sequence[AccumulationOrder]) -> dict[str, list[tuple[str, s
     found = {}
     for alike in _same_trees(orders):
         names = ", ".join(order.implementation for order in alike)
-        drawn = [entry for entry in alike[0].classes() if isinstance(entry[0], Tree)][:_PICTURED]
+        drawn = [(t, count, first) for t, count, first in alike[0].classes() if isinstance(t, Tree)]
         found[names] = [
             (f"{count} of {alike[0].labels.size} elements, the first at {first}", tree_svg(tree, names))
-            for tree, count, first in drawn
+            for tree, count, first in drawn[:_PICTURED]
         ]
     return found
 

@@ -52,6 +52,7 @@ def timm(pretrained_name: str, name: str, **options: Any) -> Original:
 
 def transformers(name: str, *, width: float = 1.0, **options: Any) -> Original:
     def make(num_classes: int) -> torch.nn.Module:
+        references._torchvision()  # transformers imports it where it is installed
         reason = "transformers is not installed: pip install 'jaxdw[models]'"
         module = pytest.importorskip("transformers", reason=reason)
         family = {"mobilenet_v1": "MobileNetV1", "mobilenet_v2": "MobileNetV2"}[name]

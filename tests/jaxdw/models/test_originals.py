@@ -10,6 +10,7 @@ import random
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 import jaxdw.models
@@ -19,8 +20,8 @@ from tests.jaxdw.models.propagated import mixture, propagated
 
 #: For each test, how many originals and how many variants are drawn.
 DRAWN = {
-    "test_parameters_and_outputs_have_the_shapes_of_the_original": (3, 2),
-    "test_logits_are_those_of_the_original": (3, 1),
+    "test_parameters_and_outputs_have_the_shapes_of_the_original": (2, 2),
+    "test_logits_are_those_of_the_original": (2, 1),
     "test_a_step_of_training_leaves_the_statistics_of_the_original": (1, 0),
 }
 
@@ -36,6 +37,15 @@ def pytest_generate_tests(metafunc):
             for name in (table if metafunc.config.option.full else draw.sample(sorted(table), count))
         ]
         metafunc.parametrize("name", names)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Layers this small leave threads of PyTorch waiting for each other: 20 times as slow where others work too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def original(name):

@@ -1,0 +1,38 @@
+"""What a PyTorch model computed, operation by operation, in NumPy, channels last."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+#: The producer of an operand that is the model's own input.
+INPUT = -1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Operation:
+    """One operation that ran, and nothing that only moves elements: views, copies and padding are no operations.
+
+    Attributes:
+      kind: "convolution", "linear", "batch norm", "relu", "relu6", "hard swish", "hard sigmoid", "mean", "add" or
+        "multiply"; PyTorch's own name for any other.
+      layer: the path of the layer whose parameters it used; empty for none.
+      module: the path of the module that was running.
+      producers: for each operand which operation made it, by its place in the order of running; `INPUT` for the input.
+      operands: as the operation received them, padded where PyTorch pads beforehand.
+      output: what it gave.
+      parameters: of the layer: "weight", "bias", "running_mean", "running_var", in PyTorch's layout.
+      settings: of a convolution "stride", "padding", "dilation" and "groups"; of a normalization "eps".
+    """
+
+    kind: str
+    layer: str
+    module: str
+    producers: tuple[int, ...]
+    operands: tuple[np.ndarray, ...]
+    output: np.ndarray
+    parameters: Mapping[str, np.ndarray]
+    settings: Mapping[str, Any]

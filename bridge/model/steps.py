@@ -1,0 +1,151 @@
+"""A MobileNet of `jaxdw.models` as the list of its operations, each a call of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+
+from jaxdw.models import MobileNet
+from jaxdw.models.blocks import ConvNormAct, InvertedResidual, SqueezeExcite, global_average_pool, relu6
+from jaxdw.nnx import DepthwiseConv
+
+#: The name of the input.
+IMAGES = "images"
+
+_ACTIVATIONS: Mapping[Any, str] = {
+    relu6: "relu6",
+    nnx.relu: "relu",
+    nnx.hard_swish: "hard swish",
+    nnx.hard_sigmoid: "hard sigmoid",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One operation.
+
+    Attributes:
+      name: its path in the model, for a layer the layer's.
+      kind: "depthwise", "pointwise", "convolution", "linear", "batch norm", an activation's name, "mean", "add" or
+        "multiply".
+      inputs: the names of the steps whose results it takes, or `IMAGES`.
+      run: the operation on arrays.
+      layer: the layer that `run` calls, or None.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    run: Callable[..., jax.Array]
+    layer: nnx.Module | None = None
+
+    def compiled(self, *inputs: Any) -> jax.Array:
+        """The result, compiled by itself: what no neighbour is fused with."""
+        if self.layer is not None:
+            return _layer(self.layer, *inputs)
+        return _function(self.run, *inputs)
+
+
+_layer = nnx.jit(lambda layer, x: layer(x))
+_function = jax.jit(lambda run, *inputs: run(*inputs), static_argnums=0)
+
+
+def steps(model: MobileNet) -> Sequence[Step]:
+    """The operations of a model in eval mode, in order; the last one gives its output.
+
+    >>> from jaxdw.models import mobilenet_v2
+    >>> model = nnx.eval_shape(lambda: mobilenet_v2(10, rngs=nnx.Rngs(0)))
+    >>> [(step.name, step.kind) for step in steps(model)][3:5]
+    [('blocks.0.depthwise.conv', 'depthwise'), ('blocks.0.depthwise.norm', 'batch norm')]
+    """
+    return list(_network(model))
+
+
+def walk(every: Sequence[Step], images: Any, *, compiled: bool = True) -> dict[str, jax.Array]:
+    """The result of every step, each fed by those before it."""
+    values = {IMAGES: images}
+    for step in every:
+        run = step.compiled if compiled else step.run
+        values[step.name] = run(*(values[name] for name in step.inputs))
+    return values
+
+
+def _network(model: MobileNet) -> Iterator[Step]:
+    last = yield from _unit("stem", model.stem, IMAGES)
+    for i, block in enumerate(model.blocks):
+        last = yield from _block(f"blocks.{i}", block, last)
+    if model.head is not None:
+        last = yield from _unit("head", model.head, last)
+    last = yield from _step("mean", "mean", (last,), global_average_pool)
+    if model.hidden is not None:
+        last = yield from _of_layer("hidden", model.hidden, last)
+        last = yield from _activation("hidden.activation", model.architecture.activation, last)
+    if model.classifier is not None:
+        yield from _of_layer("classifier", model.classifier, last)
+
+
+def _block(path: str, block: InvertedResidual, given: str) -> Iterator[Step]:
+    last = given
+    if block.expand is not None:
+        last = yield from _unit(f"{path}.expand", block.expand, last)
+    last = yield from _unit(f"{path}.depthwise", block.depthwise, last)
+    if block.squeeze_excite is not None:
+        last = yield from _gated(f"{path}.squeeze_excite", block.squeeze_excite, last)
+    last = yield from _unit(f"{path}.project", block.project, last)
+    if block.residual:
+        last = yield from _step(f"{path}.add", "add", (given, last), _add)
+    return last
+
+
+def _unit(path: str, unit: ConvNormAct, given: str) -> Iterator[Step]:
+    last = yield from _of_layer(f"{path}.conv", unit.conv, given)
+    last = yield from _of_layer(f"{path}.norm", unit.norm, last)
+    if unit.activation is not None:
+        last = yield from _activation(f"{path}.activation", unit.activation, last)
+    return last
+
+
+def _gated(path: str, gate: SqueezeExcite, given: str) -> Iterator[Step]:
+    last = yield from _step(f"{path}.mean", "mean", (given,), global_average_pool)
+    last = yield from _of_layer(f"{path}.reduce", gate.reduce, last)
+    last = yield from _activation(f"{path}.reduce.activation", nnx.relu, last)
+    last = yield from _of_layer(f"{path}.expand", gate.expand, last)
+    last = yield from _activation(f"{path}.expand.activation", nnx.hard_sigmoid, last)
+    return (yield from _step(f"{path}.multiply", "multiply", (given, last), _gate))
+
+
+def _of_layer(path: str, layer: Any, given: str) -> Iterator[Step]:
+    yield Step(path, _kind(path, layer), (given,), layer, layer)
+    return path
+
+
+def _kind(path: str, layer: Any) -> str:
+    if isinstance(layer, DepthwiseConv):
+        return "depthwise"
+    if isinstance(layer, nnx.BatchNorm):
+        return "batch norm"
+    if isinstance(layer, nnx.Linear):
+        return "pointwise" if path.endswith(".conv") else "linear"
+    return "convolution"
+
+
+def _activation(path: str, function: Callable[[jax.Array], jax.Array], given: str) -> Iterator[Step]:
+    kind = _ACTIVATIONS.get(function, getattr(function, "__name__", "activation"))
+    return (yield from _step(path, kind, (given,), function))
+
+
+def _step(path: str, kind: str, inputs: tuple[str, ...], run: Callable[..., jax.Array]) -> Iterator[Step]:
+    yield Step(path, kind, inputs, run)
+    return path
+
+
+def _add(x: jax.Array, y: jax.Array) -> jax.Array:
+    return x + y
+
+
+def _gate(x: jax.Array, gate: jax.Array) -> jax.Array:
+    return x * gate[..., None, None, :]
