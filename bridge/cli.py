@@ -353,6 +353,60 @@ def census(
 
 
 @app.command()
+def model(
+    network: Annotated[
+        str,
+        typer.Argument(
+            metavar="NETWORK",
+            help="mobilenet_v1, mobilenet_v2, mobilenet_v3_small or mobilenet_v3_large, of the library that the weights "
+            "tell; or one library's, as timm.mobilenet_v2.",
+        ),
+    ],
+    weights: Annotated[Path | None, typer.Option(help="PyTorch's checkpoint. Default: random weights.")] = None,
+    random_seed: Annotated[
+        int, typer.Option(help="Of random weights, and of a random image where none is given.", min=0)
+    ] = 0,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            help="A picture, scaled, cut and normalized as torchvision does; or .npy (H,W,3) of floats, taken as it is."
+        ),
+    ] = None,
+    size: Annotated[int, typer.Option(help="Side of the image.", min=32)] = 224,
+    width: Annotated[float, typer.Option(help="Width multiplier.")] = 1.0,
+    json: JsonOption = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report as one HTML file that opens offline.")] = None,
+    fail_on: Annotated[
+        Verdict | None, typer.Option(help="Exit 1 on this verdict or a weaker one.", case_sensitive=False)
+    ] = None,
+) -> None:
+    """Compare a whole MobileNet in PyTorch and Flax: each operation by itself, and how differences grow.
+
+    Exit codes are those of `parity`, for the weakest verdict; 4 where an operation could not be compared.
+    """
+    from bridge.model import model_parity
+    from bridge.model.originals import compared_pair, random_images, read_image
+    from bridge.model.record import ModelReport
+    from bridge.report.model import model_html, print_model
+
+    for path in (json, html):
+        if path is not None:
+            check_writable(path)
+    images = random_images(size, random_seed) if image is None else read_image(image, size)
+    pair = compared_pair(network, weights=weights, seed=random_seed, width=width)
+    track = functools.partial(rich.progress.track, description=pair.name, console=Console(stderr=True), transient=True)
+    parity = model_parity(pair.module, pair.model, images, pair.manifest, name=pair.name, track=track)
+    print_model(parity, Console())
+    if json is not None:
+        write_atomically(json, ModelReport.of(parity).to_json())
+    if html is not None:
+        write_atomically(html, model_html(parity, command=shlex.join(["jaxdw", *sys.argv[1:]])))
+    if fail_on is not None and parity.verdict.rank() >= fail_on.rank():
+        raise typer.Exit(parity.verdict.exit_code or 1)
+    raise typer.Exit(parity.verdict.exit_code)
+
+
+@app.command()
 def doctor(
     cases: Annotated[int, typer.Option(help="Random convolutions in the self-test.", min=1)] = 20,
     seed: Annotated[int, typer.Option(help="Of the self-test.", min=0)] = 0,

@@ -16,6 +16,7 @@ from fractions import Fraction
 import numpy as np
 
 from bridge.numerics import FLOAT32, FLOAT64, Format, round_to, truncate_to
+from bridge.numerics.errorfree import two_product, two_sum
 
 #: Beyond these, TwoProduct or its operands may leave the range of float64.
 _SMALL, _LARGE = 2.0**-900, 2.0**900
@@ -53,18 +54,18 @@ class Accumulator:
         """x w, rounded."""
         if self._native:
             return self._flushed(np.multiply(x, w, dtype=self.dtype))
-        return self._rounded(_rounded_to_odd(*_two_product(x.astype(np.float64), w.astype(np.float64))))
+        return self._rounded(_rounded_to_odd(*two_product(x.astype(np.float64), w.astype(np.float64))))
 
     def add(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """a + b, rounded."""
-        return self._flushed(a + b) if self._native else self._rounded(_rounded_to_odd(*_two_sum(a, b)))
+        return self._flushed(a + b) if self._native else self._rounded(_rounded_to_odd(*two_sum(a, b)))
 
     def fma(self, x: np.ndarray, w: np.ndarray, c: np.ndarray) -> np.ndarray:
         """x w + c, rounded once."""
         x, w = x.astype(np.float64), w.astype(np.float64)
         if self.format is FLOAT64:
             return self._flushed(_fma64(*np.broadcast_arrays(x, w, c)))
-        return self._rounded(_rounded_to_odd(*_two_sum(x * w, c.astype(np.float64))))
+        return self._rounded(_rounded_to_odd(*two_sum(x * w, c.astype(np.float64))))
 
     def aligned_sum(self, operands: Sequence[np.ndarray]) -> np.ndarray:
         """A multi-way addition as matrix units do it (Fasi et al., 2021): every operand is shifted to the exponent of
@@ -91,26 +92,6 @@ def flush(y: np.ndarray, fmt: Format) -> np.ndarray:
     return np.where(np.abs(y) < fmt.smallest_normal, np.copysign(y.dtype.type(0), y), y)
 
 
-def _two_sum(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """fl(a + b) and its error, exactly (Knuth 1969)."""
-    s = a + b
-    z = s - a
-    return s, (a - (s - z)) + (b - z)
-
-
-def _two_product(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """fl(a b) and its error, exactly (Dekker 1971, with the splitting of Veltkamp 1968)."""
-    p = a * b
-    (a_high, a_low), (b_high, b_low) = _split(a), _split(b)
-    return p, ((a_high * b_high - p) + a_high * b_low + a_low * b_high) + a_low * b_low
-
-
-def _split(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    scaled = a * 134217729.0  # 2^27 + 1
-    high = scaled - (scaled - a)
-    return high, a - high
-
-
 def _rounded_to_odd(s: np.ndarray, error: np.ndarray) -> np.ndarray:
     """s + error, of which s is the nearest float64, rounded to odd: exact, or the neighbour whose last bit is 1."""
     bits = s.view(np.int64)
@@ -126,10 +107,10 @@ def _fma64(x: np.ndarray, w: np.ndarray, c: np.ndarray) -> np.ndarray:
     x w = p + e by TwoProduct; c + e = t + u by TwoSum; p + t = v + z by TwoSum; the result is fl(v + odd(z + u)).
     Near the ends of the range of float64 its operations are not exact: those elements are summed as fractions.
     """
-    p, e = _two_product(x, w)
-    t, u = _two_sum(c, e)
-    v, z = _two_sum(p, t)
-    y = v + _rounded_to_odd(*_two_sum(z, u))
+    p, e = two_product(x, w)
+    t, u = two_sum(c, e)
+    v, z = two_sum(p, t)
+    y = v + _rounded_to_odd(*two_sum(z, u))
     plain = x * w + c
     sizes = np.abs(np.stack([x, w, p, c]))
     unsafe = ((sizes < _SMALL) & (sizes > 0)).any(axis=0) | (sizes > _LARGE).any(axis=0) | (p == 0)

@@ -94,7 +94,8 @@ def _walk(tree: Tree, operands: Operands, order: AccumulationOrder) -> np.ndarra
         below = [value.pop(child) for child in node.children]
         match node.kind:
             case "empty":
-                result = np.zeros((), add_up.dtype)
+                # What multiplies its padding adds zeros of the weights' signs: -0 if all are, see `_multiply_padding`.
+                result = np.array(-0.0 if fingerprint.padding_taps == "multiplied" else 0.0, add_up.dtype)
             case "leaf" if node.leaf == BIAS:
                 result = add_up.hold(operands(BIAS)[0])
             case "leaf":

@@ -1,8 +1,8 @@
 """What the depthwise convolutions of a live PyTorch model really receive and give, in one forward pass.
 
-PyTorch brings every convolution, whoever calls it - `nn.Conv2d`, a subclass that pads by itself, `F.conv2d`, TorchScript -
-to one operator, `aten::convolution`; a dispatch mode sees each call of it with the very tensors. Hooks only tell which
-module is running, and what that was given.
+PyTorch brings every convolution, whoever calls it - `nn.Conv2d`, a subclass that pads by itself, `F.conv2d`, a compiled
+or exported model - to one operator, `aten::convolution`; a dispatch mode sees each call of it with the very tensors.
+Hooks only tell which module is running, and what that was given.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from bridge.weights.layouts import CONVOLUTION
 from bridge.weights.safetensors_ import write_safetensors
 from jaxdw.geometry import Geometry, Padding
 
-_OPERATOR = torch.ops.aten.convolution.default
-_PARAMETERS = [argument.name for argument in _OPERATOR._schema.arguments]
+#: What a convolution becomes; a traced model has the second, with the same parameters first.
+_OPERATORS = (torch.ops.aten.convolution.default, torch.ops.aten._convolution.default)
+_PARAMETERS = [argument.name for argument in _OPERATORS[0]._schema.arguments]
 
 
 def capture(module: torch.nn.Module, inputs: Any, folder: Path) -> Capture:
@@ -128,9 +129,10 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         y = func(*args, **(kwargs or {}))
-        if func is _OPERATOR:
+        if func in _OPERATORS:
             self.convolutions += 1
-            self._record(y, **dict(zip(_PARAMETERS, args)) | (kwargs or {}))
+            named = dict(zip(_PARAMETERS, args)) | (kwargs or {})
+            self._record(y, **{name: named[name] for name in _PARAMETERS})
         return y
 
     def _record(

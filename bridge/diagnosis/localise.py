@@ -6,9 +6,9 @@ The residual of an output channel is regressed on what each tap reads. If tap t 
 
 which is linear in d with noise no greater than the bound. Taps enter one at a time, the most correlated first
 (orthogonal matching pursuit; Pati, Rezaiifar & Krishnaprasad 1993), until what remains is rounding: so the fewest are
-named. Rows are weighted by 1 / (bound + n u |y - exact|), which makes the noise uniform. d_t over the tap's weight is its scale less one;
-d_b is the bias. Where no taps explain it, the support of what is outside the bound says it: elements, channels, batch
-entries, borders.
+named. Rows are weighted by 1 / (bound + n u |y - exact|), which makes the noise uniform. d_t over the tap's weight is
+its scale less one; d_b is the bias. Where no taps explain it, the support of what is outside the bound says it:
+elements, channels, batch entries, borders.
 """
 
 from __future__ import annotations

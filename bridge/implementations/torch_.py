@@ -287,7 +287,7 @@ def _algorithm(compute: Compute, bias_is_rounded_twice: bool, about: str, family
         base = declared(
             case,
             dtype,
-            flushes_subnormals=False,
+            flushes_subnormals=(case.dtype.name if dtype == "same" else dtype) == "bfloat16",  # as oneDNN does
             output_roundings=2 if bias_is_rounded_twice and case.bias is not None else 1,
         )
         rounds_to = fp32_precision

@@ -8,7 +8,7 @@ is that operation's, and a copy or a padded copy of it counts as it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bridge.implementations.torch_ import to_numpy, to_tensor
-from bridge.model.operations import INPUT, Operation
+from bridge.model.operations import INPUT, Gradient, Operation
 
 _KINDS = {
     "convolution": "convolution",
@@ -65,6 +65,56 @@ def operations(module: torch.nn.Module, images: np.ndarray) -> tuple[list[Operat
     return recorder.done, to_numpy(getattr(y, "logits", y).cpu())
 
 
+def gradients(module: torch.nn.Module, images: np.ndarray, labels: np.ndarray) -> list[Gradient]:
+    """The gradients of the mean cross-entropy, convolution by convolution, in the order of the way back.
+
+    The model runs in the mode that it is in; parameters and their `grad` stay, but a model in training has the
+    statistics of its normalizations updated.
+
+    Args:
+      module: the model.
+      images: `(N, H, W, C)`.
+      labels: `(N,)`, the classes.
+    """
+    x = _tensor(module, images)
+    before = {parameter: parameter.grad for parameter in module.parameters()}
+    y = module(x)
+    loss = torch.nn.functional.cross_entropy(getattr(y, "logits", y), to_tensor(labels).to(x.device))
+    recorder = _GradientRecorder(module)
+    with recorder:
+        loss.backward()
+    for parameter, gradient in before.items():
+        parameter.grad = gradient
+    return recorder.done
+
+
+class _GradientRecorder(TorchDispatchMode):
+    """Notes each `aten::convolution_backward`."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.done: list[Gradient] = []
+        self._names = {_memory(tensor): name for name, tensor in module.named_parameters()}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.convolution_backward.default:
+            dy, x, weight, _, stride, padding, dilation, _, _, groups, _ = args
+            dx, dweight, _ = result
+            self.done.append(
+                Gradient(
+                    self._names[_memory(weight)].rpartition(".")[0],
+                    _channels_last(x),
+                    _channels_last(dy),
+                    to_numpy(weight.detach().cpu()).copy(),
+                    None if dx is None else _channels_last(dx),
+                    to_numpy(dweight.cpu()).copy(),
+                    {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups},
+                )
+            )
+        return result
+
+
 class _Recorder(TorchDispatchMode):
     """Notes each operation, and who wrote each tensor's memory."""
 
@@ -82,9 +132,18 @@ class _Recorder(TorchDispatchMode):
         """Keeps `running`, the path of the innermost module, up to date."""
         with contextlib.ExitStack() as stack:
             for name, each in module.named_modules():
-                stack.callback(each.register_forward_pre_hook(lambda *_, name=name: self.running.append(name)).remove)
-                stack.callback(each.register_forward_hook(lambda *_: self.running.pop() and None).remove)
+                for handle in self._hooks(name, each):
+                    stack.callback(handle.remove)
             yield
+
+    def _hooks(self, name: str, module: torch.nn.Module) -> Sequence[torch.utils.hooks.RemovableHandle]:
+        def enter(*_: Any) -> None:
+            self.running.append(name)
+
+        def leave(*_: Any) -> None:
+            self.running.pop()
+
+        return module.register_forward_pre_hook(enter), module.register_forward_hook(leave)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -141,8 +200,14 @@ def _kind(name: str, given: dict[str, Any]) -> str:
         return "relu6" if (given.get("min_val", -1), given.get("max_val", 1)) == (0, 6) else name
     if name == "convolution" and given["transposed"]:
         return "transposed convolution"
-    if name == "add" and given.get("alpha", 1) != 1:
-        return "scaled add"
+    if name in ("add", "mul") and (
+        not isinstance(given["other"], torch.Tensor)
+        or given["other"].shape[:2] != given["self"].shape[:2]
+        or given.get("alpha", 1) != 1
+    ):
+        return f"{name} with other operands"
+    if name == "mean" and {axis % given["self"].ndim for axis in given.get("dim") or ()} != {2, 3}:
+        return "mean over other axes"
     return _KINDS.get(name, name)
 
 

@@ -36,3 +36,24 @@ class Operation:
     output: np.ndarray
     parameters: Mapping[str, np.ndarray]
     settings: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Gradient:
+    """The way back through one convolution.
+
+    Attributes:
+      layer: its path.
+      x, dy: what it received on the way there and back, channels last.
+      weight: `(O, I / groups, *kernel)`.
+      dx: the gradient by x, None where nobody asked for it; dweight: by the weight.
+      settings: "stride", "padding", "dilation" and "groups".
+    """
+
+    layer: str
+    x: np.ndarray
+    dy: np.ndarray
+    weight: np.ndarray
+    dx: np.ndarray | None
+    dweight: np.ndarray
+    settings: Mapping[str, Any]

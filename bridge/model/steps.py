@@ -83,7 +83,7 @@ def _network(model: MobileNet) -> Iterator[Step]:
     last = yield from _step("mean", "mean", (last,), global_average_pool)
     if model.hidden is not None:
         last = yield from _of_layer("hidden", model.hidden, last)
-        last = yield from _activation("hidden.activation", model.architecture.activation, last)
+        last = yield from _activation("hidden", model.architecture.activation, last)
     if model.classifier is not None:
         yield from _of_layer("classifier", model.classifier, last)
 
@@ -105,16 +105,16 @@ def _unit(path: str, unit: ConvNormAct, given: str) -> Iterator[Step]:
     last = yield from _of_layer(f"{path}.conv", unit.conv, given)
     last = yield from _of_layer(f"{path}.norm", unit.norm, last)
     if unit.activation is not None:
-        last = yield from _activation(f"{path}.activation", unit.activation, last)
+        last = yield from _activation(path, unit.activation, last)
     return last
 
 
 def _gated(path: str, gate: SqueezeExcite, given: str) -> Iterator[Step]:
     last = yield from _step(f"{path}.mean", "mean", (given,), global_average_pool)
     last = yield from _of_layer(f"{path}.reduce", gate.reduce, last)
-    last = yield from _activation(f"{path}.reduce.activation", nnx.relu, last)
+    last = yield from _activation(f"{path}.reduce", nnx.relu, last)
     last = yield from _of_layer(f"{path}.expand", gate.expand, last)
-    last = yield from _activation(f"{path}.expand.activation", nnx.hard_sigmoid, last)
+    last = yield from _activation(f"{path}.expand", nnx.hard_sigmoid, last)
     return (yield from _step(f"{path}.multiply", "multiply", (given, last), _gate))
 
 
@@ -135,7 +135,7 @@ def _kind(path: str, layer: Any) -> str:
 
 def _activation(path: str, function: Callable[[jax.Array], jax.Array], given: str) -> Iterator[Step]:
     kind = _ACTIVATIONS.get(function, getattr(function, "__name__", "activation"))
-    return (yield from _step(path, kind, (given,), function))
+    return (yield from _step(f"{path}.{kind.replace(' ', '_')}", kind, (given,), function))
 
 
 def _step(path: str, kind: str, inputs: tuple[str, ...], run: Callable[..., jax.Array]) -> Iterator[Step]:

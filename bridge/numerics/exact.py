@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from bridge.case import Case
+from bridge.numerics.errorfree import two_product, two_sum
 from bridge.numerics.formats import FLOAT64, Format, cast, format_of, round_integer
 from bridge.numerics.products import (
     Block,
@@ -154,7 +155,7 @@ def _dot2(products: Products, block: Block, may_skip: bool) -> tuple[np.ndarray,
     c = np.zeros_like(s)
     added, tallest, count = 1, 1, 1
     for x, w, valid in products.terms(block):
-        p, e = _two_product(x, w)
+        p, e = two_product(x, w)
         if may_skip and not valid.all():
             p, e = np.where(valid, p, 0.0), np.where(valid, e, 0.0)
         several = p.ndim > s.ndim
@@ -162,14 +163,14 @@ def _dot2(products: Products, block: Block, may_skip: bool) -> tuple[np.ndarray,
         magnitude += size.sum(axis=0) if several else size
         if several:
             p, e = _tree_two_sum(p, e)
-        s, q = _two_sum(s, p)
+        s, q = two_sum(s, p)
         c += e + q
         rows = len(x) if several else 1
         added, tallest, count = added + 1, max(tallest, rows), count + rows
     magnitude = rounded_up(magnitude, added + tallest, count)
     height = added + tallest.bit_length()
     error = magnitude * (1.01 * (2 * height + 1) * (height + 1) * _U**2) + 6 * count * _TINY
-    value, low = _two_sum(s, c)
+    value, low = two_sum(s, c)
     # one more rounding in each of low - error and low + error
     slack = error + np.abs(low) * _U * 2 + _TINY
     decided = value + (low - slack) == value + (low + slack)
@@ -192,33 +193,11 @@ def rounded_up(magnitude: np.ndarray, height: int, underflows: int = 0) -> np.nd
     return magnitude
 
 
-def _two_sum(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """fl(a + b) and its error, exactly (Knuth 1969)."""
-    s = a + b
-    z = s - a
-    return s, (a - (s - z)) + (b - z)
-
-
-def _two_product(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """fl(a b) and its error (Dekker 1971): exact unless it underflows; NaN where the split overflows."""
-    p = a * b
-    a_high, a_low = _split(a)
-    b_high, b_low = _split(b)
-    return p, ((a_high * b_high - p) + a_high * b_low + a_low * b_high) + a_low * b_low
-
-
-def _split(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """a as the sum of two numbers of 26 bits (Veltkamp 1968)."""
-    scaled = a * 134217729.0  # 2^27 + 1
-    high = scaled - (scaled - a)
-    return high, a - high
-
-
 def _tree_two_sum(p: np.ndarray, e: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The sum of p over its first axis, halved again and again, and the sum of all errors and of e."""
     while len(p) > 1:
         half = len(p) // 2
-        s, q = _two_sum(p[:half], p[half : 2 * half])
+        s, q = two_sum(p[:half], p[half : 2 * half])
         e = np.concatenate([e[:half] + e[half : 2 * half] + q, e[2 * half :]])
         p = np.concatenate([s, p[2 * half :]])
     return p[0], e[0]
@@ -276,13 +255,13 @@ def _exactly(x: np.ndarray, w: np.ndarray, fmt: Format) -> tuple[np.ndarray, np.
 
 def _sum_with_residue(x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The float64 sum of products, and the sum of the sizes of its errors: zero where it is exact."""
-    p, e = _two_product(x, w)
+    p, e = two_product(x, w)
     # TwoProduct is exact where no part of it underflows
     exact_product = (np.abs(p) >= 2.0**-960) | (x == 0) | (w == 0)
     residue = np.where(exact_product, np.abs(e), np.inf).sum(axis=0)
     s = np.zeros(x.shape[1:])
     for row in p:
-        s, q = _two_sum(s, row)
+        s, q = two_sum(s, row)
         residue += np.abs(q)
     return s, residue
 

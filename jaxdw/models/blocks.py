@@ -28,7 +28,7 @@ class Conventions:
       bn_momentum: weight of the old running statistics, 1 minus PyTorch's `momentum`.
       dropout: share of the classifier's inputs that is dropped in training.
       dilation_starts: where a block's stride is turned into dilation, to keep the output stride, "here" dilates this
-        very block (torchvision); "next" only those after it (timm, transformers, TF-slim).
+        very block (torchvision's V3); "next" only those after it (timm, transformers, TF-slim).
       method: of `jaxdw.depthwise_conv`.
       dtype: dtype to compute in; None: that of inputs and parameters together.
       param_dtype: dtype of the parameters.

@@ -153,9 +153,10 @@ def check_width(width: float) -> None:
 def with_output_stride(blocks: Iterable[Block], output_stride: int, conventions: Conventions) -> tuple[Block, ...]:
     """The blocks, with strides turned into dilation once the stem and the blocks so far have reached `output_stride`.
 
-    The features then have the same receptive fields on a denser grid (Chen et al., 2017).
+    Where dilation starts at the "next" block, features keep their receptive fields, on a denser grid (Chen et al.,
+    2017); where it starts "here", the blocks whose stride was turned see further.
 
-    >>> from jaxdw.models.mobilenet_v2 import ORIGINALS
+    >>> from jaxdw.models.mobilenet_v3 import ORIGINALS
     >>> rows = [Block(8, 48, 8, nnx.relu, stride=2) for _ in range(4)]
     >>> [(b.stride, b.dilation) for b in with_output_stride(rows, 8, ORIGINALS["timm"])]
     [(2, 1), (2, 1), (1, 1), (1, 2)]

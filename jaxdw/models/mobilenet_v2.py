@@ -17,7 +17,7 @@ from jaxdw.models.mobilenet import (
 )
 
 ORIGINALS = {
-    "torchvision": Conventions("SYMMETRIC", bn_epsilon=1e-5, bn_momentum=0.9, dropout=0.2, dilation_starts="here"),
+    "torchvision": Conventions("SYMMETRIC", bn_epsilon=1e-5, bn_momentum=0.9, dropout=0.2),
     "timm": Conventions("SYMMETRIC", bn_epsilon=1e-5, bn_momentum=0.9),
     # Its momentum and dropout were TensorFlow's weight of the old statistics and share to keep; kept, to be equal.
     "transformers": Conventions("SAME", bn_epsilon=1e-3, bn_momentum=1 - 0.997, dropout=0.8),

@@ -198,6 +198,15 @@ def test_a_sum_that_starts_from_zero_never_is_minus_zero(zero_start, seed):
     assert (bits(replay(order, zeros)) == bits(run(zeros))).all()
 
 
+def test_a_sum_of_padding_alone_is_a_zero_with_the_sign_of_its_weights(seed):
+    run = numpy_convolution(chained)
+    case = a_case(np.random.default_rng(seed), taps=(2,), padding=3)
+    order = reveal(run, case)
+    for sign in (1, -1):
+        signed = case.replace(kernel=sign * np.abs(case.kernel))
+        assert (bits(replay(order, signed)) == bits(run(signed))).all()
+
+
 def test_a_bias_added_to_a_rounded_sum_is_revealed_and_replayed(seed):
     def run(case):
         wide = Case(case.x.astype(np.float32), case.kernel.astype(np.float32), padding=case.padding)

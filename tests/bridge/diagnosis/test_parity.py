@@ -36,8 +36,8 @@ class Flipped:
     def run(self, case):
         return in_order(case.replace(kernel=case.kernel[::-1]))
 
-    def arithmetic(self, case):
-        return implementation("torch.conv2d").arithmetic(case)
+    def arithmetic(self, case, quantity="y"):
+        return implementation("torch.conv2d").arithmetic(case, quantity)
 
 
 def test_a_mistaken_implementation_is_the_verdict_of_every_pair_it_is_in(rng):

@@ -1,0 +1,6 @@
+"""Whole models compared: every operation by itself, and how differences grow from layer to layer."""
+
+from bridge.model.parity import LayerParity as LayerParity
+from bridge.model.parity import Logits as Logits
+from bridge.model.parity import ModelParity as ModelParity
+from bridge.model.parity import model_parity as model_parity

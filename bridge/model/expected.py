@@ -1,0 +1,240 @@
+"""What an operation must give, in float64, and how far float32 arithmetic may be from it: a rigorous bound each.
+
+With u = 2^-24, g(k) = (1 + u)^k - 1, and lambda the smallest normal number, below which any operand or result may
+be taken for zero, in any order of operations, fused or not:
+
+*Convolution and matrix product*: sums of products, `bridge.numerics.bounds`.
+
+*Batch normalization* with its statistics given, y = (x - m) a + b with a = s / sqrt(v + e). Frameworks compute it as
+(x - m) a + b, or as x a + (b - m a). v and e are not negative, so rounding e and adding it moves v + e by two
+roundings at most and its root by one; the reciprocal root is within 2 ulp, 4 u, of the true one (CUDA's guarantee for
+`rsqrtf`; division by an IEEE root is within 2 u; XLA's on x86 within 1.3 u, over all floats in [1, 4)); the product
+with s is one more: a is off by g(6) relatively. On the way from x, m, a and b to y no term passes more than three more
+roundings: in the first form difference, product and sum; in the second, m a its product, difference and sum. Both give
+
+    |computed - y| <= g(9) M + 4 lambda (1 + |a|) + lambda (|x| + |m|) / sqrt(v + e),    M = (|x| + |m|) |a| + |b|
+
+where each of the four results after a, and the operands x and m, may be flushed, and s in the last term.
+
+*ReLU, ReLU6* give one of their operands: 0, but for subnormal ones. *Hard sigmoid* c / 6 with c = min(max(x + 3, 0), 6):
+the sum rounds relatively, and min and max keep a relative error; then a division, or a product with a rounded 1/6:
+g(3) |y| + 4 lambda. *Hard swish* x c / 6 has one product more: g(4) |y| + 4 lambda.
+
+*Mean* of n numbers: a sum in any order, at most (n - 1) u sum |x| off (Rump 2012), then a division, or a product with a
+rounded 1/n: ((1 + (n - 1) u) (1 + u)^2 - 1) sum |x| / n + 4 lambda, for n flushed operands, n - 1 sums and a result.
+
+*Sum and product* of two: u |y| + 3 lambda, 3 (1 + |x| + |z|) lambda for the product.
+
+Each is evaluated in float64 with fewer than 64 operations a term of what it bounds, and n for the mean; u / 2^-53 =
+2^29, so that a factor 1 + 2^-20 covers them and the error of the float64 value itself (n <= 2^14; else the mean's is added).
+Where an intermediate result could exceed the largest number, nothing is promised: the bound is infinite.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from bridge.diagnosis.target import Expected
+from bridge.model.operations import Operation
+from bridge.numerics import FLOAT32, FLOAT64, Arithmetic, ExactSum, Products, cast, error_bound
+from bridge.numerics.products import Block, Term
+
+_U, _TINY, _LARGEST = FLOAT32.unit_roundoff, FLOAT32.smallest_normal, FLOAT32.largest
+_EVALUATED = 1 + 2.0**-20
+#: Products taken together where a bound needs them one by one.
+_TOGETHER = 64
+
+Rounding = Callable[[np.ndarray], np.ndarray]
+
+
+def expected(operation: Operation) -> Expected | None:
+    """The exact result of an operation on what it received, and how far a float32 result may be; None: no bound known.
+
+    Of a convolution only where it has one group.
+    """
+    if operation.kind in _SIMPLE:
+        reference, allowed = _SIMPLE[operation.kind](operation)
+        return Expected(reference, np.where(allowed <= _LARGEST, allowed, np.inf))
+    products = sums(operation)
+    return None if products is None else of_sums(products)
+
+
+def sums(operation: Operation, rounding: Rounding | None = None) -> MatrixSum | None:
+    """A convolution of one group or a fully connected layer as a matrix product; None for anything else.
+
+    Args:
+      operation: what ran.
+      rounding: applied to input and weight beforehand.
+    """
+    x, weight = operation.operands[0], operation.parameters.get("weight")
+    bias = operation.parameters.get("bias")
+    if weight is None or operation.kind not in ("convolution", "linear"):
+        return None
+    if rounding is not None:
+        x, weight = rounding(x), rounding(weight)
+    if operation.kind == "convolution":
+        if operation.settings["groups"] != 1 or x.ndim != 4:
+            return None
+        x = windows(x, weight.shape[2:], **{k: operation.settings[k] for k in ("stride", "padding", "dilation")})
+        weight = weight.transpose(2, 3, 1, 0)
+    else:
+        weight = weight.T
+    matrix = np.ascontiguousarray(weight.reshape(-1, weight.shape[-1]))
+    return MatrixSum.of(x.reshape(-1, len(matrix)), matrix, bias, operation.output.shape)
+
+
+def windows(
+    x: np.ndarray, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> np.ndarray:
+    """`(N, H, W, C)` -> `(N, oh, ow, kh, kw, C)`, the inputs under each output."""
+    x = np.pad(x, ((0, 0), *((p, p) for p in padding), (0, 0)))
+    extent = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation))
+    view = np.lib.stride_tricks.sliding_window_view(x, extent, axis=(1, 2))
+    view = view[:, :: stride[0], :: stride[1], :, :: dilation[0], :: dilation[1]]
+    return np.moveaxis(view, 3, -1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MatrixSum:
+    """The sums of a matrix product, by two products in float64.
+
+    Products of float32 are exact there, and a sum of m leaves is within (m - 1) 2^-53 S, S the sum of magnitudes.
+
+    Attributes:
+      reference: float64, the sum to within `reference_error`.
+      magnitude: float64, S, rounded up.
+      products: what was added.
+      shape: of the result.
+    """
+
+    reference: np.ndarray
+    reference_error: np.ndarray
+    magnitude: np.ndarray
+    products: Products
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, shape: tuple[int, ...]) -> MatrixSum:
+        """x `(rows, n)` times w `(n, features)`, plus a bias `(features,)`; `shape` is how the result is laid out."""
+        n = len(w)
+        products = Products((len(x), w.shape[1]), x.dtype, x, w, np.full((1, 1), n), bias, _terms_of(x, w))
+        wide_x, wide_w = x.astype(np.float64), w.astype(np.float64)
+        with np.errstate(all="ignore"):
+            reference = wide_x @ wide_w
+            magnitude = np.abs(wide_x) @ np.abs(wide_w)
+            if bias is not None:
+                reference += bias
+                magnitude += np.abs(bias)
+            error = (n + 2) * FLOAT64.unit_roundoff
+            magnitude *= 1 + 2 * error
+            return cls(reference, magnitude * error, magnitude, products, shape)
+
+
+def of_sums(total: MatrixSum) -> Expected:
+    """The bound of a conventional sum in float32."""
+    exact = ExactSum(
+        cast(total.reference, np.dtype(np.float32)),
+        total.reference,
+        total.reference_error,
+        total.magnitude,
+        total.products,
+    )
+    allowed = error_bound(Arithmetic.of("float32", flushes_subnormals=True), exact) + total.reference_error
+    return Expected(total.reference.reshape(total.shape), allowed.reshape(total.shape))
+
+
+def _terms_of(x: np.ndarray, w: np.ndarray) -> Callable[[Block], Iterator[Term]]:
+    def terms(block: Block) -> Iterator[Term]:
+        rows, columns = block
+        for k in range(0, len(w), _TOGETHER):
+            some = slice(k, k + _TOGETHER)
+            left = x[rows, some].T.astype(np.float64)[:, :, None]
+            yield Term(left, w[some, columns].astype(np.float64)[:, None, :], np.ones((1, 1, 1), bool))
+
+    return terms
+
+
+def _batch_norm(operation: Operation) -> Expected:
+    p = {name: array.astype(np.float64) for name, array in operation.parameters.items()}
+    x, m, b = operation.operands[0].astype(np.float64), p["running_mean"], p.get("bias", np.zeros(1))
+    root = np.sqrt(p["running_var"] + operation.settings["eps"])
+    a = p.get("weight", np.ones(1)) / root
+    sizes = np.abs(x) + np.abs(m)
+    M = sizes * np.abs(a) + np.abs(b)
+    allowed = _growth(9) * M + 4 * _TINY * (1 + np.abs(a)) + _TINY * sizes / root
+    return _if_below((x - m) * a + b, allowed, np.maximum(M, sizes))
+
+
+def _relu(operation: Operation) -> Expected:
+    x = operation.operands[0].astype(np.float64)
+    return _chosen(x, np.maximum(x, 0))
+
+
+def _relu6(operation: Operation) -> Expected:
+    x = operation.operands[0].astype(np.float64)
+    return _chosen(x, np.clip(x, 0, 6))
+
+
+def _chosen(x: np.ndarray, y: np.ndarray) -> Expected:
+    return Expected(y, np.where(np.abs(x) < _TINY, np.abs(y), 0.0))
+
+
+def _hard_sigmoid(operation: Operation) -> Expected:
+    y = _gate(operation.operands[0])
+    return Expected(y, (_growth(3) * y + 4 * _TINY) * _EVALUATED)
+
+
+def _hard_swish(operation: Operation) -> Expected:
+    x = operation.operands[0]
+    y = x.astype(np.float64) * _gate(x)
+    return _if_below(y, _growth(4) * np.abs(y) + 4 * _TINY, 6 * np.abs(y))
+
+
+def _gate(x: np.ndarray) -> np.ndarray:
+    return np.clip(x.astype(np.float64) + 3, 0, 6) / 6
+
+
+def _mean(operation: Operation) -> Expected:
+    x = operation.operands[0].astype(np.float64)
+    axes = tuple(range(1, x.ndim - 1))
+    n = math.prod(x.shape[1:-1])
+    size = np.abs(x).mean(axes)
+    own = max(0, n - 2**14) * FLOAT64.unit_roundoff
+    allowed = ((1 + (n - 1) * _U) * (1 + _U) ** 2 - 1 + own) * size + 4 * _TINY
+    found = _if_below(x.mean(axes), allowed, n * size)
+    return Expected(*(array.reshape(operation.output.shape) for array in found))
+
+
+def _add(operation: Operation) -> Expected:
+    x, z = (each.astype(np.float64) for each in operation.operands)
+    return _if_below(x + z, _U * np.abs(x + z) + 3 * _TINY, np.abs(x + z))
+
+
+def _multiply(operation: Operation) -> Expected:
+    x, z = (each.astype(np.float64) for each in operation.operands)
+    return _if_below(x * z, _U * np.abs(x * z) + 3 * _TINY * (1 + np.abs(x) + np.abs(z)), np.abs(x * z))
+
+
+def _if_below(reference: np.ndarray, allowed: np.ndarray, intermediate: np.ndarray) -> Expected:
+    """Nothing is promised where an intermediate result, but for its own rounding, may overflow."""
+    return Expected(reference, np.where(intermediate < _LARGEST / 2, allowed * _EVALUATED, np.inf))
+
+
+def _growth(roundings: int) -> float:
+    return (1 + _U) ** roundings - 1
+
+
+_SIMPLE: Mapping[str, Callable[[Operation], Expected]] = {
+    "batch norm": _batch_norm,
+    "relu": _relu,
+    "relu6": _relu6,
+    "hard sigmoid": _hard_sigmoid,
+    "hard swish": _hard_swish,
+    "mean": _mean,
+    "add": _add,
+    "multiply": _multiply,
+}

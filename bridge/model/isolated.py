@@ -1,0 +1,148 @@
+"""The verdict on one operation: two results of it on the same operands, each held to what it must be."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from bridge.case import Case
+from bridge.diagnosis import Comparison, Verdict, compare
+from bridge.diagnosis.comparison import same_bits
+from bridge.diagnosis.target import Expected
+from bridge.model.expected import expected, of_sums, sums
+from bridge.model.operations import Operation
+from bridge.numerics import BFLOAT16, FLOAT16, TF32, round_to, ulp_distance
+from bridge.weights.layouts import CONVOLUTION
+
+#: What the two results are called.
+NAMES = ("JAX", "PyTorch")
+
+
+def judge(operation: Operation, ours: np.ndarray) -> Comparison | str:
+    """What the difference of another result from an operation's own proves; or why it cannot be said.
+
+    Args:
+      operation: of PyTorch, float32.
+      ours: of JAX, on the same operands, in the same layout.
+    """
+    theirs = operation.output
+    if ours.dtype != theirs.dtype or theirs.dtype != np.float32:
+        return f"JAX gave {ours.dtype} and PyTorch {theirs.dtype}, expected float32"
+    if ours.size != theirs.size or (ours.ndim == theirs.ndim and ours.shape != theirs.shape):
+        return _shapes(operation, ours)
+    if ours.ndim > theirs.ndim or [n for n in ours.shape if n > 1] != [n for n in theirs.shape if n > 1]:
+        return _shapes(operation, ours)
+    ours = ours.reshape(theirs.shape)
+    if (case := depthwise_case(operation)) is not None:
+        return compare(ours, theirs, case, names=NAMES)
+    within = expected(operation)
+    if within is None:
+        return f"no bound is known for {operation.kind}"
+    found = compared(ours, theirs, within)
+    return lower_precision(operation, ours, found) if found.verdict is Verdict.BUG else found
+
+
+def depthwise_case(operation: Operation) -> Case | None:
+    """A depthwise convolution, as PyTorch's operator received it; None for any other operation."""
+    s = operation.settings
+    if operation.kind != "convolution" or not s["groups"] == operation.operands[0].shape[-1] > 1:
+        return None
+    return Case(
+        operation.operands[0],
+        np.ascontiguousarray(CONVOLUTION.to_flax(operation.parameters["weight"])),
+        operation.parameters.get("bias"),
+        strides=tuple(s["stride"]),
+        padding=tuple((p, p) for p in s["padding"]),
+        kernel_dilation=tuple(s["dilation"]),
+        name=operation.layer,
+    )
+
+
+def compared(ours: np.ndarray, theirs: np.ndarray, within: Expected) -> Comparison:
+    """IDENTICAL, ROUNDING, BUG, NONFINITE, or INCONCLUSIVE where they differ and nothing is promised."""
+    differs = ~same_bits(ours, theirs)
+    finite = np.isfinite(ours) & np.isfinite(theirs)
+    a, b = ours[differs & finite], theirs[differs & finite]
+    distance = np.abs(a.astype(np.float64) - b.astype(np.float64))
+    allowed = within.allowed[differs & finite]
+    with np.errstate(all="ignore"):
+        ratios = [np.where(np.isfinite(y), within.ratio(y), 0.0) for y in (ours, theirs)]
+        shared = np.where(distance > 0, distance / (2 * allowed), 0.0)
+    sides = tuple(float(ratio.max(initial=0.0)) for ratio in ratios)
+    worst = np.maximum(*ratios)
+    verdict, name, cause, place = Verdict.IDENTICAL, "", "", ""
+    where = None
+    if differs.any():
+        verdict, name, cause = Verdict.ROUNDING, "order", "order of operations, fused or not"
+        where = np.unravel_index(np.argmax(np.where(differs, worst, -1.0)), ours.shape)
+    if np.isinf(allowed[distance > 0]).any():
+        verdict, name, cause = Verdict.INCONCLUSIVE, "overflow possible", "an intermediate result may overflow"
+    if max(sides) > 1:
+        wrong = [side for side, ratio in zip(NAMES, sides) if ratio > 1]
+        verdict, name = Verdict.BUG, "outside the bound"
+        cause = f"{' and '.join(wrong)} computed something else: {max(sides):.3g} times what rounding can be"
+        place = _place(worst > 1)
+        where = np.unravel_index(np.argmax(worst), ours.shape)
+    if (unlike := differs & ~finite).any():
+        verdict, name = Verdict.NONFINITE, "nonfinite"
+        where = np.unravel_index(np.argmax(unlike), ours.shape)
+        cause = f"{np.count_nonzero(unlike)} elements are not finite on one side only, or not alike"
+    return Comparison(
+        *NAMES,
+        verdict,
+        ours.size,
+        int(np.count_nonzero(differs)),
+        float(distance.max(initial=0.0)),
+        int(ulp_distance(a, b).max(initial=0)),
+        float(shared.max(initial=0.0)),
+        sides,
+        where=None if where is None else tuple(map(int, where)),
+        name=name,
+        cause=cause,
+        place=place,
+    )
+
+
+def lower_precision(operation: Operation, ours: np.ndarray, found: Comparison) -> Comparison:
+    """PRECISION where rounding the operands of a product to a format predicts what is outside the bound; else BUG.
+
+    The test is as strict as the one that failed: the exact result of rounded operands, in the bound of float32.
+    """
+    for fmt in (TF32, FLOAT16, BFLOAT16):
+        total = sums(operation, lambda a, fmt=fmt: round_to(a.astype(np.float64), fmt).astype(a.dtype))
+        if total is None:
+            return found
+        within = of_sums(total)
+        wrong = [
+            name
+            for name, y, ratio in zip(NAMES, (ours, operation.output), found.side_bound_ratios)
+            if ratio > 1 and not (within.ratio(y) <= 1).all()
+        ]
+        if not wrong:
+            sides = " and ".join(name for name, ratio in zip(NAMES, found.side_bound_ratios) if ratio > 1)
+            return dataclasses.replace(
+                found,
+                verdict=Verdict.PRECISION,
+                name=f"{fmt.name} inputs",
+                cause=f"{sides} rounded input and kernel to {fmt.name}",
+                mend='in JAX: precision="highest"; in PyTorch: torch.set_float32_matmul_precision("highest")',
+            )
+    return found
+
+
+def _place(outside: np.ndarray) -> str:
+    """Where the elements outside are: which channels, if not all."""
+    channels = np.flatnonzero(outside.reshape(-1, outside.shape[-1]).any(axis=0))
+    share = f"{np.count_nonzero(outside)} of {outside.size} elements"
+    if len(channels) == outside.shape[-1]:
+        return f"{share}, in all {len(channels)} channels"
+    some = ", ".join(map(str, channels[:8])) + (", ..." if len(channels) > 8 else "")
+    return f"{share}, in channels {some}"
+
+
+def _shapes(operation: Operation, ours: np.ndarray) -> Comparison:
+    cause = f"JAX gives the shape {ours.shape}, PyTorch {operation.output.shape}"
+    return Comparison(
+        *NAMES, Verdict.BUG, 0, 0, float("inf"), 0, float("inf"), name="shape", cause=cause, mend="stride or padding"
+    )

@@ -1,0 +1,187 @@
+"""The PyTorch originals of the MobileNets in `jaxdw.models`, with weights, and an image for them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bridge.census.zoo import draw_weights
+from bridge.weights.architectures import ARCHITECTURES, Architecture
+from bridge.weights.choice import choose_rules
+from bridge.weights.convert import to_flax
+from bridge.weights.manifest import Manifest
+from bridge.weights.read import load_weights, tensors_of
+from bridge.weights.trees import Tree, empty_model
+
+#: Where no other size is said, the side of an image.
+SIZE = 224
+
+#: Of ImageNet's images, channel by channel, in the range 0 to 1: what torchvision's and timm's weights were trained on.
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+#: timm's names, to which a width is appended, in hundredths.
+_TIMM = {
+    "mobilenet_v1": "mobilenetv1",
+    "mobilenet_v2": "mobilenetv2",
+    "mobilenet_v3_small": "mobilenetv3_small",
+    "mobilenet_v3_large": "mobilenetv3_large",
+}
+_TRANSFORMERS = {"mobilenet_v1": "MobileNetV1", "mobilenet_v2": "MobileNetV2"}
+
+
+def architecture_of(name: str, weights: Mapping[str, np.ndarray] | None = None) -> Architecture:
+    """The architecture of a name: "timm.mobilenet_v2", or "mobilenet_v2" of the library that the weights tell.
+
+    Without weights that is torchvision, or where it has no such network timm.
+    """
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    known = [each for each in ARCHITECTURES.values() if each.model == name]
+    if not known:
+        networks = dict.fromkeys(each.model for each in ARCHITECTURES.values())
+        raise ValueError(f"`network` is {name!r}, expected one of {', '.join((*networks, *ARCHITECTURES))}")
+    if weights is not None:
+        return ARCHITECTURES[choose_rules(name, list(weights), Tree.of({}))[0]]
+    return known[0]
+
+
+def original(architecture: Architecture, classes: int, width: float = 1.0) -> Any:
+    """The PyTorch model with the library's own random weights, in eval mode.
+
+    Raises:
+      ValueError: the library cannot be imported, or has no such width.
+    """
+    library = architecture.library
+    try:
+        module = importlib.import_module("torchvision.models" if library == "torchvision" else library)
+    except Exception as error:  # torchvision's operators may fail to load with a RuntimeError
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"`network` is {architecture.name}, and {library} cannot be imported here: {reason}. Likely causes: (a) it is "
+            "not installed: pip install 'jaxdw[models]'; (b) torchvision was built for another build of PyTorch than the "
+            "one installed"
+        ) from error
+    if library == "torchvision":
+        return getattr(module, architecture.model)(num_classes=classes, width_mult=width).eval()
+    if library == "transformers":
+        family = _TRANSFORMERS[architecture.model]
+        config = getattr(module, f"{family}Config")(num_labels=classes, depth_multiplier=width)
+        return getattr(module, f"{family}ForImageClassification")(config).eval()
+    own = f"{_TIMM[architecture.model]}_{round(100 * width):03d}"
+    try:
+        return module.create_model(own, num_classes=classes).eval()
+    except RuntimeError as error:
+        raise ValueError(f"`width` is {width}, and timm has no {own}: {error}") from None
+
+
+class Pair(NamedTuple):
+    """A PyTorch model and its Flax twin with the same weights, and how they got there."""
+
+    name: str
+    module: Any
+    model: Any
+    manifest: Manifest
+
+
+def compared_pair(network: str, *, weights: Path | None = None, seed: int = 0, width: float = 1.0) -> Pair:
+    """Both models of a network in eval mode.
+
+    Args:
+      network: as for `architecture_of`.
+      weights: a checkpoint of PyTorch, every tensor of which must have its place, and whose number of classes is taken;
+        None: random ones, statistics too, so that nothing hides behind 0 and 1.
+      seed: of random weights.
+      width: multiplier.
+
+    Raises:
+      ValueError: an unknown network, a library that is missing, weights that do not fit.
+    """
+    from flax import nnx
+
+    arrays = None if weights is None else load_weights(weights)
+    architecture = architecture_of(network, arrays)
+    classes = 1000 if arrays is None else _classes(architecture, arrays, weights)
+    module = original(architecture, classes, width)
+    if arrays is None:
+        draw_weights(module, np.random.default_rng(seed))
+    else:
+        try:
+            module.load_state_dict(tensors_of(arrays), strict=True)
+        except RuntimeError as error:
+            raise ValueError(f"`weights` is {weights}, which does not fit {architecture.name}: {error}") from None
+    model = empty_model(architecture.model, architecture.library, num_classes=classes, width=width)
+    converted = to_flax(module, model, architecture.name)
+    nnx.update(model, converted.weights)
+    name = architecture.name if width == 1 else f"{architecture.name}, width {width:g}"
+    return Pair(name, module, model, converted.manifest)
+
+
+def _classes(architecture: Architecture, weights: Mapping[str, np.ndarray], path: Path | None) -> int:
+    """How many classes the classifier of some weights has."""
+    name = next(f"{rule.torch}.weight" for rule in architecture.rules() if rule.flax == "classifier")
+    if name not in weights:
+        raise ValueError(f"`weights` is {path}, which has no {name}, expected weights of {architecture.name}")
+    return weights[name].shape[0]
+
+
+def random_images(size: int, seed: int) -> np.ndarray:
+    """One image of noise, as if normalized."""
+    return np.random.default_rng((seed, 1)).standard_normal((1, size, size, 3), np.float32)
+
+
+def read_image(path: Path, size: int = SIZE) -> np.ndarray:
+    """An image as a model takes it: `(N, H, W, 3)`, float32.
+
+    A `.npy` of floats `(H, W, 3)` or `(N, H, W, 3)` is taken as it is. Any other image is treated as torchvision treats
+    images for its weights: the shorter side scaled to size * 256 / 224, the middle cut out, divided by 255, `MEAN`
+    subtracted and divided by `DEVIATION`; so is a `.npy` of bytes, but for the scaling and cutting.
+
+    Raises:
+      ValueError: a file that is no image, or one that needs Pillow where it is not installed.
+      OSError: no such file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"`image` is {path}, expected a file: it does not exist")
+    if path.suffix != ".npy":
+        return _normalized(_scaled(path, size))[None]
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"`image` is {path}, expected an .npy file of numbers: {error}") from None
+    if array.ndim not in (3, 4) or array.shape[-1] != 3 or not array.size:
+        raise ValueError(f"`image` is {path} of shape {array.shape}, expected (H, W, 3) or (N, H, W, 3)")
+    if array.dtype == np.uint8:
+        array = _normalized(array)
+    elif not np.issubdtype(array.dtype, np.floating):
+        raise TypeError(f"`image` is {path} of {array.dtype}, expected floats, or uint8 to be normalized")
+    return np.ascontiguousarray(array.reshape(-1, *array.shape[-3:]), np.float32)
+
+
+def _scaled(path: Path, size: int) -> np.ndarray:
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError:
+        raise ValueError(
+            f"`image` is {path}, which needs Pillow: pip install pillow; or give an .npy of (H, W, 3)"
+        ) from None
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except UnidentifiedImageError:
+        raise ValueError(f"`image` is {path}, expected an image or an .npy file: Pillow does not know it") from None
+    shorter = int(size * 256 / 224)
+    width, height = image.size
+    scaled = (
+        (shorter, int(shorter * height / width)) if width <= height else (int(shorter * width / height), shorter)
+    )
+    image = image.resize(scaled, Image.Resampling.BILINEAR)
+    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def _normalized(image: np.ndarray) -> np.ndarray:
+    return ((image / np.float32(255) - np.float32(MEAN)) / np.float32(DEVIATION)).astype(np.float32)

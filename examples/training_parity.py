@@ -1,0 +1,97 @@
+"""The same small MobileNetV2 trained in PyTorch and in Flax: the same weights, batches and SGD, ten steps.
+
+What differs at the first step is rounding, convolution by convolution; how it grows is printed step by step.
+
+python examples/training_parity.py
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+import transformers
+from flax import nnx
+
+import bridge
+import jaxdw.models
+from bridge.model.gradients import gradient_parity
+
+WIDTH, CLASSES, RATE = 0.25, 5, 0.05
+
+
+def pair(seed, dtype="float32"):
+    """Both models in training mode, without dropout, and the manifest of the weights' way."""
+    torch.manual_seed(seed)
+    config = transformers.MobileNetV2Config(
+        depth_multiplier=WIDTH, num_labels=CLASSES, tf_padding=False, classifier_dropout_prob=0.0
+    )
+    theirs = transformers.MobileNetV2ForImageClassification(config).to(getattr(torch, dtype)).train()
+    options = {"like": "transformers", "width": WIDTH, "padding": "SYMMETRIC", "dropout": 0.0}
+    ours = nnx.eval_shape(
+        lambda: jaxdw.models.mobilenet_v2(CLASSES, param_dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0), **options)
+    )
+    weights, manifest = bridge.to_flax(theirs, ours)
+    nnx.update(ours, weights)
+    return theirs, ours, manifest
+
+
+def batches(seed, steps, dtype="float32", count=4, size=32):
+    """Images (count, size, size, 3) and classes, the same for both."""
+    rng = np.random.default_rng(seed)
+    for _ in range(steps):
+        yield rng.standard_normal((count, size, size, 3)).astype(dtype), rng.integers(0, CLASSES, count)
+
+
+@nnx.jit
+def step(model, optimizer, images, labels):
+    """One step of SGD in Flax: the loss before it."""
+
+    def loss_of(model):
+        return optax.softmax_cross_entropy_with_integer_labels(model(images), labels).mean()
+
+    loss, gradients = nnx.value_and_grad(loss_of)(model)
+    optimizer.update(model, gradients)
+    return loss
+
+
+def train(theirs, ours, data):
+    """For each step both losses, and ||JAX - PyTorch|| / ||PyTorch|| of all parameters and statistics after it."""
+    sgd = torch.optim.SGD(theirs.parameters(), RATE)
+    optimizer = nnx.Optimizer(ours, optax.sgd(RATE), wrt=nnx.Param)
+    for images, labels in data:
+        sgd.zero_grad()
+        logits = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).logits
+        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))
+        loss.backward()
+        sgd.step()
+        our_loss = step(ours, optimizer, jnp.asarray(images), jnp.asarray(labels))
+        yield float(loss), float(our_loss), divergence(theirs, ours)
+
+
+def divergence(theirs, ours):
+    """How far the two states are apart, relative to their norm."""
+    expected = nnx.to_flat_state(bridge.to_flax(theirs, ours).weights)
+    state = dict(nnx.to_flat_state(nnx.state(ours)))
+    pairs = [(np.asarray(state[path][...], float), np.asarray(variable[...], float)) for path, variable in expected]
+    distance = sum(((a - b) ** 2).sum() for a, b in pairs)
+    return float(np.sqrt(distance / sum((b**2).sum() for _, b in pairs)))
+
+
+def main():
+    theirs, ours, manifest = pair(seed=0)
+    images, labels = next(batches(1, 1))
+    print("gradients of the first step, on PyTorch's own activations\n")
+    print(f"{'convolution':26} {'kind':11}  {'dx':9}  {'dkernel':9}")
+    for layer in gradient_parity(theirs, ours, images, labels, manifest):
+        dx = layer.dx.verdict if layer.dx else ""
+        print(f"{layer.name:26} {layer.kind:11}  {dx:9}  {layer.dkernel.verdict:9}")
+    theirs, ours, _ = pair(seed=0)
+    print(f"\n{'step':4}  {'PyTorch loss':>12}  {'JAX loss':>12}  {'parameters apart':>16}")
+    for number, (loss, our_loss, apart) in enumerate(train(theirs, ours, batches(1, 10))):
+        print(f"{number:4}  {loss:12.7f}  {our_loss:12.7f}  {apart:16.1e}")
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    main()
