@@ -10,12 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
-import transformers
 from flax import nnx
 
 import bridge
 import jaxdw.models
 from bridge.model.gradients import gradient_parity
+
+try:
+    import torchvision
+except RuntimeError:  # its compiled operators are of another build of PyTorch; a MobileNet calls none of them
+    operators = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import torchvision
 
 WIDTH, CLASSES, RATE = 0.25, 5, 0.05
 
@@ -23,14 +30,10 @@ WIDTH, CLASSES, RATE = 0.25, 5, 0.05
 def pair(seed, dtype="float32"):
     """Both models in training mode, without dropout, and the manifest of the weights' way."""
     torch.manual_seed(seed)
-    config = transformers.MobileNetV2Config(
-        depth_multiplier=WIDTH, num_labels=CLASSES, tf_padding=False, classifier_dropout_prob=0.0
-    )
-    theirs = transformers.MobileNetV2ForImageClassification(config).to(getattr(torch, dtype)).train()
-    options = {"like": "transformers", "width": WIDTH, "padding": "SYMMETRIC", "dropout": 0.0}
-    ours = nnx.eval_shape(
-        lambda: jaxdw.models.mobilenet_v2(CLASSES, param_dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0), **options)
-    )
+    theirs = torchvision.models.mobilenet_v2(num_classes=CLASSES, width_mult=WIDTH, dropout=0.0)
+    theirs = theirs.to(getattr(torch, dtype)).train()
+    options = {"width": WIDTH, "dropout": 0.0, "param_dtype": jnp.dtype(dtype)}
+    ours = nnx.eval_shape(lambda: jaxdw.models.mobilenet_v2(CLASSES, rngs=nnx.Rngs(0), **options))
     weights, manifest = bridge.to_flax(theirs, ours)
     nnx.update(ours, weights)
     return theirs, ours, manifest
@@ -61,7 +64,7 @@ def train(theirs, ours, data):
     optimizer = nnx.Optimizer(ours, optax.sgd(RATE), wrt=nnx.Param)
     for images, labels in data:
         sgd.zero_grad()
-        logits = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).logits
+        logits = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
         loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))
         loss.backward()
         sgd.step()

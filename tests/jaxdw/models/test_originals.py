@@ -1,6 +1,6 @@
 """MobileNets against the PyTorch networks they are named after: shapes, logits, statistics of a step of training.
 
-Each run draws some of the networks; the full run takes all.
+Each run draws some of the networks; the full run takes all, variants in training apart.
 """
 
 import collections
@@ -18,7 +18,7 @@ from bridge.weights import to_flax
 from tests.jaxdw.models.originals import ORIGINALS, VARIANTS, torch, with_random_values
 from tests.jaxdw.models.propagated import mixture, propagated
 
-#: For each test, how many originals and how many variants are drawn.
+#: For each test, how many originals and how many variants are drawn; where none are, the full run takes none either.
 DRAWN = {
     "test_parameters_and_outputs_have_the_shapes_of_the_original": (2, 2),
     "test_logits_are_those_of_the_original": (2, 1),
@@ -34,7 +34,7 @@ def pytest_generate_tests(metafunc):
         names = [
             name
             for table, count in zip((ORIGINALS, VARIANTS), counts)
-            for name in (table if metafunc.config.option.full else draw.sample(sorted(table), count))
+            for name in (table if metafunc.config.option.full and count else draw.sample(sorted(table), count))
         ]
         metafunc.parametrize("name", names)
 
