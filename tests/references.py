@@ -8,7 +8,7 @@ import pytest
 
 
 @functools.cache
-def _torchvision():
+def torchvision():
     """torchvision, whose compiled operators may not load beside this PyTorch; MobileNets call none of them.
 
     On import it registers shape rules for `nms` and `qnms`, so these must at least be declared.
@@ -26,11 +26,11 @@ _declared: list = []
 
 
 def _of_torchvision(name, classes, width):
-    return getattr(_torchvision().models, name)(num_classes=classes, width_mult=width)
+    return getattr(torchvision().models, name)(num_classes=classes, width_mult=width)
 
 
 def _of_timm(name, classes, width):
-    _torchvision()
+    torchvision()
     timm = pytest.importorskip("timm", reason="timm is not installed: pip install 'jaxdw[models]'")
     return timm.create_model(name, num_classes=classes)
 

@@ -26,7 +26,7 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("module", ["jaxdw", "jaxdw.nnx", "jaxdw.linen"])
+@pytest.mark.parametrize("module", ["jaxdw", "jaxdw.nnx", "jaxdw.linen", "jaxdw.models"])
 def test_jaxdw_imports_without_torch_and_without_bridge(module):
     code = f"import sys, {module}; print(sorted({{'torch', 'bridge'}} & set(sys.modules)))"
     assert run(sys.executable, "-c", code).stdout == "[]\n"

@@ -35,14 +35,14 @@ def torchvision(name: str, *, width: float = 1.0, **options: Any) -> Original:
         others = {"dilated": True} if options.get("output_stride") == 16 else {}
         if "reduced_tail" in options:
             others["reduced_tail"] = options["reduced_tail"]
-        return getattr(references._torchvision().models, name)(num_classes=num_classes, width_mult=width, **others)
+        return getattr(references.torchvision().models, name)(num_classes=num_classes, width_mult=width, **others)
 
     return Original(make, lambda net, x: net.features(x), name, {"like": "torchvision", "width": width, **options})
 
 
 def timm(pretrained_name: str, name: str, **options: Any) -> Original:
     def make(num_classes: int) -> torch.nn.Module:
-        references._torchvision()  # timm imports it
+        references.torchvision()  # timm imports it
         module = pytest.importorskip("timm", reason="timm is not installed: pip install 'jaxdw[models]'")
         stride = {"output_stride": options["output_stride"]} if "output_stride" in options else {}
         return module.create_model(pretrained_name, num_classes=num_classes, **stride)
@@ -52,7 +52,7 @@ def timm(pretrained_name: str, name: str, **options: Any) -> Original:
 
 def transformers(name: str, *, width: float = 1.0, **options: Any) -> Original:
     def make(num_classes: int) -> torch.nn.Module:
-        references._torchvision()  # transformers imports it where it is installed
+        references.torchvision()  # transformers imports it where it is installed
         reason = "transformers is not installed: pip install 'jaxdw[models]'"
         module = pytest.importorskip("transformers", reason=reason)
         family = {"mobilenet_v1": "MobileNetV1", "mobilenet_v2": "MobileNetV2"}[name]
