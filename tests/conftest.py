@@ -53,7 +53,9 @@ def x64():
 
 
 @pytest.fixture(autouse=True)
-def strict():
+def strict(full):
     """Dtypes never promote by accident, and ranks never broadcast by accident."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
+    if full:  # thousands of compiled programs, each used once
+        jax.clear_caches()
