@@ -358,8 +358,8 @@ def model(
         str,
         typer.Argument(
             metavar="NETWORK",
-            help="mobilenet_v1, mobilenet_v2, mobilenet_v3_small or mobilenet_v3_large, of the library that the weights "
-            "tell; or one library's, as timm.mobilenet_v2.",
+            help="mobilenet_v1, mobilenet_v2, mobilenet_v3_small or mobilenet_v3_large, of the library that the "
+            "weights tell; or one library's, as timm.mobilenet_v2.",
         ),
     ],
     weights: Annotated[Path | None, typer.Option(help="PyTorch's checkpoint. Default: random weights.")] = None,

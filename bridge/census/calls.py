@@ -26,6 +26,7 @@ class Call:
       kind: the class of the module that was running.
       path: a .safetensors file with `x`, `kernel`, `y` and perhaps `bias`, in the layout of `Case`.
       strides, padding, dilation: as `Case` takes them.
+      layout: the layout in memory that PyTorch computed in, as the knob of `torch.conv2d` calls it.
       note: what a reader must know of how it was captured; empty for nothing.
       also: later calls with the same geometry and the same data.
     """
@@ -36,15 +37,23 @@ class Call:
     strides: tuple[int, ...]
     padding: Padding
     dilation: tuple[int, ...]
+    layout: str
     note: str = ""
     also: list[str] = dataclasses.field(default_factory=list)
 
     def load(self) -> tuple[Case, np.ndarray]:
         """The case, and the model's own output."""
         arrays = read_safetensors(self.path)
-        y = arrays.pop("y")
-        options = {"strides": self.strides, "padding": self.padding, "kernel_dilation": self.dilation}
-        return Case(**arrays, **options, name=self.layer), y
+        case = Case(
+            arrays["x"],
+            arrays["kernel"],
+            arrays.get("bias"),
+            strides=self.strides,
+            padding=self.padding,
+            kernel_dilation=self.dilation,
+            name=self.layer,
+        )
+        return case, arrays["y"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -169,7 +169,7 @@ class _Recorder(TorchDispatchMode):
             return
         path = self.folder / f"{len(self.calls)}.safetensors"
         write_safetensors(path, {**arrays, "y": _channels_last(y)})
-        self.calls[key] = Call(name, kind, path, strides, padded, dilations, note)
+        self.calls[key] = Call(name, kind, path, strides, padded, dilations, _layout(y), note)
 
     def _label(self, weight: torch.Tensor) -> tuple[str, str]:
         """The layer's name, with the number of its call after the first, and the class of the running module."""
@@ -182,7 +182,7 @@ class _Recorder(TorchDispatchMode):
     def _as_given(
         self, received: np.ndarray, pads: tuple[int, ...], window: Geometry
     ) -> tuple[np.ndarray, Padding, str]:
-        """The layer's own input and the word for its padding where that is proved; else what the convolution received."""
+        """The layer's own input and the word for its padding where that is proved; else what the convolution saw."""
         module, given = self.running[-1].module, self.running[-1].given
         if given is not None and given.ndim == received.ndim:
             x = _channels_last(given)
@@ -202,6 +202,13 @@ def _incomparable(x: torch.Tensor, transposed: bool) -> str:
     return "" if word in DTYPES else f"dtype {word}, expected one of {', '.join(DTYPES)}"
 
 
+def _layout(y: torch.Tensor) -> str:
+    """Which layout PyTorch computed in: it gives the output the one that it takes the operands to have."""
+    form = {4: torch.channels_last, 5: torch.channels_last_3d}.get(y.ndim)
+    last = form is not None and y.is_contiguous(memory_format=form) and not y.is_contiguous()
+    return "channels_last" if last else "contiguous"
+
+
 def _channels_last(tensor: torch.Tensor) -> np.ndarray:
     return np.moveaxis(to_numpy(tensor.cpu()), 1, -1)
 
@@ -209,7 +216,8 @@ def _channels_last(tensor: torch.Tensor) -> np.ndarray:
 @contextlib.contextmanager
 def _evaluating(module: torch.nn.Module) -> Iterator[None]:
     training = [each for each in module.modules() if each.training]
-    module.eval()
+    for each in training:  # not by `eval()`, which exported models refuse
+        each.training = False
     try:
         yield
     finally:

@@ -13,8 +13,11 @@ from bridge.diagnosis import Comparison, Diagnosis, Verdict, compare, parity
 from bridge.diagnosis.comparison import same_bits
 from bridge.implementations import Implementation, implementation
 
+#: PyTorch's convolution, which is run in the layout in memory that the model ran it in.
+TORCH = "torch.conv2d"
+
 #: What is compared on each layer: PyTorch's convolution, lax's, and jaxdw's method that takes PyTorch's order.
-DEFAULT = ("torch.conv2d", "jax.grouped", "jax.taps")
+DEFAULT = (TORCH, "jax.grouped", "jax.taps")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -50,13 +53,13 @@ def census(
 ) -> Iterator[LayerDiagnosis]:
     """One Diagnosis for each depthwise convolution (1-D to 3-D) that a model runs, on its real input and weights.
 
-    The model runs once, in eval mode; its convolutions wait on disk, and each is diagnosed when it is asked for, so that
-    the memory needed is that of one layer. Calls with the same geometry and the same data are answered once.
+    The model runs once, in eval mode; its convolutions wait on disk, and each is diagnosed when it is asked for, so
+    that the memory needed is that of one layer. Calls with the same geometry and the same data are answered once.
 
     Args:
       torch_module: an `nn.Module`.
       inputs: what its forward takes, as NumPy arrays or tensors: one, a sequence by place, or a mapping by name.
-      implementations: what to compare, as for `parity`.
+      implementations: what to compare, as for `parity`; "torch.conv2d" is run in the layout that the model ran it in.
       explain: reveal and replay each implementation's order of addition, as for `parity`; slower.
 
     Raises:
@@ -83,8 +86,9 @@ def diagnose(
 ) -> LayerDiagnosis:
     """`parity` on one captured call, and the model's own output held against `torch.conv2d`. Its file is removed."""
     case, y = call.load()
-    found = parity(case, implementations, explain=explain)
-    torch_ = implementation("torch.conv2d")
+    torch_ = implementation(TORCH).changed(layout=call.layout)
+    chosen = [torch_ if each in (TORCH, implementation(TORCH)) else each for each in implementations]
+    found = parity(case, chosen, explain=explain)
     again = found.outputs[torch_.name] if torch_.name in found.outputs else torch_.run(case)
     names = ("the model's own output", torch_.name)
     if same_bits(y, again).all():

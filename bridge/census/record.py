@@ -71,10 +71,6 @@ class LayerRecord(pydantic.BaseModel):
         tests = [test.comparison.model_copy(update={"verdict": test.verdict}) for test in self.integer_tests]
         return max([self.own, *self.comparisons, *tests], key=lambda each: each.verdict.rank())
 
-    def against(self, reference: str, name: str) -> ComparisonRecord:
-        """The comparison of two implementations, whichever came first."""
-        return next(each for each in self.comparisons if {each.a, each.b} == {reference, name})
-
 
 class ModelRecord(pydantic.BaseModel):
     """One model; `verdict` is None where no depthwise convolution ran, `error` why it could not be run."""
@@ -112,9 +108,13 @@ class ModelRecord(pydantic.BaseModel):
         found = Counter(layer.verdict for layer in self.layers)
         return {verdict: found[verdict] for verdict in Verdict if found[verdict]}
 
-    def identical(self, reference: str, name: str) -> int:
-        """On how many layers two implementations have the same bits."""
-        return sum(layer.against(reference, name).verdict is Verdict.IDENTICAL for layer in self.layers)
+    def identical(self) -> list[int]:
+        """For each implementation but the first: on how many layers it has the bits of the first.
+
+        Pairs come in the order of the implementations, those with the first before all others.
+        """
+        others = range(len(self.settings.implementations) - 1)
+        return [sum(layer.comparisons[at].verdict is Verdict.IDENTICAL for layer in self.layers) for at in others]
 
 
 def read_records(path: Path) -> list[ModelRecord]:

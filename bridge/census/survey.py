@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -57,6 +58,7 @@ def survey(name: str, settings: Settings, weights: Path | None = None, track: Tr
                 before = time.perf_counter()
                 found = diagnose(call, settings.implementations, explain=settings.explain)
                 layers.append(LayerRecord.of(found, time.perf_counter() - before))
+    _release_programs()
     return ModelRecord(
         model=name,
         settings=settings,
@@ -68,6 +70,12 @@ def survey(name: str, settings: Settings, weights: Path | None = None, track: Tr
         passed_over=list(passed_over),
         error=error,
     )
+
+
+def _release_programs() -> None:
+    """Lets JAX's compiled programs go: two for each geometry, about a megabyte each, and few are in two models."""
+    if "jax" in sys.modules:  # if an implementation brought it
+        sys.modules["jax"].clear_caches()
 
 
 def exit_code(records: Sequence[ModelRecord], fail_on: Verdict | None = None) -> int:

@@ -215,7 +215,7 @@ def _loaded(module: Any, weights: Path) -> Any:
 
 def _inputs(module: Any, name: str, size: int | None, batch: int, rng: np.random.Generator) -> Any:
     """A random input: an image, or what a model of transformers says that it takes."""
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     if getattr(config, "model_type", None) is None:
         channels, side = _image(getattr(module, "default_cfg", None) or {}, size)
         return rng.standard_normal((batch, channels, side, side), np.float32)

@@ -190,7 +190,9 @@ class _Recorder(TorchDispatchMode):
         for value in given.values():
             if isinstance(value, torch.Tensor) and (name := self._names.get(_memory(value))):
                 layer, dot, _ = name.rpartition(".")
-                of_layer = {n.removeprefix(layer + dot): t for n, t in self._own.items() if n.rpartition(".")[0] == layer}
+                of_layer = {
+                    n.removeprefix(layer + dot): t for n, t in self._own.items() if n.rpartition(".")[0] == layer
+                }
                 return layer, {n: to_numpy(t.cpu()) for n, t in of_layer.items() if t.is_floating_point()}
         return "", {}
 

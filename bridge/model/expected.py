@@ -12,21 +12,24 @@ roundings at most and its root by one; the reciprocal root is within 2 ulp, 4 u,
 with s is one more: a is off by g(6) relatively. On the way from x, m, a and b to y no term passes more than three more
 roundings: in the first form difference, product and sum; in the second, m a its product, difference and sum. Both give
 
-    |computed - y| <= g(9) M + 4 lambda (1 + |a|) + lambda (|x| + |m|) / sqrt(v + e),    M = (|x| + |m|) |a| + |b|
+    |computed - y| <= g(9) M + 8 lambda (1 + |a|) + lambda (|x| + |m|) (1 + 1 / sqrt(v + e)),
+    M = (|x| + |m|) |a| + |b|
 
-where each of the four results after a, and the operands x and m, may be flushed, and s in the last term.
+since of what may be flushed, the operands x, m and b and four results after a cost lambda or lambda |a| each, and s
+and a the last term.
 
-*ReLU, ReLU6* give one of their operands: 0, but for subnormal ones. *Hard sigmoid* c / 6 with c = min(max(x + 3, 0), 6):
+*ReLU, ReLU6* give one of their operands: 0, but for subnormal ones. *Hard sigmoid* c / 6, c = min(max(x + 3, 0), 6):
 the sum rounds relatively, and min and max keep a relative error; then a division, or a product with a rounded 1/6:
-g(3) |y| + 4 lambda. *Hard swish* x c / 6 has one product more: g(4) |y| + 4 lambda.
+g(3) |y| + 8 lambda. *Hard swish* x c / 6 has one product more: g(4) |y| + 8 lambda, where x / 6 may be flushed before
+it is multiplied by c <= 6.
 
 *Mean* of n numbers: a sum in any order, at most (n - 1) u sum |x| off (Rump 2012), then a division, or a product with a
-rounded 1/n: ((1 + (n - 1) u) (1 + u)^2 - 1) sum |x| / n + 4 lambda, for n flushed operands, n - 1 sums and a result.
+rounded 1/n: ((1 + (n - 1) u) (1 + u)^2 - 1) sum |x| / n + 4 lambda, for n operands, n - 1 sums and a result flushed.
 
-*Sum and product* of two: u |y| + 3 lambda, 3 (1 + |x| + |z|) lambda for the product.
+*Sum and product* of two: u |y| + 3 lambda, and u |y| + 3 lambda (1 + |x| + |z|).
 
-Each is evaluated in float64 with fewer than 64 operations a term of what it bounds, and n for the mean; u / 2^-53 =
-2^29, so that a factor 1 + 2^-20 covers them and the error of the float64 value itself (n <= 2^14; else the mean's is added).
+The float64 evaluation errs by 2^-53 where float32 does by 2^-24, with at most twice as many roundings: a factor
+1 + 2^-20 on the bound covers the error of the bound and that of the exact result together.
 Where an intermediate result could exceed the largest number, nothing is promised: the bound is infinite.
 """
 
@@ -165,7 +168,7 @@ def _batch_norm(operation: Operation) -> Expected:
     a = p.get("weight", np.ones(1)) / root
     sizes = np.abs(x) + np.abs(m)
     M = sizes * np.abs(a) + np.abs(b)
-    allowed = _growth(9) * M + 4 * _TINY * (1 + np.abs(a)) + _TINY * sizes / root
+    allowed = _growth(9) * M + 8 * _TINY * (1 + np.abs(a)) + _TINY * sizes * (1 + 1 / root)
     return _if_below((x - m) * a + b, allowed, np.maximum(M, sizes))
 
 
@@ -185,13 +188,13 @@ def _chosen(x: np.ndarray, y: np.ndarray) -> Expected:
 
 def _hard_sigmoid(operation: Operation) -> Expected:
     y = _gate(operation.operands[0])
-    return Expected(y, (_growth(3) * y + 4 * _TINY) * _EVALUATED)
+    return Expected(y, (_growth(3) * y + 8 * _TINY) * _EVALUATED)
 
 
 def _hard_swish(operation: Operation) -> Expected:
     x = operation.operands[0]
     y = x.astype(np.float64) * _gate(x)
-    return _if_below(y, _growth(4) * np.abs(y) + 4 * _TINY, 6 * np.abs(y))
+    return _if_below(y, _growth(4) * np.abs(y) + 8 * _TINY, 6 * np.abs(y))
 
 
 def _gate(x: np.ndarray) -> np.ndarray:
@@ -203,8 +206,7 @@ def _mean(operation: Operation) -> Expected:
     axes = tuple(range(1, x.ndim - 1))
     n = math.prod(x.shape[1:-1])
     size = np.abs(x).mean(axes)
-    own = max(0, n - 2**14) * FLOAT64.unit_roundoff
-    allowed = ((1 + (n - 1) * _U) * (1 + _U) ** 2 - 1 + own) * size + 4 * _TINY
+    allowed = ((1 + (n - 1) * _U) * (1 + _U) ** 2 - 1) * size + 4 * _TINY
     found = _if_below(x.mean(axes), allowed, n * size)
     return Expected(*(array.reshape(operation.output.shape) for array in found))
 

@@ -66,7 +66,7 @@ def gradient_parity(
 
 def _layer(name: str, layer: Any, gradient: Gradient) -> LayerGradients:
     dx, dkernel = (np.asarray(each) for each in _back(layer, jnp.asarray(gradient.x), jnp.asarray(gradient.dy)))
-    theirs = CONVOLUTION.to_flax(gradient.dweight).reshape(dkernel.shape)
+    theirs = np.ascontiguousarray(CONVOLUTION.to_flax(gradient.dweight).reshape(dkernel.shape))
     if isinstance(layer, DepthwiseConv):
         s = gradient.settings
         case = Case(
@@ -77,7 +77,7 @@ def _layer(name: str, layer: Any, gradient: Gradient) -> LayerGradients:
             kernel_dilation=tuple(s["dilation"]),
             name=name,
         )
-        of_kernel = compare(dkernel, np.ascontiguousarray(theirs), case, names=NAMES, quantity="dkernel", dy=gradient.dy)
+        of_kernel = compare(dkernel, theirs, case, names=NAMES, quantity="dkernel", dy=gradient.dy)
         of_x = None
         if gradient.dx is not None:
             of_x = compare(dx, gradient.dx, case, names=NAMES, quantity="dx", dy=gradient.dy)
@@ -86,7 +86,7 @@ def _layer(name: str, layer: Any, gradient: Gradient) -> LayerGradients:
     dy = gradient.dy.reshape(-1, gradient.dy.shape[-1])
     seen = windows(gradient.x, kernel, *(gradient.settings[key] for key in ("stride", "padding", "dilation")))
     sums = MatrixSum.of(np.ascontiguousarray(seen.reshape(len(dy), -1).T), dy, None, dkernel.shape)
-    of_kernel = compared(dkernel, np.ascontiguousarray(theirs), of_sums(sums))
+    of_kernel = compared(dkernel, theirs, of_sums(sums))
     of_x = None
     if gradient.dx is not None:
         if kernel != (1, 1):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 
 import numpy as np
 
@@ -12,7 +14,7 @@ from bridge.diagnosis.comparison import same_bits
 from bridge.diagnosis.target import Expected
 from bridge.model.expected import expected, of_sums, sums
 from bridge.model.operations import Operation
-from bridge.numerics import BFLOAT16, FLOAT16, TF32, round_to, ulp_distance
+from bridge.numerics import BFLOAT16, FLOAT16, TF32, Format, round_to, ulp_distance
 from bridge.weights.layouts import CONVOLUTION
 
 #: What the two results are called.
@@ -29,10 +31,8 @@ def judge(operation: Operation, ours: np.ndarray) -> Comparison | str:
     theirs = operation.output
     if ours.dtype != theirs.dtype or theirs.dtype != np.float32:
         return f"JAX gave {ours.dtype} and PyTorch {theirs.dtype}, expected float32"
-    if ours.size != theirs.size or (ours.ndim == theirs.ndim and ours.shape != theirs.shape):
-        return _shapes(operation, ours)
-    if ours.ndim > theirs.ndim or [n for n in ours.shape if n > 1] != [n for n in theirs.shape if n > 1]:
-        return _shapes(operation, ours)
+    if _sizes(ours) != _sizes(theirs):
+        return _other_shape(ours, theirs)
     ours = ours.reshape(theirs.shape)
     if (case := depthwise_case(operation)) is not None:
         return compare(ours, theirs, case, names=NAMES)
@@ -69,7 +69,7 @@ def compared(ours: np.ndarray, theirs: np.ndarray, within: Expected) -> Comparis
     with np.errstate(all="ignore"):
         ratios = [np.where(np.isfinite(y), within.ratio(y), 0.0) for y in (ours, theirs)]
         shared = np.where(distance > 0, distance / (2 * allowed), 0.0)
-    sides = tuple(float(ratio.max(initial=0.0)) for ratio in ratios)
+    sides = float(ratios[0].max(initial=0.0)), float(ratios[1].max(initial=0.0))
     worst = np.maximum(*ratios)
     verdict, name, cause, place = Verdict.IDENTICAL, "", "", ""
     where = None
@@ -110,7 +110,7 @@ def lower_precision(operation: Operation, ours: np.ndarray, found: Comparison) -
     The test is as strict as the one that failed: the exact result of rounded operands, in the bound of float32.
     """
     for fmt in (TF32, FLOAT16, BFLOAT16):
-        total = sums(operation, lambda a, fmt=fmt: round_to(a.astype(np.float64), fmt).astype(a.dtype))
+        total = sums(operation, functools.partial(_rounded, fmt))
         if total is None:
             return found
         within = of_sums(total)
@@ -131,6 +131,10 @@ def lower_precision(operation: Operation, ours: np.ndarray, found: Comparison) -
     return found
 
 
+def _rounded(fmt: Format, array: np.ndarray) -> np.ndarray:
+    return round_to(array.astype(np.float64), fmt).astype(array.dtype)
+
+
 def _place(outside: np.ndarray) -> str:
     """Where the elements outside are: which channels, if not all."""
     channels = np.flatnonzero(outside.reshape(-1, outside.shape[-1]).any(axis=0))
@@ -141,8 +145,12 @@ def _place(outside: np.ndarray) -> str:
     return f"{share}, in channels {some}"
 
 
-def _shapes(operation: Operation, ours: np.ndarray) -> Comparison:
-    cause = f"JAX gives the shape {ours.shape}, PyTorch {operation.output.shape}"
-    return Comparison(
-        *NAMES, Verdict.BUG, 0, 0, float("inf"), 0, float("inf"), name="shape", cause=cause, mend="stride or padding"
-    )
+def _sizes(array: np.ndarray) -> list[int]:
+    """The shape but for axes of size one: PyTorch keeps those of a mean over an image."""
+    return [n for n in array.shape if n > 1]
+
+
+def _other_shape(ours: np.ndarray, theirs: np.ndarray) -> Comparison:
+    cause = f"JAX gives the shape {ours.shape}, PyTorch {theirs.shape}"
+    mend = "compare stride, padding and features of the two layers"
+    return Comparison(*NAMES, Verdict.BUG, 0, 0, math.inf, 0, math.inf, name="shape", cause=cause, mend=mend)

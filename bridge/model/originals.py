@@ -21,7 +21,8 @@ from bridge.weights.trees import Tree, empty_model
 SIZE = 224
 
 #: Of ImageNet's images, channel by channel, in the range 0 to 1: what torchvision's and timm's weights were trained on.
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 
 #: timm's names, to which a width is appended, in hundredths.
 _TIMM = {
@@ -61,9 +62,9 @@ def original(architecture: Architecture, classes: int, width: float = 1.0) -> An
     except Exception as error:  # torchvision's operators may fail to load with a RuntimeError
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
-            f"`network` is {architecture.name}, and {library} cannot be imported here: {reason}. Likely causes: (a) it is "
-            "not installed: pip install 'jaxdw[models]'; (b) torchvision was built for another build of PyTorch than the "
-            "one installed"
+            f"`network` is {architecture.name}, and {library} cannot be imported here: {reason}. Likely causes: (a) it "
+            "is not installed: pip install 'jaxdw[models]'; (b) torchvision was built for another build of PyTorch "
+            "than the one installed"
         ) from error
     if library == "torchvision":
         return getattr(module, architecture.model)(num_classes=classes, width_mult=width).eval()
@@ -175,13 +176,11 @@ def _scaled(path: Path, size: int) -> np.ndarray:
         raise ValueError(f"`image` is {path}, expected an image or an .npy file: Pillow does not know it") from None
     shorter = int(size * 256 / 224)
     width, height = image.size
-    scaled = (
-        (shorter, int(shorter * height / width)) if width <= height else (int(shorter * width / height), shorter)
-    )
+    scaled = (shorter, int(shorter * height / width)) if width <= height else (int(shorter * width / height), shorter)
     image = image.resize(scaled, Image.Resampling.BILINEAR)
     left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
 def _normalized(image: np.ndarray) -> np.ndarray:
-    return ((image / np.float32(255) - np.float32(MEAN)) / np.float32(DEVIATION)).astype(np.float32)
+    return (image.astype(np.float32) / 255 - MEAN) / DEVIATION

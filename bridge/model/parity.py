@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from flax import nnx
 from bridge.diagnosis import Comparison, Verdict
 from bridge.model.isolated import judge
 from bridge.model.matching import described, match
+from bridge.model.operations import Operation
 from bridge.model.steps import IMAGES, Step, steps
 from bridge.weights.manifest import Manifest
 from jaxdw.models import MobileNet
@@ -46,6 +47,16 @@ class LayerParity:
     @property
     def verdict(self) -> Verdict:
         return Verdict.INCONCLUSIVE if self.isolated is None else self.isolated.verdict
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether it was compared and does not pass."""
+        return self.isolated is not None and not self.verdict.passes
+
+    @property
+    def cause(self) -> str:
+        """Why it does not pass or was not compared."""
+        return self.reason if self.isolated is None else self.isolated.cause or self.isolated.verdict.meaning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +121,7 @@ class ModelParity:
     @property
     def first_wrong(self) -> LayerParity | None:
         """The first operation whose isolated verdict does not pass, those that were not compared aside."""
-        wrong = (layer for layer in self.layers if layer.isolated is not None and not layer.verdict.passes)
-        return next(wrong, None)
+        return next((layer for layer in self.layers if layer.is_wrong), None)
 
     @property
     def not_compared(self) -> Sequence[LayerParity]:
@@ -152,15 +162,23 @@ def model_parity(
     matching = match(every, done, manifest)
     running = {IMAGES: jnp.asarray(images)}
     growth = {IMAGES: 0.0}
-    layers = []
+    layers: list[LayerParity] = []
     for step in track(every):
-        running[step.name] = step.compiled(*(running[name] for name in step.inputs))
+        try:
+            running[step.name] = step.compiled(*(running[name] for name in step.inputs))
+        except (TypeError, ValueError) as error:
+            wrong = [f"{layer.name}: {layer.cause}" for layer in layers if layer.is_wrong]
+            raise ValueError(
+                f"`model` fails in {step.name} on `images` of shape {images.shape}: {error}"
+                + (f"; wrong before it: {'; '.join(wrong)}" if wrong else "")
+            ) from error
         place = matching.operation.get(step.name)
         if place is None:
             shape = running[step.name].shape
             layers.append(LayerParity(step.name, "", step.kind, shape, None, matching.reasons[step.name], None, None))
             continue
-        layer = _layer(step, place, matching.operation, done, images, running, growth)
+        received = [images if n == IMAGES else done[matching.operation[n]].output for n in step.inputs]
+        layer = _layer(step, done[place], received, running, growth)
         if layer.growth is not None:
             growth[step.name] = layer.growth
         layers.append(layer)
@@ -169,14 +187,20 @@ def model_parity(
     return ModelParity(name, images.shape, layers, left, Logits.of(ours, theirs))
 
 
-def _layer(step: Step, place: int, places, done, images, running, growth) -> LayerParity:
-    operation = done[place]
+def _layer(
+    step: Step,
+    operation: Operation,
+    received: Sequence[np.ndarray],
+    running: Mapping[str, Any],
+    growth: Mapping[str, float],
+) -> LayerParity:
+    """One step; `received` is what its inputs are in PyTorch, `running` what they are in Flax, as its own result."""
     y = np.asarray(running[step.name])
-    inputs = [images if name == IMAGES else done[places[name]].output for name in step.inputs]
-    wanted = [running[name].shape for name in step.inputs]
-    isolated: Comparison | str = "its input has another shape in PyTorch"
-    if all(_squeezed(x.shape) == _squeezed(shape) for x, shape in zip(inputs, wanted)):
-        fed = step.compiled(*(jnp.asarray(x.reshape(shape)) for x, shape in zip(inputs, wanted)))
+    try:
+        fed = step.compiled(*(jnp.asarray(_as_rank(x, running[n].ndim)) for x, n in zip(received, step.inputs)))
+    except (TypeError, ValueError) as error:
+        isolated: Comparison | str = f"it does not take what PyTorch's received: {error}"
+    else:
         isolated = judge(operation, np.asarray(fed))
     grown = _relative(y, operation.output)
     before = [growth[name] for name in step.inputs if name in growth]
@@ -193,8 +217,9 @@ def _layer(step: Step, place: int, places, done, images, running, growth) -> Lay
     )
 
 
-def _squeezed(shape: tuple[int, ...]) -> list[int]:
-    return [n for n in shape if n > 1]
+def _as_rank(x: np.ndarray, rank: int) -> np.ndarray:
+    """Without the axes of size one that PyTorch keeps of a mean over an image."""
+    return x if x.ndim == rank else x.reshape(x.shape[0], *(n for n in x.shape[1:] if n > 1))
 
 
 def _relative(y: np.ndarray, expected: np.ndarray) -> float | None:

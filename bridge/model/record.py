@@ -67,7 +67,7 @@ class ModelReport(pydantic.BaseModel):
             name=parity.name,
             images=parity.images,
             verdict=parity.verdict,
-            first_wrong=parity.first_wrong and parity.first_wrong.name,
+            first_wrong=None if parity.first_wrong is None else parity.first_wrong.name,
             layers=[LayerRecord.model_validate(layer) for layer in parity.layers],
             left=list(parity.left),
             logits=LogitsRecord.model_validate(parity.logits),

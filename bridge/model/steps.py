@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,9 @@ _ACTIVATIONS: Mapping[Any, str] = {
     nnx.hard_swish: "hard swish",
     nnx.hard_sigmoid: "hard sigmoid",
 }
+
+#: Gives steps, and returns the name of the last.
+Built = Generator["Step", None, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +91,7 @@ def _network(model: MobileNet) -> Iterator[Step]:
         yield from _of_layer("classifier", model.classifier, last)
 
 
-def _block(path: str, block: InvertedResidual, given: str) -> Iterator[Step]:
+def _block(path: str, block: InvertedResidual, given: str) -> Built:
     last = given
     if block.expand is not None:
         last = yield from _unit(f"{path}.expand", block.expand, last)
@@ -101,7 +104,7 @@ def _block(path: str, block: InvertedResidual, given: str) -> Iterator[Step]:
     return last
 
 
-def _unit(path: str, unit: ConvNormAct, given: str) -> Iterator[Step]:
+def _unit(path: str, unit: ConvNormAct, given: str) -> Built:
     last = yield from _of_layer(f"{path}.conv", unit.conv, given)
     last = yield from _of_layer(f"{path}.norm", unit.norm, last)
     if unit.activation is not None:
@@ -109,7 +112,7 @@ def _unit(path: str, unit: ConvNormAct, given: str) -> Iterator[Step]:
     return last
 
 
-def _gated(path: str, gate: SqueezeExcite, given: str) -> Iterator[Step]:
+def _gated(path: str, gate: SqueezeExcite, given: str) -> Built:
     last = yield from _step(f"{path}.mean", "mean", (given,), global_average_pool)
     last = yield from _of_layer(f"{path}.reduce", gate.reduce, last)
     last = yield from _activation(f"{path}.reduce", nnx.relu, last)
@@ -118,7 +121,7 @@ def _gated(path: str, gate: SqueezeExcite, given: str) -> Iterator[Step]:
     return (yield from _step(f"{path}.multiply", "multiply", (given, last), _gate))
 
 
-def _of_layer(path: str, layer: Any, given: str) -> Iterator[Step]:
+def _of_layer(path: str, layer: Any, given: str) -> Built:
     yield Step(path, _kind(path, layer), (given,), layer, layer)
     return path
 
@@ -133,12 +136,12 @@ def _kind(path: str, layer: Any) -> str:
     return "convolution"
 
 
-def _activation(path: str, function: Callable[[jax.Array], jax.Array], given: str) -> Iterator[Step]:
+def _activation(path: str, function: Callable[[jax.Array], jax.Array], given: str) -> Built:
     kind = _ACTIVATIONS.get(function, getattr(function, "__name__", "activation"))
     return (yield from _step(f"{path}.{kind.replace(' ', '_')}", kind, (given,), function))
 
 
-def _step(path: str, kind: str, inputs: tuple[str, ...], run: Callable[..., jax.Array]) -> Iterator[Step]:
+def _step(path: str, kind: str, inputs: tuple[str, ...], run: Callable[..., jax.Array]) -> Built:
     yield Step(path, kind, inputs, run)
     return path
 

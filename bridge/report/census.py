@@ -36,7 +36,7 @@ def print_census(records: Sequence[ModelRecord], implementations: Sequence[str],
     for name in (*(escape(each.replace(".", ".\n", 1)) for each in others), "of\nbound", "s a\nlayer"):
         table.add_column(name, justify="right", overflow="fold")
     for record in records:
-        table.add_row(escape(record.model), *_row(record, reference, others))
+        table.add_row(escape(record.model), *_row(record))
     console.print(table)
     for record in records:
         for line in _remarks(record):
@@ -52,11 +52,12 @@ def summary(records: Sequence[ModelRecord]) -> str:
     for record in ran:
         verdicts.update(record.counts())
     found = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in Verdict if verdicts[verdict])
+    windows = len({_window(layer.case) for layer in layers})
     without = sum(not record.error and not record.layers for record in records)
     failed = sum(bool(record.error) for record in records)
     return (
         f"{_plural(len(ran), 'model')}, {_plural(len(layers), 'depthwise layer')} in "
-        f"{_plural(len({_window(layer.case) for layer in layers}), 'kernel geometry', 'kernel geometries')}: {found or 'none'}"
+        f"{_plural(windows, 'kernel geometry', 'kernel geometries')}: {found or 'none'}"
         + (f"; {_plural(without, 'model')} without depthwise layers" if without else "")
         + (f"; {_plural(failed, 'model')} could not be run" if failed else "")
         + "."
@@ -95,9 +96,9 @@ def census_html(records: Sequence[ModelRecord], implementations: Sequence[str], 
 def geometry(case: CaseRecord) -> str:
     """Kernel, stride, padding, dilation and multiplier in a few words.
 
-    >>> case = CaseRecord(name="", dtype="float32", x=(1, 9, 9, 4), kernel=(3, 3, 1, 8), bias=None, output=(1, 5, 5, 8),
-    ...     strides=(2, 2), padding=((1, 1), (1, 1)), padding_mode="zeros", kernel_dilation=(1, 1), input_dilation=(1, 1))
-    >>> geometry(case)
+    >>> window = {"strides": (2, 2), "padding": ((1, 1), (1, 1)), "padding_mode": "zeros", "kernel_dilation": (1, 1)}
+    >>> sizes = {"x": (1, 9, 9, 4), "kernel": (3, 3, 1, 8), "bias": None, "output": (1, 5, 5, 8)}
+    >>> geometry(CaseRecord(name="", dtype="float32", input_dilation=(1, 1), **window, **sizes))
     '3x3, stride 2, padding 1, multiplier 2'
     """
     multiplier = case.kernel[-1] // case.x[-1]
@@ -114,13 +115,13 @@ def geometry(case: CaseRecord) -> str:
     return ", ".join(parts)
 
 
-def _row(record: ModelRecord, reference: str, others: Sequence[str]) -> list[str]:
+def _row(record: ModelRecord) -> list[str]:
     if not record.layers:
-        return ["0", "[red]failed[/]" if record.error else "none", *[""] * (len(others) + 2)]
+        return ["0", "[red]failed[/]" if record.error else "none", *[""] * (len(record.settings.implementations) + 1)]
     return [
         str(len(record.layers)),
         styled(record.verdict or Verdict.INCONCLUSIVE),
-        *(str(record.identical(reference, name)) for name in others),
+        *map(str, record.identical()),
         f"{record.max_bound_ratio:.2g}",
         f"{record.seconds_a_layer:.2f}",
     ]

@@ -74,7 +74,7 @@ def summary(parity: ModelParity) -> str:
 
 def remarks(parity: ModelParity) -> list[str]:
     """Whatever does not pass or was not compared, each with its reason."""
-    lines = [f"{layer.name}: {layer.verdict}: {why(layer)}" for layer in parity.layers if _is_wrong(layer)]
+    lines = [f"{layer.name}: {layer.verdict}: {why(layer)}" for layer in parity.layers if layer.is_wrong]
     lines += [f"{layer.name} was not compared: {layer.reason}" for layer in parity.not_compared]
     return lines + [f"{name} of PyTorch was not compared: it has no counterpart" for name in parity.left]
 
@@ -82,9 +82,7 @@ def remarks(parity: ModelParity) -> list[str]:
 def why(layer: LayerParity) -> str:
     """Why an operation does not pass."""
     c = layer.isolated
-    if c is None:
-        return layer.reason
-    told = (c.cause or c.verdict.meaning, c.place, f"mend: {c.mend}" if c.mend else "")
+    told = (layer.cause, c.place if c else "", f"mend: {c.mend}" if c and c.mend else "")
     return "; ".join(filter(None, told))
 
 
@@ -189,7 +187,3 @@ def growth_chart(layers: Sequence[LayerParity]) -> GrowthChart | None:
 
 def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.2g}"
-
-
-def _is_wrong(layer: LayerParity) -> bool:
-    return layer.isolated is not None and not layer.verdict.passes

@@ -86,6 +86,19 @@ def test_padding_without_a_word_is_captured_after_it_and_said(mode, seed, tmp_pa
     assert diagnose(call).verdict.passes
 
 
+@pytest.mark.parametrize("kernel", [3, 7])
+def test_pytorch_is_run_in_the_layout_that_the_model_ran_in(kernel, seed):
+    module = depthwise(16, kernel=kernel, padding=kernel // 2)
+    for x, name in (
+        (drawn(seed, 1, 16, 9, 9), "torch.conv2d"),
+        (drawn(seed, 1, 9, 9, 16).permute(0, 3, 1, 2), "torch.conv2d[layout=channels_last]"),
+        (drawn(seed, 1, 9, 9, 20)[..., 2:18].permute(0, 3, 1, 2), "torch.conv2d[layout=channels_last]"),
+    ):
+        (found,) = bridge.census(module, x)
+        assert found.names == [name, "jax.grouped", "jax.taps"] and found.own.b == name
+        assert found.verdict.passes and found.own.verdict is Verdict.IDENTICAL
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes_are_kept(dtype, seed):
     working = getattr(torch, dtype)

@@ -69,7 +69,7 @@ def test_a_library_that_fails_to_load_is_one_line_with_causes(monkeypatch, tmp_p
     (tmp_path / "half_installed.py").write_text("raise RuntimeError('operator torchvision::nms does not exist\\nat')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(zoo.LIBRARIES, "torchvision", "half_installed")
-    with pytest.raises(ValueError, match="nms does not exist. Likely causes.*another build of PyTorch") as caught:
+    with pytest.raises(ValueError, match=r"nms does not exist\. Likely causes.*another build of PyTorch") as caught:
         zoo.expand(["torchvision:mobilenet_v2"])
     assert "\n" not in str(caught.value)
 

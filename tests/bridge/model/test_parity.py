@@ -1,0 +1,217 @@
+"""Whole models compared: clean twins pass, a planted mistake is named where it is."""
+
+import collections
+import dataclasses
+import io
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from rich.console import Console
+
+import jaxdw.models
+from bridge import Verdict, to_flax
+from bridge.model import model_parity
+from bridge.model.record import ModelReport
+from bridge.model.steps import steps, walk
+from bridge.report.model import growth_chart, model_html, print_model, summary, why
+from tests.references import MODELS, reference
+
+CLASSES = 7
+
+
+def pair(name, seed, width=1.0):
+    """A PyTorch model, its Flax twin and the manifest."""
+    library, network = name.split(".")
+    theirs = reference(name, classes=CLASSES, width=width, seed=seed)
+    options = {} if library == "timm" else {"width": width}
+    ours = nnx.eval_shape(lambda: getattr(jaxdw.models, network)(CLASSES, like=library, rngs=nnx.Rngs(0), **options))
+    converted = to_flax(theirs, ours)
+    nnx.update(ours, converted.weights)
+    return theirs, ours, converted.manifest
+
+
+def noise(seed, size=32):
+    return np.random.default_rng(seed).standard_normal((1, size, size, 3), np.float32)
+
+
+@pytest.fixture(scope="module")
+def small(request):
+    """One pair for the tests that plant nothing or undo it, and its images."""
+    seed = request.config.option.seed
+    return *pair("torchvision.mobilenet_v2", seed, 0.25), noise(seed)
+
+
+@pytest.fixture(scope="module")
+def clean(small):
+    with jax.numpy_dtype_promotion("strict"):
+        theirs, ours, manifest, images = small
+        return model_parity(theirs, ours, images, manifest, name="a small V2")
+
+
+@pytest.fixture(scope="module")
+def planted(small):
+    """The parity of the pair with mistakes in four places of the Flax model."""
+    theirs, ours, manifest, images = small
+    wrong = nnx.clone(ours)
+    kernel = wrong.blocks[2].depthwise.conv.kernel
+    kernel[...] = kernel[...][::-1, ::-1]
+    wrong.blocks[3].depthwise.norm.epsilon = 1e-3
+    kernel = wrong.blocks[4].project.conv.kernel
+    kernel[...] = kernel[...].at[:, :2].set(kernel[...][:, 1::-1])
+    kernel = wrong.blocks[5].expand.conv.kernel
+    kernel[...] = kernel[...].astype(jnp.bfloat16).astype(jnp.float32)
+    wrong.head.activation = nnx.relu
+    with jax.numpy_dtype_promotion("strict"):
+        return model_parity(theirs, wrong, images, manifest)
+
+
+def test_every_operation_of_a_twin_is_rounding_or_stronger(clean):
+    assert clean.verdict.passes and clean.verdict.exit_code == 0
+    assert not clean.left and not clean.not_compared and clean.first_wrong is None
+    kinds = collections.Counter(layer.kind for layer in clean.layers)
+    assert kinds == {
+        "convolution": 1,
+        "depthwise": 17,
+        "pointwise": 34,
+        "batch norm": 52,
+        "relu6": 35,
+        "add": kinds["add"],
+        "mean": 1,
+        "linear": 1,
+    }
+    assert all(max(layer.isolated.side_bound_ratios) <= 1 for layer in clean.layers)
+    assert "only rounding" in summary(clean)
+
+
+def test_relu6_is_exact_and_growth_starts_at_the_first_difference(clean):
+    assert {layer.verdict for layer in clean.layers if layer.kind == "relu6"} == {Verdict.IDENTICAL}
+    first = clean.layers[0]
+    assert first.amplification is None and (first.growth == 0) == (first.verdict is Verdict.IDENTICAL)
+
+
+@pytest.mark.parametrize("name", sorted({name.partition(".")[2] for name in MODELS}))
+def test_the_steps_are_the_model(name):
+    model = nnx.eval_shape(lambda: getattr(jaxdw.models, name)(CLASSES, rngs=nnx.Rngs(0)))
+    model.eval()
+    graph, state = nnx.split(model)
+
+    def whole(state, x):
+        return nnx.merge(graph, state)(x)
+
+    def stepwise(state, x):
+        every = steps(nnx.merge(graph, state))
+        return walk(every, x, compiled=False)[every[-1].name]
+
+    x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    assert str(jax.make_jaxpr(stepwise)(state, x)) == str(jax.make_jaxpr(whole)(state, x))
+
+
+@pytest.mark.parametrize(
+    ("layer", "verdict", "said"),
+    [
+        ("blocks.2.depthwise.conv", Verdict.CONVENTION, "flip"),
+        ("blocks.3.depthwise.norm", Verdict.BUG, "JAX computed something else"),
+        ("blocks.4.project.conv", Verdict.BUG, "in channels 0, 1"),
+        ("blocks.5.expand.conv", Verdict.BUG, "JAX computed something else"),
+    ],
+)
+def test_a_planted_mistake_is_found_where_it_is(planted, layer, verdict, said):
+    found = next(each for each in planted.layers if each.name == layer)
+    assert found.verdict is verdict
+    assert said in why(found)
+
+
+def test_nothing_else_is_wrong_and_the_first_is_named(planted):
+    wrong = [layer.name for layer in planted.layers if layer.isolated and not layer.verdict.passes]
+    assert wrong == [
+        "blocks.2.depthwise.conv",
+        "blocks.3.depthwise.norm",
+        "blocks.4.project.conv",
+        "blocks.5.expand.conv",
+    ]
+    assert planted.first_wrong.name == wrong[0] and planted.first_wrong.torch == "features.3.conv.1.0"
+    assert f"first that is wrong is {wrong[0]} (features.3.conv.1.0 in PyTorch)" in summary(planted)
+    assert "only rounding" not in summary(planted)
+    assert planted.verdict is Verdict.BUG and planted.verdict.exit_code == 1
+
+
+def test_what_has_no_counterpart_is_listed_with_the_reason(planted):
+    reasons = {layer.name: layer.reason for layer in planted.not_compared}
+    assert reasons == {
+        "head.relu": "relu of features.18.1 in PyTorch ran 0 times, expected once",
+        "mean": "its input head.relu has no counterpart",
+        "classifier": "its input mean has no counterpart",
+    }
+    assert planted.left == ["relu6 in features.18.2", "mean in the model itself", "classifier.1"]
+
+
+def test_an_operation_that_was_not_compared_never_passes(clean):
+    found = dataclasses.replace(clean, left=["sigmoid in the model itself"])
+    assert found.verdict is Verdict.INCONCLUSIVE and found.verdict.exit_code == 4
+    assert "only rounding" not in summary(found)
+
+
+def test_a_model_that_cannot_run_says_where_and_what_was_wrong_before(small):
+    theirs, ours, manifest, images = small
+    wrong = nnx.clone(ours)
+    wrong.blocks[2].depthwise.conv.strides = 2  # its result no longer fits the residual
+    with pytest.raises(
+        ValueError, match=r"`model` fails in blocks.2.add .* wrong before it: blocks.2.depthwise.conv: "
+    ):
+        model_parity(theirs, wrong, images, manifest)
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_other_networks_pass(number, seed, full):
+    """V3 has gates and hard swish, transformers' V2 TensorFlow's padding; one of them where the run is a sample."""
+    if not full and number != seed % 2:
+        pytest.skip("drawn: the other one")
+    name, width = (("torchvision.mobilenet_v3_small", 0.35), ("transformers.mobilenet_v2", 0.25))[number]
+    theirs, ours, manifest = pair(name, seed, width)
+    found = model_parity(theirs, ours, noise(seed), manifest)
+    assert found.verdict.passes, summary(found)
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (np.zeros((1, 32, 32, 3)), r"`images` is float64 \(1, 32, 32, 3\), expected .* float32"),
+        (
+            np.zeros((32, 32, 3), np.float32),
+            r"`images` is float32 \(32, 32, 3\), expected a NumPy array \(N, H, W, C\)",
+        ),
+        (np.zeros((1, 32, 32, 4), np.float32), "the forward of MobileNetV2 .* failed in features.0.0"),
+    ],
+)
+def test_unusable_images_are_refused(small, images, said):
+    theirs, ours, manifest, _ = small
+    with pytest.raises(ValueError, match=said):
+        model_parity(theirs, ours, images, manifest)
+
+
+def test_the_report_fits_80_columns_and_has_a_row_for_each_operation(clean):
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_model(clean, console)
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.split()[-1:] != [] and line.lstrip().startswith("blocks.3.") for line in lines) >= 8
+
+
+def test_the_json_can_be_read_back(clean):
+    text = ModelReport.of(clean).to_json()
+    assert json.loads(text)["schema"] == "jaxdw.model/1"
+    read = ModelReport.model_validate_json(text)
+    assert [layer.name for layer in read.layers] == [layer.name for layer in clean.layers]
+    assert read.verdict is clean.verdict and read.first_wrong is None
+
+
+def test_the_page_needs_nothing_else_and_draws_growth(clean):
+    page = model_html(clean, command="jaxdw model mobilenet_v2")
+    assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
+    assert page.count('<th scope="row">blocks.') == sum(layer.name.startswith("blocks.") for layer in clean.layers)
+    chart = growth_chart(clean.layers)
+    assert page.count("<circle") == len(chart.dots) == sum(bool(layer.growth) for layer in clean.layers)

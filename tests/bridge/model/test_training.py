@@ -1,0 +1,54 @@
+"""Gradients of convolutions, and ten steps of training, in both frameworks."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from bridge import Verdict
+from bridge.model.gradients import gradient_parity
+from tests.references import torchvision
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def example():
+    """The example as a module."""
+    torchvision()
+    spec = importlib.util.spec_from_file_location("training_parity", ROOT / "examples" / "training_parity.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_gradient_is_rounding_but_where_a_kernel_is_wrong(example, seed):
+    theirs, ours, manifest = example.pair(seed)
+    kernel = ours.blocks[2].depthwise.conv.kernel
+    kernel[...] = kernel[...][::-1, ::-1]
+    images, labels = next(example.batches(seed, 1, count=2, size=32))
+    found = gradient_parity(theirs, ours, images, labels, manifest)
+    assert len(found) == 52 and found[-1].name == "stem.conv" and found[-1].dx is None
+    assert [layer.name for layer in found if not layer.verdict.passes] == ["blocks.2.depthwise.conv"]
+    wrong = next(layer for layer in found if not layer.verdict.passes)
+    assert wrong.dx.verdict is Verdict.CONVENTION and "flip" in wrong.dx.name
+    assert wrong.dkernel.verdict.passes  # it does not depend on the kernel
+
+
+def test_training_diverges_as_rounding_does(example, seed, full):
+    """A mistake would part the two as far in float64 as in float32; rounding parts them by 2^-29 of that.
+
+    The threshold, for the first step, is the middle of the two on a scale of powers; later steps amplify both.
+    """
+    if not full:
+        pytest.skip("two compilations of a step of training: full runs only")
+    apart = {}
+    for dtype in ("float32", "float64"):
+        with jax.enable_x64(dtype == "float64"), jax.numpy_dtype_promotion("standard"):
+            theirs, ours, _ = example.pair(seed, dtype)
+            steps = list(example.train(theirs, ours, example.batches(seed, 10, dtype)))
+        assert len(steps) == 10 and np.isfinite(steps).all()
+        apart[dtype] = steps[0][2]
+    assert apart["float64"] < apart["float32"] * 2**-14.5
