@@ -3,6 +3,7 @@
 from bridge.requirements import unmet
 
 if not unmet():
+    from bridge import testing as testing
     from bridge.case import Case as Case
     from bridge.census import census as census
     from bridge.diagnosis import Comparison as Comparison

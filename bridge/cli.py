@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 import shlex
 import sys
@@ -44,6 +45,8 @@ app = typer.Typer(
 #: The question's own case.
 QUESTION = {"shape": "2x5x5x3", "kernel_size": "3x3", "padding": "1"}
 
+#: Elements of the largest array that the command makes: 16 GiB of float64.
+MOST_ELEMENTS = 1 << 31
 
 ShapeOption = Annotated[str, typer.Option(help="Input, channels last: batch x sizes x channels, as 2x5x5x3.")]
 KernelSizeOption = Annotated[str, typer.Option(help="As 3x3; one number an axis.")]
@@ -54,7 +57,10 @@ PaddingOption = Annotated[
 DilationOption = Annotated[str, typer.Option(help="Kernel dilation: one number, or one an axis.")]
 MultiplierOption = Annotated[int, typer.Option(help="Output channels per input channel.", min=1)]
 BiasOption = Annotated[bool, typer.Option("--bias/--no-bias", help="Add a bias.")]
-DtypeOption = Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}; files are converted to it. Default float32.")]
+DtypeOption = Annotated[
+    str,
+    typer.Option(help=f"{', '.join(DTYPES)}; files are converted to it. Default: the files' own, else float32."),
+]
 SeedOption = Annotated[int, typer.Option(help="Of the random numbers, where no file is given.", min=0)]
 JsonOption = Annotated[Path | None, typer.Option(help="Write the report as JSON.")]
 
@@ -64,8 +70,8 @@ def run() -> None:
     sys.path.insert(0, "")  # a user's own package.module:function is found from where the command is run
     try:
         app()
-    except (ValueError, TypeError, OSError, ImplementationError) as error:
-        print(f"jaxdw: {error}", file=sys.stderr)
+    except (ValueError, TypeError, OSError, MemoryError, ImplementationError) as error:
+        print(f"jaxdw: {error or type(error).__name__}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -126,6 +132,8 @@ def parity(
     for path in (json, html):
         if path is not None:
             check_writable(path)
+    if json is not None and html is not None and json.resolve() == html.resolve():
+        raise ValueError(f"`--json` and `--html` are both {json}, expected two files")
     if bundle is not None:
         check_new_folder(bundle)
     case = _case(shape, kernel_size, strides, padding, dilation, multiplier, bias, dtype, seed, input, kernel)
@@ -455,7 +463,9 @@ def _case(
     if input is not None:
         x = _load("--input", input, dtype)
     else:
-        x = np.asarray(rng.standard_normal(_sizes("--shape", shape or QUESTION["shape"])))
+        sizes = _sizes("--shape", shape or QUESTION["shape"])
+        _affordable("--shape", shape, sizes)
+        x = np.asarray(rng.standard_normal(sizes))
         x = x.astype(DTYPES[dtype or "float32"])
     if kernel is not None:
         w = _load("--kernel", kernel, dtype or x.dtype.name)
@@ -463,7 +473,7 @@ def _case(
         size = _sizes("--kernel-size", kernel_size or QUESTION["kernel_size"])
         w = rng.standard_normal((*size, 1, x.shape[-1] * multiplier)).astype(x.dtype)
     b = np.asarray(rng.standard_normal(w.shape[-1])).astype(x.dtype) if bias else None
-    return Case(
+    case = Case(
         x,
         w,
         b,
@@ -472,21 +482,32 @@ def _case(
         kernel_dilation=_one_or_each("--dilation", dilation),
         name="" if asked else "The question's own case",
     )
+    _affordable("--padding", padding, case.geometry.padded_spatial)
+    _affordable("--shape", shape, case.geometry.output_shape)
+    return case
+
+
+def _affordable(option: str, text: str, sizes: tuple[int, ...]) -> None:
+    """Refuses what no memory holds, before it is asked for."""
+    if math.prod(sizes) > MOST_ELEMENTS:
+        raise ValueError(
+            f"`{option}` is {text!r}, which makes an array of {sizes}, expected {MOST_ELEMENTS} elements at most"
+        )
 
 
 def _load(option: str, path: Path, dtype: str) -> np.ndarray:
-    """An array from .npy; pickles are refused, and bfloat16, which .npy stores as two raw bytes, needs its name."""
+    """An array from .npy; pickles are refused, and two raw bytes are bfloat16, which .npy cannot name."""
     try:
         array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise FileNotFoundError(f"`{option}` is {path}, expected an .npy file: it does not exist") from None
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"`{option}` is {path}, expected an .npy file of numbers: {error}") from None
     if not isinstance(array, np.ndarray):
         array.close()
         raise ValueError(f"`{option}` is {path}, expected one array, found an archive of several")
-    if array.dtype == np.dtype("V2") and dtype == "bfloat16":
-        array = array.view(DTYPES[dtype])
+    if array.dtype == np.dtype("V2"):
+        array = array.view(DTYPES["bfloat16"])
     if array.dtype not in DTYPES.values():
         raise TypeError(f"`{option}` is {path} with dtype {array.dtype}, expected one of {', '.join(DTYPES)}")
     return array.astype(DTYPES[dtype]) if dtype else array

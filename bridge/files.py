@@ -17,6 +17,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
       OSError: the disk is full or the folder is closed, with the name of the file.
     """
+    path = path.resolve()  # a link stays, and what it points to is replaced
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
     with _errors_named(path):
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -24,7 +26,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
+            os.chmod(temporary, mode)
             os.replace(temporary, path)
         except BaseException:
             os.unlink(temporary)
@@ -65,6 +67,8 @@ def check_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, expected a file to write")
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no regular file, expected one or a new name")
     if path.exists() and not os.access(path, os.W_OK):
         raise PermissionError(f"{path} cannot be written: permission denied")
     check_free(path, force=True)

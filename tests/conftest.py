@@ -10,6 +10,8 @@ import hypothesis
 import jax
 import pytest
 
+from tests.programs import release_programs
+
 hypothesis.settings.register_profile(
     "sample", deadline=None, print_blob=True, suppress_health_check=list(hypothesis.HealthCheck)
 )
@@ -53,9 +55,8 @@ def x64():
 
 
 @pytest.fixture(autouse=True)
-def strict(full):
+def strict():
     """Dtypes never promote by accident, and ranks never broadcast by accident."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
-    if full:  # thousands of compiled programs, each used once
-        jax.clear_caches()
+    release_programs()

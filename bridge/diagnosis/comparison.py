@@ -149,9 +149,6 @@ def _index(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _judged(a: Side, b: Side, found: Comparison, unbounded: int) -> Comparison:
     """The verdict on finite elements that differ."""
-    if found.explained == found.different:
-        cause = "order of addition, and fused or separate multiply and add: replaying both reproduces every bit"
-        return dataclasses.replace(found, verdict=Verdict.EXPLAINED, name="order", cause=cause)
     findings = [side.finding for side in (a, b) if side.finding is not None]
     if findings:
         weakest = max(findings, key=lambda finding: finding.verdict.rank())
@@ -173,6 +170,9 @@ def _judged(a: Side, b: Side, found: Comparison, unbounded: int) -> Comparison:
     cause = "order of addition, and fused or separate multiply and add"
     if declared := _declared_difference(a, b):
         cause = f"{declared}; and {cause}"
+    if found.explained == found.different:
+        cause = f"{cause}: replaying both reproduces every bit"
+        return dataclasses.replace(found, verdict=Verdict.EXPLAINED, name="order", cause=cause)
     return dataclasses.replace(found, verdict=Verdict.ROUNDING, name="order", cause=cause)
 
 
@@ -190,6 +190,18 @@ def _declared_difference(a: Side, b: Side) -> str:
 def _equal(a: Side, b: Side) -> Comparison:
     """Every bit equal: IDENTICAL, unless the case could not have shown a difference."""
     equal = Comparison(a.name, b.name, Verdict.IDENTICAL, a.y.size, 0, 0.0, 0, 0.0, (a.worst_ratio, b.worst_ratio))
+    wild = ~np.isfinite(a.y) & np.isfinite(a.bound) & np.isfinite(a.target.exact.reference)
+    if wild.any():
+        where = _index(int(np.argmax(wild)), a.y.shape)
+        cause = f"both have {a.y[where]} at {where}, where the exact result is {a.target.exact.reference[where]:.6g}"
+        return dataclasses.replace(
+            equal,
+            verdict=Verdict.INCONCLUSIVE,
+            name="both not finite",
+            cause=cause,
+            mend="look at both sides",
+            where=where,
+        )
     if a.target.decides:
         return equal
     cause = (

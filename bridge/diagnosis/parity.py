@@ -59,9 +59,10 @@ class Diagnosis:
 
     @property
     def verdict(self) -> Verdict:
-        """The weakest verdict of any pair; no stronger than an integer test that failed."""
-        verdicts = [c.verdict for c in self.comparisons] + [t.verdict for t in self.integer_tests]
-        return max(verdicts, key=Verdict.rank, default=Verdict.IDENTICAL)
+        """The weakest verdict of any pair; where all pass, that of an integer test that failed, which they hid."""
+        verdict = max((c.verdict for c in self.comparisons), key=Verdict.rank, default=Verdict.IDENTICAL)
+        hidden = [t.verdict for t in self.integer_tests] if verdict.passes else []
+        return max([verdict, *hidden], key=Verdict.rank)
 
     @property
     def names(self) -> list[str]:
@@ -69,7 +70,10 @@ class Diagnosis:
 
     def between(self, a: str, b: str) -> Comparison:
         """The comparison of two implementations, whichever came first."""
-        return next(c for c in self.comparisons if {c.a, c.b} == {a, b})
+        for comparison in self.comparisons:
+            if {comparison.a, comparison.b} == {a, b}:
+                return comparison
+        raise ValueError(f"`a` and `b` are {a!r} and {b!r}, expected two of {', '.join(self.names)}")
 
     def identical_to(self, name: str) -> list[str]:
         """The other implementations with the same bits as this one."""
@@ -100,7 +104,12 @@ def parity(
     Raises:
       ValueError: an unknown name, one named twice, or fewer than two; a quantity that does not fit.
     """
+    if isinstance(implementations, str):
+        raise TypeError(f"`implementations` is {implementations!r}, expected a list of names or Implementations")
     chosen = [implementation(i) if isinstance(i, str) else i for i in implementations or DEFAULT]
+    for each in chosen:
+        if not isinstance(each, Implementation):
+            raise TypeError(f"`implementations` has {each!r}, expected names or Implementations")
     names = [i.name for i in chosen]
     if len(chosen) < 2 or len(set(names)) < len(names):
         raise ValueError(f"`implementations` is {names}, expected at least two, each once")

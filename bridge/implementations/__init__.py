@@ -76,8 +76,8 @@ class Knob:
 
     def check(self, name: str, value: str) -> str:
         if isinstance(self.code, str):
-            if value != self.default and (not value.isdecimal() or int(value) < 1):
-                raise ValueError(f"`{name}` is {value!r}, expected a positive integer")
+            if value != self.default and (not value.isdecimal() or not 1 <= int(value) <= 256):
+                raise ValueError(f"`{name}` is {value!r}, expected a positive integer, at most 256")
         elif value not in self.code:
             raise ValueError(f"`{name}` is {value!r}, expected one of {', '.join(self.code)}")
         return value

@@ -225,7 +225,7 @@ def user_algorithm(name: str, function: Callable[..., jax.Array]) -> Algorithm:
 
     def compute(x, kernel, bias, geometry, precision):
         del precision  # the function's own business
-        return user.call(name, function, geometry.output_shape, x, kernel, bias)
+        return user.call(name, function, jax.Array, geometry.output_shape, x, kernel, bias)
 
     return _algorithm(name, compute, 2, name, name, name)
 

@@ -346,7 +346,7 @@ def user_algorithm(name: str, function: Callable[..., torch.Tensor]) -> Algorith
     """A user's function of tensors, channels first: x `(N, C, *spatial)`, weight `(C*M, 1, *kernel_size)`, bias."""
 
     def compute(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, g: Geometry) -> torch.Tensor:
-        return user.call(name, function, (len(x), g.features, *g.output_spatial), x, weight, bias)
+        return user.call(name, function, torch.Tensor, (len(x), g.features, *g.output_spatial), x, weight, bias)
 
     return _algorithm(compute, True, name, name, name)
 

@@ -20,33 +20,45 @@ def load(name: str) -> tuple[Callable[..., Any], str]:
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f"`implementation` is {name!r}, and {module_name!r} cannot be imported: {error}") from None
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"`implementation` is {name!r}, and {module_name!r} cannot be imported: {_first_line(error)}"
+        ) from None
     function = getattr(module, attribute, None)
     if not callable(function):
         raise ValueError(f"`implementation` is {name!r}, expected a function: {module_name} has no {attribute!r}")
     return function, _framework(name, function, module)
 
 
-def call(name: str, function: Callable[..., Any], shape: tuple[int, ...], x: Any, kernel: Any, bias: Any) -> Any:
-    """f(x, kernel) or f(x, kernel, bias), held to the shape that the geometry says.
+def call(
+    name: str, function: Callable[..., Any], kind: type, shape: tuple[int, ...], x: Any, kernel: Any, bias: Any
+) -> Any:
+    """f(x, kernel) or f(x, kernel, bias), held to the framework's array type and the shape that the geometry says.
 
     Raises:
       ImplementationError: the function raised, or returned something of another shape; the message has its name.
     """
     try:
         y = function(x, kernel) if bias is None else function(x, kernel, bias)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         given = ", ".join(str(tuple(a.shape)) for a in (x, kernel, bias) if a is not None)
         raise ImplementationError(
-            f"{name} raised {type(error).__name__} for arrays of shapes {given}: {error}"
-        ) from error
-    if tuple(getattr(y, "shape", ())) != shape:
-        returned = f"shape {tuple(y.shape)}" if hasattr(y, "shape") else f"a {type(y).__name__}"
+            f"{name} raised {type(error).__name__} for arrays of shapes {given}: {_first_line(error)}"
+        ) from None
+    if not isinstance(y, kind):
+        raise ImplementationError(f"{name} returned a {type(y).__name__}, expected a {kind.__name__} as it was given")
+    given_shape = tuple(getattr(y, "shape", ()))
+    if given_shape != shape:
+        returned = f"shape {given_shape}"
         raise ImplementationError(
             f"{name} returned {returned}, expected shape {shape}: does it stride and pad as the case does?"
         )
     return y
+
+
+def _first_line(error: BaseException) -> str:
+    text = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _framework(name: str, function: Callable[..., Any], module: ModuleType) -> str:

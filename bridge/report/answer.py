@@ -17,6 +17,7 @@ def answer(diagnosis: Diagnosis) -> list[str]:
     differing = [c for c in others if c.different]
     sentences = [
         _differ(reference, others, differing),
+        _unrepeatable(diagnosis),
         _why(diagnosis, reference, differing),
         _noise_or_bug(diagnosis),
         _same_bits(diagnosis, reference),
@@ -44,15 +45,33 @@ def _why(diagnosis: Diagnosis, reference: str, differing: list[Comparison]) -> s
     return f"Why: {partings} Replaying these orders in NumPy gives every bit of each."
 
 
+def _unrepeatable(diagnosis: Diagnosis) -> str:
+    names = [order.implementation for order in diagnosis.orders if not order.fingerprint.deterministic]
+    if not names:
+        return ""
+    return f"Not repeatable: a second run of {', '.join(names)} with the same data gave other bits."
+
+
 def _noise_or_bug(diagnosis: Diagnosis) -> str:
     worst = max(diagnosis.comparisons, key=lambda c: (c.verdict.rank(), c.max_bound_ratio))
     if worst.verdict is Verdict.IDENTICAL:
         return "There is no difference to explain."
-    if worst.verdict.passes:
+    wrong = [t.implementation for t in diagnosis.integer_tests if not t.passed]
+    if worst.verdict.passes and wrong:
         return (
-            "It is rounding, not a bug: all add the same products, in other orders or with other roundings on the way. "
-            f"Every difference of every pair is within its proved bound; the greatest is {worst.max_bound_ratio:.2g} "
-            f"of it ({worst.a} and {worst.b})."
+            f"Every difference is within its proved bound, and yet {', '.join(wrong)} went wrong on small integers, "
+            "where every sum is exact: that is no rounding."
+        )
+    if worst.verdict.passes:
+        declared = any(c.cause.startswith("declared formats") for c in diagnosis.comparisons)
+        what = (
+            "some round their inputs or results to the narrower format that their names declare, and the rest is order"
+            if declared
+            else "all add the same products, in other orders or with other roundings on the way"
+        )
+        return (
+            f"It is rounding, not a bug: {what}. Every difference of every pair is within its proved bound; "
+            f"the greatest is {worst.max_bound_ratio:.2g} of it ({worst.a} and {worst.b})."
         )
     if worst.verdict is Verdict.NONFINITE:
         return f"NaN or infinities do not agree: {worst.cause}."

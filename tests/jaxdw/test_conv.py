@@ -11,6 +11,7 @@ from hypothesis import given
 import jaxdw
 from jaxdw.methods import METHODS
 from tests import oracle
+from tests.programs import release_programs
 from tests.strategies import problems
 
 DTYPES = {"float64": np.float64, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -32,6 +33,7 @@ def test_every_method_is_within_its_bound_of_the_loop(method, dtype, x64, full):
     @hypothesis.settings(max_examples=500 if full else 20)
     @given(problems())
     def check(problem):
+        release_programs()
         x, kernel, bias = problem.arrays(DTYPES[dtype])
         expected = oracle.depthwise(x, kernel, bias, **problem.options)
         actual = jaxdw.depthwise_conv(x, kernel, bias, method=method, **problem.options)
@@ -57,6 +59,7 @@ def test_both_derivative_modes_are_those_of_the_bilinear_sum(method, x64, full):
     @hypothesis.settings(max_examples=500 if full else 10)
     @given(problems())
     def check(problem):
+        release_programs()
         x, kernel, bias = problem.arrays()
         dx, dkernel, dbias = problems_tangent(problem)
         y_shape = oracle.depthwise(x, kernel, bias, **problem.options).y.shape
