@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax
 
-#: Memory mappings of a process that Linux allows by default are 65,530; XLA:CPU takes six a program, and crashes beyond.
+#: Linux allows a process 65,530 memory mappings by default. XLA:CPU takes six a program, and crashes when they run out.
 MOST_MAPPINGS = 20_000
 
 

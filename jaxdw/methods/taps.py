@@ -16,9 +16,9 @@ def taps(
 ) -> jax.Array:
     """y = fma(x_n, w_n, ... fma(x_1, w_1, start)), start being the bias, or 0 and the bias added last.
 
-    XLA:CPU contracts each multiply and add to one FMA. The order is that of `F.conv2d` (oneDNN) for float32 in PyTorch's
-    contiguous layout and at least two channels, and so are the bits, but for two things: XLA:CPU flushes subnormal
-    numbers, and a weight that is infinite or NaN counts under padding, which oneDNN skips.
+    XLA:CPU contracts each multiply and add to one FMA. For float32 in PyTorch's contiguous layout and at least two
+    channels the order is that of `F.conv2d` (oneDNN), and so are the bits, but for two things: XLA:CPU flushes
+    subnormal numbers, and a weight that is infinite or NaN counts under padding, which oneDNN skips.
     `precision` has nothing to relax here: products and sums are elementwise and never rounded below their dtype.
     """
     del precision
