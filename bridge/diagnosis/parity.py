@@ -108,8 +108,10 @@ def parity(
         raise TypeError(f"`implementations` is {implementations!r}, expected a list of names or Implementations")
     chosen = [implementation(i) if isinstance(i, str) else i for i in implementations or DEFAULT]
     for each in chosen:
-        if not isinstance(each, Implementation):
-            raise TypeError(f"`implementations` has {each!r}, expected names or Implementations")
+        if not all(hasattr(each, member) for member in ("name", "run", "arithmetic")):
+            raise TypeError(
+                f"`implementations` has {each!r}, expected names, or objects with a name, run and arithmetic"
+            )
     names = [i.name for i in chosen]
     if len(chosen) < 2 or len(set(names)) < len(names):
         raise ValueError(f"`implementations` is {names}, expected at least two, each once")

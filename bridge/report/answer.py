@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from bridge.accumulation import parting
 from bridge.diagnosis import Comparison, Diagnosis, Verdict
 from bridge.implementations import implementation
@@ -63,7 +65,7 @@ def _noise_or_bug(diagnosis: Diagnosis) -> str:
             "where every sum is exact: that is no rounding."
         )
     if worst.verdict.passes:
-        declared = any(c.cause.startswith("declared formats") for c in diagnosis.comparisons)
+        declared = any(re.match("declared formats: [^;]*(input|output) ", c.cause) for c in diagnosis.comparisons)
         what = (
             "some round their inputs or results to the narrower format that their names declare, and the rest is order"
             if declared

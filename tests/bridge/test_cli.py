@@ -1,6 +1,7 @@
 """The command, as a user types it."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -170,3 +171,50 @@ def test_a_users_own_function_is_compared_and_revealed(tmp_path, monkeypatch):
 def test_doctor_prints_the_machine_and_its_self_test():
     code, out, _ = jaxdw("doctor", "--cases", 5)
     assert code == 0 and "torch.conv2d" in out and "5 random float32 convolutions" in " ".join(out.split())
+
+
+def test_rounded_inputs_are_precision_even_where_an_order_replays(tmp_path, monkeypatch):
+    (tmp_path / "narrow.py").write_text(
+        "import jax.numpy as jnp\nimport jaxdw\n"
+        "def inputs(x, kernel):\n"
+        "    x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)\n"
+        "    return jaxdw.depthwise_conv(x, kernel, padding=1).astype(jnp.float32)\n"
+        "def output(x, kernel):\n"
+        "    return jaxdw.depthwise_conv(x, kernel, padding=1).astype(jnp.float16).astype(jnp.float32)\n"
+        "def leaves(x, kernel): raise SystemExit(0)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("inputs", "output"):
+        code, out, _ = jaxdw("parity", "--implementations", f"torch.conv2d,narrow:{name}")
+        assert code == 3 and "PRECISION" in out and "not a bug" not in out
+    code, _, error = jaxdw("parity", "--implementations", "torch.conv2d,narrow:leaves")
+    assert code == 2 and "narrow:leaves raised SystemExit" in error
+
+
+def test_a_report_replaces_files_alone(tmp_path):
+    pipe, link, target = tmp_path / "pipe", tmp_path / "link.json", tmp_path / "real.json"
+    os.mkfifo(pipe)
+    target.write_text("old")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    names = ("--implementations", "torch.conv2d,jax.taps")
+    code, _, error = jaxdw("parity", *names, "--json", pipe)
+    assert code == 2 and "is no regular file" in error and pipe.is_fifo()
+    assert jaxdw("parity", *names, "--json", link)[0] == 0
+    assert link.is_symlink() and json.loads(target.read_text()) and target.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--padding", "100000000"], "elements at most"),
+        (["--shape", "99999999x9999x9999x99"], "elements at most"),
+        (
+            ["--implementations", "torch.conv2d,torch.conv2d[threads=999999]"],
+            "expected a positive integer, at most 256",
+        ),
+    ],
+)
+def test_what_no_machine_can_hold_is_refused(arguments, message):
+    code, _, error = jaxdw("parity", *arguments)
+    assert code == 2 and message in error
