@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 
 from bridge.case import Case
-from bridge.diagnosis.comparison import same_bits
 from bridge.implementations import implementation
+from bridge.numerics import same_bits
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Random geometries and data for property tests."""
 
 import dataclasses
-import math
 
 import hypothesis.strategies as st
 import numpy as np
@@ -73,7 +72,3 @@ def problems(draw, max_rank=3, min_channels=1, max_channels=4, max_batch_axes=3,
         bias=draw(st.booleans()),
         seed=draw(st.integers(0, 2**32 - 1)),
     )
-
-
-def full_count(config_full: bool, sample: int, full: int) -> int:
-    return full if config_full else math.ceil(sample)

@@ -15,7 +15,7 @@ from bridge.accumulation.probe import Runs, Subject, reveal_order, reveal_roundi
 from bridge.accumulation.replay import default_accumulator, replay
 from bridge.accumulation.tree import Tree
 from bridge.case import Case
-from bridge.numerics import cast
+from bridge.numerics import cast, same_bits
 
 #: A tree that the data contradict in a greater share of its elements is wrong for all of them.
 _STRAYS = 0.01
@@ -55,7 +55,7 @@ def reveal_subject(subject: Subject, draws: int = 1) -> AccumulationOrder:
         return _of_nothing(subject)
     drawn = [_random(case, subject.products, seed) for seed in range(draws)]
     outputs = [subject.output(data) for data in drawn]
-    varying = _different(outputs[0], subject.output(drawn[0]))
+    varying = ~same_bits(outputs[0], subject.output(drawn[0]))
     inputs = measure.input_rounding(subject)
     flushed = measure.flushed_subnormals(subject, inputs)
 
@@ -122,13 +122,6 @@ def _random(case: Case, products: bool, seed: int) -> Case:
     )
 
 
-def _different(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Where bits differ; any NaN equals any other."""
-    bits = np.dtype(f"u{a.dtype.itemsize}")
-    nan = np.isnan(a.astype(np.float64)) & np.isnan(b.astype(np.float64))
-    return (np.ascontiguousarray(a).view(bits) != np.ascontiguousarray(b).view(bits)) & ~nan
-
-
 def _as_if_wide(drawn: list[Case], outputs: list[np.ndarray]) -> bool:
     """Whether the first channel of the first image is what a float64 accumulator gives, of products rounded or not."""
     if drawn[0].dtype == np.float64:
@@ -145,8 +138,8 @@ def _as_if_wide(drawn: list[Case], outputs: list[np.ndarray]) -> bool:
         for x, w, _ in first.tap_terms():
             total += x.astype(np.float64) * w
             of_rounded += x * w
-        exact_too = exact_too and not _different(cast(total, case.dtype), y).any()
-        rounded_too = rounded_too and not _different(cast(of_rounded, case.dtype), y).any()
+        exact_too = exact_too and bool(same_bits(cast(total, case.dtype), y).all())
+        rounded_too = rounded_too and bool(same_bits(cast(of_rounded, case.dtype), y).all())
     return exact_too or rounded_too
 
 
@@ -223,7 +216,7 @@ def _refused(order: AccumulationOrder, where: np.ndarray, reason: str) -> Accumu
 
 def _held_against(subject: Subject, order: AccumulationOrder, data: Case, y: np.ndarray) -> AccumulationOrder:
     """The order without what its replay does not reproduce."""
-    wrong = _different(replay(order, data), y) & (order.labels >= 0)
+    wrong = ~same_bits(replay(order, data), y) & (order.labels >= 0)
     for label, tree in enumerate(order.trees):
         of_tree = order.labels == label
         strays = wrong & of_tree

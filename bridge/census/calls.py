@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bridge.case import Case
-from bridge.diagnosis.comparison import same_bits
+from bridge.numerics import same_bits
 from bridge.weights.safetensors_ import read_safetensors
 from jaxdw.geometry import Geometry, Padding
 

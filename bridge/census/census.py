@@ -10,8 +10,8 @@ from typing import Any
 
 from bridge.census.calls import Call, Capture
 from bridge.diagnosis import Comparison, Diagnosis, Verdict, compare, parity
-from bridge.diagnosis.comparison import same_bits
 from bridge.implementations import Implementation, implementation
+from bridge.numerics import same_bits
 
 #: PyTorch's convolution, which is run in the layout in memory that the model ran it in.
 TORCH = "torch.conv2d"

@@ -2,7 +2,6 @@
 
 from bridge.diagnosis.comparison import Comparison as Comparison
 from bridge.diagnosis.comparison import compare as compare
-from bridge.diagnosis.comparison import same_bits as same_bits
 from bridge.diagnosis.finding import Finding as Finding
 from bridge.diagnosis.integers import IntegerTest as IntegerTest
 from bridge.diagnosis.integers import integer_case as integer_case
@@ -13,3 +12,4 @@ from bridge.diagnosis.parity import parity as parity
 from bridge.diagnosis.side import Side as Side
 from bridge.diagnosis.target import Target as Target
 from bridge.diagnosis.verdict import Verdict as Verdict
+from bridge.numerics import same_bits as same_bits

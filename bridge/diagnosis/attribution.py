@@ -36,11 +36,10 @@ from fractions import Fraction
 import numpy as np
 
 from bridge.case import Case
-from bridge.diagnosis.comparison import same_bits
 from bridge.diagnosis.parity import Diagnosis
 from bridge.diagnosis.runs import Runs, Unrunnable, neighbours
 from bridge.implementations import Implementation, counterpart, implementation, knobs
-from bridge.numerics import exact
+from bridge.numerics import exact, same_bits
 
 #: Factors at most: their configurations are 2 to that power.
 MOST_FACTORS = 8

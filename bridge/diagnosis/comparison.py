@@ -11,7 +11,7 @@ from bridge.diagnosis.nonfinite import disagreement
 from bridge.diagnosis.side import Side
 from bridge.diagnosis.target import Target
 from bridge.diagnosis.verdict import Verdict
-from bridge.numerics import Arithmetic, ExactSum, difference_bound, ulp_distance
+from bridge.numerics import Arithmetic, ExactSum, difference_bound, same_bits, ulp_distance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,12 +220,6 @@ def _explained(a: Side, b: Side, flat: np.ndarray) -> int | None:
     again = zip((a.replayed, b.replayed), (a.y, b.y))
     reproduced = [same_bits(replayed.ravel()[flat], y.ravel()[flat]) for replayed, y in again]
     return int(np.count_nonzero(np.logical_and(*reproduced)))
-
-
-def same_bits(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Where two arrays of one dtype hold the same bits; two NaN are the same, +0 and -0 are not."""
-    bits = np.dtype(f"u{a.dtype.itemsize}")
-    return (a.view(bits) == b.view(bits)) | (np.isnan(a) & np.isnan(b))
 
 
 def _ratio(distance: np.ndarray, bound: np.ndarray) -> np.ndarray:

@@ -20,9 +20,9 @@ from typing import Protocol
 import numpy as np
 
 from bridge.case import Case
-from bridge.diagnosis.comparison import Comparison, compare, same_bits
+from bridge.diagnosis.comparison import Comparison, compare
 from bridge.diagnosis.verdict import Verdict
-from bridge.numerics import Arithmetic, exact
+from bridge.numerics import Arithmetic, exact, same_bits
 
 
 class Runs(Protocol):

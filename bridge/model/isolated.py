@@ -10,11 +10,10 @@ import numpy as np
 
 from bridge.case import Case
 from bridge.diagnosis import Comparison, Verdict, compare
-from bridge.diagnosis.comparison import same_bits
 from bridge.diagnosis.target import Expected
 from bridge.model.expected import expected, of_sums, sums
 from bridge.model.operations import Operation
-from bridge.numerics import BFLOAT16, FLOAT16, TF32, Format, round_to, ulp_distance
+from bridge.numerics import BFLOAT16, FLOAT16, TF32, Format, round_to, same_bits, ulp_distance
 from bridge.weights.layouts import CONVOLUTION
 
 #: What the two results are called.

@@ -29,7 +29,7 @@ from bridge.numerics.products import (
     kernel_gradient_products,
     output_products,
 )
-from bridge.numerics.ulp import ordered, ulp_distance
+from bridge.numerics.ulp import ordered, same_bits, ulp_distance
 
 __all__ = [
     "BFLOAT16",
@@ -58,6 +58,7 @@ __all__ = [
     "probabilistic_bound",
     "round_integer",
     "round_to",
+    "same_bits",
     "truncate_to",
     "ulp_distance",
 ]

@@ -51,3 +51,11 @@ def ulp_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         nan_a, nan_b = np.isnan(a), np.isnan(b)
     distance = np.where(nan_a | nan_b, np.iinfo(np.uint64).max, distance)
     return np.where(nan_a & nan_b, np.uint64(0), distance)
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Where two arrays of one dtype hold the same bits; two NaN are the same, +0 and -0 are not."""
+    bits = np.dtype(f"u{a.dtype.itemsize}")
+    with np.errstate(invalid="ignore"):  # signalling NaN of bfloat16
+        nan = np.isnan(a) & np.isnan(b)
+    return (np.ascontiguousarray(a).view(bits) == np.ascontiguousarray(b).view(bits)).reshape(a.shape) | nan

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
-import jinja2
 import rich.box
 from rich.console import Console
 from rich.markup import escape
@@ -16,7 +14,7 @@ from rich.table import Table
 from bridge.census.record import LayerRecord, ModelRecord
 from bridge.diagnosis import Verdict
 from bridge.report import pictures
-from bridge.report.html import tone
+from bridge.report.html import template
 from bridge.report.schema import CaseRecord
 from bridge.report.terminal import styled
 
@@ -72,16 +70,8 @@ def census_html(records: Sequence[ModelRecord], implementations: Sequence[str], 
       implementations: their names; the first is the reference.
       command: the shell command that repeats it.
     """
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters |= {"tone": tone, "geometry": geometry}
     weakest = max((record.verdict for record in records if record.verdict), key=Verdict.rank, default=None)
-    return templates.get_template("census.html.jinja").render(
+    return template("census.html.jinja", geometry=geometry).render(
         records=records,
         reference=implementations[0],
         others=implementations[1:],

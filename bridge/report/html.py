@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import markupsafe
@@ -67,7 +68,7 @@ def to_html(
     classes = bit_classes(diagnosis)
     names = diagnosis.names
     references = [names[0]] + ["numpy.exact"] * ("numpy.exact" in names[1:])
-    return _page().render(
+    return template("page.html.jinja", breakable=_breakable).render(
         case=describe(diagnosis.case),
         verdict=diagnosis.verdict,
         sentences=answer(diagnosis),
@@ -90,7 +91,8 @@ def to_html(
     )
 
 
-def _page() -> jinja2.Template:
+def template(name: str, **filters: Callable[..., Any]) -> jinja2.Template:
+    """A page's template; all pages have the filter `tone`."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -98,8 +100,8 @@ def _page() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"tone": tone, "breakable": _breakable}
-    return templates.get_template("page.html.jinja")
+    templates.filters |= {"tone": tone, **filters}
+    return templates.get_template(name)
 
 
 def tone(verdict: Verdict | str) -> str:

@@ -6,9 +6,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
-import jinja2
 import rich.box
 from rich.console import Console
 from rich.markup import escape
@@ -17,7 +15,7 @@ from rich.table import Table
 from bridge.diagnosis import Verdict
 from bridge.environment import environment
 from bridge.model.parity import LayerParity, ModelParity
-from bridge.report.html import tone
+from bridge.report.html import template, tone
 from bridge.report.terminal import styled
 
 
@@ -98,15 +96,7 @@ def model_html(parity: ModelParity, *, command: str) -> str:
       parity: what to show.
       command: the shell command that repeats it.
     """
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters |= {"tone": tone, "figure": _figure, "of_bound": of_bound, "why": why}
-    return templates.get_template("model.html.jinja").render(
+    return template("model.html.jinja", figure=_figure, of_bound=of_bound, why=why).render(
         parity=parity,
         summary=summary(parity),
         remarks=remarks(parity),

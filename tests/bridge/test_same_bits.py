@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from bridge import Case
-from bridge.diagnosis.comparison import same_bits
 from bridge.implementations import implementation
+from bridge.numerics import same_bits
 from bridge.selftest import random_case, taps_against_torch
 from jaxdw.methods.taps import bias_comes_first
 from tests import oracle

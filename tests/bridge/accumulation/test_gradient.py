@@ -6,8 +6,7 @@ import pytest
 from bridge import Case, Verdict, implementation, parity
 from bridge.accumulation import replay
 from bridge.accumulation.gradient import input_gradient_case, reveal_input_gradient
-from bridge.diagnosis.comparison import same_bits
-from bridge.numerics import exact, exact_input_gradient
+from bridge.numerics import exact, exact_input_gradient, same_bits
 from bridge.selftest import random_case
 
 NAMES = ["torch.conv2d", "torch.unfold_matmul", "torch.unfold_einsum", "jax.grouped", "jax.patches", "jax.taps"]

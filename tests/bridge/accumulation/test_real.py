@@ -5,8 +5,8 @@ import pytest
 
 from bridge import Case, Verdict, implementation, parity
 from bridge.accumulation import replay, reveal
-from bridge.diagnosis.comparison import same_bits
 from bridge.diagnosis.parity import DEFAULT
+from bridge.numerics import same_bits
 from bridge.selftest import random_case
 
 NAMES = [

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from bridge import Case, implementation
-from bridge.diagnosis.comparison import same_bits
 from bridge.diagnosis.elimination import MOST_CHANGES, Change, Elimination, eliminate
 from bridge.diagnosis.runs import Runs, Unrunnable
 from bridge.implementations import jax_
+from bridge.numerics import same_bits
 from tests.bridge.diagnosis.test_attribution import draw
 
 
