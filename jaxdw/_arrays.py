@@ -12,7 +12,6 @@ from jax import lax
 
 #: What a convolution may be computed in. Narrow dtypes are summed in float32.
 FLOATING = ("float16", "bfloat16", "float32", "float64")
-_NARROW = ("float16", "bfloat16")
 
 #: What x and the kernel are multiplied at, or None to leave it to JAX.
 PrecisionPair = tuple[lax.Precision, lax.Precision] | None
@@ -60,8 +59,8 @@ def precision_pair(precision: lax.PrecisionLike) -> PrecisionPair:
 
 def promote(
     arrays: Mapping[str, jax.Array | None], preferred_element_type: Any
-) -> tuple[list[jax.Array | None], np.dtype, np.dtype]:
-    """The arrays in their common dtype, the dtype to compute in, and the dtype of the result.
+) -> tuple[list[jax.Array | None], np.dtype]:
+    """The arrays in their common dtype, and the dtype of the result.
 
     The common dtype is JAX's promotion; under `jax_numpy_dtype_promotion="strict"` differing dtypes are an error.
     """
@@ -80,8 +79,12 @@ def promote(
                 f"`preferred_element_type` is {jnp.dtype(preferred_element_type).name}, "
                 f"expected a floating dtype no narrower than {common.name}, the dtype of the arrays"
             )
-    compute = jnp.dtype(jnp.float32) if result.name in _NARROW else result
-    return [None if a is None else a.astype(common) for a in arrays.values()], compute, result
+    return [None if a is None else a.astype(common) for a in arrays.values()], result
+
+
+def accumulator(*dtypes: Any) -> np.dtype:
+    """What sums of these are made in: float64 if one of them is, else float32."""
+    return np.dtype(np.float64 if np.dtype(np.float64) in map(np.dtype, dtypes) else np.float32)
 
 
 def cast(dtype: np.dtype, *arrays: jax.Array | None) -> list[jax.Array | None]:

@@ -72,9 +72,7 @@ def depthwise_conv(
         kernel_dilation=kernel_dilation,
         input_dilation=input_dilation,
     )
-    (x, kernel, bias), compute, result = _arrays.promote(
-        {"x": x, "kernel": kernel, "bias": bias}, preferred_element_type
-    )
+    (x, kernel, bias), result = _arrays.promote({"x": x, "kernel": kernel, "bias": bias}, preferred_element_type)
     if 0 in geometry.output_shape:
         return jnp.zeros(geometry.output_shape, result)
     if 0 in geometry.x_shape:  # every tap reads padding
@@ -83,10 +81,9 @@ def depthwise_conv(
     if method == "auto":
         method = AUTO.get(jax.default_backend(), "taps")
     # Compiled here even when called eagerly: the multiply and add of a method must reach the compiler together.
-    return _run(x, kernel, bias, geometry=geometry, method=method, precision=precision, compute=compute, result=result)
+    return _run(x, kernel, bias, geometry=geometry, method=method, precision=precision, result=result)
 
 
-@functools.partial(jax.jit, static_argnames=("geometry", "method", "precision", "compute", "result"))
-def _run(x, kernel, bias, *, geometry, method, precision, compute, result):
-    x, kernel, bias = _arrays.cast(compute, x, kernel, bias)
-    return METHODS[method](x, kernel, bias, geometry, precision).astype(result)
+@functools.partial(jax.jit, static_argnames=("geometry", "method", "precision", "result"))
+def _run(x, kernel, bias, *, geometry, method, precision, result):
+    return METHODS[method](x, kernel, bias, geometry, precision, result)

@@ -108,10 +108,10 @@ def contract(
         raise ValueError(f"`kernel` has {features} output channels, expected a multiple of the {channels} in `windows`")
     if bias is not None and bias.shape != (features,):
         raise ValueError(f"`bias` has shape {bias.shape}, expected {(features,)}")
-    (windows, kernel, bias), compute, result = _arrays.promote(
+    (windows, kernel, bias), result = _arrays.promote(
         {"windows": windows, "kernel": kernel, "bias": bias}, preferred_element_type
     )
-    windows, kernel, bias = _arrays.cast(compute, windows, kernel, bias)
+    windows, kernel, bias = _arrays.cast(_arrays.accumulator(result), windows, kernel, bias)
     return contract_windows(windows, kernel, bias, _arrays.precision_pair(precision)).astype(result)
 
 

@@ -19,7 +19,7 @@ import jaxdw
 from bridge.case import DTYPES, Case
 from bridge.implementations import Algorithm, Knob, declared, isolated, user
 from bridge.numerics import Arithmetic
-from jaxdw.methods import METHODS
+from jaxdw.methods.grouped import lax_grouped
 
 #: Named sets of XLA flags that change which instructions or libraries XLA:CPU uses.
 XLA = {
@@ -117,7 +117,7 @@ class _Pullback:
 
 def grouped(x, kernel, bias, geometry, precision):
     """`lax.conv_general_dilated` in the arrays' own dtype, as `flax.nnx.Conv` calls it, and the bias added after."""
-    return METHODS["grouped"](x, kernel, bias, geometry, (precision, precision))
+    return lax_grouped(x, kernel, bias, geometry, (precision, precision))
 
 
 def unfold_matmul(x, kernel, bias, geometry, precision):

@@ -1,8 +1,8 @@
 """The ways to compute a depthwise convolution, one file each, all the same call.
 
 A method takes x `(*batch, *spatial, C)`, kernel `(*kernel_size, 1, C*M)`, bias `(C*M,)` or None, all of one floating
-dtype that is also the accumulator's, the checked `Geometry` (with no size zero in its output) and a precision, and
-returns `(*batch, *output_spatial, C*M)` of the same dtype.
+dtype, the checked `Geometry` (with no size zero in it), a precision and the dtype of the result, and returns
+`(*batch, *output_spatial, C*M)`, summed in float32 or wider and rounded to that dtype once.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 from typing import Protocol
 
 import jax
+import numpy as np
 
 from jaxdw._arrays import PrecisionPair
 from jaxdw.geometry import Geometry
 from jaxdw.methods.grouped import grouped
 from jaxdw.methods.patches import patches
-from jaxdw.methods.taps import taps
+from jaxdw.methods.taps import rows, taps
 
 
 class Method(Protocol):
@@ -26,7 +27,8 @@ class Method(Protocol):
         bias: jax.Array | None,
         geometry: Geometry,
         precision: PrecisionPair,
+        result: np.dtype,
     ) -> jax.Array: ...
 
 
-METHODS: dict[str, Method] = {"taps": taps, "patches": patches, "grouped": grouped}
+METHODS: dict[str, Method] = {"taps": taps, "rows": rows, "patches": patches, "grouped": grouped}

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from jaxdw._arrays import PrecisionPair
+from jaxdw._arrays import PrecisionPair, accumulator, cast
 from jaxdw.geometry import Geometry
 from jaxdw.windows import dimension_numbers, flat_batch
 
 
 def grouped(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, precision: PrecisionPair
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    geometry: Geometry,
+    precision: PrecisionPair,
+    result: np.dtype,
 ) -> jax.Array:
     """XLA's own convolution; which library or loop runs is the backend's choice."""
+    x, kernel, bias = cast(accumulator(result), x, kernel, bias)
+    return lax_grouped(x, kernel, bias, geometry, precision).astype(result)
+
+
+def lax_grouped(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, precision: PrecisionPair
+) -> jax.Array:
+    """The same in the arrays' own dtype, narrow ones too, as `flax.nnx.Conv` calls it."""
     flat, padding = flat_batch(x, geometry)
     y = lax.conv_general_dilated(
         flat,

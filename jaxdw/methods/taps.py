@@ -1,20 +1,26 @@
-"""taps: shifted multiply-add in raster order, in the order of PyTorch's convolution on CPU."""
+"""taps and rows: shifted multiply-add, without forming windows; taps in the order of PyTorch's convolution on CPU."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
 
-from jaxdw._arrays import PrecisionPair
+from jaxdw import primitive
+from jaxdw._arrays import PrecisionPair, accumulator
 from jaxdw.geometry import Geometry
-from jaxdw.windows import pad, tap_slices
+from jaxdw.sums.order import Order
 
 
 def taps(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, precision: PrecisionPair
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    geometry: Geometry,
+    precision: PrecisionPair,
+    result: np.dtype,
 ) -> jax.Array:
-    """y = fma(x_n, w_n, ... fma(x_1, w_1, start)), start being the bias, or 0 and the bias added last.
+    """y = fma(x_n, w_n, ... fma(x_1, w_1, start)) in raster order, start being the bias, or 0 and the bias added last.
 
     XLA:CPU contracts each multiply and add to one FMA. For float32 in PyTorch's contiguous layout and at least two
     channels the order is that of `F.conv2d` (oneDNN), and so are the bits, but for two things: XLA:CPU flushes
@@ -22,15 +28,25 @@ def taps(
     `precision` has nothing to relax here: products and sums are elementwise and never rounded below their dtype.
     """
     del precision
-    # Without the barrier XLA:CPU fuses the padding into every tap, and computes it again for each.
-    padded = lax.optimization_barrier(pad(x, geometry))
-    weights = kernel.reshape(geometry.taps, geometry.channels, geometry.multiplier)
-    biases = None if bias is None else bias.reshape(geometry.channels, geometry.multiplier)
-    outputs = [
-        _chain(padded, weights[..., m], None if biases is None else biases[:, m], geometry)
-        for m in range(geometry.multiplier)
-    ]
-    return outputs[0] if len(outputs) == 1 else jnp.stack(outputs, axis=-1).reshape(geometry.output_shape)
+    if bias is not None and bias_comes_first(geometry):
+        return primitive.conv(x, kernel, bias, geometry, "raster", result)
+    return _bias_last(x, kernel, bias, geometry, "raster", result)
+
+
+def rows(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    geometry: Geometry,
+    precision: PrecisionPair,
+    result: np.dtype,
+) -> jax.Array:
+    """One chain of FMAs for each row of the kernel (along its last axis), these sums added in turn, the bias last.
+
+    Not PyTorch's order: large kernels run faster, since the shorter chains do not wait for each other.
+    """
+    del precision
+    return _bias_last(x, kernel, bias, geometry, "rows", result)
 
 
 def bias_comes_first(geometry: Geometry) -> bool:
@@ -49,13 +65,10 @@ def bias_comes_first(geometry: Geometry) -> bool:
     )
 
 
-def _chain(padded: jax.Array, weights: jax.Array, bias: jax.Array | None, geometry: Geometry) -> jax.Array:
-    """One output channel an input channel: weights `(taps, C)`, bias `(C,)`."""
-    first = bias is not None and bias_comes_first(geometry)
-    # A constant zero start would be folded away, and then the first product, not the second, could be the one that
-    # enters the FMA unrounded. The compiler cannot know that this is zero; a NaN weight makes the sum NaN anyway.
-    start = bias if first else jnp.where(weights[0] != weights[0], weights[0], jnp.zeros_like(weights[0]))
-    y = jnp.broadcast_to(start, (*geometry.batch, *geometry.output_spatial, geometry.channels))
-    for window, weight in zip(tap_slices(padded, geometry, geometry.output_spatial), weights):
-        y = y + window * jnp.broadcast_to(weight, y.shape)
-    return y if first or bias is None else y + jnp.broadcast_to(bias, y.shape)
+def _bias_last(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, order: Order, result: np.dtype
+) -> jax.Array:
+    if bias is None:
+        return primitive.conv(x, kernel, None, geometry, order, result)
+    y = primitive.conv(x, kernel, None, geometry, order, accumulator(result))
+    return (y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)).astype(result)

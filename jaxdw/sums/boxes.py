@@ -1,0 +1,161 @@
+"""The sum over the taps on XLA:CPU: one fused loop over the output, no copy of the input, padded or otherwise.
+
+The output is cut into boxes. In the middle one every tap reads a strided slice of x. Around it some taps read padding:
+there a tap's inputs are gathered by a table of positions, and are zero where there is none. The boxes
+are concatenated, and XLA:CPU fuses all of it, with what follows it, into one loop per box, vectorised over channels.
+
+Two things break that, both seen with jaxlib 0.10.2. A value that several boxes or taps read at different positions
+becomes a function of its own, whose loads LLVM can no longer prove apart from the stores, and the loop is not
+vectorised: so every tap gathers from x itself, and each box starts from a zero of its own. And a value computed from x
+that fewer than 16 places read is computed anew in each.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxdw.geometry import Geometry
+from jaxdw.sums.order import Order, Term, accumulate, opaque_zero
+from jaxdw.sums.padded import sum_of_padded
+
+#: With fewer channels LLVM vectorises over positions, and then shuffles between a product and its sum keep the two from
+#: becoming one FMA.
+LEAST_CHANNELS = 8
+
+#: For one axis, the input position under (output position, tap), -1 where there is none.
+Table = np.ndarray
+
+
+def sum_in_boxes(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, order: Order, compute: np.dtype
+) -> jax.Array:
+    """y `(*batch, *output_spatial, C*M)` in dtype `compute`, which x, kernel and bias are converted to tap by tap."""
+    if geometry.channels < LEAST_CHANNELS or math.prod(geometry.spatial) >= 2**31:  # positions are 32-bit numbers
+        return sum_of_padded(x, kernel, bias, geometry, order, compute)
+    flat = x.reshape(math.prod(geometry.batch), *geometry.spatial, geometry.channels)
+    weights = kernel.astype(compute).reshape(geometry.taps, geometry.channels, geometry.multiplier)
+    biases = None if bias is None else bias.astype(compute).reshape(geometry.channels, geometry.multiplier)
+    outputs = [
+        _Boxes(flat, weights[..., m], None if biases is None else biases[:, m], geometry, order).assemble(())
+        for m in range(geometry.multiplier)
+    ]
+    y = outputs[0] if len(outputs) == 1 else jnp.stack(outputs, axis=-1)
+    return y.reshape(geometry.output_shape)
+
+
+class _Boxes:
+    """x `(images, *spatial, C)`, weights `(taps, C)` and bias `(C,)` of one of the M outputs of each channel."""
+
+    def __init__(self, x: jax.Array, weights: jax.Array, bias: jax.Array | None, geometry: Geometry, order: Order):
+        self.x, self.weights, self.bias, self.geometry, self.order = x, weights, bias, geometry, order
+        self.positions = x.reshape(x.shape[0], math.prod(geometry.spatial), geometry.channels)
+        self.made = 0
+
+    def assemble(self, chosen: tuple[Table, ...]) -> jax.Array:
+        """The output over the given positions of the first axes and all positions of the others."""
+        axis = len(chosen)
+        geometry = self.geometry
+        if axis == geometry.rank:
+            return self.box(chosen)
+        table, rest = geometry.sources[axis], geometry.sources[axis + 1 :]
+        spread, stride = geometry.input_dilation[axis], geometry.strides[axis]
+        phases = spread // math.gcd(spread, stride)  # outputs this far apart have the same taps on zeros of dilation
+        longest = -(-len(table) // phases)
+        parts = []
+        for phase in range(min(phases, len(table))):
+            positions = np.arange(phase, len(table), phases)
+            own = table[positions]
+            first, end = _regular(own, geometry, axis, positions)
+            pieces = [
+                self.box((*chosen, own[:first], *rest)) if first else None,
+                self.assemble((*chosen, own[first:end])) if end > first else None,
+                self.box((*chosen, own[end:], *rest)) if end < len(own) else None,
+            ]
+            if len(own) < longest:
+                pieces.append(self.box((*chosen, np.full((1, own.shape[1]), -1), *rest)))
+            present = [piece for piece in pieces if piece is not None]
+            parts.append(present[0] if len(present) == 1 else lax.concatenate(present, axis + 1))
+        if len(parts) == 1:
+            return parts[0]
+        woven = jnp.stack(parts, axis + 2)
+        woven = woven.reshape(*woven.shape[: axis + 1], -1, *woven.shape[axis + 3 :])
+        return lax.slice_in_dim(woven, 0, len(table), axis=axis + 1)
+
+    def box(self, tables: tuple[Table, ...]) -> jax.Array:
+        self.made += 1
+        shape = (self.x.shape[0], *map(len, tables), self.geometry.channels)
+        weight = lax.index_in_dim(self.weights, 0, keepdims=False)
+        zero = jnp.broadcast_to(opaque_zero(weight, salt=self.made), shape)
+        start = zero if self.bias is None else jnp.broadcast_to(self.bias, shape)
+        return accumulate(self.terms(tables), start, zero, self.order)
+
+    def terms(self, tables: tuple[Table, ...]) -> Iterator[Term]:
+        geometry = self.geometry
+        for index, tap in enumerate(itertools.product(*map(range, geometry.kernel_size))):
+            columns = [table[:, t] for table, t in zip(tables, tap)]
+            if any((column < 0).all() for column in columns):
+                continue
+            steps = [_step(column) for column in columns]
+            value = self.sliced(columns, steps) if all(steps) else self.gathered(columns)
+            weight = lax.index_in_dim(self.weights, index, keepdims=False)
+            yield Term(value.astype(weight.dtype), weight, index // geometry.kernel_size[-1])
+
+    def sliced(self, columns: list[np.ndarray], steps: list[int]) -> jax.Array:
+        starts = [int(column[0]) for column in columns]
+        limits = [int(column[-1]) + 1 for column in columns]
+        return lax.slice(self.x, (0, *starts, 0), (self.x.shape[0], *limits, self.x.shape[-1]), (1, *steps, 1))
+
+    def gathered(self, columns: list[np.ndarray]) -> jax.Array:
+        exists, index = np.ones((), bool), np.zeros((), np.int64)
+        for column, size in zip(columns, self.geometry.spatial):
+            exists = np.logical_and.outer(exists, column >= 0)
+            index = np.add.outer(index * size, column)
+        index = np.where(exists, index, 0).astype(np.int32)
+        rank = index.ndim
+        numbers = lax.GatherDimensionNumbers(offset_dims=(0, rank + 1), collapsed_slice_dims=(1,), start_index_map=(1,))
+        value = lax.gather(
+            self.positions,
+            jnp.asarray(index)[..., None],
+            numbers,
+            (self.positions.shape[0], 1, self.positions.shape[2]),
+            mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+        )
+        return value if exists.all() else _masked(value, exists[None, ..., None])
+
+
+def _masked(value: jax.Array, exists: np.ndarray) -> jax.Array:
+    """value, or +0 where it does not exist, by its bits: LLVM splits loops on a select, and where a product and the sum
+    it belongs to come to lie in different blocks, they are no longer contracted to one FMA."""
+    bits = np.dtype(f"int{8 * value.dtype.itemsize}")
+    mask = jnp.asarray(np.where(exists, -1, 0).astype(bits))
+    kept = lax.bitcast_convert_type(value, bits) & jnp.broadcast_to(mask, value.shape)
+    return lax.bitcast_convert_type(kept, value.dtype)
+
+
+def _regular(table: Table, geometry: Geometry, axis: int, positions: np.ndarray) -> tuple[int, int]:
+    """The longest run of output positions at which every tap that reads anything reads where no padding interferes."""
+    live = (table >= 0).any(axis=0)
+    taps = np.arange(geometry.kernel_size[axis]) * geometry.kernel_dilation[axis]
+    expected = positions[:, None] * geometry.strides[axis] + taps - geometry.padding[axis][0]
+    same = (table * geometry.input_dilation[axis] == expected) & (table >= 0)
+    regular = live.any() & same[:, live].all(axis=1)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], regular, [False]]).astype(np.int8))).tolist()
+    runs = list(zip(edges[::2], edges[1::2]))
+    return max(runs, key=lambda run: run[1] - run[0], default=(0, 0))
+
+
+def _step(column: np.ndarray) -> int:
+    """The distance between neighbours where it is one positive number and all exist, else 0."""
+    if column.min() < 0:
+        return 0
+    distances = np.diff(column)
+    if len(distances) == 0:
+        return 1
+    return int(distances[0]) if distances[0] > 0 and (distances == distances[0]).all() else 0

@@ -1,0 +1,57 @@
+"""The sum over the taps, and the kernel's gradient, from a padded copy of x: what any backend compiles well."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxdw.geometry import Geometry
+from jaxdw.sums.order import Order, Term, accumulate, opaque_zero
+from jaxdw.windows import pad, tap_slices
+
+
+def sum_of_padded(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, order: Order, compute: np.dtype
+) -> jax.Array:
+    """y `(*batch, *output_spatial, C*M)` in dtype `compute`."""
+    multiplier = geometry.multiplier
+    padded = pad(x, geometry).astype(compute)
+    weights = kernel.astype(compute).reshape(geometry.taps, geometry.channels, multiplier)
+    biases = None if bias is None else bias.astype(compute).reshape(geometry.channels, multiplier)
+    shape = (*geometry.batch, *geometry.output_spatial, geometry.channels)
+
+    def of(m: int) -> jax.Array:
+        zero = jnp.broadcast_to(opaque_zero(weights[0, :, m]), shape)
+        terms = (
+            Term(value, lax.index_in_dim(weights[..., m], index, keepdims=False), index // geometry.kernel_size[-1])
+            for index, value in enumerate(tap_slices(padded, geometry, geometry.output_spatial))
+        )
+        start = zero if biases is None else jnp.broadcast_to(biases[:, m], shape)
+        return accumulate(terms, start, zero, order)
+
+    outputs = [of(m) for m in range(multiplier)]
+    return outputs[0] if multiplier == 1 else jnp.stack(outputs, axis=-1).reshape(geometry.output_shape)
+
+
+def kernel_gradient_of_padded(x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np.dtype) -> jax.Array:
+    """`(*kernel_size, 1, C*M)` in dtype `compute`: for each tap, the sum of what it read times dy.
+
+    One reduction over all taps at once, first over batch and all spatial axes but the last, then over the last.
+    """
+    images = math.prod(geometry.batch)
+    outputs = (images, *geometry.output_spatial)
+    rows = math.prod(outputs[:-1])
+    padded = pad(x, geometry).astype(compute)
+    gradient = dy.astype(compute).reshape(*outputs, geometry.channels, geometry.multiplier)
+    products = [
+        (value.reshape(*outputs, geometry.channels, 1) * gradient).reshape(rows, -1)
+        for value in tap_slices(padded, geometry, geometry.output_spatial)
+    ]
+    zero = jnp.zeros((), compute)
+    sums = lax.reduce(tuple(products), (zero,) * len(products), lambda a, b: tuple(i + j for i, j in zip(a, b)), (0,))
+    whole = jnp.stack([row.reshape(outputs[-1], geometry.features).sum(axis=0) for row in sums])
+    return whole.reshape(geometry.kernel_shape)
