@@ -25,9 +25,12 @@ from jaxdw.geometry import Geometry
 from jaxdw.sums.order import Order, Term, accumulate, opaque_zero
 from jaxdw.sums.padded import sum_of_padded
 
-#: With fewer channels LLVM vectorises over positions, and then shuffles between a product and its sum keep the two from
-#: becoming one FMA.
-LEAST_CHANNELS = 8
+#: With fewer channels LLVM may vectorise over positions instead, and then shuffles between a product and its sum keep
+#: the two from becoming one FMA.
+LEAST_CHANNELS = 9
+
+#: With more taps the registers do not hold the positions of the gathers, and compiling five boxes takes seconds.
+MOST_TAPS = 49
 
 #: For one axis, the input position under (output position, tap), -1 where there is none.
 Table = np.ndarray
@@ -37,7 +40,8 @@ def sum_in_boxes(
     x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, order: Order, compute: np.dtype
 ) -> jax.Array:
     """y `(*batch, *output_spatial, C*M)` in dtype `compute`, which x, kernel and bias are converted to tap by tap."""
-    if geometry.channels < LEAST_CHANNELS or math.prod(geometry.spatial) >= 2**31:  # positions are 32-bit numbers
+    positions = math.prod(geometry.spatial)  # as 32-bit numbers
+    if geometry.channels < LEAST_CHANNELS or geometry.taps > MOST_TAPS or positions >= 2**31:
         return sum_of_padded(x, kernel, bias, geometry, order, compute)
     flat = x.reshape(math.prod(geometry.batch), *geometry.spatial, geometry.channels)
     weights = kernel.astype(compute).reshape(geometry.taps, geometry.channels, geometry.multiplier)

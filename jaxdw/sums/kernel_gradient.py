@@ -8,8 +8,9 @@ is left to reduce is smaller than the output. Where a tap reads padding its prod
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,9 @@ from jaxdw.geometry import Geometry
 from jaxdw.sums.padded import kernel_gradient_of_padded
 from jaxdw.windows import pad
 
-#: Products unrolled in one program at most: compiling them takes about a millisecond each.
-MOST_PRODUCTS = 1200
+#: Products unrolled in one loop at most, and in all loops together; compiling takes more than its share beyond.
+MOST_PRODUCTS = 600
+MOST_PRODUCTS_IN_ALL = 1200
 
 #: Products a sum should have at least, so that what is left to reduce is small.
 LEAST_TERMS = 14
@@ -29,19 +31,22 @@ LEAST_TERMS = 14
 
 def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np.dtype) -> jax.Array:
     """`(*kernel_size, 1, C*M)` in dtype `compute`: for each tap, the sum of what it read times dy."""
-    plane = _plane(geometry)
-    if plane is not None:
-        if _products(plane) > MOST_PRODUCTS:
-            x, plane = pad(x.reshape(plane.x_shape), plane), _of_padded(plane)
-        if _products(plane) <= MOST_PRODUCTS:
-            return _in_rows(x, dy, plane, compute).reshape(geometry.kernel_shape)
-    return kernel_gradient_of_padded(x, dy, geometry, compute)
-
-
-def _plane(geometry: Geometry) -> Geometry | None:
-    """The same with one batch axis and two spatial axes; None where this file has nothing to offer."""
     if geometry.rank > 2 or max(geometry.input_dilation) > 1:
-        return None
+        return kernel_gradient_of_padded(x, dy, geometry, compute)
+    plane = _plane(geometry)
+    sections = _sections(plane)
+    if not _affordable(plane, sections):
+        sections = [_Section(0, plane.output_spatial[0], plane.spatial[0], padded=True)]
+    if not _affordable(plane, sections):
+        return kernel_gradient_of_padded(x, dy, geometry, compute)
+    per_channel = (geometry.channels, geometry.multiplier) if geometry.multiplier > 1 else (geometry.channels,)
+    x, dy = x.reshape(plane.x_shape), dy.reshape(*plane.batch, *plane.output_spatial, *per_channel)
+    total = functools.reduce(jnp.add, (_of_section(x, dy, plane, section, compute) for section in sections))
+    return total.reshape(geometry.kernel_shape)
+
+
+def _plane(geometry: Geometry) -> Geometry:
+    """The same with one batch axis and two spatial axes."""
     plane = dataclasses.replace(geometry, batch=(math.prod(geometry.batch),))
     if geometry.rank == 2:
         return plane
@@ -56,75 +61,101 @@ def _plane(geometry: Geometry) -> Geometry | None:
     )
 
 
+class _Section(NamedTuple):
+    """Output rows first to end, whose input is padded before (copied: few rows) or read where it lies."""
+
+    first: int
+    end: int
+    together: int  # rows in one sum
+    padded: bool
+
+
+def _sections(geometry: Geometry) -> list[_Section]:
+    """All rows in one sum where they are few; else those that read no padding above or below, and those that do."""
+    height = geometry.output_spatial[0]
+    if geometry.padding_mode != "zeros":
+        return [_Section(0, height, _together(geometry, height), padded=True)]
+    if _together(geometry, height) == height:
+        return [_Section(0, height, height, padded=False)]
+    inside = np.flatnonzero((geometry.sources[0] >= 0).all(axis=1))
+    first, end = (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (height, height)
+    ranges = [(0, first, True), (first, end, False), (end, height, True)]
+    return [_Section(a, b, _together(geometry, b - a), padded) for a, b, padded in ranges if b > a]
+
+
+def _together(geometry: Geometry, rows: int) -> int:
+    """The fewest rows that divide their number and make a sum long enough; at least a quarter of the taps, since what
+    is left to reduce is the taps over the terms as large as dy."""
+    width = geometry.output_spatial[1]
+    enough = max(LEAST_TERMS, geometry.taps // 4)
+    divisors = [n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * width <= 8 * LEAST_TERMS)]
+    return next((n for n in divisors if n * width >= enough), divisors[-1])
+
+
+def _affordable(geometry: Geometry, sections: list[_Section]) -> bool:
+    products = [section.together * geometry.output_spatial[1] * geometry.kernel_size[0] for section in sections]
+    return max(products) <= MOST_PRODUCTS and sum(products) <= MOST_PRODUCTS_IN_ALL
+
+
+def _of_section(x: jax.Array, dy: jax.Array, geometry: Geometry, section: _Section, compute: np.dtype) -> jax.Array:
+    """`(taps * C*M,)`: the gradient from the output rows of one section."""
+    first, end, together, padded = section
+    own = _rows_of(geometry, first, end)
+    if own.spatial[0] == 0:
+        return jnp.zeros(geometry.taps * geometry.features, compute)
+    top = max(0, first * geometry.strides[0] - geometry.padding[0][0])
+    x, dy = lax.slice_in_dim(x, top, top + own.spatial[0], axis=1), lax.slice_in_dim(dy, first, end, axis=1)
+    if padded:
+        x, own = pad(x, own), _of_padded(own)
+    sums = [_row_sums(x, dy, own, tap, together, compute) for tap in range(own.kernel_size[0])]
+    stacked = jnp.stack(sums, axis=2)  # (images, groups of rows, kernel height, kernel width, C[, M])
+    return stacked.reshape(-1, geometry.taps * geometry.features).sum(axis=0)
+
+
+def _rows_of(geometry: Geometry, first: int, end: int) -> Geometry:
+    """The geometry of output rows first to end alone, on the input rows that they read."""
+    if (first, end) == (0, geometry.output_spatial[0]):
+        return geometry
+    (low, _), *other = geometry.padding
+    start = first * geometry.strides[0] - low
+    stop = (end - 1) * geometry.strides[0] + geometry.spans[0] - low
+    top, bottom = max(0, start), max(0, start, min(geometry.spatial[0], stop))
+    return dataclasses.replace(
+        geometry, spatial=(bottom - top, geometry.spatial[1]), padding=((top - start, stop - bottom), *other)
+    )
+
+
 def _of_padded(geometry: Geometry) -> Geometry:
     none = ((0, 0),) * geometry.rank
     return dataclasses.replace(geometry, spatial=geometry.padded_spatial, padding=none, padding_mode="zeros")
 
 
-def _rows_together(geometry: Geometry) -> int:
-    """Output rows in one sum: the fewest that divide the height and make the sum long enough."""
-    height, width = geometry.output_spatial
-    enough = max(LEAST_TERMS, geometry.taps)
-    divisors = [rows for rows in range(1, height + 1) if height % rows == 0 and (rows == 1 or rows * width <= 112)]
-    return next((rows for rows in divisors if rows * width >= enough), divisors[-1])
-
-
-def _groups(geometry: Geometry) -> list[range]:
-    """Groups of rows, in runs in which the same taps read padding."""
-    together = _rows_together(geometry)
-    valid = (geometry.sources[0] >= 0).reshape(-1, together * geometry.kernel_size[0])
-    starts = [0, *(np.flatnonzero((valid[1:] != valid[:-1]).any(axis=1)) + 1).tolist(), len(valid)]
-    affine = geometry.padding_mode == "zeros" or all(pair == (0, 0) for pair in geometry.padding)
-    if not affine:  # the positions of periodic or reflected rows are regular one at a time
-        starts = list(range(len(valid) + 1))
-    return [range(a, b) for a, b in itertools.pairwise(starts)]
-
-
-def _products(geometry: Geometry) -> int:
-    per_group = _rows_together(geometry) * geometry.output_spatial[1] * geometry.kernel_size[0]
-    return len(_groups(geometry)) * per_group
-
-
-def _in_rows(x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np.dtype) -> jax.Array:
-    per_channel = (geometry.channels, geometry.multiplier) if geometry.multiplier > 1 else (geometry.channels,)
-    x = x.reshape(geometry.x_shape)
-    dy = dy.reshape(*geometry.batch, *geometry.output_spatial, *per_channel)
-    total = None
-    for groups in _groups(geometry):
-        sums = [_row_sums(x, dy, geometry, groups, tap, compute) for tap in range(geometry.kernel_size[0])]
-        stacked = jnp.stack(sums, axis=2)  # (images, groups, kernel height, kernel width, C[, M])
-        part = stacked.reshape(-1, geometry.taps * geometry.features).sum(axis=0)
-        total = part if total is None else total + part
-    return total
-
-
-def _row_sums(x: jax.Array, dy: jax.Array, geometry: Geometry, groups: range, tap: int, compute: np.dtype) -> jax.Array:
+def _row_sums(x: jax.Array, dy: jax.Array, geometry: Geometry, tap: int, together: int, compute: np.dtype) -> jax.Array:
     """For one row of the kernel, `(images, groups, kernel width, C[, M])`: sums over each group of output rows."""
-    (images,), together, trailing = geometry.batch, _rows_together(geometry), dy.shape[3:]
+    (images,), trailing = geometry.batch, dy.shape[3:]
+    groups = geometry.output_spatial[0] // together
     width, channels = geometry.spatial[1], geometry.channels
-    total = None
+    total = jnp.zeros((images, groups, geometry.kernel_size[1], *trailing), compute)
     for row in range(together):
-        rows = geometry.sources[0][np.array(groups) * together + row, tap]
+        rows = geometry.sources[0][row::together, tap]
         if rows[0] < 0:
             continue
-        row_step = int(rows[1] - rows[0]) if len(rows) > 1 else 1
+        row_step = together * geometry.strides[0]
         top, bottom = int(rows[0]), int(rows[-1]) + 1
-        first, last = groups[0] * together + row, groups[-1] * together + row + 1
         for column, reads in enumerate(geometry.sources[1]):
             if (reads < 0).all():
                 continue
             gradient = lax.slice(
                 dy,
-                (0, first, column, *(0 for _ in trailing)),
-                (images, last, column + 1, *trailing),
+                (0, row, column, *(0 for _ in trailing)),
+                (images, dy.shape[1], column + 1, *trailing),
                 (1, together, 1, *(1 for _ in trailing)),
             ).astype(compute)
-            steps = np.diff(reads)
             exists = None
-            if (reads >= 0).all() and (len(steps) == 0 or (steps[0] > 0 and (steps == steps[0]).all())):
+            if (reads >= 0).all():
                 limits = (images, bottom, int(reads[-1]) + 1, channels)
-                step = int(steps[0]) if len(steps) else 1
-                value = lax.slice(x, (0, top, int(reads[0]), 0), limits, (1, row_step, step, 1))
+                strides = (1, row_step, geometry.kernel_dilation[1], 1)
+                value = lax.slice(x, (0, top, int(reads[0]), 0), limits, strides)
             else:
                 line = lax.slice(x, (0, top, 0, 0), (images, bottom, width, channels), (1, row_step, 1, 1))
                 value = _columns(line, np.maximum(reads, 0))
@@ -133,8 +164,8 @@ def _row_sums(x: jax.Array, dy: jax.Array, geometry: Geometry, groups: range, ta
             product = (value[..., None] if geometry.multiplier > 1 else value) * gradient
             if exists is not None:
                 product = jnp.where(exists, product, jnp.zeros((), compute))
-            total = product if total is None else total + product
-    return jnp.zeros((images, len(groups), geometry.kernel_size[1], *trailing), compute) if total is None else total
+            total = total + product
+    return total
 
 
 def _columns(line: jax.Array, index: np.ndarray) -> jax.Array:

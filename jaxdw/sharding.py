@@ -1,0 +1,482 @@
+"""One convolution over many devices: batch and channels without communication, space by exchanging halos.
+
+Each device computes `jaxdw.depthwise_conv` on its block of x. Along a spatial axis that is shared out, it first
+receives from its neighbours what its outputs read beyond the block: the halo. What lies outside of x arrives as zeros,
+or around the ring for periodic padding, so every output is the same chain of multiply-adds as on one device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxdw import _arrays, conv, primitive
+from jaxdw.geometry import Geometry, Padding
+from jaxdw.methods import METHODS
+from jaxdw.methods.taps import bias_comes_first
+
+Model = TypeVar("Model")
+
+#: The methods that `jaxdw.primitive` computes, and in which order.
+_ORDERS: dict[str, primitive.Order] = {"taps": "raster", "rows": "rows"}
+
+
+def depthwise_conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    spec: PartitionSpec | None = None,
+    mesh: Mesh | AbstractMesh | None = None,
+    strides: int | Sequence[int] | None = 1,
+    padding: Padding = "SAME",
+    kernel_dilation: int | Sequence[int] | None = 1,
+    input_dilation: int | Sequence[int] | None = 1,
+    method: str = "auto",
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: jax.typing.DTypeLike | None = None,
+) -> jax.Array:
+    """`jaxdw.depthwise_conv` with x and the result shared out over a mesh of devices.
+
+    Methods "taps" and "rows" give the bits of one device (finite weights; the sign of a zero aside), and so does their
+    gradient by x, but at the edges of shards with periodic or reflected padding. Gradients by kernel and bias are sums
+    over the devices. Both modes of differentiation work. The only communication of the forward pass is one exchange of
+    halos for each spatial axis that is shared out, one axis after the other so that corners come along.
+
+    Args:
+      x: `(*batch, *spatial, C)`, as for `jaxdw.depthwise_conv`. It is resharded to `spec` where it is placed otherwise.
+      kernel: `(*kernel_size, 1, C*M)`; each device needs the part that belongs to its channels.
+      bias: `(C*M,)` or None, likewise.
+      spec: for each axis of x, the mesh axis or axes that share it out, such as `P("data", "x", "y", None)`; also that
+        of the result. None: that of x itself, where it is known (outside `jit`, or over explicit mesh axes).
+      mesh: None: that of x itself, or the one of `jax.set_mesh`. Mesh axes that `spec` does not name are left to JAX.
+      strides, padding, kernel_dilation, input_dilation, method, precision, preferred_element_type: as for
+        `jaxdw.depthwise_conv`.
+
+    Every axis of x and of the result must be a multiple of the number of devices that share it; along a spatial axis no
+    output may read beyond the neighbouring shards.
+
+    Returns:
+      `(*batch, *output_spatial, C*M)`, sharded by `spec`.
+
+    Raises:
+      ValueError, TypeError: an argument that does not fit, an axis that does not divide, or a halo wider than a shard;
+        the message names it and what was expected.
+
+    >>> from jax.sharding import PartitionSpec as P
+    >>> mesh = jax.make_mesh((1,), ("rows",))
+    >>> x, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 1, 4))
+    >>> depthwise_conv(x, kernel, spec=P(None, "rows"), mesh=mesh).shape
+    (1, 8, 8, 4)
+    """
+    x, kernel = _arrays.as_array("x", x), _arrays.as_array("kernel", kernel)
+    bias = None if bias is None else _arrays.as_array("bias", bias)
+    _arrays.check_choice("method", method, ("auto", *METHODS))
+    precision = _arrays.precision_pair(precision)
+    geometry = Geometry.of(
+        x.shape,
+        kernel.shape,
+        None if bias is None else bias.shape,
+        strides=strides,
+        padding=padding,
+        kernel_dilation=kernel_dilation,
+        input_dilation=input_dilation,
+    )
+    mesh, spec = _placement(x, mesh, spec)
+    names, counts = _shares(spec, mesh, x.ndim)
+    (x, kernel, bias), result = _arrays.promote({"x": x, "kernel": kernel, "bias": bias}, preferred_element_type)
+    if method == "auto":
+        method = conv.AUTO.get(_platform(mesh), "taps")
+    if 0 in geometry.x_shape + geometry.output_shape:  # nothing to share out
+        return conv.depthwise_conv(
+            x,
+            kernel,
+            bias,
+            strides=geometry.strides,
+            padding=padding,
+            kernel_dilation=geometry.kernel_dilation,
+            input_dilation=geometry.input_dilation,
+            preferred_element_type=result,
+        )
+    cut = _Cut.of(geometry, names, counts)
+    return _run(x, kernel, bias, cut=cut, mesh=mesh, method=method, precision=precision, result=result)
+
+
+@dataclasses.dataclass(frozen=True)
+class Over:
+    """`depthwise_conv` over one mesh, as a module takes it: `DepthwiseConv(..., depthwise_conv=Over(P(None, "x")))`.
+
+    Attributes:
+      spec, mesh: as for `depthwise_conv`.
+    """
+
+    spec: PartitionSpec
+    mesh: Mesh | AbstractMesh | None = None
+
+    def __call__(self, x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, **options: Any) -> jax.Array:
+        return depthwise_conv(x, kernel, bias, spec=self.spec, mesh=self.mesh, **options)
+
+
+def shard_layers(model: Model, spec: PartitionSpec, mesh: Mesh | AbstractMesh | None = None) -> Model:
+    """Lets every `jaxdw.nnx.DepthwiseConv` in a Flax NNX model share its work out by `spec`, in place.
+
+    Args:
+      model: a `flax.nnx.Module`.
+      spec, mesh: as for `depthwise_conv`.
+
+    Returns:
+      The same object.
+
+    Raises:
+      TypeError: model is something else.
+    """
+    from flax import nnx  # `import jaxdw.sharding` does without Flax
+
+    from jaxdw.nnx import DepthwiseConv
+
+    if not isinstance(model, nnx.Module):
+        kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise TypeError(f"`model` is {kind}, expected a flax.nnx.Module")
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, DepthwiseConv):
+            module.depthwise_conv = Over(spec, mesh)
+    return model
+
+
+@dataclasses.dataclass(frozen=True)
+class _Halo:
+    """What the shards of one spatial axis read of each other.
+
+    Positions count from the first of a shard's own block, after input dilation. Shard i reads `span` of them from
+    `start + i * drift`: with "SAME" and its like all shards read alike (`drift` 0), with "VALID" each begins earlier
+    in its block than the one before.
+
+    Attributes:
+      axis: which spatial axis.
+      names: the mesh axes that share it out.
+      shards: their number.
+      size: positions of x that a shard owns.
+      low, high: positions received from the shard before and from the one after.
+      start, drift, span: as above.
+      spread: the input dilation.
+      mode: what padding holds, as in `Geometry`.
+    """
+
+    axis: int
+    names: tuple[str, ...]
+    shards: int
+    size: int
+    low: int
+    high: int
+    start: int
+    drift: int
+    span: int
+    spread: int
+    mode: str
+
+    @classmethod
+    def of(cls, geometry: Geometry, axis: int, names: tuple[str, ...], shards: int) -> _Halo:
+        """The halo of one axis that divides.
+
+        Raises:
+          ValueError: an output reads beyond the neighbouring shards.
+        """
+        total, spread, stride = geometry.spatial[axis], geometry.input_dilation[axis], geometry.strides[axis]
+        size, outputs = total // shards, geometry.output_spatial[axis] // shards
+        start, drift = -geometry.padding[axis][0], outputs * stride - size * spread
+        span = (outputs - 1) * stride + geometry.spans[axis]
+        low = high = 0
+        for shard in range(shards):
+            begin = start + shard * drift
+            first, last = -(-begin // spread), (begin + span - 1) // spread
+            if geometry.padding_mode == "zeros":  # beyond x there is nothing to receive
+                first, last = max(first, -shard * size), min(last, total - 1 - shard * size)
+            if first <= last:
+                low, high = max(low, -first), max(high, last + 1 - size)
+        most = size - 1 if geometry.padding_mode == "reflect" else size
+        if max(low, high) > most:
+            raise ValueError(
+                f"along spatial axis {axis} a shard reads {max(low, high)} positions beyond its own {size} "
+                f"({total} shared out over {shards} devices by {_quoted(names)} of `spec`), expected at most {most}"
+                f"{', since the border reflects the shard itself' if most < size else ''}: "
+                "share this axis out over fewer devices"
+            )
+        return cls(axis, names, shards, size, low, high, start, drift, span, spread, geometry.padding_mode)
+
+    @property
+    def alike(self) -> bool:
+        """Whether the rest of the padding is the same zeros in all shards, which a geometry can express."""
+        return self.drift == 0 and self.mode == "zeros"
+
+    @property
+    def block(self) -> int:
+        """Positions of x with both halos."""
+        return self.low + self.size + self.high
+
+    def margins(self) -> tuple[int, int]:
+        """What to pad a block with halos by, after dilation, to hold what every shard reads; negative crops."""
+        furthest = (self.shards - 1) * self.drift
+        first, last = self.start + min(0, furthest), self.start + max(0, furthest) + self.span
+        return -self.low * self.spread - first, last - (self.size + self.high - 1) * self.spread - 1
+
+    def exchange(self, x: jax.Array, at: int) -> jax.Array:
+        """A shard's block of x, whose axis `at` is this one, with its halos."""
+        before = self._received(x, at, self.low, 1) if self.low else None
+        after = self._received(x, at, self.high, -1) if self.high else None
+        present = [part for part in (before, x, after) if part is not None]
+        x = present[0] if len(present) == 1 else lax.concatenate(present, at)
+        return x if self.alike else self._read(x, at)
+
+    def _received(self, x: jax.Array, at: int, width: int, step: int) -> jax.Array:
+        """The `width` positions next to this block, of the shard `step` before it."""
+        end = self.size - width if step > 0 else 0
+        pairs = [(shard, shard + step) for shard in range(self.shards) if 0 <= shard + step < self.shards]
+        if self.mode == "circular":
+            pairs.append((self.shards - 1, 0) if step > 0 else (0, self.shards - 1))
+        halo = lax.ppermute(lax.slice_in_dim(x, end, end + width, axis=at), self.names, pairs)
+        if self.mode != "reflect":
+            return halo
+        begin, border = (1, 0) if step > 0 else (self.size - 1 - width, self.shards - 1)
+        mirrored = lax.rev(lax.slice_in_dim(x, begin, begin + width, axis=at), (at,))
+        return jnp.where(lax.axis_index(self.names) == border, mirrored, halo)
+
+    def _read(self, x: jax.Array, at: int) -> jax.Array:
+        """The `span` positions that this shard reads, of the block with halos."""
+        config = [(0, 0, 0)] * x.ndim
+        config[at] = (*self.margins(), self.spread - 1)
+        if config[at] != (0, 0, 0):
+            x = lax.pad(x, jnp.zeros((), x.dtype), config)
+        if self.drift == 0:
+            return x
+        shard = lax.axis_index(self.names)
+        start = (shard if self.drift > 0 else self.shards - 1 - shard) * abs(self.drift)
+        return lax.dynamic_slice_in_dim(x, start, self.span, axis=at)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cut:
+    """A convolution cut into equal ones, one a device.
+
+    Attributes:
+      whole: the geometry on one device.
+      local: the geometry of what each device computes, once it has its halos.
+      names: for each axis of x, the mesh axes that share it out.
+      counts: for each axis of x, how many devices share it.
+      halos: of the spatial axes that more than one device shares.
+    """
+
+    whole: Geometry
+    local: Geometry
+    names: tuple[tuple[str, ...], ...]
+    counts: tuple[int, ...]
+    halos: tuple[_Halo, ...]
+
+    @classmethod
+    def of(cls, geometry: Geometry, names: tuple[tuple[str, ...], ...], counts: tuple[int, ...]) -> _Cut:
+        """The cut of a geometry.
+
+        Raises:
+          ValueError: an axis that does not divide, or a halo wider than a shard.
+        """
+        _check_divides("x", geometry.x_shape, geometry, names, counts)
+        _check_divides("the result", geometry.output_shape, geometry, names, counts)
+        spatial = range(len(geometry.batch), len(geometry.batch) + geometry.rank)
+        halos = tuple(
+            _Halo.of(geometry, axis, names[at], counts[at]) for axis, at in enumerate(spatial) if counts[at] > 1
+        )
+        return cls(geometry, _local(geometry, counts, halos), names, counts, halos)
+
+    def exchange(self, x: jax.Array) -> jax.Array:
+        """A device's block of x with what it reads of others, axis after axis so that corners come along."""
+        for halo in self.halos:
+            x = halo.exchange(x, len(self.whole.batch) + halo.axis)
+        return x
+
+    def adjoint(self) -> _Cut:
+        """The cut of the convolution that takes the result's gradient to x's.
+
+        It always exists: shard i reads what shard j owns where j's gradient needs what i made.
+        """
+        return _Cut.of(primitive.adjoint(self.whole), self.names, self.counts)
+
+
+def _local(geometry: Geometry, counts: tuple[int, ...], halos: Sequence[_Halo]) -> Geometry:
+    spatial, padding, spread = list(geometry.spatial), list(geometry.padding), list(geometry.input_dilation)
+    for halo in halos:
+        if halo.alike:
+            spatial[halo.axis], padding[halo.axis] = halo.block, halo.margins()
+        else:
+            spatial[halo.axis], padding[halo.axis], spread[halo.axis] = halo.span, (0, 0), 1
+    return dataclasses.replace(
+        geometry,
+        batch=tuple(size // count for size, count in zip(geometry.batch, counts)),
+        spatial=tuple(spatial),
+        channels=geometry.channels // counts[-1],
+        padding=tuple(padding),
+        padding_mode=geometry.padding_mode if any(pair != (0, 0) for pair in padding) else "zeros",
+        input_dilation=tuple(spread),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("cut", "mesh", "method", "precision", "result"))
+def _run(x, kernel, bias, *, cut, mesh, method, precision, result):
+    channels = cut.names[-1]
+    specs = _spec(cut.names), _spec([()] * (kernel.ndim - 1) + [channels]), _spec([channels])
+    arrays = [x, kernel] if bias is None else [x, kernel, bias]
+    if AxisType.Explicit in mesh.axis_types:  # there `shard_map` takes arrays as they are placed
+        arrays = [jax.sharding.reshard(array, NamedSharding(mesh, spec)) for array, spec in zip(arrays, specs)]
+
+    def part(x, kernel, bias=None):
+        return _convolve(x, kernel, bias, cut, method, precision, result)
+
+    named = {name for group in cut.names for name in group}
+    if not named:  # which `shard_map` would take for all
+        return part(*arrays)
+    return jax.shard_map(part, mesh=mesh, in_specs=specs[: len(arrays)], out_specs=specs[0], axis_names=named)(*arrays)
+
+
+def _convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    cut: _Cut,
+    method: str,
+    precision: _arrays.PrecisionPair,
+    result: np.dtype,
+) -> jax.Array:
+    """One device's part: its block of x, its channels of kernel and bias."""
+    # Here, so that the gradients of kernel and bias are summed over the devices once they are as small as these.
+    kernel, bias = (None if array is None else _varying_as(x, array) for array in (kernel, bias))
+    bias_first = method == "taps" and bias_comes_first(cut.whole)  # whatever padding the shard has
+    start = bias if bias_first else None
+    dtype = result if bias is None or bias_first else _arrays.accumulator(result)
+    order = _ORDERS.get(method)
+    if order is None:
+        y = METHODS[method](cut.exchange(x), kernel, None, cut.local, precision, dtype)
+    elif cut.halos and cut.whole.padding_mode == "zeros":
+        y = _exchanged(x, kernel, start, cut, order, dtype)
+    else:
+        y = primitive.conv(cut.exchange(x), kernel, start, cut.local, order, dtype)
+    if bias is None or bias_first:
+        return y
+    return (y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)).astype(result)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
+def _exchanged(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, cut: _Cut, order: primitive.Order, dtype: np.dtype
+) -> jax.Array:
+    """`primitive.conv` of x with its halos.
+
+    Differentiated as it stands, each device would send back the gradient of its halo, for the owner to add to its own:
+    a sum of two chains, in another order than on one device. So the tangent is written as the transpose of the gradient
+    that we want, a convolution of dy with halos of its own. Reverse mode transposes it once more, and computes just
+    that.
+    """
+    return primitive.conv(cut.exchange(x), kernel, bias, cut.local, order, dtype)
+
+
+@functools.partial(_exchanged.defjvp, symbolic_zeros=True)
+def _exchanged_jvp(cut, order, dtype, primals, tangents):
+    x, kernel, bias = primals
+    dx, dkernel, dbias = tangents
+    with_halos = cut.exchange(x)
+    y = primitive.conv(with_halos, kernel, bias, cut.local, order, dtype)
+    terms = []
+    if not isinstance(dx, SymbolicZero):
+        terms += jax.linear_transpose(lambda dy: _input_gradient(dy, kernel, cut, order, x.dtype), y)(dx)
+    if not isinstance(dkernel, SymbolicZero):
+        terms.append(primitive.conv(with_halos, dkernel, None, cut.local, order, dtype))
+    if bias is not None and not isinstance(dbias, SymbolicZero):
+        terms.append(jnp.broadcast_to(dbias.astype(dtype), y.shape))
+    return y, functools.reduce(jnp.add, terms)
+
+
+def _input_gradient(dy: jax.Array, kernel: jax.Array, cut: _Cut, order: primitive.Order, dtype: np.dtype) -> jax.Array:
+    """As `primitive.input_gradient`, of a device's block."""
+    adjoint, multiplier = cut.adjoint(), cut.whole.multiplier
+    flipped = lax.rev(kernel, tuple(range(cut.whole.rank)))
+    dx = primitive.conv(adjoint.exchange(dy), flipped, None, adjoint.local, order, dtype)
+    return dx if multiplier == 1 else dx.reshape(*dx.shape[:-1], -1, multiplier).sum(axis=-1)
+
+
+def _varying_as(x: jax.Array, array: jax.Array) -> jax.Array:
+    missing = jax.typeof(x).manual_axis_type.varying - jax.typeof(array).manual_axis_type.varying
+    return lax.pcast(array, tuple(missing), to="varying") if missing else array
+
+
+def _placement(
+    x: jax.Array, mesh: Mesh | AbstractMesh | None, spec: PartitionSpec | None
+) -> tuple[Mesh | AbstractMesh, PartitionSpec]:
+    """The mesh and the spec, those not given as x has them, or the context."""
+    traced = isinstance(x, jax.core.Tracer)
+    own = jax.typeof(x).sharding if traced else x.sharding
+    placed = isinstance(own, NamedSharding) and not own.mesh.empty
+    if spec is None:
+        if not placed or (traced and AxisType.Explicit not in own.mesh.axis_types):
+            where = "inside `jit` over automatic mesh axes" if traced else f"as `x` has {own}"
+            raise ValueError(f"`spec` is None, expected a PartitionSpec: {where} it does not say how it is shared out")
+        spec = own.spec
+    if not isinstance(spec, PartitionSpec):
+        raise TypeError(f"`spec` is {spec!r}, expected a jax.sharding.PartitionSpec or None")
+    if mesh is None:
+        mesh = own.mesh if placed else jax.sharding.get_abstract_mesh()
+    if not isinstance(mesh, (Mesh, AbstractMesh)):
+        raise TypeError(f"`mesh` is {mesh!r}, expected a jax.sharding.Mesh or None")
+    if mesh.empty:
+        raise ValueError("`mesh` is None, expected a mesh: `x` is on none, and none is set by `jax.set_mesh`")
+    return mesh, spec
+
+
+def _shares(
+    spec: PartitionSpec, mesh: Mesh | AbstractMesh, ndim: int
+) -> tuple[tuple[tuple[str, ...], ...], tuple[int, ...]]:
+    """For each axis of x, the mesh axes that share it out, and over how many devices."""
+    if len(spec) > ndim:
+        raise ValueError(f"`spec` is {spec} of {len(spec)} entries, expected at most {ndim}, one an axis of `x`")
+    names: list[tuple[str, ...]] = []
+    for entry in spec:
+        group = () if entry is None else entry if isinstance(entry, tuple) else (entry,)
+        for name in group:
+            if name not in mesh.shape:
+                known = ", ".join(map(repr, mesh.shape))
+                raise ValueError(f"`spec` is {spec}, which names {name!r}, expected the axes of the mesh: {known}")
+            if any(name in earlier for earlier in names) or group.count(name) > 1:
+                raise ValueError(f"`spec` is {spec}, which names {name!r} twice, expected each mesh axis once")
+        names.append(group)
+    names += [()] * (ndim - len(names))
+    return tuple(names), tuple(math.prod(mesh.shape[name] for name in group) for group in names)
+
+
+def _check_divides(
+    what: str, shape: tuple[int, ...], geometry: Geometry, names: tuple[tuple[str, ...], ...], counts: tuple[int, ...]
+) -> None:
+    kinds = ["batch axis"] * len(geometry.batch) + ["spatial axis"] * geometry.rank + ["channel axis"]
+    for axis, (size, group, count, kind) in enumerate(zip(shape, names, counts, kinds)):
+        if size % count:
+            raise ValueError(
+                f"`x` has shape {geometry.x_shape} and the result {geometry.output_shape}: {what} has {size} on {kind} "
+                f"{axis}, expected a multiple of {count}, the devices that {_quoted(group)} of `spec` shares it over"
+            )
+
+
+def _spec(names: Sequence[tuple[str, ...]]) -> PartitionSpec:
+    return PartitionSpec(*(group[0] if len(group) == 1 else group or None for group in names))
+
+
+def _quoted(names: tuple[str, ...]) -> str:
+    return " x ".join(map(repr, names))
+
+
+def _platform(mesh: Mesh | AbstractMesh) -> str:
+    return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else jax.default_backend()
