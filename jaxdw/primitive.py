@@ -24,7 +24,7 @@ from jaxdw.geometry import Geometry
 from jaxdw.sums.boxes import sum_in_boxes
 from jaxdw.sums.kernel_gradient import kernel_gradient as kernel_gradient_in_rows
 from jaxdw.sums.order import Order
-from jaxdw.sums.padded import kernel_gradient_of_padded, sum_of_padded
+from jaxdw.sums.padded import kernel_gradient_of_padded, of_padded, sum_of_padded
 from jaxdw.windows import pad
 
 _conv_p = Primitive("depthwise_conv")
@@ -53,10 +53,7 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, order: Orde
 def input_gradient(dy: jax.Array, kernel: jax.Array, geometry: Geometry, order: Order, dtype: Any) -> jax.Array:
     """`(*batch, *spatial, C)` of dtype `dtype`: the transpose of the convolution by x, itself a convolution of dy."""
     if geometry.padding_mode != "zeros":
-        whole = dataclasses.replace(
-            geometry, spatial=geometry.padded_spatial, padding=((0, 0),) * geometry.rank, padding_mode="zeros"
-        )
-        padded = input_gradient(dy, kernel, whole, order, dtype)
+        padded = input_gradient(dy, kernel, of_padded(geometry), order, dtype)
         (dx,) = jax.linear_transpose(lambda x: pad(x, geometry), jax.ShapeDtypeStruct(geometry.x_shape, dtype))(padded)
         return dx
     flipped = lax.rev(kernel, tuple(range(geometry.rank)))

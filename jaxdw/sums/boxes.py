@@ -23,7 +23,7 @@ from jax import lax
 
 from jaxdw.geometry import Geometry
 from jaxdw.sums.order import Order, Term, accumulate, opaque_zero
-from jaxdw.sums.padded import sum_of_padded
+from jaxdw.sums.padded import pad_undilated, sum_of_padded
 
 #: With fewer channels LLVM may vectorise over positions instead, and then shuffles between a product and its sum keep
 #: the two from becoming one FMA.
@@ -40,9 +40,10 @@ def sum_in_boxes(
     x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, order: Order, compute: np.dtype
 ) -> jax.Array:
     """y `(*batch, *output_spatial, C*M)` in dtype `compute`, which x, kernel and bias are converted to tap by tap."""
-    positions = math.prod(geometry.spatial)  # as 32-bit numbers
-    if geometry.channels < LEAST_CHANNELS or geometry.taps > MOST_TAPS or positions >= 2**31:
+    if geometry.channels < LEAST_CHANNELS or math.prod(geometry.spatial) >= 2**31:  # positions are 32-bit numbers
         return sum_of_padded(x, kernel, bias, geometry, order, compute)
+    if geometry.taps > MOST_TAPS:
+        x, geometry = pad_undilated(x, geometry)
     flat = x.reshape(math.prod(geometry.batch), *geometry.spatial, geometry.channels)
     weights = kernel.astype(compute).reshape(geometry.taps, geometry.channels, geometry.multiplier)
     biases = None if bias is None else bias.astype(compute).reshape(geometry.channels, geometry.multiplier)

@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from jaxdw.geometry import Geometry
-from jaxdw.sums.padded import kernel_gradient_of_padded
+from jaxdw.sums.padded import kernel_gradient_of_padded, of_padded
 from jaxdw.windows import pad
 
 #: Products unrolled in one loop at most, and in all loops together; compiling takes more than its share beyond.
@@ -84,10 +84,10 @@ def _sections(geometry: Geometry) -> list[_Section]:
 
 
 def _together(geometry: Geometry, rows: int) -> int:
-    """The fewest rows that divide their number and make a sum long enough; at least a quarter of the taps, since what
-    is left to reduce is the taps over the terms as large as dy."""
+    """The fewest rows that divide their number and make a sum long enough; at least half the taps, since what is
+    left to reduce is the taps over the terms as large as dy."""
     width = geometry.output_spatial[1]
-    enough = max(LEAST_TERMS, geometry.taps // 4)
+    enough = max(LEAST_TERMS, geometry.taps // 2)
     divisors = [n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * width <= 8 * LEAST_TERMS)]
     return next((n for n in divisors if n * width >= enough), divisors[-1])
 
@@ -104,10 +104,10 @@ def _of_section(x: jax.Array, dy: jax.Array, geometry: Geometry, section: _Secti
     if own.spatial[0] == 0:
         return jnp.zeros(geometry.taps * geometry.features, compute)
     top = max(0, first * geometry.strides[0] - geometry.padding[0][0])
-    x, dy = lax.slice_in_dim(x, top, top + own.spatial[0], axis=1), lax.slice_in_dim(dy, first, end, axis=1)
     if padded:
-        x, own = pad(x, own), _of_padded(own)
-    sums = [_row_sums(x, dy, own, tap, together, compute) for tap in range(own.kernel_size[0])]
+        x = pad(lax.slice_in_dim(x, top, top + own.spatial[0], axis=1), own)
+        own, top = of_padded(own), 0
+    sums = [_row_sums(x, dy, own, (top, first), tap, together, compute) for tap in range(own.kernel_size[0])]
     stacked = jnp.stack(sums, axis=2)  # (images, groups of rows, kernel height, kernel width, C[, M])
     return stacked.reshape(-1, geometry.taps * geometry.features).sum(axis=0)
 
@@ -125,13 +125,20 @@ def _rows_of(geometry: Geometry, first: int, end: int) -> Geometry:
     )
 
 
-def _of_padded(geometry: Geometry) -> Geometry:
-    none = ((0, 0),) * geometry.rank
-    return dataclasses.replace(geometry, spatial=geometry.padded_spatial, padding=none, padding_mode="zeros")
+def _row_sums(
+    x: jax.Array,
+    dy: jax.Array,
+    geometry: Geometry,
+    origin: tuple[int, int],
+    tap: int,
+    together: int,
+    compute: np.dtype,
+) -> jax.Array:
+    """For one row of the kernel, `(images, groups, kernel width, C[, M])`: sums over each group of output rows.
 
-
-def _row_sums(x: jax.Array, dy: jax.Array, geometry: Geometry, tap: int, together: int, compute: np.dtype) -> jax.Array:
-    """For one row of the kernel, `(images, groups, kernel width, C[, M])`: sums over each group of output rows."""
+    `origin`: where the geometry's first input and output row lie in x and dy. Slices are taken from x and dy
+    themselves, since a slice of a slice with strides would be copied.
+    """
     (images,), trailing = geometry.batch, dy.shape[3:]
     groups = geometry.output_spatial[0] // together
     width, channels = geometry.spatial[1], geometry.channels
@@ -141,14 +148,14 @@ def _row_sums(x: jax.Array, dy: jax.Array, geometry: Geometry, tap: int, togethe
         if rows[0] < 0:
             continue
         row_step = together * geometry.strides[0]
-        top, bottom = int(rows[0]), int(rows[-1]) + 1
+        top, bottom = origin[0] + int(rows[0]), origin[0] + int(rows[-1]) + 1
         for column, reads in enumerate(geometry.sources[1]):
             if (reads < 0).all():
                 continue
             gradient = lax.slice(
                 dy,
-                (0, row, column, *(0 for _ in trailing)),
-                (images, dy.shape[1], column + 1, *trailing),
+                (0, origin[1] + row, column, *(0 for _ in trailing)),
+                (images, origin[1] + geometry.output_spatial[0], column + 1, *trailing),
                 (1, together, 1, *(1 for _ in trailing)),
             ).astype(compute)
             exists = None

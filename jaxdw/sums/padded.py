@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
@@ -35,6 +36,39 @@ def sum_of_padded(
 
     outputs = [of(m) for m in range(multiplier)]
     return outputs[0] if multiplier == 1 else jnp.stack(outputs, axis=-1).reshape(geometry.output_shape)
+
+
+def pad_undilated(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry]:
+    """x padded so that no tap reads outside of it, and the geometry on it, which has all of the input dilation left."""
+    if geometry.padding_mode != "zeros":
+        return pad(x, geometry), of_padded(geometry)
+    before, after, rest = [], [], []
+    for size, out, span, (low, high), stride, spread in zip(
+        geometry.spatial,
+        geometry.output_spatial,
+        geometry.spans,
+        geometry.padding,
+        geometry.strides,
+        geometry.input_dilation,
+    ):
+        lead = max(0, -(-low // spread))
+        tail = max(0, ((out - 1) * stride + span - 1 - low) // spread - (size - 1))
+        before.append(lead)
+        after.append(tail)
+        rest.append((low - lead * spread, high - tail * spread))
+    config = [(0, 0, 0)] * len(geometry.batch) + [(a, b, 0) for a, b in zip(before, after)] + [(0, 0, 0)]
+    spatial = tuple(a + size + b for a, size, b in zip(before, geometry.spatial, after))
+    padded = lax.pad(x, jnp.zeros((), x.dtype), config)
+    return padded, dataclasses.replace(geometry, spatial=spatial, padding=tuple(rest))
+
+
+def of_padded(geometry: Geometry) -> Geometry:
+    """The geometry on `pad(x, geometry)`."""
+    none = ((0, 0),) * geometry.rank
+    ones = (1,) * geometry.rank
+    return dataclasses.replace(
+        geometry, spatial=geometry.padded_spatial, padding=none, padding_mode="zeros", input_dilation=ones
+    )
 
 
 def kernel_gradient_of_padded(x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np.dtype) -> jax.Array:
