@@ -217,6 +217,14 @@ ALGORITHMS = {
         "taps",
         'jaxdw.depthwise_conv(x, kernel, bias, ..., method="taps")',
     ),
+    "rows": _algorithm(
+        "jax.rows",
+        method("rows"),
+        2,
+        "shifted multiply-add, a chain for each kernel row",
+        "taps",
+        'jaxdw.depthwise_conv(x, kernel, bias, ..., method="rows")',
+    ),
 }
 
 

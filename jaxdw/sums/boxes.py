@@ -79,19 +79,27 @@ class _Boxes:
             own = table[positions]
             first, end = _regular(own, geometry, axis, positions)
             pieces = [
-                self.box((*chosen, own[:first], *rest)) if first else None,
-                self.assemble((*chosen, own[first:end])) if end > first else None,
-                self.box((*chosen, own[end:], *rest)) if end < len(own) else None,
+                *(self.box((*chosen, part, *rest)) for part in self.alike(own[:first], axis)),
+                *([self.assemble((*chosen, own[first:end]))] if end > first else []),
+                *(self.box((*chosen, part, *rest)) for part in self.alike(own[end:], axis)),
             ]
             if len(own) < longest:
                 pieces.append(self.box((*chosen, np.full((1, own.shape[1]), -1), *rest)))
-            present = [piece for piece in pieces if piece is not None]
-            parts.append(present[0] if len(present) == 1 else lax.concatenate(present, axis + 1))
+            parts.append(pieces[0] if len(pieces) == 1 else lax.concatenate(pieces, axis + 1))
         if len(parts) == 1:
             return parts[0]
         woven = jnp.stack(parts, axis + 2)
         woven = woven.reshape(*woven.shape[: axis + 1], -1, *woven.shape[axis + 3 :])
         return lax.slice_in_dim(woven, 0, len(table), axis=axis + 1)
+
+    def alike(self, table: Table, axis: int) -> list[Table]:
+        """A strip, cut where other taps read something: a tap that reads nothing in all of a box costs nothing. Not
+        along the last axis, where there would be many small boxes."""
+        if axis == self.geometry.rank - 1 or len(table) == 0:
+            return [table] if len(table) else []
+        reads = table >= 0
+        cuts = np.flatnonzero((reads[1:] != reads[:-1]).any(axis=1)) + 1
+        return np.split(table, cuts)
 
     def box(self, tables: tuple[Table, ...]) -> jax.Array:
         self.made += 1
