@@ -25,6 +25,7 @@ from jaxdw.sums.boxes import sum_in_boxes
 from jaxdw.sums.kernel_gradient import kernel_gradient as kernel_gradient_in_rows
 from jaxdw.sums.order import Order
 from jaxdw.sums.padded import kernel_gradient_of_padded, of_padded, sum_of_padded
+from jaxdw.sums.tiles import sum_on_tiles
 from jaxdw.windows import pad
 
 _conv_p = Primitive("depthwise_conv")
@@ -39,7 +40,7 @@ def conv(
     Sums are in float32, or in float64 if any dtype here is; what is narrower is rounded once at the end.
     """
     operands = (x, kernel) if bias is None else (x, kernel, bias)
-    return _conv_p.bind(*_alike(*operands), geometry=geometry, order=order, dtype=np.dtype(dtype))
+    return _conv_p.bind(*alike(*operands), geometry=geometry, order=order, dtype=np.dtype(dtype))
 
 
 def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, order: Order, dtype: Any) -> jax.Array:
@@ -47,14 +48,15 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, order: Orde
 
     `order` is that of the convolutions which this one's own derivatives are.
     """
-    return _kernel_gradient_p.bind(*_alike(x, dy), geometry=geometry, order=order, dtype=np.dtype(dtype))
+    return _kernel_gradient_p.bind(*alike(x, dy), geometry=geometry, order=order, dtype=np.dtype(dtype))
 
 
 def input_gradient(dy: jax.Array, kernel: jax.Array, geometry: Geometry, order: Order, dtype: Any) -> jax.Array:
     """`(*batch, *spatial, C)` of dtype `dtype`: the transpose of the convolution by x, itself a convolution of dy."""
     if geometry.padding_mode != "zeros":
         padded = input_gradient(dy, kernel, of_padded(geometry), order, dtype)
-        (dx,) = jax.linear_transpose(lambda x: pad(x, geometry), jax.ShapeDtypeStruct(geometry.x_shape, dtype))(padded)
+        x = jax.typeof(padded).update(shape=geometry.x_shape)  # varying as `padded` does, inside a `shard_map`
+        (dx,) = jax.linear_transpose(lambda x: pad(x, geometry), x)(padded)
         return dx
     flipped = lax.rev(kernel, tuple(range(geometry.rank)))
     dx = conv(dy, flipped, None, adjoint(geometry), order, dtype)
@@ -87,7 +89,7 @@ def adjoint(geometry: Geometry) -> Geometry:
     )
 
 
-def _alike(*operands: jax.Array) -> list[jax.Array]:
+def alike(*operands: jax.Array) -> list[jax.Array]:
     """The operands varying over the same axes of a `shard_map`, as a primitive must have them."""
     varying = [jax.typeof(operand).manual_axis_type.varying for operand in operands]
     every = frozenset().union(*varying)
@@ -97,18 +99,18 @@ def _alike(*operands: jax.Array) -> list[jax.Array]:
     ]
 
 
-def _abstract(shape: tuple[int, ...], dtype: np.dtype, like: Any, spec: PartitionSpec) -> Any:
+def abstract(shape: tuple[int, ...], dtype: np.dtype, like: Any, spec: PartitionSpec) -> Any:
     return like.update(shape=shape, dtype=dtype, weak_type=False, sharding=NamedSharding(like.sharding.mesh, spec))
 
 
 @_conv_p.def_abstract_eval
 def _conv_abstract(x, kernel, *bias, geometry: Geometry, order: Order, dtype: np.dtype):
-    return _abstract(geometry.output_shape, dtype, x, PartitionSpec())
+    return abstract(geometry.output_shape, dtype, x, PartitionSpec())
 
 
 @_kernel_gradient_p.def_abstract_eval
 def _kernel_gradient_abstract(x, dy, *, geometry: Geometry, order: Order, dtype: np.dtype):
-    return _abstract(geometry.kernel_shape, dtype, x, PartitionSpec())
+    return abstract(geometry.kernel_shape, dtype, x, PartitionSpec())
 
 
 def _conv_jvp(primals, tangents, *, geometry: Geometry, order: Order, dtype: np.dtype):
@@ -228,3 +230,4 @@ for _primitive, _anywhere, _on_cpu in (
     _primitive.def_impl(functools.partial(xla.apply_primitive, _primitive))
     mlir.register_lowering(_primitive, mlir.lower_fun(_anywhere, multiple_results=False))
     mlir.register_lowering(_primitive, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu")
+mlir.register_lowering(_conv_p, mlir.lower_fun(_conv_with(sum_on_tiles), multiple_results=False), platform="tpu")

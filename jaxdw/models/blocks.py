@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from jaxdw.models import dense
 from jaxdw.nnx import DepthwiseConv
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -176,8 +177,13 @@ class ConvNormAct(nnx.Module):
             self.conv = DepthwiseConv(in_channels, kernel_init=he, method=conventions.method, **options)
         else:
             he = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
-            dense = nnx.Linear if kernel == 1 else nnx.Conv
-            self.conv = dense(in_channels, out_channels, kernel_init=he, **options)
+            if kernel == 1:
+                self.conv = nnx.Linear(
+                    in_channels, out_channels, kernel_init=he, dot_general=dense.dot_general, **options
+                )
+            else:
+                options["conv_general_dilated"] = dense.conv_general_dilated
+                self.conv = nnx.Conv(in_channels, out_channels, kernel_init=he, **options)
         self.norm = BatchNorm(out_channels, conventions, rngs=rngs)
         self.activation = activation
 

@@ -1,0 +1,122 @@
+"""The dense convolutions of the models, as XLA:CPU runs them fastest: one matrix product each.
+
+A 1x1 convolution is a matrix product already. What is wrong with `lax.dot_general` is its transpose: it makes the
+kernel's gradient as dy^T x, and XLA:CPU lays dy out anew for it, one number at a time, although dy is there for the
+other gradient. x^T dy needs no such copy. So the product here is a primitive with that transpose.
+
+A convolution of an image with three channels gathers its windows first, which `lax.conv_general_dilated` does at less
+than half the speed (`jaxdw bench --suite models`).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir, xla
+from jax.sharding import PartitionSpec
+
+from jaxdw._arrays import precision_pair
+from jaxdw.primitive import abstract, alike
+from jaxdw.windows import unfold
+
+#: Input channels up to which a convolution is windows and one product.
+FEW_CHANNELS = 4
+
+_product_p = Primitive("product")
+_outer_p = Primitive("outer_product")
+
+
+def dot_general(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    dimension_numbers: Any,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: Any = None,
+    **options: Any,
+) -> jax.Array:
+    """`lax.dot_general`; lhs `(..., A)` times rhs `(A, B)` is differentiated as the top of this file says."""
+    (contract, other), batch = dimension_numbers
+    plain = (tuple(contract), tuple(other)) == ((lhs.ndim - 1,), (0,)) and not any(batch) and rhs.ndim == 2
+    if not plain or preferred_element_type is not None or any(v is not None for v in options.values()):
+        return lax.dot_general(lhs, rhs, dimension_numbers, precision, preferred_element_type, **options)
+    return _product_p.bind(*alike(lhs, rhs), precision=precision_pair(precision))
+
+
+def conv_general_dilated(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Any,
+    padding: Any,
+    lhs_dilation: Any = None,
+    rhs_dilation: Any = None,
+    dimension_numbers: Any = None,
+    precision: lax.PrecisionLike = None,
+    **options: Any,
+) -> jax.Array:
+    """`lax.conv_general_dilated` of images channels last; of few channels as windows and a product."""
+    channels, features = rhs.shape[-2:]
+    plain = lhs.ndim == 4 and set(lhs_dilation or (1,)) == {1} and channels <= FEW_CHANNELS
+    if not plain or options.pop("feature_group_count", 1) != 1 or any(v is not None for v in options.values()):
+        return lax.conv_general_dilated(
+            lhs,
+            rhs,
+            window_strides,
+            padding,
+            lhs_dilation,
+            rhs_dilation,
+            dimension_numbers,
+            precision=precision,
+            **options,
+        )
+    windows = unfold(lhs, rhs.shape[:2], strides=window_strides, padding=padding, kernel_dilation=rhs_dilation)
+    flat = windows.reshape(*windows.shape[:3], -1)
+    return dot_general(flat, rhs.reshape(-1, features), (((3,), (0,)), ((), ())), precision)
+
+
+def _product(x: jax.Array, kernel: jax.Array, *, precision: Any) -> jax.Array:
+    return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision)
+
+
+def _outer(x: jax.Array, dy: jax.Array, *, precision: Any) -> jax.Array:
+    """`(A, B)`: the sum over all leading axes of x `(..., A)` times dy `(..., B)`."""
+    rows = (math.prod(x.shape[:-1]), -1)
+    return lax.dot_general(x.reshape(rows), dy.reshape(rows), (((0,), (0,)), ((), ())), precision)
+
+
+@_product_p.def_abstract_eval
+def _product_abstract(x, kernel, *, precision):
+    return abstract((*x.shape[:-1], kernel.shape[1]), x.dtype, x, PartitionSpec())
+
+
+@_outer_p.def_abstract_eval
+def _outer_abstract(x, dy, *, precision):
+    return abstract((x.shape[-1], dy.shape[-1]), x.dtype, x, PartitionSpec())
+
+
+def _bind(primitive: Primitive, *operands: jax.Array, precision: Any) -> jax.Array:
+    return primitive.bind(*alike(*operands), precision=precision)
+
+
+ad.defbilinear(
+    _product_p,
+    lambda ct, x, kernel, precision: _bind(_product_p, ct, kernel.T, precision=precision),
+    lambda ct, x, kernel, precision: _bind(_outer_p, x, ct, precision=precision),
+)
+ad.defbilinear(
+    _outer_p,
+    lambda ct, x, dy, precision: _bind(_product_p, dy, ct.T, precision=precision),
+    lambda ct, x, dy, precision: _bind(_product_p, x, ct, precision=precision),
+)
+for _primitive, _function in ((_product_p, _product), (_outer_p, _outer)):
+    _primitive.def_impl(functools.partial(xla.apply_primitive, _primitive))
+    mlir.register_lowering(_primitive, mlir.lower_fun(_function, multiple_results=False))
+    # Several kernels at once are no longer this product: lax's own takes over, with its derivatives.
+    batching.primitive_batchers[_primitive] = lambda operands, axes, *, precision, _function=_function: (
+        jax.vmap(functools.partial(_function, precision=precision), in_axes=axes)(*operands),
+        0,
+    )
