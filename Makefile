@@ -20,7 +20,7 @@ lint: $(READY)  ## format, lint and types, as pre-commit runs them
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 
 bench: $(READY)  ## ratios against lax, flax and PyTorch, interleaved
-	@$(BIN)/python benchmarks/layers.py
+	@$(BIN)/jaxdw bench
 
 census: $(READY)  ## the depthwise layers of 40 models of other libraries, each with its verdict; resumable, about 20 minutes
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[models]'

@@ -415,6 +415,94 @@ def model(
 
 
 @app.command()
+def bench(
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="layers, gradients, windows, blocks, models, or all of these; or scaling, how cost grows. By commas. "
+            "Default: layers."
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Images at once.", min=1)] = 8,
+    rounds: Annotated[int, typer.Option(help="In each every way runs once; slow ones in fewer.", min=1)] = 15,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only these rows, by commas: a part of a row's or of a network's name, as 56x56 or MobileNetV2; or a "
+            "whole layer of your own, height x width x channels:kernel:stride, as 56x56x144:3:2."
+        ),
+    ] = None,
+    peers: Annotated[
+        list[str] | None,
+        typer.Option(help="default, all, or names by commas, as torch,torch.channels_last,lax.grouped."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Logical processors to use (Linux). Default: all.", min=1)] = None,
+    size: Annotated[int, typer.Option(help="Side of the images of the suite models.", min=64)] = 224,
+    alone: Annotated[
+        bool,
+        typer.Option(
+            "--alone",
+            help="Time each way as in a loop of its own, PyTorch's idle threads spinning as they do by default: before "
+            "each timed call a pause, and two calls that are not timed.",
+        ),
+    ] = False,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Compare jaxdw's own methods here, and what `auto` takes, instead of peers.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of data and order.", min=0)] = 0,
+    json: JsonOption = None,
+    svg: Annotated[Path | None, typer.Option(help="Draw it: times against copies, growth of cost.")] = None,
+    from_json: Annotated[
+        Path | None, typer.Option(help="Show and draw what --json wrote before; nothing is measured.")
+    ] = None,
+) -> None:
+    """Time jaxdw against PyTorch, lax and Flax on the layers of known networks, results checked first.
+
+    Exit codes: 1 a result was wrong, and not timed; 2 unusable arguments or files.
+    """
+    from bridge.bench.pictures import to_svg
+    from bridge.bench.process import check_threads, measured, read_report
+    from bridge.bench.run import check
+    from bridge.bench.schema import Settings
+    from bridge.bench.suites import ALL
+    from bridge.bench.terminal import print_report
+
+    for path in (json, svg):
+        if path is not None:
+            check_writable(path)
+    if json is not None and (from_json is not None or (svg is not None and json.resolve() == svg.resolve())):
+        raise ValueError(f"`--json` is {json}, expected another file than `--svg`, and no `--from-json`")
+    if from_json is not None:
+        report = read_report(from_json)
+    else:
+        named = _names(suite) if suite else ["layers"]
+        settings = Settings(
+            suites=tuple(dict.fromkeys(name for each in named for name in (ALL if each == "all" else (each,)))),
+            batch=batch,
+            rounds=rounds,
+            layers=tuple(_names(layers or [])),
+            peers=tuple(_names(peers or [])) or ("default",),
+            threads=threads,
+            size=size,
+            alone=alone,
+            tune=tune,
+            seed=seed,
+        )
+        check(settings)
+        check_threads(threads)
+        found = measured(settings)
+        if isinstance(found, int):
+            raise typer.Exit(found)
+        report = found
+    print_report(report, Console())
+    if json is not None:
+        write_atomically(json, report.to_json())
+    if svg is not None:
+        write_atomically(svg, to_svg(report))
+    raise typer.Exit(1 if report.wrong else 0)
+
+
+@app.command()
 def doctor(
     cases: Annotated[int, typer.Option(help="Random convolutions in the self-test.", min=1)] = 20,
     seed: Annotated[int, typer.Option(help="Of the self-test.", min=0)] = 0,

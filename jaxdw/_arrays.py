@@ -87,5 +87,10 @@ def accumulator(*dtypes: Any) -> np.dtype:
     return np.dtype(np.float64 if np.dtype(np.float64) in map(np.dtype, dtypes) else np.float32)
 
 
+def is_sharded(array: jax.Array) -> bool:
+    """Whether its type says that it is shared out over devices, which it does over explicit mesh axes alone."""
+    return any(entry is not None for entry in jax.typeof(array).sharding.spec)
+
+
 def cast(dtype: np.dtype, *arrays: jax.Array | None) -> list[jax.Array | None]:
     return [None if array is None else array.astype(dtype) for array in arrays]

@@ -34,6 +34,7 @@ class Layer(Protocol):
     preferred_element_type: Any
     method: str
     window_fn: Callable[[jax.Array], jax.Array] | None
+    depthwise_conv: Callable[..., jax.Array]
 
 
 def checked_kernel_shape(layer: Layer) -> tuple[int, ...]:
@@ -48,7 +49,17 @@ def checked_kernel_shape(layer: Layer) -> tuple[int, ...]:
         given = f"has shape {layer.mask.shape}" if hasattr(layer.mask, "shape") else f"is a {type(layer.mask).__name__}"
         raise ValueError(f"`mask` {given}, expected an array of shape {shape}, as the kernel")
     _arrays.check_choice("method", layer.method, ("auto", *METHODS))
+    if not callable(layer.depthwise_conv):
+        raise TypeError(
+            f"`depthwise_conv` is {layer.depthwise_conv!r}, expected a function with the arguments of "
+            "`jaxdw.depthwise_conv`"
+        )
     if layer.window_fn is not None:
+        if layer.depthwise_conv is not depthwise_conv:
+            raise ValueError(
+                f"`depthwise_conv` is {layer.depthwise_conv!r} with a `window_fn`, expected `jaxdw.depthwise_conv`: "
+                "windows are contracted with the kernel, and no convolution is called"
+            )
         if not callable(layer.window_fn):
             raise TypeError(f"`window_fn` is {layer.window_fn!r}, expected a function of windows or None")
         if layer.method not in EXTRACTION:
@@ -86,7 +97,7 @@ def convolve(
         "preferred_element_type": layer.preferred_element_type,
     }
     if layer.window_fn is None:
-        return depthwise_conv(inputs, kernel, bias, method=layer.method, **geometry, **arithmetic)
+        return layer.depthwise_conv(inputs, kernel, bias, method=layer.method, **geometry, **arithmetic)
     windows = unfold(inputs, kernel.shape[:-2], method=EXTRACTION[layer.method], **geometry)
     return contract(_applied(layer.window_fn, windows), kernel, bias, **arithmetic)
 

@@ -94,21 +94,6 @@ def depthwise_conv(
     bias = None if bias is None else _arrays.as_array("bias", bias)
     _arrays.check_choice("method", method, ("auto", *METHODS))
     precision = _arrays.precision_pair(precision)
-    if _sharded(x) or _sharded(kernel):
-        from jaxdw import sharding  # which builds on this module
-
-        return sharding.depthwise_conv(
-            x,
-            kernel,
-            bias,
-            strides=strides,
-            padding=padding,
-            kernel_dilation=kernel_dilation,
-            input_dilation=input_dilation,
-            method=method,
-            precision=precision,
-            preferred_element_type=preferred_element_type,
-        )
     geometry = Geometry.of(
         x.shape,
         kernel.shape,
@@ -124,14 +109,25 @@ def depthwise_conv(
     if 0 in geometry.x_shape:  # every tap reads padding
         start = jnp.zeros((), result) if bias is None else bias.astype(result)
         return jnp.broadcast_to(start, geometry.output_shape)
+    if _arrays.is_sharded(x) or _arrays.is_sharded(kernel):
+        from jaxdw import sharding  # which builds on this module
+
+        return sharding.depthwise_conv(
+            x,
+            kernel,
+            bias,
+            strides=strides,
+            padding=padding,
+            kernel_dilation=kernel_dilation,
+            input_dilation=input_dilation,
+            method=method,
+            precision=precision,
+            preferred_element_type=result,
+        )
     if method == "auto":
         method = choose(geometry)
     # Compiled here even when called eagerly: the multiply and add of a method must reach the compiler together.
     return _run(x, kernel, bias, geometry=geometry, method=method, precision=precision, result=result)
-
-
-def _sharded(array: jax.Array) -> bool:
-    return any(entry is not None for entry in jax.typeof(array).sharding.spec)
 
 
 @functools.partial(jax.jit, static_argnames=("geometry", "method", "precision", "result"))

@@ -14,6 +14,7 @@ from flax.typing import Initializer
 from jax import lax
 
 from jaxdw._layer import checked_kernel_shape, convolve
+from jaxdw.conv import depthwise_conv as _depthwise_conv
 from jaxdw.geometry import Padding
 
 
@@ -44,6 +45,8 @@ class DepthwiseConv(nn.Module):
         "patches" those of `lax.conv_general_dilated_patches`; the other methods never form windows and are refused.
       window_fn: a function of the windows `(*batch, *output_spatial, *kernel_size, C)` that returns an array of the
         same shape and dtype, applied before the contraction with the kernel. It may be a module with parameters.
+      depthwise_conv: the function that convolves, with the arguments of `jaxdw.depthwise_conv`; a
+        `jaxdw.sharding.Over` shares the work out over a mesh.
 
     Raises (when called):
       ValueError, TypeError: a field or an input that does not fit; the message names it.
@@ -72,6 +75,7 @@ class DepthwiseConv(nn.Module):
     preferred_element_type: Any = None
     method: str = "auto"
     window_fn: Callable[[jax.Array], jax.Array] | None = None
+    depthwise_conv: Callable[..., jax.Array] = _depthwise_conv
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ from flax.typing import Initializer, PromoteDtypeFn
 from jax import lax
 
 from jaxdw._layer import checked_kernel_shape, convolve
+from jaxdw.conv import depthwise_conv as _depthwise_conv
 from jaxdw.geometry import Padding, spatial_tuple
 
 _lecun_normal = nnx.initializers.lecun_normal()
@@ -44,6 +45,8 @@ class DepthwiseConv(nnx.Module):
         "patches" those of `lax.conv_general_dilated_patches`; the other methods never form windows and are refused.
       window_fn: a function of the windows `(*batch, *output_spatial, *kernel_size, C)` that returns an array of the
         same shape and dtype, applied before the contraction with the kernel. It may be a module with parameters.
+      depthwise_conv: the function that convolves, with the arguments of `jaxdw.depthwise_conv`; a
+        `jaxdw.sharding.Over` shares the work out over a mesh.
       promote_dtype: function of a tuple (inputs, kernel, bias) and `dtype` that brings them to one dtype.
       preferred_element_type: dtype to accumulate and return in; None: the dtype of the arrays.
       rngs: takes one `params` key for the kernel and one for the bias.
@@ -85,6 +88,7 @@ class DepthwiseConv(nnx.Module):
         bias_init: Initializer = _zeros,
         method: str = "auto",
         window_fn: Callable[[jax.Array], jax.Array] | None = None,
+        depthwise_conv: Callable[..., jax.Array] = _depthwise_conv,
         promote_dtype: PromoteDtypeFn = _promote_dtype,
         preferred_element_type: Any = None,
         rngs: nnx.Rngs,
@@ -105,6 +109,7 @@ class DepthwiseConv(nnx.Module):
         self.precision = precision
         self.method = method
         self.window_fn = window_fn
+        self.depthwise_conv = depthwise_conv
         self.promote_dtype = promote_dtype
         self.preferred_element_type = preferred_element_type
 

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -54,11 +54,12 @@ def depthwise_conv(
     halos for each spatial axis that is shared out, one axis after the other so that corners come along.
 
     Args:
-      x: `(*batch, *spatial, C)`, as for `jaxdw.depthwise_conv`. It is resharded to `spec` where it is placed otherwise.
+      x: `(*batch, *spatial, C)`, as for `jaxdw.depthwise_conv`. Where it lies on the mesh in another way, it is moved.
       kernel: `(*kernel_size, 1, C*M)`; each device needs the part that belongs to its channels.
       bias: `(C*M,)` or None, likewise.
       spec: for each axis of x, the mesh axis or axes that share it out, such as `P("data", "x", "y", None)`; also that
-        of the result. None: that of x itself, where it is known (outside `jit`, or over explicit mesh axes).
+        of the result. None: that of x itself, where it is known (outside `jit`, or over explicit mesh axes), and for
+        channels also that of the kernel.
       mesh: None: that of x itself, or the one of `jax.set_mesh`. Mesh axes that `spec` does not name are left to JAX.
       strides, padding, kernel_dilation, input_dilation, method, precision, preferred_element_type: as for
         `jaxdw.depthwise_conv`.
@@ -92,11 +93,11 @@ def depthwise_conv(
         kernel_dilation=kernel_dilation,
         input_dilation=input_dilation,
     )
-    mesh, spec = _placement(x, mesh, spec)
-    names, counts = _shares(spec, mesh, x.ndim)
+    mesh, spec = _placement(x, kernel, mesh, spec)
+    shares = _shares(spec, mesh, x.ndim)
     (x, kernel, bias), result = _arrays.promote({"x": x, "kernel": kernel, "bias": bias}, preferred_element_type)
     if method == "auto":
-        method = conv.AUTO.get(_platform(mesh), "taps")
+        method = conv.choose(geometry, _platform(mesh))
     if 0 in geometry.x_shape + geometry.output_shape:  # nothing to share out
         return conv.depthwise_conv(
             x,
@@ -108,7 +109,7 @@ def depthwise_conv(
             input_dilation=geometry.input_dilation,
             preferred_element_type=result,
         )
-    cut = _Cut.of(geometry, names, counts)
+    cut = _Cut.of(geometry, shares)
     return _run(x, kernel, bias, cut=cut, mesh=mesh, method=method, precision=precision, result=result)
 
 
@@ -130,6 +131,9 @@ class Over:
 def shard_layers(model: Model, spec: PartitionSpec, mesh: Mesh | AbstractMesh | None = None) -> Model:
     """Lets every `jaxdw.nnx.DepthwiseConv` in a Flax NNX model share its work out by `spec`, in place.
 
+    For images shared out over automatic mesh axes. The stem of a `jaxdw.models` model becomes lax's own convolution,
+    which the compiler partitions with halos of its own; everything else in these models works position by position.
+
     Args:
       model: a `flax.nnx.Module`.
       spec, mesh: as for `depthwise_conv`.
@@ -142,6 +146,7 @@ def shard_layers(model: Model, spec: PartitionSpec, mesh: Mesh | AbstractMesh | 
     """
     from flax import nnx  # `import jaxdw.sharding` does without Flax
 
+    from jaxdw.models import dense
     from jaxdw.nnx import DepthwiseConv
 
     if not isinstance(model, nnx.Module):
@@ -150,7 +155,24 @@ def shard_layers(model: Model, spec: PartitionSpec, mesh: Mesh | AbstractMesh | 
     for _, module in nnx.iter_modules(model):
         if isinstance(module, DepthwiseConv):
             module.depthwise_conv = Over(spec, mesh)
+        elif isinstance(module, nnx.Conv) and module.conv_general_dilated is dense.conv_general_dilated:
+            module.conv_general_dilated = lax.conv_general_dilated
     return model
+
+
+class _Share(NamedTuple):
+    """How one axis of x is shared out.
+
+    Attributes:
+      names: the mesh axes, the first one major.
+      shards: over how many devices.
+      ranks: for each shard, which device along these mesh axes has it, counted as `lax.ppermute` does: in the order of
+        the mesh, whatever the order of the names.
+    """
+
+    names: tuple[str, ...]
+    shards: int
+    ranks: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,8 +185,7 @@ class _Halo:
 
     Attributes:
       axis: which spatial axis.
-      names: the mesh axes that share it out.
-      shards: their number.
+      share: over which devices.
       size: positions of x that a shard owns.
       low, high: positions received from the shard before and from the one after.
       start, drift, span: as above.
@@ -173,8 +194,7 @@ class _Halo:
     """
 
     axis: int
-    names: tuple[str, ...]
-    shards: int
+    share: _Share
     size: int
     low: int
     high: int
@@ -185,18 +205,18 @@ class _Halo:
     mode: str
 
     @classmethod
-    def of(cls, geometry: Geometry, axis: int, names: tuple[str, ...], shards: int) -> _Halo:
+    def of(cls, geometry: Geometry, axis: int, share: _Share) -> _Halo:
         """The halo of one axis that divides.
 
         Raises:
           ValueError: an output reads beyond the neighbouring shards.
         """
         total, spread, stride = geometry.spatial[axis], geometry.input_dilation[axis], geometry.strides[axis]
-        size, outputs = total // shards, geometry.output_spatial[axis] // shards
+        size, outputs = total // share.shards, geometry.output_spatial[axis] // share.shards
         start, drift = -geometry.padding[axis][0], outputs * stride - size * spread
         span = (outputs - 1) * stride + geometry.spans[axis]
         low = high = 0
-        for shard in range(shards):
+        for shard in range(share.shards):
             begin = start + shard * drift
             first, last = -(-begin // spread), (begin + span - 1) // spread
             if geometry.padding_mode == "zeros":  # beyond x there is nothing to receive
@@ -206,12 +226,11 @@ class _Halo:
         most = size - 1 if geometry.padding_mode == "reflect" else size
         if max(low, high) > most:
             raise ValueError(
-                f"along spatial axis {axis} a shard reads {max(low, high)} positions beyond its own {size} "
-                f"({total} shared out over {shards} devices by {_quoted(names)} of `spec`), expected at most {most}"
-                f"{', since the border reflects the shard itself' if most < size else ''}: "
-                "share this axis out over fewer devices"
+                f"on axis {len(geometry.batch) + axis} of `x` the halo is {max(low, high)} wide and a shard {size} "
+                f"({total} over the {share.shards} devices that {_quoted(share)} of `spec` names), expected a halo of "
+                f"at most {most}{', what a shard can reflect' if most < size else ''}: use fewer devices on this axis"
             )
-        return cls(axis, names, shards, size, low, high, start, drift, span, spread, geometry.padding_mode)
+        return cls(axis, share, size, low, high, start, drift, span, spread, geometry.padding_mode)
 
     @property
     def alike(self) -> bool:
@@ -225,7 +244,7 @@ class _Halo:
 
     def margins(self) -> tuple[int, int]:
         """What to pad a block with halos by, after dilation, to hold what every shard reads; negative crops."""
-        furthest = (self.shards - 1) * self.drift
+        furthest = (self.share.shards - 1) * self.drift
         first, last = self.start + min(0, furthest), self.start + max(0, furthest) + self.span
         return -self.low * self.spread - first, last - (self.size + self.high - 1) * self.spread - 1
 
@@ -239,16 +258,17 @@ class _Halo:
 
     def _received(self, x: jax.Array, at: int, width: int, step: int) -> jax.Array:
         """The `width` positions next to this block, of the shard `step` before it."""
+        names, count, ranks = self.share
         end = self.size - width if step > 0 else 0
-        pairs = [(shard, shard + step) for shard in range(self.shards) if 0 <= shard + step < self.shards]
-        if self.mode == "circular":
-            pairs.append((self.shards - 1, 0) if step > 0 else (0, self.shards - 1))
-        halo = lax.ppermute(lax.slice_in_dim(x, end, end + width, axis=at), self.names, pairs)
+        ring = [(ranks[shard], ranks[(shard + step) % count]) for shard in range(count)]
+        border = 0 if step > 0 else count - 1  # the shard that nobody is before
+        pairs = [(source, to) for source, to in ring if self.mode == "circular" or to != ranks[border]]
+        halo = lax.ppermute(lax.slice_in_dim(x, end, end + width, axis=at), names, pairs)
         if self.mode != "reflect":
             return halo
-        begin, border = (1, 0) if step > 0 else (self.size - 1 - width, self.shards - 1)
+        begin = 1 if step > 0 else self.size - 1 - width
         mirrored = lax.rev(lax.slice_in_dim(x, begin, begin + width, axis=at), (at,))
-        return jnp.where(lax.axis_index(self.names) == border, mirrored, halo)
+        return jnp.where(lax.axis_index(names) == border, mirrored, halo)
 
     def _read(self, x: jax.Array, at: int) -> jax.Array:
         """The `span` positions that this shard reads, of the block with halos."""
@@ -258,8 +278,8 @@ class _Halo:
             x = lax.pad(x, jnp.zeros((), x.dtype), config)
         if self.drift == 0:
             return x
-        shard = lax.axis_index(self.names)
-        start = (shard if self.drift > 0 else self.shards - 1 - shard) * abs(self.drift)
+        shard = lax.axis_index(self.share.names)
+        start = (shard if self.drift > 0 else self.share.shards - 1 - shard) * abs(self.drift)
         return lax.dynamic_slice_in_dim(x, start, self.span, axis=at)
 
 
@@ -270,31 +290,32 @@ class _Cut:
     Attributes:
       whole: the geometry on one device.
       local: the geometry of what each device computes, once it has its halos.
-      names: for each axis of x, the mesh axes that share it out.
-      counts: for each axis of x, how many devices share it.
+      shares: for each axis of x, the devices.
       halos: of the spatial axes that more than one device shares.
     """
 
     whole: Geometry
     local: Geometry
-    names: tuple[tuple[str, ...], ...]
-    counts: tuple[int, ...]
+    shares: tuple[_Share, ...]
     halos: tuple[_Halo, ...]
 
     @classmethod
-    def of(cls, geometry: Geometry, names: tuple[tuple[str, ...], ...], counts: tuple[int, ...]) -> _Cut:
+    def of(cls, geometry: Geometry, shares: tuple[_Share, ...]) -> _Cut:
         """The cut of a geometry.
 
         Raises:
           ValueError: an axis that does not divide, or a halo wider than a shard.
         """
-        _check_divides("x", geometry.x_shape, geometry, names, counts)
-        _check_divides("the result", geometry.output_shape, geometry, names, counts)
-        spatial = range(len(geometry.batch), len(geometry.batch) + geometry.rank)
-        halos = tuple(
-            _Halo.of(geometry, axis, names[at], counts[at]) for axis, at in enumerate(spatial) if counts[at] > 1
-        )
-        return cls(geometry, _local(geometry, counts, halos), names, counts, halos)
+        _check_divides("x", geometry.x_shape, geometry, shares)
+        _check_divides("the result", geometry.output_shape, geometry, shares)
+        spatial = shares[len(geometry.batch) : -1]
+        halos = tuple(_Halo.of(geometry, axis, share) for axis, share in enumerate(spatial) if share.shards > 1)
+        return cls(geometry, _local(geometry, shares, halos), shares, halos)
+
+    @property
+    def names(self) -> list[tuple[str, ...]]:
+        """For each axis of x, the mesh axes that share it out."""
+        return [share.names for share in self.shares]
 
     def exchange(self, x: jax.Array) -> jax.Array:
         """A device's block of x with what it reads of others, axis after axis so that corners come along."""
@@ -307,10 +328,10 @@ class _Cut:
 
         It always exists: shard i reads what shard j owns where j's gradient needs what i made.
         """
-        return _Cut.of(primitive.adjoint(self.whole), self.names, self.counts)
+        return _Cut.of(primitive.adjoint(self.whole), self.shares)
 
 
-def _local(geometry: Geometry, counts: tuple[int, ...], halos: Sequence[_Halo]) -> Geometry:
+def _local(geometry: Geometry, shares: Sequence[_Share], halos: Sequence[_Halo]) -> Geometry:
     spatial, padding, spread = list(geometry.spatial), list(geometry.padding), list(geometry.input_dilation)
     for halo in halos:
         if halo.alike:
@@ -319,9 +340,9 @@ def _local(geometry: Geometry, counts: tuple[int, ...], halos: Sequence[_Halo]) 
             spatial[halo.axis], padding[halo.axis], spread[halo.axis] = halo.span, (0, 0), 1
     return dataclasses.replace(
         geometry,
-        batch=tuple(size // count for size, count in zip(geometry.batch, counts)),
+        batch=tuple(size // share.shards for size, share in zip(geometry.batch, shares)),
         spatial=tuple(spatial),
-        channels=geometry.channels // counts[-1],
+        channels=geometry.channels // shares[-1].shards,
         padding=tuple(padding),
         padding_mode=geometry.padding_mode if any(pair != (0, 0) for pair in padding) else "zeros",
         input_dilation=tuple(spread),
@@ -333,8 +354,11 @@ def _run(x, kernel, bias, *, cut, mesh, method, precision, result):
     channels = cut.names[-1]
     specs = _spec(cut.names), _spec([()] * (kernel.ndim - 1) + [channels]), _spec([channels])
     arrays = [x, kernel] if bias is None else [x, kernel, bias]
-    if AxisType.Explicit in mesh.axis_types:  # there `shard_map` takes arrays as they are placed
-        arrays = [jax.sharding.reshard(array, NamedSharding(mesh, spec)) for array, spec in zip(arrays, specs)]
+    explicit = {name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Explicit}
+    if explicit:  # over these `shard_map` takes arrays only as they are placed
+        groups = cut.names, [()] * (kernel.ndim - 1) + [channels], [channels]
+        kept = [_spec([tuple(n for n in names if n in explicit) for names in group]) for group in groups]
+        arrays = [jax.sharding.reshard(array, NamedSharding(mesh, spec)) for array, spec in zip(arrays, kept)]
 
     def part(x, kernel, bias=None):
         return _convolve(x, kernel, bias, cut, method, precision, result)
@@ -355,21 +379,22 @@ def _convolve(
     result: np.dtype,
 ) -> jax.Array:
     """One device's part: its block of x, its channels of kernel and bias."""
-    # Here, so that the gradients of kernel and bias are summed over the devices once they are as small as these.
-    kernel, bias = (None if array is None else _varying_as(x, array) for array in (kernel, bias))
+    wide = _arrays.accumulator(result)
+    # Here, so that their gradients are summed over the devices once these are small, and before they are rounded.
+    kernel, bias = (None if array is None else _varying_as(x, array.astype(wide)) for array in (kernel, bias))
     bias_first = method == "taps" and bias_comes_first(cut.whole)  # whatever padding the shard has
     start = bias if bias_first else None
-    dtype = result if bias is None or bias_first else _arrays.accumulator(result)
+    dtype = result if bias is None or bias_first else wide
     order = _ORDERS.get(method)
     if order is None:
-        y = METHODS[method](cut.exchange(x), kernel, None, cut.local, precision, dtype)
+        y = METHODS[method](cut.exchange(x), kernel.astype(x.dtype), None, cut.local, precision, dtype)
     elif cut.halos and cut.whole.padding_mode == "zeros":
         y = _exchanged(x, kernel, start, cut, order, dtype)
     else:
         y = primitive.conv(cut.exchange(x), kernel, start, cut.local, order, dtype)
     if bias is None or bias_first:
         return y
-    return (y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)).astype(result)
+    return (y + jnp.broadcast_to(bias, y.shape)).astype(result)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
@@ -416,57 +441,93 @@ def _varying_as(x: jax.Array, array: jax.Array) -> jax.Array:
 
 
 def _placement(
-    x: jax.Array, mesh: Mesh | AbstractMesh | None, spec: PartitionSpec | None
+    x: jax.Array, kernel: jax.Array, mesh: Mesh | AbstractMesh | None, spec: PartitionSpec | None
 ) -> tuple[Mesh | AbstractMesh, PartitionSpec]:
     """The mesh and the spec, those not given as x has them, or the context."""
-    traced = isinstance(x, jax.core.Tracer)
-    own = jax.typeof(x).sharding if traced else x.sharding
-    placed = isinstance(own, NamedSharding) and not own.mesh.empty
+    context, of_type = jax.sharding.get_abstract_mesh(), jax.typeof(x).sharding.mesh
+    own = _known_sharding(x) or _known_sharding(kernel)
     if spec is None:
-        if not placed or (traced and AxisType.Explicit not in own.mesh.axis_types):
-            where = "inside `jit` over automatic mesh axes" if traced else f"as `x` has {own}"
-            raise ValueError(f"`spec` is None, expected a PartitionSpec: {where} it does not say how it is shared out")
-        spec = own.spec
+        if own is None:
+            raise ValueError(
+                "`spec` is None, expected a PartitionSpec: how `x` is shared out is known only outside `jit` or over "
+                "explicit mesh axes, of an array that is on a mesh"
+            )
+        spec = _own_spec(x, kernel)
     if not isinstance(spec, PartitionSpec):
         raise TypeError(f"`spec` is {spec!r}, expected a jax.sharding.PartitionSpec or None")
     if mesh is None:
-        mesh = own.mesh if placed else jax.sharding.get_abstract_mesh()
+        mesh = own.mesh if own is not None else context if of_type.empty else of_type
     if not isinstance(mesh, (Mesh, AbstractMesh)):
         raise TypeError(f"`mesh` is {mesh!r}, expected a jax.sharding.Mesh or None")
     if mesh.empty:
         raise ValueError("`mesh` is None, expected a mesh: `x` is on none, and none is set by `jax.set_mesh`")
+    if context.manual_axes and context.shape == mesh.shape:  # inside a `shard_map` over some of its axes
+        mesh = context
     return mesh, spec
 
 
-def _shares(
-    spec: PartitionSpec, mesh: Mesh | AbstractMesh, ndim: int
-) -> tuple[tuple[tuple[str, ...], ...], tuple[int, ...]]:
-    """For each axis of x, the mesh axes that share it out, and over how many devices."""
+def _known_sharding(array: jax.Array) -> NamedSharding | None:
+    traced = isinstance(array, jax.core.Tracer)
+    own = jax.typeof(array).sharding if traced else array.sharding
+    if not isinstance(own, NamedSharding) or own.mesh.empty:
+        return None
+    return None if traced and AxisType.Explicit not in own.mesh.axis_types else own
+
+
+def _own_spec(x: jax.Array, kernel: jax.Array) -> PartitionSpec:
+    """How x is shared out, its channels as the kernel's where x itself is whole."""
+    own, of_kernel = _known_sharding(x), _known_sharding(kernel)
+    entries = [None] * x.ndim if own is None else list(own.spec) + [None] * (x.ndim - len(own.spec))
+    features = None if of_kernel is None or len(of_kernel.spec) < kernel.ndim else of_kernel.spec[-1]
+    taken = {name for entry in entries for name in _group(entry)}
+    if entries[-1] is None and not taken & set(_group(features)):
+        entries[-1] = features
+    return PartitionSpec(*entries)
+
+
+def _group(entry: Any) -> tuple[str, ...]:
+    return () if entry is None else entry if isinstance(entry, tuple) else (entry,)
+
+
+def _shares(spec: PartitionSpec, mesh: Mesh | AbstractMesh, ndim: int) -> tuple[_Share, ...]:
+    """For each axis of x, the devices that share it out."""
     if len(spec) > ndim:
         raise ValueError(f"`spec` is {spec} of {len(spec)} entries, expected at most {ndim}, one an axis of `x`")
     names: list[tuple[str, ...]] = []
     for entry in spec:
-        group = () if entry is None else entry if isinstance(entry, tuple) else (entry,)
+        group = _group(entry)
         for name in group:
             if name not in mesh.shape:
                 known = ", ".join(map(repr, mesh.shape))
                 raise ValueError(f"`spec` is {spec}, which names {name!r}, expected the axes of the mesh: {known}")
+            if name in mesh.manual_axes:
+                raise ValueError(
+                    f"`spec` is {spec}, which names {name!r}, expected axes that are free: the `shard_map` around this "
+                    "call has taken that one already"
+                )
             if any(name in earlier for earlier in names) or group.count(name) > 1:
                 raise ValueError(f"`spec` is {spec}, which names {name!r} twice, expected each mesh axis once")
         names.append(group)
     names += [()] * (ndim - len(names))
-    return tuple(names), tuple(math.prod(mesh.shape[name] for name in group) for group in names)
+    return tuple(_share(group, mesh) for group in names)
 
 
-def _check_divides(
-    what: str, shape: tuple[int, ...], geometry: Geometry, names: tuple[tuple[str, ...], ...], counts: tuple[int, ...]
-) -> None:
-    kinds = ["batch axis"] * len(geometry.batch) + ["spatial axis"] * geometry.rank + ["channel axis"]
-    for axis, (size, group, count, kind) in enumerate(zip(shape, names, counts, kinds)):
-        if size % count:
+def _share(names: tuple[str, ...], mesh: Mesh | AbstractMesh) -> _Share:
+    sizes = [mesh.shape[name] for name in names]
+    in_mesh_order = np.argsort([mesh.axis_names.index(name) for name in names]).astype(int)
+    ranks = np.arange(math.prod(sizes)).reshape([sizes[axis] for axis in in_mesh_order])
+    ranks = ranks.transpose(np.argsort(in_mesh_order))
+    return _Share(names, math.prod(sizes), tuple(map(int, ranks.ravel())))
+
+
+def _check_divides(what: str, shape: tuple[int, ...], geometry: Geometry, shares: Sequence[_Share]) -> None:
+    kinds = ["batch"] * len(geometry.batch) + ["spatial"] * geometry.rank + ["channels"]
+    for axis, (size, share, kind) in enumerate(zip(shape, shares, kinds)):
+        if size % share.shards:
             raise ValueError(
-                f"`x` has shape {geometry.x_shape} and the result {geometry.output_shape}: {what} has {size} on {kind} "
-                f"{axis}, expected a multiple of {count}, the devices that {_quoted(group)} of `spec` shares it over"
+                f"`x` has shape {geometry.x_shape} and the result {geometry.output_shape}: {what} has {size} on axis "
+                f"{axis} ({kind}), expected a multiple of {share.shards}, the devices that {_quoted(share)} of `spec` "
+                "names"
             )
 
 
@@ -474,8 +535,8 @@ def _spec(names: Sequence[tuple[str, ...]]) -> PartitionSpec:
     return PartitionSpec(*(group[0] if len(group) == 1 else group or None for group in names))
 
 
-def _quoted(names: tuple[str, ...]) -> str:
-    return " x ".join(map(repr, names))
+def _quoted(share: _Share) -> str:
+    return " x ".join(map(repr, share.names))
 
 
 def _platform(mesh: Mesh | AbstractMesh) -> str:

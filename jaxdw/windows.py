@@ -10,17 +10,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from jaxdw import _arrays
 from jaxdw._arrays import PrecisionPair
 from jaxdw.geometry import Geometry, Padding, spatial_tuple
+from jaxdw.sums.order import Term, accumulate, opaque_zero
 
 #: How `unfold` may extract windows.
 UNFOLD_METHODS = ("slices", "patches")
 
 #: Bytes of windows that `map_windows` aims to hold in one step when `rows_per_step` is None.
-STEP_BYTES = 8 << 20
+STEP_BYTES = 2 << 20
 
 
 def unfold(
@@ -39,8 +42,11 @@ def unfold(
       x: `(*batch, *spatial, C)`, any dtype.
       kernel_size: 1 to 3 ints.
       strides, padding, kernel_dilation, input_dilation: as for `depthwise_conv`.
-      method: "slices" pads and slices, an exact copy of every bit: infinities, NaN and subnormals pass (of bfloat16 and
-        float8, XLA on CPU keeps a NaN but not its payload).
+      method: "slices" is an exact copy of every bit: infinities, NaN and subnormals pass (of bfloat16 and float8, XLA
+        on CPU may keep a NaN but not its payload). On CPU it gathers, which reads x where it lies, and which XLA
+        fuses with what follows under `jax.jit`: with at most 15 taps, an elementwise function and `contract` become
+        one loop that never holds the windows. Elsewhere it
+        pads and slices.
         "patches" calls `lax.conv_general_dilated_patches`, which multiplies by a one-hot kernel instead of copying:
         an infinity turns every other tap of its windows into NaN, a NaN fills its windows, subnormals are flushed on
         CPU, and TF32 (GPU) or bfloat16 (TPU) rounds the values unless precision is highest (asked for here).
@@ -80,17 +86,25 @@ def contract(
 ) -> jax.Array:
     """Multiplies each window by the kernel and sums it: `unfold` then `contract` is a depthwise convolution.
 
+    The order of the sum is that of method "taps": one multiply and add a tap, in raster order from +0, which XLA may
+    round once (an FMA) or twice, and the bias last; float16 and bfloat16 are summed in float32.
+
     Args:
       windows: `(*batch, *output_spatial, *kernel_size, C)`.
       kernel: `(*kernel_size, 1, C*M)`.
       bias: `(C*M,)` or None.
-      precision, preferred_element_type: as for `depthwise_conv`.
+      precision: checked, but there is nothing to relax: every product and sum is of full precision.
+      preferred_element_type: as for `depthwise_conv`.
 
     Returns:
       `(*batch, *output_spatial, C*M)`.
 
     Raises:
       ValueError, TypeError: shapes or dtypes that do not fit; the message names them.
+
+    >>> windows = unfold(jnp.arange(4.0)[:, None], (3,), padding="VALID")
+    >>> contract(windows, jnp.array([1.0, 0.0, -1.0])[:, None, None])[:, 0]
+    Array([-2., -2.], dtype=float32)
     """
     windows, kernel = _arrays.as_array("windows", windows), _arrays.as_array("kernel", kernel)
     bias = None if bias is None else _arrays.as_array("bias", bias)
@@ -111,8 +125,8 @@ def contract(
     (windows, kernel, bias), result = _arrays.promote(
         {"windows": windows, "kernel": kernel, "bias": bias}, preferred_element_type
     )
-    windows, kernel, bias = _arrays.cast(_arrays.accumulator(result), windows, kernel, bias)
-    return contract_windows(windows, kernel, bias, _arrays.precision_pair(precision)).astype(result)
+    _arrays.precision_pair(precision)
+    return weighted_sum(windows, kernel, bias, result)
 
 
 def fold(
@@ -188,7 +202,7 @@ def map_windows(
         `(*batch, rows, *output_spatial[1:], ...)`, or several such arrays in any pytree, as `lax.top_k` does;
         it must treat every row (first spatial axis) alike.
       x, kernel_size, strides, padding, kernel_dilation, input_dilation: as for `unfold`.
-      rows_per_step: output rows a step; None takes as many as fit in 8 MiB of windows, at least one.
+      rows_per_step: output rows a step; None takes as many as fit in 2 MiB of windows, at least one.
 
     Returns:
       `(*batch, *output_spatial, ...)`: what `fn(unfold(x, ...))` returns.
@@ -217,10 +231,12 @@ def map_windows(
     axis = len(geometry.batch)
 
     def block(first_row: jax.Array | int, count: int) -> jax.Array:
-        height = (count - 1) * geometry.strides[0] + geometry.spans[0]
-        part = lax.dynamic_slice_in_dim(padded, first_row * geometry.strides[0], height, axis)
-        windows = _stack(part, geometry, (count, *geometry.output_spatial[1:]))
-        return _checked(fn, windows, geometry)
+        sources = lax.dynamic_slice_in_dim(_table(geometry, 0), first_row, count)
+
+        def compute() -> Any:
+            return _checked(fn, _rows_of_windows(x, padded, first_row, sources, geometry), geometry)
+
+        return compute() if isinstance(first_row, int) else _apart(compute, first_row)
 
     # Without checkpoint the backward pass would keep every step's windows, which is what this function avoids.
     step = jax.checkpoint(lambda first_row: block(first_row, per_step))
@@ -235,11 +251,13 @@ def map_windows(
 
 def pad(x: jax.Array, geometry: Geometry) -> jax.Array:
     """x `(*batch, *padded_spatial, C)`, dilated and padded as the geometry says: a copy, no arithmetic."""
-    if geometry.padding_mode != "zeros":
-        mode = "wrap" if geometry.padding_mode == "circular" else "reflect"
-        dilated = _zero_pad(x, geometry, ((0, 0),) * geometry.rank)
-        return jnp.pad(dilated, (((0, 0),) * len(geometry.batch)) + geometry.padding + ((0, 0),), mode=mode)
-    return _zero_pad(x, geometry, geometry.padding)
+    if geometry.padding_mode == "zeros":
+        config = [(low, high, spread - 1) for (low, high), spread in zip(geometry.padding, geometry.input_dilation)]
+        config = [(0, 0, 0)] * len(geometry.batch) + config + [(0, 0, 0)]
+        return x if all(c == (0, 0, 0) for c in config) else lax.pad(x, jnp.zeros((), x.dtype), config)
+    for axis in range(geometry.rank):
+        x = _chosen(x, geometry.padded_sources(axis), len(geometry.batch) + axis)
+    return x
 
 
 def tap_slices(padded: jax.Array, geometry: Geometry, output_spatial: Sequence[int]) -> Iterator[jax.Array]:
@@ -264,14 +282,54 @@ def windows_of(x: jax.Array, geometry: Geometry, method: str = "slices") -> jax.
     if 0 in geometry.windows_shape:
         return jnp.zeros(geometry.windows_shape, x.dtype)
     if method == "slices":
-        return _stack(pad(x, geometry), geometry, geometry.output_spatial)
+        return _rows_of_windows(x, pad(x, geometry), 0, _table(geometry, 0), geometry)
     return one_hot_windows(x, geometry, lax.Precision.HIGHEST)
+
+
+@functools.partial(jax.jit, static_argnames="result")
+def weighted_sum(windows: jax.Array, kernel: jax.Array, bias: jax.Array | None, result: np.dtype) -> jax.Array:
+    """`contract` for checked arrays: a chain of multiply and add over the taps, which fuses with what made windows."""
+    dtype = _arrays.accumulator(result)
+    rank = kernel.ndim - 2
+    leading, channels = windows.shape[: windows.ndim - rank - 1], windows.shape[-1]
+    count = math.prod(kernel.shape[:rank])
+    taps = windows.reshape(*leading, count, channels).astype(dtype)
+    y = _weighted_sum(taps, kernel.reshape(count, channels, -1).astype(dtype))
+    y = y.reshape(*leading, kernel.shape[-1])
+    return (y if bias is None else y + jnp.broadcast_to(bias.astype(dtype), y.shape)).astype(result)
+
+
+@jax.custom_jvp
+def _weighted_sum(taps: jax.Array, weights: jax.Array) -> jax.Array:
+    """taps `(*leading, T, C)` times weights `(T, C, M)`, summed over T: `(*leading, C, M)`."""
+    values = [lax.index_in_dim(taps, t, axis=-2, keepdims=False) for t in range(len(weights))]
+    outputs = []
+    for m in range(weights.shape[-1]):
+        zero = jnp.broadcast_to(opaque_zero(weights[0, :, m]), values[0].shape)
+        terms = (Term(value, weights[t, :, m], 0) for t, value in enumerate(values))
+        outputs.append(accumulate(terms, zero, zero, "raster"))
+    return jnp.stack(outputs, axis=-1)
+
+
+def _weighted_sum_jvp(primals, tangents):
+    """By one sum, whose transposes are a product and a sum: that of each slice would be a whole array of windows."""
+    (taps, weights), (dtaps, dweights) = primals, tangents
+    shape = (*taps.shape, weights.shape[-1])
+    terms = [
+        (values[..., None] * jnp.broadcast_to(factors, shape)).sum(axis=-3)
+        for values, factors in ((dtaps, weights), (taps, dweights))
+        if not isinstance(values, SymbolicZero) and not isinstance(factors, SymbolicZero)
+    ]
+    return _weighted_sum(taps, weights), functools.reduce(jnp.add, terms)
+
+
+_weighted_sum.defjvp(_weighted_sum_jvp, symbolic_zeros=True)
 
 
 def contract_windows(
     windows: jax.Array, kernel: jax.Array, bias: jax.Array | None, precision: PrecisionPair
 ) -> jax.Array:
-    """`contract` for checked arrays of one dtype: one einsum over the taps."""
+    """What `contract` computes, for checked arrays of one dtype, by one einsum over the taps."""
     rank = kernel.ndim - 2
     channels = windows.shape[-1]
     leading = windows.shape[: windows.ndim - rank - 1]
@@ -313,17 +371,126 @@ def dimension_numbers(rank: int) -> tuple[str, str, str]:
     return f"N{axes}C", f"{axes}IO", f"N{axes}C"
 
 
-def _stack(padded: jax.Array, geometry: Geometry, output_spatial: Sequence[int]) -> jax.Array:
-    slices = list(tap_slices(padded, geometry, output_spatial))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+def _rows_of_windows(
+    x: jax.Array, padded: jax.Array, first_row: jax.Array | int, sources: jax.Array, geometry: Geometry
+) -> jax.Array:
+    """The windows of some output rows `(*batch, rows, *output_spatial[1:], *kernel_size, C)`.
+
+    `padded` is `pad(x)`, and `sources` the rows of the first axis's `_table`.
+
+    On CPU the windows are gathered from x, and padded is then computed by nobody but the derivative: the transpose of
+    slices is padding and sums, while that of a gather is a scatter, which XLA runs on one core.
+    """
+
+    def gathered(x, padded, first_row, sources):
+        return _gathered_rows(x, sources, geometry)
+
+    def sliced(x, padded, first_row, sources):
+        return _sliced_rows(padded, first_row, len(sources), geometry)
+
+    operands = (x, padded, jnp.asarray(first_row, jnp.int32), sources)
+    if not _can_be_gathered(x, geometry):
+        return sliced(*operands)
+    return lax.platform_dependent(*operands, cpu=gathered, default=sliced)
+
+
+@_rows_of_windows.defjvp
+def _rows_of_windows_jvp(geometry: Geometry, primals, tangents):
+    _, _, first_row, sources = primals
+    return _rows_of_windows(*primals, geometry), _sliced_rows(tangents[1], first_row, len(sources), geometry)
+
+
+def _sliced_rows(padded: jax.Array, first_row: jax.Array | int, rows: int, geometry: Geometry) -> jax.Array:
+    if rows < geometry.output_spatial[0]:
+        height = (rows - 1) * geometry.strides[0] + geometry.spans[0]
+        start = first_row * geometry.strides[0]
+        padded = lax.dynamic_slice_in_dim(padded, start, height, padded.ndim - 1 - geometry.rank)
+    slices = list(tap_slices(padded, geometry, (rows, *geometry.output_spatial[1:])))
     stacked = jnp.stack(slices, axis=-2)
     return stacked.reshape(*stacked.shape[:-2], *geometry.kernel_size, geometry.channels)
 
 
-def _zero_pad(x: jax.Array, geometry: Geometry, padding: tuple[tuple[int, int], ...]) -> jax.Array:
-    config = [(0, 0, 0)] * len(geometry.batch)
-    config += [(low, high, spread - 1) for (low, high), spread in zip(padding, geometry.input_dilation)]
-    config += [(0, 0, 0)]
-    return x if all(c == (0, 0, 0) for c in config) else lax.pad(x, jnp.zeros((), x.dtype), config)
+#: In place of an input position where there is none. The sum of three does not overflow, and a position does not lift
+#: it to zero.
+_NOWHERE = -(2**29)
+
+
+def _can_be_gathered(x: jax.Array, geometry: Geometry) -> bool:
+    axes = range(len(geometry.batch), x.ndim - 1)
+    cut = jax.typeof(x).sharding.spec  # where the type says how x is distributed, a gather may not cross the pieces
+    return 0 < math.prod(geometry.spatial) <= -_NOWHERE and all(cut[axis] is None for axis in axes if axis < len(cut))
+
+
+def _table(geometry: Geometry, axis: int) -> jax.Array:
+    """For one axis `(out, k)`, what (output position, tap) adds to the number of the input position it reads."""
+    source = geometry.sources[axis]
+    number = source * math.prod(geometry.spatial[axis + 1 :])
+    return jnp.asarray(np.where(source < 0, _NOWHERE, number).astype(np.int32))
+
+
+def _gathered_rows(x: jax.Array, sources: jax.Array, geometry: Geometry) -> jax.Array:
+    batch, rank = len(geometry.batch), geometry.rank
+    shape = (*geometry.batch, len(sources), *geometry.output_spatial[1:], *geometry.kernel_size)
+    tables = [sources, *(_table(geometry, axis) for axis in range(1, rank))]
+    index = functools.reduce(
+        jnp.add,
+        (lax.broadcast_in_dim(table, shape, (batch + axis, batch + rank + axis)) for axis, table in enumerate(tables)),
+    )
+    everywhere = all((source >= 0).all() for source in geometry.sources)
+    flat = x.reshape(*geometry.batch, math.prod(geometry.spatial), geometry.channels)
+    bits = _bits(x.dtype)
+    if bits is not None:  # not even XLA's float normalisation touches an integer
+        flat = lax.bitcast_convert_type(flat, bits)
+    numbers = lax.GatherDimensionNumbers(
+        offset_dims=(len(shape),),
+        collapsed_slice_dims=(batch,),
+        start_index_map=(batch,),
+        operand_batching_dims=tuple(range(batch)),
+        start_indices_batching_dims=tuple(range(batch)),
+    )
+    windows = lax.gather(
+        flat,
+        jnp.maximum(index, 0)[..., None],
+        numbers,
+        (*(1,) * (batch + 1), geometry.channels),
+        mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+    )
+    if not everywhere:
+        windows = _kept(windows, index >= 0, bits)
+    return windows if bits is None else lax.bitcast_convert_type(windows, x.dtype)
+
+
+def _bits(dtype: np.dtype) -> np.dtype | None:
+    """The integers as wide as these floats; None for what is no float, or of a width that NumPy has not."""
+    if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits not in (8, 16, 32, 64):
+        return None
+    return np.dtype(f"int{jnp.finfo(dtype).bits}")
+
+
+def _kept(windows: jax.Array, exists: jax.Array, bits: np.dtype | None) -> jax.Array:
+    """windows, or 0 where there is none. By a mask of bits where that can be: LLVM splits loops on a select."""
+    axes = tuple(range(exists.ndim))
+    if bits is None:
+        return jnp.where(lax.broadcast_in_dim(exists, windows.shape, axes), windows, jnp.zeros((), windows.dtype))
+    return windows & lax.broadcast_in_dim(-exists.astype(bits), windows.shape, axes)
+
+
+def _chosen(x: jax.Array, source: np.ndarray, axis: int) -> jax.Array:
+    """x at these positions of an axis, as slices side by side: `jnp.pad` makes a whole copy for each piece."""
+    pieces, start = [], 0
+    while start < len(source):
+        steps = np.diff(source[start:])
+        step = int(steps[0]) if len(steps) and steps[0] in (-1, 0, 1) else 1
+        differ = np.flatnonzero(steps != step)
+        end = start + (int(differ[0]) if len(differ) else len(steps)) + 1
+        low, high = sorted((int(source[start]), int(source[end - 1])))
+        piece = lax.slice_in_dim(x, low, high + 1, axis=axis)
+        if step == 0:
+            piece = jnp.broadcast_to(piece, (*x.shape[:axis], end - start, *x.shape[axis + 1 :]))
+        pieces.append(lax.rev(piece, (axis,)) if step < 0 else piece)
+        start = end
+    return pieces[0] if len(pieces) == 1 else lax.concatenate(pieces, axis)
 
 
 @functools.partial(jax.jit, static_argnames="geometry")
@@ -356,6 +523,17 @@ def _rows_per_step(rows_per_step: int | None, geometry: Geometry, itemsize: int)
     if isinstance(rows_per_step, bool) or not isinstance(rows_per_step, int) or rows_per_step < 1:
         raise ValueError(f"`rows_per_step` is {rows_per_step!r}, expected a positive int or None")
     return rows_per_step
+
+
+def _apart(compute: Callable[[], Any], first_row: jax.Array) -> Any:
+    """compute(), for a step of `lax.map` on CPU.
+
+    XLA:CPU fuses what a step computes last with writing it into the result of all steps, and runs that on one core. It
+    does not fuse across a conditional, even one that goes one way; other backends see that it does, and drop it.
+    """
+    always = lax.platform_dependent(first_row, cpu=lambda row: row >= 0, default=lambda row: jnp.ones((), bool))
+    shapes = jax.eval_shape(compute)
+    return lax.cond(always, compute, lambda: jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes))
 
 
 def _checked(fn: Callable[[jax.Array], Any], windows: jax.Array, geometry: Geometry) -> Any:

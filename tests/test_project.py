@@ -33,7 +33,13 @@ def test_jaxdw_imports_without_torch_and_without_bridge(module):
 
 
 def test_only_the_named_files_import_a_framework():
-    allowed = {"implementations/torch_.py", "weights/read.py", "census/capture.py", "model/capture.py"}
+    allowed = {
+        "bench/torch_peers.py",
+        "census/capture.py",
+        "implementations/torch_.py",
+        "model/capture.py",
+        "weights/read.py",
+    }
     for path in (ROOT / "bridge").rglob("*.py"):
         if re.search(r"^\s*(import|from) torch\b", path.read_text(), re.MULTILINE):
             assert str(path.relative_to(ROOT / "bridge")) in allowed
@@ -52,6 +58,8 @@ def test_python_in_the_documents_runs(number):
 
 @pytest.mark.parametrize("command", sorted({c for b in blocks("sh") for c in b.splitlines() if c.startswith("jaxdw ")}))
 def test_commands_in_the_documents_run(command, tmp_path):
-    words = [str(tmp_path / w) if re.search(r"\.(json|html)$", w) else w for w in shlex.split(command, comments=True)]
+    words = [
+        str(tmp_path / w) if re.search(r"\.(json|html|svg)$", w) else w for w in shlex.split(command, comments=True)
+    ]
     result = typer.testing.CliRunner().invoke(cli.app, words[1:])
     assert result.exit_code == 0, result.output

@@ -20,7 +20,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 from jax.sharding import PartitionSpec
 
-from jaxdw._arrays import precision_pair
+from jaxdw._arrays import is_sharded, precision_pair
 from jaxdw.primitive import abstract, alike
 from jaxdw.windows import unfold
 
@@ -42,6 +42,7 @@ def dot_general(
     """`lax.dot_general`; lhs `(..., A)` times rhs `(A, B)` is differentiated as the top of this file says."""
     (contract, other), batch = dimension_numbers
     plain = (tuple(contract), tuple(other)) == ((lhs.ndim - 1,), (0,)) and not any(batch) and rhs.ndim == 2
+    plain = plain and not (is_sharded(lhs) or is_sharded(rhs))  # lax knows what that makes of the result
     if not plain or preferred_element_type is not None or any(v is not None for v in options.values()):
         return lax.dot_general(lhs, rhs, dimension_numbers, precision, preferred_element_type, **options)
     return _product_p.bind(*alike(lhs, rhs), precision=precision_pair(precision))
@@ -61,6 +62,7 @@ def conv_general_dilated(
     """`lax.conv_general_dilated` of images channels last; of few channels as windows and a product."""
     channels, features = rhs.shape[-2:]
     plain = lhs.ndim == 4 and set(lhs_dilation or (1,)) == {1} and channels <= FEW_CHANNELS
+    plain = plain and not (is_sharded(lhs) or is_sharded(rhs))
     if not plain or options.pop("feature_group_count", 1) != 1 or any(v is not None for v in options.values()):
         return lax.conv_general_dilated(
             lhs,

@@ -8,6 +8,13 @@ Two things break that, both seen with jaxlib 0.10.2. A value that several boxes 
 becomes a function of its own, whose loads LLVM can no longer prove apart from the stores, and the loop is not
 vectorised: so every tap gathers from x itself, and each box starts from a zero of its own. And a value computed from x
 that fewer than 16 places read is computed anew in each.
+
+Three things would break the chain of FMAs, which LLVM makes only of a product and a sum that stand side by side, the
+product for this sum alone. A constant kernel lets XLA see through the zero that a sum starts from. Two outputs that
+read the same input under the same tap, as in a small reflected image, share its product. And of a constant x XLA
+computes masked gathers itself, wrongly at that: positions and images change places. So x and kernel are behind a
+barrier when XLA simplifies, and periodic or reflected input is copied. What is left: x that the program broadcasts
+along positions, and one x and kernel in two convolutions that are then added up; there some products are rounded.
 """
 
 from __future__ import annotations
@@ -22,8 +29,10 @@ import numpy as np
 from jax import lax
 
 from jaxdw.geometry import Geometry
+from jaxdw.sums.narrow import stored, widened
 from jaxdw.sums.order import Order, Term, accumulate, opaque_zero
-from jaxdw.sums.padded import pad_undilated, sum_of_padded
+from jaxdw.sums.padded import of_padded, pad_undilated, sum_of_padded
+from jaxdw.windows import pad
 
 #: With fewer channels LLVM may vectorise over positions instead, and then shuffles between a product and its sum keep
 #: the two from becoming one FMA.
@@ -40,9 +49,12 @@ def sum_in_boxes(
     x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, order: Order, compute: np.dtype
 ) -> jax.Array:
     """y `(*batch, *output_spatial, C*M)` in dtype `compute`, which x, kernel and bias are converted to tap by tap."""
+    x, kernel = lax.optimization_barrier((stored(x), kernel))
+    if geometry.padding_mode != "zeros":
+        x, geometry = lax.optimization_barrier(pad(x, geometry)), of_padded(geometry)
     if geometry.channels < LEAST_CHANNELS or math.prod(geometry.spatial) >= 2**31:  # positions are 32-bit numbers
         return sum_of_padded(x, kernel, bias, geometry, order, compute)
-    if geometry.taps > MOST_TAPS:
+    if geometry.taps > MOST_TAPS or x.dtype == np.uint16:  # the bits of bfloat16 are a copy anyway, so copy once
         x, geometry = pad_undilated(x, geometry)
     flat = x.reshape(math.prod(geometry.batch), *geometry.spatial, geometry.channels)
     weights = kernel.astype(compute).reshape(geometry.taps, geometry.channels, geometry.multiplier)
@@ -118,7 +130,7 @@ class _Boxes:
             steps = [_step(column) for column in columns]
             value = self.sliced(columns, steps) if all(steps) else self.gathered(columns)
             weight = lax.index_in_dim(self.weights, index, keepdims=False)
-            yield Term(value.astype(weight.dtype), weight, index // geometry.kernel_size[-1])
+            yield Term(widened(value, weight.dtype), weight, index // geometry.kernel_size[-1])
 
     def sliced(self, columns: list[np.ndarray], steps: list[int]) -> jax.Array:
         starts = [int(column[0]) for column in columns]

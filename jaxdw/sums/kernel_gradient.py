@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from jaxdw.geometry import Geometry
+from jaxdw.sums.narrow import stored, widened
 from jaxdw.sums.padded import kernel_gradient_of_padded, of_padded
 from jaxdw.windows import pad
 
@@ -31,9 +32,12 @@ LEAST_TERMS = 14
 
 def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np.dtype) -> jax.Array:
     """`(*kernel_size, 1, C*M)` in dtype `compute`: for each tap, the sum of what it read times dy."""
+    x, dy = stored(x), stored(dy)
     if geometry.rank > 2 or max(geometry.input_dilation) > 1:
         return kernel_gradient_of_padded(x, dy, geometry, compute)
     plane = _plane(geometry)
+    if not (plane.sources[1] >= 0).all(axis=1).any():  # every sum would gather columns of its own, ten times x together
+        return kernel_gradient_of_padded(x, dy, geometry, compute)
     sections = _sections(plane)
     if not _affordable(plane, sections):
         sections = [_Section(0, plane.output_spatial[0], plane.spatial[0], padded=True)]
@@ -157,7 +161,7 @@ def _row_sums(
                 (0, origin[1] + row, column, *(0 for _ in trailing)),
                 (images, origin[1] + geometry.output_spatial[0], column + 1, *trailing),
                 (1, together, 1, *(1 for _ in trailing)),
-            ).astype(compute)
+            )
             exists = None
             if (reads >= 0).all():
                 limits = (images, bottom, int(reads[-1]) + 1, channels)
@@ -167,7 +171,7 @@ def _row_sums(
                 line = lax.slice(x, (0, top, 0, 0), (images, bottom, width, channels), (1, row_step, 1, 1))
                 value = _columns(line, np.maximum(reads, 0))
                 exists = jnp.asarray((reads >= 0).reshape(1, 1, -1, *(1 for _ in trailing)))
-            value = value.astype(compute)
+            value, gradient = widened(value, compute), widened(gradient, compute)
             product = (value[..., None] if geometry.multiplier > 1 else value) * gradient
             if exists is not None:
                 product = jnp.where(exists, product, jnp.zeros((), compute))

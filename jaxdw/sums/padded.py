@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 
 from jaxdw.geometry import Geometry
+from jaxdw.sums.narrow import widened
 from jaxdw.sums.order import Order, Term, accumulate, opaque_zero
 from jaxdw.windows import pad, tap_slices
 
@@ -20,7 +21,7 @@ def sum_of_padded(
 ) -> jax.Array:
     """y `(*batch, *output_spatial, C*M)` in dtype `compute`."""
     multiplier = geometry.multiplier
-    padded = pad(x, geometry).astype(compute)
+    padded = widened(pad(x, geometry), compute)
     weights = kernel.astype(compute).reshape(geometry.taps, geometry.channels, multiplier)
     biases = None if bias is None else bias.astype(compute).reshape(geometry.channels, multiplier)
     shape = (*geometry.batch, *geometry.output_spatial, geometry.channels)
@@ -79,8 +80,8 @@ def kernel_gradient_of_padded(x: jax.Array, dy: jax.Array, geometry: Geometry, c
     images = math.prod(geometry.batch)
     outputs = (images, *geometry.output_spatial)
     rows = math.prod(outputs[:-1])
-    padded = pad(x, geometry).astype(compute)
-    gradient = dy.astype(compute).reshape(*outputs, geometry.channels, geometry.multiplier)
+    padded = widened(pad(x, geometry), compute)
+    gradient = widened(dy, compute).reshape(*outputs, geometry.channels, geometry.multiplier)
     products = [
         (value.reshape(*outputs, geometry.channels, 1) * gradient).reshape(rows, -1)
         for value in tap_slices(padded, geometry, geometry.output_spatial)

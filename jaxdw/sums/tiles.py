@@ -1,14 +1,15 @@
 """The sum over the taps on TPU, where strides must not fall within a tile.
 
 A TPU holds an array in tiles of 8 sublanes x 128 lanes of its two minor axes. A slice that strides over one of these
-picks single rows or columns out of tiles: XLA then makes a padded copy of x, or reads it once a tap. Over the other axes
-it picks whole tiles, for nothing. So where the taps stride, x is laid out with its batch in the sublanes and its channels
-in the lanes. That is one copy of x at most, without padding; XLA's own convolutions prefer this layout too, and after one
-of them there is nothing to copy.
+picks single rows or columns out of tiles: XLA then copies x, padded, and reads it once a tap. Over the other axes a
+slice picks whole tiles, for nothing. So where the taps stride, x is laid out with its batch in the sublanes and its
+channels in the lanes. That is one copy of x at most, without padding; XLA's own convolutions like this layout too, and
+after one of them there is nothing to copy.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -29,60 +30,79 @@ def sum_on_tiles(
     x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, order: Order, compute: np.dtype
 ) -> jax.Array:
     """y `(*batch, *output_spatial, C*M)` in dtype `compute`."""
-    flat = x.reshape(math.prod(geometry.batch), *geometry.spatial, geometry.channels)
-    if bias is None and order == "raster" and _convolves(geometry):
-        return _convolution(flat.astype(compute), kernel.astype(compute), geometry).reshape(geometry.output_shape)
-    if max(geometry.strides) > 1:
-        major = (*range(1, geometry.rank + 1), 0, geometry.rank + 1)
-        flat = with_layout_constraint(flat, Layout(major_to_minor=major))
-    padded = pad(flat.reshape(x.shape), geometry).astype(compute)
-    padded = padded.reshape(flat.shape[0], *padded.shape[len(geometry.batch) :])
-    # Weights keep the rank of x: without it XLA copies a large kernel into a row a tap, and reads each twice.
-    weights = kernel.astype(compute).reshape(*geometry.kernel_size, geometry.channels, geometry.multiplier)
-    biases = None if bias is None else bias.astype(compute).reshape(geometry.channels, geometry.multiplier)
-    shape = (flat.shape[0], *geometry.output_spatial, geometry.channels)
+    flat = dataclasses.replace(geometry, batch=(math.prod(geometry.batch),))
+    x = x.reshape(flat.x_shape)
+    if bias is None and order == "raster" and _is_convolution(flat):
+        y = _convolution(x.astype(compute), kernel.astype(compute), flat)
+    else:
+        y = _sum(x, kernel, bias, flat, order, compute)
+    return y.reshape(geometry.output_shape)
+
+
+def _sum(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, order: Order, compute: np.dtype
+) -> jax.Array:
+    """As `sum_on_tiles`, of one batch axis."""
+    rank, channels, multiplier = geometry.rank, geometry.channels, geometry.multiplier
+    if max(geometry.strides) > 1 and _copy_is_cheaper(geometry):
+        x = with_layout_constraint(x, Layout(major_to_minor=(*range(1, rank + 1), 0, rank + 1)))
+    padded = pad(x, geometry).astype(compute)
+    weights = kernel.astype(compute).reshape(*geometry.kernel_size, channels, multiplier)
+    biases = None if bias is None else bias.astype(compute).reshape(channels, multiplier)
+    taps = list(itertools.product(*map(range, geometry.kernel_size)))
+    shape = (*geometry.batch, *geometry.output_spatial, channels)
 
     def weight(tap: tuple[int, ...], m: int) -> jax.Array:
-        row = lax.slice(weights, (*tap, 0, m), (*(t + 1 for t in tap), geometry.channels, m + 1))
-        return row.reshape(*(1 for _ in range(geometry.rank + 1)), geometry.channels)
+        """Of x's rank: of a lower one XLA makes an array a tap from a 9x9 kernel, more bytes than the sum itself."""
+        of_tap = lax.slice(weights, (*tap, 0, m), (*(t + 1 for t in tap), channels, m + 1))
+        return of_tap.reshape(*(1 for _ in range(rank + 1)), channels)
 
     def of(m: int) -> jax.Array:
-        taps = list(itertools.product(*map(range, geometry.kernel_size)))
         zero = jnp.broadcast_to(opaque_zero(weight(taps[0], m)), shape)
+        start = zero if biases is None else jnp.broadcast_to(biases[:, m], shape)
         terms = (
             Term(value, weight(tap, m), index // geometry.kernel_size[-1])
             for index, (tap, value) in enumerate(zip(taps, tap_slices(padded, geometry, geometry.output_spatial)))
         )
-        return accumulate(terms, zero if biases is None else jnp.broadcast_to(biases[:, m], shape), zero, order)
+        return accumulate(terms, start, zero, order)
 
-    outputs = [of(m) for m in range(geometry.multiplier)]
-    y = outputs[0] if len(outputs) == 1 else jnp.stack(outputs, axis=-1)
-    return y.reshape(geometry.output_shape)
+    outputs = [of(m) for m in range(multiplier)]
+    return outputs[0] if multiplier == 1 else jnp.stack(outputs, axis=-1).reshape(geometry.output_shape)
 
 
-def _convolves(geometry: Geometry) -> bool:
-    """Whether XLA's own convolution is the same sum in one pass less.
+def _is_convolution(geometry: Geometry) -> bool:
+    """Whether XLA's own convolution is the same sum with one pass over x less.
 
-    Where the last spatial axis fills tiles no worse than the batch does, XLA lays x out so, and the copy would be a pass
-    of its own. XLA's depthwise convolution brings the batch into the sublanes while it reads. At the highest precision
-    it is the chain of this file: products in raster order, each rounded and then added; seen in what libtpu 0.0.42 makes
-    for v5e, v5p and v6e, which have no FMA.
+    Where the last spatial axis fills sublanes no worse than the batch does, XLA has it there, and the copy would be a
+    pass of its own; XLA's depthwise convolution brings the batch into the sublanes as it reads. At the highest
+    precision it is the chain of this file: products in raster order, each rounded and then added, nothing narrower than
+    float32. So it is in the programs that libtpu 0.0.42 makes for v5e, v5p and v6e, instruction by instruction.
     """
-    batch, width, channels = math.prod(geometry.batch), geometry.spatial[-1], geometry.channels
+    (images,), width = geometry.batch, geometry.spatial[-1]
     return (
         geometry.rank == 2
         and geometry.multiplier == 1
         and geometry.padding_mode == "zeros"
         and max(geometry.kernel_dilation + geometry.input_dilation) == 1
         and geometry.strides[-1] > 1
-        and batch >= SUBLANES
-        and _waste(width, SUBLANES) <= _waste(batch, SUBLANES)
-        and _waste(channels, LANES) <= _waste(width, LANES)
+        and images >= SUBLANES
+        and _waste(width, SUBLANES) <= _waste(images, SUBLANES)
+        and _waste(geometry.channels, LANES) <= _waste(width, LANES)
     )
 
 
+def _copy_is_cheaper(geometry: Geometry) -> bool:
+    """Whether fewer bytes move with the channels in the lanes.
+
+    Where few channels would waste the lanes, XLA has the last spatial axis there. Left so, x is read, written padded
+    and read once a tap; otherwise it is read, and a copy of another size is written and read.
+    """
+    larger = _waste(geometry.channels, LANES) / _waste(geometry.spatial[-1], LANES)
+    return 1 + 2 * larger <= 2 + geometry.taps
+
+
 def _waste(size: int, tile: int) -> float:
-    """What an axis takes up in tiles, over its size."""
+    """What an axis takes up in whole tiles, over its size."""
     return -(-size // tile) * tile / size
 
 

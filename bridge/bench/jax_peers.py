@@ -1,0 +1,294 @@
+"""jaxdw and what else JAX has: `lax.conv_general_dilated`, `flax.nnx.Conv`, `lax.conv_general_dilated_patches`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+import jaxdw
+from bridge.bench.problems import EPSILON, INPUTS, RATE, Problem, Way
+from bridge.bench.reference import Arrays
+from bridge.bench.suites import Layer
+from bridge.weights import to_flax, to_torch
+from jaxdw.conv import choose
+from jaxdw.models.blocks import ConvNormAct, relu6
+from jaxdw.models.mobilenet_v2 import ORIGINALS, mobilenet_v2
+
+#: The rules by which PyTorch's weights become Flax's.
+NETWORK = "torchvision.mobilenet_v2"
+
+#: Of x and w, the convolution.
+Convolution = Callable[[jax.Array, jax.Array], jax.Array]
+
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+_GRADIENTS = ("y", "dx", "dw")
+
+
+def convolution(layer: Layer, method: str = "auto") -> Convolution:
+    """jaxdw's."""
+    return lambda x, w: jaxdw.depthwise_conv(x, w, strides=layer.stride, padding=layer.padding, method=method)
+
+
+def windowed(layer: Layer) -> Convolution:
+    """jaxdw's way to apply a function to every window before the kernel."""
+
+    def compute(x, w):
+        windows = jaxdw.unfold(x, (layer.kernel, layer.kernel), strides=layer.stride, padding=layer.padding)
+        return jaxdw.contract(signed_square(windows), w)
+
+    return compute
+
+
+def signed_square(values: jax.Array) -> jax.Array:
+    """What `windows` applies: v |v|."""
+    return values * jnp.abs(values)
+
+
+def with_gradients(compute: Convolution) -> Callable[..., tuple[jax.Array, ...]]:
+    """Of x, w and dy: y, dx and dw."""
+
+    def all_three(x, w, dy):
+        y, back = jax.vjp(compute, x, w)
+        return y, *back(dy)
+
+    return all_three
+
+
+def _grouped(layer: Layer) -> Convolution:
+    return lambda x, w: lax.conv_general_dilated(
+        x,
+        w,
+        (layer.stride, layer.stride),
+        [(layer.padding, layer.padding)] * 2,
+        dimension_numbers=_DIMENSIONS,
+        feature_group_count=layer.channels,
+    )
+
+
+def _flax(layer: Layer) -> Convolution:
+    conv = nnx.eval_shape(
+        lambda: nnx.Conv(
+            layer.channels,
+            layer.channels,
+            (layer.kernel, layer.kernel),
+            layer.stride,
+            padding=layer.padding,
+            feature_group_count=layer.channels,
+            use_bias=False,
+            rngs=nnx.Rngs(0),
+        )
+    )
+    graph, state = nnx.split(conv)
+    return lambda x, w: nnx.merge(graph, jax.tree.map(lambda _: w, state))(x)
+
+
+def _patches(layer: Layer, function: Callable[[jax.Array], jax.Array] = lambda windows: windows) -> Convolution:
+    def compute(x, w):
+        windows = lax.conv_general_dilated_patches(
+            x,
+            (layer.kernel, layer.kernel),
+            (layer.stride, layer.stride),
+            [(layer.padding, layer.padding)] * 2,
+            dimension_numbers=_DIMENSIONS,
+        )
+        windows = function(windows.reshape(*windows.shape[:-1], layer.channels, layer.kernel**2))
+        return jnp.einsum("nhwct,tc->nhwc", windows, w.reshape(-1, layer.channels))
+
+    return compute
+
+
+def _block(layer: Layer, method: str) -> Callable[..., jax.Array]:
+    """`ConvNormAct` of `jaxdw.models` in eval mode, its parameters and statistics given by name."""
+    conventions = dataclasses.replace(ORIGINALS["torchvision"], method=method, bn_epsilon=EPSILON)
+    unit = nnx.eval_shape(
+        lambda: ConvNormAct(
+            layer.channels,
+            layer.channels,
+            conventions,
+            kernel=layer.kernel,
+            stride=layer.stride,
+            depthwise=True,
+            activation=relu6,
+            rngs=nnx.Rngs(0),
+        )
+    )
+    unit.eval()
+    graph, state = nnx.split(unit)
+
+    def compute(x, w, **parameters):
+        given = {"kernel": w, **parameters}
+        filled = [(path, variable.replace(given[path[-1]])) for path, variable in nnx.to_flat_state(state)]
+        return nnx.merge(graph, nnx.from_flat_state(filled))(x)
+
+    return compute
+
+
+def _way(name: str, program: Callable[..., Any], results: tuple[str, ...]) -> Way:
+    """A compiled function of a problem's arrays, given by name; its results are named `results`."""
+
+    def start(arrays: Arrays) -> Callable[[], Any]:
+        placed = {key: jnp.array(array, copy=True) for key, array in arrays.items()}
+        return lambda: _waited(program(**placed))
+
+    def fetch(result: Any) -> dict[str, np.ndarray]:
+        return dict(zip(results, map(np.asarray, jax.tree.leaves(result)), strict=True))
+
+    return Way(name, start, fetch)
+
+
+def _waited(result: Any) -> Any:
+    """Cheaper by some microseconds than `jax.block_until_ready`, which would count against the small layers."""
+    for array in result if isinstance(result, tuple) else (result,):
+        array.block_until_ready()
+    return result
+
+
+def _layer_way(make: Callable[[Layer], Callable[..., Any]], suite: str) -> Callable[[Problem, str], Way]:
+    def of(problem: Problem, name: str) -> Way:
+        assert problem.layer is not None
+        compute = make(problem.layer)
+        return _way(name, jax.jit(with_gradients(compute) if suite == "gradients" else compute), _results(problem))
+
+    return of
+
+
+def method_way(problem: Problem, method: str) -> Way:
+    """jaxdw by one of its methods, for a problem of "layers" or "gradients"."""
+    return _way(method, _lowerable(problem, method), _results(problem))
+
+
+def auto_method(problem: Problem) -> str:
+    """The method that "auto" stands for, for a problem of "layers" or "gradients"."""
+    assert problem.layer is not None
+    (batch, *_) = problem.inputs[0]["x"].shape
+    return choose(problem.layer.geometry(batch))
+
+
+def way_and_memory(problem: Problem) -> tuple[Way, dict[str, int]]:
+    """jaxdw's way to a problem of "layers" or "gradients", and the bytes that its program says it needs."""
+    program = _lowerable(problem, "auto").lower(**_shapes(problem)).compile()
+    memory = program.memory_analysis()
+    needed = {
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes,
+    }
+    return _way("jaxdw", program, _results(problem)), needed
+
+
+def _lowerable(problem: Problem, method: str) -> Any:
+    assert problem.layer is not None
+    compute = convolution(problem.layer, method)
+    return jax.jit(with_gradients(compute) if problem.suite == "gradients" else compute)
+
+
+def _shapes(problem: Problem) -> dict[str, jax.ShapeDtypeStruct]:
+    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in problem.inputs[0].items()}
+
+
+def _results(problem: Problem) -> tuple[str, ...]:
+    return _GRADIENTS if problem.suite == "gradients" else ("y",)
+
+
+def _network_way(method: str) -> Callable[[Problem, str], Way]:
+    """MobileNetV2 of `jaxdw.models`; one step of training where there are labels, its state donated."""
+
+    def of(problem: Problem, name: str) -> Way:
+        classes, training = len(problem.weights["classifier.1.bias"]), "labels" in problem.inputs[0]
+        model = nnx.eval_shape(
+            lambda: mobilenet_v2(classes, width=problem.width, dropout=0.0, method=method, rngs=nnx.Rngs(0))
+        )
+        nnx.update(model, to_flax(problem.weights, model, NETWORK).weights)
+        if not training:
+            model.eval()
+            graph, state = nnx.split(model)
+            infer = jax.jit(lambda state, images: nnx.merge(graph, state)(images))
+
+            def start(arrays: Arrays) -> Callable[[], Any]:
+                images = jnp.array(arrays["images"], copy=True)
+                return lambda: infer(state, images).block_until_ready()
+
+            return Way(name, start, lambda logits: {"logits": np.asarray(logits)})
+
+        graph, *drawn = nnx.split(model, nnx.Param, ...)
+        step = jax.jit(functools.partial(_step, graph), donate_argnums=0)
+
+        def start_training(arrays: Arrays) -> Callable[[], Any]:
+            images, labels = (jnp.array(arrays[key], copy=True) for key in ("images", "labels"))
+            state = jax.tree.map(lambda array: jnp.array(array, copy=True), drawn)
+
+            def run() -> Any:
+                nonlocal state
+                loss, state = step(state, images, labels)
+                return jax.block_until_ready((loss, state))
+
+            return run
+
+        def fetch(result: Any) -> dict[str, np.ndarray]:
+            loss, state = result
+            return {"loss": np.asarray(loss), **to_torch(nnx.merge(graph, *state), NETWORK).weights}
+
+        return Way(name, start_training, fetch)
+
+    return of
+
+
+def _step(graph: Any, state: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
+    """The loss, and parameters and statistics after a step of SGD."""
+    parameters, statistics = state
+
+    def loss_of(parameters):
+        model = nnx.merge(graph, parameters, statistics, copy=True)
+        of_each = jax.nn.log_softmax(model(images))
+        loss = -jnp.take_along_axis(of_each, labels[:, None], axis=-1).mean()
+        return loss, nnx.state(model, nnx.Not(nnx.Param))
+
+    (loss, statistics), gradients = jax.value_and_grad(loss_of, has_aux=True)(parameters)
+    return loss, [jax.tree.map(lambda p, g: p - RATE * g, parameters, gradients), statistics]
+
+
+def ways(problem: Problem, names: Sequence[str]) -> list[Way]:
+    """The ways of these names that the suite has."""
+    return [_WAYS[problem.suite][name](problem, name) for name in names if name in _WAYS[problem.suite]]
+
+
+def copy_call(elements: int) -> Callable[[int], None]:
+    """x + 1 for float32 x, from a source in turn: the nearest to a copy that XLA does not leave out."""
+    sources = [jnp.full((elements,), float(i)) for i in range(INPUTS)]
+    program = jax.jit(lambda x: x + 1)
+    return lambda turn: program(sources[turn]).block_until_ready()
+
+
+_Makers = Mapping[str, Callable[[Problem, str], Way]]
+
+
+def _convolutions(suite: str) -> _Makers:
+    return {
+        "jaxdw": _layer_way(convolution, suite),
+        "lax.grouped": _layer_way(_grouped, suite),
+        "nnx.Conv": _layer_way(_flax, suite),
+        "lax.patches": _layer_way(_patches, suite),
+    }
+
+
+_WAYS: Mapping[str, _Makers] = {
+    "layers": _convolutions("layers"),
+    "gradients": _convolutions("gradients"),
+    "windows": {
+        "jaxdw": _layer_way(windowed, "windows"),
+        "lax.patches": _layer_way(lambda layer: _patches(layer, signed_square), "windows"),
+    },
+    "blocks": {
+        "jaxdw": _layer_way(lambda layer: _block(layer, "auto"), "blocks"),
+        "lax.grouped": _layer_way(lambda layer: _block(layer, "grouped"), "blocks"),
+    },
+    "models": {"jaxdw": _network_way("auto"), "lax.grouped": _network_way("grouped")},
+}

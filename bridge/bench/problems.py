@@ -1,0 +1,124 @@
+"""A problem is one row of a suite: what to compute, on which inputs, and how its results are checked beforehand."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from bridge.bench.reference import (
+    Arrays,
+    Check,
+    block,
+    convolve,
+    exactly,
+    gradients,
+    integers,
+    squarable,
+    within,
+)
+from bridge.bench.suites import Layer
+
+#: Inputs in rotation, so that no way finds its own still in a cache.
+INPUTS = 3
+
+#: Of the blocks' batch normalization, as in PyTorch.
+EPSILON = 1e-5
+
+#: Of the step of training.
+RATE = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One way to compute a problem.
+
+    Attributes:
+      name: "jaxdw" or a peer's.
+      start: puts arrays where the framework wants them, and returns the call that computes and waits for the result.
+        The same program serves every start.
+      fetch: what a call returned, as NumPy arrays by name, channels last.
+    """
+
+    name: str
+    start: Callable[[Arrays], Callable[[], Any]]
+    fetch: Callable[[Any], dict[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One row of a suite.
+
+    Attributes:
+      suite, name: of the row; networks: that have the layer.
+      layer: its geometry, None for whole models; of these width and weights, a state_dict of PyTorch.
+      inputs: random float32 data to time on, standard normal.
+      checks: that every way must pass before; made when asked for.
+      nbytes: that any way must move: its operands read once and its results written once; None for whole models.
+      flops: two a product, products with padding counted; None where the work is not sums of products alone.
+    """
+
+    suite: str
+    name: str
+    networks: tuple[str, ...]
+    layer: Layer | None
+    inputs: Sequence[Arrays]
+    checks: Callable[[], Sequence[Check]]
+    nbytes: int | None
+    flops: int | None
+    width: float = 1.0
+    weights: Arrays = dataclasses.field(default_factory=dict)
+
+
+def problem(suite: str, name: str, networks: tuple[str, ...], batch: int, seed: int) -> Problem:
+    """A row of "layers", "gradients", "windows" or "blocks"."""
+    layer = Layer.parse(name)
+    # the row has its numbers whatever rows are measured with it
+    rng = np.random.default_rng((seed, SEEDS.index(suite), layer.height, layer.width, layer.channels, layer.kernel))
+    g = layer.geometry(batch)
+    x, w, y = (int(np.prod(shape)) for shape in (g.x_shape, g.kernel_shape, g.output_shape))
+    elements = {"gradients": 2 * (x + w + y), "blocks": x + w + y + 4 * g.channels}.get(suite, x + w + y)
+    flops = {"layers": 2 * g.taps * y, "gradients": 6 * g.taps * y}.get(suite)
+    inputs = [_normal(suite, rng, layer, batch) for _ in range(INPUTS)]
+    return Problem(
+        suite, name, networks, layer, inputs, lambda: _checks(suite, rng, layer, batch, inputs), 4 * elements, flops
+    )
+
+
+#: The suites of layers; their places are part of the seed.
+SEEDS = ("layers", "gradients", "windows", "blocks")
+
+
+def _normal(suite: str, rng: np.random.Generator, layer: Layer, batch: int) -> Arrays:
+    g = layer.geometry(batch)
+    arrays = {"x": rng.standard_normal(g.x_shape, np.float32), "w": rng.standard_normal(g.kernel_shape, np.float32)}
+    if suite == "gradients":
+        arrays["dy"] = rng.standard_normal(g.output_shape, np.float32)
+    if suite == "blocks":
+        for name in ("scale", "bias", "mean"):
+            arrays[name] = rng.uniform(-1, 1, g.channels).astype(np.float32)
+        arrays["var"] = rng.uniform(0.5, 2, g.channels).astype(np.float32)
+    return arrays
+
+
+def _checks(
+    suite: str, rng: np.random.Generator, layer: Layer, batch: int, inputs: Sequence[Arrays]
+) -> Sequence[Check]:
+    if suite == "blocks":
+        y, bound = block(inputs[0], layer, EPSILON)
+        return [Check(inputs[0], within({"y": y}, {"y": bound}))]
+    if suite == "windows":
+        whole = squarable(rng, layer, batch)
+        return [Check(whole, exactly({"y": convolve(whole["x"] * np.abs(whole["x"]), whole["w"], layer)}))]
+    checks = []
+    for fine in ("x", "dy") if suite == "gradients" else ("x",):
+        whole = integers(rng, layer, batch, fine)
+        expected = {"y": convolve(whole["x"], whole["w"], layer)}
+        if suite == "gradients":
+            expected["dx"], expected["dw"] = gradients(whole["x"], whole["w"], whole["dy"], layer)
+        else:
+            del whole["dy"]
+        checks.append(Check(whole, exactly(expected)))
+    return checks

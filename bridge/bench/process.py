@@ -1,0 +1,114 @@
+"""A run in a process of its own, since what keeps one framework from slowing the other is read once, at the start.
+
+PyTorch's idle OpenMP threads spin for some milliseconds after each of its calls, in the hope of another, and so take
+the processor from whoever runs next. `OMP_WAIT_POLICY=passive` lets them sleep; it must be there before torch is
+imported. A policy that the caller has set is kept; where ways are timed alone, PyTorch's own is. How many processors
+are used is fixed at the start, too.
+
+`python -m bridge.bench.process FOLDER` is that process: it reads settings.json there, and writes report.json.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pydantic
+import rich.progress
+from rich.console import Console
+
+import bridge
+from bridge.bench.schema import BenchReport, Settings
+
+
+def measured(settings: Settings) -> BenchReport | int:
+    """The report of a run in a process of its own; or, where that failed and said why, its exit code.
+
+    Raises:
+      OSError: the process was ended from outside.
+    """
+    packages = [str(Path(bridge.__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    added = {
+        # the peers run on the processor, and so must jaxdw
+        "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
+        "PYTHONPATH": os.pathsep.join(packages),
+    }
+    if not settings.alone:
+        added["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "settings.json").write_text(settings.model_dump_json())
+        command = [sys.executable, "-m", __name__, folder]
+        done = subprocess.run(command, env={**os.environ, **added}, stdin=subprocess.DEVNULL, check=False)
+        report = Path(folder, "report.json")
+        if done.returncode < 0:
+            number = -done.returncode
+            raise OSError(
+                f"the process that measures was ended by signal {number}" + ", for want of memory" * (number == 9)
+            )
+        if done.returncode:
+            return done.returncode
+        return BenchReport.model_validate_json(report.read_text())
+
+
+def read_report(path: Path) -> BenchReport:
+    """What `jaxdw bench --json` wrote.
+
+    Raises:
+      ValueError: the file holds something else.
+      OSError: it cannot be read.
+    """
+    try:
+        return BenchReport.model_validate_json(path.read_text())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`--from-json` is {path}, expected what --json wrote: {error}") from None
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise ValueError(f"`--from-json` is {path}, expected what --json wrote: {where}: {first['msg']}") from None
+
+
+def check_threads(threads: int | None) -> None:
+    """Raises ValueError where so many logical processors cannot be had."""
+    if threads is None:
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        raise ValueError(f"`--threads` is {threads}, which only Linux can limit: leave it out")
+    available = len(os.sched_getaffinity(0))
+    if not 1 <= threads <= available:
+        raise ValueError(f"`--threads` is {threads}, expected 1 to {available}, the logical processors available")
+
+
+def _main(folder: Path) -> None:
+    settings = Settings.model_validate_json((folder / "settings.json").read_text())
+    if settings.threads is not None:  # before either framework starts its threads, which inherit it
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings.threads])
+    from bridge.bench.run import run
+    from bridge.bench.torch_peers import set_threads
+
+    if settings.threads is not None:
+        set_threads(settings.threads)
+    # no automatic refresh: its thread would run during the measurements
+    console = Console(stderr=True)
+    track = functools.partial(
+        rich.progress.track,
+        console=console,
+        transient=True,
+        auto_refresh=False,
+        disable=not console.is_terminal,
+    )
+    report = run(settings, lambda rows, suite: track(rows, description=suite))
+    (folder / "report.json").write_text(report.to_json())
+
+
+if __name__ == "__main__":
+    try:
+        _main(Path(sys.argv[1]))
+    except (ValueError, TypeError, OSError, MemoryError, RuntimeError) as error:
+        print(f"jaxdw: {error or type(error).__name__}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:  # the command was interrupted, too, and says so
+        sys.exit(130)

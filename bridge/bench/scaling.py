@@ -1,0 +1,70 @@
+"""The cost model: how time and memory of jaxdw grow with batch, channels, size and kernel, measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from bridge.bench import jax_peers
+from bridge.bench.figures import exponent
+from bridge.bench.measure import interleaved
+from bridge.bench.problems import problem
+from bridge.bench.schema import PointRecord, ScaleRecord, Settings
+from bridge.bench.suites import SCALES, Layer
+
+#: Of each work the suite whose problems it is.
+WORK = {"forward": "layers", "gradients": "gradients"}
+
+#: What a varied field counts: the side is squared, as is the kernel.
+_QUANTITIES = {"batch": "batch", "channels": "channels", "side": "positions", "kernel": "taps"}
+
+
+def scaling(base: Layer, settings: Settings, track: Callable[[Sequence[Any], str], Iterable[Any]]) -> list[ScaleRecord]:
+    """Each quantity over two decades, forward and with both gradients, the others as in the base.
+
+    Raises:
+      RuntimeError: a result is wrong.
+    """
+    pairs = [(field, work) for field in SCALES for work in WORK]
+    return [_scale(base, field, work, settings) for field, work in track(pairs, "scaling")]
+
+
+def _scale(base: Layer, field: str, work: str, settings: Settings) -> ScaleRecord:
+    points: dict[int, PointRecord] = {}
+    calls: dict[str, Sequence[Callable[[], Any]]] = {}
+    for value in SCALES[field]:
+        batch = value if field == "batch" else settings.batch
+        layer = base if field == "batch" else dataclasses.replace(base, **_changed(field, value))
+        each = problem(WORK[work], str(layer), (), batch, settings.seed)
+        way, memory = jax_peers.way_and_memory(each)
+        for check in each.checks():
+            if wrong := check.misfit(way.fetch(way.start(check.arrays)())):
+                raise RuntimeError(f"{work} of {layer}, batch {batch}: {wrong}")
+        quantity = value**2 if field in ("side", "kernel") else value
+        points[quantity] = PointRecord(value=quantity, name=str(layer), batch=batch, milliseconds=[], **memory)
+        calls[str(quantity)] = [way.start(arrays) for arrays in each.inputs]
+    for name, times in interleaved(calls, settings.rounds, settings.seed).items():
+        points[int(name)].milliseconds = [ms for ms in times if ms is not None]
+    found = [points[value] for value in sorted(points)]
+    return ScaleRecord(
+        quantity=_QUANTITIES[field],
+        work=work,
+        points=found,
+        time_exponent=_exponent(found, [point.spread.median for point in found]),
+        memory_exponent=_exponent(found, [point.temporary_bytes for point in found]),
+    )
+
+
+def _changed(field: str, value: int) -> dict[str, int]:
+    return {"height": value, "width": value} if field == "side" else {field: value}
+
+
+def _exponent(points: Sequence[PointRecord], costs: Sequence[float]) -> float | None:
+    """Over the greater half of the decades; None where a cost there is zero."""
+    middle = math.sqrt(points[0].value * points[-1].value)
+    upper = [(point.value, cost) for point, cost in zip(points, costs) if point.value >= middle]
+    if len(upper) < 2 or min(cost for _, cost in upper) <= 0:
+        return None
+    return exponent([value for value, _ in upper], [cost for _, cost in upper])

@@ -1,0 +1,263 @@
+"""What `jaxdw bench --json` writes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pydantic
+
+from bridge.bench.figures import Spread, geometric_mean, spread
+
+#: Name and version of the schema. The version grows when a field is added, removed or changes its meaning.
+SCHEMA: Literal["jaxdw.bench/1"] = "jaxdw.bench/1"
+
+#: jaxdw's own way, and PyTorch's two eager ways, of which the best counts.
+OURS = "jaxdw"
+EAGER = ("torch", "torch.channels_last")
+
+
+class Settings(pydantic.BaseModel):
+    """What was asked for.
+
+    Attributes:
+      suites: their names, in order; tune: whether jaxdw's methods are compared instead of peers.
+      batch: images at once; size: side of the images of "models".
+      rounds: in each of which every way runs once, slow ones fewer.
+      layers: filters as for `bridge.bench.suites.select`.
+      peers: names, or "default" or "all" alone.
+      threads: logical processors that were used, or None for all.
+      alone: whether each way was timed as in a loop of its own.
+      seed: of data and order.
+    """
+
+    suites: tuple[str, ...]
+    batch: int = pydantic.Field(default=8, ge=1)
+    size: int = pydantic.Field(default=224, ge=64)
+    rounds: int = pydantic.Field(default=15, ge=1)
+    layers: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ("default",)
+    threads: int | None = None
+    alone: bool = False
+    tune: bool = False
+    seed: int = 0
+
+
+class WayRecord(pydantic.BaseModel):
+    """One way to compute a row.
+
+    Attributes:
+      name: "jaxdw", a peer, or with `tune` a method of jaxdw.
+      milliseconds: of each round, None where the way sat out; empty where its result was wrong or it failed.
+      low, median, high: their quartiles, None where there are none.
+      first_call_seconds: of the first call, which compiles.
+      wrong: what was wrong with its result; empty where nothing was.
+      failed: why it could not run; empty where it could.
+    """
+
+    name: str
+    milliseconds: list[float | None]
+    low: float | None
+    median: float | None
+    high: float | None
+    first_call_seconds: float | None
+    wrong: str = ""
+    failed: str = ""
+
+    @classmethod
+    def of(cls, name: str, milliseconds: list[float | None], first_call_seconds: float) -> WayRecord:
+        low, median, high = spread([ms for ms in milliseconds if ms is not None])
+        return cls(
+            name=name,
+            milliseconds=milliseconds,
+            low=low,
+            median=median,
+            high=high,
+            first_call_seconds=first_call_seconds,
+        )
+
+    @classmethod
+    def without_times(cls, name: str, *, wrong: str = "", failed: str = "") -> WayRecord:
+        return cls(
+            name=name,
+            milliseconds=[],
+            low=None,
+            median=None,
+            high=None,
+            first_call_seconds=None,
+            wrong=wrong,
+            failed=failed,
+        )
+
+
+class RowRecord(pydantic.BaseModel):
+    """One row of a suite.
+
+    Attributes:
+      name: height x width x channels : kernel : stride, or a row of "models".
+      networks: that have the layer.
+      nbytes: that any way must move at least, operands and results once each; None for whole models.
+      flops: two a product; None where other work is done too.
+      ways: jaxdw's first.
+      auto: with `tune`, the method that "auto" takes.
+    """
+
+    name: str
+    networks: tuple[str, ...]
+    batch: int
+    nbytes: int | None
+    flops: int | None
+    ways: list[WayRecord]
+    auto: str | None = None
+
+    def median(self, name: str) -> float | None:
+        """Milliseconds of a way, None where it was not timed."""
+        return next((way.median for way in self.ways if way.name == name), None)
+
+    @property
+    def best_eager(self) -> float | None:
+        """Milliseconds of the faster of PyTorch's eager layouts."""
+        return min((ms for ms in map(self.median, EAGER) if ms is not None), default=None)
+
+    def ratio(self, peer: str) -> float | None:
+        """jaxdw's median over the peer's, or over that of the best of PyTorch's eager ways for "best torch"."""
+        ours, theirs = self.median(OURS), self.best_eager if peer == BEST else self.median(peer)
+        return ours / theirs if ours is not None and theirs is not None else None
+
+
+#: What summaries call the faster of PyTorch's eager layouts, row by row.
+BEST = "best torch"
+
+
+class SummaryRecord(pydantic.BaseModel):
+    """jaxdw's time over a peer's, over all rows where both were timed: below 1 jaxdw is faster."""
+
+    peer: str
+    rows: int
+    geometric_mean: float
+    least: float
+    greatest: float
+    greatest_at: str
+
+
+class SuiteRecord(pydantic.BaseModel):
+    """A suite; `skipped` has the peers that could not be had, and why."""
+
+    suite: str
+    rows: list[RowRecord]
+    summaries: list[SummaryRecord]
+    skipped: dict[str, str]
+    seconds: float
+
+    @classmethod
+    def of(cls, suite: str, rows: list[RowRecord], skipped: dict[str, str], seconds: float) -> SuiteRecord:
+        return cls(suite=suite, rows=rows, summaries=_summaries(rows), skipped=skipped, seconds=seconds)
+
+
+class CopyRecord(pydantic.BaseModel):
+    """Bandwidth of a copy that moves `nbytes`, half of them read and half written: 10^9 bytes a second, by whom."""
+
+    nbytes: int
+    gigabytes_a_second: dict[str, float]
+
+    @property
+    def best(self) -> float:
+        return max(self.gigabytes_a_second.values())
+
+
+class PointRecord(pydantic.BaseModel):
+    """One size of one quantity in `scaling`.
+
+    Attributes:
+      value: images, channels, positions or taps.
+      name: of the layer; batch: images.
+      milliseconds: of each round.
+      temporary_bytes, argument_bytes, output_bytes: of the compiled program.
+    """
+
+    value: int
+    name: str
+    batch: int
+    milliseconds: list[float]
+    temporary_bytes: int
+    argument_bytes: int
+    output_bytes: int
+
+    @property
+    def spread(self) -> Spread:
+        return spread(self.milliseconds)
+
+
+class ScaleRecord(pydantic.BaseModel):
+    """How the cost of jaxdw grows with one quantity, the others as in the base.
+
+    Attributes:
+      quantity: "batch", "channels", "positions" or "taps".
+      work: "forward" or "gradients" (forward and both gradients).
+      points: from the smallest.
+      time_exponent: p where milliseconds go as value**p, over the greater half of the decades, where overhead is small.
+      memory_exponent: of temporary bytes; None where a program needs none.
+    """
+
+    quantity: str
+    work: str
+    points: list[PointRecord]
+    time_exponent: float | None
+    memory_exponent: float | None
+
+
+class BenchReport(pydantic.BaseModel):
+    """A whole run.
+
+    Attributes:
+      environment: versions, processor, threads and flags.
+      settings: what was asked for.
+      copies: bandwidth of copies, in the same run; empty where no suite needs it.
+      suites: in order.
+      scaling: of the suite "scaling"; base: from which.
+    """
+
+    model_config = pydantic.ConfigDict(populate_by_name=True)
+
+    schema_: Literal["jaxdw.bench/1"] = pydantic.Field(default=SCHEMA, alias="schema")
+    environment: dict[str, str]
+    settings: Settings
+    copies: list[CopyRecord]
+    suites: list[SuiteRecord]
+    scaling: list[ScaleRecord]
+    base: str | None = None
+    seconds: float
+
+    @property
+    def wrong(self) -> list[str]:
+        """Every way whose result was wrong, in words."""
+        return [
+            f"{suite.suite}, {row.name}: {way.name}: {way.wrong}"
+            for suite in self.suites
+            for row in suite.rows
+            for way in row.ways
+            if way.wrong
+        ]
+
+    def to_json(self) -> str:
+        return self.model_dump_json(by_alias=True, indent=1) + "\n"
+
+
+def _summaries(rows: list[RowRecord]) -> list[SummaryRecord]:
+    """Of every peer, and of the best of PyTorch's eager ways."""
+    names = dict.fromkeys(way.name for row in rows for way in row.ways if way.name != OURS)
+    found = []
+    for peer in (*names, *((BEST,) if all(name in names for name in EAGER) else ())):
+        ratios = {row.name: ratio for row in rows if (ratio := row.ratio(peer)) is not None}
+        if ratios:
+            worst = max(ratios, key=ratios.__getitem__)
+            found.append(
+                SummaryRecord(
+                    peer=peer,
+                    rows=len(ratios),
+                    geometric_mean=geometric_mean(list(ratios.values())),
+                    least=min(ratios.values()),
+                    greatest=ratios[worst],
+                    greatest_at=worst,
+                )
+            )
+    return found

@@ -1,0 +1,170 @@
+"""What is measured: the depthwise layers of known networks at 224x224, and which of them each suite takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from jaxdw import Geometry
+
+#: Every suite; "all" is those before "scaling", which has no peers.
+SUITES = ("layers", "gradients", "windows", "blocks", "models", "scaling")
+ALL = SUITES[:-1]
+
+#: height x width x channels : kernel : stride, in the order of the network.
+NETWORKS: Mapping[str, str] = {
+    "MobileNetV1": """
+        112x112x32:3:1 112x112x64:3:2 56x56x128:3:1 56x56x128:3:2 28x28x256:3:1 28x28x256:3:2 14x14x512:3:1
+        14x14x512:3:2 7x7x1024:3:1""",
+    "MobileNetV2": """
+        112x112x32:3:1 112x112x96:3:2 56x56x144:3:1 56x56x144:3:2 28x28x192:3:1 28x28x192:3:2 14x14x384:3:1
+        14x14x576:3:1 14x14x576:3:2 7x7x960:3:1""",
+    "MobileNetV3-Large": """
+        112x112x16:3:1 112x112x64:3:2 56x56x72:3:1 56x56x72:5:2 28x28x120:5:1 28x28x240:3:2 14x14x200:3:1
+        14x14x184:3:1 14x14x480:3:1 14x14x672:3:1 14x14x672:5:2 7x7x960:5:1""",
+    "MobileNetV3-Small": """
+        112x112x16:3:2 56x56x72:3:2 28x28x88:3:1 28x28x96:5:2 14x14x240:5:1 14x14x120:5:1 14x14x144:5:1
+        14x14x288:5:2 7x7x576:5:1""",
+    "EfficientNet-B0": """
+        112x112x32:3:1 112x112x96:3:2 56x56x144:3:1 56x56x144:5:2 28x28x240:5:1 28x28x240:3:2 14x14x480:3:1
+        14x14x480:5:1 14x14x672:5:1 14x14x672:5:2 7x7x1152:5:1 7x7x1152:3:1""",
+    "ConvNeXt-T": "56x56x96:7:1 28x28x192:7:1 14x14x384:7:1 7x7x768:7:1",
+    "MixNet-S": """
+        112x112x16:3:1 112x112x96:3:2 56x56x72:3:1 56x56x48:3:2 56x56x48:5:2 56x56x48:7:2 28x28x120:3:1
+        28x28x120:5:1 28x28x80:3:2 28x28x80:5:2 28x28x80:7:2 14x14x240:3:1 14x14x240:5:1 14x14x160:3:1
+        14x14x160:5:1 14x14x160:7:1 14x14x90:3:1 14x14x90:5:1 14x14x90:7:1 14x14x90:9:1 14x14x144:3:2
+        14x14x144:5:2 14x14x144:7:2 14x14x144:9:2 14x14x144:11:2 7x7x300:3:1 7x7x300:5:1 7x7x300:7:1
+        7x7x300:9:1""",
+}
+
+#: Window-wise work holds every input once a tap in PyTorch and in `conv_general_dilated_patches`: a few shapes say it.
+WINDOWS = """
+    112x112x32:3:1 56x56x144:3:1 56x56x144:3:2 28x28x192:3:1 14x14x384:3:1 28x28x120:5:1 14x14x672:5:1
+    7x7x960:5:1"""
+
+#: Its blocks are convolution, batch normalization and ReLU6.
+BLOCKS = NETWORKS["MobileNetV2"]
+
+#: From which `scaling` varies one quantity at a time.
+BASE = "28x28x96:3:1"
+
+#: What `scaling` varies, over two decades each: images, channels, positions (the square of the side) and taps.
+SCALES: Mapping[str, Sequence[int]] = {
+    "batch": (1, 2, 5, 10, 20, 50, 100),
+    "channels": (8, 16, 40, 80, 160, 400, 800),
+    "side": (10, 14, 22, 32, 45, 71, 100),
+    "kernel": (1, 3, 5, 7, 9, 11),
+}
+
+_SPEC = re.compile(r"(\d+)x(\d+)x(\d+):(\d+):(\d+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A depthwise layer with a square kernel of odd size, padded by kernel // 2 on every side as in PyTorch's networks.
+
+    >>> layer = Layer.parse("56x56x144:3:2")
+    >>> layer.stride, str(layer), layer.geometry(8).output_shape
+    (2, '56x56x144:3:2', (8, 28, 28, 144))
+    """
+
+    height: int
+    width: int
+    channels: int
+    kernel: int
+    stride: int
+
+    @classmethod
+    def parse(cls, text: str, name: str = "layer") -> Layer:
+        """Of `height x width x channels : kernel : stride`; `name` is what an error calls it.
+
+        Raises:
+          ValueError: another form, a size of zero, or an even kernel.
+        """
+        match = _SPEC.fullmatch(text.strip())
+        sizes = [int(part) for part in match.groups()] if match else [0]
+        if min(sizes) < 1 or sizes[3] % 2 == 0:
+            raise ValueError(
+                f"`{name}` is {text!r}, expected height x width x channels:kernel:stride such as 56x56x144:3:2, "
+                "with an odd kernel"
+            )
+        return cls(*sizes)
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}x{self.channels}:{self.kernel}:{self.stride}"
+
+    @property
+    def padding(self) -> int:
+        """Zeros on each side of both axes."""
+        return self.kernel // 2
+
+    def geometry(self, batch: int) -> Geometry:
+        return Geometry.of(
+            (batch, self.height, self.width, self.channels),
+            (self.kernel, self.kernel, 1, self.channels),
+            strides=self.stride,
+            padding=self.padding,
+        )
+
+
+def layers_of(suite: str) -> dict[Layer, tuple[str, ...]]:
+    """The layers of "layers", "gradients", "windows" or "blocks", each once, with the networks that have it.
+
+    >>> layers_of("layers")[Layer.parse("112x112x96:3:2")]
+    ('MobileNetV2', 'EfficientNet-B0', 'MixNet-S')
+    """
+    networks: dict[Layer, tuple[str, ...]] = {}
+    for network, specs in NETWORKS.items():
+        for layer in map(Layer.parse, specs.split()):
+            networks[layer] = (*networks.get(layer, ()), network)
+    if suite in ("layers", "gradients"):
+        return networks
+    chosen = {"windows": WINDOWS, "blocks": BLOCKS}[suite]
+    return {layer: networks[layer] for layer in map(Layer.parse, chosen.split())}
+
+
+def model_rows(batch: int) -> tuple[str, ...]:
+    """The rows of "models", MobileNetV2: inference of one image and of a batch, and a step of training.
+
+    >>> model_rows(8)
+    ('inference, batch 1', 'inference, batch 8', 'training, batch 8')
+    """
+    return tuple(dict.fromkeys((*(f"inference, batch {n}" for n in (1, batch)), f"training, batch {batch}")))
+
+
+def select(suite: str, filters: Sequence[str], batch: int) -> dict[str, tuple[str, ...]]:
+    """The rows of a suite that filters leave: names, with the networks of each.
+
+    Args:
+      suite: one of `SUITES`.
+      filters: a whole layer, as "56x56x144:3:2", which need not be in the tables; or a part of a row's name or of a
+        network's. A row stays if any filter takes it; no filters leave all.
+      batch: images at once.
+
+    Returns:
+      Names of layers, or those of `model_rows`; of "scaling" its base.
+    """
+    own: dict[str, tuple[str, ...]] = dict.fromkeys(_own(filters), ())
+    if suite == "scaling":
+        if len(own) > 1:
+            raise ValueError(f"`--layers` is {', '.join(filters)!r}, expected one layer to start `scaling` from")
+        return own or {BASE: ()}
+    if suite == "models":
+        named: dict[str, tuple[str, ...]] = dict.fromkeys(model_rows(batch), ("MobileNetV2",))
+    else:
+        named = {str(layer): networks for layer, networks in layers_of(suite).items()}
+    parts = [part.lower() for part in filters if part not in own]
+    if filters:
+        named = {
+            name: networks
+            for name, networks in named.items()
+            if any(part in text.lower() for part in parts for text in (name, *networks)) or name in own
+        }
+    return named if suite == "models" else {**own, **named}
+
+
+def _own(filters: Sequence[str]) -> Iterator[str]:
+    for text in filters:
+        if ":" in text and _SPEC.fullmatch(text):
+            yield str(Layer.parse(text, "--layers"))

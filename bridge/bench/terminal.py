@@ -1,0 +1,183 @@
+"""A benchmark's report in a terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import rich.box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bridge.bench.figures import geometric_mean
+from bridge.bench.schema import BEST, OURS, BenchReport, RowRecord, ScaleRecord, SuiteRecord, WayRecord
+
+_ABOUT = {
+    "layers": "one depthwise layer, forward",
+    "gradients": "one depthwise layer, forward and both gradients",
+    "windows": "unfold, v |v| on every window, contract",
+    "blocks": "depthwise convolution, batch normalization with running statistics, ReLU6",
+    "models": "MobileNetV2, whole",
+}
+
+
+def print_report(report: BenchReport, console: Console) -> None:
+    """Every suite with its rows and its means, the cost model, and on what machine."""
+    for suite in report.suites:
+        if report.settings.tune:
+            _print_tuning(suite, console)
+        else:
+            _print_suite(suite, console)
+    if report.scaling:
+        console.print(_scales(report))
+        console.print()
+    for line in _remarks(report):
+        console.print(escape(line), highlight=False)
+
+
+def _print_suite(suite: SuiteRecord, console: Console) -> None:
+    peers = list(dict.fromkeys(way.name for row in suite.rows for way in row.ways if way.name != OURS))
+    table = _table(f"{suite.suite}: {_ABOUT[suite.suite]}; jaxdw's milliseconds, and its time over each peer's")
+    table.add_column("batch x layer" if suite.suite != "models" else "work", no_wrap=True)
+    table.add_column("jaxdw ms", justify="right", no_wrap=True)
+    for peer in peers:
+        table.add_column(escape(peer.replace(".", ".\n", 1)), justify="right")
+    for row in suite.rows:
+        name = row.name if suite.suite == "models" else f"{row.batch}x{row.name}"
+        by_name = {way.name: way for way in row.ways}
+        table.add_row(name, _milliseconds(by_name[OURS]), *(_ratio(row, by_name.get(peer)) for peer in peers))
+    console.print(table)
+    if suite.summaries:
+        console.print(_summary(suite))
+    for row in suite.rows:
+        for way in row.ways:
+            if way.wrong or way.failed:
+                what = f"[bold red]wrong[/], not timed: {escape(way.wrong)}" if way.wrong else escape(way.failed)
+                console.print(f"{suite.suite}, {row.name}: [bold]{way.name}[/] {what}", highlight=False)
+    for each in suite.summaries:
+        if each.peer == BEST:
+            console.print(
+                f"{BEST} is the faster of PyTorch's eager layouts, row by row; jaxdw's time is at most "
+                f"{each.greatest:.2f} of its, at {each.greatest_at}.",
+                highlight=False,
+            )
+    for peer, reason in suite.skipped.items():
+        console.print(f"[bold]{peer}[/] was left out: {escape(reason)}", highlight=False)
+    console.print()
+
+
+def _summary(suite: SuiteRecord) -> Table:
+    table = _table("jaxdw's time over the peer's: below 1 jaxdw is faster")
+    table.add_column("peer", no_wrap=True)
+    for title in ("geometric mean", "times as fast", "least", "greatest", "rows"):
+        table.add_column(title, justify="right")
+    for each in suite.summaries:
+        mean = each.geometric_mean
+        figures = (f"{mean:.3f}", f"{1 / mean:.2f}", f"{each.least:.3f}", f"{each.greatest:.3f}", str(each.rows))
+        table.add_row(each.peer, *figures)
+    return table
+
+
+def _print_tuning(suite: SuiteRecord, console: Console) -> None:
+    """What `auto` takes against the fastest of jaxdw's methods."""
+    methods = [way.name for way in suite.rows[0].ways]
+    table = _table(f"{suite.suite}: {_ABOUT[suite.suite]}; milliseconds of jaxdw's methods")
+    for title in ("batch x layer", "auto", "fastest"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("auto / fastest", justify="right")
+    for method in methods:
+        table.add_column(escape(method), justify="right")
+    lost, won = [], Counter[str]()
+    for row in suite.rows:
+        medians = {way.name: way.median for way in row.ways if way.median is not None}
+        if not medians:
+            continue
+        fastest = min(medians, key=medians.__getitem__)
+        won[fastest] += 1
+        ratio = medians[row.auto] / medians[fastest] if row.auto in medians else None
+        if ratio is not None:
+            lost.append(ratio)
+        shown = (_milliseconds(way, spread=False) for way in row.ways)
+        table.add_row(f"{row.batch}x{row.name}", row.auto, fastest, "" if ratio is None else f"{ratio:.2f}", *shown)
+    console.print(table)
+    counts = ", ".join(f"{method} on {count}" for method, count in won.most_common())
+    if lost:
+        console.print(
+            f"Fastest: {counts} of {len(suite.rows)} layers. auto's time over that of the fastest: geometric mean "
+            f"{geometric_mean(lost):.3f}, greatest {max(lost):.3f}.\n",
+            highlight=False,
+        )
+
+
+def _scales(report: BenchReport) -> Table:
+    layer = f"{report.settings.batch}x{report.base}"
+    table = _table(f"scaling: jaxdw from {layer}, one quantity varied at a time; cost as the quantity to the power p")
+    for title in ("quantity", "work", "range"):
+        table.add_column(title, no_wrap=True)
+    for title in ("ms", "p", "temporary MiB", "p"):
+        table.add_column(title, justify="right")
+    for scale in report.scaling:
+        table.add_row(*_scale(scale))
+    return table
+
+
+def _scale(scale: ScaleRecord) -> tuple[str, ...]:
+    first, last = scale.points[0], scale.points[-1]
+    memory = [point.temporary_bytes / 2**20 for point in (first, last)]
+    return (
+        scale.quantity,
+        scale.work,
+        f"{first.value}-{last.value}",
+        f"{first.spread.median:.2g}-{last.spread.median:.3g}",
+        "" if scale.time_exponent is None else f"{scale.time_exponent:.2f}",
+        f"{memory[0]:.2g}-{memory[1]:.3g}",
+        "" if scale.memory_exponent is None else f"{scale.memory_exponent:.2f}",
+    )
+
+
+def _remarks(report: BenchReport) -> Sequence[str]:
+    """On what, and how, it was measured."""
+    info, settings = report.environment, report.settings
+    lines = []
+    if report.copies:
+        roofs = ", ".join(f"{copy.best:.3g} at {_size(copy.nbytes)}" for copy in report.copies)
+        lines.append(f"Copies in this run move, in 10^9 bytes a second, the best of NumPy, JAX and PyTorch: {roofs}.")
+    policy = info.get("OMP_WAIT_POLICY", "")
+    turns = (
+        f"Every round times each way once, in shuffled order{', as in a loop of its own' if settings.alone else ''}; "
+        f"{settings.rounds} rounds, slow ways fewer; medians, and in brackets the middle half. "
+    )
+    sleeping = ", so that PyTorch's idle threads do not spin through JAX's turn" if policy.lower() == "passive" else ""
+    lines.append(f"{turns}OMP_WAIT_POLICY={policy or 'unset'}{sleeping}.")
+    lines.append(
+        f"{info['processor']}, {info['logical processors used']} of {info['cores']} logical processors; torch "
+        f"{info['torch']} with {info['torch threads']} threads, jax {info['jax']} on {info['jax platform']}, jaxdw "
+        f"{info['jaxdw']}; {report.seconds:.0f} s."
+    )
+    return lines
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+
+
+def _milliseconds(way: WayRecord, *, spread: bool = True) -> str:
+    if way.median is None or way.low is None or way.high is None:
+        return "[bold red]wrong[/]" if way.wrong else "[yellow]failed[/]"
+    median = f"{way.median:#.3g}"
+    return f"{median} ({way.low:#.3g}-{way.high:#.3g})" if spread else median
+
+
+def _ratio(row: RowRecord, way: WayRecord | None) -> str:
+    if way is None:
+        return ""
+    ratio = row.ratio(way.name)
+    if ratio is None:
+        return "[bold red]wrong[/]" if way.wrong else "[yellow]failed[/]" if way.failed else ""
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.3f}"
+
+
+def _size(nbytes: int) -> str:
+    mebibytes = nbytes / 2**20
+    return f"{mebibytes:g} MiB"

@@ -1,0 +1,331 @@
+"""PyTorch's ways: `F.conv2d` in both layouts, `torch.compile`, `F.unfold`; and its MobileNetV2. Only this file of
+`bridge.bench` imports torch."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch._dynamo
+import torch.nn.functional as F
+from torch import nn
+
+from bridge.bench.problems import EPSILON, INPUTS, RATE, Problem, Way
+from bridge.bench.reference import Arrays
+from bridge.bench.suites import Layer
+from jaxdw.models.mobilenet import round_channels
+
+#: Of a layer's tensors by name, its result or results.
+Compute = Callable[..., Any]
+
+_FORMS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def set_threads(threads: int) -> None:
+    """How many threads PyTorch computes with."""
+    torch.set_num_threads(threads)
+
+
+def ways(problem: Problem, names: Sequence[str]) -> list[Way]:
+    """The ways of these names that the suite has."""
+    return [_WAYS[problem.suite][name](problem, name) for name in names if name in _WAYS[problem.suite]]
+
+
+@functools.cache
+def compile_problem() -> str:
+    """Why `torch.compile` cannot compile here, in a line; empty where it can."""
+    try:
+        torch.compile(lambda x: x * 2 + 1, fullgraph=True)(torch.ones(8))
+    except Exception as error:  # a missing compiler, header or permission: each raises its own
+        return next(iter(str(error).splitlines()), "") or type(error).__name__
+    return ""
+
+
+def copy_call(elements: int) -> Callable[[int], None]:
+    """A copy of float32 into memory at hand, from a source in turn."""
+    sources = [torch.full((elements,), float(i)) for i in range(INPUTS)]
+    target = torch.zeros(elements)
+    return lambda turn: target.copy_(sources[turn])
+
+
+def _conv(layer: Layer) -> Compute:
+    return lambda x, w: F.conv2d(x, w, None, layer.stride, layer.padding, 1, layer.channels)
+
+
+def _unfold(layer: Layer, function: Callable[[torch.Tensor], torch.Tensor] = lambda windows: windows) -> Compute:
+    """`F.unfold` and a sum over the taps; as a product of matrices, one a channel."""
+
+    def compute(x, w):
+        n, c, taps = len(x), layer.channels, layer.kernel**2
+        windows = F.unfold(x, layer.kernel, padding=layer.padding, stride=layer.stride)
+        columns = function(windows.view(n, c, taps, -1))
+        rows = (layer.height + 2 * layer.padding - layer.kernel) // layer.stride + 1
+        return torch.matmul(w.view(c, 1, taps), columns).view(n, c, rows, -1)
+
+    return compute
+
+
+def _signed_square(windows: torch.Tensor) -> torch.Tensor:
+    return windows * windows.abs()
+
+
+def _forward(compute: Compute) -> Callable[[Mapping[str, torch.Tensor]], Callable[[], Any]]:
+    def call(tensors: Mapping[str, torch.Tensor]) -> Callable[[], Any]:
+        x, w = tensors["x"], tensors["w"]
+
+        def run() -> Any:
+            with torch.inference_mode():
+                return (compute(x, w),)
+
+        return run
+
+    return call
+
+
+def _with_gradients(compute: Compute) -> Callable[[Mapping[str, torch.Tensor]], Callable[[], Any]]:
+    def call(tensors: Mapping[str, torch.Tensor]) -> Callable[[], Any]:
+        x, w, dy = tensors["x"].requires_grad_(), tensors["w"].requires_grad_(), tensors["dy"]
+
+        def run() -> Any:
+            y = compute(x, w)
+            return y, *torch.autograd.grad(y, (x, w), dy)
+
+        return run
+
+    return call
+
+
+def _layer_way(
+    make: Callable[[Layer], Compute], suite: str, form: str = "contiguous", compiled: bool = False
+) -> Callable[[Problem, str], Way]:
+    def of(problem: Problem, name: str) -> Way:
+        assert problem.layer is not None
+        compute = make(problem.layer)
+        if compiled:
+            compute = _compiled(compute)
+        call = (_with_gradients if suite == "gradients" else _forward)(compute)
+        return Way(name, lambda arrays: call(_placed(arrays, form)), functools.partial(_fetched, suite))
+
+    return of
+
+
+def _fetched(suite: str, result: Sequence[torch.Tensor]) -> dict[str, np.ndarray]:
+    names = ("y", "dx", "dw") if suite == "gradients" else ("y",)
+    return {
+        name: (tensor.permute(2, 3, 1, 0) if name == "dw" else tensor.permute(0, 2, 3, 1)).detach().numpy()
+        for name, tensor in zip(names, result, strict=True)
+    }
+
+
+def _placed(arrays: Arrays, form: str) -> dict[str, torch.Tensor]:
+    """Images and weights in PyTorch's axes and a memory format; copies."""
+    axes = {"x": (0, 3, 1, 2), "dy": (0, 3, 1, 2), "images": (0, 3, 1, 2), "w": (3, 2, 0, 1)}
+    tensors = {}
+    for name, array in arrays.items():
+        if name in axes:
+            copied = np.array(array.transpose(axes[name]), order="C")
+            tensors[name] = torch.from_numpy(copied).contiguous(memory_format=_FORMS[form])
+        else:
+            tensors[name] = torch.from_numpy(np.array(array))
+    return tensors
+
+
+def _compiled(function: Any) -> Any:
+    """Compiled as one graph or not at all. What was compiled before is let go: PyTorch otherwise counts it as one more
+    version of the same code, and past eight of them runs uncompiled without a word."""
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def _block_way(form: str, compiled: bool = False) -> Callable[[Problem, str], Way]:
+    def of(problem: Problem, name: str) -> Way:
+        layer = problem.layer
+        assert layer is not None
+        channels = layer.channels
+        unit = nn.Sequential(
+            nn.Conv2d(channels, channels, layer.kernel, layer.stride, layer.padding, groups=channels, bias=False),
+            nn.BatchNorm2d(channels, eps=EPSILON),
+            nn.ReLU6(inplace=True),
+        ).eval()
+        unit = unit.to(memory_format=_FORMS[form])
+        program = _compiled(unit) if compiled else unit
+
+        def start(arrays: Arrays) -> Callable[[], Any]:
+            tensors = _placed(arrays, form)
+            keys = {"0.weight": "w", "1.weight": "scale", "1.bias": "bias", "1.running_mean": "mean"}
+            keys["1.running_var"] = "var"
+            state = {key: tensors[name] for key, name in keys.items()}
+            unit.load_state_dict(state, strict=False)  # all but the count of batches
+
+            def run() -> Any:
+                with torch.inference_mode():
+                    return (program(tensors["x"]),)
+
+            return run
+
+        return Way(name, start, functools.partial(_fetched, "blocks"))
+
+    return of
+
+
+class MobileNetV2(nn.Module):
+    """Sandler et al., 2018, as torchvision has it, with its names of parameters; without dropout, to be repeatable."""
+
+    #: Expansion, channels, repetitions and first stride of each stage: table 2 of the paper.
+    TABLE = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+
+    def __init__(self, classes: int, width: float = 1.0):
+        super().__init__()
+        channels, last = round_channels(32 * width), round_channels(1280 * max(1.0, width))
+        features = [_unit(3, channels, 3, 2)]
+        for expansion, out, repetitions, first_stride in self.TABLE:
+            for stride in (first_stride, *(1,) * (repetitions - 1)):
+                features.append(_InvertedResidual(channels, channels := round_channels(out * width), stride, expansion))
+        self.features = nn.Sequential(*features, _unit(channels, last, 1, 1))
+        self.classifier = nn.Sequential(nn.Identity(), nn.Linear(last, classes))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.features(images).mean((2, 3)))
+
+
+class _InvertedResidual(nn.Module):
+    def __init__(self, channels: int, out: int, stride: int, expansion: int):
+        super().__init__()
+        wide = channels * expansion
+        self.conv = nn.Sequential(
+            *([_unit(channels, wide, 1, 1)] if expansion > 1 else []),
+            _unit(wide, wide, 3, stride, groups=wide),
+            nn.Conv2d(wide, out, 1, bias=False),
+            nn.BatchNorm2d(out, eps=EPSILON),
+        )
+        self.residual = stride == 1 and channels == out
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv(x) if self.residual else self.conv(x)
+
+
+def _unit(channels: int, out: int, kernel: int, stride: int, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, out, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(out, eps=EPSILON),
+        nn.ReLU6(inplace=True),
+    )
+
+
+def network_weights(classes: int, width: float, seed: int) -> dict[str, np.ndarray]:
+    """A state_dict of `MobileNetV2`, drawn at random.
+
+    Kernels and the matrix are normal with variance 2 / fan-in, which keeps what distinguishes images alive through
+    ReLU; scales and variances are around 1, biases and means around 0 but not there, so that nothing hides behind them.
+    """
+    rng = np.random.default_rng(seed)
+    ranges = {"weight": (0.5, 1.5), "bias": (-0.5, 0.5), "running_mean": (-0.5, 0.5), "running_var": (0.5, 1.5)}
+    weights = {}
+    for name, tensor in MobileNetV2(classes, width).state_dict().items():
+        shape, kind = tuple(tensor.shape), name.rpartition(".")[2]
+        if kind == "num_batches_tracked":
+            weights[name] = np.zeros((), np.int64)
+        elif len(shape) == 1:
+            weights[name] = rng.uniform(*ranges[kind], shape).astype(np.float32)
+        else:
+            deviation = math.sqrt(2 / math.prod(shape[1:]))
+            weights[name] = (deviation * rng.standard_normal(shape)).astype(np.float32)
+    return weights
+
+
+def truth(weights: Arrays, width: float, arrays: Arrays) -> dict[str, np.ndarray]:
+    """What the network gives in float64: logits, or of a step of training the loss and the new state."""
+    wide = {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in weights.items()}
+    given = {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in arrays.items()}
+    model = _network(wide, width, torch.float64)
+    return _network_results(_network_call(model, model, given, "contiguous")())
+
+
+def _network(weights: Arrays, width: float, dtype: torch.dtype = torch.float32) -> MobileNetV2:
+    model = MobileNetV2(len(weights["classifier.1.bias"]), width).to(dtype)
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    return model
+
+
+def _network_call(model: MobileNetV2, program: Any, arrays: Arrays, form: str) -> Callable[[], Any]:
+    """Inference; where there are labels, a step of training by SGD, as a PyTorch user writes it."""
+    tensors = _placed(arrays, form)
+    if "labels" not in arrays:
+        model.eval()
+
+        def infer() -> Any:
+            with torch.inference_mode():
+                return program(tensors["images"])
+
+        return infer
+
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), RATE)
+
+    def step() -> Any:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(program(tensors["images"]), tensors["labels"])
+        loss.backward()
+        optimizer.step()
+        return loss, model
+
+    return step
+
+
+def _network_results(result: Any) -> dict[str, np.ndarray]:
+    if isinstance(result, torch.Tensor):
+        tensors = {"logits": result}
+    else:
+        loss, model = result
+        tensors = {"loss": loss, **model.state_dict()}
+    return {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}
+
+
+def _network_way(form: str, compiled: bool = False) -> Callable[[Problem, str], Way]:
+    def of(problem: Problem, name: str) -> Way:
+        model = _network(problem.weights, problem.width).to(memory_format=_FORMS[form])
+        program = _compiled(model) if compiled else model
+
+        def start(arrays: Arrays) -> Callable[[], Any]:
+            model.load_state_dict({name: torch.from_numpy(array) for name, array in problem.weights.items()})
+            return _network_call(model, program, arrays, form)
+
+        return Way(name, start, _network_results)
+
+    return of
+
+
+_Makers = Mapping[str, Callable[[Problem, str], Way]]
+
+
+def _convolutions(suite: str) -> _Makers:
+    return {
+        "torch": _layer_way(_conv, suite),
+        "torch.channels_last": _layer_way(_conv, suite, "channels_last"),
+        "torch.compile": _layer_way(_conv, suite, "channels_last", compiled=True),
+        "torch.unfold": _layer_way(_unfold, suite),
+    }
+
+
+_WAYS: Mapping[str, _Makers] = {
+    "layers": _convolutions("layers"),
+    "gradients": _convolutions("gradients"),
+    "windows": {
+        "torch.unfold": _layer_way(lambda layer: _unfold(layer, _signed_square), "windows"),
+        "torch.compile": _layer_way(lambda layer: _unfold(layer, _signed_square), "windows", compiled=True),
+    },
+    "blocks": {
+        "torch": _block_way("contiguous"),
+        "torch.channels_last": _block_way("channels_last"),
+        "torch.compile": _block_way("channels_last", compiled=True),
+    },
+    "models": {
+        "torch": _network_way("contiguous"),
+        "torch.channels_last": _network_way("channels_last"),
+        "torch.compile": _network_way("channels_last", compiled=True),
+    },
+}
