@@ -1,0 +1,154 @@
+"""One convolution over the devices of several processes, with the bits of one device.
+
+python examples/multihost.py                                                       # two processes on this machine
+python examples/multihost.py --coordinator host0:1234 --processes 2 --process 0    # on host0
+python examples/multihost.py --coordinator host0:1234 --processes 2 --process 1    # on host1
+python examples/multihost.py --detect       # under SLURM, Open MPI or Kubernetes, or on a TPU pod: JAX knows the rest
+
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID stand for the flags too. Every process runs this same
+program. It ends with 0 if all bits are those of one device, 1 if not, 3 if the others did not answer in time, and 4 if
+one of them died.
+"""
+
+import argparse
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxdw
+import jaxdw.sharding
+
+ROWS_PER_DEVICE = 8
+
+
+def main() -> int:
+    environment = os.environ.get
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--coordinator", default=environment("JAX_COORDINATOR_ADDRESS"), help="HOST:PORT of process 0")
+    parser.add_argument("--processes", type=int, default=environment("JAX_NUM_PROCESSES"), help="how many there are")
+    parser.add_argument("--process", type=int, default=environment("JAX_PROCESS_ID"), help="which this is, from 0")
+    parser.add_argument("--detect", action="store_true", help="ask the cluster's scheduler for these three")
+    parser.add_argument("--rounds", type=int, default=1, help="how often to convolve")
+    parser.add_argument("--time-limit", type=float, default=60, help="seconds to wait for the other processes")
+    arguments = parser.parse_args()
+    given = [arguments.coordinator, arguments.processes, arguments.process]
+    if not arguments.detect and all(value is None for value in given):
+        return on_this_machine(2, arguments)
+    if not arguments.detect and None in given:
+        parser.error("expected --coordinator, --processes and --process together, or --detect, or none of them")
+    if arguments.processes is not None and not 0 <= (arguments.process or 0) < arguments.processes:
+        parser.error(f"--process is {arguments.process}, expected one of 0 to {arguments.processes - 1}")
+    return as_one_of_them(arguments)
+
+
+def on_this_machine(processes: int, arguments: argparse.Namespace) -> int:
+    """Starts this program once a process, over loopback, on CPUs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    shared = ["--rounds", str(arguments.rounds), "--time-limit", str(arguments.time_limit)]
+    command = [sys.executable, __file__, "--coordinator", address, "--processes", str(processes), *shared, "--process"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_BIND_ADDRESS": address}
+    children = [subprocess.Popen([*command, str(process)], env=environment) for process in range(processes)]
+    try:
+        return max(child.wait() % 256 for child in children)
+    finally:
+        for child in children:
+            child.kill()
+
+
+def as_one_of_them(arguments: argparse.Namespace) -> int:
+    limit = arguments.time_limit
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    who = f"process {'?' if arguments.process is None else arguments.process} of {arguments.processes or '?'}"
+    with time_limit(
+        limit, f"{who}: the others were not all there within {limit:g} s (--time-limit); are they running?"
+    ):
+        jax.distributed.initialize(
+            arguments.coordinator,
+            arguments.processes,
+            arguments.process,
+            initialization_timeout=2 * int(limit) + 1,  # the limit above is over first, and says more
+        )
+        devices = jax.devices()
+    who = f"process {jax.process_index()} of {jax.process_count()}"
+    print(f"{who}: {len(devices)} devices, {len(jax.local_devices())} of them here", flush=True)
+    silence = f"{who}: no answer within {limit:g} s (--time-limit); another process may have died"
+    try:
+        same = has_the_bits_of_one_device(who, arguments.rounds, lambda: time_limit(limit, silence))
+        with time_limit(limit, silence):
+            jax.distributed.shutdown()  # waits for the others
+    except jax.errors.JaxRuntimeError as error:
+        stop(f"{who}: stopped, since another process does not answer any more: {error}".splitlines()[0], 4)
+    print(f"{who}: {'the bits of one device' if same else 'NOT the bits of one device'}", flush=True)
+    return 0 if same else 1
+
+
+def has_the_bits_of_one_device(who: str, rounds: int, limited: Callable[[], AbstractContextManager[None]]) -> bool:
+    """Whether this process's part of the result, and of the gradient by x, is what one device computes."""
+    devices = jax.device_count()
+    draw = np.random.default_rng(0).standard_normal
+    image, slope = (draw((1, ROWS_PER_DEVICE * devices, 24, 16), np.float32) for _ in range(2))
+    kernel, bias = draw((5, 5, 1, 16), np.float32), draw(16, np.float32)
+
+    mesh = jax.make_mesh((devices,), ("rows",))
+    sharding = NamedSharding(mesh, P(None, "rows"))
+    x, dy = (jax.make_array_from_callback(a.shape, sharding, lambda rows, a=a: a[rows]) for a in (image, slope))
+
+    def shared_out(x, kernel, bias):
+        return jaxdw.sharding.depthwise_conv(x, kernel, bias, spec=P(None, "rows"), mesh=mesh)
+
+    both, alone = with_gradient(shared_out), with_gradient(jaxdw.depthwise_conv)
+    for number in range(rounds):
+        with limited():
+            y, dx = jax.block_until_ready(both(x, dy, kernel, bias))
+        if number == 0:
+            print(f"{who}: convolved {y.shape}, {ROWS_PER_DEVICE} rows a device", flush=True)
+    expected = alone(image, slope, kernel, bias)
+    return all(
+        np.array_equal(shard.data, whole[shard.index])
+        for array, whole in zip((y, dx), map(np.asarray, expected))
+        for shard in array.addressable_shards
+    )
+
+
+def with_gradient(conv):
+    """y, and dy's pullback to x."""
+
+    @jax.jit
+    def run(x, dy, kernel, bias):
+        y, pullback = jax.vjp(lambda x: conv(x, kernel, bias), x)
+        return y, *pullback(dy)
+
+    return run
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float, message: str) -> Iterator[None]:
+    """Ends the process if the body takes longer: whoever waits for a dead process may wait in C++, for ever."""
+    timer = threading.Timer(seconds, stop, (message, 3))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def stop(message: str, code: int) -> None:
+    print(message, file=sys.stderr, flush=True)
+    os._exit(code)  # without JAX's own farewell, which would wait for all
+
+
+if __name__ == "__main__":
+    sys.exit(main())
