@@ -1,0 +1,298 @@
+"""Programs compiled ahead of time, for a platform that need not be there.
+
+For this machine's CPU that happens here. Everything else is compiled in a process of its own, with the variables that
+its compiler reads once: `python -m bridge.audit.compiling FOLDER` is that process. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax import lax
+from jax.sharding import SingleDeviceSharding
+
+import bridge
+import jaxdw
+from bridge.audit.platforms import Platform, environment_for, platform
+from bridge.case import DTYPES
+from bridge.implementations import user
+from jaxdw import conv
+from jaxdw.geometry import Geometry
+from jaxdw.methods import METHODS
+
+#: Seconds a program may take to compile in a process of its own.
+TIME_LIMIT = 300.0
+
+#: What a method may be compiled at.
+PRECISIONS = ("default", "high", "highest")
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A convolution without data.
+
+    Attributes:
+      geometry: its sizes.
+      dtype: of its arrays: "float32" and so on.
+      bias: whether it has one.
+      gradient: whether the gradients by input, kernel and bias are compiled, and not the convolution.
+    """
+
+    geometry: Geometry
+    dtype: str = "float32"
+    bias: bool = False
+    gradient: bool = False
+
+    @property
+    def arguments(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of what a program takes."""
+        g = self.geometry
+        shapes = {"x": g.x_shape, "kernel": g.kernel_shape}
+        if self.bias:
+            shapes["bias"] = (g.features,)
+        if self.gradient:
+            shapes["dy"] = g.output_shape
+        return shapes
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """A function to compile.
+
+    Attributes:
+      name: "taps", "grouped[precision=highest]", "auto", or "package.module:function".
+      base: without brackets.
+      precision: a `lax.Precision`'s name; "default" where nothing is said.
+    """
+
+    name: str
+    base: str
+    precision: str = "default"
+
+    @classmethod
+    def parse(cls, name: str) -> Way:
+        """The method of that name, or a function of the user's own.
+
+        Raises:
+          ValueError: there is no such method, setting or function; the message lists what there is.
+
+        >>> Way.parse("grouped[precision=highest]").precision
+        'highest'
+        """
+        match = re.fullmatch(r"(?P<base>[\w.]+(:\w+)?)(\[(?P<settings>[^\[\]]*)\])?", name)
+        base = match["base"] if match else name
+        known = ("auto", *METHODS)
+        if match is None or (base not in known and ":" not in base):
+            raise ValueError(
+                f"`METHOD` is {name!r}, expected one of {', '.join(known)}, or a function of your own as "
+                "package.module:function"
+            )
+        precision = "default"
+        for item in filter(None, (match["settings"] or "").split(",")):
+            key, _, value = (part.strip() for part in item.partition("="))
+            if key != "precision" or value not in PRECISIONS or ":" in base:
+                expected = "no brackets" if ":" in base else f"[precision=] one of {', '.join(PRECISIONS)}"
+                raise ValueError(f"`METHOD` is {name!r} with {item.strip()!r}, expected {expected}")
+            precision = value
+        if ":" in base:
+            _, framework = user.load(base)
+            if framework != "jax":
+                raise ValueError(f"`METHOD` is {name!r}, a PyTorch function, expected one of JAX: XLA compiles it")
+        return cls(base + (f"[precision={precision}]" if precision != "default" else ""), base, precision)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What a compiler made of a way.
+
+    Attributes:
+      way: its name; method: what "auto" stands for there, else empty.
+      text: the optimised HLO.
+      optimal_seconds: the compiler's own estimate; None where it has none.
+      flops, bytes_accessed: as the compiler counts them; None where it does not.
+      temporary_bytes, argument_bytes, output_bytes: of its memory analysis.
+      compile_seconds: how long it took.
+      error: why there is no program; empty where there is one.
+    """
+
+    way: str
+    method: str = ""
+    text: str = ""
+    optimal_seconds: float | None = None
+    flops: float | None = None
+    bytes_accessed: float | None = None
+    temporary_bytes: int = 0
+    argument_bytes: int = 0
+    output_bytes: int = 0
+    compile_seconds: float = 0.0
+    error: str = ""
+
+
+def compile_ways(ways: Sequence[Way], subject: Subject, target: Platform) -> list[Compiled]:
+    """The programs of the ways, in their order; one that cannot be compiled has its error.
+
+    Raises:
+      ModuleNotFoundError: the platform's compiler is not installed; the message says which extra has it.
+    """
+    if target.missing:
+        raise ModuleNotFoundError(target.missing)
+    if target.backend == "cpu":
+        return [compile_here(way, subject, target) for way in ways]
+    found: list[Compiled] = []
+    while len(found) < len(ways):  # a compiler that ends its process takes one way with it
+        with tempfile.TemporaryDirectory() as folder:
+            found += _elsewhere(Path(folder), ways[len(found) :], subject, target)
+    return found
+
+
+def compile_here(way: Way, subject: Subject, target: Platform) -> Compiled:
+    """One way compiled in this process, which must have had the platform's `environment` before it imported JAX."""
+    wide = subject.dtype == "float64"
+    try:
+        with jax.enable_x64(True) if wide else contextlib.nullcontext():
+            function, method = function_of(way, subject, target.backend)
+            place = SingleDeviceSharding(_device(target))
+            arrays = [
+                jax.ShapeDtypeStruct(shape, DTYPES[subject.dtype], sharding=place)
+                for shape in subject.arguments.values()
+            ]
+            start = time.perf_counter()
+            platforms = ("cuda",) if target.backend == "gpu" else (target.backend,)
+            lowered = jax.jit(function, keep_unused=True).trace(*arrays).lower(lowering_platforms=platforms)
+            program = lowered.compile()
+            seconds = time.perf_counter() - start
+            cost, memory, text = program.cost_analysis() or {}, program.memory_analysis(), program.as_text()
+    except Exception as error:
+        return Compiled(way.name, error=f"{type(error).__name__}: {_first_line(str(error))}")
+    if not text:
+        return Compiled(way.name, method, error="the compiler gave no text of its program")
+    return Compiled(
+        way.name,
+        method,
+        text,
+        cost.get("optimal_seconds") if target.backend == "tpu" else None,
+        cost.get("flops"),
+        cost.get("bytes accessed"),
+        memory.temp_size_in_bytes if memory else 0,
+        memory.argument_size_in_bytes if memory else 0,
+        memory.output_size_in_bytes if memory else 0,
+        seconds,
+    )
+
+
+def _device(target: Platform) -> Any:
+    if target.backend == "cpu":
+        return jax.devices("cpu")[0]
+    from jax.experimental import topologies
+
+    return topologies.get_topology_desc(**target.topology).devices[0]
+
+
+def function_of(way: Way, subject: Subject, backend: str) -> tuple[Callable[..., Any], str]:
+    """The function of a way, of arrays as `subject.arguments` has them, and the method that "auto" stands for."""
+    g, chosen = subject.geometry, ""
+    if way.base == "auto":
+        chosen = conv.choose(g, backend)
+    if ":" in way.base:
+        own, _ = user.load(way.base)
+
+        def forward(x, kernel, bias=None):
+            return user.call(way.base, own, jax.Array, g.output_shape, x, kernel, bias)
+    else:
+
+        def forward(x, kernel, bias=None):
+            return jaxdw.depthwise_conv(
+                x,
+                kernel,
+                bias,
+                strides=g.strides,
+                padding=g.padding if g.padding_mode == "zeros" else g.padding_mode.upper(),
+                kernel_dilation=g.kernel_dilation,
+                input_dilation=g.input_dilation,
+                method=chosen or way.base,
+                precision=None if way.precision == "default" else lax.Precision(way.precision),
+            )
+
+    if not subject.gradient:
+        return forward, chosen
+
+    def gradient(*arrays):
+        *primals, dy = arrays
+        return jax.vjp(forward, *primals)[1](dy)
+
+    return gradient, chosen
+
+
+def _elsewhere(folder: Path, ways: Sequence[Way], subject: Subject, target: Platform) -> list[Compiled]:
+    """Compiled in a process of its own; where it ended early, up to the way that ended it."""
+    names = [way.name for way in ways]
+    job = {"platform": target.name, "ways": names, "subject": dataclasses.asdict(subject)}
+    (folder / "job.json").write_text(json.dumps(job))
+    packages = [str(Path(bridge.__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")]), *_here()]
+    limit, failure = TIME_LIMIT * len(names), ""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", __name__, str(folder)],
+            env={**environment_for(target), "PYTHONPATH": os.pathsep.join(packages)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=limit,
+            check=False,
+        )
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        failure = f"the process that compiles for {target.name} ended: {lines[-1] if lines else 'it said nothing'}"
+    except subprocess.TimeoutExpired:
+        failure = f"compiling for {target.name} took longer than {limit:g} s"
+    found: list[Compiled] = []
+    for number, name in enumerate(names):
+        result = folder / f"{number}.json"
+        if not result.exists():
+            return [*found, Compiled(name, error=failure)]
+        found.append(Compiled(**json.loads(result.read_text())))
+    return found
+
+
+def _here() -> Iterator[str]:
+    """Where the user's own modules are found, as `python -m` would not in another process."""
+    if "" in sys.path:
+        yield os.getcwd()
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def _subject(fields: dict[str, Any]) -> Subject:
+    given = fields["geometry"]
+    pairs = tuple((low, high) for low, high in given["padding"])
+    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    plain["padding"] = pairs
+    return Subject(Geometry(**plain), fields["dtype"], fields["bias"], fields["gradient"])
+
+
+def _main(folder: Path) -> None:
+    job = json.loads((folder / "job.json").read_text())
+    target, subject = platform(job["platform"]), _subject(job["subject"])
+    for number, name in enumerate(job["ways"]):
+        found = compile_here(Way.parse(name), subject, target)
+        part = folder / f"{number}.part"
+        part.write_text(json.dumps(dataclasses.asdict(found)))
+        part.rename(folder / f"{number}.json")
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))
