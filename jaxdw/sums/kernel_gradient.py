@@ -107,7 +107,7 @@ def _of_section(x: jax.Array, dy: jax.Array, geometry: Geometry, section: _Secti
     own = _rows_of(geometry, first, end)
     if own.spatial[0] == 0:
         return jnp.zeros(geometry.taps * geometry.features, compute)
-    top = max(0, first * geometry.strides[0] - geometry.padding[0][0])
+    top = 0 if own is geometry else max(0, first * geometry.strides[0] - geometry.padding[0][0])
     if padded:
         x = pad(lax.slice_in_dim(x, top, top + own.spatial[0], axis=1), own)
         own, top = of_padded(own), 0
