@@ -68,29 +68,42 @@ class Knob:
       default: what it is when it is not named.
       code: the values it may have, each with how to write it in the user's own code; a template means a positive
         integer.
+      emulated: further values, `platform-value`, that stand for the value on a platform that is not there.
     """
 
     kind: str
     default: str
     code: Mapping[str, str] | str
+    emulated: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def check(self, name: str, value: str) -> str:
         if isinstance(self.code, str):
             if value != self.default and (not value.isdecimal() or not 1 <= int(value) <= 256):
                 raise ValueError(f"`{name}` is {value!r}, expected a positive integer, at most 256")
-        elif value not in self.code:
-            raise ValueError(f"`{name}` is {value!r}, expected one of {', '.join(self.code)}")
+        elif value not in self.code and value not in self.emulated:
+            raise ValueError(f"`{name}` is {value!r}, expected one of {', '.join([*self.code, *self.emulated])}")
         return value
+
+    def platform(self, value: str) -> str:
+        """The platform that the value emulates; empty for none."""
+        return value.partition("-")[0] if value in self.emulated else ""
 
     def how_to(self, value: str) -> str:
         """How to write the value in the user's own code."""
         if isinstance(self.code, str):
             return f"without {self.code.format('...')}" if value == self.default else self.code.format(value)
-        return self.code[value]
+        return self.emulated[value] if value in self.emulated else self.code[value]
 
     def others(self, value: str) -> list[str]:
-        """The other values worth a try: all of a list, and 1 of the integers."""
-        return [other for other in ([self.default, "1"] if isinstance(self.code, str) else self.code) if other != value]
+        """The other values worth a try: all of a list on the same platform, and 1 of the integers.
+
+        A platform is nothing that a setting changes, so none is tried in place of another.
+        """
+        if isinstance(self.code, str):
+            known = [self.default, "1"]
+        else:
+            known = [each for each in (*self.code, *self.emulated) if self.platform(each) == self.platform(value)]
+        return [other for other in known if other != value]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +130,12 @@ class Implementation:
     def isolated(self) -> bool:
         """Whether it runs in a process of its own."""
         return self.knobs.get("xla", "default") != "default"
+
+    @property
+    def emulates(self) -> str:
+        """The platform that it emulates, "tpu" or "gpu"; empty for none."""
+        known = knobs(self.framework)
+        return next(filter(None, (known[knob].platform(value) for knob, value in self.knobs.items())), "")
 
     def run(self, case: Case) -> np.ndarray:
         """The output `(*batch, *output_spatial, C*M)` of the case, of the case's dtype.

@@ -17,7 +17,7 @@ from jax import lax
 
 import jaxdw
 from bridge.case import DTYPES, Case
-from bridge.implementations import Algorithm, Knob, declared, isolated, user
+from bridge.implementations import Algorithm, Knob, declared, emulated, isolated, user
 from bridge.numerics import Arithmetic
 from jaxdw.methods.grouped import lax_grouped
 
@@ -40,7 +40,12 @@ KNOBS = {
         | {"float64": 'jax.config.update("jax_enable_x64", True), compute in float64, and y.astype(x.dtype)'},
     ),
     "jit": Knob("flag", "on", {"on": "jax.jit", "off": 'jax.config.update("jax_disable_jit", True)'}),
-    "precision": Knob("precision", "default", {v: f'precision="{v}"' for v in ("default", "high", "highest")}),
+    "precision": Knob(
+        "precision",
+        "default",
+        {v: f'precision="{v}"' for v in ("default", "high", "highest")},
+        emulated.values(),
+    ),
     "xla": Knob("flag", "default", {v: f'XLA_FLAGS="{flags}"' for v, flags in XLA.items()}),
 }
 
@@ -91,12 +96,17 @@ def _ready(
 ) -> Iterator[Callable[[], jax.Array]]:
     """A call of compute on JAX arrays in the computation's dtype: the case's, and more."""
     working = case.dtype if dtype == "same" else DTYPES[dtype]
+    if precision in KNOBS["precision"].emulated:
+        emulated.check(precision, working)
+        platform, _, precision = precision.partition("-")
+        compute = emulated.On(platform, compute)
     wide = "float64" in (case.dtype.name, working.name)
     with jax.enable_x64(True) if wide else contextlib.nullcontext():
         given = (case.x, case.kernel, case.bias, *more)
         arrays = [None if a is None else jnp.asarray(a).astype(working) for a in given]
+        asked = lax.Precision(precision)
         with jax.disable_jit(jit == "off"):
-            yield lambda: _call(*arrays, compute=compute, geometry=case.geometry, precision=lax.Precision(precision))
+            yield lambda: _call(*arrays, compute=compute, geometry=case.geometry, precision=asked)
 
 
 @functools.partial(jax.jit, static_argnames=("compute", "geometry", "precision"))
@@ -236,6 +246,11 @@ def user_algorithm(name: str, function: Callable[..., jax.Array]) -> Algorithm:
         return user.call(name, function, jax.Array, geometry.output_shape, x, kernel, bias)
 
     return _algorithm(name, compute, 2, name, name, name)
+
+
+def backend() -> str:
+    """What JAX runs on here: "cpu", "tpu" or "gpu"."""
+    return jax.default_backend()
 
 
 def environment() -> dict[str, str]:
