@@ -11,12 +11,13 @@ from jax import lax
 
 from jaxdw import _arrays
 from jaxdw.conv import depthwise_conv
-from jaxdw.geometry import Padding, spatial_tuple
+from jaxdw.geometry import Geometry, Padding, spatial_tuple
 from jaxdw.methods import METHODS
+from jaxdw.windowed import applied, windowed
 from jaxdw.windows import contract, unfold
 
-#: With a `window_fn` the windows are in memory; for each method that forms them, how `unfold` extracts them.
-EXTRACTION = {"auto": "slices", "patches": "patches"}
+#: The methods that there are with a `window_fn`; the others never form windows.
+WITH_WINDOWS = ("auto", "patches")
 
 
 class Layer(Protocol):
@@ -62,9 +63,9 @@ def checked_kernel_shape(layer: Layer) -> tuple[int, ...]:
             )
         if not callable(layer.window_fn):
             raise TypeError(f"`window_fn` is {layer.window_fn!r}, expected a function of windows or None")
-        if layer.method not in EXTRACTION:
+        if layer.method not in WITH_WINDOWS:
             raise ValueError(
-                f"`method` is {layer.method!r} with a `window_fn`, expected one of {', '.join(EXTRACTION)}: "
+                f"`method` is {layer.method!r} with a `window_fn`, expected one of {', '.join(WITH_WINDOWS)}: "
                 f"{layer.method!r} never forms the windows that the function works on"
             )
     return shape
@@ -98,17 +99,11 @@ def convolve(
     }
     if layer.window_fn is None:
         return layer.depthwise_conv(inputs, kernel, bias, method=layer.method, **geometry, **arithmetic)
-    windows = unfold(inputs, kernel.shape[:-2], method=EXTRACTION[layer.method], **geometry)
-    return contract(_applied(layer.window_fn, windows), kernel, bias, **arithmetic)
-
-
-def _applied(window_fn: Callable[[jax.Array], jax.Array], windows: jax.Array) -> jax.Array:
-    result = window_fn(windows)
-    if not isinstance(result, jax.Array):
-        raise TypeError(f"`window_fn` returned a {type(result).__name__}, expected a JAX array")
-    if (result.shape, result.dtype) != (windows.shape, windows.dtype):
-        raise ValueError(
-            f"`window_fn` returned {result.dtype} of shape {result.shape}, "
-            f"expected {windows.dtype} of shape {windows.shape}, as the windows it was given"
-        )
-    return result
+    if layer.method == "patches":
+        windows = unfold(inputs, kernel.shape[:-2], method="patches", **geometry)
+        return contract(applied("window_fn", layer.window_fn, windows), kernel, bias, **arithmetic)
+    _arrays.precision_pair(layer.precision)
+    arrays = {"inputs": inputs, "kernel": kernel, "bias": bias}
+    _, result = _arrays.promote(arrays, layer.preferred_element_type)
+    of = Geometry.of(inputs.shape, kernel.shape, None if bias is None else bias.shape, **geometry)
+    return windowed("window_fn", layer.window_fn, inputs, kernel, bias, of, result)

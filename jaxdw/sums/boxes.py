@@ -60,14 +60,14 @@ def sum_in_boxes(
     weights = kernel.astype(compute).reshape(geometry.taps, geometry.channels, geometry.multiplier)
     biases = None if bias is None else bias.astype(compute).reshape(geometry.channels, geometry.multiplier)
     outputs = [
-        _Boxes(flat, weights[..., m], None if biases is None else biases[:, m], geometry, order).assemble(())
+        Boxes(flat, weights[..., m], None if biases is None else biases[:, m], geometry, order).assemble(())
         for m in range(geometry.multiplier)
     ]
     y = outputs[0] if len(outputs) == 1 else jnp.stack(outputs, axis=-1)
     return y.reshape(geometry.output_shape)
 
 
-class _Boxes:
+class Boxes:
     """x `(images, *spatial, C)`, weights `(taps, C)` and bias `(C,)` of one of the M outputs of each channel."""
 
     def __init__(self, x: jax.Array, weights: jax.Array, bias: jax.Array | None, geometry: Geometry, order: Order):
@@ -127,7 +127,7 @@ class _Boxes:
             columns = [table[:, t] for table, t in zip(tables, tap)]
             if any((column < 0).all() for column in columns):
                 continue
-            steps = [_step(column) for column in columns]
+            steps = [step(column) for column in columns]
             value = self.sliced(columns, steps) if all(steps) else self.gathered(columns)
             weight = lax.index_in_dim(self.weights, index, keepdims=False)
             yield Term(widened(value, weight.dtype), weight, index // geometry.kernel_size[-1])
@@ -176,7 +176,7 @@ def _regular(table: Table, geometry: Geometry, axis: int, positions: np.ndarray)
     return max(runs, key=lambda run: run[1] - run[0], default=(0, 0))
 
 
-def _step(column: np.ndarray) -> int:
+def step(column: np.ndarray) -> int:
     """The distance between neighbours where it is one positive number and all exist, else 0."""
     if column.min() < 0:
         return 0

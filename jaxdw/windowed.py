@@ -1,0 +1,194 @@
+"""A depthwise convolution with a function of the windows before the kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxdw import _arrays, tapwise
+from jaxdw.geometry import Geometry, Padding
+from jaxdw.sums.boxes import LEAST_CHANNELS, Boxes, step
+from jaxdw.sums.order import Term, accumulate, opaque_zero
+from jaxdw.tapwise import Traced
+from jaxdw.windows import pad, tap_slices, weighted_sum, windows_of
+
+#: A function of this many operations on all taps together is carried out tap by tap; the program holds them all.
+MOST_OPERATIONS = 1200
+
+#: And of no more than this many, and this many taps, in each of the boxes that the output is cut into on CPU. Of more,
+#: from a padded copy of x: compiling all boxes would take seconds.
+MOST_OPERATIONS_IN_BOXES, MOST_TAPS_IN_BOXES = 200, 25
+
+
+def windowed_conv(
+    fn: Callable[[jax.Array], jax.Array],
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    strides: int | Sequence[int] | None = 1,
+    padding: Padding = "SAME",
+    kernel_dilation: int | Sequence[int] | None = 1,
+    input_dilation: int | Sequence[int] | None = 1,
+    preferred_element_type: jax.typing.DTypeLike | None = None,
+) -> jax.Array:
+    """`contract(fn(unfold(x, ...)), kernel, bias)`, under `jax.jit` without the windows in memory where fn allows.
+
+    fn allows it where it treats all output positions and channels alike, each on its own: elementwise functions, sums,
+    means, products and extremes over the taps, and choosing, reordering or broadcasting taps, with arrays of its own
+    that do not vary over the output. It is then carried out tap by tap, in one loop with the convolution, as fast as
+    the convolution where fn is simple. Any other function (a sort, a sum over channels) gets all windows at once, and
+    so does any function outside of `jax.jit` and where a derivative is taken.
+
+    The sum is in the order of `contract`.
+
+    Args:
+      fn: takes windows `(*batch, *output_spatial, *kernel_size, C)` and returns an array of that shape and dtype.
+      x, kernel, bias, strides, padding, kernel_dilation, input_dilation, preferred_element_type: as for
+        `depthwise_conv`.
+
+    Returns:
+      `(*batch, *output_spatial, C*M)`.
+
+    Raises:
+      ValueError, TypeError: an argument, or a result of `fn`, that does not fit; the message names it.
+
+    >>> x = jnp.array([3.0, -1.0, 2.0, 5.0])[:, None]
+    >>> windowed_conv(lambda w: w - w.min(axis=-2, keepdims=True), x, jnp.ones((3, 1, 1)), padding="VALID")[:, 0]
+    Array([7., 9.], dtype=float32)
+    """
+    if not callable(fn):
+        raise TypeError(f"`fn` is {fn!r}, expected a function of windows")
+    x, kernel = _arrays.as_array("x", x), _arrays.as_array("kernel", kernel)
+    bias = None if bias is None else _arrays.as_array("bias", bias)
+    geometry = Geometry.of(
+        x.shape,
+        kernel.shape,
+        None if bias is None else bias.shape,
+        strides=strides,
+        padding=padding,
+        kernel_dilation=kernel_dilation,
+        input_dilation=input_dilation,
+    )
+    _, result = _arrays.promote({"x": x, "kernel": kernel, "bias": bias}, preferred_element_type)
+    return windowed("fn", fn, x, kernel, bias, geometry, result)
+
+
+def windowed(
+    name: str,
+    fn: Callable[[jax.Array], jax.Array],
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    geometry: Geometry,
+    result: np.dtype,
+) -> jax.Array:
+    """`windowed_conv` for checked arrays, x of the dtype that fn works in; `name` is that of fn in messages."""
+    traced = tapwise.trace(fn, geometry, x.dtype) if _worth_tracing(x, geometry) else None
+    if traced is None or traced.equations * geometry.taps > MOST_OPERATIONS:
+        return weighted_sum(applied(name, fn, windows_of(x, geometry)), kernel, bias, result)
+
+    @jax.custom_jvp
+    def run(closed_over: tuple[Any, ...], x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+        def in_boxes(closed_over, x, kernel):
+            return _in_boxes(traced, closed_over, x, kernel, geometry, dtype)
+
+        def from_padded(closed_over, x, kernel):
+            return _from_padded(traced, closed_over, x, kernel, geometry, dtype)
+
+        dtype = _arrays.accumulator(result)
+        y = lax.platform_dependent(closed_over, x, kernel, cpu=in_boxes, default=from_padded)
+        return (y if bias is None else y + jnp.broadcast_to(bias.astype(dtype), y.shape)).astype(result)
+
+    def of_windows(closed_over, x, kernel, bias):
+        return weighted_sum(traced.of_windows(closed_over, windows_of(x, geometry)), kernel, bias, result)
+
+    # the derivative of fn is its own, and what fn's derivative needs is in its windows
+    run.defjvp(lambda primals, tangents: jax.jvp(of_windows, primals, tangents))
+    return run(traced.closed_over, x, kernel, bias)
+
+
+def applied(name: str, fn: Callable[[jax.Array], jax.Array], windows: jax.Array) -> jax.Array:
+    """fn(windows), if that is windows again."""
+    result = fn(windows)
+    if not isinstance(result, jax.Array):
+        raise TypeError(f"`{name}` returned a {type(result).__name__}, expected a JAX array")
+    if (result.shape, result.dtype) != (windows.shape, windows.dtype):
+        raise ValueError(
+            f"`{name}` returned {result.dtype} of shape {result.shape}, "
+            f"expected {windows.dtype} of shape {windows.shape}, as the windows it was given"
+        )
+    return result
+
+
+def _worth_tracing(x: jax.Array, geometry: Geometry) -> bool:
+    """Whether one program will hold all this: operation by operation it would be slower than the windows."""
+    compiled = isinstance(jnp.add(1, 1), jax.core.Tracer)
+    whole = all(axes is None for axes in jax.typeof(x).sharding.spec)
+    return compiled and whole and 0 not in geometry.windows_shape and 0 not in geometry.x_shape
+
+
+def _from_padded(
+    traced: Traced, closed_over: Sequence[Any], x: jax.Array, kernel: jax.Array, geometry: Geometry, dtype: np.dtype
+) -> jax.Array:
+    """y `(*batch, *output_spatial, C*M)`; every tap is a slice of a padded copy of x."""
+    weights = kernel.astype(dtype).reshape(geometry.taps, geometry.channels, geometry.multiplier)
+    values = list(tap_slices(pad(x, geometry), geometry, geometry.output_spatial))
+    shape = values[0].shape
+    results = traced.of_taps(closed_over, tapwise.grid(values, geometry.kernel_size))
+    values = [jnp.broadcast_to(value.astype(dtype), shape) for value in results.flat]
+
+    def of(weights: jax.Array) -> jax.Array:
+        zero = jnp.broadcast_to(opaque_zero(weights[0]), shape)
+        terms = (Term(value, weights[index], 0) for index, value in enumerate(values))
+        return accumulate(terms, zero, zero, "raster")
+
+    outputs = [of(weights[..., m]) for m in range(geometry.multiplier)]
+    return jnp.stack(outputs, axis=-1).reshape(geometry.output_shape)
+
+
+def _in_boxes(
+    traced: Traced, closed_over: Sequence[Any], x: jax.Array, kernel: jax.Array, geometry: Geometry, dtype: np.dtype
+) -> jax.Array:
+    """The same on XLA:CPU, from x where it lies; see `jaxdw.sums.boxes`."""
+    many = traced.equations * geometry.taps > MOST_OPERATIONS_IN_BOXES or geometry.taps > MOST_TAPS_IN_BOXES
+    if many or geometry.channels < LEAST_CHANNELS or math.prod(geometry.spatial) >= 2**31:
+        return _from_padded(traced, closed_over, x, kernel, geometry, dtype)
+    x, kernel = lax.optimization_barrier((x, kernel))
+    flat = x.reshape(-1, *geometry.spatial, geometry.channels)
+    weights = kernel.astype(dtype).reshape(geometry.taps, geometry.channels, geometry.multiplier)
+    outputs = [
+        _WindowedBoxes(traced, closed_over, flat, weights[..., m], geometry).assemble(())
+        for m in range(geometry.multiplier)
+    ]
+    return jnp.stack(outputs, axis=-1).reshape(geometry.output_shape)
+
+
+class _WindowedBoxes(Boxes):
+    def __init__(
+        self, traced: Traced, closed_over: Sequence[Any], x: jax.Array, weights: jax.Array, geometry: Geometry
+    ):
+        super().__init__(x, weights, None, geometry, "raster")
+        self.traced, self.closed_over = traced, closed_over
+
+    def terms(self, tables: tuple[np.ndarray, ...]) -> Iterator[Term]:
+        """Padding counts here: the function need not take 0 to 0."""
+        shape = (self.x.shape[0], *map(len, tables), self.geometry.channels)
+        kernel_size = self.geometry.kernel_size
+        taps = tapwise.grid((self.read(tables, tap, shape) for tap in np.ndindex(*kernel_size)), kernel_size)
+        for index, value in enumerate(self.traced.of_taps(self.closed_over, taps).flat):
+            weight = lax.index_in_dim(self.weights, index, keepdims=False)
+            yield Term(jnp.broadcast_to(value.astype(weight.dtype), shape), weight, 0)
+
+    def read(self, tables: tuple[np.ndarray, ...], tap: tuple[int, ...], shape: tuple[int, ...]) -> jax.Array:
+        columns = [table[:, t] for table, t in zip(tables, tap)]
+        if any((column < 0).all() for column in columns):
+            return jnp.zeros(shape, self.x.dtype)
+        steps = [step(column) for column in columns]
+        return self.sliced(columns, steps) if all(steps) else self.gathered(columns)
