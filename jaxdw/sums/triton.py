@@ -1,0 +1,470 @@
+"""The convolution and its kernel's gradient as two hand-written GPU kernels (Pallas, compiled by Triton).
+
+XLA runs a loop over the taps as one fusion that reads x once a tap and pads it beforehand; cuDNN's grouped convolution
+may round float32 to TF32. Here x is read where it lies, padding is a mask, and a program computes a tile of a few
+output rows, some columns and some channels: a row of x that several of its output rows need is loaded once. Products
+enter the sum in raster order, in float32 or wider, by one FMA each: the sum of the method "taps".
+
+The zeros of input dilation are not read: along an axis that is dilated n-fold, output positions fall into classes
+(phases) that read different taps, and each class is a convolution without dilation.
+
+None of this has run on a GPU: the sizes of the tiles are reasoned, not measured.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from jaxdw.geometry import Geometry
+from jaxdw.sums.padded import of_padded
+from jaxdw.windows import pad
+
+THREADS = 4 * 32
+
+#: What a thread loads at once.
+LOAD_BYTES = 16
+
+#: Products over the rows and columns of a kernel that a program spells out at most; beyond, it loops over the taps.
+MOST_UNROLLED = 256
+
+#: Output rows of a program, and the vectors that it sums into, which a thread holds in its registers.
+MOST_ROWS, MOST_SUMS = 4, 8
+
+#: Taps whose sums a program of the kernel gradient holds.
+MOST_TAPS = 16
+
+#: Programs that keep a large card busy: eight for each of 132 multiprocessors.
+ENOUGH_PROGRAMS = 8 * 132
+
+
+def sum_in_kernel(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    geometry: Geometry,
+    compute: np.dtype,
+    dtype: np.dtype,
+    *,
+    interpret: bool = False,
+) -> jax.Array:
+    """y `(*batch, *output_spatial, C*M)` of dtype `dtype`, summed in `compute` from the bias or 0, in raster order.
+
+    `interpret` runs the kernel as JAX operations, on any backend.
+    """
+    if geometry.padding_mode != "zeros":
+        x, geometry = pad(x, geometry), of_padded(geometry)
+    volume = _Volume.of(geometry)
+    tile = _ConvTile.of(volume, x.dtype.itemsize)
+    operands = [x.reshape(volume.images, -1), kernel.reshape(-1)] + ([] if bias is None else [bias])
+    fma = _multiply_add if interpret else _fma
+    program = functools.partial(_conv_program, volume=volume, tile=tile, compute=compute, fma=fma)
+    y = _call(
+        program,
+        operands,
+        (volume.images, volume.output_elements),
+        dtype,
+        programs=volume.images * tile.programs,
+        together=None,
+        part=lambda index: index // tile.programs,
+        interpret=interpret,
+    )
+    return y.reshape(geometry.output_shape)
+
+
+def kernel_gradient_in_kernel(
+    x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np.dtype, dtype: np.dtype, *, interpret: bool = False
+) -> jax.Array:
+    """`(*kernel_size, 1, C*M)` of dtype `dtype`: for each tap, the sum in `compute` of what it read times dy.
+
+    Each program sums over some output rows of some images; what they found is summed afterwards.
+    """
+    if geometry.padding_mode != "zeros":
+        x, geometry = pad(x, geometry), of_padded(geometry)
+    volume = _Volume.of(geometry)
+    tile = _GradientTile.of(volume, compute.itemsize)
+    fma = _multiply_add if interpret else _fma
+    program = functools.partial(_gradient_program, volume=volume, tile=tile, compute=compute, fma=fma)
+    found = _call(
+        program,
+        [x.reshape(volume.images, -1), dy.reshape(volume.images, -1)],
+        (tile.parts, tile.groups * tile.taps * volume.features),
+        compute,
+        programs=tile.parts * tile.programs,
+        together=tile.images,
+        part=lambda index: index // tile.programs,
+        interpret=interpret,
+    )
+    total = found.sum(axis=0)[: geometry.taps * geometry.features]
+    return total.reshape(geometry.kernel_shape).astype(dtype)
+
+
+class _Axis(NamedTuple):
+    """One spatial axis: output o reads at tap t the input (o * stride + t * dilation - low) / spread, if whole.
+
+    Outputs `k * period + phase` read input `k * step + base(phase, tap)`, for every k.
+    """
+
+    size: int
+    outputs: int
+    taps: int
+    stride: int
+    dilation: int
+    spread: int
+    low: int
+
+    @property
+    def period(self) -> int:
+        return self.spread // math.gcd(self.stride, self.spread)
+
+    @property
+    def step(self) -> int:
+        return self.period * self.stride // self.spread
+
+    def base(self, phase: int, tap: int) -> int | None:
+        """None: the tap reads a zero of the dilation."""
+        position = phase * self.stride + tap * self.dilation - self.low
+        return None if position % self.spread else position // self.spread
+
+    def source(self, output: Any, tap: Any) -> tuple[Any, Any]:
+        """What an output reads at a tap, both known only as it runs, and whether that exists."""
+        position = output * self.stride + tap * self.dilation - self.low
+        index = position if self.spread == 1 else lax.div(position, jnp.int32(self.spread))
+        whole = position == index * self.spread
+        return index, (position >= 0) & whole & (index < self.size)
+
+
+class _Volume(NamedTuple):
+    """A geometry with one batch axis and three spatial axes, padded with zeros."""
+
+    images: int
+    channels: int
+    multiplier: int
+    axes: tuple[_Axis, _Axis, _Axis]
+
+    @classmethod
+    def of(cls, geometry: Geometry) -> _Volume:
+        axes = [_Axis(1, 1, 1, 1, 1, 1, 0)] * (3 - geometry.rank)
+        for size, outputs, taps, stride, dilation, spread, (low, _) in zip(
+            geometry.spatial,
+            geometry.output_spatial,
+            geometry.kernel_size,
+            geometry.strides,
+            geometry.kernel_dilation,
+            geometry.input_dilation,
+            geometry.padding,
+        ):
+            axes.append(_Axis(size, outputs, taps, stride, dilation, spread, low))
+        depth, rows, columns = axes
+        return cls(math.prod(geometry.batch), geometry.channels, geometry.multiplier, (depth, rows, columns))
+
+    @property
+    def features(self) -> int:
+        return self.channels * self.multiplier
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        return tuple(axis.taps for axis in self.axes)
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        return tuple(axis.outputs for axis in self.axes)
+
+    @property
+    def output_elements(self) -> int:
+        """Of one image."""
+        return math.prod(self.outputs) * self.features
+
+    def channel(self, feature: jax.Array) -> jax.Array:
+        return feature if self.multiplier == 1 else lax.div(feature, jnp.int32(self.multiplier))
+
+
+class _ConvTile(NamedTuple):
+    """What one program of the convolution computes: rows and columns count classes of outputs, not outputs."""
+
+    unrolled: bool
+    phases: tuple[int, int]
+    rows: int
+    columns: int
+    features: int
+    blocks: tuple[int, int, int, int]
+
+    @classmethod
+    def of(cls, volume: _Volume, itemsize: int) -> _ConvTile:
+        depth, rows, columns = volume.axes
+        products = rows.taps * columns.taps
+        unrolled = products <= MOST_UNROLLED
+        phases = (rows.period, columns.period) if unrolled else (1, 1)
+        height, width = pl.cdiv(rows.outputs, phases[0]), pl.cdiv(columns.outputs, phases[1])
+        features, wide = _vector(volume.features, width, THREADS * LOAD_BYTES // itemsize)
+        most = min(MOST_ROWS, MOST_SUMS // math.prod(phases), MOST_UNROLLED // products)
+        high = pl.cdiv(height, pl.cdiv(height, max(1, most)))
+        blocks = (depth.outputs, pl.cdiv(height, high), pl.cdiv(width, wide), pl.cdiv(volume.features, features))
+        return cls(unrolled, phases, high, wide, features, blocks)
+
+    @property
+    def programs(self) -> int:
+        """Of one image."""
+        return math.prod(self.blocks)
+
+    @property
+    def sums(self) -> list[tuple[int, int, int]]:
+        """(row, row phase, column phase) of each vector that a program sums into."""
+        return list(itertools.product(range(self.rows), *map(range, self.phases)))
+
+
+class _GradientTile(NamedTuple):
+    """What one program of the kernel gradient sums over, and for which taps and features."""
+
+    images: int
+    lines: int
+    columns: int
+    features: int
+    taps: int
+    groups: int
+    chunks: int
+    parts: int
+    blocks: int
+
+    @classmethod
+    def of(cls, volume: _Volume, itemsize: int) -> _GradientTile:
+        lines, width = math.prod(volume.outputs[:-1]), volume.outputs[-1]
+        features, columns = _vector(volume.features, width, THREADS * LOAD_BYTES // itemsize)
+        count = math.prod(volume.kernel_size)
+        groups = pl.cdiv(count, MOST_TAPS)
+        blocks = pl.cdiv(volume.features, features)
+        parts = max(1, ENOUGH_PROGRAMS // (groups * blocks))
+        # whole images where they are enough; a divisor of their number, so that none is read twice
+        images = next(n for n in range(max(1, volume.images // parts), 0, -1) if volume.images % n == 0)
+        chunks = min(lines, max(1, parts // (volume.images // images)))
+        each = pl.cdiv(lines, chunks)
+        chunks = pl.cdiv(lines, each)
+        parts = volume.images // images * chunks
+        return cls(images, each, columns, features, pl.cdiv(count, groups), groups, chunks, parts, blocks)
+
+    @property
+    def programs(self) -> int:
+        """Of one part."""
+        return self.groups * self.blocks
+
+
+def _vector(features: int, columns: int, elements: int) -> tuple[int, int]:
+    """Powers of two that cover both numbers with the least to spare, of `elements` together or all there are.
+
+    At least eight features, the bytes that memory moves at once; of equals the nearest to 64 features.
+    """
+
+    def cost(tile: tuple[int, int]) -> tuple[int, int, float]:
+        covered = pl.cdiv(features, tile[0]) * tile[0] * pl.cdiv(columns, tile[1]) * tile[1]
+        return -math.prod(tile), covered, abs(math.log2(tile[0] / 64))
+
+    most = (pl.next_power_of_2(features), pl.next_power_of_2(columns))
+    wide = [2**n for n in range(elements.bit_length()) if min(8, most[0]) <= 2**n <= most[0]]
+    tiles = [(f, 2**n) for f in wide for n in range(elements.bit_length()) if 2**n <= most[1] and f * 2**n <= elements]
+    return min(tiles, key=cost)
+
+
+def _call(
+    program: Callable[..., None],
+    operands: Sequence[jax.Array],
+    output: tuple[int, int],
+    dtype: np.dtype,
+    *,
+    programs: int,
+    together: int | None,
+    part: Callable[[Any], Any],
+    interpret: bool,
+) -> jax.Array:
+    """The output of `programs` programs, each of which sees its part of the output and, of operands with two axes, its
+    images: `together` of them, or one without an axis for it."""
+
+    def spec(operand: jax.Array) -> pl.BlockSpec:
+        if operand.ndim == 1:
+            return pl.BlockSpec(operand.shape, lambda index: (0,))
+        if together is None:
+            return pl.BlockSpec((None, operand.shape[1]), lambda index: (part(index), 0))
+        chunks = output[0] * together // operand.shape[0]
+        return pl.BlockSpec((together, operand.shape[1]), lambda index: (part(index) // chunks, 0))
+
+    return pl.pallas_call(
+        program,
+        out_shape=jax.ShapeDtypeStruct(output, dtype, manual_axis_type=jax.typeof(operands[0]).manual_axis_type),
+        grid=(programs,),
+        in_specs=[spec(operand) for operand in operands],
+        out_specs=pl.BlockSpec((None, output[1]), lambda index: (part(index), 0)),
+        compiler_params=triton.CompilerParams(num_warps=THREADS // 32),
+        interpret=interpret,
+    )(*operands)
+
+
+_Fma = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def _conv_program(
+    x: Any, kernel: Any, *bias_and_y: Any, volume: _Volume, tile: _ConvTile, compute: np.dtype, fma: _Fma
+) -> None:
+    *bias, y = bias_and_y
+    plane, top, left, block = _unravel(pl.program_id(0) % tile.programs, tile.blocks)
+    top, columns = top * tile.rows, left * tile.columns + jnp.arange(tile.columns, dtype=jnp.int32)
+    feature = block * tile.features + jnp.arange(tile.features, dtype=jnp.int32)
+    start = jnp.zeros((1, tile.features), compute)
+    if bias:
+        start = _load(bias[0], feature, feature < volume.features, compute)[None, :]
+    sums = tuple(jnp.broadcast_to(start, (tile.columns, tile.features)) for _ in tile.sums)
+
+    def weight(tap: tuple[Any, Any, Any]) -> jax.Array:
+        offset = _ravel(tap, volume.kernel_size) * volume.features + feature
+        return _load(kernel, offset, feature < volume.features, compute)[None, :]
+
+    summed = _unrolled if tile.unrolled else _looped
+    sums = summed(x, weight, sums, (plane, top, columns), feature, volume, tile, compute, fma)
+
+    for (row, row_phase, column_phase), total in zip(tile.sums, sums):
+        at = (plane, (top + row) * tile.phases[0] + row_phase, columns * tile.phases[1] + column_phase)
+        inside = (at[1] < volume.outputs[1]) & (at[2] < volume.outputs[2])
+        offset, mask = _elements(at, inside, volume.outputs, feature, volume.features, feature < volume.features)
+        triton.store(y.at[offset], total.astype(y.dtype), mask=mask)
+
+
+def _unrolled(x, weight, sums, position, feature, volume, tile, compute, fma):
+    """Each row and column of x that the tile needs, loaded once and added to every sum it is in."""
+    (plane, top, columns), (depth, rows, cols) = position, volume.axes
+    users = defaultdict(list)
+    for index, (row, row_phase, column_phase) in enumerate(tile.sums):
+        for i, j in np.ndindex(rows.taps, cols.taps):
+            first, second = rows.base(row_phase, i), cols.base(column_phase, j)
+            if first is not None and second is not None:
+                users[row * rows.step + first, second].append((index, i, j))
+
+    def add(k: Any, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        found = list(sums)
+        source, exists = depth.source(plane, k)
+        for (first, second), uses in sorted(users.items()):  # taps in raster order, for each sum
+            at = (source, top * rows.step + first, columns * cols.step + second)
+            inside = exists & (at[1] >= 0) & (at[1] < rows.size) & (at[2] >= 0) & (at[2] < cols.size)
+            value = _read(x, at, inside, feature, volume, compute)
+            for index, i, j in uses:
+                found[index] = fma(value, weight((k, i, j)), found[index])
+        return tuple(found)
+
+    return add(0, sums) if depth.taps == 1 else lax.fori_loop(0, depth.taps, add, sums)
+
+
+def _looped(x, weight, sums, position, feature, volume, tile, compute, fma):
+    """One tap after the other, for kernels with many."""
+    (plane, top, columns), (depth, rows, cols) = position, volume.axes
+
+    def add(tap: Any, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        k, i, j = _unravel(tap, volume.kernel_size)
+        (source, in_depth), (column, in_row) = depth.source(plane, k), cols.source(columns, j)
+        found = []
+        for (row, _, _), total in zip(tile.sums, sums):
+            line, in_column = rows.source(top + row, i)
+            inside = in_depth & in_row & in_column
+            value = _read(x, (source, line, column), inside, feature, volume, compute)
+            found.append(fma(value, weight((k, i, j)), total))
+        return tuple(found)
+
+    return lax.fori_loop(0, math.prod(volume.kernel_size), add, sums)
+
+
+def _gradient_program(
+    x: Any, dy: Any, found: Any, *, volume: _Volume, tile: _GradientTile, compute: np.dtype, fma: _Fma
+) -> None:
+    depth, rows, cols = volume.axes
+    part, group, block = _unravel(pl.program_id(0), (tile.parts, tile.groups, tile.blocks))
+    first_line = part % tile.chunks * tile.lines
+    feature = block * tile.features + jnp.arange(tile.features, dtype=jnp.int32)
+    taps = [group * tile.taps + index for index in range(tile.taps)]
+    steps = (tile.images, tile.lines, pl.cdiv(cols.outputs, tile.columns))
+
+    def add(step: Any, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        image, line, left = _unravel(step, steps)
+        plane, row = _unravel(first_line + line, (depth.outputs, rows.outputs))
+        columns = left * tile.columns + jnp.arange(tile.columns, dtype=jnp.int32)
+        inside = (plane < depth.outputs) & (columns < cols.outputs)
+        offset, mask = _elements(
+            (plane, row, columns), inside, volume.outputs, feature, volume.features, feature < volume.features
+        )
+        gradient = _load(dy, (image, offset), mask, compute)
+        after = []
+        for tap, total in zip(taps, sums):
+            k, i, j = _unravel(tap, volume.kernel_size)
+            sources = [axis.source(o, t) for axis, o, t in zip(volume.axes, (plane, row, columns), (k, i, j))]
+            at, exist = zip(*sources)
+            reads = inside & exist[0] & exist[1] & exist[2]
+            after.append(fma(_read(x, at, reads, feature, volume, compute, image), gradient, total))
+        return tuple(after)
+
+    nothing = tuple(jnp.zeros((tile.columns, tile.features), compute) for _ in taps)
+    for tap, total in zip(taps, lax.fori_loop(0, math.prod(steps), add, nothing)):
+        offset = tap * volume.features + feature
+        triton.store(found.at[offset], total.sum(axis=0), mask=feature < volume.features)
+
+
+def _read(
+    x: Any,
+    at: Sequence[Any],
+    inside: jax.Array,
+    feature: jax.Array,
+    volume: _Volume,
+    compute: np.dtype,
+    image: Any = None,
+) -> jax.Array:
+    """`(columns, features)` of x at a plane, a row, and columns; 0 where `inside`, of the columns, is False."""
+    sizes, channel = [axis.size for axis in volume.axes], volume.channel(feature)
+    offset, mask = _elements(at, inside, sizes, channel, volume.channels, feature < volume.features)
+    return _load(x, offset if image is None else (image, offset), mask, compute)
+
+
+def _elements(
+    at: Sequence[Any], inside: jax.Array, sizes: Sequence[int], channel: jax.Array, channels: int, exists: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Offsets within an image `(*sizes, channels)`, and which of them there are: both `(columns, features)`."""
+    return (_ravel(at, sizes) * channels)[:, None] + channel[None, :], inside[:, None] & exists[None, :]
+
+
+def _load(ref: Any, at: Any, mask: jax.Array, dtype: np.dtype) -> jax.Array:
+    return triton.load(ref.at[at], mask=mask, other=0).astype(dtype)
+
+
+def _fma(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
+    """a * b + c, rounded once. b may have one column. Triton, as XLA calls it, never fuses the two by itself."""
+    letter, suffix = ("d", "f64") if c.dtype.itemsize == 8 else ("f", "f32")
+    (total,) = triton.elementwise_inline_asm(
+        f"fma.rn.{suffix} $0, $1, $2, $3;",
+        args=[a, jnp.broadcast_to(b, c.shape), c],
+        constraints=f"={letter},{letter},{letter},{letter}",
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(c.shape, c.dtype)],
+    )
+    return total
+
+
+def _multiply_add(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
+    """The same where the compiler of JAX's operations fuses the two, as XLA:CPU does."""
+    return c + a * b
+
+
+def _ravel(index: Sequence[Any], sizes: Sequence[int]) -> Any:
+    return functools.reduce(lambda outer, pair: outer * pair[1] + pair[0], zip(index[1:], sizes[1:]), index[0])
+
+
+def _unravel(index: Any, sizes: Sequence[int]) -> tuple[Any, ...]:
+    """The index along each axis, the last running fastest."""
+    found = []
+    for size in reversed(sizes[1:]):
+        found.append(lax.rem(index, jnp.int32(size)))
+        index = lax.div(index, jnp.int32(size))
+    return (index, *reversed(found))
