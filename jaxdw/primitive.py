@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +31,15 @@ from jaxdw.sums.padded import kernel_gradient_of_padded, of_padded, sum_of_padde
 from jaxdw.sums.tiles import sum_on_tiles
 from jaxdw.windows import pad
 
+#: What computes a sum: a program for XLA that adds in an order, or kernels written by hand, which add in raster order.
+Program = Order | Literal["pallas"]
+
 _conv_p = Primitive("depthwise_conv")
 _kernel_gradient_p = Primitive("depthwise_conv_kernel_gradient")
 
 
 def conv(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, order: Order, dtype: Any
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, order: Program, dtype: Any
 ) -> jax.Array:
     """y `(*batch, *output_spatial, C*M)` of dtype `dtype`, summed in `order`, from the bias where one is given.
 
@@ -43,7 +49,7 @@ def conv(
     return _conv_p.bind(*alike(*operands), geometry=geometry, order=order, dtype=np.dtype(dtype))
 
 
-def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, order: Order, dtype: Any) -> jax.Array:
+def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, order: Program, dtype: Any) -> jax.Array:
     """`(*kernel_size, 1, C*M)` of dtype `dtype`: for each tap, the sum over all outputs of what it read times dy.
 
     `order` is that of the convolutions which this one's own derivatives are.
@@ -51,7 +57,7 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, order: Orde
     return _kernel_gradient_p.bind(*alike(x, dy), geometry=geometry, order=order, dtype=np.dtype(dtype))
 
 
-def input_gradient(dy: jax.Array, kernel: jax.Array, geometry: Geometry, order: Order, dtype: Any) -> jax.Array:
+def input_gradient(dy: jax.Array, kernel: jax.Array, geometry: Geometry, order: Program, dtype: Any) -> jax.Array:
     """`(*batch, *spatial, C)` of dtype `dtype`: the transpose of the convolution by x, itself a convolution of dy."""
     if geometry.padding_mode != "zeros":
         padded = input_gradient(dy, kernel, of_padded(geometry), order, dtype)
@@ -104,16 +110,16 @@ def abstract(shape: tuple[int, ...], dtype: np.dtype, like: Any, spec: Partition
 
 
 @_conv_p.def_abstract_eval
-def _conv_abstract(x, kernel, *bias, geometry: Geometry, order: Order, dtype: np.dtype):
+def _conv_abstract(x, kernel, *bias, geometry: Geometry, order: Program, dtype: np.dtype):
     return abstract(geometry.output_shape, dtype, x, PartitionSpec())
 
 
 @_kernel_gradient_p.def_abstract_eval
-def _kernel_gradient_abstract(x, dy, *, geometry: Geometry, order: Order, dtype: np.dtype):
+def _kernel_gradient_abstract(x, dy, *, geometry: Geometry, order: Program, dtype: np.dtype):
     return abstract(geometry.kernel_shape, dtype, x, PartitionSpec())
 
 
-def _conv_jvp(primals, tangents, *, geometry: Geometry, order: Order, dtype: np.dtype):
+def _conv_jvp(primals, tangents, *, geometry: Geometry, order: Program, dtype: np.dtype):
     x, kernel, *bias = primals
     y = _conv_p.bind(*primals, geometry=geometry, order=order, dtype=dtype)
     dx, dkernel, *dbias = tangents
@@ -127,7 +133,7 @@ def _conv_jvp(primals, tangents, *, geometry: Geometry, order: Order, dtype: np.
     return y, functools.reduce(jnp.add, terms) if terms else ad.Zero.from_primal_value(y)
 
 
-def _conv_transpose(ct, x, kernel, *, geometry: Geometry, order: Order, dtype: np.dtype):
+def _conv_transpose(ct, x, kernel, *, geometry: Geometry, order: Program, dtype: np.dtype):
     if type(ct) is ad.Zero:
         return None, None
     if ad.is_undefined_primal(x):
@@ -135,7 +141,7 @@ def _conv_transpose(ct, x, kernel, *, geometry: Geometry, order: Order, dtype: n
     return None, kernel_gradient(x, ct, geometry, order, kernel.aval.dtype)
 
 
-def _kernel_gradient_jvp(primals, tangents, *, geometry: Geometry, order: Order, dtype: np.dtype):
+def _kernel_gradient_jvp(primals, tangents, *, geometry: Geometry, order: Program, dtype: np.dtype):
     x, dy = primals
     dx, ddy = tangents
     terms = []
@@ -147,7 +153,7 @@ def _kernel_gradient_jvp(primals, tangents, *, geometry: Geometry, order: Order,
     return value, functools.reduce(jnp.add, terms) if terms else ad.Zero.from_primal_value(value)
 
 
-def _kernel_gradient_transpose(ct, x, dy, *, geometry: Geometry, order: Order, dtype: np.dtype):
+def _kernel_gradient_transpose(ct, x, dy, *, geometry: Geometry, order: Program, dtype: np.dtype):
     if type(ct) is ad.Zero:
         return None, None
     if ad.is_undefined_primal(x):
@@ -161,7 +167,7 @@ ad.primitive_jvps[_kernel_gradient_p] = _kernel_gradient_jvp
 ad.primitive_transposes[_kernel_gradient_p] = _kernel_gradient_transpose
 
 
-def _conv_batch(operands, axes, *, geometry: Geometry, order: Order, dtype: np.dtype):
+def _conv_batch(operands, axes, *, geometry: Geometry, order: Program, dtype: np.dtype):
     """x alone: one more batch axis. The kernel or bias too: one more factor of the channels, or of the multiplier."""
     x, kernel, *bias = operands
     x_axis, kernel_axis, *bias_axis = axes
@@ -187,7 +193,7 @@ def _conv_batch(operands, axes, *, geometry: Geometry, order: Order, dtype: np.d
     return jnp.moveaxis(y, -2, 0).reshape(count, *geometry.output_shape), 0
 
 
-def _kernel_gradient_batch(operands, axes, *, geometry: Geometry, order: Order, dtype: np.dtype):
+def _kernel_gradient_batch(operands, axes, *, geometry: Geometry, order: Program, dtype: np.dtype):
     """One more factor of the channels."""
     count = next(operand.shape[axis] for operand, axis in zip(operands, axes) if axis is not None)
     x, dy = (jnp.moveaxis(_leading(a, axis, count), 0, -2) for a, axis in zip(operands, axes))
@@ -204,30 +210,48 @@ batching.primitive_batchers[_conv_p] = _conv_batch
 batching.primitive_batchers[_kernel_gradient_p] = _kernel_gradient_batch
 
 
-def _conv_with(implementation):
-    def run(x, kernel, *bias, geometry: Geometry, order: Order, dtype: np.dtype):
+def _conv_on(platform: str | None, implementation: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    def run(x, kernel, *bias, geometry: Geometry, order: Program, dtype: np.dtype):
         compute = accumulator(x.dtype, kernel.dtype, dtype)
-        return implementation(x, kernel, bias[0] if bias else None, geometry, order, compute).astype(dtype)
+        start = bias[0] if bias else None
+        if order == "pallas":
+            kernels, interpret = _kernels(platform)
+            return kernels.sum_in_kernel(x, kernel, start, geometry, compute, dtype, interpret=interpret)
+        return implementation(x, kernel, start, geometry, order, compute).astype(dtype)
 
     return run
 
 
-def _kernel_gradient_with(implementation):
-    def run(x, dy, *, geometry: Geometry, order: Order, dtype: np.dtype):
-        return implementation(x, dy, geometry, accumulator(x.dtype, dy.dtype, dtype)).astype(dtype)
+def _kernel_gradient_on(platform: str | None, implementation: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    def run(x, dy, *, geometry: Geometry, order: Program, dtype: np.dtype):
+        compute = accumulator(x.dtype, dy.dtype, dtype)
+        if order == "pallas":
+            kernels, interpret = _kernels(platform)
+            return kernels.kernel_gradient_in_kernel(x, dy, geometry, compute, dtype, interpret=interpret)
+        return implementation(x, dy, geometry, compute).astype(dtype)
 
     return run
 
 
-for _primitive, _anywhere, _on_cpu in (
-    (_conv_p, _conv_with(sum_of_padded), _conv_with(sum_in_boxes)),
-    (
-        _kernel_gradient_p,
-        _kernel_gradient_with(kernel_gradient_of_padded),
-        _kernel_gradient_with(kernel_gradient_in_rows),
-    ),
-):
+def _kernels(platform: str | None) -> tuple[ModuleType, bool]:
+    """The module of the hand-written kernels for a platform, and whether they are interpreted."""
+    if platform not in ("cpu", "cuda", "tpu"):
+        raise ValueError("`method` is 'pallas', expected another: there are kernels for NVIDIA GPUs and TPUs alone")
+    return importlib.import_module("jaxdw.sums.mosaic" if platform == "tpu" else "jaxdw.sums.triton"), platform == "cpu"
+
+
+def _register(platform: str | None, conv: Callable[..., jax.Array], kernel_gradient: Callable[..., jax.Array]) -> None:
+    """What computes the two primitives on a platform; None: on those that are not registered."""
+    for primitive, run in (
+        (_conv_p, _conv_on(platform, conv)),
+        (_kernel_gradient_p, _kernel_gradient_on(platform, kernel_gradient)),
+    ):
+        mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=False), platform=platform)
+
+
+for _primitive in (_conv_p, _kernel_gradient_p):
     _primitive.def_impl(functools.partial(xla.apply_primitive, _primitive))
-    mlir.register_lowering(_primitive, mlir.lower_fun(_anywhere, multiple_results=False))
-    mlir.register_lowering(_primitive, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu")
-mlir.register_lowering(_conv_p, mlir.lower_fun(_conv_with(sum_on_tiles), multiple_results=False), platform="tpu")
+_register(None, sum_of_padded, kernel_gradient_of_padded)
+_register("cpu", sum_in_boxes, kernel_gradient_in_rows)
+_register("cuda", sum_of_padded, kernel_gradient_of_padded)
+_register("tpu", sum_on_tiles, kernel_gradient_of_padded)

@@ -27,8 +27,8 @@ from jaxdw.methods.taps import bias_comes_first
 
 Model = TypeVar("Model")
 
-#: The methods that `jaxdw.primitive` computes, and in which order.
-_ORDERS: dict[str, primitive.Order] = {"taps": "raster", "rows": "rows"}
+#: The methods that `jaxdw.primitive` computes, and how.
+_PROGRAMS: dict[str, primitive.Program] = {"taps": "raster", "rows": "rows", "pallas": "pallas"}
 
 
 def depthwise_conv(
@@ -382,10 +382,10 @@ def _convolve(
     wide = _arrays.accumulator(result)
     # Here, so that their gradients are summed over the devices once these are small, and before they are rounded.
     kernel, bias = (None if array is None else _varying_as(x, array.astype(wide)) for array in (kernel, bias))
-    bias_first = method == "taps" and bias_comes_first(cut.whole)  # whatever padding the shard has
+    bias_first = method in ("taps", "pallas") and bias_comes_first(cut.whole)  # whatever padding the shard has
     start = bias if bias_first else None
     dtype = result if bias is None or bias_first else wide
-    order = _ORDERS.get(method)
+    order = _PROGRAMS.get(method)
     if order is None:
         y = METHODS[method](cut.exchange(x), kernel.astype(x.dtype), None, cut.local, precision, dtype)
     elif cut.halos and cut.whole.padding_mode == "zeros":
@@ -399,7 +399,7 @@ def _convolve(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
 def _exchanged(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, cut: _Cut, order: primitive.Order, dtype: np.dtype
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, cut: _Cut, order: primitive.Program, dtype: np.dtype
 ) -> jax.Array:
     """`primitive.conv` of x with its halos.
 
@@ -427,7 +427,9 @@ def _exchanged_jvp(cut, order, dtype, primals, tangents):
     return y, functools.reduce(jnp.add, terms)
 
 
-def _input_gradient(dy: jax.Array, kernel: jax.Array, cut: _Cut, order: primitive.Order, dtype: np.dtype) -> jax.Array:
+def _input_gradient(
+    dy: jax.Array, kernel: jax.Array, cut: _Cut, order: primitive.Program, dtype: np.dtype
+) -> jax.Array:
     """As `primitive.input_gradient`, of a device's block."""
     adjoint, multiplier = cut.adjoint(), cut.whole.multiplier
     flipped = lax.rev(kernel, tuple(range(cut.whole.rank)))

@@ -15,6 +15,7 @@ import numpy as np
 from jaxdw._arrays import PrecisionPair
 from jaxdw.geometry import Geometry
 from jaxdw.methods.grouped import grouped
+from jaxdw.methods.pallas import pallas
 from jaxdw.methods.patches import patches
 from jaxdw.methods.taps import rows, taps
 
@@ -31,4 +32,4 @@ class Method(Protocol):
     ) -> jax.Array: ...
 
 
-METHODS: dict[str, Method] = {"taps": taps, "rows": rows, "patches": patches, "grouped": grouped}
+METHODS: dict[str, Method] = {"taps": taps, "rows": rows, "pallas": pallas, "patches": patches, "grouped": grouped}

@@ -9,7 +9,6 @@ import numpy as np
 from jaxdw import primitive
 from jaxdw._arrays import PrecisionPair, accumulator
 from jaxdw.geometry import Geometry
-from jaxdw.sums.order import Order
 
 
 def taps(
@@ -28,9 +27,7 @@ def taps(
     `precision` has nothing to relax here: products and sums are elementwise and never rounded below their dtype.
     """
     del precision
-    if bias is not None and bias_comes_first(geometry):
-        return primitive.conv(x, kernel, bias, geometry, "raster", result)
-    return _bias_last(x, kernel, bias, geometry, "raster", result)
+    return in_raster_order(x, kernel, bias, geometry, "raster", result)
 
 
 def rows(
@@ -47,6 +44,20 @@ def rows(
     """
     del precision
     return _bias_last(x, kernel, bias, geometry, "rows", result)
+
+
+def in_raster_order(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    geometry: Geometry,
+    program: primitive.Program,
+    result: np.dtype,
+) -> jax.Array:
+    """The sum of `taps`, by any program that adds in raster order."""
+    if bias is not None and bias_comes_first(geometry):
+        return primitive.conv(x, kernel, bias, geometry, program, result)
+    return _bias_last(x, kernel, bias, geometry, program, result)
 
 
 def bias_comes_first(geometry: Geometry) -> bool:
@@ -66,9 +77,14 @@ def bias_comes_first(geometry: Geometry) -> bool:
 
 
 def _bias_last(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, order: Order, result: np.dtype
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    geometry: Geometry,
+    program: primitive.Program,
+    result: np.dtype,
 ) -> jax.Array:
     if bias is None:
-        return primitive.conv(x, kernel, None, geometry, order, result)
-    y = primitive.conv(x, kernel, None, geometry, order, accumulator(result))
+        return primitive.conv(x, kernel, None, geometry, program, result)
+    y = primitive.conv(x, kernel, None, geometry, program, accumulator(result))
     return (y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)).astype(result)

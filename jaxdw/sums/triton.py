@@ -110,6 +110,10 @@ def kernel_gradient_in_kernel(
     return total.reshape(geometry.kernel_shape).astype(dtype)
 
 
+_Sums = tuple[jax.Array, ...]
+_Fma = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
 class _Axis(NamedTuple):
     """One spatial axis: output o reads at tap t the input (o * stride + t * dilation - low) / spread, if whole.
 
@@ -221,7 +225,8 @@ class _ConvTile(NamedTuple):
     @property
     def sums(self) -> list[tuple[int, int, int]]:
         """(row, row phase, column phase) of each vector that a program sums into."""
-        return list(itertools.product(range(self.rows), *map(range, self.phases)))
+        first, second = map(range, self.phases)
+        return list(itertools.product(range(self.rows), first, second))
 
 
 class _GradientTile(NamedTuple):
@@ -308,9 +313,6 @@ def _call(
     )(*operands)
 
 
-_Fma = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-
-
 def _conv_program(
     x: Any, kernel: Any, *bias_and_y: Any, volume: _Volume, tile: _ConvTile, compute: np.dtype, fma: _Fma
 ) -> None:
@@ -347,7 +349,7 @@ def _unrolled(x, weight, sums, position, feature, volume, tile, compute, fma):
             if first is not None and second is not None:
                 users[row * rows.step + first, second].append((index, i, j))
 
-    def add(k: Any, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def add(k: Any, sums: _Sums) -> _Sums:
         found = list(sums)
         source, exists = depth.source(plane, k)
         for (first, second), uses in sorted(users.items()):  # taps in raster order, for each sum
@@ -358,14 +360,14 @@ def _unrolled(x, weight, sums, position, feature, volume, tile, compute, fma):
                 found[index] = fma(value, weight((k, i, j)), found[index])
         return tuple(found)
 
-    return add(0, sums) if depth.taps == 1 else lax.fori_loop(0, depth.taps, add, sums)
+    return add(0, sums) if depth.taps == 1 else _loop(depth.taps, add, sums)
 
 
 def _looped(x, weight, sums, position, feature, volume, tile, compute, fma):
     """One tap after the other, for kernels with many."""
     (plane, top, columns), (depth, rows, cols) = position, volume.axes
 
-    def add(tap: Any, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def add(tap: Any, sums: _Sums) -> _Sums:
         k, i, j = _unravel(tap, volume.kernel_size)
         (source, in_depth), (column, in_row) = depth.source(plane, k), cols.source(columns, j)
         found = []
@@ -376,7 +378,7 @@ def _looped(x, weight, sums, position, feature, volume, tile, compute, fma):
             found.append(fma(value, weight((k, i, j)), total))
         return tuple(found)
 
-    return lax.fori_loop(0, math.prod(volume.kernel_size), add, sums)
+    return _loop(math.prod(volume.kernel_size), add, sums)
 
 
 def _gradient_program(
@@ -389,7 +391,7 @@ def _gradient_program(
     taps = [group * tile.taps + index for index in range(tile.taps)]
     steps = (tile.images, tile.lines, pl.cdiv(cols.outputs, tile.columns))
 
-    def add(step: Any, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def add(step: Any, sums: _Sums) -> _Sums:
         image, line, left = _unravel(step, steps)
         plane, row = _unravel(first_line + line, (depth.outputs, rows.outputs))
         columns = left * tile.columns + jnp.arange(tile.columns, dtype=jnp.int32)
@@ -408,7 +410,7 @@ def _gradient_program(
         return tuple(after)
 
     nothing = tuple(jnp.zeros((tile.columns, tile.features), compute) for _ in taps)
-    for tap, total in zip(taps, lax.fori_loop(0, math.prod(steps), add, nothing)):
+    for tap, total in zip(taps, _loop(math.prod(steps), add, nothing)):
         offset = tap * volume.features + feature
         triton.store(found.at[offset], total.sum(axis=0), mask=feature < volume.features)
 
@@ -455,6 +457,10 @@ def _fma(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
 def _multiply_add(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
     """The same where the compiler of JAX's operations fuses the two, as XLA:CPU does."""
     return c + a * b
+
+
+def _loop(times: int, step: Callable[[Any, _Sums], _Sums], sums: _Sums) -> _Sums:
+    return lax.fori_loop(jnp.int32(0), jnp.int32(times), step, sums)
 
 
 def _ravel(index: Sequence[Any], sizes: Sequence[int]) -> Any:

@@ -232,7 +232,7 @@ BAD = {
     "unknown method": (
         dict(method="fft"),
         ValueError,
-        "`method` is 'fft', expected one of auto, taps, rows, patches, grouped",
+        "`method` is 'fft', expected one of auto, taps, rows, pallas, patches, grouped",
     ),
     "unknown precision": (dict(precision="most"), ValueError, "`precision` is 'most', expected None"),
     "narrower result": (
