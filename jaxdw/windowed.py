@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from jaxdw import _arrays, tapwise
 from jaxdw.geometry import Geometry, Padding
@@ -90,27 +92,40 @@ def windowed(
     result: np.dtype,
 ) -> jax.Array:
     """`windowed_conv` for checked arrays, x of the dtype that fn works in; `name` is that of fn in messages."""
-    traced = tapwise.trace(fn, geometry, x.dtype) if _worth_tracing(x, geometry) else None
-    if traced is None or traced.equations * geometry.taps > MOST_OPERATIONS:
+    operands = [x, kernel] if bias is None else [x, kernel, bias]
+    traced = tapwise.trace(fn, geometry, x.dtype) if _worth_tracing(operands, geometry) else None
+    if traced is None or traced.operations * geometry.taps > MOST_OPERATIONS:
         return weighted_sum(applied(name, fn, windows_of(x, geometry)), kernel, bias, result)
 
     @jax.custom_jvp
     def run(closed_over: tuple[Any, ...], x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-        def in_boxes(closed_over, x, kernel):
-            return _in_boxes(traced, closed_over, x, kernel, geometry, dtype)
-
-        def from_padded(closed_over, x, kernel):
-            return _from_padded(traced, closed_over, x, kernel, geometry, dtype)
-
         dtype = _arrays.accumulator(result)
-        y = lax.platform_dependent(closed_over, x, kernel, cpu=in_boxes, default=from_padded)
+        constants = traced.constants(closed_over)
+        y = lax.platform_dependent(
+            constants,
+            x,
+            kernel,
+            cpu=functools.partial(_in_boxes, traced, geometry, dtype),
+            default=functools.partial(_from_padded, traced, geometry, dtype),
+        )
         return (y if bias is None else y + jnp.broadcast_to(bias.astype(dtype), y.shape)).astype(result)
 
-    def of_windows(closed_over, x, kernel, bias):
-        return weighted_sum(traced.of_windows(closed_over, windows_of(x, geometry)), kernel, bias, result)
+    def derivative(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+        """By way of the windows: the derivative of fn is its own, and its windows hold what it needs."""
+        values, structure = jax.tree.flatten(primals)
+        directions = jax.tree.leaves(tangents)
+        moving = [i for i, direction in enumerate(directions) if not isinstance(direction, SymbolicZero)]
 
-    # the derivative of fn is its own, and what fn's derivative needs is in its windows
-    run.defjvp(lambda primals, tangents: jax.jvp(of_windows, primals, tangents))
+        def along(*moved: jax.Array) -> jax.Array:
+            full = list(values)
+            for i, value in zip(moving, moved):
+                full[i] = value
+            closed_over, x, kernel, bias = jax.tree.unflatten(structure, full)
+            return weighted_sum(traced.of_windows(closed_over, windows_of(x, geometry)), kernel, bias, result)
+
+        return jax.jvp(along, [values[i] for i in moving], [directions[i] for i in moving])
+
+    run.defjvp(derivative, symbolic_zeros=True)
     return run(traced.closed_over, x, kernel, bias)
 
 
@@ -127,21 +142,22 @@ def applied(name: str, fn: Callable[[jax.Array], jax.Array], windows: jax.Array)
     return result
 
 
-def _worth_tracing(x: jax.Array, geometry: Geometry) -> bool:
-    """Whether one program will hold all this: operation by operation it would be slower than the windows."""
+def _worth_tracing(arrays: Sequence[jax.Array], geometry: Geometry) -> bool:
+    """Whether one program on one device's arrays will hold all this: operation by operation it would be slower than
+    the windows."""
     compiled = isinstance(jnp.add(1, 1), jax.core.Tracer)
-    whole = all(axes is None for axes in jax.typeof(x).sharding.spec)
-    return compiled and whole and 0 not in geometry.windows_shape and 0 not in geometry.x_shape
+    shared_out = any(_arrays.is_sharded(array) or jax.typeof(array).manual_axis_type.varying for array in arrays)
+    return compiled and not shared_out and 0 not in geometry.windows_shape and 0 not in geometry.x_shape
 
 
 def _from_padded(
-    traced: Traced, closed_over: Sequence[Any], x: jax.Array, kernel: jax.Array, geometry: Geometry, dtype: np.dtype
+    traced: Traced, geometry: Geometry, dtype: np.dtype, constants: Sequence[Any], x: jax.Array, kernel: jax.Array
 ) -> jax.Array:
     """y `(*batch, *output_spatial, C*M)`; every tap is a slice of a padded copy of x."""
     weights = kernel.astype(dtype).reshape(geometry.taps, geometry.channels, geometry.multiplier)
     values = list(tap_slices(pad(x, geometry), geometry, geometry.output_spatial))
     shape = values[0].shape
-    results = traced.of_taps(closed_over, tapwise.grid(values, geometry.kernel_size))
+    results = traced.of_taps(constants, tapwise.grid(values, geometry.kernel_size))
     values = [jnp.broadcast_to(value.astype(dtype), shape) for value in results.flat]
 
     def of(weights: jax.Array) -> jax.Array:
@@ -154,35 +170,33 @@ def _from_padded(
 
 
 def _in_boxes(
-    traced: Traced, closed_over: Sequence[Any], x: jax.Array, kernel: jax.Array, geometry: Geometry, dtype: np.dtype
+    traced: Traced, geometry: Geometry, dtype: np.dtype, constants: Sequence[Any], x: jax.Array, kernel: jax.Array
 ) -> jax.Array:
     """The same on XLA:CPU, from x where it lies; see `jaxdw.sums.boxes`."""
-    many = traced.equations * geometry.taps > MOST_OPERATIONS_IN_BOXES or geometry.taps > MOST_TAPS_IN_BOXES
+    many = traced.operations * geometry.taps > MOST_OPERATIONS_IN_BOXES or geometry.taps > MOST_TAPS_IN_BOXES
     if many or geometry.channels < LEAST_CHANNELS or math.prod(geometry.spatial) >= 2**31:
-        return _from_padded(traced, closed_over, x, kernel, geometry, dtype)
+        return _from_padded(traced, geometry, dtype, constants, x, kernel)
     x, kernel = lax.optimization_barrier((x, kernel))
     flat = x.reshape(-1, *geometry.spatial, geometry.channels)
     weights = kernel.astype(dtype).reshape(geometry.taps, geometry.channels, geometry.multiplier)
     outputs = [
-        _WindowedBoxes(traced, closed_over, flat, weights[..., m], geometry).assemble(())
+        _WindowedBoxes(traced, constants, flat, weights[..., m], geometry).assemble(())
         for m in range(geometry.multiplier)
     ]
     return jnp.stack(outputs, axis=-1).reshape(geometry.output_shape)
 
 
 class _WindowedBoxes(Boxes):
-    def __init__(
-        self, traced: Traced, closed_over: Sequence[Any], x: jax.Array, weights: jax.Array, geometry: Geometry
-    ):
+    def __init__(self, traced: Traced, constants: Sequence[Any], x: jax.Array, weights: jax.Array, geometry: Geometry):
         super().__init__(x, weights, None, geometry, "raster")
-        self.traced, self.closed_over = traced, closed_over
+        self.traced, self.constants = traced, constants
 
     def terms(self, tables: tuple[np.ndarray, ...]) -> Iterator[Term]:
         """Padding counts here: the function need not take 0 to 0."""
         shape = (self.x.shape[0], *map(len, tables), self.geometry.channels)
         kernel_size = self.geometry.kernel_size
         taps = tapwise.grid((self.read(tables, tap, shape) for tap in np.ndindex(*kernel_size)), kernel_size)
-        for index, value in enumerate(self.traced.of_taps(self.closed_over, taps).flat):
+        for index, value in enumerate(self.traced.of_taps(self.constants, taps).flat):
             weight = lax.index_in_dim(self.weights, index, keepdims=False)
             yield Term(jnp.broadcast_to(value.astype(weight.dtype), shape), weight, 0)
 
