@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: parity test test-all lint bench census clean setup
+.PHONY: parity test test-all lint bench census tpu clean setup
 .DEFAULT_GOAL := parity
 
 parity: $(READY)  ## answer the question: why unfold + matmul differs from F.conv2d, and what has the same bits
@@ -25,6 +25,9 @@ bench: $(READY)  ## ratios against lax, flax and PyTorch, interleaved
 census: $(READY)  ## the depthwise layers of 40 models of other libraries, each with its verdict; resumable, about 20 minutes
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[models]'
 	@mkdir -p build && $(BIN)/python benchmarks/census.py --out build/census.jsonl --html build/census.html
+
+tpu: $(READY)  ## the compiler for TPUs, for `jaxdw audit --platform tpu:v5e` and the tests that compile for one
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[tpu]'
 
 setup: $(READY)
 
