@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import ManualAxisType, NamedSharding, PartitionSpec
 
 from jaxdw._arrays import accumulator
 from jaxdw.geometry import Geometry
@@ -246,7 +246,19 @@ def _register(platform: str | None, conv: Callable[..., jax.Array], kernel_gradi
         (_conv_p, _conv_on(platform, conv)),
         (_kernel_gradient_p, _kernel_gradient_on(platform, kernel_gradient)),
     ):
-        mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=False), platform=platform)
+        mlir.register_lowering(
+            primitive, _on_each_device(mlir.lower_fun(run, multiple_results=False)), platform=platform
+        )
+
+
+def _on_each_device(lower: Callable[..., Any]) -> Callable[..., Any]:
+    """Without the axes of a `shard_map` that operands vary over: checked before, and unknown to interpreted kernels."""
+
+    def lowered(ctx, *operands, **params):
+        avals = [aval.update(manual_axis_type=ManualAxisType()) for aval in ctx.avals_in]
+        return lower(ctx.replace(avals_in=avals), *operands, **params)
+
+    return lowered
 
 
 for _primitive in (_conv_p, _kernel_gradient_p):
