@@ -11,7 +11,7 @@ from bridge.audit.hazards import hazards
 from bridge.audit.hlo import Module
 from bridge.audit.platforms import Platform, platform
 from bridge.audit.precision import Rounding, narrowest, roundings
-from bridge.audit.steps import Step, passes, steps
+from bridge.audit.steps import VIEWS, Step, passes, steps, target
 from jaxdw.methods import METHODS
 
 
@@ -25,7 +25,9 @@ class Finding:
       steps: all that the program runs; passes: those over arrays as large as the output.
       narrowest: HLO's name of the narrowest type that touches the data; roundings: where it gets narrower.
       hazards: sentences.
+      kernels: names of hand-written kernels in the program.
       optimal_seconds: the compiler's own estimate; None where it has none.
+      estimated_cycles: its other estimate, summed over the steps; None where it notes none.
       bytes_accessed, flops: as the compiler counts, None where it does not.
       memory_bytes: moved between main memory and the program's steps, whole operands and whole tiles.
       temporary_bytes: what the compiler allocates; temporaries: over the padded input.
@@ -40,7 +42,9 @@ class Finding:
     narrowest: str = ""
     roundings: tuple[Rounding, ...] = ()
     hazards: tuple[str, ...] = ()
+    kernels: tuple[str, ...] = ()
     optimal_seconds: float | None = None
+    estimated_cycles: int | None = None
     bytes_accessed: float | None = None
     flops: float | None = None
     memory_bytes: int = 0
@@ -121,7 +125,9 @@ def finding(compiled: Compiled, subject: Subject, backend: str) -> Finding:
                 sums=2 if subject.gradient else 1,
             )
         ),
-        optimal_seconds=compiled.optimal_seconds,
+        kernels=tuple(each.detail for each in ran if each.kind == "hand-written kernel"),
+        optimal_seconds=_estimate(compiled.optimal_seconds, module),
+        estimated_cycles=sum(cycles) if (cycles := [e.times * e.cycles for e in ran if e.cycles is not None]) else None,
         bytes_accessed=compiled.bytes_accessed,
         flops=compiled.flops,
         memory_bytes=sum(each.times * (each.read_bytes + each.written_bytes) for each in ran),
@@ -129,6 +135,14 @@ def finding(compiled: Compiled, subject: Subject, backend: str) -> Finding:
         temporaries=compiled.temporary_bytes / padded_bytes if padded_bytes else 0.0,
         compile_seconds=compiled.compile_seconds,
     )
+
+
+def _estimate(seconds: float | None, module: Module) -> float | None:
+    """The compiler's seconds, without the -1 that libtpu adds for every view that joins parts."""
+    if seconds is None:
+        return None
+    views = sum(target(each) in VIEWS for computation in module.computations.values() for each in computation)
+    return seconds + views if seconds + views > 0 else None
 
 
 def _itemsize(dtype: str) -> int:

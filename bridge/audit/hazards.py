@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Sequence
@@ -50,40 +51,47 @@ def hazards(
         *_needless_products(module, geometry, sums),
         *_temporaries(temporary_bytes, padded_bytes),
         *_loops(steps),
+        *_hand_written(steps, backend),
         *(_tiles(module, steps, geometry) if backend == "tpu" else ()),
+        *_copies(module, steps, geometry),
     ]
 
 
 def _rounded(roundings: Sequence[Rounding]) -> list[str]:
-    found: dict[str, None] = {}
+    together: dict[Rounding, dict[str, None]] = {}  # what is rounded alike in one place
     for each in roundings:
-        what = " and ".join(_WORDS.get(name, name) for name in each.arguments)
-        dtype = _TYPES.get(each.dtype, each.dtype)
+        together.setdefault(dataclasses.replace(each, arguments=()), {}).update(dict.fromkeys(each.arguments))
+    found = []
+    for each, arguments in together.items():
+        what, dtype = _and([_WORDS.get(name, name) for name in arguments]), _TYPES.get(each.dtype, each.dtype)
+        are = "are" if len(arguments) > 1 else "is"
         if not each.certain:
-            text = f"{what} may be rounded to {dtype} in {each.where}, at precision {each.precision}"
+            found.append(f"{what} may be rounded to {dtype} in {each.where}, at precision {each.precision}")
         elif each.precision:
-            text = f"{what} is rounded to {dtype} by {each.where} ({each.precision})"
+            found.append(f"{what} {are} rounded to {dtype} by {each.where} ({each.precision})")
         else:
             before = " before the copy" if each.opcode == "copy" else ""
-            text = f"{what} is rounded to {dtype}{before}: {each.where}"
-        found[text] = None
-    return list(found)
+            found.append(f"{what} {are} rounded to {dtype}{before}: {each.where}")
+    return found
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _windows(steps: Sequence[Step], geometry: Geometry) -> list[str]:
-    """Arrays with an element for every tap of every output."""
+    """Steps that write an element for every tap of every output, as one array or as several."""
     every = geometry.taps * math.prod(geometry.batch + geometry.output_spatial) * geometry.channels
     given = math.prod(geometry.x_shape)
     if geometry.taps == 1:
         return []
-    large = [
-        (shape, each.name) for each in steps if not each.is_result for shape in each.results if shape.elements >= every
-    ]
+    written = [(sum(shape.elements for shape in each.results), each.name) for each in steps if not each.is_result]
+    large = [(elements, name) for elements, name in written if elements >= every]
     if not large:
         return []
-    shape, name = max(large, key=lambda found: found[0].elements)
+    elements, name = max(large)
     others = f" and {len(large) - 1} more" if len(large) > 1 else ""
-    return [f"windows are materialised: {shape.elements / given:.3g} times the input in %{name}{others}"]
+    return [f"windows are materialised: {elements / given:.3g} times the input in %{name}{others}"]
 
 
 def _needless_products(module: Module, geometry: Geometry, sums: int) -> list[str]:
@@ -114,6 +122,16 @@ def _loops(steps: Sequence[Step]) -> list[str]:
     return [] if times == 1 else [f"a loop of {times} rounds runs {inner} programs of its own in each"]
 
 
+def _hand_written(steps: Sequence[Step], backend: str) -> list[str]:
+    found = []
+    for each in steps:
+        if each.kind == "hand-written kernel":
+            priced = "takes its author's word for what it costs" if each.is_priced else "leaves it out"
+            estimate = f", and the compiler's estimate {priced}" if backend == "tpu" else ""
+            found.append(f"{each.kind} {each.detail}: what it rounds and keeps inside is not seen here{estimate}")
+    return found
+
+
 def _tiles(module: Module, steps: Sequence[Step], geometry: Geometry) -> list[str]:
     found = []
     size = math.prod(geometry.output_shape)
@@ -121,14 +139,32 @@ def _tiles(module: Module, steps: Sequence[Step], geometry: Geometry) -> list[st
     if strided:
         rest = f" and {len(strided) - 1} more" if len(strided) > 1 else ""
         found.append(f"strides fall within tiles: {strided[0].opcode} %{strided[0].name}{rest}")
-    (x,) = module.entry.parameters[0].shapes[:1]
-    if x.nbytes and x.stored_bytes >= _WASTE * x.nbytes:
-        found.append(f"the input takes {x.stored_bytes / x.nbytes:.3g} times its size: {_shape_in_tiles(x)}")
-    copies = [each for each in steps if each.kind == "copy" and each.elements >= size]
-    if copies:
-        names = ", ".join(f"%{each.name}" for each in copies)
-        found.append(f"the layout is changed by {names}")
+    x = module.entry.parameters[0].shape
+    made = [(_waste(shape), each.name, shape) for each in steps for shape in each.results if shape.elements * 2 >= size]
+    if _waste(x) >= _WASTE:
+        found.append(f"the input takes {_waste(x):.3g} times its size: {_shape_in_tiles(x)}")
+    waste, name, shape = max(made, key=lambda each: each[0], default=(0.0, "", x))
+    if waste >= _WASTE * max(1.0, _waste(x)):
+        found.append(f"%{name} takes {waste:.3g} times its size: {_shape_in_tiles(shape)}")
     return found
+
+
+def _copies(module: Module, steps: Sequence[Step], geometry: Geometry) -> list[str]:
+    """Steps that only move as many elements as the output has, or more; not those from one memory to another."""
+    large = [each for each in steps if each.kind == "copy" and each.elements >= math.prod(geometry.output_shape)]
+    names = [f"%{each.name}" for each in large if not _instruction(module, each).opcode.endswith("-start")]
+    if not names:
+        return []
+    shown = names if len(names) <= 3 else [*names[:2], f"{len(names) - 2} more"]
+    return [f"copies that compute nothing: {_and(shown)}"]
+
+
+def _instruction(module: Module, step: Step) -> Instruction:
+    return module.computations[step.computation].instructions[step.name]
+
+
+def _waste(shape: Shape) -> float:
+    return shape.stored_bytes / shape.nbytes if shape.nbytes else 1.0
 
 
 def _strides(instruction: Instruction) -> bool:

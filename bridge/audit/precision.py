@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from bridge.audit.flow import Flow
 from bridge.audit.hlo import Instruction, Module, Shape
+from bridge.audit.steps import HAND_WRITTEN, target
 
 #: Bits of the significand, the hidden one included. "bf16x3" is a product made of three bfloat16 products.
 SIGNIFICANT_BITS = {
@@ -134,8 +135,7 @@ def _products(
     module: Module, flow: Flow, arguments: Sequence[str], instruction: Instruction, backend: str
 ) -> Iterator[Found]:
     """What a convolution or a matrix product rounds float32 operands to inside, each of the first two by itself."""
-    target = instruction.attributes.get("custom_call_target", "").strip('"')
-    library = instruction.opcode == "custom-call" and _MULTIPLIES.search(target) is not None
+    library = target(instruction) not in HAND_WRITTEN and _MULTIPLIES.search(target(instruction)) is not None
     if instruction.opcode not in ("convolution", "dot") and not library:
         return
     computation = module.computations[instruction.computation]

@@ -25,6 +25,16 @@ _FREE = (
     "replica-id",
 )
 
+#: What changes where elements lie, and nothing else. A reshape that needs no copy is a bitcast in optimised HLO.
+COPIES = ("copy", "transpose", "reshape")
+
+#: Custom calls of the compiler's own that cost nothing either: parts that lie one behind the other, taken as a whole.
+VIEWS = ("ConcatBitcast",)
+
+#: Custom calls that run a kernel which somebody wrote by hand: Pallas for TPU, for NVIDIA's cards through Mosaic or
+#: through Triton, and Triton alone.
+HAND_WRITTEN = ("tpu_custom_call", "mosaic_gpu", "mosaic_gpu_v2", "__gpu$xla.gpu.triton", "triton_kernel_call")
+
 #: Libraries behind a fusion that says so in its backend's notes.
 _LIBRARIES = {
     "__ynn_fusion": "YNNPACK",
@@ -40,13 +50,16 @@ class Step:
 
     Attributes:
       name, computation: where it is.
-      kind: "library call", "convolution", "matrix product", "fused loop", "copy", or "loop": one that XLA did not fuse.
-      detail: which library, emitter or operation; empty for fused loops and copies.
+      kind: "library call", "hand-written kernel", "convolution", "matrix product", "fused loop", "copy", or "loop": one
+        that XLA did not fuse.
+      detail: which library, kernel, emitter or operation; empty for fused loops and copies.
       times: how often it runs; 1 where the text does not say.
       elements: of the largest array that it reads or writes.
       results: arrays that it writes; stored in the device's memory or on the chip.
       read_bytes, written_bytes: between it and the device's main memory, whole tiles and whole operands.
       is_result: whether it makes what the program returns.
+      cycles: the compiler's estimate for one run; None where it notes none.
+      is_priced: whether a hand-written kernel says what it costs; the compiler does not look inside.
     """
 
     name: str
@@ -59,6 +72,8 @@ class Step:
     read_bytes: int
     written_bytes: int
     is_result: bool
+    cycles: int | None = None
+    is_priced: bool = False
 
     def __str__(self) -> str:
         return f"{self.kind} ({self.detail})" if self.detail else self.kind
@@ -88,7 +103,7 @@ def products(module: Module) -> dict[str, int]:
 def _steps(module: Module, computation: Computation, backend: str, times: int, outermost: bool) -> Iterator[Step]:
     returned = _returned(computation) if outermost else set()
     for each in computation:
-        if each.opcode in _FREE or each.opcode.endswith("-done"):
+        if each.opcode in _FREE or each.opcode.endswith("-done") or target(each) in VIEWS:
             continue
         if each.opcode == "call":
             for called in module.called(each):
@@ -100,8 +115,10 @@ def _steps(module: Module, computation: Computation, backend: str, times: int, o
                 yield from _steps(module, called, backend, times * count, False)
             continue
         kind, detail = _kind(module, each, backend)
+        results = _made(each)
         operands = [shape for name in each.operands for shape in _shapes(computation, name)]
-        results = each.shapes[:1] if each.opcode.endswith("-start") else each.shapes
+        if each.opcode in ("slice", "slice-start", "dynamic-slice") and operands:  # of a whole, only the part is read
+            operands = [dataclasses.replace(results[0], space=operands[0].space), *operands[1:]]
         yield Step(
             each.name,
             computation.name,
@@ -113,14 +130,17 @@ def _steps(module: Module, computation: Computation, backend: str, times: int, o
             sum(shape.stored_bytes for shape in operands if shape.space == 0),
             sum(shape.stored_bytes for shape in results if shape.space == 0),
             each.name in returned,
+            _cycles(each),
+            "cost_estimate" in each.backend_config.get("custom_call_config", {}),
         )
 
 
 def _kind(module: Module, instruction: Instruction, backend: str) -> tuple[str, str]:
     config = instruction.backend_config
     if instruction.opcode == "custom-call":
-        target = instruction.attributes.get("custom_call_target", "").strip('"')
-        return "library call", target or "unnamed"
+        if target(instruction) in HAND_WRITTEN:
+            return "hand-written kernel", _kernel(instruction)
+        return "library call", target(instruction) or "unnamed"
     for key in ("fusion_config", "fusion_backend_config"):
         named = config.get(key, {}).get("kind", "") if isinstance(config.get(key), dict) else ""
         if named in _LIBRARIES:
@@ -136,10 +156,12 @@ def _kind(module: Module, instruction: Instruction, backend: str) -> tuple[str, 
         return "convolution", config.get("convolution_algorithm_config", {}).get("emitter", "")
     if operation == "dot":
         return "matrix product", ""
+    if instruction.opcode in COPIES or instruction.opcode in ("copy-start", "slice-start"):
+        return "copy", ""
     if instruction.opcode == "fusion":
-        return "fused loop", ""
-    plain = instruction.opcode.removesuffix("-start")
-    return ("copy", "") if plain in ("copy", "transpose") else ("loop", plain)
+        only_copies = all(e.opcode in (*_FREE, *COPIES) for c in module.called(instruction) for e in c)
+        return "copy" if only_copies else "fused loop", ""
+    return "loop", instruction.opcode.removesuffix("-start")
 
 
 def _operation(module: Module, instruction: Instruction) -> str:
@@ -151,9 +173,34 @@ def _operation(module: Module, instruction: Instruction) -> str:
 def _shapes(computation: Computation, name: str) -> tuple[Shape, ...]:
     """The arrays of an operand; of what was begun before, only the one that is there in the end."""
     made = computation.instructions.get(name)
-    if made is None:
-        return ()
-    return made.shapes[:1] if made.opcode.endswith("-start") else made.shapes
+    return () if made is None else _made(made)
+
+
+def _made(instruction: Instruction) -> tuple[Shape, ...]:
+    """The arrays of its result; what is begun also returns what it works on, and how far it is."""
+    if instruction.opcode == "copy-start":
+        return instruction.shapes[:1]
+    if instruction.opcode.endswith("-start"):
+        return instruction.shapes[len(instruction.operands) :][:1]
+    return instruction.shapes
+
+
+def target(instruction: Instruction) -> str:
+    """What a custom call calls; empty for all else."""
+    return instruction.attributes.get("custom_call_target", "").strip('"')
+
+
+def _kernel(instruction: Instruction) -> str:
+    """The name that a kernel was given, else that of the instruction."""
+    *path, last = ["", *instruction.op_name.split("/")]
+    named = path[-1] if last == "pallas_call" else last
+    return named if named and "(" not in named else f"%{instruction.name}"
+
+
+def _cycles(instruction: Instruction) -> int | None:
+    noted = instruction.backend_config.get("window_config", {})
+    count = str(noted.get("estimated_cycles", "")) if isinstance(noted, dict) else ""
+    return int(count) if count.isdecimal() else None
 
 
 def _returned(computation: Computation) -> set[str]:
