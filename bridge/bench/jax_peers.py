@@ -62,7 +62,8 @@ def with_gradients(compute: Convolution) -> Callable[..., tuple[jax.Array, ...]]
     return all_three
 
 
-def _grouped(layer: Layer) -> Convolution:
+def grouped(layer: Layer, precision: lax.PrecisionLike = None) -> Convolution:
+    """`lax.conv_general_dilated` with one group a channel."""
     return lambda x, w: lax.conv_general_dilated(
         x,
         w,
@@ -70,6 +71,7 @@ def _grouped(layer: Layer) -> Convolution:
         [(layer.padding, layer.padding)] * 2,
         dimension_numbers=_DIMENSIONS,
         feature_group_count=layer.channels,
+        precision=precision,
     )
 
 
@@ -273,7 +275,7 @@ _Makers = Mapping[str, Callable[[Problem, str], Way]]
 def _convolutions(suite: str) -> _Makers:
     return {
         "jaxdw": _layer_way(convolution, suite),
-        "lax.grouped": _layer_way(_grouped, suite),
+        "lax.grouped": _layer_way(grouped, suite),
         "nnx.Conv": _layer_way(_flax, suite),
         "lax.patches": _layer_way(_patches, suite),
     }

@@ -77,14 +77,23 @@ def problem(suite: str, name: str, networks: tuple[str, ...], batch: int, seed: 
     layer = Layer.parse(name)
     # the row has its numbers whatever rows are measured with it
     rng = np.random.default_rng((seed, SEEDS.index(suite), layer.height, layer.width, layer.channels, layer.kernel))
+    inputs = [_normal(suite, rng, layer, batch) for _ in range(INPUTS)]
+    nbytes, flops = work(suite, layer, batch)
+    return Problem(
+        suite, name, networks, layer, inputs, lambda: _checks(suite, rng, layer, batch, inputs), nbytes, flops
+    )
+
+
+def work(suite: str, layer: Layer, batch: int) -> tuple[int, int | None]:
+    """The bytes that any way must move in float32, and the operations; see `Problem`.
+
+    >>> work("layers", Layer.parse("4x4x2:3:1"), 1)
+    (328, 576)
+    """
     g = layer.geometry(batch)
     x, w, y = (int(np.prod(shape)) for shape in (g.x_shape, g.kernel_shape, g.output_shape))
     elements = {"gradients": 2 * (x + w + y), "blocks": x + w + y + 4 * g.channels}.get(suite, x + w + y)
-    flops = {"layers": 2 * g.taps * y, "gradients": 6 * g.taps * y}.get(suite)
-    inputs = [_normal(suite, rng, layer, batch) for _ in range(INPUTS)]
-    return Problem(
-        suite, name, networks, layer, inputs, lambda: _checks(suite, rng, layer, batch, inputs), 4 * elements, flops
-    )
+    return 4 * elements, {"layers": 2 * g.taps * y, "gradients": 6 * g.taps * y}.get(suite)
 
 
 #: The suites of layers; their places are part of the seed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import pydantic
@@ -118,10 +119,10 @@ class RowRecord(pydantic.BaseModel):
         """Milliseconds of the faster of PyTorch's eager layouts."""
         return min((ms for ms in map(self.median, EAGER) if ms is not None), default=None)
 
-    def ratio(self, peer: str) -> float | None:
-        """jaxdw's median over the peer's, or over that of the best of PyTorch's eager ways for "best torch"."""
-        ours, theirs = self.median(OURS), self.best_eager if peer == BEST else self.median(peer)
-        return ours / theirs if ours is not None and theirs is not None else None
+    def ratio(self, peer: str, ours: str = OURS) -> float | None:
+        """Our median over the peer's, or over that of the best of PyTorch's eager ways for "best torch"."""
+        own, theirs = self.median(ours), self.best_eager if peer == BEST else self.median(peer)
+        return own / theirs if own is not None and theirs is not None else None
 
 
 #: What summaries call the faster of PyTorch's eager layouts, row by row.
@@ -129,7 +130,7 @@ BEST = "best torch"
 
 
 class SummaryRecord(pydantic.BaseModel):
-    """jaxdw's time over a peer's, over all rows where both were timed: below 1 jaxdw is faster."""
+    """Our time over a peer's, over all rows where both were timed: below 1 ours is faster."""
 
     peer: str
     rows: int
@@ -150,7 +151,7 @@ class SuiteRecord(pydantic.BaseModel):
 
     @classmethod
     def of(cls, suite: str, rows: list[RowRecord], skipped: dict[str, str], seconds: float) -> SuiteRecord:
-        return cls(suite=suite, rows=rows, summaries=_summaries(rows), skipped=skipped, seconds=seconds)
+        return cls(suite=suite, rows=rows, summaries=summaries(rows), skipped=skipped, seconds=seconds)
 
 
 class CopyRecord(pydantic.BaseModel):
@@ -242,12 +243,12 @@ class BenchReport(pydantic.BaseModel):
         return self.model_dump_json(by_alias=True, indent=1) + "\n"
 
 
-def _summaries(rows: list[RowRecord]) -> list[SummaryRecord]:
-    """Of every peer, and of the best of PyTorch's eager ways."""
-    names = dict.fromkeys(way.name for row in rows for way in row.ways if way.name != OURS)
+def summaries(rows: Sequence[RowRecord], ours: str = OURS) -> list[SummaryRecord]:
+    """Of every peer of `ours`, and of the best of PyTorch's eager ways."""
+    names = dict.fromkeys(way.name for row in rows for way in row.ways if way.name != ours)
     found = []
     for peer in (*names, *((BEST,) if all(name in names for name in EAGER) else ())):
-        ratios = {row.name: ratio for row in rows if (ratio := row.ratio(peer)) is not None}
+        ratios = {row.name: ratio for row in rows if (ratio := row.ratio(peer, ours)) is not None}
         if ratios:
             worst = max(ratios, key=ratios.__getitem__)
             found.append(

@@ -52,7 +52,8 @@ def copy_call(elements: int) -> Callable[[int], None]:
     return lambda turn: target.copy_(sources[turn])
 
 
-def _conv(layer: Layer) -> Compute:
+def convolution(layer: Layer) -> Compute:
+    """`F.conv2d` with one group a channel."""
     return lambda x, w: F.conv2d(x, w, None, layer.stride, layer.padding, 1, layer.channels)
 
 
@@ -73,7 +74,9 @@ def _signed_square(windows: torch.Tensor) -> torch.Tensor:
     return windows * windows.abs()
 
 
-def _forward(compute: Compute) -> Callable[[Mapping[str, torch.Tensor]], Callable[[], Any]]:
+def forward(compute: Compute) -> Callable[[Mapping[str, torch.Tensor]], Callable[[], Any]]:
+    """From tensors x and w, on any device, to the call that computes (y,) from them."""
+
     def call(tensors: Mapping[str, torch.Tensor]) -> Callable[[], Any]:
         x, w = tensors["x"], tensors["w"]
 
@@ -86,7 +89,9 @@ def _forward(compute: Compute) -> Callable[[Mapping[str, torch.Tensor]], Callabl
     return call
 
 
-def _with_gradients(compute: Compute) -> Callable[[Mapping[str, torch.Tensor]], Callable[[], Any]]:
+def with_gradients(compute: Compute) -> Callable[[Mapping[str, torch.Tensor]], Callable[[], Any]]:
+    """From tensors x, w and dy, on any device, to the call that computes (y, dx, dw) from them."""
+
     def call(tensors: Mapping[str, torch.Tensor]) -> Callable[[], Any]:
         x, w, dy = tensors["x"].requires_grad_(), tensors["w"].requires_grad_(), tensors["dy"]
 
@@ -107,7 +112,7 @@ def _layer_way(
         compute = make(problem.layer)
         if compiled:
             compute = _compiled(compute)
-        call = (_with_gradients if suite == "gradients" else _forward)(compute)
+        call = (with_gradients if suite == "gradients" else forward)(compute)
         return Way(name, lambda arrays: call(_placed(arrays, form)), functools.partial(_fetched, suite))
 
     return of
@@ -304,9 +309,9 @@ _Makers = Mapping[str, Callable[[Problem, str], Way]]
 
 def _convolutions(suite: str) -> _Makers:
     return {
-        "torch": _layer_way(_conv, suite),
-        "torch.channels_last": _layer_way(_conv, suite, "channels_last"),
-        "torch.compile": _layer_way(_conv, suite, "channels_last", compiled=True),
+        "torch": _layer_way(convolution, suite),
+        "torch.channels_last": _layer_way(convolution, suite, "channels_last"),
+        "torch.compile": _layer_way(convolution, suite, "channels_last", compiled=True),
         "torch.unfold": _layer_way(_unfold, suite),
     }
 
