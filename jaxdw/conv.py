@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,36 +11,7 @@ from jax import lax
 
 from jaxdw import _arrays
 from jaxdw.geometry import Geometry, Padding
-from jaxdw.methods import METHODS
-
-
-class _Choice(NamedTuple):
-    backend: str
-    least_taps: int
-    method: str
-
-
-#: What "auto" stands for: the first line that fits. `jaxdw bench --tune` measures them where it runs; these are from
-#: two cores of an x86-64 with AVX-512, jax 0.10.2. Under 49 taps the order of PyTorch's sum (taps) costs less than a
-#: tenth; from 7x7 on its one long chain costs up to a third. On a TPU both are one fused loop. Dtype, rank and size
-#: made no difference to the order of the methods.
-AUTO = (
-    _Choice("cpu", 49, "rows"),
-    _Choice("cpu", 0, "taps"),
-    _Choice("tpu", 0, "taps"),
-    _Choice("gpu", 0, "taps"),
-)
-
-
-def choose(geometry: Geometry, backend: str | None = None) -> str:
-    """The method that "auto" takes: `backend` is a JAX platform, None the default one.
-
-    >>> choose(Geometry.of((8, 56, 56, 96), (7, 7, 1, 96)), "cpu")
-    'rows'
-    """
-    backend = backend or jax.default_backend()
-    fitting = (c.method for c in AUTO if c.backend == backend and geometry.taps >= c.least_taps)
-    return next(fitting, "taps")
+from jaxdw.methods import METHODS, automatic
 
 
 def depthwise_conv(
@@ -68,10 +38,11 @@ def depthwise_conv(
         (low, high) pair a spatial axis; negative numbers crop. PyTorch's `padding=1` is the int 1, not "SAME".
       kernel_dilation: positive int or one a spatial axis.
       input_dilation: the same; above 1 it needs explicit padding or "VALID".
-      method: "taps" (PyTorch's order of the sum), "rows" (faster for large kernels), "patches", "grouped", or "auto":
-        the fastest known, which on a CPU is "taps" under 49 taps and "rows" from there.
+      method: "taps" (PyTorch's order of the sum), "rows" (faster for large kernels), "pallas" (as "taps", by
+        hand-written kernels for NVIDIA GPUs and TPUs, interpreted on a CPU), "patches", "grouped", or "auto": the
+        fastest known where the program runs, which on a CPU is "taps" under 49 taps and "rows" from there.
       precision: as for `lax.conv_general_dilated`. It matters on GPU and TPU, for "patches" and "grouped";
-        "taps" and "rows" always compute at full precision.
+        the others always compute at full precision.
       preferred_element_type: dtype to accumulate and return in, no narrower than the arrays'; None: the arrays' own.
 
     Where the type of x or of the kernel says that it is sharded, over explicit mesh axes, the work is shared out alike:
@@ -124,12 +95,10 @@ def depthwise_conv(
             precision=precision,
             preferred_element_type=result,
         )
-    if method == "auto":
-        method = choose(geometry)
     # Compiled here even when called eagerly: the multiply and add of a method must reach the compiler together.
     return _run(x, kernel, bias, geometry=geometry, method=method, precision=precision, result=result)
 
 
 @functools.partial(jax.jit, static_argnames=("geometry", "method", "precision", "result"))
 def _run(x, kernel, bias, *, geometry, method, precision, result):
-    return METHODS[method](x, kernel, bias, geometry, precision, result)
+    return METHODS.get(method, automatic)(x, kernel, bias, geometry, precision, result)

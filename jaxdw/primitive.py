@@ -23,6 +23,7 @@ from jax.interpreters import ad, batching, mlir, xla
 from jax.sharding import ManualAxisType, NamedSharding, PartitionSpec
 
 from jaxdw._arrays import accumulator
+from jaxdw.choice import choose
 from jaxdw.geometry import Geometry
 from jaxdw.sums.boxes import sum_in_boxes
 from jaxdw.sums.kernel_gradient import kernel_gradient as kernel_gradient_in_rows
@@ -31,8 +32,12 @@ from jaxdw.sums.padded import kernel_gradient_of_padded, of_padded, sum_of_padde
 from jaxdw.sums.tiles import sum_on_tiles
 from jaxdw.windows import pad
 
-#: What computes a sum: a program for XLA that adds in an order, or kernels written by hand, which add in raster order.
-Program = Order | Literal["pallas"]
+#: What computes a sum: a program for XLA that adds in an order; kernels written by hand, which add in raster order; or
+#: that of these which `jaxdw.choice` names for the platform.
+Program = Order | Literal["pallas", "auto"]
+
+#: By the name of the method.
+PROGRAMS: dict[str, Program] = {"taps": "raster", "rows": "rows", "pallas": "pallas", "auto": "auto"}
 
 _conv_p = Primitive("depthwise_conv")
 _kernel_gradient_p = Primitive("depthwise_conv_kernel_gradient")
@@ -214,10 +219,11 @@ def _conv_on(platform: str | None, implementation: Callable[..., jax.Array]) -> 
     def run(x, kernel, *bias, geometry: Geometry, order: Program, dtype: np.dtype):
         compute = accumulator(x.dtype, kernel.dtype, dtype)
         start = bias[0] if bias else None
-        if order == "pallas":
+        program = _chosen(order, geometry, platform)
+        if program == "pallas":
             kernels, interpret = _kernels(platform)
             return kernels.sum_in_kernel(x, kernel, start, geometry, compute, dtype, interpret=interpret)
-        return implementation(x, kernel, start, geometry, order, compute).astype(dtype)
+        return implementation(x, kernel, start, geometry, program, compute).astype(dtype)
 
     return run
 
@@ -225,12 +231,16 @@ def _conv_on(platform: str | None, implementation: Callable[..., jax.Array]) -> 
 def _kernel_gradient_on(platform: str | None, implementation: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     def run(x, dy, *, geometry: Geometry, order: Program, dtype: np.dtype):
         compute = accumulator(x.dtype, dy.dtype, dtype)
-        if order == "pallas":
+        if _chosen(order, geometry, platform) == "pallas":
             kernels, interpret = _kernels(platform)
             return kernels.kernel_gradient_in_kernel(x, dy, geometry, compute, dtype, interpret=interpret)
         return implementation(x, dy, geometry, compute).astype(dtype)
 
     return run
+
+
+def _chosen(program: Program, geometry: Geometry, platform: str | None) -> Program:
+    return PROGRAMS[choose(geometry, platform or "another")] if program == "auto" else program
 
 
 def _kernels(platform: str | None) -> tuple[ModuleType, bool]:

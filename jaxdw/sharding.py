@@ -23,12 +23,9 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jaxdw import _arrays, conv, primitive
 from jaxdw.geometry import Geometry, Padding
 from jaxdw.methods import METHODS
-from jaxdw.methods.taps import bias_comes_first
+from jaxdw.methods.taps import starts_from_bias
 
 Model = TypeVar("Model")
-
-#: The methods that `jaxdw.primitive` computes, and how.
-_PROGRAMS: dict[str, primitive.Program] = {"taps": "raster", "rows": "rows", "pallas": "pallas"}
 
 
 def depthwise_conv(
@@ -96,8 +93,6 @@ def depthwise_conv(
     mesh, spec = _placement(x, kernel, mesh, spec)
     shares = _shares(spec, mesh, x.ndim)
     (x, kernel, bias), result = _arrays.promote({"x": x, "kernel": kernel, "bias": bias}, preferred_element_type)
-    if method == "auto":
-        method = conv.choose(geometry, _platform(mesh))
     if 0 in geometry.x_shape + geometry.output_shape:  # nothing to share out
         return conv.depthwise_conv(
             x,
@@ -382,10 +377,10 @@ def _convolve(
     wide = _arrays.accumulator(result)
     # Here, so that their gradients are summed over the devices once these are small, and before they are rounded.
     kernel, bias = (None if array is None else _varying_as(x, array.astype(wide)) for array in (kernel, bias))
-    bias_first = method in ("taps", "pallas") and bias_comes_first(cut.whole)  # whatever padding the shard has
+    bias_first = starts_from_bias(method, cut.whole)  # whatever padding the shard has
     start = bias if bias_first else None
     dtype = result if bias is None or bias_first else wide
-    order = _PROGRAMS.get(method)
+    order = primitive.PROGRAMS.get(method)
     if order is None:
         y = METHODS[method](cut.exchange(x), kernel.astype(x.dtype), None, cut.local, precision, dtype)
     elif cut.halos and cut.whole.padding_mode == "zeros":
@@ -539,7 +534,3 @@ def _spec(names: Sequence[tuple[str, ...]]) -> PartitionSpec:
 
 def _quoted(share: _Share) -> str:
     return " x ".join(map(repr, share.names))
-
-
-def _platform(mesh: Mesh | AbstractMesh) -> str:
-    return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else jax.default_backend()

@@ -1,4 +1,4 @@
-"""The ways to compute a depthwise convolution, one file each, all the same call.
+"""The ways to compute a depthwise convolution, all the same call.
 
 A method takes x `(*batch, *spatial, C)`, kernel `(*kernel_size, 1, C*M)`, bias `(C*M,)` or None, all of one floating
 dtype, the checked `Geometry` (with no size zero in it), a precision and the dtype of the result, and returns
@@ -15,9 +15,9 @@ import numpy as np
 from jaxdw._arrays import PrecisionPair
 from jaxdw.geometry import Geometry
 from jaxdw.methods.grouped import grouped
-from jaxdw.methods.pallas import pallas
 from jaxdw.methods.patches import patches
-from jaxdw.methods.taps import rows, taps
+from jaxdw.methods.taps import automatic as automatic
+from jaxdw.methods.taps import pallas, rows, taps
 
 
 class Method(Protocol):

@@ -1,4 +1,4 @@
-"""taps and rows: shifted multiply-add, without forming windows; taps in the order of PyTorch's convolution on CPU."""
+"""Shifted multiply-add, without forming windows: taps, in the order of PyTorch's convolution on CPU, and variants."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxdw import primitive
 from jaxdw._arrays import PrecisionPair, accumulator
+from jaxdw.choice import choose
 from jaxdw.geometry import Geometry
 
 
@@ -24,10 +25,11 @@ def taps(
     XLA:CPU contracts each multiply and add to one FMA. For float32 in PyTorch's contiguous layout and at least two
     channels the order is that of `F.conv2d` (oneDNN), and so are the bits, but for two things: XLA:CPU flushes
     subnormal numbers, and a weight that is infinite or NaN counts under padding, which oneDNN skips.
-    `precision` has nothing to relax here: products and sums are elementwise and never rounded below their dtype.
+    `precision` has nothing to relax here, nor in the methods below: products and sums are elementwise and never rounded
+    below their dtype.
     """
     del precision
-    return in_raster_order(x, kernel, bias, geometry, "raster", result)
+    return _sum("taps", x, kernel, bias, geometry, result)
 
 
 def rows(
@@ -43,21 +45,43 @@ def rows(
     Not PyTorch's order: large kernels run faster, since the shorter chains do not wait for each other.
     """
     del precision
-    return _bias_last(x, kernel, bias, geometry, "rows", result)
+    return _sum("rows", x, kernel, bias, geometry, result)
 
 
-def in_raster_order(
+def pallas(
     x: jax.Array,
     kernel: jax.Array,
     bias: jax.Array | None,
     geometry: Geometry,
-    program: primitive.Program,
+    precision: PrecisionPair,
     result: np.dtype,
 ) -> jax.Array:
-    """The sum of `taps`, by any program that adds in raster order."""
-    if bias is not None and bias_comes_first(geometry):
-        return primitive.conv(x, kernel, bias, geometry, program, result)
-    return _bias_last(x, kernel, bias, geometry, program, result)
+    """The sum of `taps`, and derivatives alike, by the kernels of `jaxdw.sums.triton` and `jaxdw.sums.mosaic`.
+
+    On a CPU they are interpreted, operation by operation: the same sums, for tests, and slow. On backends other than
+    NVIDIA's and TPUs there are none, which is an error.
+    """
+    del precision
+    return _sum("pallas", x, kernel, bias, geometry, result)
+
+
+def automatic(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    geometry: Geometry,
+    precision: PrecisionPair,
+    result: np.dtype,
+) -> jax.Array:
+    """That of the others which `jaxdw.choice` names for the platform that the program is compiled for."""
+    del precision
+    return _sum("auto", x, kernel, bias, geometry, result)
+
+
+def starts_from_bias(method: str, geometry: Geometry) -> bool:
+    """Whether the sum of a method starts from the bias, rather than that the bias is added to it at the end."""
+    in_raster_order = method in ("taps", "pallas") or (method == "auto" and choose(geometry, "cpu") == "taps")
+    return in_raster_order and bias_comes_first(geometry)
 
 
 def bias_comes_first(geometry: Geometry) -> bool:
@@ -76,15 +100,11 @@ def bias_comes_first(geometry: Geometry) -> bool:
     )
 
 
-def _bias_last(
-    x: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None,
-    geometry: Geometry,
-    program: primitive.Program,
-    result: np.dtype,
+def _sum(
+    method: str, x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, result: np.dtype
 ) -> jax.Array:
-    if bias is None:
-        return primitive.conv(x, kernel, None, geometry, program, result)
+    program = primitive.PROGRAMS[method]
+    if bias is None or starts_from_bias(method, geometry):
+        return primitive.conv(x, kernel, bias, geometry, program, result)
     y = primitive.conv(x, kernel, None, geometry, program, accumulator(result))
     return (y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)).astype(result)

@@ -264,3 +264,17 @@ def test_a_window_larger_than_the_input_gives_an_empty_output(method, padding):
     )
     assert y.size == 0
     assert all((gradient == 0).all() for gradient in pullback(y))
+
+
+def test_auto_is_chosen_for_the_platform_that_a_program_is_compiled_for():
+    """Not for the one where it is traced: a program for TPU is compiled on a CPU, and one may be for several."""
+
+    def program(method, platform):
+        def conv(x, kernel):
+            return jaxdw.depthwise_conv(x, kernel, method=method)
+
+        traced = jax.jit(conv).trace(jnp.ones((2, 9, 9, 4)), jnp.ones((7, 7, 1, 4)))
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+    assert program("auto", "cpu") == program("rows", "cpu") != program("taps", "cpu")
+    assert program("auto", "tpu") == program("taps", "tpu") != program("rows", "tpu")
