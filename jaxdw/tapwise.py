@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
 from jaxdw.geometry import Geometry
 
@@ -36,27 +36,33 @@ class Traced:
       first: from the closed-over arrays to all that is computed from them alone.
       then: from that and the windows to windows.
       leading: sizes of the windows' axes before those of the taps.
+      channels: size of their last axis.
     """
 
     program: Jaxpr
     closed_over: tuple[Any, ...]
-    first: Jaxpr
+    first: ClosedJaxpr
     then: Jaxpr
     leading: tuple[int, ...]
+    channels: int
 
     @property
     def operations(self) -> int:
-        """How many there are, on each tap or so."""
-        return len(self.then.eqns)
+        """How many there are, those on each tap counted apart."""
+        return sum(
+            max(math.prod(atom.aval.shape[len(self.leading) : -1]) for atom in (*equation.invars, *equation.outvars))
+            for equation in self.then.eqns
+            if equation.primitive.name in (*ELEMENTWISE, *_REDUCTIONS)
+        )
 
     def of_windows(self, closed_over: Sequence[Any], windows: jax.Array) -> jax.Array:
         """The function itself, differentiable by its own rules."""
-        (result,) = jax.core.eval_jaxpr(self.program, closed_over, windows)
+        (result,) = jaxpr_as_fun(ClosedJaxpr(self.program, closed_over))(windows)
         return result
 
     def constants(self, closed_over: Sequence[Any]) -> list[Any]:
         """What `of_taps` needs besides the taps."""
-        return jax.core.eval_jaxpr(self.first, (), *closed_over)
+        return jaxpr_as_fun(self.first)(*closed_over)
 
     def of_taps(self, constants: Sequence[Any], taps: np.ndarray) -> np.ndarray:
         """taps `(*kernel_size,)` of arrays `(*positions, C)`, each as one tap of the result: `(*positions, C)`, or
@@ -66,15 +72,18 @@ class Traced:
         that the function defines for itself are lost.
         """
         values: dict[Any, Any] = dict(zip(self.then.invars, [*constants, _Taps(taps)], strict=True))
+        count = len(self.leading)
 
         def read(atom: Any) -> Any:
             return jnp.asarray(atom.val, atom.aval.dtype) if isinstance(atom, Literal) else values[atom]
 
         for equation in self.then.eqns:
             rule = _RULES.get(equation.primitive.name)
-            if rule is None:
-                raise NotTapwise(equation.primitive.name)
-            values[equation.outvars[0]] = rule([read(atom) for atom in equation.invars], equation, self.leading)
+            shape = equation.outvars[0].aval.shape
+            if rule is None or not _alike(shape, self.leading, self.channels):
+                raise NotTapwise(f"{equation.primitive.name} to shape {shape}")
+            inputs = [read(atom) for atom in equation.invars]
+            values[equation.outvars[0]] = _Taps(rule(inputs, equation, count, shape[count:-1]))
         result = read(self.then.outvars[0])
         if not isinstance(result, _Taps):
             raise NotTapwise("windows that are not computed from the windows given")
@@ -95,8 +104,8 @@ def trace(fn: Callable[[jax.Array], Any], geometry: Geometry, dtype: np.dtype) -
     closed_over = tuple(traced.consts)
     leading = (*geometry.batch, *geometry.output_spatial)
     flat = jax.make_jaxpr(functools.partial(_without_calls, traced.jaxpr))(closed_over, [windows])
-    first, then = _apart(flat.jaxpr, (*leading, geometry.channels))
-    whole = Traced(traced.jaxpr, closed_over, first, then, leading)
+    first, then = _apart(flat, leading, geometry.channels)
+    whole = Traced(traced.jaxpr, closed_over, first, then, leading, geometry.channels)
     taps = [jax.ShapeDtypeStruct((1, geometry.channels), dtype)] * geometry.taps
 
     def attempt(closed_over: Sequence[Any], taps: Sequence[jax.Array]) -> list[jax.Array]:
@@ -132,7 +141,7 @@ def _without_calls(jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[A
         else:
             inputs = [atom for atom in equation.invars if not isinstance(atom, Literal)]
             alone = Jaxpr((), inputs, equation.outvars, [equation], equation.effects, jaxpr.debug_info)
-            outputs = jax.core.eval_jaxpr(alone, (), *map(read, inputs))
+            outputs = jaxpr_as_fun(ClosedJaxpr(alone, ()))(*map(read, inputs))
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
@@ -155,16 +164,17 @@ def _called(equation: JaxprEqn) -> ClosedJaxpr | None:
     return ClosedJaxpr(called, ()) if isinstance(called, Jaxpr) else called
 
 
-def _apart(jaxpr: Jaxpr, alike: tuple[int, ...]) -> tuple[Jaxpr, Jaxpr]:
+def _apart(closed: ClosedJaxpr, leading: tuple[int, ...], channels: int) -> tuple[ClosedJaxpr, Jaxpr]:
     """The program from `(*constants, windows)` in two: what does not depend on the windows, and the rest.
 
-    The rest includes what makes a small array as large as the windows. `alike` are their sizes but for the taps.
+    The rest includes what makes a small array as large as the windows.
     """
+    jaxpr = closed.jaxpr
     *constants, windows = jaxpr.invars
     first, then, late = [], [], {windows}
     for equation in jaxpr.eqns:
         inputs = [atom for atom in equation.invars if not isinstance(atom, Literal)]
-        if late.intersection(inputs) or _spreads(equation, alike):
+        if late.intersection(inputs) or _spreads(equation, leading, channels):
             then.append(equation)
             late.update(equation.outvars)
         else:
@@ -173,26 +183,22 @@ def _apart(jaxpr: Jaxpr, alike: tuple[int, ...]) -> tuple[Jaxpr, Jaxpr]:
     passed = list(dict.fromkeys(atom for atom in read if not isinstance(atom, Literal) and atom not in late))
     debug_info = jaxpr.debug_info.with_unknown_names()
     return (
-        Jaxpr((), constants, passed, first, debug_info=debug_info),
+        ClosedJaxpr(Jaxpr(jaxpr.constvars, constants, passed, first, debug_info=debug_info), closed.consts),
         Jaxpr((), [*passed, windows], jaxpr.outvars, then, debug_info=debug_info),
     )
 
 
-def _spreads(equation: JaxprEqn, alike: tuple[int, ...]) -> bool:
+def _spreads(equation: JaxprEqn, leading: tuple[int, ...], channels: int) -> bool:
     """Whether it makes an array as large as windows that is the same at all output positions."""
-    if equation.primitive.name != "broadcast_in_dim":
+    if equation.primitive.name != "broadcast_in_dim" or not _alike(equation.params["shape"], leading, channels):
         return False
-    *leading, channels = alike
-    shape, (value, *_) = equation.params["shape"], equation.invars
-    return (
-        len(shape) > len(leading)
-        and (*shape[: len(leading)], shape[-1]) == (*leading, channels)
-        and all(
-            size == 1
-            for size, axis in zip(value.aval.shape, equation.params["broadcast_dimensions"])
-            if axis < len(leading)
-        )
-    )
+    sizes = zip(equation.invars[0].aval.shape, equation.params["broadcast_dimensions"])
+    return all(size == 1 for size, axis in sizes if axis < len(leading))
+
+
+def _alike(shape: tuple[int, ...], leading: tuple[int, ...], channels: int) -> bool:
+    """Whether a shape is `(*leading, ..., channels)`."""
+    return len(shape) > len(leading) and (*shape[: len(leading)], shape[-1]) == (*leading, channels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,126 +211,110 @@ class _Taps:
     cells: np.ndarray
 
 
-def _elementwise(inputs: Sequence[Any], equation: JaxprEqn, leading: tuple[int, ...]) -> _Taps:
-    grids = [_cells(value) for value in inputs]
-    shape = np.broadcast_shapes(*(cells.shape for cells in grids))
-    grids = [np.broadcast_to(cells, shape) for cells in grids]
+# Each rule takes the operands, the equation, the number of leading axes and the shape of the result's cells, and makes
+# these. Sizes of the result's other axes have been checked: they are those of the windows.
+
+
+def _elementwise(inputs: Sequence[Any], equation: JaxprEqn, leading: int, shape: tuple[int, ...]) -> np.ndarray:
+    grids = [np.broadcast_to(_cells(value, leading), shape) for value in inputs]
     result = np.empty(shape, object)
     for place in np.ndindex(*shape):
         operands = [cells[place] for cells in grids]
         common = np.broadcast_shapes(*(operand.shape for operand in operands))
         operands = [jnp.broadcast_to(operand, common) for operand in operands]
         result[place] = equation.primitive.bind(*operands, **equation.params)
-    return _Taps(result)
+    return result
 
 
-def _cells(value: Any) -> np.ndarray:
-    """What meets in an elementwise operation: taps, or one number for all of them."""
+def _cells(value: Any, leading: int) -> np.ndarray:
+    """What meets in an elementwise operation: taps, or a number or an array that is the same at every output."""
     if isinstance(value, _Taps):
         return value.cells
-    if value.ndim > 0:
+    if any(size != 1 for size in value.shape[:leading]):
         raise NotTapwise("an array that is not the same at every output position")
-    return grid([value.reshape(1)], ())
+    return _rows(value.reshape(value.shape[leading:] or (1,)))
 
 
-def _shape(equation: JaxprEqn, leading: tuple[int, ...]) -> tuple[int, ...]:
-    """The cells' shape of a result, where outputs and channels are as they were."""
-    before, after = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
-    if len(after) <= len(leading) or (*leading, before[-1]) != (*after[: len(leading)], after[-1]):
-        raise NotTapwise(equation.primitive.name)
-    return after[len(leading) : -1]
+def _rows(value: jax.Array) -> np.ndarray:
+    """value `(*cells, C)` as its cells."""
+    rows = value.reshape(math.prod(value.shape[:-1]), value.shape[-1])
+    return grid((rows[row] for row in range(len(rows))), value.shape[:-1])
 
 
-def _broadcast(inputs: Sequence[Any], equation: JaxprEqn, leading: tuple[int, ...]) -> _Taps:
+def _broadcast(inputs: Sequence[Any], equation: JaxprEqn, leading: int, shape: tuple[int, ...]) -> np.ndarray:
     """Of taps, to more of them; of an array that is the same at all output positions, to taps."""
     (value,) = inputs
-    axes, count, rank = equation.params["broadcast_dimensions"], len(leading), len(equation.params["shape"])
-    if not isinstance(value, _Taps):
-        own = [i for i, axis in enumerate(axes) if axis >= count]
-        small = value.reshape([value.shape[i] for i in own])
-        return _Taps(_rows(small, [axes[i] - count for i in own], equation.params["shape"][count:-1]))
-    shape = _shape(equation, leading)
-    if axes[:count] != tuple(range(count)) or axes[-1] != rank - 1:
-        raise NotTapwise("broadcast_in_dim")
+    axes, last = equation.params["broadcast_dimensions"], leading + len(shape)
+    if isinstance(value, _Taps):
+        if axes[:leading] != tuple(range(leading)) or axes[-1] != last:
+            raise NotTapwise("output positions or channels made taps")
+        cells, axes = value.cells, axes[leading:-1]
+    else:
+        sizes = dict(zip(axes, value.shape))
+        cells = _rows(value.reshape([sizes.get(axis, 1) for axis in range(leading, last + 1)]))
+        axes = range(leading, last)
     ones = [1] * len(shape)
-    for size, axis in zip(value.cells.shape, axes[count:-1]):
-        ones[axis - count] = size
-    return _Taps(np.broadcast_to(value.cells.reshape(ones), shape))
+    for size, axis in zip(cells.shape, axes):
+        ones[axis - leading] = size
+    return np.broadcast_to(cells.reshape(ones), shape)
 
 
-def _rows(value: jax.Array, axes: Sequence[int], cells: tuple[int, ...]) -> np.ndarray:
-    """value as cells of shape `cells`, each `(C,)` or `(1,)`: its axes are these of `(*cells, C)`."""
-    sizes = dict(zip(axes, value.shape))
-    value = value.reshape([sizes.get(axis, 1) for axis in range(len(cells) + 1)])
-    own = value.shape[:-1]
-    flat = value.reshape(math.prod(own), value.shape[-1])
-    return np.broadcast_to(grid((flat[row] for row in range(len(flat))), own), cells)
-
-
-def _reshape(inputs: Sequence[Any], equation: JaxprEqn, leading: tuple[int, ...]) -> _Taps:
+def _reshape(inputs: Sequence[Any], equation: JaxprEqn, leading: int, shape: tuple[int, ...]) -> np.ndarray:
     """A squeeze, too. With outputs and channels of the same sizes, what is left is a reshape of the cells."""
-    if equation.primitive.name == "reshape" and equation.params["dimensions"] is not None:
+    if equation.params.get("dimensions") is not None and equation.primitive.name == "reshape":
         raise NotTapwise("reshape after a transposition")
-    return _Taps(inputs[0].cells.reshape(_shape(equation, leading)))
+    return inputs[0].cells.reshape(shape)
 
 
-def _transpose(inputs: Sequence[Any], equation: JaxprEqn, leading: tuple[int, ...]) -> _Taps:
-    order, count = equation.params["permutation"], len(leading)
-    if tuple(order[:count]) != tuple(range(count)) or order[-1] != len(order) - 1:
+def _transpose(inputs: Sequence[Any], equation: JaxprEqn, leading: int, shape: tuple[int, ...]) -> np.ndarray:
+    order = equation.params["permutation"]
+    if tuple(order[:leading]) != tuple(range(leading)) or order[-1] != len(order) - 1:
         raise NotTapwise("transpose")
-    return _Taps(inputs[0].cells.transpose([axis - count for axis in order[count:-1]]))
+    return inputs[0].cells.transpose([axis - leading for axis in order[leading:-1]])
 
 
-def _reverse(inputs: Sequence[Any], equation: JaxprEqn, leading: tuple[int, ...]) -> _Taps:
-    return _Taps(np.flip(inputs[0].cells, _tap_axes(equation.params["dimensions"], inputs[0], leading)))
+def _reverse(inputs: Sequence[Any], equation: JaxprEqn, leading: int, shape: tuple[int, ...]) -> np.ndarray:
+    return np.flip(inputs[0].cells, _tap_axes(equation.params["dimensions"], leading, len(shape)))
 
 
-def _slice(inputs: Sequence[Any], equation: JaxprEqn, leading: tuple[int, ...]) -> _Taps:
-    _shape(equation, leading)
+def _slice(inputs: Sequence[Any], equation: JaxprEqn, leading: int, shape: tuple[int, ...]) -> np.ndarray:
     starts, limits = equation.params["start_indices"], equation.params["limit_indices"]
     strides = equation.params["strides"] or (1,) * len(starts)
-    if any(stride != 1 for stride in (*strides[: len(leading)], strides[-1])):
-        raise NotTapwise("slice")
-    taps = [slice(*part) for part in zip(starts, limits, strides)][len(leading) : -1]
-    return _Taps(inputs[0].cells[tuple(taps)])
+    return inputs[0].cells[tuple(slice(*part) for part in zip(starts, limits, strides))[leading:-1]]
 
 
-def _concatenate(inputs: Sequence[Any], equation: JaxprEqn, leading: tuple[int, ...]) -> _Taps:
-    if not all(isinstance(value, _Taps) for value in inputs):
-        raise NotTapwise("concatenate")
-    (axis,) = _tap_axes((equation.params["dimension"],), inputs[0], leading)
-    return _Taps(np.concatenate([value.cells for value in inputs], axis))
+def _concatenate(inputs: Sequence[Any], equation: JaxprEqn, leading: int, shape: tuple[int, ...]) -> np.ndarray:
+    (axis,) = _tap_axes((equation.params["dimension"],), leading, len(shape))
+    return np.concatenate([_cells(value, leading) for value in inputs], axis)
 
 
-def _stack(inputs: Sequence[Any], equation: JaxprEqn, leading: tuple[int, ...]) -> _Taps:
-    axis, count = equation.params["axis"], len(leading)
-    if not all(isinstance(value, _Taps) for value in inputs) or not count <= axis <= count + inputs[0].cells.ndim:
-        raise NotTapwise("stack")
-    return _Taps(np.stack([value.cells for value in inputs], axis - count))
+def _stack(inputs: Sequence[Any], equation: JaxprEqn, leading: int, shape: tuple[int, ...]) -> np.ndarray:
+    (axis,) = _tap_axes((equation.params["axis"],), leading, len(shape))
+    return np.stack([_cells(value, leading) for value in inputs], axis)
 
 
-def _reduce(combine: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[..., _Taps]:
+def _reduce(combine: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[..., np.ndarray]:
     """Over taps in raster order."""
 
-    def rule(inputs: Sequence[Any], equation: JaxprEqn, leading: tuple[int, ...]) -> _Taps:
+    def rule(inputs: Sequence[Any], equation: JaxprEqn, leading: int, shape: tuple[int, ...]) -> np.ndarray:
         cells = inputs[0].cells
         if cells.size == 0:
             raise NotTapwise("no taps to combine")
-        axes = _tap_axes(equation.params["axes"], inputs[0], leading)
+        axes = _tap_axes(equation.params["axes"], leading, cells.ndim)
         kept = [axis for axis in range(cells.ndim) if axis not in axes]
-        shape = tuple(cells.shape[axis] for axis in kept)
         rows = cells.transpose([*kept, *axes]).reshape(*shape, -1)
         result = np.empty(shape, object)
         for place in np.ndindex(*shape):
             result[place] = functools.reduce(combine, rows[place])
-        return _Taps(result)
+        return result
 
     return rule
 
 
-def _tap_axes(axes: Sequence[int], value: _Taps, leading: tuple[int, ...]) -> tuple[int, ...]:
-    own = tuple(axis - len(leading) for axis in axes)
-    if any(not 0 <= axis < value.cells.ndim for axis in own):
+def _tap_axes(axes: Sequence[int], leading: int, count: int) -> tuple[int, ...]:
+    """These axes of an array as axes of its cells, of which there are `count`."""
+    own = tuple(axis - leading for axis in axes)
+    if any(not 0 <= axis < count for axis in own):
         raise NotTapwise("along output positions or channels")
     return own
 
@@ -341,8 +331,18 @@ ELEMENTWISE = (
     *("population_count", "copy", "name", "stop_gradient"),
 )
 
-_RULES: Mapping[str, Callable[[Sequence[Any], JaxprEqn, tuple[int, ...]], _Taps]] = {
+_REDUCTIONS = {
+    "reduce_sum": _reduce(lax.add),
+    "reduce_prod": _reduce(lax.mul),
+    "reduce_max": _reduce(lax.max),
+    "reduce_min": _reduce(lax.min),
+    "reduce_and": _reduce(lax.bitwise_and),
+    "reduce_or": _reduce(lax.bitwise_or),
+}
+
+_RULES: Mapping[str, Callable[[Sequence[Any], JaxprEqn, int, tuple[int, ...]], np.ndarray]] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
+    **_REDUCTIONS,
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,
     "squeeze": _reshape,
@@ -351,10 +351,4 @@ _RULES: Mapping[str, Callable[[Sequence[Any], JaxprEqn, tuple[int, ...]], _Taps]
     "slice": _slice,
     "concatenate": _concatenate,
     "stack": _stack,
-    "reduce_sum": _reduce(lax.add),
-    "reduce_prod": _reduce(lax.mul),
-    "reduce_max": _reduce(lax.max),
-    "reduce_min": _reduce(lax.min),
-    "reduce_and": _reduce(lax.bitwise_and),
-    "reduce_or": _reduce(lax.bitwise_or),
 }
