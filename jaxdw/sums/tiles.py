@@ -4,7 +4,8 @@ A TPU holds an array in tiles of 8 sublanes x 128 lanes of its two minor axes. A
 picks single rows or columns out of tiles: XLA then copies x, padded, and reads it once a tap. Over the other axes a
 slice picks whole tiles, for nothing. So where the taps stride, x is laid out with its batch in the sublanes and its
 channels in the lanes. That is one copy of x at most, without padding; XLA's own convolutions like this layout too, and
-after one of them there is nothing to copy.
+after one of them there is nothing to copy. Where few channels would waste the lanes, the taps do not stride along the
+last axis: the sum is made for every place, and the result is strided.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ def _sum(
     rank, channels, multiplier = geometry.rank, geometry.channels, geometry.multiplier
     if max(geometry.strides) > 1 and _copy_is_cheaper(geometry):
         x = with_layout_constraint(x, Layout(major_to_minor=(*range(1, rank + 1), 0, rank + 1)))
+    elif geometry.strides[-1] > 1:
+        return _strided_afterwards(x, kernel, bias, geometry, order, compute)
     padded = pad(x, geometry).astype(compute)
     weights = kernel.astype(compute).reshape(*geometry.kernel_size, channels, multiplier)
     biases = None if bias is None else bias.astype(compute).reshape(channels, multiplier)
@@ -70,6 +73,17 @@ def _sum(
     return outputs[0] if multiplier == 1 else jnp.stack(outputs, axis=-1).reshape(geometry.output_shape)
 
 
+def _strided_afterwards(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, order: Order, compute: np.dtype
+) -> jax.Array:
+    """As `_sum`, made for every place of the last axis, which stays in the lanes until then."""
+    every = dataclasses.replace(geometry, strides=(*geometry.strides[:-1], 1))
+    y = _sum(x, kernel, bias, every, order, compute)
+    rank = geometry.rank
+    y = with_layout_constraint(y, Layout(major_to_minor=(*range(rank), rank + 1, rank)))
+    return lax.slice_in_dim(y, 0, None, geometry.strides[-1], axis=rank)
+
+
 def _is_convolution(geometry: Geometry) -> bool:
     """Whether XLA's own convolution is the same sum with one pass over x less.
 
@@ -87,7 +101,7 @@ def _is_convolution(geometry: Geometry) -> bool:
         and geometry.strides[-1] > 1
         and images >= SUBLANES
         and _waste(width, SUBLANES) <= _waste(images, SUBLANES)
-        and _waste(geometry.channels, LANES) <= _waste(width, LANES)
+        and _copy_is_cheaper(geometry)
     )
 
 

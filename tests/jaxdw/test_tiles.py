@@ -87,6 +87,25 @@ def test_only_the_sum_that_a_convolution_is_becomes_one(monkeypatch):
         summed(tiles.sum_on_tiles, jnp.ones(other.x_shape), kernel, None, other)
 
 
+@pytest.mark.parametrize("order", ["raster", "rows"])
+@pytest.mark.parametrize(
+    "x_shape, kernel_shape, options",
+    [
+        ((2, 5, 40, 2), (2, 3, 1, 4), {"strides": (2, 3), "padding": (1, (2, -1))}),
+        ((3, 50, 1), (4, 1, 1), {"strides": 5, "input_dilation": 2, "padding": 3}),
+        ((2, 3, 4, 41, 1), (2, 1, 3, 1, 1), {"strides": (1, 1, 2), "kernel_dilation": 2, "padding": "REFLECT"}),
+    ],
+)
+def test_a_sum_made_for_every_place_is_the_same_sum(x_shape, kernel_shape, options, order):
+    geometry = Geometry.of(x_shape, kernel_shape, **options)
+    assert not tiles._copy_is_cheaper(geometry)
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.standard_normal(shape).astype(np.float32) for shape in (x_shape, kernel_shape))
+    bias = rng.standard_normal(kernel_shape[-1:]).astype(np.float32) if order == "raster" else None
+    found = summed(tiles.sum_on_tiles, x, kernel, bias, geometry, order)
+    np.testing.assert_array_equal(found, summed(sum_of_padded, x, kernel, bias, geometry, order))
+
+
 def test_few_channels_stay_where_they_are():
     """16 channels of 112 columns take eight times their size in lanes: a copy would cost more than it saves."""
     small, large = ((8, 112, 112, c) for c in (16, 64))
