@@ -22,7 +22,8 @@ from jaxdw.models.mobilenet import round_channels
 #: Of a layer's tensors by name, its result or results.
 Compute = Callable[..., Any]
 
-_FORMS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+#: PyTorch's memory formats.
+FORMS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 def set_threads(threads: int) -> None:
@@ -133,7 +134,7 @@ def _placed(arrays: Arrays, form: str) -> dict[str, torch.Tensor]:
     for name, array in arrays.items():
         if name in axes:
             copied = np.array(array.transpose(axes[name]), order="C")
-            tensors[name] = torch.from_numpy(copied).contiguous(memory_format=_FORMS[form])
+            tensors[name] = torch.from_numpy(copied).contiguous(memory_format=FORMS[form])
         else:
             tensors[name] = torch.from_numpy(np.array(array))
     return tensors
@@ -156,7 +157,7 @@ def _block_way(form: str, compiled: bool = False) -> Callable[[Problem, str], Wa
             nn.BatchNorm2d(channels, eps=EPSILON),
             nn.ReLU6(inplace=True),
         ).eval()
-        unit = unit.to(memory_format=_FORMS[form])
+        unit = unit.to(memory_format=FORMS[form])
         program = _compiled(unit) if compiled else unit
 
         def start(arrays: Arrays) -> Callable[[], Any]:
@@ -292,7 +293,7 @@ def _network_results(result: Any) -> dict[str, np.ndarray]:
 
 def _network_way(form: str, compiled: bool = False) -> Callable[[Problem, str], Way]:
     def of(problem: Problem, name: str) -> Way:
-        model = _network(problem.weights, problem.width).to(memory_format=_FORMS[form])
+        model = _network(problem.weights, problem.width).to(memory_format=FORMS[form])
         program = _compiled(model) if compiled else model
 
         def start(arrays: Arrays) -> Callable[[], Any]:

@@ -1,0 +1,712 @@
+"""The methods on an NVIDIA GPU: whether they are right, in which order and precision they add, and how fast they are.
+
+python benchmarks/gpu.py [--out FILE] [--budget SECONDS] [--batch IMAGES] [--quick]
+
+Writes one JSON file, and writes it again after every step, so that a run that is cut off keeps what it had. A section
+that fails says so in the file, and the next one runs. Without a GPU it is a dry run: tiny sizes on the CPU, whose times
+mean nothing, to see that the command works. docs/accelerators.md says what to make of the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pydantic
+import torch
+
+import jaxdw
+from bridge import Case
+from bridge.accumulation import AccumulationOrder, parting, reveal
+from bridge.bench import jax_peers, torch_peers
+from bridge.bench.figures import spread
+from bridge.bench.measure import interleaved
+from bridge.bench.problems import INPUTS, work
+from bridge.bench.reference import convolve, exactly, gradients
+from bridge.bench.schema import CopyRecord, RowRecord, SummaryRecord, WayRecord, summaries
+from bridge.bench.suites import Layer, layers_of
+from bridge.case import DTYPES
+from bridge.environment import environment
+from bridge.files import write_atomically
+from bridge.implementations import implementation, jax_, torch_
+from bridge.numerics import (
+    BFLOAT16,
+    TF32,
+    Arithmetic,
+    ExactSum,
+    error_bound,
+    exact,
+    exact_input_gradient,
+    exact_kernel_gradient,
+    same_bits,
+)
+from bridge.report.schema import OrderRecord
+
+SCHEMA: Literal["jaxdw.gpu/1"] = "jaxdw.gpu/1"
+RESULTS = Path(__file__).parent / "results"
+
+#: (x, kernel, options): what the methods are checked on.
+GEOMETRIES: Sequence[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = (
+    ((2, 14, 14, 33), (3, 3, 1, 33), {"padding": 1}),
+    ((2, 28, 28, 64), (3, 3, 1, 64), {"strides": 2, "padding": 1}),
+    ((1, 28, 28, 40), (5, 5, 1, 40), {}),
+    ((2, 14, 14, 96), (7, 7, 1, 96), {}),
+    ((1, 20, 17, 12), (17, 17, 1, 12), {"padding": 8}),
+    ((2, 9, 130, 6), (3, 3, 1, 12), {"padding": "VALID"}),
+    ((2, 15, 13, 24), (3, 3, 1, 24), {"kernel_dilation": (2, 3)}),
+    ((2, 7, 6, 24), (4, 3, 1, 24), {"input_dilation": (2, 3), "padding": 2}),
+    ((2, 12, 10, 16), (3, 5, 1, 16), {"padding": "CIRCULAR", "strides": (2, 1)}),
+    ((3, 50, 20), (4, 1, 40), {"padding": "CAUSAL"}),
+    ((1, 6, 9, 8, 16), (3, 3, 3, 1, 16), {}),
+    ((64, 56, 56, 32), (3, 3, 1, 32), {}),
+)
+METHODS = (
+    ("pallas", None),
+    ("taps", None),
+    ("grouped", None),
+    ("grouped", "highest"),
+    ("patches", None),
+    ("patches", "highest"),
+)
+
+#: (x, kernel side, stride, dtype): whose order of addition is revealed.
+REVEALED = (
+    ((2, 14, 14, 32), 3, 1, "float32"),
+    ((2, 14, 14, 32), 3, 2, "float32"),
+    ((1, 28, 28, 64), 5, 1, "float32"),
+    ((32, 14, 14, 128), 3, 1, "float32"),
+    ((2, 14, 14, 32), 3, 1, "bfloat16"),
+    ((2, 14, 14, 32), 3, 1, "float16"),
+)
+OF_JAX = ("taps", "grouped", "grouped[precision=high]", "grouped[precision=highest]", "patches", "rows")
+
+#: Ours, against which peers are measured.
+OURS = ("pallas", "taps")
+#: PyTorch's ways: (memory format, precision of float32).
+OF_TORCH = {
+    "torch": ("contiguous", "ieee"),
+    "torch[tf32]": ("contiguous", "tf32"),
+    "torch.channels_last": ("channels_last", "ieee"),
+    "torch.channels_last[tf32]": ("channels_last", "tf32"),
+}
+#: Layers that are compiled together; rounds, and milliseconds of calls in each.
+CHUNK, ROUNDS, ROUND_MILLISECONDS = 8, 9, 8.0
+#: Positions whose dy is not zero: 512 products of 4095 and 2 add up to less than 2^24.
+POSITIONS = 512
+#: Bytes that the copies move, half of them read.
+COPIES = tuple(1 << power for power in range(22, 33))
+
+
+class SectionRecord(pydantic.BaseModel):
+    """One part of the run: why it failed, empty where it did not, and what was left out for want of time."""
+
+    name: str
+    seconds: float
+    failed: str = ""
+    left_out: list[str] = []
+
+
+class CorrectnessRecord(pydantic.BaseModel):
+    """One result against the exact one.
+
+    Attributes:
+      quantity: "y", "dx" or "dkernel".
+      misrounded: elements that are not the exact result rounded once.
+      bound_ratio: the greatest error over what float32 sums in any order, rounded once, may err; None if not finite.
+      within: the first arithmetic whose bound holds for every element; empty for none.
+    """
+
+    geometry: str
+    dtype: str
+    method: str
+    quantity: str = ""
+    elements: int = 0
+    misrounded: int = 0
+    bound_ratio: float | None = None
+    within: str = ""
+    failed: str = ""
+
+
+class FingerprintRecord(pydantic.BaseModel):
+    """In which order and arithmetic something adds, and how that compares with oneDNN's on this machine's processor.
+
+    Attributes:
+      same_order: whether every element has the tree that it has there.
+      same_bits: the share of elements, of normal random numbers, that have oneDNN's bits.
+      parting: where the two orders part, in words.
+    """
+
+    geometry: str
+    implementation: str
+    order: OrderRecord | None = None
+    same_order: bool | None = None
+    same_bits: float | None = None
+    parting: str = ""
+    failed: str = ""
+
+
+class TimesRecord(RowRecord):
+    """A row of `bridge.bench.schema`, its milliseconds those of one call of many that were enqueued together.
+
+    A way whose result is wrong has times all the same: one that rounds its inputs to TF32 is a peer, and is found out.
+
+    Attributes:
+      copy_gigabytes_a_second: 10^9 bytes a second of the copy that moves the most nearly as many bytes.
+      fraction_of_copy: of that bandwidth, what each way reaches, every operand counted once.
+    """
+
+    copy_gigabytes_a_second: float | None
+    fraction_of_copy: dict[str, float]
+
+
+class TimesSuiteRecord(pydantic.BaseModel):
+    """A suite; `summaries` has for each of ours the ratios of our times to the peers'."""
+
+    suite: str
+    rows: list[TimesRecord] = []
+    summaries: dict[str, list[SummaryRecord]] = {}
+
+
+class GpuReport(pydantic.BaseModel):
+    """A whole run, or what there was of it when it was cut off.
+
+    Attributes:
+      dry_run: "dry run on cpu" where there was no GPU; empty where there was.
+      without_torch: why PyTorch did not compute on the GPU; empty where it did.
+      call_microseconds: what a call that computes next to nothing takes when many are enqueued: no way is below that.
+    """
+
+    model_config = pydantic.ConfigDict(populate_by_name=True)
+
+    schema_: Literal["jaxdw.gpu/1"] = pydantic.Field(default=SCHEMA, alias="schema")
+    dry_run: str
+    quick: bool
+    batch: int
+    budget_seconds: float
+    without_torch: str = ""
+    machine: dict[str, str] = {}
+    sections: list[SectionRecord] = []
+    copies: list[CopyRecord] = []
+    call_microseconds: dict[str, float] = {}
+    correctness: list[CorrectnessRecord] = []
+    fingerprints: list[FingerprintRecord] = []
+    suites: list[TimesSuiteRecord] = []
+
+
+@dataclasses.dataclass
+class Run:
+    """A run under way: its report, where that is written, until when the section may take, and PyTorch's device."""
+
+    report: GpuReport
+    path: Path
+    torch_device: str | None
+    until: float = math.inf
+
+    @property
+    def quick(self) -> bool:
+        return self.report.quick
+
+    @property
+    def late(self) -> bool:
+        return time.perf_counter() > self.until
+
+    def save(self) -> None:
+        write_atomically(self.path, self.report.model_dump_json(by_alias=True, indent=1) + "\n")
+
+
+def machine(run: Run) -> list[str]:
+    """The card, its driver, and versions."""
+    run.report.machine = {"device": jax.devices()[0].device_kind} | environment()
+    run.report.machine["torch cuda"] = str(torch.version.cuda)
+    run.report.machine["torch cudnn"] = str(torch.backends.cudnn.version())
+    fields = "name,driver_version,memory.total,clocks.max.sm,clocks.max.memory,power.limit"
+    with contextlib.suppress(FileNotFoundError):
+        asked = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+        told = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=30)
+        run.report.machine["nvidia-smi"] = told.stdout.strip() or told.stderr.strip()
+    return []
+
+
+def copies(run: Run) -> list[str]:
+    """The bandwidth of copies by XLA and PyTorch, and what a call takes that copies next to nothing."""
+    run.report.call_microseconds = {name: ms * 1e3 for name, ms in _copy_times(run, 8).items()}
+    sizes = COPIES[:2] if run.quick else COPIES
+    for done, nbytes in enumerate(sizes):
+        if run.late:
+            return [f"copies of {size} bytes" for size in sizes[done:]]
+        rates = {name: nbytes / ms / 1e6 for name, ms in _copy_times(run, nbytes).items()}
+        run.report.copies.append(CopyRecord(nbytes=nbytes, gigabytes_a_second=rates))
+        run.save()
+    return []
+
+
+def correctness(run: Run) -> list[str]:
+    """Each method's y and gradients against the exact sums, with the bounds of `bridge.numerics`."""
+    geometries = GEOMETRIES[:1] if run.quick else GEOMETRIES
+    dtypes = ("float32", "bfloat16") if run.quick else ("float32", "bfloat16", "float16")
+    for done, (x_shape, kernel_shape, options) in enumerate(geometries):
+        if run.late:
+            return [_words(*rest) for rest in geometries[done:]]
+        cases = {dtype: _case(x_shape, kernel_shape, options, DTYPES[dtype]) for dtype in dtypes}
+        jobs = {
+            (dtype, *method): (_with_gradients(options, *method), (case.x, case.kernel, dy))
+            for dtype, (case, dy) in cases.items()
+            for method in METHODS
+            if method[1] is None or dtype == "float32"
+        }
+        programs = compiled({key: (program, *arrays) for key, (program, arrays) in jobs.items()})
+        for dtype, (case, dy) in cases.items():
+            sums = {
+                "y": exact(case),
+                "dx": exact_input_gradient(case, dy),
+                "dkernel": exact_kernel_gradient(case, dy),
+            }
+            judges = {quantity: _judge(total) for quantity, total in sums.items()}
+            for key, program in programs.items():
+                if key[0] == dtype:
+                    name = key[1] if key[2] is None else f"{key[1]}[precision={key[2]}]"
+                    told = {"geometry": _words(x_shape, kernel_shape, options), "dtype": dtype, "method": name}
+                    run.report.correctness += _judged(program, (case.x, case.kernel, dy), judges, told)
+        run.save()
+    return []
+
+
+def fingerprints(run: Run) -> list[str]:
+    """Orders and precisions of everything that convolves on the card, beside oneDNN's on the processor."""
+    shapes = [((1, 5, 5, 4), 3, 1, "float32")] if run.quick else REVEALED
+    for done, (x_shape, side, stride, dtype) in enumerate(shapes):
+        if run.late:
+            return [_words(*rest) for rest in shapes[done:]]
+        options = {"strides": stride, "padding": side // 2}
+        case, _ = _case(x_shape, (side, side, 1, x_shape[-1]), options, DTYPES[dtype])
+        onednn = implementation("torch.conv2d")
+        expected, theirs = reveal(onednn, case), onednn.run(case)
+        for name, subject in {onednn.name: onednn.run, **_subjects(run)}.items():
+            record = FingerprintRecord(geometry=f"{_words(x_shape, side, options)}, {dtype}", implementation=name)
+            try:
+                order = reveal(subject, case)
+                record.order = OrderRecord.model_validate(order.to_json() | {"implementation": name})
+                record.same_order = _same_trees(order, expected)
+                record.same_bits = float(same_bits(subject(case), theirs).mean())
+                record.parting = parting(expected, dataclasses.replace(order, implementation=name))
+            except Exception as error:  # of a library: any kind, and the others still count
+                record.failed = _first_line(error)
+            run.report.fingerprints.append(record)
+            run.save()
+    return []
+
+
+def times(run: Run, suite: str) -> list[str]:
+    """The layers of a suite: checked on whole numbers that TF32 cannot hold, then timed in turns."""
+    record = TimesSuiteRecord(suite=suite)
+    run.report.suites.append(record)
+    known = {Layer.parse("6x5x4:3:1"): ("none",)} if run.quick else layers_of(suite)
+    layers = list(known)
+    for start in range(0, len(layers), CHUNK):
+        if run.late:
+            return [str(layer) for layer in layers[start:]]
+        chunk = layers[start : start + CHUNK]
+        jobs = {(layer, name): job for layer in chunk for name, job in _jobs(suite, layer, run.report.batch).items()}
+        programs = compiled(jobs)
+        for number, layer in enumerate(chunk, start):
+            if run.late:
+                return [str(layer) for layer in layers[number:]]
+            ours = {name: program for (of, name), program in programs.items() if of == layer}
+            record.rows.append(_times_of(run, suite, layer, known[layer], ours))
+            record.summaries = {name: summaries(record.rows, name) for name in OURS}
+            run.save()
+    return []
+
+
+#: Each section, and its share of the budget; what one does not need the next ones may have.
+SECTIONS: dict[str, tuple[Callable[[Run], list[str]], float]] = {
+    "machine": (machine, 0.02),
+    "copies": (copies, 0.05),
+    "correctness": (correctness, 0.18),
+    "fingerprints": (fingerprints, 0.15),
+    "forward": (functools.partial(times, suite="layers"), 0.28),
+    "gradients": (functools.partial(times, suite="gradients"), 0.32),
+}
+
+
+def measure(run: Run) -> None:
+    """Every section in turn, whatever becomes of the one before it."""
+    began, share = time.perf_counter(), 0.0
+    for name, (section, part) in SECTIONS.items():
+        share += part
+        run.until = began + share * run.report.budget_seconds
+        start, failed, left_out = time.perf_counter(), "", []
+        try:
+            left_out = section(run)
+        except Exception as error:  # of a compiler, a library or the card: any kind
+            failed = _first_line(error)
+        seconds = time.perf_counter() - start
+        run.report.sections.append(SectionRecord(name=name, seconds=seconds, failed=failed, left_out=left_out))
+        run.save()
+        print(f"{name}: {seconds:.0f} s{', failed: ' * bool(failed)}{failed}", file=sys.stderr)
+
+
+def compiled(jobs: Mapping[Any, tuple[Callable[..., Any], *tuple[Any, ...]]]) -> dict[Any, Any]:
+    """The program of each job (a function, and arrays or their shapes), or the error; as many at once as processors."""
+
+    def program(job: tuple[Any, ...]) -> Any:
+        try:
+            return jax.jit(job[0]).lower(*job[1:]).compile()
+        except Exception as error:  # of the compiler: any kind
+            return error
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(jobs, pool.map(program, jobs.values())))
+
+
+def _words(x_shape: Sequence[int], kernel: Any, *options: Any) -> str:
+    return f"x {tuple(x_shape)}, kernel {kernel}, " + ", ".join(map(str, options))
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+
+
+def _case(
+    x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], options: Mapping[str, Any], dtype: np.dtype
+) -> tuple[Case, np.ndarray]:
+    """A case of normal random numbers, and a dy."""
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.standard_normal(shape).astype(dtype) for shape in (x_shape, kernel_shape))
+    case = Case(x, kernel, **options)
+    return case, rng.standard_normal(case.geometry.output_shape).astype(dtype)
+
+
+def _with_gradients(options: Mapping[str, Any], method: str, precision: Any) -> Callable[..., Any]:
+    return jax_peers.with_gradients(
+        lambda x, kernel: jaxdw.depthwise_conv(x, kernel, method=method, precision=precision, **options)
+    )
+
+
+def _judge(total: ExactSum) -> Callable[[np.ndarray], dict[str, Any]]:
+    """What to say of a result that should be this sum."""
+    once = Arithmetic.of(total.value.dtype, flushes_subnormals=True)
+    known = {"float32 sums, rounded once": once}
+    if total.value.dtype == np.float32:
+        known["inputs cut to TF32"] = dataclasses.replace(once, input=TF32, input_truncated=True)
+        known["inputs rounded to bfloat16"] = dataclasses.replace(once, input=BFLOAT16)
+    else:
+        rounded = dataclasses.replace(once, product=once.output, accumulator=once.output)
+        known[f"partial sums rounded to {once.output.name}"] = rounded
+    allowed = {name: error_bound(each, total) + total.reference_error for name, each in known.items()}
+
+    def judged(result: np.ndarray) -> dict[str, Any]:
+        error = np.abs(result.astype(np.float64) - total.reference)
+        ratio = np.divide(error, allowed["float32 sums, rounded once"], out=np.zeros_like(error), where=error != 0)
+        worst = float(ratio.max(initial=0.0))
+        return {
+            "elements": result.size,
+            "misrounded": int((~same_bits(result, total.value)).sum()),
+            "bound_ratio": worst if math.isfinite(worst) else None,
+            "within": next((name for name, most in allowed.items() if (error <= most).all()), ""),
+        }
+
+    return judged
+
+
+def _judged(
+    program: Any, arrays: Sequence[np.ndarray], judges: Mapping[str, Callable[..., Any]], told: Mapping[str, str]
+) -> Iterator[CorrectnessRecord]:
+    """The record of y and of each gradient; one alone where the program could not be compiled, or failed."""
+    try:
+        if isinstance(program, Exception):
+            raise program
+        results = [np.asarray(each) for each in program(*arrays)]
+    except Exception as error:  # of a compiler or the card: any kind
+        yield CorrectnessRecord(**told, failed=_first_line(error))
+        return
+    for (quantity, judge), result in zip(judges.items(), results):
+        yield CorrectnessRecord(**told, quantity=quantity, **judge(result))
+
+
+def _subjects(run: Run) -> dict[str, Callable[[Case], np.ndarray]]:
+    """Everything whose order is revealed; of PyTorch its own kernel and cuDNN's, where it computes on the card."""
+    names = [f"jax.{name}" for name in (OF_JAX[1:2] if run.quick else OF_JAX)]
+    found: dict[str, Callable[[Case], np.ndarray]] = {name: implementation(name).run for name in names}
+    knobs = {"dtype": "same", "jit": "on", "precision": "default", "xla": "default"}
+    found["jax.pallas"] = functools.partial(jax_.run, "jax.pallas", jax_.method("pallas"), **knobs)
+    if run.torch_device is None:
+        return found
+    for kernel in ("auto",) if run.quick else ("auto", "native", "cudnn"):
+        for name, (form, precision) in OF_TORCH.items():
+            setting = {"device": run.torch_device, "form": form, "precision": precision, "kernel": kernel}
+            found[f"{name}, {kernel} kernel, on {run.torch_device}"] = functools.partial(_torch_on, **setting)
+    return found
+
+
+def _torch_on(case: Case, *, device: str, form: str, precision: str, kernel: str) -> np.ndarray:
+    """`F.conv2d` of a case on a device, in a memory format; y channels last, as the case has it."""
+    x = torch_.to_tensor(np.moveaxis(case.x, -1, 1))
+    weight = torch_.to_tensor(np.moveaxis(case.kernel, (-1, -2), (0, 1)))
+    x, weight = (each.to(device).contiguous(memory_format=torch_peers.FORMS[form]) for each in (x, weight))
+    with _torch_setting(precision, kernel), torch.inference_mode():
+        y = torch_.conv(x, weight, None, case.geometry)
+    return torch_.to_numpy(y.movedim(1, -1).cpu())
+
+
+@contextlib.contextmanager
+def _torch_setting(precision: str, kernel: str = "auto") -> Iterator[None]:
+    """What float32 may be rounded to in a convolution on the card, and whose depthwise kernel is taken."""
+    of_all, of_convolutions = torch.backends.cudnn, torch.backends.cudnn.conv
+    before = of_convolutions.fp32_precision, of_all.depthwise_kernel
+    try:
+        of_convolutions.fp32_precision, of_all.depthwise_kernel = precision, kernel
+        yield
+    finally:
+        of_convolutions.fp32_precision, of_all.depthwise_kernel = before
+
+
+def _same_trees(order: AccumulationOrder, other: AccumulationOrder) -> bool:
+    """Whether every element has one tree in both."""
+    pairs = {(int(a), int(b)) for a, b in zip(order.labels.ravel(), other.labels.ravel())}
+    return all(min(a, b) >= 0 and order.trees[a] == other.trees[b] for a, b in pairs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Enqueued:
+    """A way to compute: `call` takes the number of an input and enqueues, `wait` waits for what a call returned."""
+
+    call: Callable[[int], Any]
+    wait: Callable[[Any], Any]
+
+    def many(self, count: int) -> None:
+        for turn in range(count):
+            result = self.call(turn % INPUTS)
+        self.wait(result)
+
+
+def _timed(ways: Mapping[str, Enqueued], rounds: int) -> tuple[dict[str, list[float | None]], dict[str, float]]:
+    """Milliseconds of a call in each round, when as many are enqueued as fill it; and the seconds of each first call.
+
+    The ways take turns in every round, in an order shuffled anew.
+    """
+    counts, first = {}, {}
+    for name, way in ways.items():
+        start = time.perf_counter()
+        way.many(1)
+        first[name] = time.perf_counter() - start
+        way.many(INPUTS)
+        start = time.perf_counter()
+        way.many(INPUTS)
+        each = (time.perf_counter() - start) / INPUTS
+        counts[name] = max(1, min(1000, round(ROUND_MILLISECONDS / 1e3 / each)))
+    rounded = interleaved(
+        {name: [functools.partial(way.many, counts[name])] for name, way in ways.items()}, rounds, seed=0
+    )
+    per_call = {name: [None if ms is None else ms / counts[name] for ms in each] for name, each in rounded.items()}
+    return per_call, first
+
+
+def _rounds(run: Run) -> int:
+    return 3 if run.quick else ROUNDS
+
+
+def _copy_times(run: Run, nbytes: int) -> dict[str, float]:
+    """Milliseconds of a copy that reads half of the bytes and writes the other half."""
+    count = nbytes // 8
+    program = jax.jit(lambda x: x + 1)  # the nearest to a copy that XLA does not leave out
+    sources = [jnp.full((count,), float(i)) for i in range(INPUTS)]
+    ways = {"jax": Enqueued(lambda turn: program(sources[turn]), jax.block_until_ready)}
+    if run.torch_device is not None:
+        tensors = [torch.full((count,), float(i), device=run.torch_device) for i in range(INPUTS)]
+        target = torch.empty_like(tensors[0])
+        ways["torch"] = Enqueued(lambda turn: target.copy_(tensors[turn]), _torch_wait(run))
+    found, _ = _timed(ways, _rounds(run))
+    return {name: spread([ms for ms in each if ms is not None]).median for name, each in found.items()}
+
+
+def _torch_wait(run: Run) -> Callable[[Any], None]:
+    return lambda _: torch.cuda.synchronize() if run.torch_device == "cuda" else None
+
+
+def _whole(xp: Any, suite: str, layer: Layer, batch: int, turn: int, **where: Any) -> dict[str, Any]:
+    """x, w and, of gradients, dy of whole numbers whose sums float32 holds; x has a bit more than TF32 holds.
+
+    The same in NumPy, JAX and PyTorch. dy is zero but at some positions, since dw sums over all of them.
+    """
+    g = layer.geometry(batch)
+
+    def numbers(shape: tuple[int, ...], modulus: int, every: int = 1) -> Any:
+        index = xp.arange(math.prod(shape), dtype=xp.int32, **where)
+        found = (index + 1000 * turn) % modulus - modulus // 2
+        found = found * (index // g.features % every == 0) if every > 1 else found
+        return xp.asarray(found, dtype=xp.float32).reshape(shape)
+
+    arrays = {"x": numbers(g.x_shape, 8191), "w": numbers(g.kernel_shape, 7)}
+    if suite == "gradients":
+        positions = math.prod(g.output_shape[:-1])
+        arrays["dy"] = numbers(g.output_shape, 5, -(-positions // POSITIONS))
+    return arrays
+
+
+def _jobs(suite: str, layer: Layer, batch: int) -> dict[str, tuple[Any, ...]]:
+    """What JAX has to compile for a layer: ours and `lax`."""
+    computes = {name: jax_peers.convolution(layer, name) for name in OURS}
+    computes["lax.grouped"] = jax_peers.grouped(layer)
+    computes["lax.grouped[highest]"] = jax_peers.grouped(layer, "highest")
+    g = layer.geometry(batch)
+    shapes = (g.x_shape, g.kernel_shape, g.output_shape)[: 3 if suite == "gradients" else 2]
+    given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    wrap = jax_peers.with_gradients if suite == "gradients" else lambda compute: lambda x, w: (compute(x, w),)
+    return {name: (wrap(compute), *given) for name, compute in computes.items()}
+
+
+def _times_of(
+    run: Run, suite: str, layer: Layer, networks: tuple[str, ...], programs: Mapping[str, Any]
+) -> TimesRecord:
+    """A row: every way's last image and dw checked, then all timed."""
+    batch = run.report.batch
+    makers: dict[str, Callable[[], Enqueued]] = {
+        name: functools.partial(_of_jax, program, suite, layer, batch) for name, program in programs.items()
+    }
+    if run.torch_device is not None:
+        makers |= {
+            name: functools.partial(_of_torch, run, suite, layer, batch, *setting) for name, setting in OF_TORCH.items()
+        }
+    ways, wrong, records = {}, {}, {}
+    expected = _expected(suite, layer, batch)
+    for name, make in makers.items():
+        try:
+            way = make()
+            fetched = _last_image(way.call(0), channels_first=name in OF_TORCH)
+            wrong[name] = exactly(expected)(fetched)
+            ways[name] = way
+        except Exception as error:  # of a compiler, a library or the card: any kind
+            records[name] = WayRecord.without_times(name, failed=_first_line(error))
+    milliseconds, first = _timed(ways, _rounds(run))
+    for name, each in milliseconds.items():
+        records[name] = WayRecord.of(name, each, first[name]).model_copy(update={"wrong": wrong[name]})
+    nbytes, flops = work(suite, layer, batch)
+    copy = min(run.report.copies, key=lambda copy: abs(math.log(copy.nbytes / nbytes)), default=None)
+    reached = {name: nbytes / way.median / 1e6 / copy.best for name, way in records.items() if copy and way.median}
+    return TimesRecord(
+        name=str(layer),
+        networks=networks,
+        batch=batch,
+        nbytes=nbytes,
+        flops=flops,
+        ways=[records[name] for name in makers],
+        copy_gigabytes_a_second=copy.best if copy else None,
+        fraction_of_copy=reached,
+    )
+
+
+def _of_jax(program: Any, suite: str, layer: Layer, batch: int) -> Enqueued:
+    if isinstance(program, Exception):
+        raise program
+    inputs = [tuple(_whole(jnp, suite, layer, batch, turn).values()) for turn in range(INPUTS)]
+    return Enqueued(lambda turn: program(*inputs[turn]), jax.block_until_ready)
+
+
+def _of_torch(run: Run, suite: str, layer: Layer, batch: int, form: str, precision: str) -> Enqueued:
+    compute = torch_peers.convolution(layer)
+    start = torch_peers.with_gradients(compute) if suite == "gradients" else torch_peers.forward(compute)
+    calls = []
+    for turn in range(INPUTS):
+        arrays = _whole(torch, suite, layer, batch, turn, device=run.torch_device)
+        placed = {
+            name: each.permute((3, 2, 0, 1) if name == "w" else (0, 3, 1, 2)).contiguous(
+                memory_format=torch_peers.FORMS[form]
+            )
+            for name, each in arrays.items()
+        }
+        calls.append(start(placed))
+
+    def call(turn: int) -> Any:
+        with _torch_setting(precision):
+            return calls[turn]()
+
+    return Enqueued(call, _torch_wait(run))
+
+
+def _last_image(results: Sequence[Any], channels_first: bool) -> dict[str, np.ndarray]:
+    """Of y and dx the last image, and dw whole, channels last."""
+    parts = {name: each if name == "dw" else each[-1:] for name, each in zip(("y", "dx", "dw"), results, strict=False)}
+    if not channels_first:
+        return {name: np.asarray(part) for name, part in parts.items()}
+    return {
+        name: part.permute((2, 3, 1, 0) if name == "dw" else (0, 2, 3, 1)).detach().cpu().numpy()
+        for name, part in parts.items()
+    }
+
+
+def _expected(suite: str, layer: Layer, batch: int) -> dict[str, np.ndarray]:
+    """What `_last_image` must give, by NumPy."""
+    arrays = _whole(np, suite, layer, batch, 0)
+    x, w = arrays["x"], arrays["w"]
+    expected = {"y": convolve(x[-1:], w, layer)}
+    if suite == "gradients":
+        dy = arrays["dy"]
+        expected["dx"], _ = gradients(x[-1:], w, dy[-1:], layer)
+        some = [image for image in range(batch) if dy[image].any()]  # the others add nothing to dw
+        _, expected["dw"] = gradients(x[some], w, dy[some], layer)
+    return expected
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, help="the JSON file; by default in benchmarks/results, by the card's name")
+    parser.add_argument("--budget", type=float, default=420.0, help="seconds, of which each section has its share")
+    parser.add_argument("--batch", type=int, default=128, help="images at once in what is timed")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
+    given = parser.parse_args(arguments)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX leaves PyTorch no memory
+    dry_run = "" if jax.default_backend() == "gpu" else f"dry run on {jax.default_backend()}"
+    quick = given.quick or bool(dry_run)
+    path = given.out or _default_path(dry_run)
+    if quick and path.resolve().is_relative_to(RESULTS.resolve()):
+        parser.error(f"`--out` is {path}, expected a file elsewhere: {dry_run or 'a quick run'} is no result")
+    if not path.parent.is_dir():
+        parser.error(f"`--out` is {path}, but there is no folder {path.parent}")
+    device, why_not = _torch_device(dry_run)
+    report = GpuReport(
+        dry_run=dry_run,
+        quick=quick,
+        batch=2 if quick else given.batch,
+        budget_seconds=given.budget,
+        without_torch=why_not,
+    )
+    run = Run(report, path, device)
+    measure(run)
+    print(f"{dry_run or report.machine.get('device')}: wrote {path}", file=sys.stderr)
+    return 1 if any(section.failed for section in report.sections) else 0
+
+
+def _default_path(dry_run: str) -> Path:
+    if dry_run:
+        return Path("gpu-dry-run.json")
+    name = re.sub(r"[^a-z0-9]+", "-", jax.devices()[0].device_kind.lower()).strip("-")
+    return RESULTS / f"{name}.json"
+
+
+def _torch_device(dry_run: str) -> tuple[str | None, str]:
+    """Where PyTorch computes, the processor in a dry run; or why it cannot compute on the card."""
+    if dry_run:
+        return "cpu", ""
+    if torch.cuda.is_available():
+        return "cuda", ""
+    return None, f"PyTorch {torch.__version__} finds no card: a CUDA build of it must be installed"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
