@@ -33,7 +33,7 @@ from bridge.report.orders import pictures
 from bridge.report.terminal import describe
 from bridge.weights.checkpoint import Format, convert_checkpoint
 from bridge.weights.manifest import manifest_path
-from jaxdw.geometry import Padding
+from jaxdw.geometry import Geometry, Padding
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -503,6 +503,66 @@ def bench(
 
 
 @app.command()
+def audit(
+    methods: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[METHOD]...",
+            help="Of jaxdw, or auto, or your own JAX function of x and kernel as package.module:function; "
+            "[precision=highest] after it sets its precision. None: all that are meant for the platform.",
+        ),
+    ] = None,
+    on: Annotated[
+        str, typer.Option("--platform", help="cpu, tpu:v5e, cuda:h100 and others; it need not be there.")
+    ] = "cpu",
+    shape: ShapeOption = "8x56x56x144",
+    kernel_size: KernelSizeOption = "3x3",
+    strides: StridesOption = "1",
+    padding: PaddingOption = "1",
+    dilation: DilationOption = "1",
+    multiplier: MultiplierOption = 1,
+    bias: BiasOption = False,
+    dtype: Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}.")] = "float32",
+    gradient: Annotated[
+        bool, typer.Option("--gradient", help="Compile the gradients by input and kernel (and bias) instead.")
+    ] = False,
+    precision: Annotated[
+        str, typer.Option(help="What is asked of lax: default, high or highest, where METHOD does not say.")
+    ] = "default",
+    json: JsonOption = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report as one HTML file that opens offline.")] = None,
+) -> None:
+    """Compile each method for a platform that need not be there, and say what the compiler made of it.
+
+    Nothing is run. Exit codes: 2 unusable arguments, or a METHOD that was named could not be compiled, or none could.
+    """
+    from bridge.audit import Subject
+    from bridge.audit import audit as run_audit
+    from bridge.audit.platforms import platform
+    from bridge.report.audit import audit_html, print_audit
+    from bridge.report.audit_schema import AuditReport
+
+    for path in (json, html):
+        if path is not None:
+            check_writable(path)
+    if json is not None and html is not None and json.resolve() == html.resolve():
+        raise ValueError(f"`--json` and `--html` are both {json}, expected two files")
+    if missing := platform(on).missing:
+        raise ValueError(missing)
+    subject = Subject(
+        _geometry(shape, kernel_size, strides, padding, dilation, multiplier), dtype, bias, gradient, precision
+    )
+    report = AuditReport.of(run_audit(_names(methods or []), subject, on))
+    print_audit(report, Console())
+    if json is not None:
+        write_atomically(json, report.to_json())
+    if html is not None:
+        write_atomically(html, audit_html(report, command=shlex.join(["jaxdw", *sys.argv[1:]])))
+    failed = [each for each in report.findings if each.error]
+    raise typer.Exit(2 if failed and (methods or len(failed) == len(report.findings)) else 0)
+
+
+@app.command()
 def doctor(
     cases: Annotated[int, typer.Option(help="Random convolutions in the self-test.", min=1)] = 20,
     seed: Annotated[int, typer.Option(help="Of the self-test.", min=0)] = 0,
@@ -573,6 +633,21 @@ def _case(
     _affordable("--padding", padding, case.geometry.padded_spatial)
     _affordable("--shape", shape, case.geometry.output_shape)
     return case
+
+
+def _geometry(shape: str, kernel_size: str, strides: str, padding: str, dilation: str, multiplier: int) -> Geometry:
+    sizes = _sizes("--shape", shape)
+    geometry = Geometry.of(
+        sizes,
+        (*_sizes("--kernel-size", kernel_size), 1, sizes[-1] * multiplier),
+        strides=_one_or_each("--strides", strides),
+        padding=_padding(padding),
+        kernel_dilation=_one_or_each("--dilation", dilation),
+    )
+    _affordable("--shape", shape, sizes)
+    _affordable("--padding", padding, geometry.padded_spatial)
+    _affordable("--shape", shape, geometry.output_shape)
+    return geometry
 
 
 def _affordable(option: str, text: str, sizes: tuple[int, ...]) -> None:

@@ -27,7 +27,8 @@ class Finding:
       hazards: sentences.
       kernels: names of hand-written kernels in the program.
       optimal_seconds: the compiler's own estimate; None where it has none.
-      estimated_cycles: its other estimate, summed over the steps; None where it notes none.
+      estimated_cycles: its other estimate, summed over the steps; None where it notes none, and where a step is a
+        hand-written kernel, for which it never does.
       bytes_accessed, flops: as the compiler counts, None where it does not.
       memory_bytes: moved between main memory and the program's steps, whole operands and whole tiles.
       temporary_bytes: what the compiler allocates; temporaries: over the padded input.
@@ -79,7 +80,7 @@ def audit(ways: Sequence[str] | None, subject: Subject, on: str = "cpu") -> Audi
     """Compiles each way ahead of time and reads what the compiler made.
 
     Args:
-      ways: methods, "auto", or functions of the user's own as "package.module:function"; None: every method.
+      ways: methods, "auto", or functions of the user's own as "package.module:function"; None: `default_ways`.
       subject: the convolution.
       on: a key of `bridge.audit.platforms.PLATFORMS`; it need not be there.
 
@@ -93,9 +94,16 @@ def audit(ways: Sequence[str] | None, subject: Subject, on: str = "cpu") -> Audi
     'f32'
     """
     target = platform(on)
-    chosen = [Way.parse(name) for name in (ways or METHODS)]
+    if target.missing:
+        raise ModuleNotFoundError(target.missing)
+    chosen = [Way.parse(name) for name in ways or default_ways(target)]
     compiled = compile_ways(chosen, subject, target)
     return Audit(target, subject, tuple(finding(each, subject, target.backend) for each in compiled))
+
+
+def default_ways(target: Platform) -> list[str]:
+    """Every method that is meant for the platform, and "auto"."""
+    return [name for name in METHODS if name != "pallas" or target.backend != "cpu"] + ["auto"]
 
 
 def finding(compiled: Compiled, subject: Subject, backend: str) -> Finding:
@@ -105,6 +113,8 @@ def finding(compiled: Compiled, subject: Subject, backend: str) -> Finding:
     g, module = subject.geometry, Module.parse(compiled.text)
     ran = steps(module, backend)
     rounded = roundings(module, list(subject.arguments), backend, subject.dtype)
+    kernels = tuple(each.detail for each in ran if each.kind == "hand-written kernel")
+    cycles = [] if kernels else [each.times * each.cycles for each in ran if each.cycles is not None]
     padded_bytes = math.prod((*g.batch, *g.padded_spatial)) * g.channels * _itemsize(subject.dtype)
     return Finding(
         compiled.way,
@@ -125,9 +135,9 @@ def finding(compiled: Compiled, subject: Subject, backend: str) -> Finding:
                 sums=2 if subject.gradient else 1,
             )
         ),
-        kernels=tuple(each.detail for each in ran if each.kind == "hand-written kernel"),
+        kernels=kernels,
         optimal_seconds=_estimate(compiled.optimal_seconds, module),
-        estimated_cycles=sum(cycles) if (cycles := [e.times * e.cycles for e in ran if e.cycles is not None]) else None,
+        estimated_cycles=sum(cycles) if cycles else None,
         bytes_accessed=compiled.bytes_accessed,
         flops=compiled.flops,
         memory_bytes=sum(each.times * (each.read_bytes + each.written_bytes) for each in ran),

@@ -28,7 +28,7 @@ import jaxdw
 from bridge.audit.platforms import Platform, environment_for, platform
 from bridge.case import DTYPES
 from bridge.implementations import user
-from jaxdw import conv
+from jaxdw.choice import choose
 from jaxdw.geometry import Geometry
 from jaxdw.methods import METHODS
 
@@ -48,12 +48,28 @@ class Subject:
       dtype: of its arrays: "float32" and so on.
       bias: whether it has one.
       gradient: whether the gradients by input, kernel and bias are compiled, and not the convolution.
+      precision: a `lax.Precision`'s name, for the ways that name none of their own.
     """
 
     geometry: Geometry
     dtype: str = "float32"
     bias: bool = False
     gradient: bool = False
+    precision: str = "default"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"`dtype` is {self.dtype!r}, expected one of {', '.join(DTYPES)}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"`precision` is {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
+        for name, shape in self.arguments.items():
+            if 0 in shape:
+                raise ValueError(f"`{name}` has shape {shape}, expected no size of zero: there is nothing to compile")
+        if 0 in self.geometry.output_shape:
+            raise ValueError(
+                f"the output has shape {self.geometry.output_shape} for {self.geometry.x_shape} and a kernel of "
+                f"{self.geometry.kernel_size}, expected no size of zero: there is nothing to compile"
+            )
 
     @property
     def arguments(self) -> dict[str, tuple[int, ...]]:
@@ -74,12 +90,12 @@ class Way:
     Attributes:
       name: "taps", "grouped[precision=highest]", "auto", or "package.module:function".
       base: without brackets.
-      precision: a `lax.Precision`'s name; "default" where nothing is said.
+      precision: a `lax.Precision`'s name; empty where nothing is said.
     """
 
     name: str
     base: str
-    precision: str = "default"
+    precision: str = ""
 
     @classmethod
     def parse(cls, name: str) -> Way:
@@ -99,18 +115,25 @@ class Way:
                 f"`METHOD` is {name!r}, expected one of {', '.join(known)}, or a function of your own as "
                 "package.module:function"
             )
-        precision = "default"
+        precision = ""
         for item in filter(None, (match["settings"] or "").split(",")):
             key, _, value = (part.strip() for part in item.partition("="))
-            if key != "precision" or value not in PRECISIONS or ":" in base:
-                expected = "no brackets" if ":" in base else f"[precision=] one of {', '.join(PRECISIONS)}"
-                raise ValueError(f"`METHOD` is {name!r} with {item.strip()!r}, expected {expected}")
+            if key != "precision" or value not in PRECISIONS:
+                raise ValueError(
+                    f"`METHOD` is {name!r} with {item.strip()!r}, expected [precision=] one of {', '.join(PRECISIONS)}"
+                )
             precision = value
-        if ":" in base:
-            _, framework = user.load(base)
-            if framework != "jax":
-                raise ValueError(f"`METHOD` is {name!r}, a PyTorch function, expected one of JAX: XLA compiles it")
-        return cls(base + (f"[precision={precision}]" if precision != "default" else ""), base, precision)
+        if ":" in base and _framework(base) != "jax":
+            raise ValueError(f"`METHOD` is {name!r}, a PyTorch function, expected one of JAX: XLA compiles it")
+        return cls(base + (f"[precision={precision}]" if precision else ""), base, precision)
+
+
+def _framework(function: str) -> str:
+    """ "torch" or "jax"; an error names the argument of this command."""
+    try:
+        return user.load(function)[1]
+    except ValueError as error:
+        raise ValueError(str(error).replace("`implementation`", "`METHOD`", 1)) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,14 +186,16 @@ def compile_here(way: Way, subject: Subject, target: Platform) -> Compiled:
     try:
         with jax.enable_x64(True) if wide else contextlib.nullcontext():
             function, method = function_of(way, subject, target.backend)
-            place = SingleDeviceSharding(_device(target))
+            device = _device(target)
+            place = SingleDeviceSharding(device)
             arrays = [
                 jax.ShapeDtypeStruct(shape, DTYPES[subject.dtype], sharding=place)
                 for shape in subject.arguments.values()
             ]
             start = time.perf_counter()
             platforms = ("cuda",) if target.backend == "gpu" else (target.backend,)
-            lowered = jax.jit(function, keep_unused=True).trace(*arrays).lower(lowering_platforms=platforms)
+            with jax.sharding.use_abstract_mesh(_described(device)):
+                lowered = jax.jit(function, keep_unused=True).trace(*arrays).lower(lowering_platforms=platforms)
             program = lowered.compile()
             seconds = time.perf_counter() - start
             cost, memory, text = program.cost_analysis() or {}, program.memory_analysis(), program.as_text()
@@ -200,16 +225,23 @@ def _device(target: Platform) -> Any:
     return topologies.get_topology_desc(**target.topology).devices[0]
 
 
+def _described(device: Any) -> jax.sharding.AbstractMesh:
+    """The device by name, on no axis: Pallas asks the mesh, else the default device, for which TPU a kernel is made."""
+    kind = jax.sharding.AbstractDevice(device.device_kind, getattr(device, "num_cores", None), device.platform)
+    return jax.sharding.AbstractMesh((), (), abstract_device=kind)
+
+
 def function_of(way: Way, subject: Subject, backend: str) -> tuple[Callable[..., Any], str]:
     """The function of a way, of arrays as `subject.arguments` has them, and the method that "auto" stands for."""
-    g, chosen = subject.geometry, ""
+    g, chosen, precision = subject.geometry, "", way.precision or subject.precision
     if way.base == "auto":
-        chosen = conv.choose(g, backend)
+        chosen = choose(g, backend)
     if ":" in way.base:
         own, _ = user.load(way.base)
 
         def forward(x, kernel, bias=None):
-            return user.call(way.base, own, jax.Array, g.output_shape, x, kernel, bias)
+            with contextlib.nullcontext() if precision == "default" else jax.default_matmul_precision(precision):
+                return user.call(way.base, own, jax.Array, g.output_shape, x, kernel, bias)
     else:
 
         def forward(x, kernel, bias=None):
@@ -222,7 +254,7 @@ def function_of(way: Way, subject: Subject, backend: str) -> tuple[Callable[...,
                 kernel_dilation=g.kernel_dilation,
                 input_dilation=g.input_dilation,
                 method=chosen or way.base,
-                precision=None if way.precision == "default" else lax.Precision(way.precision),
+                precision=None if precision == "default" else lax.Precision(precision),
             )
 
     if not subject.gradient:
@@ -281,7 +313,7 @@ def _subject(fields: dict[str, Any]) -> Subject:
     pairs = tuple((low, high) for low, high in given["padding"])
     plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     plain["padding"] = pairs
-    return Subject(Geometry(**plain), fields["dtype"], fields["bias"], fields["gradient"])
+    return Subject(**{**fields, "geometry": Geometry(**plain)})
 
 
 def _main(folder: Path) -> None:

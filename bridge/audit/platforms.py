@@ -111,10 +111,8 @@ def _tpu(name: str, topology: str) -> Platform:
         "TPU_WORKER_HOSTNAMES": "localhost",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # a second process would be refused, though no TPU is opened
     }
-    about = f"one TPU {name} core, compiled for by libtpu"
-    return Platform(
-        f"tpu:{name}", about, "tpu", "tpu", ("libtpu",), {"platform": "tpu", "topology_name": topology}, quiet
-    )
+    described = {"platform": "tpu", "topology_name": topology}
+    return Platform(f"tpu:{name}", f"one core of a TPU {name}", "tpu", "tpu", ("libtpu",), described, quiet)
 
 
 def _cuda(name: str, card: Card) -> Platform:

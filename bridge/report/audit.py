@@ -1,0 +1,219 @@
+"""An audit in a terminal, readable at 80 columns, and as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import rich.box
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+
+from bridge.report.audit_schema import AuditReport, FindingRecord
+from bridge.report.census import geometry
+from bridge.report.html import template
+from bridge.report.pictures import ramp_css
+
+#: Said wherever an estimate is shown.
+ESTIMATES = (
+    "Time and cycles are two estimates by the compiler: its optimal_seconds for the whole program, and the sum of the "
+    "estimated_cycles that it notes at most of the steps. They do not agree with each other, and neither is a "
+    "measurement."
+)
+
+#: What a question mark is.
+OPEN = "A question mark: hardware, a library or a hand-written kernel decides, and the program does not say what."
+
+#: What the two counts of bytes are.
+BYTES = (
+    "Accessed is the compiler's count, with what is read again and what stays on the chip; moved is ours: the operands "
+    "and results of each step that lie in the main memory, once, in whole tiles. Temporaries are what the compiler "
+    "allocates there, over the padded input without tiles."
+)
+
+
+def print_audit(report: AuditReport, console: Console) -> None:
+    """What was compiled, the figures, and each way with its hazards."""
+    console.print(f"[bold]{escape(describe(report))}[/]", highlight=False)
+    console.print(escape(compiled_for(report)), highlight=False)
+    if any(not each.error for each in report.findings):
+        console.print(_table(report))
+    for each in report.findings:
+        told, style = (each.error, "red") if each.error else (in_words(each, report), "default")
+        line = f"[bold]{escape(each.label)}[/] [{style}]{escape(told)}[/]"
+        console.print(Padding(line, (0, 0, 0, 2), expand=False), highlight=False)
+        for hazard in [] if repeats(each, report) else each.hazards:
+            bullet = Table.grid(padding=(0, 1))
+            bullet.add_row("-", escape(hazard))
+            console.print(Padding(bullet, (0, 0, 0, 4), expand=False), highlight=False)
+    console.print(f"\n{escape(summary(report))}", highlight=False)
+    console.print(f"\n[dim]{notes(report)}[/]", highlight=False)
+
+
+def audit_html(report: AuditReport, *, command: str) -> str:
+    """The whole audit as a page.
+
+    Args:
+      report: what to show.
+      command: the shell command that repeats it.
+    """
+    filters: dict[str, Callable[..., Any]] = {
+        "size": size,
+        "count": count,
+        "seconds": seconds,
+        "words": in_words,
+        "repeats": repeats,
+    }
+    return template("audit.html.jinja", **filters).render(
+        report=report,
+        case=describe(report),
+        compiled=compiled_for(report),
+        summary=summary(report),
+        headline=headline(report),
+        tone=_tone(report),
+        notes=notes(report),
+        estimated=_is_estimated(report.findings),
+        command=command,
+        ramp=ramp_css(),
+    )
+
+
+def notes(report: AuditReport) -> str:
+    """How to read the figures that are there."""
+    is_open = any(each.is_open for each in report.findings)
+    return " ".join([BYTES, *[ESTIMATES] * _is_estimated(report.findings), *[OPEN] * is_open])
+
+
+def describe(report: AuditReport) -> str:
+    """The convolution in one line."""
+    case = report.case
+    parts = [
+        "gradients of a depthwise convolution" if report.gradient else "depthwise convolution",
+        f"input {'x'.join(map(str, case.x))}",
+        f"kernel {geometry(case)}",
+        "no bias" if case.bias is None else "bias",
+        case.dtype,
+    ]
+    return ", ".join(parts)
+
+
+def compiled_for(report: AuditReport) -> str:
+    """For what, with which compiler, and that nothing ran."""
+    compiler = {"tpu": ["libtpu"], "gpu": ["jax-cuda13-plugin", "jax-cuda12-plugin"]}.get(report.platform.backend, [])
+    used = [f"{name} {report.environment[name]}" for name in ["jaxlib", *compiler] if name in report.environment]
+    return (
+        f"Compiled for {report.platform.about}, at precision {report.precision}, by {', '.join(used)}; nothing was run."
+    )
+
+
+def headline(report: AuditReport) -> str:
+    """The narrowest type of all, in three words."""
+    rounded = [each for each in report.findings if each.roundings]
+    failed = sum(bool(each.error) for each in report.findings)
+    if failed == len(report.findings):
+        return "Nothing was compiled"
+    if not rounded:
+        return f"{report.case.dtype} kept"
+    return f"{len(rounded)} of {len(report.findings) - failed} round"
+
+
+def summary(report: AuditReport) -> str:
+    """Who keeps the type that was given, who rounds, and what is not known, a sentence each."""
+    groups: dict[str, list[str]] = {}
+    for each in report.findings:
+        if each.error:
+            said = "not compiled"
+        elif each.roundings:
+            said = f"{'may round' if each.is_open else 'rounded'} to {each.narrowest}"
+        elif each.kernels:
+            said = f"{report.case.dtype} kept outside of hand-written kernels, which are not read"
+        else:
+            said = f"{report.case.dtype} kept"
+        groups.setdefault(said, []).append(each.label)
+    return " ".join(f"{', '.join(names)}: {said}." for said, names in groups.items())
+
+
+def in_words(finding: FindingRecord, report: AuditReport) -> str:
+    """What the program is: its passes over arrays as large as the output."""
+    if repeats(finding, report):
+        return f"the same as {finding.method}"
+    return finding.form or "no pass over an array as large as the output"
+
+
+def repeats(finding: FindingRecord, report: AuditReport) -> bool:
+    """Whether it is "auto" beside the method that it stands for."""
+    return bool(finding.method) and any(each.way == finding.method for each in report.findings)
+
+
+def size(number: float | None) -> str:
+    """Bytes in decimal units.
+
+    >>> size(28906560.0), size(0), size(None)
+    ('28.9 MB', '0 B', '')
+    """
+    if number is None:
+        return ""
+    return next(
+        (f"{number / unit:.3g} {name}" for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if number >= unit),
+        f"{number:g} B",
+    )
+
+
+def count(number: float | None) -> str:
+    """
+    >>> count(3655860), count(990), count(None)
+    ('3.66 M', '990', '')
+    """
+    if number is None:
+        return ""
+    return next(
+        (f"{number / unit:.3g} {name}" for unit, name in ((1e6, "M"), (1e3, "k")) if number >= unit), f"{number:g}"
+    )
+
+
+def seconds(number: float | None) -> str:
+    """
+    >>> seconds(6.97e-05), seconds(0.0015), seconds(None)
+    ('69.7 us', '1.5 ms', '')
+    """
+    if number is None:
+        return ""
+    return f"{number * 1e3:.3g} ms" if number >= 1e-3 else f"{number * 1e6:.3g} us"
+
+
+def _table(report: AuditReport) -> Table:
+    table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    widest = max(len(each.label) for each in report.findings)
+    table.add_column("method", overflow="fold", min_width=min(widest, 16))
+    table.add_column("narrowest\ntype", no_wrap=True)
+    estimated = _is_estimated(report.findings)
+    for name in ("tempo-\nraries", "over\ninput", "bytes\naccessed", "bytes\nmoved"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("time,\nest.", "cycles,\nest.") if estimated else ():
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in report.findings:
+        if each.error:
+            table.add_row(escape(each.label), "[red]failed[/]")
+            continue
+        figures = [
+            size(each.temporary_bytes),
+            f"{each.temporaries:.3g}",
+            size(each.bytes_accessed),
+            size(each.memory_bytes),
+        ]
+        estimates = [seconds(each.optimal_seconds), count(each.estimated_cycles)] if estimated else []
+        style = "yellow" if each.roundings else "green" if not each.kernels else "default"
+        table.add_row(escape(each.label), f"[{style}]{each.type_seen}[/]", *figures, *estimates)
+    return table
+
+
+def _is_estimated(findings: Sequence[FindingRecord]) -> bool:
+    return any(each.optimal_seconds is not None or each.estimated_cycles is not None for each in findings)
+
+
+def _tone(report: AuditReport) -> str:
+    if any(each.error for each in report.findings):
+        return "fail"
+    return "warn" if any(each.roundings for each in report.findings) else "pass"
