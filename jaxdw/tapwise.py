@@ -96,25 +96,25 @@ def trace(fn: Callable[[jax.Array], Any], geometry: Geometry, dtype: np.dtype) -
     windows = jax.ShapeDtypeStruct(geometry.windows_shape, dtype)
     try:
         traced, result = jax.make_jaxpr(fn, return_shape=True)(windows)
-    except Exception:  # of the user's function: called on windows, it says what is wrong, or is right after all
+        like = isinstance(result, jax.ShapeDtypeStruct) and (result.shape, result.dtype) == (windows.shape, dtype)
+        return _read(traced, geometry, dtype) if like and not traced.effects else None
+    except Exception:  # on windows, fn itself says what is wrong, or is right after all
         return None
-    like = isinstance(result, jax.ShapeDtypeStruct) and (result.shape, result.dtype) == (windows.shape, windows.dtype)
-    if not like or traced.effects:
-        return None
-    closed_over = tuple(traced.consts)
-    leading = (*geometry.batch, *geometry.output_spatial)
+
+
+def _read(traced: ClosedJaxpr, geometry: Geometry, dtype: np.dtype) -> Traced:
+    """The program as one of taps, tried on shapes."""
+    closed_over, leading = tuple(traced.consts), (*geometry.batch, *geometry.output_spatial)
+    windows = jax.ShapeDtypeStruct(geometry.windows_shape, dtype)
     flat = jax.make_jaxpr(functools.partial(_without_calls, traced.jaxpr))(closed_over, [windows])
     first, then = _apart(flat, leading, geometry.channels)
     whole = Traced(traced.jaxpr, closed_over, first, then, leading, geometry.channels)
-    taps = [jax.ShapeDtypeStruct((1, geometry.channels), dtype)] * geometry.taps
 
     def attempt(closed_over: Sequence[Any], taps: Sequence[jax.Array]) -> list[jax.Array]:
         return list(whole.of_taps(whole.constants(closed_over), grid(taps, geometry.kernel_size)).flat)
 
-    try:
-        jax.eval_shape(attempt, closed_over, taps)
-    except NotTapwise:
-        return None
+    taps = [jax.ShapeDtypeStruct((1, geometry.channels), dtype)] * geometry.taps
+    jax.eval_shape(attempt, closed_over, taps)
     return whole
 
 

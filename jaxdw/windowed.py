@@ -92,9 +92,8 @@ def windowed(
     result: np.dtype,
 ) -> jax.Array:
     """`windowed_conv` for checked arrays, x of the dtype that fn works in; `name` is that of fn in messages."""
-    operands = [x, kernel] if bias is None else [x, kernel, bias]
-    traced = tapwise.trace(fn, geometry, x.dtype) if _worth_tracing(operands, geometry) else None
-    if traced is None or traced.operations * geometry.taps > MOST_OPERATIONS:
+    traced = tapwise.trace(fn, geometry, x.dtype) if _worth_tracing(geometry) else None
+    if traced is None or traced.operations > MOST_OPERATIONS or _shared_out(x, kernel, bias, *traced.closed_over):
         return weighted_sum(applied(name, fn, windows_of(x, geometry)), kernel, bias, result)
 
     @jax.custom_jvp
@@ -142,12 +141,16 @@ def applied(name: str, fn: Callable[[jax.Array], jax.Array], windows: jax.Array)
     return result
 
 
-def _worth_tracing(arrays: Sequence[jax.Array], geometry: Geometry) -> bool:
-    """Whether one program on one device's arrays will hold all this: operation by operation it would be slower than
-    the windows."""
+def _worth_tracing(geometry: Geometry) -> bool:
+    """Whether one program will hold all this: operation by operation it would be slower than the windows."""
     compiled = isinstance(jnp.add(1, 1), jax.core.Tracer)
-    shared_out = any(_arrays.is_sharded(array) or jax.typeof(array).manual_axis_type.varying for array in arrays)
-    return compiled and not shared_out and 0 not in geometry.windows_shape and 0 not in geometry.x_shape
+    return compiled and 0 not in geometry.windows_shape and 0 not in geometry.x_shape
+
+
+def _shared_out(*arrays: jax.Array | None) -> bool:
+    """Whether one of them is in parts on several devices, by its type."""
+    present = [array for array in arrays if array is not None]
+    return any(_arrays.is_sharded(array) or jax.typeof(array).manual_axis_type.varying for array in present)
 
 
 def _from_padded(
@@ -173,7 +176,7 @@ def _in_boxes(
     traced: Traced, geometry: Geometry, dtype: np.dtype, constants: Sequence[Any], x: jax.Array, kernel: jax.Array
 ) -> jax.Array:
     """The same on XLA:CPU, from x where it lies; see `jaxdw.sums.boxes`."""
-    many = traced.operations * geometry.taps > MOST_OPERATIONS_IN_BOXES or geometry.taps > MOST_TAPS_IN_BOXES
+    many = traced.operations > MOST_OPERATIONS_IN_BOXES or geometry.taps > MOST_TAPS_IN_BOXES
     if many or geometry.channels < LEAST_CHANNELS or math.prod(geometry.spatial) >= 2**31:
         return _from_padded(traced, geometry, dtype, constants, x, kernel)
     x, kernel = lax.optimization_barrier((x, kernel))
