@@ -1,11 +1,11 @@
 """The convolution and its kernel's gradient as two hand-written TPU kernels (Pallas, compiled by Mosaic).
 
-x is read where it lies, channels in the lanes and columns in the sublanes, a block of whole tiles at a time; the rows
-that two blocks share are read twice. A program first spreads its block out in a scratch of float32: the zeros of
-padding and of input dilation are written there, never to HBM. There a tap is one load of 8 sublanes from any sublane,
-strided where the convolution is: an 8 x 128 tile of 32 bits lies in VMEM row by row. What is loaded once is added to
-every row of outputs that reads it. Products enter the sum in raster order, from the bias or 0, in float32: a product is
-rounded and then added, as the program is written.
+x is read where it lies, a block of whole tiles at a time, channels in the lanes, and columns or images in the sublanes,
+whichever leaves fewer idle: XLA keeps such arrays so too. What two blocks share is read twice. A program first spreads
+its block out in a scratch of float32: the zeros of padding and of input dilation are written there, never to HBM. There
+a tap is one load of 8 sublanes from any sublane, strided where the convolution is: an 8 x 128 tile of 32 bits lies in
+VMEM row by row. What is loaded once is added to every row of outputs that reads it. Products enter the sum in raster
+order, from the bias or 0, in float32: a product is rounded and then added, as the program is written.
 
 Where there are fewer than 128 channels, lanes are idle. Mosaic has no float64; float16 is converted outside of the
 kernel. A channel multiplier reads x once and writes one array of outputs for each multiple, which XLA interleaves.
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -72,7 +72,7 @@ def sum_in_kernel(
     if geometry.padding_mode != "zeros":
         x, geometry = pad(x, geometry), of_padded(geometry)
     volume = _Volume.of(geometry)
-    x, stored = _readable(x).reshape(volume.x_shape), _storable(dtype)
+    x, stored = volume.arranged(_readable(x), 1)[0], _storable(dtype)
     operands = [x, volume.by_multiple(kernel.astype(compute))]
     specs = [volume.x_spec, volume.kernel_spec(volume.taps)]
     if bias is not None:
@@ -80,7 +80,7 @@ def sum_in_kernel(
         specs.append(volume.kernel_spec(1))
     y = pl.pallas_call(
         functools.partial(_conv_program, volume=volume, compute=compute),
-        out_shape=_like(x, (volume.multiplier, *volume.y_shape), stored),
+        out_shape=_like(x, (volume.multiplier, *(axis.outputs for axis in volume.axes), volume.channels), stored),
         grid=volume.grid,
         in_specs=specs,
         out_specs=volume.y_spec,
@@ -89,8 +89,8 @@ def sum_in_kernel(
         cost_estimate=volume.cost(x.dtype, stored),
         interpret=interpret,
     )(*operands)
-    y = y.reshape(volume.multiplier, *geometry.output_shape[:-1], geometry.channels)
-    return jnp.moveaxis(y, 0, -1).reshape(geometry.output_shape).astype(dtype)
+    y = jnp.moveaxis(jnp.moveaxis(y, 4, 1) if volume.images_last else y, 0, -1)
+    return y.reshape(geometry.output_shape).astype(dtype)
 
 
 def kernel_gradient_in_kernel(
@@ -110,8 +110,7 @@ def kernel_gradient_in_kernel(
     if geometry.padding_mode != "zeros":
         x, geometry = pad(x, geometry), of_padded(geometry)
     volume = _Volume.of(geometry)
-    x = _readable(x).reshape(volume.x_shape)
-    dy = jnp.moveaxis(_readable(dy).reshape(*volume.y_shape, geometry.multiplier), -1, 0)
+    x, dy = volume.arranged(_readable(x), 1)[0], volume.arranged(_readable(dy), volume.multiplier)
     groups = pl.cdiv(volume.taps, MOST_TAPS)
     together = pl.cdiv(volume.taps, groups)
     gradient = pl.pallas_call(
@@ -178,33 +177,52 @@ class _Axis(NamedTuple):
     def block(self) -> int:
         """Consecutive inputs that hold all that a tile reads."""
         reads = (self.positions - 1) // self.spread + 1
+        if self.in_sublanes and self.tiles == 1:
+            return self.size
         if self.in_sublanes:
-            reads = self.size if self.tiles == 1 else _whole(reads + ALIGNED - 1, ALIGNED)
+            begins_whole = self.spread == 1 and not (self.tile * self.stride) % ALIGNED and not self.low % ALIGNED
+            reads = _whole(reads if begins_whole else reads + ALIGNED - 1, ALIGNED)
         return min(self.size, reads)
 
     def first(self, index: Any) -> Any:
         """The first position that a tile reads; input i is at position i * spread."""
         return index * (self.tile * self.stride) - self.low
 
-    def start(self, index: Any, library: Any = jnp) -> Any:
+    def start(self, index: Any) -> Any:
         """The first input of its block."""
         if self.block == self.size:
-            return 0 * index
+            return 0
         aligned = ALIGNED if self.in_sublanes else 1
         last = (_whole(self.size, aligned) - self.block) // aligned
-        return library.clip(-(-self.first(index) // self.spread) // aligned, 0, last) * aligned
+        found = self.source(self.first(index) + self.spread - 1)
+        found = _quotient(found, aligned, -self.low)
+        return (min(max(found, 0), last) if isinstance(found, int) else jnp.clip(found, 0, last)) * aligned
 
-    def offset(self, index: Any, library: Any = jnp) -> Any:
-        """Where its block begins, counted from the first position."""
-        return self.start(index, library) * self.spread - self.first(index)
+    def reads(self, output: Any, tap: Any) -> Any:
+        """The position that a tap reads, counted from the first of the tile."""
+        return output * self.stride + tap * self.dilation
+
+    def source(self, position: Any) -> Any:
+        """The last input that is not beyond a position."""
+        return _quotient(position, self.spread, -self.low)
+
+    @property
+    def offsets(self) -> list[int]:
+        """For each tile, where its block begins, counted from the first position."""
+        return [self.start(index) * self.spread - self.first(index) for index in range(self.tiles)]
 
 
 class _Volume(NamedTuple):
-    """A geometry with four axes before the channels: images, planes, rows and columns."""
+    """A geometry with four axes before the channels, the last in the sublanes.
+
+    Images, planes, rows and columns; or, where that leaves fewer sublanes idle, planes, rows, columns and images.
+    """
 
     channels: int
     multiplier: int
-    axes: tuple[_Axis, _Axis, _Axis, _Axis]
+    rank: int
+    images_last: bool
+    axes: tuple[_Axis, ...]
 
     @classmethod
     def of(cls, geometry: Geometry) -> _Volume:
@@ -220,26 +238,36 @@ class _Volume(NamedTuple):
             geometry.padding,
         ):
             axes.append(_Axis(size, outputs, taps, stride, dilation, spread, low))
+        images_last = _idle(images) < (_idle(axes[-1].size) + _idle(axes[-1].outputs)) / 2
+        if images_last:
+            axes.append(axes.pop(0))
         axes[-1] = axes[-1]._replace(in_sublanes=True)
-        whole = cls(geometry.channels, geometry.multiplier, tuple(axes))
-        return whole._tiled()
+        axes = [axis._replace(tile=axis.outputs) for axis in axes]
+        return cls(geometry.channels, geometry.multiplier, geometry.rank, images_last, tuple(axes))._tiled()
 
     def _tiled(self) -> _Volume:
-        """With the largest tiles that fit, longest along the columns, then along the rows, planes and images."""
+        """With tiles that fit, made smaller, one axis at a time, where that makes x be read the fewest times over.
+
+        Of images in the sublanes, which share nothing, a program takes no more than it must.
+        """
         volume = self
-        for number in reversed(range(4)):
-            axis = self.axes[number]
-            count, unit = 1, SUBLANES * MOST_WIDE if axis.in_sublanes else 1
-            while True:
-                tile = pl.cdiv(axis.outputs, count)
-                tile = axis.outputs if count == 1 else _whole(tile, unit)
-                axes = tuple(a._replace(tile=tile) if n == number else a for n, a in enumerate(volume.axes))
-                tried = volume._replace(axes=axes)
-                if tile <= unit or tried.fits:
-                    break
-                count += 1
-            volume = tried
+        if self.images_last and self.axes[-1].outputs > ALIGNED:
+            volume = volume._with_tile(3, ALIGNED)
+        while not volume.fits:
+            smaller = []
+            for number, axis in enumerate(volume.axes):
+                unit = SUBLANES * MOST_WIDE if axis.in_sublanes else 1
+                if axis.tile > unit and not (axis.in_sublanes and volume.images_last):
+                    smaller.append(volume._with_tile(number, _whole(pl.cdiv(axis.outputs, 2 * axis.tiles), unit)))
+            if not smaller:
+                break
+            volume = min(smaller, key=lambda volume: volume.x_bytes(4))
         return volume
+
+    def _with_tile(self, number: int, tile: int) -> _Volume:
+        axes = list(self.axes)
+        axes[number] = axes[number]._replace(tile=tile)
+        return self._replace(axes=tuple(axes))
 
     @property
     def fits(self) -> bool:
@@ -252,16 +280,15 @@ class _Volume(NamedTuple):
 
     @property
     def kernel_size(self) -> tuple[int, ...]:
-        return tuple(axis.taps for axis in self.axes[1:])
+        """Taps in raster order, since the images have one."""
+        return tuple(axis.taps for axis in self.axes)
 
-    @property
-    def x_shape(self) -> tuple[int, ...]:
-        return (*(axis.size for axis in self.axes), self.channels)
-
-    @property
-    def y_shape(self) -> tuple[int, ...]:
-        """Of each multiple."""
-        return (*(axis.outputs for axis in self.axes), self.channels)
+    def arranged(self, array: jax.Array, multiplier: int) -> jax.Array:
+        """`(multiplier, *axes, C)` of x or dy `(*batch, *spatial, C * multiplier)`."""
+        rest = array.shape[array.ndim - 1 - self.rank : -1]
+        array = array.reshape(-1, *(1,) * (3 - self.rank), *rest, self.channels, multiplier)
+        array = jnp.moveaxis(array, -1, 0)
+        return jnp.moveaxis(array, 1, 4) if self.images_last else array
 
     @property
     def lanes(self) -> int:
@@ -276,25 +303,25 @@ class _Volume(NamedTuple):
     def front(self) -> int:
         """Columns of the scratch before the first that is read, so that every block begins within it."""
         columns = self.axes[-1]
-        return max(0, -int(min(columns.offset(np.arange(columns.tiles), np))))
+        return max(0, -min(columns.offsets))
 
     def x_lines(self, at: Sequence[Any]) -> list[_Lines]:
         return [
-            _Lines(axis.size, axis.spread, axis.first(i), axis.start(i), axis.tiles == 1)
+            _Lines(axis.size, axis.spread, axis.low, axis.first(i), axis.start(i), axis.tiles == 1)
             for axis, i in zip(self.axes, at)
         ]
 
     def dy_lines(self, at: Sequence[Any]) -> list[_Lines]:
         return [
-            _Lines(axis.outputs, 1, axis.tile * i, axis.tile * i, axis.tiles == 1) for axis, i in zip(self.axes, at)
+            _Lines(axis.outputs, 1, 0, axis.tile * i, axis.tile * i, axis.tiles == 1) for axis, i in zip(self.axes, at)
         ]
 
     @property
     def unrolled(self) -> bool:
-        return self._products <= MOST_UNROLLED
+        return self.products <= MOST_UNROLLED
 
     @property
-    def _products(self) -> int:
+    def products(self) -> int:
         *_, rows, columns = self.axes
         return rows.taps * columns.taps
 
@@ -309,15 +336,15 @@ class _Volume(NamedTuple):
         *_, rows, columns = self.axes
         most = MOST_SUMS * SUBLANES // self.wide
         if self.unrolled:
-            most = min(most, MOST_UNROLLED // (self._products * pl.cdiv(columns.tile, self.wide)))
+            most = min(most, MOST_UNROLLED // (self.products * pl.cdiv(columns.tile, self.wide)))
         return pl.cdiv(rows.tile, pl.cdiv(rows.tile, max(1, most)))
 
     @property
     def held(self) -> tuple[int, ...]:
         """The shape of what a program spreads x out in."""
         *outer, columns = self.axes
-        last = int(max(columns.offset(np.arange(columns.tiles), np))) + (columns.block - 1) * columns.spread
-        read = columns.positions + (_whole(columns.tile, SUBLANES) - columns.tile) * columns.stride
+        last = max(columns.offsets) + (columns.block - 1) * columns.spread
+        read = columns.positions + (_whole(columns.tile, self.wide) - columns.tile) * columns.stride
         width = self.front + max(read, last + 1)
         return (*(axis.positions for axis in outer), _whole(width, SUBLANES), self.lanes)
 
@@ -329,7 +356,7 @@ class _Volume(NamedTuple):
     @property
     def x_spec(self) -> pl.BlockSpec:
         def index(c: Any, *rest: Any) -> tuple[Any, ...]:
-            return (*(axis.start(i) for axis, i in zip(self.axes, rest)), c * self.lanes)
+            return (*(axis.start(i) for axis, i in zip(self.axes, rest)), c * self.lanes if self.grid[0] > 1 else 0)
 
         return pl.BlockSpec((*(pl.Element(axis.block) for axis in self.axes), pl.Element(self.lanes)), index)
 
@@ -345,23 +372,31 @@ class _Volume(NamedTuple):
         """`(M, taps, C)` of a kernel, `(M, 1, C)` of a bias."""
         return jnp.moveaxis(kernel.reshape(-1, self.channels, self.multiplier), -1, 0)
 
+    def x_bytes(self, itemsize: int) -> int:
+        """What the grid reads of x."""
+        return _bytes([axis.block for axis in self.axes], itemsize) * math.prod(self.grid[:-1])
+
     def cost(self, x: np.dtype, y: np.dtype) -> pl.CostEstimate:
         """What the grid computes, reads and writes, in whole tiles: a block that follows itself is read once."""
         programs, lanes = math.prod(self.grid), _whole(self.lanes, LANES)
         outputs = math.prod(axis.tile for axis in self.axes)
-        x_bytes = _bytes([axis.block for axis in self.axes], x.itemsize) * programs // self.multiplier
         y_bytes = _bytes([axis.tile for axis in self.axes], y.itemsize) * programs
         kernel_bytes = _bytes([self.taps]) * self.grid[0] * self.multiplier
         return pl.CostEstimate(
             flops=2 * programs * outputs * lanes * self.taps,
             transcendentals=0,
-            bytes_accessed=x_bytes + y_bytes + kernel_bytes,
+            bytes_accessed=self.x_bytes(x.itemsize) + y_bytes + kernel_bytes,
         )
 
 
 def _bytes(shape: Sequence[int], itemsize: int = 4) -> int:
     """Of a block of that shape before the lanes, in whole tiles."""
     return math.prod(shape[:-1]) * _whole(shape[-1], SUBLANES * 4 // itemsize) * LANES * itemsize
+
+
+def _idle(size: int) -> float:
+    """What an axis takes up in whole sublanes, over its size."""
+    return _whole(size, SUBLANES) / size
 
 
 def _whole(size: int, unit: int) -> int:
@@ -373,21 +408,21 @@ def _conv_program(x: Any, kernel: Any, *others: Any, volume: _Volume, compute: n
     at = [pl.program_id(number) for number in range(1, 5)]
     pl.when(pl.program_id(5) == 0)(lambda: _spread_out(x, held, volume.x_lines(at), volume.front))
 
-    images, planes, rows, columns = volume.axes
+    first, second, rows, columns = volume.axes
     start = bias[0][...] if bias else jnp.zeros((1, volume.lanes), compute)
     summed = _unrolled if volume.unrolled else _looped
     wide, high = volume.wide, volume.high
-    groups = (images.tile, planes.tile, pl.cdiv(rows.tile, high))
+    groups = (first.tile, second.tile, pl.cdiv(rows.tile, high))
 
     def sum_rows(index: Any, _: None) -> None:
-        image, plane, group = _unravel(index, groups)
+        *line, group = _unravel(index, groups)
         top = jnp.minimum(group * high, rows.tile - high)  # the last rows may be computed twice
         for left in range(0, columns.tile, wide):
             sums = tuple(jnp.broadcast_to(start, (wide, volume.lanes)) for _ in range(high))
-            sums = summed(held, kernel, sums, (image, plane, top, left), volume)
+            sums = summed(held, kernel, sums, (*line, top, left), volume)
             width = min(wide, columns.tile - left)
             for row, total in enumerate(sums):
-                y[image, plane, top + row, pl.ds(left, width)] = total[:width].astype(y.dtype)
+                y[(*line, top + row, pl.ds(left, width))] = total[:width].astype(y.dtype)
 
     lax.fori_loop(0, math.prod(groups), sum_rows, None)
 
@@ -395,40 +430,35 @@ def _conv_program(x: Any, kernel: Any, *others: Any, volume: _Volume, compute: n
 _Sums = tuple[jax.Array, ...]
 
 
-def _unrolled(held: Any, kernel: Any, sums: _Sums, place: tuple[Any, ...], volume: _Volume) -> _Sums:
+def _unrolled(held: Any, kernel: Any, sums: _Sums, output: tuple[Any, ...], volume: _Volume) -> _Sums:
     """Each row and column of x that the sums need, loaded once and added to every sum it is in."""
-    _, planes, rows, columns = volume.axes
-    image, plane, top, left = place
+    first, second, rows, columns = volume.axes
+    lines = first.taps * second.taps
 
-    def add(k: Any, sums: _Sums) -> _Sums:
+    def add(line: Any, sums: _Sums) -> _Sums:
         found = list(sums)
-        depth = plane * planes.stride + k * planes.dilation
-        for row in range((len(sums) - 1) * rows.stride + (rows.taps - 1) * rows.dilation + 1):
-            uses = [
-                (o, i) for o in range(len(sums)) for i in range(rows.taps) if o * rows.stride + i * rows.dilation == row
-            ]
+        k, i = _unravel(line, (first.taps, second.taps))
+        for position in range((len(sums) - 1) * rows.stride + (rows.taps - 1) * rows.dilation + 1):
+            uses = [(o, t) for o, t in np.ndindex(len(sums), rows.taps) if rows.reads(o, t) == position]
             for j in range(columns.taps) if uses else ():  # taps in raster order, for each sum
-                value = _read(held, (image, depth, top * rows.stride + row), left, j, volume.wide, volume)
-                for o, i in uses:
-                    found[o] = found[o] + value * kernel[pl.ds(_ravel((k, i, j), volume.kernel_size), 1)]
+                o, t = uses[0]
+                value = _read(held, output, o, (k, i, t, j), volume.wide, volume)
+                for o, t in uses:
+                    found[o] = found[o] + value * kernel[pl.ds(_ravel((k, i, t, j), volume.kernel_size), 1)]
         return tuple(found)
 
-    return add(0, sums) if planes.taps == 1 else lax.fori_loop(0, planes.taps, add, sums)
+    if lines * len(sums) * volume.products <= MOST_UNROLLED:
+        return functools.reduce(lambda sums, line: add(line, sums), range(lines), sums)
+    return lax.fori_loop(0, lines, add, sums)
 
 
-def _looped(held: Any, kernel: Any, sums: _Sums, place: tuple[Any, ...], volume: _Volume) -> _Sums:
+def _looped(held: Any, kernel: Any, sums: _Sums, output: tuple[Any, ...], volume: _Volume) -> _Sums:
     """One tap after the other, for kernels with many."""
-    _, planes, rows, _ = volume.axes
-    image, plane, top, left = place
 
-    def add(tap: Any, sums: _Sums) -> _Sums:
-        k, i, j = _unravel(tap, volume.kernel_size)
-        weight, depth = kernel[pl.ds(tap, 1)], plane * planes.stride + k * planes.dilation
-        found = []
-        for row, total in enumerate(sums):
-            line = (image, depth, (top + row) * rows.stride + i * rows.dilation)
-            found.append(total + _read(held, line, left, j, volume.wide, volume) * weight)
-        return tuple(found)
+    def add(number: Any, sums: _Sums) -> _Sums:
+        tap, weight = _unravel(number, volume.kernel_size), kernel[pl.ds(number, 1)]
+        values = [_read(held, output, row, tap, volume.wide, volume) for row in range(len(sums))]
+        return tuple(total + value * weight for total, value in zip(sums, values))
 
     return lax.fori_loop(0, volume.taps, add, sums)
 
@@ -448,7 +478,6 @@ def _gradient_program(
     at, multiple = [pl.program_id(number) for number in range(1, 5)], pl.program_id(5)
     pl.when(multiple == 0)(lambda: _spread_out(x, held, volume.x_lines(at), volume.front))
     _spread_out(dy, held_dy, volume.dy_lines(at), 0)
-    _, planes, rows, _ = volume.axes
     steps = (*held_dy.shape[:3], held_dy.shape[3] // SUBLANES)
     first = functools.reduce(jnp.logical_and, [i == 0 for i in at])
 
@@ -457,14 +486,11 @@ def _gradient_program(
         taps = [_unravel(number, volume.kernel_size) for number in numbers]
 
         def add(step: Any, sums: _Sums) -> _Sums:
-            image, plane, row, strip = _unravel(step, steps)
-            left = pl.multiple_of(strip * SUBLANES, SUBLANES)
-            given = held_dy[image, plane, row, pl.ds(left, SUBLANES)]
-            found = []
-            for (k, i, j), already in zip(taps, sums):
-                depth, line = plane * planes.stride + k * planes.dilation, row * rows.stride + i * rows.dilation
-                found.append(already + _read(held, (image, depth, line), left, j, SUBLANES, volume) * given)
-            return tuple(found)
+            *line, strip = _unravel(step, steps)
+            output = (*line, pl.multiple_of(strip * SUBLANES, SUBLANES))
+            given = held_dy[(*line, pl.ds(output[-1], SUBLANES))]
+            values = [_read(held, output, 0, tap, SUBLANES, volume) for tap in taps]
+            return tuple(total + value * given for total, value in zip(sums, values))
 
         nothing = jnp.zeros((SUBLANES, volume.lanes), compute)
         sums = lax.fori_loop(0, math.prod(steps), add, (nothing,) * together)
@@ -485,6 +511,7 @@ class _Lines(NamedTuple):
 
     size: int
     spread: int
+    low: int
     position: Any
     start: Any
     whole: bool
@@ -500,7 +527,7 @@ def _spread_out(block: Any, held: Any, axes: Sequence[_Lines], front: int) -> No
         source, exists = [], jnp.bool_(True)
         for place, axis in zip(line, outer):
             position = axis.position + place
-            read = position if axis.spread == 1 else position // axis.spread
+            read = _quotient(position, axis.spread, -axis.low)
             exists &= (read >= 0) & (read < axis.size) & (read * axis.spread == position)
             source.append(read - axis.start)
         held[line] = jnp.zeros(held.shape[3:], held.dtype)
@@ -516,11 +543,11 @@ def _spread_out(block: Any, held: Any, axes: Sequence[_Lines], front: int) -> No
     lax.fori_loop(0, math.prod(held.shape[:3]), write, None)
 
 
-def _read(held: Any, line: tuple[Any, ...], left: Any, tap: Any, outputs: int, volume: _Volume) -> jax.Array:
-    """What a tap of the columns reads in a line, for some outputs from `left` on."""
-    columns = volume.axes[-1]
-    first = volume.front + left * columns.stride + tap * columns.dilation
-    return held[(*line, pl.ds(first, outputs, stride=columns.stride))]
+def _read(held: Any, output: Sequence[Any], row: int, tap: Sequence[Any], count: int, volume: _Volume) -> jax.Array:
+    """What a tap reads for some outputs side by side, the first of them so many rows beyond `output`."""
+    beyond = (0, 0, row, 0)
+    *line, first = (axis.reads(o, 0) + axis.reads(b, t) for axis, o, b, t in zip(volume.axes, output, beyond, tap))
+    return held[(*line, pl.ds(volume.front + first, count, stride=volume.axes[-1].stride))]
 
 
 def _ravel(index: Sequence[Any], sizes: Sequence[int]) -> Any:
@@ -531,6 +558,17 @@ def _unravel(index: Any, sizes: Sequence[int]) -> tuple[Any, ...]:
     """The index along each axis, the last running fastest."""
     found = []
     for size in reversed(sizes[1:]):
-        found.append(lax.rem(index, jnp.int32(size)))
-        index = lax.div(index, jnp.int32(size))
+        outer = _quotient(index, size, 0)
+        found.append(index - outer * size)
+        index = outer
     return (index, *reversed(found))
+
+
+def _quotient(number: Any, divisor: int, least: int) -> Any:
+    """Rounded down, of a number that is `least` at least: the machine's own division rounds to 0."""
+    if divisor == 1:
+        return number
+    if isinstance(number, int):
+        return number // divisor
+    shift = max(0, -(least // divisor))
+    return lax.div(number + shift * divisor, jnp.int32(divisor)) - shift
