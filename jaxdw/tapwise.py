@@ -139,7 +139,7 @@ def _without_calls(jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[A
         if called is not None:
             outputs = _without_calls(called.jaxpr, called.consts, [read(atom) for atom in equation.invars])
         else:
-            inputs = [atom for atom in equation.invars if not isinstance(atom, Literal)]
+            inputs = _variables(equation.invars)
             alone = Jaxpr((), inputs, equation.outvars, [equation], equation.effects, jaxpr.debug_info)
             outputs = jaxpr_as_fun(ClosedJaxpr(alone, ()))(*map(read, inputs))
         values.update(zip(equation.outvars, outputs, strict=True))
@@ -167,25 +167,33 @@ def _called(equation: JaxprEqn) -> ClosedJaxpr | None:
 def _apart(closed: ClosedJaxpr, leading: tuple[int, ...], channels: int) -> tuple[ClosedJaxpr, Jaxpr]:
     """The program from `(*constants, windows)` in two: what does not depend on the windows, and the rest.
 
-    The rest includes what makes a small array as large as the windows.
+    The rest includes what makes a small array as large as the windows. What the result does not need is in neither.
     """
     jaxpr = closed.jaxpr
     *constants, windows = jaxpr.invars
+    needed, equations = set(_variables(jaxpr.outvars)), []
+    for equation in reversed(jaxpr.eqns):
+        if needed.intersection(equation.outvars):
+            equations.insert(0, equation)
+            needed.update(_variables(equation.invars))
     first, then, late = [], [], {windows}
-    for equation in jaxpr.eqns:
-        inputs = [atom for atom in equation.invars if not isinstance(atom, Literal)]
-        if late.intersection(inputs) or _spreads(equation, leading, channels):
+    for equation in equations:
+        if late.intersection(_variables(equation.invars)) or _spreads(equation, leading, channels):
             then.append(equation)
             late.update(equation.outvars)
         else:
             first.append(equation)
     read = [atom for equation in then for atom in equation.invars] + jaxpr.outvars
-    passed = list(dict.fromkeys(atom for atom in read if not isinstance(atom, Literal) and atom not in late))
+    passed = [atom for atom in dict.fromkeys(_variables(read)) if atom not in late]
     debug_info = jaxpr.debug_info.with_unknown_names()
     return (
         ClosedJaxpr(Jaxpr(jaxpr.constvars, constants, passed, first, debug_info=debug_info), closed.consts),
         Jaxpr((), [*passed, windows], jaxpr.outvars, then, debug_info=debug_info),
     )
+
+
+def _variables(atoms: Iterable[Any]) -> list[Any]:
+    return [atom for atom in atoms if not isinstance(atom, Literal)]
 
 
 def _spreads(equation: JaxprEqn, leading: tuple[int, ...], channels: int) -> bool:

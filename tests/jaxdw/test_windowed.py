@@ -1,14 +1,21 @@
-"""windowed_conv: `contract(fn(unfold(x)), kernel)`, whatever fn does."""
+"""windowed_conv: `contract(fn(unfold(x)), kernel)`, whatever fn does, and which functions need no windows."""
 
-from __future__ import annotations
-
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from hypothesis import given
+from jax import ad_checkpoint, lax
 
 import jaxdw
+from jaxdw import tapwise
 from jaxdw.geometry import Geometry
+from jaxdw.windows import pad, tap_slices
+from tests.programs import release_programs
+from tests.strategies import problems
 
 GEOMETRIES = {
     "few channels": ((2, 6, 5, 3), (3, 3), 1, {"padding": 1}),
@@ -23,28 +30,254 @@ GEOMETRIES = {
 
 
 def whole_numbers(seed, *shapes, dtype=np.float32):
+    """Small enough that here every sum is exact."""
     rng = np.random.default_rng(seed)
-    return [rng.integers(-3, 4, shape).astype(dtype) for shape in shapes]
+    return [jnp.asarray(rng.integers(-3, 4, shape).astype(dtype)) for shape in shapes]
 
 
 def definition(fn, x, kernel, bias=None, **options):
     return jaxdw.contract(fn(jaxdw.unfold(x, kernel.shape[:-2], **options)), kernel, bias)
 
 
-def example(name, seed):
-    shape, size, multiplier, options = GEOMETRIES[name]
-    kernel_shape = (*size, 1, shape[-1] * multiplier)
-    assert 0 not in Geometry.of(shape, kernel_shape, **options).output_shape
-    return whole_numbers(seed, shape, kernel_shape, kernel_shape[-1:]), options
+def assert_equal(actual, expected):
+    """Equal trees of arrays; NaN equals NaN."""
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("name", GEOMETRIES)
-def test_less_the_least_of_each_window(name, seed):
-    operands, options = example(name, seed)
+# Windows `(3, 3, 3, 3, 3, 9)`: batch, output, taps and channels are of sizes that may be taken for one another.
+X, KERNEL, BIAS, FULL, COLUMNS, CHANNELS = whole_numbers(
+    0, (3, 5, 5, 9), (3, 3, 1, 9), (9,), (3, 3, 9), (3, 3, 1), (9,)
+)
+OPTIONS = {"padding": "VALID"}
+GEOMETRY = Geometry.of(X.shape, KERNEL.shape, **OPTIONS)
+TAPS = (-3, -2)
+KEY, POSITIONS = jax.random.key(0), jnp.arange(9)
 
-    def fn(windows):
-        taps = tuple(range(-len(operands[1].shape) + 1, -1))
-        return windows - windows.min(axis=taps, keepdims=True)
 
-    actual = jax.jit(lambda *operands: jaxdw.windowed_conv(fn, *operands, **options))(*operands)
-    assert jnp.array_equal(actual, definition(fn, *operands, **options))
+@jax.custom_jvp
+def doubled_slope_5(w):
+    return w * 2
+
+
+doubled_slope_5.defjvp(lambda primals, tangents: (doubled_slope_5(*primals), tangents[0] * 5))
+
+
+@jax.custom_vjp
+def doubled_slope_7(w):
+    return w * 2
+
+
+doubled_slope_7.defvjp(lambda w: (doubled_slope_7(w), None), lambda _, dy: (dy * 7,))
+
+
+def everywhere(value, w):
+    """value with as many axes as windows have."""
+    return value.reshape((1,) * (w.ndim - value.ndim) + value.shape)
+
+
+def whole_noise(key, w, shape):
+    return jax.random.randint(key, shape, 0, 5).astype(w.dtype)
+
+
+def as_pixels(w):
+    return w.reshape(*w.shape[:3], 9, 9)
+
+
+TAP_BY_TAP = {
+    "identity": lambda w: w,
+    "numbers": lambda w: 2 * w + 1,
+    "an array of taps and channels": lambda w: w * everywhere(FULL, w),
+    "an array of taps": lambda w: w - everywhere(COLUMNS, w),
+    "an array of channels": lambda w: everywhere(CHANNELS, w) + w,
+    "arrays of one row, one column and one tap": lambda w: (
+        w * everywhere(COLUMNS[:1], w) + everywhere(FULL[:, :1], w) - everywhere(FULL[1:2, 1:2], w)
+    ),
+    "an outer product": lambda w: w + everywhere(COLUMNS, w) * everywhere(CHANNELS, w),
+    "an array as large as the windows, alike at all outputs": lambda w: w * jnp.broadcast_to(FULL, w.shape),
+    "a NumPy array": lambda w: w * np.asarray(FULL).reshape(1, 1, 1, 3, 3, 9),
+    "an element of an array": lambda w: w * FULL[1, 2, 3],
+    "nothing but zeros": jnp.zeros_like,
+    "nothing but an array": lambda w: jnp.broadcast_to(FULL, w.shape),
+    "the centre": lambda w: w - w[..., 1:2, 1:2, :],
+    "the centre, indexed": lambda w: w - w[..., 1, 1, :][..., None, None, :],
+    "a column, indexed": lambda w: w - w[..., 0, :][..., None, :],
+    "a row, indexed": lambda w: w - w[..., -1, :, :][..., None, :, :],
+    "every other tap": lambda w: w - w[..., ::2, ::2, :].max(TAPS, keepdims=True),
+    "reversed": lambda w: w[..., ::-1, ::-1, :],
+    "reversed columns": lambda w: jnp.flip(w, -2),
+    "transposed": lambda w: jnp.swapaxes(w, *TAPS),
+    "rotated": lambda w: jnp.rot90(w, axes=TAPS),
+    "rolled": lambda w: jnp.roll(w, (1, 2), TAPS),
+    "stacked rows": lambda w: jnp.stack([w[..., i, :, :] for i in (2, 0, 1)], -3),
+    "stacked columns": lambda w: jnp.stack([w[..., i, :] for i in (1, 1, 2)], -2),
+    "concatenated": lambda w: jnp.concatenate([w[..., 1:, :], w[..., :0, :], w[..., :1, :]], -2),
+    "taps in one axis": lambda w: as_pixels(w)[..., ::-1, :].reshape(w.shape),
+    "the sum": lambda w: w - w.sum(TAPS, keepdims=True),
+    "the greatest": lambda w: w - w.max(TAPS, keepdims=True),
+    "the least of a column": lambda w: w * w.min(-3, keepdims=True),
+    "the product of a row": lambda w: w + w.prod(-2, keepdims=True),
+    "whether any": lambda w: w * (w > 1).any(TAPS, keepdims=True).astype(w.dtype),
+    "whether all": lambda w: w * (w > -2).all(-2, keepdims=True).astype(w.dtype),
+    "no axes": lambda w: lax.reduce_max(w, ()),
+    "all pairs of taps": lambda w: (
+        jnp.abs(as_pixels(w)[..., None, :] - as_pixels(w)[..., None, :, :]).max(-2).reshape(w.shape)
+    ),
+    "positions of taps": lambda w: w * everywhere(jnp.arange(3, dtype=w.dtype)[:, None], w),
+    "positions of channels": lambda w: w * everywhere(jnp.arange(9, dtype=w.dtype), w),
+    "chosen taps": lambda w: jnp.where(everywhere(jnp.eye(3, dtype=bool)[..., None], w), w, 0.0),
+    "chosen values": lambda w: jnp.where(w > everywhere(COLUMNS, w), w, -w),
+    "chosen by a closed-over number": lambda w: w * jnp.where(FULL[0, 0, 0] > 0, 2.0, 3.0),
+    "clipped": lambda w: jnp.clip(w, -1, everywhere(COLUMNS, w)),
+    "clamped by numbers": lambda w: lax.clamp(jnp.float32(-1), w, jnp.float32(2)),
+    "int32": lambda w: w.astype(jnp.int32).astype(w.dtype),
+    "int8, which overflows": lambda w: (w.astype(jnp.int8) * jnp.int8(100)).astype(w.dtype),
+    "bits": lambda w: (w.astype(jnp.int32) ^ 5).astype(w.dtype),
+    "bfloat16": lambda w: w.astype(jnp.bfloat16).max(TAPS, keepdims=True).astype(w.dtype) - w,
+    "complex": lambda w: (w * everywhere(1j * FULL.astype(jnp.complex64), w).imag).real,
+    "noise for each tap": lambda w: w + everywhere(whole_noise(KEY, w, (3, 3, 1)), w),
+    "jit": jax.jit(lambda w: w * everywhere(FULL, w)),
+    "jit of jit": jax.jit(lambda w: jax.jit(lambda w, k: w * everywhere(k, w))(w, FULL) + everywhere(COLUMNS, w)),
+    "checkpoint": jax.checkpoint(lambda w: w * everywhere(FULL, w)),
+    "a name": lambda w: ad_checkpoint.checkpoint_name(w * 2, "doubled"),
+    "custom_jvp": doubled_slope_5,
+    "custom_vjp": doubled_slope_7,
+    "relu6": jax.nn.relu6,
+    "grad": jax.grad(lambda w: (w**2 * everywhere(FULL, w)).sum()),
+    "vmap": jax.vmap(jax.vmap(lambda w: w * everywhere(FULL, w))),
+    "stop_gradient": lambda w: w - lax.stop_gradient(w.max(TAPS, keepdims=True)),
+    "cond on closed-over arrays": lambda w: w * everywhere(lax.cond(FULL.sum() > 0, jnp.negative, jnp.abs, FULL), w),
+    "scan over closed-over arrays": lambda w: w * lax.scan(lambda c, t: (c + t, None), 0.0, CHANNELS)[0],
+    "a callback on closed-over arrays": lambda w: w * everywhere(jax.pure_callback(lambda a: a, FULL, FULL), w),
+    "a slice at a closed-over position": lambda w: w * everywhere(lax.dynamic_slice_in_dim(FULL, POSITIONS[1], 1), w),
+}
+
+BY_WINDOWS = {
+    "channels reversed": lambda w: w[..., ::-1],
+    "channels summed": lambda w: w - w.sum(-1, keepdims=True),
+    "outputs reversed": lambda w: w[:, ::-1],
+    "outputs rolled": lambda w: jnp.roll(w, 1, 1),
+    "outputs transposed": lambda w: jnp.swapaxes(w, 1, 2),
+    "outputs and taps transposed": lambda w: jnp.swapaxes(w, 1, 3),
+    "outputs and taps reshaped": lambda w: w.reshape(3, 9, 9, 9)[:, ::-1].reshape(w.shape),
+    "taps and channels transposed": lambda w: jnp.swapaxes(as_pixels(w), -1, -2).reshape(w.shape),
+    "reshape after a transposition": lambda w: lax.reshape(w, w.shape, (1, 0, 2, 3, 4, 5)),
+    "images summed": lambda w: w - w.sum(0, keepdims=True),
+    "outputs summed": lambda w: w - w.max((1, 2), keepdims=True),
+    "outputs summed, in the place of taps": lambda w: w - jnp.broadcast_to(w.sum((1, 2))[:, None, None], w.shape),
+    "all summed": lambda w: w - w.max(),
+    "an array of positions": lambda w: w * jnp.arange(3, dtype=w.dtype).reshape(1, 3, 1, 1, 1, 1),
+    "an iota of windows": lambda w: w * lax.broadcasted_iota(w.dtype, w.shape, 2),
+    "a NumPy array of windows": lambda w: w * np.ones(w.shape, np.float32),
+    "noise everywhere": lambda w: w + whole_noise(KEY, w, w.shape),
+    "sort": lambda w: jnp.sort(w, -2),
+    "median": lambda w: w - jnp.median(w, TAPS, keepdims=True),
+    "cumulative sum": lambda w: jnp.cumsum(w, -2),
+    "argmax": lambda w: w * jnp.argmax(w, -2, keepdims=True).astype(w.dtype),
+    "scatter": lambda w: w.at[..., 1, 1, :].set(0),
+    "gather": lambda w: w[..., jnp.array([2, 0, 1]), :],
+    "padded": lambda w: jnp.pad(w, [(0, 0)] * 3 + [(1, 0), (0, 0), (0, 0)])[:, :, :, :3],
+    "einsum": lambda w: jnp.einsum("...ijc,...kjc->...ikc", w, w),
+    "concatenated with an array": lambda w: (
+        jnp.concatenate([w[..., 1:, :], jnp.ones((3, 3, 3, 3, 1, 9))], -2) + lax.broadcasted_iota(w.dtype, w.shape, 0)
+    ),
+    "concatenated outputs": lambda w: jnp.concatenate([w[:, 1:], w[:, :1]], 1),
+    "stacked outputs": lambda w: jnp.stack([w[:, 2], w[:, 0], w[:, 1]], 1),
+    "cond": lambda w: lax.cond(w[0, 0, 0, 0, 0, 0] > 0, jnp.negative, jnp.abs, w),
+    "scan": lambda w: lax.scan(lambda c, t: (c + t, None), w, CHANNELS)[0],
+    "while": lambda w: lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] + 1), (0, w))[1],
+    "grad of outputs mixed": jax.grad(lambda w: (w**2 * w[:, ::-1]).sum()),
+    "an effect": lambda w: (jax.debug.callback(lambda: None), w)[1],
+    "a callback": lambda w: jax.pure_callback(lambda w: w, w, w),
+}
+
+
+def windowed_equals_definition(fn):
+    actual = jax.jit(lambda *operands: jaxdw.windowed_conv(fn, *operands, **OPTIONS))(X, KERNEL, BIAS)
+    assert_equal(actual, definition(fn, X, KERNEL, BIAS, **OPTIONS))
+
+
+@pytest.mark.parametrize("name", TAP_BY_TAP)
+def test_what_is_carried_out_tap_by_tap_gives_what_it_gives_on_windows(name):
+    assert tapwise.trace(TAP_BY_TAP[name], GEOMETRY, X.dtype) is not None
+    windowed_equals_definition(TAP_BY_TAP[name])
+
+
+@pytest.mark.parametrize("name", BY_WINDOWS)
+def test_every_other_function_gets_all_windows(name, full):
+    assert tapwise.trace(BY_WINDOWS[name], GEOMETRY, X.dtype) is None
+    if full or name in ("sort", "outputs and taps transposed"):
+        windowed_equals_definition(BY_WINDOWS[name])
+
+
+def integers(w):
+    return w.astype(jnp.int32)
+
+
+ELEMENTWISE = {
+    **{
+        name: getattr(lax, name)
+        for name in (
+            *("neg", "abs", "sign", "square", "sqrt", "rsqrt", "cbrt", "exp", "exp2", "expm1", "log", "log1p"),
+            *("logistic", "tanh", "sinh", "cosh", "sin", "cos", "tan", "asin", "acos", "atan", "asinh", "acosh"),
+            *("atanh", "erf", "erfc", "erf_inv", "lgamma", "digamma", "bessel_i0e", "bessel_i1e", "is_finite"),
+            *("round", "floor", "ceil", "stop_gradient"),
+        )
+    },
+    **{
+        name: lambda w, name=name: getattr(lax, name)(w, everywhere(CHANNELS / 2, w))
+        for name in ("add", "sub", "mul", "div", "rem", "pow", "atan2", "max", "min", "nextafter")
+    },
+    **{
+        name: lambda w, name=name: getattr(lax, name)(w, jnp.ones_like(w))
+        for name in ("eq", "ne", "lt", "le", "gt", "ge")
+    },
+    **{
+        name.removeprefix("bitwise_"): lambda w, name=name: getattr(lax, name)(integers(w), jnp.full(w.shape, 3))
+        for name in (
+            *("bitwise_and", "bitwise_or", "bitwise_xor"),
+            *("shift_left", "shift_right_logical", "shift_right_arithmetic"),
+        )
+    },
+    **{
+        name.removeprefix("bitwise_"): lambda w, name=name: getattr(lax, name)(integers(w))
+        for name in ("bitwise_not", "clz", "population_count")
+    },
+    "add_any": jax.grad(lambda w: (w * w).sum()),
+    "integer_pow": lambda w: lax.integer_pow(w, 3),
+    "clamp": lambda w: lax.clamp(-1.0, w, jnp.ones_like(w)),
+    "select_n": lambda w: lax.select_n(w > 0, w, -w),
+    "reduce_precision": lambda w: lax.reduce_precision(w, 5, 2),
+    "convert_element_type": lambda w: w.astype(jnp.float16),
+    "copy": lambda w: jnp.array(w, copy=True),
+    "name": lambda w: ad_checkpoint.checkpoint_name(w, "windows"),
+    "real": lambda w: lax.real(lax.complex(w, w)),
+    "imag": lambda w: lax.imag(lax.complex(w, 2 * w)),
+    "complex": lambda w: lax.real(lax.complex(w, w)),
+    "conj": lambda w: lax.imag(lax.conj(lax.complex(w, w))),
+}
+
+
+def test_every_elementwise_operation_is_one():
+    """Every bit of every tap is that of the windows."""
+    assert set(ELEMENTWISE) == set(tapwise.ELEMENTWISE)
+    x = X[:, 0] / 2
+    geometry = Geometry.of_windows(x.shape, (2,))
+
+    def by_windows(x):
+        windows = jaxdw.unfold(x, (2,))
+        return {name: operation(windows).astype(x.dtype) for name, operation in ELEMENTWISE.items()}
+
+    def by_taps(x):
+        taps = tapwise.grid(tap_slices(pad(x, geometry), geometry, geometry.output_spatial), (2,))
+        results = {}
+        for name, operation in ELEMENTWISE.items():
+            traced = tapwise.trace(lambda w, operation=operation: operation(w).astype(w.dtype), geometry, x.dtype)
+            assert traced is not None, name
+            assert name in [equation.primitive.name for equation in traced.then.eqns]
+            tap = traced.of_taps(traced.constants(traced.closed_over), taps)
+            results[name] = jnp.stack([jnp.broadcast_to(value, x.shape) for value in tap], -2)
+        return results
+
+    assert_equal(jax.jit(by_taps)(x), jax.jit(by_windows)(x))
