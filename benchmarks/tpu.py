@@ -1,0 +1,114 @@
+"""What the compiler for TPUs says of every method on the layers of known networks. Nothing runs, and no TPU is needed.
+
+python benchmarks/tpu.py [--platform tpu:v5e ...] [--layer 56x56x144:3:1 ...] [--batch 8] [--out tpu.json]
+
+Needs the extra `tpu`; about two minutes a platform. Two estimates are shown, and they often disagree: `optimal_seconds`
+counts bytes and little else, `estimated_cycles` counts instructions, one after the other. Neither is a measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bridge.audit.audit import Finding, finding
+from bridge.audit.compiling import Subject, Way, compile_here
+from bridge.audit.platforms import PLATFORMS, Platform, environment_for, platform
+from bridge.bench.suites import Layer, layers_of
+from bridge.files import write_atomically
+
+WAYS = ("auto", "taps", "pallas", "grouped", "grouped[precision=highest]", "patches")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    settings = parsed(arguments)
+    targets = [platform(name) for name in settings.platform or ("tpu:v5e", "tpu:v6e")]
+    for target in targets:
+        if target.missing:
+            print(target.missing, file=sys.stderr)
+            return 2
+    wanted = environment_for(targets[0])
+    if os.environ != wanted:  # JAX and libtpu read it once
+        os.execve(
+            sys.executable, [sys.executable, __file__, *(sys.argv[1:] if arguments is None else arguments)], wanted
+        )
+    layers = [Layer.parse(text, "--layer") for text in settings.layer] or list(layers_of("layers"))
+    found: dict[str, Any] = {}
+    for target in targets:
+        found[target.name] = {str(layer): row(layer, settings.batch, target) for layer in layers}
+        show(target, settings.batch, found[target.name])
+    if settings.out:
+        versions = {name: version(name) for name in ("jax", "libtpu")}
+        text = json.dumps(
+            {"versions": versions, "batch": settings.batch, "dtype": "float32", "platforms": found}, indent=1
+        )
+        write_atomically(settings.out, text + "\n")
+    return 0
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tpus = [name for name in PLATFORMS if name.startswith("tpu:")]
+    parser.add_argument("--platform", action="append", choices=tpus)
+    parser.add_argument("--layer", action="append", default=[], help="height x width x channels:kernel:stride")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--out", type=Path, help="a JSON file")
+    return parser.parse_args(arguments)
+
+
+def row(layer: Layer, batch: int, target: Platform) -> dict[str, dict[str, Any]]:
+    """By way: what the compiler says."""
+    subject = Subject(layer.geometry(batch))
+    ways = [Way.parse(name) for name in WAYS]
+    return {way.name: numbers(finding(compile_here(way, subject, target), subject, "tpu")) for way in ways}
+
+
+def numbers(found: Finding) -> dict[str, Any]:
+    if found.error:
+        return {"error": found.error}
+    return {
+        "optimal_seconds": found.optimal_seconds,
+        "estimated_cycles": found.estimated_cycles,
+        "temporaries": found.temporaries,
+        "narrowest": found.narrowest,
+        "kernels": list(found.kernels),
+    }
+
+
+def show(target: Platform, batch: int, rows: dict[str, dict[str, dict[str, Any]]]) -> None:
+    table = Table(
+        title=f"{target.name}, batch {batch}, float32, {len(rows)} layers",
+        caption="A method's estimate over that of auto: geometric mean and least, of optimal_seconds and of "
+        "estimated_cycles. Temp.: temporaries, the most, over the padded input.",
+    )
+    for column in ("method", "seconds", "least", "cycles", "least", "narrowest", "temp."):
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+    for way in WAYS:
+        good = [row[way] for row in rows.values() if "error" not in row[way]]
+        narrowest = " ".join(sorted({each["narrowest"] for each in good}))
+        temporaries = f"{max((each['temporaries'] for each in good), default=0):.2f}"
+        estimates = (*ratios(rows, way, "optimal_seconds"), *ratios(rows, way, "estimated_cycles"))
+        failed = f" ({len(rows) - len(good)} failed)" if len(good) < len(rows) else ""
+        table.add_row(way.replace("[precision=highest]", ", highest") + failed, *estimates, narrowest, temporaries)
+    Console().print(table)
+
+
+def ratios(rows: dict[str, dict[str, dict[str, Any]]], way: str, estimate: str) -> tuple[str, str]:
+    """Geometric mean and least, over the layers where the compiler has that estimate of both."""
+    pairs = [(row[way].get(estimate), row["auto"].get(estimate)) for row in rows.values()]
+    found = [theirs / ours for theirs, ours in pairs if theirs and ours]
+    return (f"{math.exp(sum(map(math.log, found)) / len(found)):.2f}", f"{min(found):.2f}") if found else ("", "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
