@@ -109,6 +109,7 @@ def _tpu(name: str, topology: str) -> Platform:
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",  # asks the network which TPU this is, and waits for the answer
         "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # of the machine, which has none: any name quiets libtpu
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # a second process would be refused, though no TPU is opened
     }
     described = {"platform": "tpu", "topology_name": topology}
