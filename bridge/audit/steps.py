@@ -191,7 +191,10 @@ def target(instruction: Instruction) -> str:
 
 
 def _kernel(instruction: Instruction) -> str:
-    """The name that a kernel was given, else that of the instruction."""
+    """The name that a kernel was given, as far as the text has it, else that of the instruction."""
+    noted = re.search(r'\bname = "([^"]+)"', instruction.attributes.get("backend_config", ""))
+    if noted:
+        return noted[1]
     *path, last = ["", *instruction.op_name.split("/")]
     named = path[-1] if last == "pallas_call" else last
     return named if named and "(" not in named else f"%{instruction.name}"

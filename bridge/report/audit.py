@@ -109,14 +109,16 @@ def compiled_for(report: AuditReport) -> str:
 
 
 def headline(report: AuditReport) -> str:
-    """The narrowest type of all, in three words."""
+    """How many ways round to what."""
     rounded = [each for each in report.findings if each.roundings]
     failed = sum(bool(each.error) for each in report.findings)
     if failed == len(report.findings):
         return "Nothing was compiled"
     if not rounded:
         return f"{report.case.dtype} kept"
-    return f"{len(rounded)} of {len(report.findings) - failed} round"
+    may = " may" if all(each.is_open for each in rounded) else ""
+    types = sorted({each.narrowest for each in rounded})
+    return f"{len(rounded)} of {len(report.findings) - failed}{may} round to {' or '.join(types)}"
 
 
 def summary(report: AuditReport) -> str:
@@ -184,7 +186,7 @@ def seconds(number: float | None) -> str:
 
 
 def _table(report: AuditReport) -> Table:
-    table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     widest = max(len(each.label) for each in report.findings)
     table.add_column("method", overflow="fold", min_width=min(widest, 16))
     table.add_column("narrowest\ntype", no_wrap=True)
