@@ -1,8 +1,8 @@
 """What the audit says of programs: of real ones for a TPU and a GPU, kept as text, and of planted hazards on this CPU.
 
-`data/` holds the compilers' text for input (8, 56, 56, 144), kernel 3x3, padding 1, float32, made by libtpu 0.0.42.1 for
-a v5e and by jaxlib 0.10.2 with jax-cuda13-plugin for an H100; without places in source files, shardings, and the inside
-of hand-written kernels.
+`data/` holds the compilers' text for input (8, 56, 56, 144), kernel 3x3, padding 1, float32, made by libtpu 0.0.42.1
+for a v5e and by jaxlib 0.10.2 with jax-cuda13-plugin for an H100; without places in source files, shardings, and the
+inside of hand-written kernels.
 """
 
 from pathlib import Path
