@@ -93,7 +93,7 @@ def run(settings: Settings, track: Track = lambda rows, _: rows) -> BenchReport:
 
 def _suite(suite: str, rows: Mapping[str, tuple[str, ...]], settings: Settings, track: Track) -> SuiteRecord:
     began = time.perf_counter()
-    peers, skipped = ((), {}) if settings.tune else chosen_peers(suite, settings.peers)
+    peers, skipped = ((), _interpreted()) if settings.tune else chosen_peers(suite, settings.peers)
     records = []
     for name in track(list(rows), suite):
         each = _problem(suite, name, rows[name], settings)
@@ -137,7 +137,14 @@ def _ways(each: Problem, peers: Sequence[str]) -> list[Way]:
 
 
 def _methods(each: Problem) -> list[Way]:
-    return [jax_peers.method_way(each, method) for method in METHODS]
+    return [jax_peers.method_way(each, method) for method in METHODS if method not in _interpreted()]
+
+
+def _interpreted() -> dict[str, str]:
+    """Methods that are no program here, and why."""
+    if jax.default_backend() != "cpu":
+        return {}
+    return {"pallas": "a CPU interprets its kernels operation by operation, so its time says nothing of them"}
 
 
 def _circumstances() -> dict[str, str]:

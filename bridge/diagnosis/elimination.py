@@ -155,7 +155,7 @@ def _on_one_side(a: Implementation, b: Implementation, around: Sequence[Sequence
 
 def _defaults(a: Implementation, b: Implementation) -> Iterator[Pair]:
     """Either side with any method and no setting."""
-    plain = [implementation(name) for name in implementations()]
+    plain = [implementation(name) for name in implementations(interpreted=False)]
     yield from ((a, each) for each in plain if each.framework == b.framework)
     yield from ((each, b) for each in plain if each.framework == a.framework)
 

@@ -68,8 +68,12 @@ def digest(y: np.ndarray) -> str:
 
 
 def neighbours(each: Implementation, case: Case) -> list[tuple[str, Implementation]]:
-    """Everything one change away: `(setting, implementation)` for each other algorithm and each other knob's value."""
-    own = [implementation(name) for name in implementations() if name.partition(".")[0] == each.framework]
+    """Everything one change away: `(setting, implementation)` for each other algorithm and each other knob's value.
+
+    What a CPU interprets is left out: it stands for a program of another processor.
+    """
+    compiled = implementations(interpreted=False)
+    own = [implementation(name) for name in compiled if name.partition(".")[0] == each.framework]
     changes = [("algorithm", other.changed(**each.knobs)) for other in own if other.base != each.base]
     for knob, spec in knobs(each.framework).items():
         values = spec.others(each.knobs[knob])

@@ -48,6 +48,7 @@ class Algorithm:
       seconds: takes a Case, how often to repeat, and every knob; returns the seconds of each repetition, arrays at hand
         and the result waited for.
       input_gradient: takes a Case, the gradient dy by the output, and every knob; returns the gradient by x.
+      interpreted: whether a CPU interprets it, operation by operation: only where it is named, not among what is tried.
     """
 
     compute: Callable[..., np.ndarray]
@@ -57,6 +58,7 @@ class Algorithm:
     code: str
     seconds: Callable[..., list[float]]
     input_gradient: Callable[..., np.ndarray]
+    interpreted: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,9 +222,14 @@ def counterpart(framework: str, family: str) -> Implementation | None:
     return next(map(implementation, names), None)
 
 
-def implementations() -> list[str]:
-    """The names of all implementations, without knobs."""
-    return [f"{framework}.{algorithm}" for framework in FRAMEWORKS for algorithm in _tables(framework)[0]]
+def implementations(*, interpreted: bool = True) -> list[str]:
+    """The names of all implementations, without knobs; of those that a CPU does not interpret, if so asked."""
+    return [
+        f"{framework}.{name}"
+        for framework in FRAMEWORKS
+        for name, algorithm in _tables(framework)[0].items()
+        if interpreted or not algorithm.interpreted
+    ]
 
 
 def knobs(framework: str) -> Mapping[str, Knob]:

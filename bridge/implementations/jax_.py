@@ -174,7 +174,9 @@ def _words(geometry):
     return geometry.padding if geometry.padding_mode == "zeros" else geometry.padding_mode.upper()
 
 
-def _algorithm(name: str, compute: Compute, roundings: int, about: str, family: str, code: str) -> Algorithm:
+def _algorithm(
+    name: str, compute: Compute, roundings: int, about: str, family: str, code: str, *, interpreted: bool = False
+) -> Algorithm:
     def arithmetic(case: Case, *, dtype: str, **exact_settings: str) -> Arithmetic:
         return declared(
             case,
@@ -191,6 +193,7 @@ def _algorithm(name: str, compute: Compute, roundings: int, about: str, family: 
         code,
         functools.partial(seconds, name, compute),
         functools.partial(input_gradient, compute),
+        interpreted,
     )
 
 
@@ -235,6 +238,15 @@ ALGORITHMS = {
         "taps",
         'jaxdw.depthwise_conv(x, kernel, bias, ..., method="rows")',
     ),
+    "pallas": _algorithm(
+        "jax.pallas",
+        method("pallas"),
+        1,
+        "the sum of taps by a kernel written for GPUs and TPUs; interpreted on a CPU, and slow",
+        "taps",
+        'jaxdw.depthwise_conv(x, kernel, bias, ..., method="pallas")',
+        interpreted=True,
+    ),
 }
 
 
@@ -246,11 +258,6 @@ def user_algorithm(name: str, function: Callable[..., jax.Array]) -> Algorithm:
         return user.call(name, function, jax.Array, geometry.output_shape, x, kernel, bias)
 
     return _algorithm(name, compute, 2, name, name, name)
-
-
-def backend() -> str:
-    """What JAX runs on here: "cpu", "tpu" or "gpu"."""
-    return jax.default_backend()
 
 
 def environment() -> dict[str, str]:

@@ -11,8 +11,12 @@ from hypothesis import given
 
 import bridge
 from bridge import Case
+from bridge.accumulation import replay, reveal
+from bridge.accumulation.tree import BIAS, Tree
+from bridge.diagnosis.parity import DEFAULT
+from bridge.diagnosis.runs import neighbours
 from bridge.implementations import counterpart, implementation, implementations, isolated, jax_, knobs
-from bridge.numerics import error_bound, exact
+from bridge.numerics import error_bound, exact, same_bits
 from tests import oracle
 from tests.strategies import problems
 
@@ -41,7 +45,9 @@ def assert_within_declared_bound(name, case):
 @pytest.mark.parametrize("name", [*implementations(), *KNOBBED])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_implementation_keeps_its_declared_bound(name, dtype, full):
-    @hypothesis.settings(max_examples=150 if full else 6)
+    few = implementation(name).algorithm.interpreted  # a second or two each
+
+    @hypothesis.settings(max_examples=(20 if few else 150) if full else (1 if few else 6))
     @given(problems())
     def check(problem):
         assert_within_declared_bound(name, Case(*problem.arrays(DTYPES[dtype]), **problem.options))
@@ -132,6 +138,36 @@ def test_the_default_setting_is_float32_whatever_the_process_was_set_to(seed):
         assert np.array_equal(implementation("torch.unfold_einsum").run(case), expected)
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_kernel_written_by_hand_adds_in_raster_order(bias, seed):
+    """Interpreted, each product is rounded or not as XLA pleases; the replay tells, and has every bit."""
+    rng = np.random.default_rng(seed)
+    x, kernel, b = (rng.standard_normal(shape, np.float32) for shape in ((1, 3, 4, 2), (2, 3, 1, 2), (2,)))
+    case = Case(x, kernel, b if bias else None, padding=1)
+    order = reveal(implementation("jax.pallas"), case)
+    assert order.revealed == 1
+    for tree in order.trees:
+        taps = [leaf for leaf in tree.leaves if leaf != BIAS]
+        assert unfused(tree) is Tree.chain([BIAS, *taps] if bias else taps)
+    assert same_bits(replay(order, case), implementation("jax.pallas").run(case)).all()
+
+
+def unfused(tree):
+    """The tree with every FMA an addition of a rounded product."""
+    children = [unfused(child) for child in tree.children]
+    if tree.kind == "fma":
+        return Tree.add(Tree.of(tree.leaf), *children)
+    return Tree.add(*children) if tree.kind == "add" else tree
+
+
+def test_what_a_cpu_interprets_runs_only_where_it_is_named(seed):
+    assert "jax.pallas" in implementations() and "jax.pallas" not in implementations(interpreted=False)
+    assert "jax.pallas" not in DEFAULT and counterpart("jax", "taps").name == "jax.taps"
+    rng = np.random.default_rng(seed)
+    case = Case(rng.standard_normal((1, 4, 4, 2), np.float32), rng.standard_normal((2, 2, 1, 2), np.float32))
+    assert not any(each.base == "jax.pallas" for _, each in neighbours(implementation("jax.taps"), case))
 
 
 def test_counterparts_are_of_one_family():
