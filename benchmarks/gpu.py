@@ -43,7 +43,7 @@ from bridge.bench.suites import Layer, layers_of
 from bridge.case import DTYPES
 from bridge.environment import environment
 from bridge.files import write_atomically
-from bridge.implementations import implementation, jax_, torch_
+from bridge.implementations import implementation, torch_
 from bridge.numerics import (
     BFLOAT16,
     TF32,
@@ -75,6 +75,7 @@ GEOMETRIES: Sequence[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = 
     ((1, 6, 9, 8, 16), (3, 3, 3, 1, 16), {}),
     ((64, 56, 56, 32), (3, 3, 1, 32), {}),
 )
+QUICK = (((1, 5, 6, 9), (3, 3, 1, 9), {"padding": 1}),)
 METHODS = (
     ("pallas", None),
     ("taps", None),
@@ -93,7 +94,16 @@ REVEALED = (
     ((2, 14, 14, 32), 3, 1, "bfloat16"),
     ((2, 14, 14, 32), 3, 1, "float16"),
 )
-OF_JAX = ("taps", "grouped", "grouped[precision=high]", "grouped[precision=highest]", "patches", "rows")
+OF_JAX = (
+    "pallas",
+    "grouped",
+    "grouped[precision=high]",
+    "grouped[precision=highest]",
+    "taps",
+    "rows",
+    "patches",
+    "patches[precision=highest]",
+)
 
 #: Ours, against which peers are measured.
 OURS = ("pallas", "taps")
@@ -104,8 +114,8 @@ OF_TORCH = {
     "torch.channels_last": ("channels_last", "ieee"),
     "torch.channels_last[tf32]": ("channels_last", "tf32"),
 }
-#: Layers that are compiled together; rounds, and milliseconds of calls in each.
-CHUNK, ROUNDS, ROUND_MILLISECONDS = 8, 9, 8.0
+#: Layers that are compiled together; rounds, and milliseconds of calls in each; the same of a quick run.
+CHUNK, ROUNDS, QUICK_ROUNDS = 8, (9, 8.0), (2, 1.0)
 #: Positions whose dy is not zero: 512 products of 4095 and 2 add up to less than 2^24.
 POSITIONS = 512
 #: Bytes that the copies move, half of them read.
@@ -113,7 +123,7 @@ COPIES = tuple(1 << power for power in range(22, 33))
 
 
 class SectionRecord(pydantic.BaseModel):
-    """One part of the run: why it failed, empty where it did not, and what was left out for want of time."""
+    """One part of the run: why it failed, empty where it did not; what was left out, for want of time or as it says."""
 
     name: str
     seconds: float
@@ -257,8 +267,8 @@ def copies(run: Run) -> list[str]:
 
 def correctness(run: Run) -> list[str]:
     """Each method's y and gradients against the exact sums, with the bounds of `bridge.numerics`."""
-    geometries = GEOMETRIES[:1] if run.quick else GEOMETRIES
-    dtypes = ("float32", "bfloat16") if run.quick else ("float32", "bfloat16", "float16")
+    geometries = QUICK if run.quick else GEOMETRIES
+    dtypes = ("float32",) if run.quick else ("float32", "bfloat16", "float16")
     for done, (x_shape, kernel_shape, options) in enumerate(geometries):
         if run.late:
             return [_words(*rest) for rest in geometries[done:]]
@@ -316,21 +326,24 @@ def times(run: Run, suite: str) -> list[str]:
     record = TimesSuiteRecord(suite=suite)
     run.report.suites.append(record)
     known = {Layer.parse("6x5x4:3:1"): ("none",)} if run.quick else layers_of(suite)
-    layers = list(known)
+    layers, left_out = list(known), []
     for start in range(0, len(layers), CHUNK):
         if run.late:
-            return [str(layer) for layer in layers[start:]]
+            return left_out + [str(layer) for layer in layers[start:]]
         chunk = layers[start : start + CHUNK]
         jobs = {(layer, name): job for layer in chunk for name, job in _jobs(suite, layer, run.report.batch).items()}
         programs = compiled(jobs)
         for number, layer in enumerate(chunk, start):
             if run.late:
-                return [str(layer) for layer in layers[number:]]
-            ours = {name: program for (of, name), program in programs.items() if of == layer}
-            record.rows.append(_times_of(run, suite, layer, known[layer], ours))
+                return left_out + [str(layer) for layer in layers[number:]]
+            of_layer = {name: program for (of, name), program in programs.items() if of == layer}
+            try:
+                record.rows.append(_times_of(run, suite, layer, known[layer], of_layer))
+            except Exception as error:  # of a library or the card, out of memory for one: any kind
+                left_out.append(f"{layer}: {_first_line(error)}")
             record.summaries = {name: summaries(record.rows, name) for name in OURS}
             run.save()
-    return []
+    return left_out
 
 
 #: Each section, and its share of the budget; what one does not need the next ones may have.
@@ -441,14 +454,12 @@ def _judged(
 
 def _subjects(run: Run) -> dict[str, Callable[[Case], np.ndarray]]:
     """Everything whose order is revealed; of PyTorch its own kernel and cuDNN's, where it computes on the card."""
-    names = [f"jax.{name}" for name in (OF_JAX[1:2] if run.quick else OF_JAX)]
+    names = [f"jax.{name}" for name in (OF_JAX[:2] if run.quick else OF_JAX)]
     found: dict[str, Callable[[Case], np.ndarray]] = {name: implementation(name).run for name in names}
-    knobs = {"dtype": "same", "jit": "on", "precision": "default", "xla": "default"}
-    found["jax.pallas"] = functools.partial(jax_.run, "jax.pallas", jax_.method("pallas"), **knobs)
     if run.torch_device is None:
         return found
-    for kernel in ("auto",) if run.quick else ("auto", "native", "cudnn"):
-        for name, (form, precision) in OF_TORCH.items():
+    for kernel in ("auto", "native", "cudnn"):
+        for name, (form, precision) in list(OF_TORCH.items())[: 1 if run.quick else None]:
             setting = {"device": run.torch_device, "form": form, "precision": precision, "kernel": kernel}
             found[f"{name}, {kernel} kernel, on {run.torch_device}"] = functools.partial(_torch_on, **setting)
     return found
@@ -495,11 +506,12 @@ class Enqueued:
         self.wait(result)
 
 
-def _timed(ways: Mapping[str, Enqueued], rounds: int) -> tuple[dict[str, list[float | None]], dict[str, float]]:
+def _timed(run: Run, ways: Mapping[str, Enqueued]) -> tuple[dict[str, list[float | None]], dict[str, float]]:
     """Milliseconds of a call in each round, when as many are enqueued as fill it; and the seconds of each first call.
 
     The ways take turns in every round, in an order shuffled anew.
     """
+    rounds, milliseconds = QUICK_ROUNDS if run.quick else ROUNDS
     counts, first = {}, {}
     for name, way in ways.items():
         start = time.perf_counter()
@@ -509,16 +521,12 @@ def _timed(ways: Mapping[str, Enqueued], rounds: int) -> tuple[dict[str, list[fl
         start = time.perf_counter()
         way.many(INPUTS)
         each = (time.perf_counter() - start) / INPUTS
-        counts[name] = max(1, min(1000, round(ROUND_MILLISECONDS / 1e3 / each)))
+        counts[name] = max(1, min(1000, round(milliseconds / 1e3 / each)))
     rounded = interleaved(
         {name: [functools.partial(way.many, counts[name])] for name, way in ways.items()}, rounds, seed=0
     )
     per_call = {name: [None if ms is None else ms / counts[name] for ms in each] for name, each in rounded.items()}
     return per_call, first
-
-
-def _rounds(run: Run) -> int:
-    return 3 if run.quick else ROUNDS
 
 
 def _copy_times(run: Run, nbytes: int) -> dict[str, float]:
@@ -531,7 +539,7 @@ def _copy_times(run: Run, nbytes: int) -> dict[str, float]:
         tensors = [torch.full((count,), float(i), device=run.torch_device) for i in range(INPUTS)]
         target = torch.empty_like(tensors[0])
         ways["torch"] = Enqueued(lambda turn: target.copy_(tensors[turn]), _torch_wait(run))
-    found, _ = _timed(ways, _rounds(run))
+    found, _ = _timed(run, ways)
     return {name: spread([ms for ms in each if ms is not None]).median for name, each in found.items()}
 
 
@@ -539,24 +547,36 @@ def _torch_wait(run: Run) -> Callable[[Any], None]:
     return lambda _: torch.cuda.synchronize() if run.torch_device == "cuda" else None
 
 
-def _whole(xp: Any, suite: str, layer: Layer, batch: int, turn: int, **where: Any) -> dict[str, Any]:
-    """x, w and, of gradients, dy of whole numbers whose sums float32 holds; x has a bit more than TF32 holds.
+def _whole(xp: Any, suite: str, layer: Layer, batch: int, images: Any, turn: int = 0, **where: Any) -> dict[str, Any]:
+    """x, w and, of gradients, dy of some of the images: whole numbers whose sums float32 holds; x has a bit more than
+    TF32 holds.
 
-    The same in NumPy, JAX and PyTorch. dy is zero but at some positions, since dw sums over all of them.
+    The same in NumPy, JAX and PyTorch. dy is zero but at some positions of the first and the last image, since dw sums
+    over all of them.
     """
     g = layer.geometry(batch)
 
-    def numbers(shape: tuple[int, ...], modulus: int, every: int = 1) -> Any:
-        index = xp.arange(math.prod(shape), dtype=xp.int32, **where)
+    def numbers(images: Any, shape: tuple[int, ...], modulus: int) -> Any:
+        size = math.prod(shape[1:])
+        index = images.reshape(-1, 1) * size + xp.arange(size, dtype=xp.int32, **where)[None]
         found = (index + 1000 * turn) % modulus - modulus // 2
-        found = found * (index // g.features % every == 0) if every > 1 else found
-        return xp.asarray(found, dtype=xp.float32).reshape(shape)
+        return xp.asarray(found, dtype=xp.float32).reshape(-1, *shape[1:])
 
-    arrays = {"x": numbers(g.x_shape, 8191), "w": numbers(g.kernel_shape, 7)}
+    one = xp.arange(1, dtype=xp.int32, **where)
+    arrays = {"x": numbers(images, g.x_shape, 8191), "w": numbers(one, (1, *g.kernel_shape), 7)[0]}
     if suite == "gradients":
-        positions = math.prod(g.output_shape[:-1])
-        arrays["dy"] = numbers(g.output_shape, 5, -(-positions // POSITIONS))
+        height, width = g.output_spatial
+        every = -(-2 * height * width // POSITIONS)
+        chosen = xp.arange(height * width, dtype=xp.int32, **where).reshape(1, height, width, 1) % every == 0
+        chosen = chosen & (images.reshape(-1, 1, 1, 1) % _apart(batch) == 0)
+        dy = numbers(images, g.output_shape, 5)
+        arrays["dy"] = xp.where(chosen, dy, xp.zeros_like(dy))
     return arrays
+
+
+def _apart(batch: int) -> int:
+    """From the first image to the last."""
+    return max(1, batch - 1)
 
 
 def _jobs(suite: str, layer: Layer, batch: int) -> dict[str, tuple[Any, ...]]:
@@ -574,26 +594,25 @@ def _jobs(suite: str, layer: Layer, batch: int) -> dict[str, tuple[Any, ...]]:
 def _times_of(
     run: Run, suite: str, layer: Layer, networks: tuple[str, ...], programs: Mapping[str, Any]
 ) -> TimesRecord:
-    """A row: every way's last image and dw checked, then all timed."""
+    """A row: of every way the first and the last image and dw are checked, then all are timed."""
     batch = run.report.batch
+    images = jnp.arange(batch, dtype=jnp.int32)
+    inputs = [tuple(_whole(jnp, suite, layer, batch, images, turn).values()) for turn in range(INPUTS)]
     makers: dict[str, Callable[[], Enqueued]] = {
-        name: functools.partial(_of_jax, program, suite, layer, batch) for name, program in programs.items()
+        name: functools.partial(_of_jax, program, inputs) for name, program in programs.items()
     }
     if run.torch_device is not None:
-        makers |= {
-            name: functools.partial(_of_torch, run, suite, layer, batch, *setting) for name, setting in OF_TORCH.items()
-        }
+        makers |= {name: functools.partial(_of_torch, run, suite, layer, *how) for name, how in OF_TORCH.items()}
     ways, wrong, records = {}, {}, {}
     expected = _expected(suite, layer, batch)
     for name, make in makers.items():
         try:
             way = make()
-            fetched = _last_image(way.call(0), channels_first=name in OF_TORCH)
-            wrong[name] = exactly(expected)(fetched)
+            wrong[name] = exactly(expected)(_ends(way.call(0), batch, channels_first=name in OF_TORCH))
             ways[name] = way
         except Exception as error:  # of a compiler, a library or the card: any kind
             records[name] = WayRecord.without_times(name, failed=_first_line(error))
-    milliseconds, first = _timed(ways, _rounds(run))
+    milliseconds, first = _timed(run, ways)
     for name, each in milliseconds.items():
         records[name] = WayRecord.of(name, each, first[name]).model_copy(update={"wrong": wrong[name]})
     nbytes, flops = work(suite, layer, batch)
@@ -611,19 +630,19 @@ def _times_of(
     )
 
 
-def _of_jax(program: Any, suite: str, layer: Layer, batch: int) -> Enqueued:
+def _of_jax(program: Any, inputs: Sequence[tuple[jax.Array, ...]]) -> Enqueued:
     if isinstance(program, Exception):
         raise program
-    inputs = [tuple(_whole(jnp, suite, layer, batch, turn).values()) for turn in range(INPUTS)]
     return Enqueued(lambda turn: program(*inputs[turn]), jax.block_until_ready)
 
 
-def _of_torch(run: Run, suite: str, layer: Layer, batch: int, form: str, precision: str) -> Enqueued:
+def _of_torch(run: Run, suite: str, layer: Layer, form: str, precision: str) -> Enqueued:
     compute = torch_peers.convolution(layer)
     start = torch_peers.with_gradients(compute) if suite == "gradients" else torch_peers.forward(compute)
     calls = []
+    images = torch.arange(run.report.batch, dtype=torch.int32, device=run.torch_device)
     for turn in range(INPUTS):
-        arrays = _whole(torch, suite, layer, batch, turn, device=run.torch_device)
+        arrays = _whole(torch, suite, layer, run.report.batch, images, turn, device=run.torch_device)
         placed = {
             name: each.permute((3, 2, 0, 1) if name == "w" else (0, 3, 1, 2)).contiguous(
                 memory_format=torch_peers.FORMS[form]
@@ -639,9 +658,10 @@ def _of_torch(run: Run, suite: str, layer: Layer, batch: int, form: str, precisi
     return Enqueued(call, _torch_wait(run))
 
 
-def _last_image(results: Sequence[Any], channels_first: bool) -> dict[str, np.ndarray]:
-    """Of y and dx the last image, and dw whole, channels last."""
-    parts = {name: each if name == "dw" else each[-1:] for name, each in zip(("y", "dx", "dw"), results, strict=False)}
+def _ends(results: Sequence[Any], batch: int, channels_first: bool) -> dict[str, np.ndarray]:
+    """Of y and dx the first and the last image, and dw whole, channels last."""
+    named = zip(("y", "dx", "dw"), results, strict=False)
+    parts = {name: each if name == "dw" else each[:: _apart(batch)] for name, each in named}
     if not channels_first:
         return {name: np.asarray(part) for name, part in parts.items()}
     return {
@@ -651,15 +671,11 @@ def _last_image(results: Sequence[Any], channels_first: bool) -> dict[str, np.nd
 
 
 def _expected(suite: str, layer: Layer, batch: int) -> dict[str, np.ndarray]:
-    """What `_last_image` must give, by NumPy."""
-    arrays = _whole(np, suite, layer, batch, 0)
-    x, w = arrays["x"], arrays["w"]
-    expected = {"y": convolve(x[-1:], w, layer)}
+    """What `_ends` must give, by NumPy; to dw the other images add nothing."""
+    arrays = _whole(np, suite, layer, batch, np.arange(0, batch, _apart(batch), np.int32))
+    expected = {"y": convolve(arrays["x"], arrays["w"], layer)}
     if suite == "gradients":
-        dy = arrays["dy"]
-        expected["dx"], _ = gradients(x[-1:], w, dy[-1:], layer)
-        some = [image for image in range(batch) if dy[image].any()]  # the others add nothing to dw
-        _, expected["dw"] = gradients(x[some], w, dy[some], layer)
+        expected["dx"], expected["dw"] = gradients(arrays["x"], arrays["w"], arrays["dy"], layer)
     return expected
 
 
