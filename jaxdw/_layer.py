@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from flax import linen
 from jax import lax
 
 from jaxdw import _arrays
@@ -99,8 +100,10 @@ def convolve(
     }
     if layer.window_fn is None:
         return layer.depthwise_conv(inputs, kernel, bias, method=layer.method, **geometry, **arithmetic)
-    if layer.method == "patches":
-        windows = unfold(inputs, kernel.shape[:-2], method="patches", **geometry)
+    # In Linen the function may make and change variables, and draw from streams, which tracing it apart would disturb.
+    if layer.method == "patches" or isinstance(layer, linen.Module):
+        extraction = "patches" if layer.method == "patches" else "slices"
+        windows = unfold(inputs, kernel.shape[:-2], method=extraction, **geometry)
         return contract(applied("window_fn", layer.window_fn, windows), kernel, bias, **arithmetic)
     _arrays.precision_pair(layer.precision)
     arrays = {"inputs": inputs, "kernel": kernel, "bias": bias}

@@ -171,7 +171,8 @@ def _apart(closed: ClosedJaxpr, leading: tuple[int, ...], channels: int) -> tupl
     """
     jaxpr = closed.jaxpr
     *constants, windows = jaxpr.invars
-    needed, equations = set(_variables(jaxpr.outvars)), []
+    needed = set(_variables(jaxpr.outvars))
+    equations: list[JaxprEqn] = []
     for equation in reversed(jaxpr.eqns):
         if needed.intersection(equation.outvars):
             equations.insert(0, equation)

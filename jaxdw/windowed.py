@@ -43,15 +43,21 @@ def windowed_conv(
     """`contract(fn(unfold(x, ...)), kernel, bias)`, under `jax.jit` without the windows in memory where fn allows.
 
     fn allows it where it treats all output positions and channels alike, each on its own: elementwise functions, sums,
-    means, products and extremes over the taps, and choosing, reordering or broadcasting taps, with arrays of its own
+    means, products and extremes over the taps, and slicing, reordering or broadcasting taps, with arrays of its own
     that do not vary over the output. It is then carried out tap by tap, in one loop with the convolution, as fast as
     the convolution where fn is simple. Any other function (a sort, a sum over channels) gets all windows at once, and
-    so does any function outside of `jax.jit` and where a derivative is taken.
+    so does any function outside of `jax.jit`, where a derivative is taken, and of arrays in parts on several devices.
 
-    The sum is in the order of `contract`.
+    The sum is in the order of `contract`. On CPU every bit is that of `contract(fn(unfold(x, ...)), kernel, bias)`
+    where fn rounds nothing: where it compares, chooses, negates and moves numbers, or all that it computes is exact.
+    Where it rounds, a result may differ by roundings: sums over the taps are in raster order, XLA may round a product
+    and a sum together, and of float16 and bfloat16 it may leave out roundings on the way. Other backends are tested for
+    none of this.
 
     Args:
-      fn: takes windows `(*batch, *output_spatial, *kernel_size, C)` and returns an array of that shape and dtype.
+      fn: takes windows `(*batch, *output_spatial, *kernel_size, C)` and returns an array of that shape and dtype. As
+        for `jax.jit` it must be pure: it is traced, and may be called twice. A method of a Flax Linen module that has
+        state is not; use `jaxdw.linen.DepthwiseConv(window_fn=...)`, which calls it once, on all windows.
       x, kernel, bias, strides, padding, kernel_dilation, input_dilation, preferred_element_type: as for
         `depthwise_conv`.
 

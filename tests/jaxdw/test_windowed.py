@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import nnx
 from hypothesis import given
 from jax import ad_checkpoint, lax
@@ -281,3 +282,235 @@ def test_every_elementwise_operation_is_one():
         return results
 
     assert_equal(jax.jit(by_taps)(x), jax.jit(by_windows)(x))
+
+
+def steps_of(w, rank):
+    """Functions of windows of whole numbers that keep them whole and small, by name."""
+    taps = tuple(range(-rank - 1, -1))
+    numbers = jnp.arange(w.shape[-1], dtype=w.dtype) % 5 - 2
+    of_taps = jnp.arange(w.shape[-2], dtype=w.dtype)[:, None]
+    return {
+        "absolute": lambda: jnp.abs(w),
+        "less the greatest": lambda: w - w.max(taps, keepdims=True),
+        "the least along an axis": lambda: jnp.minimum(w, w.min(-2, keepdims=True) + everywhere(of_taps, w)),
+        "the sum, clipped": lambda: jnp.clip(w.sum(taps, keepdims=True), -9, 9) - w,
+        "plus an array of channels": lambda: w + everywhere(numbers, w),
+        "chosen by an array of taps": lambda: jnp.where(w > everywhere(of_taps, w), w, -w),
+        "reversed": lambda: jnp.flip(w, taps),
+        "reversed along the first axis": lambda: jnp.flip(w, taps[0]),
+        "rolled": lambda: jnp.roll(w, 1, -2),
+        "the centre": lambda: w - lax.slice_in_dim(w, w.shape[-2] // 2, w.shape[-2] // 2 + 1, axis=-2),
+        "whole bytes": lambda: w.astype(jnp.int8).astype(w.dtype),
+        "by windows: sorted": lambda: jnp.sort(w, -2),
+        "by windows: channels reversed": lambda: w[..., ::-1],
+    }
+
+
+STEPS = list(steps_of(np.zeros((1, 1, 1), np.float32), 1))
+
+
+def test_random_functions_of_random_geometries_give_what_they_give_on_windows(full):
+    """Infinities and NaN among the numbers; and over several images by `vmap`."""
+
+    @hypothesis.settings(max_examples=500 if full else 10)
+    @given(
+        st.one_of(problems(max_size=7, max_channels=3), problems(max_size=7, min_channels=9, max_channels=11)),
+        st.lists(st.sampled_from(STEPS), min_size=1, max_size=4),
+        st.lists(st.sampled_from([np.nan, np.inf, -np.inf, -0.0]), max_size=3),
+        st.booleans(),
+    )
+    def check(problem, names, special, mapped):
+        release_programs()
+        shapes = problem.x_shape, problem.kernel_shape, problem.kernel_shape[-1:]
+        x, kernel, bias = whole_numbers(problem.seed, *shapes)
+        bias = bias if problem.bias else None
+        if x.size:
+            places = np.random.default_rng(problem.seed).integers(0, x.size, len(special))
+            special = special if "whole bytes" not in names else [-0.0] * len(special)  # no number for the others
+            x = x.reshape(-1).at[places].set(np.array(special, np.float32)).reshape(x.shape)
+
+        def fn(w):
+            for name in names:
+                w = steps_of(w, problem.rank)[name]()
+            return w
+
+        def run(conv):
+            def of(x):
+                return conv(fn, x, kernel, bias, **problem.options)
+
+            return jax.jit(jax.vmap(of) if mapped else of)(jnp.stack([x, 2 * x]) if mapped else x)
+
+        assert_equal(run(jaxdw.windowed_conv), run(definition))
+
+    check()
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_bit_is_that_of_contract_where_the_function_rounds_nothing(name, dtype, seed):
+    shape, kernel_size, multiplier, options = GEOMETRIES[name]
+    rng = np.random.default_rng(seed)
+    kernel_shape = (*kernel_size, 1, shape[-1] * multiplier)
+    x, kernel, bias = (jnp.asarray(rng.standard_normal(s), dtype) for s in (shape, kernel_shape, kernel_shape[-1:]))
+    geometry = Geometry.of(x.shape, kernel.shape, **options)
+    taps = tuple(range(-geometry.rank - 1, -1))
+
+    def fn(w):
+        return jnp.where(w < w.max(taps, keepdims=True), jnp.flip(w, -2), -jnp.abs(w))
+
+    assert 0 not in geometry.output_shape and tapwise.trace(fn, geometry, x.dtype) is not None
+    actual = jax.jit(lambda *operands: jaxdw.windowed_conv(fn, *operands, **options))(x, kernel, bias)
+    expected = definition(fn, x, kernel, bias, **options)
+    assert (np.asarray(actual).tobytes(), actual.dtype) == (np.asarray(expected).tobytes(), expected.dtype)
+
+
+DIFFERENTIABLE = {
+    "arrays": lambda w, k, *_: w * w * everywhere(k, w),
+    "custom_jvp": lambda w, k, *_: doubled_slope_5(w) * everywhere(k, w),
+    "custom_vjp": lambda w, k, *_: doubled_slope_7(w) + everywhere(k, w),
+    "jit": lambda w, k, *_: jax.jit(lambda w: w * everywhere(k, w))(w),
+    "stop_gradient": lambda w, k, *_: w * lax.stop_gradient(w.max(TAPS, keepdims=True)) * everywhere(k, w),
+    "whole numbers and keys": lambda w, k, numbers, key: (
+        w * everywhere(numbers.astype(w.dtype), w) + everywhere(k * whole_noise(key, w, k.shape), w)
+    ),
+    "no arrays": lambda w, *_: w * w,
+    "no windows": lambda w, *_: jnp.zeros_like(w),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_derivatives_are_those_of_the_function_itself(name):
+    """By x, kernel, bias and what the function closes over; of jit, in jit, and forward over reverse."""
+    fn = DIFFERENTIABLE[name]
+
+    def run(conv):
+        def loss(x, kernel, bias, k, numbers, key):
+            y = jax.jit(lambda x: conv(lambda w: fn(w, k, numbers, key), x, kernel, bias, **OPTIONS))(x)
+            return (y**2).sum()
+
+        def gradients(*differentiated):
+            return jax.value_and_grad(loss, (0, 1, 2, 3))(*differentiated, POSITIONS, KEY)
+
+        primals = X, KERNEL, BIAS, FULL
+        if name == "custom_vjp":  # which has no forward mode
+            return jax.jit(gradients)(*primals), gradients(*primals)
+        return jax.jit(lambda *primals: jax.jvp(gradients, primals, primals))(*primals), gradients(*primals)
+
+    assert_equal(run(jaxdw.windowed_conv), run(definition))
+
+
+@pytest.mark.parametrize("axes", [(0, None, None), (None, 0, None), (None, None, 0), (0, 0, 0)])
+def test_vmap_over_x_the_kernel_and_what_the_function_closes_over(axes):
+    operands = [
+        value if axis is None else jnp.stack([value, 2 - value]) for value, axis in zip((X, KERNEL, FULL), axes)
+    ]
+
+    def run(conv):
+        def of(x, kernel, k):
+            return conv(lambda w: jnp.maximum(w, everywhere(k, w)), x, kernel, BIAS, **OPTIONS)
+
+        return jax.jit(jax.vmap(of, axes))(*operands)
+
+    assert_equal(run(jaxdw.windowed_conv), run(definition))
+
+
+def test_a_collective_gets_the_windows():
+    def run(conv):
+        def of(x):
+            return conv(lambda w: w - lax.psum(w, "images"), x, KERNEL, **OPTIONS)
+
+        return jax.jit(jax.vmap(of, axis_name="images"))(jnp.stack([X, 2 - X]))
+
+    assert_equal(run(jaxdw.windowed_conv), run(definition))
+
+
+class Stateful(nnx.Module):
+    """A window function with parameters, a stream of random numbers, and a count."""
+
+    def __init__(self):
+        self.scale, self.calls = nnx.Param(FULL), nnx.Variable(jnp.zeros((), int))
+        self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+    def scaled(self, w):
+        return w * everywhere(self.scale[...], w)
+
+    def dropped(self, w):
+        return self.dropout(w)
+
+    def counted(self, w):
+        self.calls[...] += 1
+        return w
+
+
+@pytest.mark.parametrize("method", ["scaled", "dropped", "counted"])
+def test_the_window_function_of_the_nnx_layer_may_read_and_change_state(method):
+    def run(jit):
+        state = Stateful()
+        layer = jaxdw.nnx.DepthwiseConv(9, (3, 3), kernel_init=lambda *_: KERNEL, rngs=nnx.Rngs(0))
+
+        @jit
+        def step(state, layer, x):
+            layer.window_fn = getattr(state, method)
+            y = layer(x)
+            layer.window_fn = None
+            return y
+
+        return [step(state, layer, X) for _ in range(2)], state.calls[...]
+
+    assert_equal(run(nnx.jit), run(lambda fn: fn))
+
+
+class Counted(nn.Module):
+    """A Linen window function that makes a parameter, draws random numbers and keeps statistics."""
+
+    @nn.compact
+    def __call__(self, w):
+        calls = self.variable("statistics", "calls", jnp.zeros, ())
+        calls.value += 1
+        return nn.Dropout(0.5, deterministic=False)(w * self.param("scale", nn.initializers.constant(2.0), ()))
+
+
+def test_the_window_function_of_the_linen_layer_is_called_once_on_all_windows():
+    layer = jaxdw.linen.DepthwiseConv(9, (3, 3), window_fn=Counted(), kernel_init=lambda *_: KERNEL)
+    keys = {"params": KEY, "dropout": jax.random.key(1)}
+
+    def run(jit):
+        variables = jit(layer.init)(keys, X)
+        apply = jit(lambda variables: layer.apply(variables, X, rngs=keys, mutable=["statistics"]))
+        return variables, apply(variables)
+
+    assert_equal(run(jax.jit), run(lambda fn: fn))
+
+
+def test_windows_are_not_in_memory_where_the_function_allows_it():
+    x, kernel = jnp.ones((1, 32, 32, 16)), jnp.ones((5, 5, 1, 16))
+    windows = x.nbytes * 25
+
+    def temporaries(fn):
+        compiled = jax.jit(lambda x, kernel: jaxdw.windowed_conv(fn, x, kernel)).lower(x, kernel).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(lambda w: w - w.max(TAPS, keepdims=True)) < 4 * x.nbytes < windows
+    assert temporaries(lambda w: jnp.sort(w, -2)) >= windows
+
+
+ERRORS = {
+    "no function": (3, TypeError, "`fn` is 3, expected a function of windows"),
+    "shape": (lambda w: w.max(TAPS), ValueError, r"`fn` returned float32 of shape \(3, 3, 3, 9\), expected float32"),
+    "dtype": (lambda w: w > 0, ValueError, "`fn` returned bool of shape"),
+    "no array": (lambda w: (w, w), TypeError, "`fn` returned a tuple, expected a JAX array"),
+    "its own": (lambda w: w + jnp.ones((7,)), ValueError, "Incompatible shapes"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_name_what_is_wrong(name):
+    fn, kind, message = ERRORS[name]
+    for wrapper in (jax.jit, lambda fn: fn):
+        with pytest.raises(kind, match=message), jax.numpy_rank_promotion("allow"):
+            wrapper(lambda x: jaxdw.windowed_conv(fn, x, KERNEL, **OPTIONS))(X)
+
+
+def test_whole_numbers_are_refused():
+    with pytest.raises(TypeError, match="`x` has dtype int32, expected one of float16"):
+        jaxdw.windowed_conv(lambda w: w, X.astype(jnp.int32), KERNEL)
