@@ -20,7 +20,6 @@ import numpy as np
 from bridge.case import Case
 from bridge.diagnosis.runs import Runs, Unrunnable, digest, neighbours
 from bridge.implementations import Implementation, implementation, implementations, knobs
-from bridge.numerics import format_of
 
 #: Rounds in which the times are measured, after one that is not counted.
 ROUNDS = 5
@@ -140,12 +139,11 @@ def _one_change(side: Implementation, case: Case, *, isolated: bool) -> list[Imp
 
 
 def _input_bits(each: Implementation, case: Case) -> int:
-    """Bits of the significands that the products may be left with; 0 where the dtype does not suit the case."""
+    """Bits of the significands that the products may be left with; 0 where a setting does not suit the case."""
     try:
-        arithmetic = each.arithmetic(case)
+        return each.input_bits(case)
     except ValueError:
         return 0
-    return format_of(case.dtype).precision if arithmetic.input is None else arithmetic.input.precision
 
 
 def _on_one_side(a: Implementation, b: Implementation, around: Sequence[Sequence[Implementation]]) -> Iterator[Pair]:
@@ -154,10 +152,15 @@ def _on_one_side(a: Implementation, b: Implementation, around: Sequence[Sequence
 
 
 def _defaults(a: Implementation, b: Implementation) -> Iterator[Pair]:
-    """Either side with any method and no setting."""
-    plain = [implementation(name) for name in implementations(interpreted=False)]
-    yield from ((a, each) for each in plain if each.framework == b.framework)
-    yield from ((each, b) for each in plain if each.framework == a.framework)
+    """Either side with any method and no setting, on the platform that it emulates."""
+    yield from ((a, each) for each in _plain(b))
+    yield from ((each, b) for each in _plain(a))
+
+
+def _plain(side: Implementation) -> list[Implementation]:
+    own = [name for name in implementations(interpreted=False) if name.partition(".")[0] == side.framework]
+    there = {knob: spec.default_on(side.emulates) for knob, spec in knobs(side.framework).items()}
+    return [implementation(name).changed(**there) for name in own]
 
 
 def _on_both_sides(around: Sequence[Sequence[Implementation]], runs: Runs) -> Iterator[Pair]:

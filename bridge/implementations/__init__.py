@@ -48,6 +48,8 @@ class Algorithm:
       seconds: takes a Case, how often to repeat, and every knob; returns the seconds of each repetition, arrays at hand
         and the result waited for.
       input_gradient: takes a Case, the gradient dy by the output, and every knob; returns the gradient by x.
+      input_bits: takes a Case and every knob, returns bits of the significands that operands of products are left with,
+        where the declared arithmetic does not say it: where a platform is emulated.
       interpreted: whether a CPU interprets it, operation by operation: only where it is named, not among what is tried.
     """
 
@@ -58,6 +60,7 @@ class Algorithm:
     code: str
     seconds: Callable[..., list[float]]
     input_gradient: Callable[..., np.ndarray]
+    input_bits: Callable[..., int | None] = lambda case, **knobs: None
     interpreted: bool = False
 
 
@@ -89,6 +92,11 @@ class Knob:
     def platform(self, value: str) -> str:
         """The platform that the value emulates; empty for none."""
         return value.partition("-")[0] if value in self.emulated else ""
+
+    def default_on(self, platform: str) -> str:
+        """The default on the platform that is emulated; "" is none."""
+        value = f"{platform}-{self.default}"
+        return value if value in self.emulated else self.default
 
     def how_to(self, value: str) -> str:
         """How to write the value in the user's own code."""
@@ -175,6 +183,14 @@ class Implementation:
         if case.dtype.itemsize > 2:
             return declared
         return dataclasses.replace(declared, product=declared.output, accumulator=declared.output)
+
+    def input_bits(self, case: Case) -> int:
+        """Bits of the significands that operands of products are left with."""
+        bits = self.algorithm.input_bits(case, **self.knobs)
+        if bits is None:
+            declared = self.arithmetic(case).input
+            bits = (declared or format_of(case.dtype)).precision
+        return bits
 
     def changed(self, **values: str) -> Implementation:
         """The same with some knobs at other values.

@@ -1,6 +1,6 @@
 """What a TPU or a GPU does to the operands of convolutions and matrix products, done on the CPU.
 
-Both round float32 operands before they multiply, and say how (`jax.lax.Precision`):
+Both round float32 operands before they multiply, and the precision says how (`jax.lax.Precision`):
 
 | precision | TPU | NVIDIA GPU, from Ampere on |
 | --- | --- | --- |
@@ -8,19 +8,35 @@ Both round float32 operands before they multiply, and say how (`jax.lax.Precisio
 | high | two parts of bfloat16, three products | TF32 |
 | highest | three parts of bfloat16, six products | float32, nothing rounded |
 
-Products of such operands are exact in float32, and sums are float32. An operation that names two precisions runs at the
-higher. A function is traced, whatever it is made of, and each convolution and matrix product in it runs on operands
+An operation that names two precisions runs at the higher. That is what the units for matrix products do; compilers do
+not send every product there. In the programs that XLA makes for TPU v5e and v6e (libtpu 0.0.42) and for an H100
+
+- a product of which one side is a vector is a loop of float32 multiplications and additions: nothing is rounded. So it
+  is with the einsum of windows and a kernel without a channel multiplier;
+
+and on TPU alone, where the vector unit multiplies in float32 too,
+
+- a depthwise convolution without a multiplier, of two channels or more, rounds its input at the default precision, and
+  nothing above that; the kernel never; and with one tap, it is a multiplication;
+- the gradient by its kernel rounds both operands at the default precision, and nothing above that.
+
+There the compiler rounds as it lays operands out anew. Where it need not (seen with batch 1 and 130 channels) it leaves
+float32, and the emulation shows more than happens. Older TPUs were not looked at, nor was hardware run.
+
+Here a function is traced, whatever it is made of, and each convolution and matrix product in it runs on operands
 rounded so, to nearest with ties to even; its derivatives likewise, since they are convolutions and products too. All
-else stays as it is, elementwise multiplications above all, which no platform rounds.
+else stays as it is, elementwise multiplications above all, which no platform rounds. Sums are float32.
 
 The order in which the platform adds is *not* emulated: it is this machine's. So the low bits, within the bound of
-float32, may be others there. Nor is hardware that drops low bits in place of rounding to the nearest TF32.
+float32, may be others there. Nor is hardware that drops low bits in place of rounding to the nearest TF32, nor what a
+platform makes of infinities that it splits: here they stay infinite.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -39,6 +55,11 @@ class Parts(NamedTuple):
 
     number: int
     mantissa_bits: int
+
+    @property
+    def bits(self) -> int:
+        """Of the significand that they stand for, the hidden one of each included."""
+        return self.number * (self.mantissa_bits + 1)
 
 
 #: By platform and precision; None rounds nothing.
@@ -109,11 +130,21 @@ class On:
     compute: Callable[..., jax.Array]
 
     def __call__(self, *arguments: Any) -> jax.Array:
+        *arrays, _, _ = arguments
+        (y,) = _evaluate(self.platform, self._traced(arguments), jax.tree.leaves(arrays))
+        return y
+
+    def coarsest(self, *arguments: Any) -> Parts | None:
+        """What leaves the fewest bits of any operand; None where nothing is rounded. Arrays may be shapes alone."""
+        rounded = (
+            each for equation in _products(self._traced(arguments)) for each in _rounded(self.platform, equation)
+        )
+        return min((each for each in rounded if each is not None), key=lambda each: each.bits, default=None)
+
+    def _traced(self, arguments: Sequence[Any]) -> ClosedJaxpr:
         *arrays, geometry, precision = arguments
         with jax.default_matmul_precision(precision.name.lower()):
-            traced = jax.make_jaxpr(lambda *arrays: self.compute(*arrays, geometry, precision))(*arrays)
-        (y,) = _evaluate(self.platform, traced, jax.tree.leaves(arrays))
-        return y
+            return jax.make_jaxpr(lambda *arrays: self.compute(*arrays, geometry, precision))(*arrays)
 
 
 def _evaluate(platform: str, traced: ClosedJaxpr, arrays: Sequence[Any]) -> list[Any]:
@@ -133,7 +164,7 @@ def _apply(platform: str, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
     name, params = equation.primitive.name, equation.params
     if name in _PRODUCTS:
         return [_product(platform, equation, *operands)]
-    if any(_multiplies(inner) for inner in _inner(params)):
+    if any(True for inner in _inner(params) for _ in _products(inner)):
         if name in _CALLS:
             return _evaluate(platform, _closed(params[_CALLS[name]]), operands)
         if name not in _CONTROL:
@@ -154,11 +185,9 @@ def _product(platform: str, equation: JaxprEqn, lhs: jax.Array, rhs: jax.Array) 
         highest = (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
         return equation.primitive.bind(a, b, **{**equation.params, "precision": highest})
 
-    parts = PARTS[platform][_precision(equation)]
-    if parts is None or lhs.dtype != jnp.float32 or rhs.dtype != jnp.float32:
-        return multiply(lhs, rhs)
-    left, right = _split(lhs, parts), _split(rhs, parts)
-    pairs = [(i, j) for i, j in itertools.product(range(parts.number), repeat=2) if i + j < parts.number]
+    left, right = (_split(operand, parts) for operand, parts in zip((lhs, rhs), _rounded(platform, equation)))
+    number = max(len(left), len(right))
+    pairs = [(i, j) for i, j in itertools.product(range(len(left)), range(len(right))) if i + j < number]
     leading = multiply(left[0], right[0])
     small = [multiply(left[i], right[j]) for i, j in sorted(pairs, key=sum, reverse=True)[:-1]]
     if not small:
@@ -168,8 +197,49 @@ def _product(platform: str, equation: JaxprEqn, lhs: jax.Array, rhs: jax.Array) 
     return jnp.where(jnp.isfinite(rest), rest, jnp.zeros_like(rest)) + leading
 
 
-def _split(a: jax.Array, parts: Parts) -> list[jax.Array]:
+def _rounded(platform: str, equation: JaxprEqn) -> tuple[Parts | None, Parts | None]:
+    """What the platform rounds each operand of a product to; None for what it leaves as it is."""
+    precision, lhs, rhs = _precision(equation), *(atom.aval for atom in equation.invars)
+    parts = PARTS[platform][precision]
+    if lhs.dtype != jnp.float32 or rhs.dtype != jnp.float32 or _is_of_vector(equation):
+        return None, None
+    if platform != "tpu" or not _is_depthwise(equation):
+        return parts, parts
+    if precision != "default":
+        return None, None
+    if equation.params["batch_group_count"] > 1:
+        return parts, parts
+    taps = [rhs.shape[axis] for axis in equation.params["dimension_numbers"].rhs_spec[2:]]
+    return (None if math.prod(taps) == 1 else parts), None
+
+
+def _is_of_vector(equation: JaxprEqn) -> bool:
+    """Whether it is a matrix product of which one side has nothing but what is summed, and what is common to both."""
+    if equation.primitive.name != "dot_general":
+        return False
+    contracted, batched = equation.params["dimension_numbers"]
+    return any(
+        math.prod(size for axis, size in enumerate(atom.aval.shape) if axis not in (*summed, *common)) == 1
+        for atom, summed, common in zip(equation.invars, contracted, batched)
+    )
+
+
+def _is_depthwise(equation: JaxprEqn) -> bool:
+    """Whether it convolves each of two channels or more with one kernel, or is the gradient by the kernel of that."""
+    if equation.primitive.name != "conv_general_dilated":
+        return False
+    lhs, rhs = (atom.aval.shape for atom in equation.invars)
+    numbers, groups = equation.params["dimension_numbers"], equation.params["feature_group_count"]
+    own = lhs[numbers.lhs_spec[1]]
+    if equation.params["batch_group_count"] > 1:
+        groups, own = equation.params["batch_group_count"], lhs[numbers.lhs_spec[0]]
+    return groups == own == rhs[numbers.rhs_spec[0]] > 1
+
+
+def _split(a: jax.Array, parts: Parts | None) -> list[jax.Array]:
     """a as a sum of numbers with few bits, the greatest first; what is left over is dropped."""
+    if parts is None:
+        return [a]
     found = []
     for _ in range(parts.number):
         found.append(lax.reduce_precision(a, exponent_bits=8, mantissa_bits=parts.mantissa_bits))
@@ -201,11 +271,13 @@ def _closed(jaxpr: Jaxpr | ClosedJaxpr) -> ClosedJaxpr:
     return jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, ())
 
 
-def _multiplies(jaxpr: Jaxpr | ClosedJaxpr) -> bool:
-    return any(
-        equation.primitive.name in _PRODUCTS or any(_multiplies(inner) for inner in _inner(equation.params))
-        for equation in jaxpr.eqns
-    )
+def _products(jaxpr: Jaxpr | ClosedJaxpr) -> Iterator[JaxprEqn]:
+    """The convolutions and matrix products in it, at any depth."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in _PRODUCTS:
+            yield equation
+        for inner in _inner(equation.params):
+            yield from _products(inner)
 
 
 def _rewritten(platform: str, value: Any) -> Any:

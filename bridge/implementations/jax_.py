@@ -18,7 +18,7 @@ from jax import lax
 import jaxdw
 from bridge.case import DTYPES, Case
 from bridge.implementations import Algorithm, Knob, declared, emulated, isolated, user
-from bridge.numerics import Arithmetic
+from bridge.numerics import BFLOAT16, Arithmetic
 from jaxdw.methods.grouped import lax_grouped
 
 #: Named sets of XLA flags that change which instructions or libraries XLA:CPU uses.
@@ -96,17 +96,34 @@ def _ready(
 ) -> Iterator[Callable[[], jax.Array]]:
     """A call of compute on JAX arrays in the computation's dtype: the case's, and more."""
     working = case.dtype if dtype == "same" else DTYPES[dtype]
-    if precision in KNOBS["precision"].emulated:
-        emulated.check(precision, working)
-        platform, _, precision = precision.partition("-")
-        compute = emulated.On(platform, compute)
+    compute, asked = _on(compute, precision, working)
     wide = "float64" in (case.dtype.name, working.name)
     with jax.enable_x64(True) if wide else contextlib.nullcontext():
         given = (case.x, case.kernel, case.bias, *more)
         arrays = [None if a is None else jnp.asarray(a).astype(working) for a in given]
-        asked = lax.Precision(precision)
         with jax.disable_jit(jit == "off"):
             yield lambda: _call(*arrays, compute=compute, geometry=case.geometry, precision=asked)
+
+
+def _on(compute: Compute, precision: str, working: np.dtype) -> tuple[Compute, lax.Precision]:
+    """compute on the platform that the value emulates, if it does, and the precision to call it with."""
+    if precision not in KNOBS["precision"].emulated:
+        return compute, lax.Precision(precision)
+    emulated.check(precision, working)
+    platform, _, there = precision.partition("-")
+    return emulated.On(platform, compute), lax.Precision(there)
+
+
+def _coarsest(compute: Compute, case: Case, dtype: str, precision: str) -> emulated.Parts | None:
+    """What the platform that the value emulates rounds operands to; None where it rounds none, or there is none."""
+    working = case.dtype if dtype == "same" else DTYPES[dtype]
+    there, asked = _on(compute, precision, working)
+    if not isinstance(there, emulated.On) or 0 in case.geometry.output_shape:
+        return None
+    given = (case.x, case.kernel, case.bias)
+    with jax.enable_x64(True) if working.name == "float64" else contextlib.nullcontext():
+        shapes = [None if a is None else jax.ShapeDtypeStruct(a.shape, working) for a in given]
+        return there.coarsest(*shapes, case.geometry, asked)
 
 
 @functools.partial(jax.jit, static_argnames=("compute", "geometry", "precision"))
@@ -177,13 +194,20 @@ def _words(geometry):
 def _algorithm(
     name: str, compute: Compute, roundings: int, about: str, family: str, code: str, *, interpreted: bool = False
 ) -> Algorithm:
-    def arithmetic(case: Case, *, dtype: str, **exact_settings: str) -> Arithmetic:
-        return declared(
+    def arithmetic(case: Case, *, dtype: str, precision: str, **exact_settings: str) -> Arithmetic:
+        own = declared(
             case,
             dtype,
             flushes_subnormals=True,
             output_roundings=roundings if case.bias is not None else 1,
         )
+        parts = _coarsest(compute, case, dtype, precision)
+        # three parts of bfloat16 have the digits of float32: that is no lower precision
+        return own if parts is None or parts.number < 3 else dataclasses.replace(own, input=BFLOAT16, passes=6)
+
+    def input_bits(case: Case, *, dtype: str, precision: str, **exact_settings: str) -> int | None:
+        parts = _coarsest(compute, case, dtype, precision)
+        return None if parts is None else parts.bits
 
     return Algorithm(
         functools.partial(run, name, compute),
@@ -193,6 +217,7 @@ def _algorithm(
         code,
         functools.partial(seconds, name, compute),
         functools.partial(input_gradient, compute),
+        input_bits,
         interpreted,
     )
 
