@@ -18,8 +18,8 @@ from bridge.report.pictures import ramp_css
 
 #: Said wherever an estimate is shown.
 ESTIMATES = (
-    "Time and cycles are two estimates by the compiler: its optimal_seconds for the whole program, and the sum of the "
-    "estimated_cycles that it notes at most of the steps. They do not agree with each other, and neither is a "
+    "Time and cycles are two estimates by the compiler: its optimal_seconds for the whole program, and its "
+    "estimated_cycles, summed over the steps that have any. They do not agree with each other, and neither is a "
     "measurement."
 )
 
@@ -28,10 +28,12 @@ OPEN = "A question mark: hardware, a library or a hand-written kernel decides, a
 
 #: What the two counts of bytes are.
 BYTES = (
-    "Accessed is the compiler's count, with what is read again and what stays on the chip; moved is ours: the operands "
-    "and results of each step that lie in the main memory, once, in whole tiles. Temporaries are what the compiler "
-    "allocates there, over the padded input without tiles."
+    "Temporaries are what the compiler allocates in the main memory, over the padded input without tiles. Bytes moved "
+    "are ours: the operands and results of each step that lie there, once, in whole tiles."
 )
+
+#: The compiler's own count.
+ACCESSED = "Bytes accessed are the compiler's, with what is read again and what stays on the chip."
 
 
 def print_audit(report: AuditReport, console: Console) -> None:
@@ -74,6 +76,7 @@ def audit_html(report: AuditReport, *, command: str) -> str:
         headline=headline(report),
         tone=_tone(report),
         notes=notes(report),
+        counted=_is_counted(report.findings),
         estimated=_is_estimated(report.findings),
         command=command,
         ramp=ramp_css(),
@@ -82,8 +85,13 @@ def audit_html(report: AuditReport, *, command: str) -> str:
 
 def notes(report: AuditReport) -> str:
     """How to read the figures that are there."""
-    is_open = any(each.is_open for each in report.findings)
-    return " ".join([BYTES, *[ESTIMATES] * _is_estimated(report.findings), *[OPEN] * is_open])
+    said = {
+        BYTES: True,
+        ACCESSED: _is_counted(report.findings),
+        ESTIMATES: _is_estimated(report.findings),
+        OPEN: any(each.is_open for each in report.findings),
+    }
+    return " ".join(note for note, applies in said.items() if applies)
 
 
 def describe(report: AuditReport) -> str:
@@ -190,25 +198,24 @@ def _table(report: AuditReport) -> Table:
     widest = max(len(each.label) for each in report.findings)
     table.add_column("method", overflow="fold", min_width=min(widest, 16))
     table.add_column("narrowest\ntype", no_wrap=True)
-    estimated = _is_estimated(report.findings)
-    for name in ("tempo-\nraries", "over\ninput", "bytes\naccessed", "bytes\nmoved"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("time,\nest.", "cycles,\nest.") if estimated else ():
+    accessed = ["bytes\naccessed"] if _is_counted(report.findings) else []
+    estimates = ["time,\nest.", "cycles,\nest."] if _is_estimated(report.findings) else []
+    for name in ("tempo-\nraries", "over\ninput", *accessed, "bytes\nmoved", *estimates):
         table.add_column(name, justify="right", no_wrap=True)
     for each in report.findings:
         if each.error:
             table.add_row(escape(each.label), "[red]failed[/]")
             continue
-        figures = [
-            size(each.temporary_bytes),
-            f"{each.temporaries:.3g}",
-            size(each.bytes_accessed),
-            size(each.memory_bytes),
-        ]
-        estimates = [seconds(each.optimal_seconds), count(each.estimated_cycles)] if estimated else []
+        figures = [size(each.temporary_bytes), f"{each.temporaries:.2f}"]
+        figures += [size(each.bytes_accessed)] * len(accessed) + [size(each.memory_bytes)]
+        figures += [seconds(each.optimal_seconds), count(each.estimated_cycles)] if estimates else []
         style = "yellow" if each.roundings else "green" if not each.kernels else "default"
-        table.add_row(escape(each.label), f"[{style}]{each.type_seen}[/]", *figures, *estimates)
+        table.add_row(escape(each.label), f"[{style}]{each.type_seen}[/]", *figures)
     return table
+
+
+def _is_counted(findings: Sequence[FindingRecord]) -> bool:
+    return any(each.bytes_accessed is not None for each in findings)
 
 
 def _is_estimated(findings: Sequence[FindingRecord]) -> bool:
