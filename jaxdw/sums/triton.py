@@ -68,8 +68,8 @@ def sum_in_kernel(
     volume = _Volume.of(geometry)
     tile = _ConvTile.of(volume, x.dtype.itemsize)
     operands = [x.reshape(volume.images, -1), kernel.reshape(-1)] + ([] if bias is None else [bias])
-    fma = _multiply_add if interpret else _fma
-    program = functools.partial(_conv_program, volume=volume, tile=tile, compute=compute, fma=fma)
+    arithmetic = _INTERPRETED if interpret else _COMPILED
+    program = functools.partial(_conv_program, volume=volume, tile=tile, compute=compute, arithmetic=arithmetic)
     y = _call(
         program,
         operands,
@@ -94,8 +94,8 @@ def kernel_gradient_in_kernel(
         x, geometry = pad(x, geometry), of_padded(geometry)
     volume = _Volume.of(geometry)
     tile = _GradientTile.of(volume, compute.itemsize)
-    fma = _multiply_add if interpret else _fma
-    program = functools.partial(_gradient_program, volume=volume, tile=tile, compute=compute, fma=fma)
+    arithmetic = _INTERPRETED if interpret else _COMPILED
+    program = functools.partial(_gradient_program, volume=volume, tile=tile, compute=compute, arithmetic=arithmetic)
     found = _call(
         program,
         [x.reshape(volume.images, -1), dy.reshape(volume.images, -1)],
@@ -111,7 +111,13 @@ def kernel_gradient_in_kernel(
 
 
 _Sums = tuple[jax.Array, ...]
-_Fma = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+class _Arithmetic(NamedTuple):
+    """How a sum starts, and how a product enters it."""
+
+    zeros: Callable[[tuple[int, ...], np.dtype], jax.Array]
+    fma: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class _Axis(NamedTuple):
@@ -314,13 +320,13 @@ def _call(
 
 
 def _conv_program(
-    x: Any, kernel: Any, *bias_and_y: Any, volume: _Volume, tile: _ConvTile, compute: np.dtype, fma: _Fma
+    x: Any, kernel: Any, *bias_and_y: Any, volume: _Volume, tile: _ConvTile, compute: np.dtype, arithmetic: _Arithmetic
 ) -> None:
     *bias, y = bias_and_y
     plane, top, left, block = _unravel(pl.program_id(0) % tile.programs, tile.blocks)
     top, columns = top * tile.rows, left * tile.columns + jnp.arange(tile.columns, dtype=jnp.int32)
     feature = block * tile.features + jnp.arange(tile.features, dtype=jnp.int32)
-    start = jnp.zeros((1, tile.features), compute)
+    start = arithmetic.zeros((1, tile.features), compute)
     if bias:
         start = _load(bias[0], feature, feature < volume.features, compute)[None, :]
     sums = tuple(jnp.broadcast_to(start, (tile.columns, tile.features)) for _ in tile.sums)
@@ -330,7 +336,7 @@ def _conv_program(
         return _load(kernel, offset, feature < volume.features, compute)[None, :]
 
     summed = _unrolled if tile.unrolled else _looped
-    sums = summed(x, weight, sums, (plane, top, columns), feature, volume, tile, compute, fma)
+    sums = summed(x, weight, sums, (plane, top, columns), feature, volume, tile, compute, arithmetic.fma)
 
     for (row, row_phase, column_phase), total in zip(tile.sums, sums):
         at = (plane, (top + row) * tile.phases[0] + row_phase, columns * tile.phases[1] + column_phase)
@@ -382,7 +388,7 @@ def _looped(x, weight, sums, position, feature, volume, tile, compute, fma):
 
 
 def _gradient_program(
-    x: Any, dy: Any, found: Any, *, volume: _Volume, tile: _GradientTile, compute: np.dtype, fma: _Fma
+    x: Any, dy: Any, found: Any, *, volume: _Volume, tile: _GradientTile, compute: np.dtype, arithmetic: _Arithmetic
 ) -> None:
     depth, rows, cols = volume.axes
     part, group, block = _unravel(pl.program_id(0), (tile.parts, tile.groups, tile.blocks))
@@ -406,10 +412,10 @@ def _gradient_program(
             sources = [axis.source(o, t) for axis, o, t in zip(volume.axes, (plane, row, columns), (k, i, j))]
             at, exist = zip(*sources)
             reads = inside & exist[0] & exist[1] & exist[2]
-            after.append(fma(_read(x, at, reads, feature, volume, compute, image), gradient, total))
+            after.append(arithmetic.fma(_read(x, at, reads, feature, volume, compute, image), gradient, total))
         return tuple(after)
 
-    nothing = tuple(jnp.zeros((tile.columns, tile.features), compute) for _ in taps)
+    nothing = tuple(arithmetic.zeros((tile.columns, tile.features), compute) for _ in taps)
     for tap, total in zip(taps, _loop(math.prod(steps), add, nothing)):
         offset = tap * volume.features + feature
         triton.store(found.at[offset], total.sum(axis=0), mask=feature < volume.features)
@@ -455,8 +461,16 @@ def _fma(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
 
 
 def _multiply_add(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
-    """The same where the compiler of JAX's operations fuses the two, as XLA:CPU does."""
+    """The same wherever the compiler of JAX's operations fuses the two, as XLA:CPU mostly does."""
     return c + a * b
+
+
+def _opaque_zeros(shape: tuple[int, ...], dtype: np.dtype) -> jax.Array:
+    """Zeros that XLA does not know for such: it would leave out the first addition, and round the first product."""
+    return lax.optimization_barrier(jnp.zeros(shape, dtype))
+
+
+_COMPILED, _INTERPRETED = _Arithmetic(jnp.zeros, _fma), _Arithmetic(_opaque_zeros, _multiply_add)
 
 
 def _loop(times: int, step: Callable[[Any, _Sums], _Sums], sums: _Sums) -> _Sums:

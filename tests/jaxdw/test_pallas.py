@@ -78,19 +78,23 @@ def assert_within_bounds(results, x, kernel, bias, dy, options):
         assert not outside.any(), f"{name}: {outside.sum()} of {outside.size} elements"
 
 
-def check(x_shape, kernel_shape, bias, options, dtype, seed):
-    """The numbers of "taps" where sums are exact; elsewhere what its bound promises."""
+def check(x_shape, kernel_shape, bias, options, dtype, seed, same_bits=False):
+    """The numbers of "taps" where sums are exact, elsewhere what bounds promise; of y and dx the bits, if so asked."""
     shapes = x_shape, kernel_shape, kernel_shape[-1:] if bias else None
     shapes = *shapes, Geometry.of(*shapes, **options).output_shape
     ours, taps = (with_gradients(method, **options) for method in ("pallas", "taps"))
     arrays = whole_numbers(seed, *shapes, dtype=dtype)
     assert_equal(ours(*arrays), taps(*arrays))
     arrays = normal_numbers(seed, *shapes, dtype=dtype)
-    assert_within_bounds(ours(*arrays), *arrays, options)
+    results = ours(*arrays)
+    assert_within_bounds(results, *arrays, options)
+    if same_bits:
+        for actual, expected in zip(results[:2], taps(*arrays)[:2]):
+            np.testing.assert_array_equal(np.asarray(actual), np.asarray(expected))
 
 
 def test_random_geometries_have_the_sums_of_taps(full):
-    @hypothesis.settings(max_examples=200 if full else 8)
+    @hypothesis.settings(max_examples=200 if full else 6)
     @given(any_problem, st.sampled_from(DTYPES))
     def run(problem, dtype):
         release_programs()
@@ -102,7 +106,6 @@ def test_random_geometries_have_the_sums_of_taps(full):
 #: (shape of x, of the kernel, options): what small random geometries do not reach, and what is empty.
 TABLE = {
     "several blocks of columns and channels": ((1, 5, 40, 33), (3, 3, 1, 33), {}),
-    "more taps than are unrolled": ((1, 4, 4, 2), (17, 17, 1, 2), {"padding": 8}),
     "no batch": ((6, 5, 3), (3, 3, 1, 6), {"strides": 2}),
     "three batch axes": ((2, 1, 2, 4, 3), (3, 1, 3), {"padding": "CAUSAL"}),
     "an empty batch": ((0, 6, 5, 3), (3, 3, 1, 3), {}),
@@ -113,10 +116,22 @@ TABLE = {
 }
 
 
+#: Where XLA:CPU makes one FMA of each product, as it does in "taps"; in long programs and in loops it may leave some.
+SAME_BITS = ("several blocks of columns and channels", "no batch", "three batch axes")
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_each_kind_of_geometry_has_the_sums_of_taps(name, seed):
     x_shape, kernel_shape, options = TABLE[name]
-    check(x_shape, kernel_shape, len(x_shape) == 4, options, np.float32, seed)
+    check(x_shape, kernel_shape, len(x_shape) == 4, options, np.float32, seed, name in SAME_BITS)
+
+
+def test_a_loop_over_the_taps_has_their_sums_too(seed, monkeypatch):
+    """As large kernels have it, which take long to compile here."""
+    monkeypatch.setattr(triton, "MOST_UNROLLED", 8)
+    check(
+        (2, 6, 5, 3), (3, 3, 1, 6), True, {"strides": (1, 2), "input_dilation": (2, 1), "padding": 2}, np.float32, seed
+    )
 
 
 @pytest.mark.parametrize("programs, taps", [(1, 16), (4, 2), (64, 5)])
