@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -186,7 +186,7 @@ class _Axis(NamedTuple):
 
     def first(self, index: Any) -> Any:
         """The first position that a tile reads; input i is at position i * spread."""
-        return index * (self.tile * self.stride) - self.low
+        return -self.low if self.tiles == 1 else index * (self.tile * self.stride) - self.low
 
     def start(self, index: Any) -> Any:
         """The first input of its block."""
@@ -196,7 +196,7 @@ class _Axis(NamedTuple):
         last = (_whole(self.size, aligned) - self.block) // aligned
         found = self.source(self.first(index) + self.spread - 1)
         found = _quotient(found, aligned, -self.low)
-        return (min(max(found, 0), last) if isinstance(found, int) else jnp.clip(found, 0, last)) * aligned
+        return _clip(found, last) * aligned
 
     def reads(self, output: Any, tap: Any) -> Any:
         """The position that a tap reads, counted from the first of the tile."""
@@ -312,9 +312,8 @@ class _Volume(NamedTuple):
         ]
 
     def dy_lines(self, at: Sequence[Any]) -> list[_Lines]:
-        return [
-            _Lines(axis.outputs, 1, 0, axis.tile * i, axis.tile * i, axis.tiles == 1) for axis, i in zip(self.axes, at)
-        ]
+        starts = [0 if axis.tiles == 1 else axis.tile * i for axis, i in zip(self.axes, at)]
+        return [_Lines(axis.outputs, 1, 0, i, i, axis.tiles == 1) for axis, i in zip(self.axes, starts)]
 
     @property
     def unrolled(self) -> bool:
@@ -327,8 +326,9 @@ class _Volume(NamedTuple):
 
     @property
     def wide(self) -> int:
-        """Columns of a sum."""
-        return min(_whole(self.axes[-1].tile, SUBLANES), SUBLANES * MOST_WIDE)
+        """Columns that a program sums side by side: whole sublanes, as many as there are or a few equal parts."""
+        strips = pl.cdiv(self.axes[-1].tile, SUBLANES)
+        return SUBLANES * pl.cdiv(strips, pl.cdiv(strips, MOST_WIDE))
 
     @property
     def high(self) -> int:
@@ -351,7 +351,7 @@ class _Volume(NamedTuple):
     @property
     def held_dy(self) -> tuple[int, ...]:
         *outer, columns = self.axes
-        return (*(axis.tile for axis in outer), _whole(columns.tile, SUBLANES), self.lanes)
+        return (*(axis.tile for axis in outer), _whole(columns.tile, self.wide), self.lanes)
 
     @property
     def x_spec(self) -> pl.BlockSpec:
@@ -412,11 +412,10 @@ def _conv_program(x: Any, kernel: Any, *others: Any, volume: _Volume, compute: n
     start = bias[0][...] if bias else jnp.zeros((1, volume.lanes), compute)
     summed = _unrolled if volume.unrolled else _looped
     wide, high = volume.wide, volume.high
-    groups = (first.tile, second.tile, pl.cdiv(rows.tile, high))
 
-    def sum_rows(index: Any, _: None) -> None:
-        *line, group = _unravel(index, groups)
-        top = jnp.minimum(group * high, rows.tile - high)  # the last rows may be computed twice
+    def sum_rows(index: tuple[Any, ...], _: None) -> None:
+        *line, group = index
+        top = _clip(group * high, rows.tile - high)  # the last rows may be computed twice
         for left in range(0, columns.tile, wide):
             sums = tuple(jnp.broadcast_to(start, (wide, volume.lanes)) for _ in range(high))
             sums = summed(held, kernel, sums, (*line, top, left), volume)
@@ -424,7 +423,7 @@ def _conv_program(x: Any, kernel: Any, *others: Any, volume: _Volume, compute: n
             for row, total in enumerate(sums):
                 y[(*line, top + row, pl.ds(left, width))] = total[:width].astype(y.dtype)
 
-    lax.fori_loop(0, math.prod(groups), sum_rows, None)
+    _loop((first.tile, second.tile, pl.cdiv(rows.tile, high)), sum_rows, None)
 
 
 _Sums = tuple[jax.Array, ...]
@@ -433,34 +432,33 @@ _Sums = tuple[jax.Array, ...]
 def _unrolled(held: Any, kernel: Any, sums: _Sums, output: tuple[Any, ...], volume: _Volume) -> _Sums:
     """Each row and column of x that the sums need, loaded once and added to every sum it is in."""
     first, second, rows, columns = volume.axes
-    lines = first.taps * second.taps
 
-    def add(line: Any, sums: _Sums) -> _Sums:
+    def add(line: tuple[Any, ...], sums: _Sums) -> _Sums:
         found = list(sums)
-        k, i = _unravel(line, (first.taps, second.taps))
         for position in range((len(sums) - 1) * rows.stride + (rows.taps - 1) * rows.dilation + 1):
             uses = [(o, t) for o, t in np.ndindex(len(sums), rows.taps) if rows.reads(o, t) == position]
             for j in range(columns.taps) if uses else ():  # taps in raster order, for each sum
                 o, t = uses[0]
-                value = _read(held, output, o, (k, i, t, j), volume.wide, volume)
+                value = _read(held, output, o, (*line, t, j), volume.wide, volume)
                 for o, t in uses:
-                    found[o] = found[o] + value * kernel[pl.ds(_ravel((k, i, t, j), volume.kernel_size), 1)]
+                    found[o] = found[o] + value * kernel[pl.ds(_ravel((*line, t, j), volume.kernel_size), 1)]
         return tuple(found)
 
-    if lines * len(sums) * volume.products <= MOST_UNROLLED:
-        return functools.reduce(lambda sums, line: add(line, sums), range(lines), sums)
-    return lax.fori_loop(0, lines, add, sums)
+    lines = (first.taps, second.taps)
+    if math.prod(lines) * len(sums) * volume.products <= MOST_UNROLLED:
+        return functools.reduce(lambda sums, line: add(line, sums), np.ndindex(lines), sums)
+    return _loop(lines, add, sums)
 
 
 def _looped(held: Any, kernel: Any, sums: _Sums, output: tuple[Any, ...], volume: _Volume) -> _Sums:
     """One tap after the other, for kernels with many."""
 
-    def add(number: Any, sums: _Sums) -> _Sums:
-        tap, weight = _unravel(number, volume.kernel_size), kernel[pl.ds(number, 1)]
+    def add(tap: tuple[Any, ...], sums: _Sums) -> _Sums:
+        weight = kernel[pl.ds(_ravel(tap, volume.kernel_size), 1)]
         values = [_read(held, output, row, tap, volume.wide, volume) for row in range(len(sums))]
         return tuple(total + value * weight for total, value in zip(sums, values))
 
-    return lax.fori_loop(0, volume.taps, add, sums)
+    return _loop(volume.kernel_size, add, sums)
 
 
 def _gradient_program(
@@ -478,36 +476,54 @@ def _gradient_program(
     at, multiple = [pl.program_id(number) for number in range(1, 5)], pl.program_id(5)
     pl.when(multiple == 0)(lambda: _spread_out(x, held, volume.x_lines(at), volume.front))
     _spread_out(dy, held_dy, volume.dy_lines(at), 0)
-    steps = (*held_dy.shape[:3], held_dy.shape[3] // SUBLANES)
+    columns, wide, parts = volume.axes[-1], volume.wide, held_dy.shape[3] // volume.wide
     first = functools.reduce(jnp.logical_and, [i == 0 for i in at])
+    last = functools.reduce(jnp.logical_and, [i == axis.tiles - 1 for i, axis in zip(at, volume.axes)])
+    *lines, width = (jnp.minimum(axis.tile, axis.outputs - axis.tile * i) for axis, i in zip(volume.axes, at))
+    least = columns.outputs - (columns.tiles - 1) * columns.tile
+    sublane = lax.broadcasted_iota(jnp.int32, (SUBLANES, volume.lanes), 0)
 
-    def sum_taps(group: Any, _: None) -> None:
-        numbers = [jnp.minimum(group * together + n, volume.taps - 1) for n in range(together)]
-        taps = [_unravel(number, volume.kernel_size) for number in numbers]
+    def sum_taps(index: tuple[Any], _: None) -> None:
+        (group,) = index
+        taps = [_unravel(_clip(group * together + n, volume.taps - 1), volume.kernel_size) for n in range(together)]
 
-        def add(step: Any, sums: _Sums) -> _Sums:
-            *line, strip = _unravel(step, steps)
-            output = (*line, pl.multiple_of(strip * SUBLANES, SUBLANES))
-            given = held_dy[(*line, pl.ds(output[-1], SUBLANES))]
-            values = [_read(held, output, 0, tap, SUBLANES, volume) for tap in taps]
-            return tuple(total + value * given for total, value in zip(sums, values))
+        def add(index: tuple[Any, ...], sums: _Sums) -> _Sums:
+            *line, part = index
+            found = list(sums)
+            for beyond in range(0, wide, SUBLANES):
+                left = pl.multiple_of(part * wide + beyond, SUBLANES)
+                given = held_dy[(*line, pl.ds(left, SUBLANES))]
+                values = [_read(held, (*line, left), 0, tap, SUBLANES, volume) for tap in taps]
+                if (
+                    parts - 1
+                ) * wide + beyond + SUBLANES > least:  # there may be no output: 0 times what lies there may be NaN
+                    values = [jnp.where(sublane + left < width, value, 0) for value in values]
+                found = [total + value * given for total, value in zip(found, values)]
+            return tuple(found)
 
         nothing = jnp.zeros((SUBLANES, volume.lanes), compute)
-        sums = lax.fori_loop(0, math.prod(steps), add, (nothing,) * together)
+        sums = _loop((*lines, parts), add, (nothing,) * together)
         for number, found in enumerate(sums):
-            at_tap = (multiple, group * together + number)
-            total[at_tap] = jnp.where(first, found, total[at_tap] + found)
+            place = (multiple, group * together + number)
+            total[place] = jnp.where(first, found, total[place] + found)
 
     groups = total.shape[1] // together
-    lax.fori_loop(0, groups, sum_taps, None)
+    if volume.taps * wide // SUBLANES <= MOST_UNROLLED:
+        for group in range(groups):
+            sum_taps((group,), None)
+    else:
+        _loop((groups,), sum_taps, None)
 
-    @pl.when(functools.reduce(jnp.logical_and, [i == axis.tiles - 1 for i, axis in zip(at, volume.axes)]))
+    @pl.when(last)
     def _() -> None:
         gradient[...] = total[multiple].sum(axis=1)
 
 
 class _Lines(NamedTuple):
-    """Along one axis: `size` inputs, `spread` positions apart; the first position and the first input of a block."""
+    """Along one axis: `size` inputs, `spread` positions apart; the first position, and the first input of a block.
+
+    `low` positions at most lie before the first input. `whole`: the block is the axis.
+    """
 
     size: int
     spread: int
@@ -522,25 +538,28 @@ def _spread_out(block: Any, held: Any, axes: Sequence[_Lines], front: int) -> No
     *outer, columns = axes
     offset = front + columns.start * columns.spread - columns.position
 
-    def write(index: Any, _: None) -> None:
-        line = _unravel(index, held.shape[:3])
+    def write(line: tuple[Any, ...], _: None) -> None:
         source, exists = [], jnp.bool_(True)
-        for place, axis in zip(line, outer):
+        for place, axis, size in zip(line, outer, block.shape):
             position = axis.position + place
             read = _quotient(position, axis.spread, -axis.low)
             exists &= (read >= 0) & (read < axis.size) & (read * axis.spread == position)
-            source.append(read - axis.start)
-        held[line] = jnp.zeros(held.shape[3:], held.dtype)
+            source.append(_clip(read - axis.start, size - 1))
+        value = block[tuple(source)].astype(held.dtype)
+        inside = exists
+        if not columns.whole:
+            inside &= columns.start + lax.broadcasted_iota(jnp.int32, value.shape, 0) < columns.size
+        value = jnp.where(inside, value, 0)
+        if columns.whole and columns.spread == 1:
+            nothing = jnp.zeros((1, value.shape[1]), held.dtype)
+            for left, right in ((0, offset), (offset + value.shape[0], held.shape[3])):
+                if left < right:
+                    held[(*line, pl.ds(left, right - left))] = jnp.broadcast_to(nothing, (right - left, value.shape[1]))
+        else:
+            held[line] = jnp.zeros(held.shape[3:], held.dtype)
+        held[(*line, pl.ds(offset, value.shape[0], stride=columns.spread))] = value
 
-        @pl.when(exists)
-        def _() -> None:
-            value = block[tuple(source)].astype(held.dtype)
-            if not columns.whole:
-                inside = columns.start + lax.broadcasted_iota(jnp.int32, value.shape, 0) < columns.size
-                value = jnp.where(inside, value, 0)
-            held[(*line, pl.ds(offset, value.shape[0], stride=columns.spread))] = value
-
-    lax.fori_loop(0, math.prod(held.shape[:3]), write, None)
+    _loop(held.shape[:3], write, None)
 
 
 def _read(held: Any, output: Sequence[Any], row: int, tap: Sequence[Any], count: int, volume: _Volume) -> jax.Array:
@@ -552,6 +571,22 @@ def _read(held: Any, output: Sequence[Any], row: int, tap: Sequence[Any], count:
 
 def _ravel(index: Sequence[Any], sizes: Sequence[int]) -> Any:
     return functools.reduce(lambda outer, pair: outer * pair[1] + pair[0], zip(index[1:], sizes[1:]), index[0])
+
+
+def _loop(sizes: Sequence[Any], step: Callable[[tuple[Any, ...], Any], Any], carry: Any) -> Any:
+    """A step for each index, the last running fastest: loops within loops, since a division is many instructions."""
+    if not sizes:
+        return step((), carry)
+    size, *rest = sizes
+
+    def run(i: Any, carry: Any) -> Any:
+        return _loop(rest, lambda index, carry: step((i, *index), carry), carry)
+
+    return run(jnp.int32(0), carry) if isinstance(size, int) and size == 1 else lax.fori_loop(0, size, run, carry)
+
+
+def _clip(number: Any, most: int) -> Any:
+    return max(0, min(number, most)) if isinstance(number, int) else jnp.clip(number, 0, most)
 
 
 def _unravel(index: Any, sizes: Sequence[int]) -> tuple[Any, ...]:
