@@ -507,9 +507,9 @@ def audit(
     methods: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[METHOD]...",
-            help="Of jaxdw, or auto, or your own JAX function of x and kernel as package.module:function; "
-            "[precision=highest] after it sets its precision. None: all that are meant for the platform.",
+            metavar="METHOD...",
+            help="Of jaxdw, as taps or 'grouped\\[precision=highest]'; or auto; or your own JAX function of x and "
+            "kernel as package.module:function. None: all that are meant for the platform.",
         ),
     ] = None,
     on: Annotated[

@@ -1,6 +1,7 @@
 """`jaxdw audit`, as a user types it: terminal, JSON, HTML, and what a user gets wrong."""
 
 import importlib.util
+import io
 import os
 import re
 import subprocess
@@ -9,24 +10,26 @@ from pathlib import Path
 
 import pytest
 import typer.testing
+from rich.console import Console
 
 from bridge import cli
 from bridge.audit import PLATFORMS, Subject, audit
-from bridge.audit.audit import Audit, default_ways
+from bridge.audit.audit import Audit, Finding, default_ways
 from bridge.audit.compiling import Way
 from bridge.audit.platforms import platform
-from bridge.report.audit import audit_html, headline
+from bridge.report.audit import audit_html, headline, print_audit
 from bridge.report.audit_schema import AuditReport
 from jaxdw.geometry import Geometry
 from tests.bridge.audit.test_findings import GEOMETRY, PLANTED, read
+from tests.bridge.report.test_html import Page
 
 ROOT = Path(__file__).parents[3]
 SMALL = ("--shape", "2x16x16x32")
 
 
-def jaxdw(*arguments, columns=80):
+def jaxdw(*arguments):
     """Exit code, standard output, and the one line of an error."""
-    runner = typer.testing.CliRunner(env={"COLUMNS": str(columns)})
+    runner = typer.testing.CliRunner(env={"COLUMNS": "80"})
     result = runner.invoke(cli.app, ["audit", *map(str, arguments)])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         assert isinstance(result.exception, (ValueError, TypeError, OSError)), result.exception
@@ -40,20 +43,30 @@ def report_of(*names, on="tpu:v5e", gradient=False):
     return AuditReport.of(Audit(platform(on), subject, tuple(read(name, gradient=gradient) for name in names)))
 
 
-@pytest.mark.parametrize("columns", [80, 120])
-def test_the_default_methods_on_a_cpu(columns, tmp_path):
+def test_the_default_methods_on_a_cpu(tmp_path):
     json, html = tmp_path / "audit.json", tmp_path / "audit.html"
-    code, out, _ = jaxdw(*SMALL, "--json", json, "--html", html, columns=columns)
+    code, out, _ = jaxdw(*SMALL, "--json", json, "--html", html)
     words = " ".join(out.split())
-    assert code == 0 and all(len(line) <= columns for line in out.splitlines())
+    assert code == 0 and all(len(line) <= 80 for line in out.splitlines())
     assert "auto (taps) the same as taps" in words and "pallas" not in words
     assert "patches library call" in words and "windows are materialised" in words
     report = AuditReport.model_validate_json(json.read_text())
     assert [each.way for each in report.findings] == ["taps", "rows", "patches", "grouped", "auto"]
     assert report.platform.name == "cpu" and "torch" not in report.environment
-    page = html.read_text()
-    assert page.count("<h3>") == 5 and "windows are materialised" in page
+    page = Page(html.read_text())
+    assert len(page.all("h3")) == 5 and "windows are materialised" in page.all("main")[0]["text"]
     assert sorted(tmp_path.iterdir()) == [html, json]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_no_line_is_wider_than_the_terminal_and_no_figure_is_cut(columns):
+    report = report_of("v5e_taps", "v5e_grouped", "v5e_patches", "v5e_pallas")
+    console = Console(width=columns, file=io.StringIO())
+    print_audit(report, console)
+    out = console.file.getvalue()
+    assert all(len(line) <= columns for line in out.splitlines()) and "\u2026" not in out
+    for each in report.findings:
+        assert re.search(rf"^ {each.label} +{re.escape(each.type_seen)} .* 51\.4 MB", out, re.MULTILINE)
 
 
 def test_options_reach_the_geometry():
@@ -88,8 +101,9 @@ def test_the_json_holds_everything():
 def test_what_is_not_certain_has_a_question_mark(names, seen, said):
     report = report_of(*names)
     assert [each.type_seen for each in report.findings] == seen and headline(report) == said
-    page = audit_html(report, command="jaxdw audit")
-    assert said in page and ("A question mark" in page) == any("?" in each for each in seen)
+    page = Page(audit_html(report, command="jaxdw audit"))
+    assert page.all("h1")[0]["text"] == said
+    assert ("A question mark" in page.all("main")[0]["text"]) == any("?" in each for each in seen)
 
 
 def test_the_page_says_what_an_estimate_is_not():
@@ -145,6 +159,21 @@ def test_a_function_that_fails_is_named_and_the_rest_is_reported(tmp_path):
     assert "as planted" in failed.error and not fine.error
 
 
+def test_a_compiler_that_ends_its_process_takes_one_method_with_it(monkeypatch):
+    monkeypatch.setattr("bridge.audit.platforms.importlib.util.find_spec", lambda package: package)
+    monkeypatch.setattr(sys, "executable", "false")
+    found = audit(["taps", "grouped"], Subject(Geometry.of((1, 4, 4, 2), (3, 3, 1, 2))), "tpu:v5e").findings
+    ended = "the process that compiles for tpu:v5e ended: it said nothing"
+    assert [(each.way, each.error) for each in found] == [("taps", ended), ("grouped", ended)]
+
+
+def test_a_page_of_failures_alone():
+    failed = Audit(platform("tpu:v5e"), Subject(GEOMETRY), (Finding("pallas", error="no <kernel>"),))
+    page = Page(audit_html(AuditReport.of(failed), command="jaxdw audit pallas"))
+    assert page.all("h1")[0]["text"] == "Nothing was compiled"
+    assert "no <kernel>" in page.all("main")[0]["text"]
+
+
 def test_pallas_is_among_the_defaults_where_it_has_kernels():
     assert {name: "pallas" in default_ways(each) for name, each in PLATFORMS.items()} == {
         name: name != "cpu" for name in PLATFORMS
@@ -183,11 +212,11 @@ def test_a_tpu_that_is_not_here(tmp_path):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed: pip install 'jaxdw[tpu]'")
     (tmp_path / "own.py").write_text(OWN)
-    names = ["taps", "grouped", "grouped[precision=highest]", "own:f"]
+    names = ["grouped", "grouped[precision=highest]", "own:f"]
     done = run(*names, "--platform", "tpu:v5e", "--json", "audit.json", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not done.stderr and all(len(line) <= 80 for line in done.stdout.splitlines())
     report = AuditReport.model_validate_json((tmp_path / "audit.json").read_text())
-    assert [each.narrowest for each in report.findings] == ["f32", "bf16", "f32", "f32"]
-    assert any("rounded to bf16 before the copy" in each for each in report.findings[1].hazards)
+    assert [each.narrowest for each in report.findings] == ["bf16", "f32", "f32"]
+    assert any("rounded to bf16 before the copy" in each for each in report.findings[0].hazards)
     assert all((each.optimal_seconds or 0) > 0 and (each.estimated_cycles or 0) > 0 for each in report.findings)

@@ -141,6 +141,45 @@ def test_the_estimate_is_without_the_ones_that_views_take_off(name, gradient, gi
     assert found == (None if estimate is None else pytest.approx(estimate, abs=2**-50))  # 2 - 2 in float64
 
 
+def program(*lines):
+    """The finding of a TPU program of x and kernel that returns what the last line makes."""
+    x = "  %x = f32[8,56,56,144]{3,2,1,0:T(8,128)} parameter(0)"
+    kernel = "  %k = f32[3,3,1,144]{3,2,1,0:T(1,128)} parameter(1)"
+    *others, last = lines
+    text = "\n".join(["HloModule m", "ENTRY %m {", x, kernel, *others, f"  ROOT {last.strip()}", "}"])
+    return finding(Compiled("m", text=text), Subject(GEOMETRY), "tpu")
+
+
+@pytest.mark.parametrize(
+    "window, told", [("[0:8], [0:56], [0:56:2], [0:144]", True), ("[0:8], [0:56:2], [0:56], [0:144]", False)]
+)
+def test_a_stride_over_rows_of_tiles_is_a_hazard_and_over_whole_tiles_is_none(window, told):
+    sizes = "8,56,28,144" if told else "8,28,56,144"
+    found = program(f"  %s = f32[{sizes}]{{3,2,1,0:T(8,128)}} slice(%x), slice={{{window}}}")
+    assert ("strides fall within tiles: slice %s" in found.hazards) == told
+
+
+def test_an_array_of_one_channel_wastes_lanes():
+    found = program("  %c = f32[8,56,56,144,1]{4,3,2,1,0:T(8,128)} copy(%x)")
+    assert "%c takes 128 times its size: 1 in 128 lanes" in found.hazards
+
+
+def test_a_copy_to_the_chip_is_no_change_of_layout():
+    start = "  %s = (f32[8,56,56,144]{3,2,1,0:T(8,128)S(1)}, f32[8,56,56,144]{3,2,1,0:T(8,128)}, u32[]) copy-start(%x)"
+    found = program(start, "  %d = f32[8,56,56,144]{3,2,1,0:T(8,128)S(1)} copy-done(%s)")
+    assert found.form == "copy" and found.hazards == (WASTE,)
+    assert found.memory_bytes == IN_TILES
+
+
+def test_a_slice_reads_its_part_alone():
+    start = (
+        "  %s = ((f32[8,56,56,144]{3,2,1,0:T(8,128)}), f32[2,56,56,144]{3,2,1,0:T(8,128)S(1)}, s32[]) slice-start(%x), "
+        "slice={[0:2], [0:56], [0:56], [0:144]}"
+    )
+    found = program(start, "  %d = f32[2,56,56,144]{3,2,1,0:T(8,128)S(1)} slice-done(%s)")
+    assert found.memory_bytes == IN_TILES // 4
+
+
 @pytest.mark.parametrize("temporaries, told", [(1.2, False), (1.3, True)])
 def test_large_temporaries_are_a_hazard(temporaries, told):
     padded = 8 * 58 * 58 * 144 * 4
