@@ -27,7 +27,7 @@ import bridge
 import jaxdw
 from bridge.audit.platforms import Platform, environment_for, platform
 from bridge.case import DTYPES
-from bridge.implementations import user
+from bridge.implementations import ImplementationError, user
 from jaxdw.choice import choose
 from jaxdw.geometry import Geometry
 from jaxdw.methods import METHODS
@@ -199,6 +199,8 @@ def compile_here(way: Way, subject: Subject, target: Platform) -> Compiled:
             program = lowered.compile()
             seconds = time.perf_counter() - start
             cost, memory, text = program.cost_analysis() or {}, program.memory_analysis(), program.as_text()
+    except ImplementationError as error:  # of the user's function, which it names
+        return Compiled(way.name, error=_first_line(str(error)))
     except Exception as error:
         return Compiled(way.name, error=f"{type(error).__name__}: {_first_line(str(error))}")
     if not text:
