@@ -5,7 +5,9 @@ hypothesis is tested by what it predicts, element by element:
 
 - *inputs rounded to a format*: the exact result of the rounded inputs is computed, and y must lie within the bound of
   the *declared* arithmetic of that. It is as strict as the test that the original inputs failed.
-- *inputs split in two parts of bfloat16, three products*: likewise, with 3 n products.
+- *inputs split in two parts of bfloat16*: likewise; with three products for each, or with the sum of the parts.
+- *what each window gives back rounded to a format*, in a gradient by the input: likewise, with the sum over the
+  multiplier rounded wherever it may lie, since that sum itself was rounded in an unknown order.
 - *output rounded to a format*: y must be a number of the format, and lie between the roundings of both ends of
   [exact - bound, exact + bound], since rounding is monotone. So with the sum rounded before the bias is added, and
   again after.
@@ -28,7 +30,7 @@ import numpy as np
 from bridge.case import Case
 from bridge.diagnosis.finding import Finding
 from bridge.diagnosis.localise import systematic
-from bridge.diagnosis.target import OPERANDS, Expected, sampled_terms
+from bridge.diagnosis.target import OPERANDS, Expected, products, sampled_terms
 from bridge.diagnosis.verdict import Verdict
 from bridge.numerics import (
     BFLOAT16,
@@ -40,7 +42,6 @@ from bridge.numerics import (
     cast,
     exact_sum,
     format_of,
-    output_products,
     round_to,
     truncate_to,
 )
@@ -63,6 +64,9 @@ class Rounded:
       operands: which of x, kernel, bias and dy, before the products; truncated: towards zero.
       output: the result.
       accumulator: every product and partial sum.
+      parts: how many numbers of the format stand for what is rounded, 1 or 2.
+      products: what stands for the product of two operands: 1, or the 3 greatest of two parts of each.
+      windows: what each element of each window gives back to the input, before these are added up.
     """
 
     format: Format
@@ -70,20 +74,52 @@ class Rounded:
     truncated: bool = False
     output: bool = False
     accumulator: bool = False
+    parts: int = 1
+    products: int = 1
+    windows: bool = False
+
+    @property
+    def name(self) -> str:
+        """The format's, with the number of products that stand for one, or of parts."""
+        number = max(self.parts, self.products)
+        return f"{self.format.name}_{number}x" if number > 1 else self.format.name
 
     def round(self, name: str, array: np.ndarray) -> np.ndarray:
         """An operand as the products see it, in its own dtype."""
-        if name not in self.operands:
-            return array
-        rounding = truncate_to if self.truncated else round_to
-        return cast(rounding(array.astype(np.float64), self.format), array.dtype)
+        return cast(self._nearest(array.astype(np.float64)), array.dtype) if name in self.operands else array
 
-    def apply(self, side: Side) -> tuple[Case, np.ndarray | None]:
-        """The case and dy with their operands rounded."""
-        case = side.target.case
+    def _nearest(self, wide: np.ndarray) -> np.ndarray:
+        rounding = truncate_to if self.truncated else round_to
+        first = rounding(wide, self.format)
+        return first if self.parts == 1 else first + rounding(wide - first, self.format)
+
+    def factors(self, names: tuple[str, ...], a: np.ndarray, b: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The operands of the products that stand for those of a and b, the greatest last."""
+        a, b = self.round(names[0], a), self.round(names[1], b)
+        if self.products == 1:
+            return [(a, b)]
+        (a1, a2), (b1, b2) = self._split(a), self._split(b)
+        return [(a1, b2), (a2, b1), (a1, b1)]
+
+    def _split(self, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        wide = array.astype(np.float64)
+        first = round_to(wide, self.format)
+        return cast(first, array.dtype), cast(round_to(wide - first, self.format), array.dtype)
+
+    def apply(self, side: Side) -> list[tuple[Case, np.ndarray | None]]:
+        """Cases, and dy for each, whose results add up to what rounded operands must give; the bias is in the last."""
+        target = side.target
+        case, names = target.case, tuple(name for name in OPERANDS[target.quantity] if name != "bias")
+        if len(names) == 1:
+            return [(case, None if target.dy is None else self.round("dy", target.dy))]
+        pairs = self.factors(names, *(_operand(side, name) for name in names))
         bias = None if case.bias is None else self.round("bias", case.bias)
-        dy = None if side.target.dy is None else self.round("dy", side.target.dy)
-        return case.replace(x=self.round("x", case.x), kernel=self.round("kernel", case.kernel), bias=bias), dy
+        found = []
+        for number, pair in enumerate(pairs, start=1):
+            given = {"x": case.x, "kernel": case.kernel, "dy": target.dy} | dict(zip(names, pair))
+            dy = given.pop("dy")
+            found.append((case.replace(**given, bias=bias if number == len(pairs) else None), dy))
+        return found
 
     def expected(self, side: Side, flat: np.ndarray | None) -> Expected:
         """What rounded operands must give in the declared arithmetic, but for another accumulator."""
@@ -91,12 +127,41 @@ class Rounded:
         if self.accumulator:
             arithmetic = dataclasses.replace(arithmetic, product=self.format, accumulator=self.format)
         if flat is None or side.target.quantity != "y":
-            return side.target.expected(arithmetic, *self.apply(side), flat)
+            sums = [products(case, side.target.quantity, dy) for case, dy in self.apply(side)]
+            whole = self._of_windows(sums) if self.windows else Expected.of(exact_sum(_together(sums)), arithmetic)
+            return whole if flat is None else whole.at(flat)
         case = side.target.case
         at = np.unravel_index(flat, side.y.shape)
-        terms = [(self.round("x", x), self.round("kernel", w), valid) for x, w, valid in sampled_terms(case, at)]
+        terms = [
+            (*pair, valid) for x, w, valid in sampled_terms(case, at) for pair in self.factors(("x", "kernel"), x, w)
+        ]
         bias = None if case.bias is None else self.round("bias", case.bias[at[-1]])
         return Expected.of(exact_sum(Products.of(terms, flat.shape, bias)), arithmetic)
+
+    def _of_windows(self, sums: list[Products]) -> Expected:
+        """A gradient by the input from what windows give back: a sum over the multiplier in float32, rounded."""
+        one, u = sums[0], FLOAT32.unit_roundoff
+        reference, allowed, size = (np.zeros(one.shape) for _ in range(3))
+        multiplier = one.w.shape[-1] // one.shape[-1]
+        for block in one.blocks():
+            given = [each.terms(block) for each in sums]
+            while group := [term for terms in given for term in itertools.islice(terms, multiplier)]:
+                back = np.array([np.where(valid, x * w, 0.0) for x, w, valid in group])
+                t, slack = back.sum(axis=0), len(back) * 1.01 * u * np.abs(back).sum(axis=0)
+                low, high = self._nearest(t - slack), self._nearest(t + slack)
+                reference[block] += (low + high) / 2
+                allowed[block] += (high - low) / 2
+                size[block] += np.maximum(np.abs(low), np.abs(high))
+        n = one.count / multiplier
+        # any order, the float64 sums of here, and subnormal numbers that are flushed
+        allowed += size * (np.expm1(n * np.log1p(u)) + 2 * n * 2.0**-52) + 2 * n * FLOAT32.smallest_normal
+        return Expected(reference, allowed)
+
+
+def _operand(side: Side, name: str) -> np.ndarray:
+    array = side.target.operand(name)
+    assert array is not None, name
+    return array
 
 
 def lower_precision(side: Side) -> Finding | None:
@@ -105,11 +170,10 @@ def lower_precision(side: Side) -> Finding | None:
     for fmt in _FORMATS:
         if fmt.precision >= given.precision:
             continue
-        for hypothesis in _hypotheses(side, fmt):
+        splits = _splits(side) if fmt is TF32 and given is FLOAT32 else ()
+        for hypothesis in itertools.chain(splits, _hypotheses(side, fmt)):
             if _predicts(side, hypothesis):
                 return _finding(side, hypothesis)
-        if fmt is TF32 and given is FLOAT32 and side.target.quantity == "y" and _three_passes(side):
-            return _split(side)
     return None
 
 
@@ -137,16 +201,42 @@ def _hypotheses(side: Side, fmt: Format) -> Iterator[Rounded]:
     if fmt is not TF32:
         yield Rounded(fmt, output=True)
     names = OPERANDS[side.target.quantity]
-    products = tuple(name for name in names if name != "bias")
+    factors = _factors(side)
     bias = [(), ("bias",)] if "bias" in names and side.target.case.bias is not None else [()]
-    subsets = [c for n in range(len(products), 0, -1) for c in itertools.combinations(products, n)]
-    for truncated, subset, extra in itertools.product((False, True), subsets, bias):
+    for truncated, subset, extra in itertools.product((False, True), _subsets(side), bias):
         yield Rounded(fmt, (*subset, *extra), truncated)
+    if fmt in (TF32, BFLOAT16) and side.target.quantity == "dx":
+        yield Rounded(fmt, windows=True)
+        yield Rounded(fmt, factors, windows=True)
     if fmt is not TF32:
         for extra in bias:
             # a dtype as wide as the customary accumulator is the accumulator too
             for accumulator in (False, True) if fmt is FLOAT32 else (False,):
-                yield Rounded(fmt, (*products, *extra), output=True, accumulator=accumulator)
+                yield Rounded(fmt, (*factors, *extra), output=True, accumulator=accumulator)
+
+
+def _splits(side: Side) -> Iterator[Rounded]:
+    """Operands, or what windows give back, as two parts of bfloat16."""
+    both = _factors(side)
+    for subset in _subsets(side):
+        yield Rounded(BFLOAT16, subset, parts=2)
+    if len(both) == 2:
+        yield Rounded(BFLOAT16, products=3)
+    if "x" in both:  # windows by a convolution are two parts already, whose sum may split another way
+        yield Rounded(BFLOAT16, ("x",), parts=2, products=3)
+    if side.target.quantity == "dx":
+        yield Rounded(BFLOAT16, parts=2, windows=True)
+        yield Rounded(BFLOAT16, parts=2, products=3, windows=True)
+
+
+def _factors(side: Side) -> tuple[str, ...]:
+    """The operands that are multiplied."""
+    return tuple(name for name in OPERANDS[side.target.quantity] if name != "bias")
+
+
+def _subsets(side: Side) -> list[tuple[str, ...]]:
+    names = _factors(side)
+    return [chosen for number in range(len(names), 0, -1) for chosen in itertools.combinations(names, number)]
 
 
 def _predicts(side: Side, hypothesis: Rounded) -> bool:
@@ -185,33 +275,10 @@ def _rounded_between(side: Side, expected: Expected, fmt: Format, flat: np.ndarr
     return bool(once[finite].all() and np.isfinite(expected.allowed[outside & finite]).all())
 
 
-def _three_passes(side: Side) -> bool:
-    """Whether y is the sum of x1 w1 + x1 w2 + x2 w1 with bfloat16 parts x1 + x2 and w1 + w2."""
-    case = side.target.case
-    at = np.unravel_index(side.sample, side.y.shape)
-    terms = []
-    for x, w, valid in sampled_terms(case, at):
-        (x1, x2), (w1, w2) = _parts(x), _parts(w)
-        terms += [(x1, w2, valid), (x2, w1, valid), (x1, w1, valid)]
-    bias = None if case.bias is None else case.bias[at[-1]]
-    sample = exact_sum(Products.of(terms, side.sample.shape, bias))
-    if not side.explained_by(Expected.of(sample, side.arithmetic), side.sample):
-        return False
-    (x1, x2), (w1, w2) = _parts(case.x), _parts(case.kernel)
-    passes = [(x1, w2, None), (x2, w1, None), (x1, w1, case.bias)]
-    whole = _together([output_products(case.replace(x=x, kernel=w, bias=b)) for x, w, b in passes])
-    return side.explained_by(Expected.of(exact_sum(whole), side.arithmetic))
-
-
-def _parts(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """a rounded to bfloat16, and the rest rounded to bfloat16, in a's dtype."""
-    wide = a.astype(np.float64)
-    first = round_to(wide, BFLOAT16)
-    return cast(first, a.dtype), cast(round_to(wide - first, BFLOAT16), a.dtype)
-
-
 def _together(parts: list[Products]) -> Products:
     """The sum of several sums, as one; the bias is the last one's."""
+    if len(parts) == 1:
+        return parts[0]
     return dataclasses.replace(
         parts[-1],
         count=np.sum([part.count for part in parts], axis=0),
@@ -235,22 +302,29 @@ def _accumulates(side: Side, hypothesis: Rounded) -> bool:
 
 
 def _finding(side: Side, hypothesis: Rounded) -> Finding:
-    operands = [name for name in hypothesis.operands if side.target.operand(name) is not None]
-    fmt = hypothesis.format.name
+    split = _factors(side) if hypothesis.products > 1 else ()
+    operands = split or [name for name in hypothesis.operands if side.target.operand(name) is not None]
+    words = " and ".join(_WORDS[name] for name in operands)
     parts, causes = [], []
-    if operands:
+    if split:
+        parts.append("inputs")
+        causes.append(f"{words} split into two bfloat16 parts, three products for each one")
+    elif operands:
         how = "truncated" if hypothesis.truncated else "rounded"
         parts.append("inputs")
-        causes.append(f"{' and '.join(_WORDS[name] for name in operands)} {how} to {_formats(side, hypothesis)}")
+        causes.append(f"{words} {how} to {_formats(side, hypothesis)}")
+    if hypothesis.windows:
+        parts.append("windows")
+        causes.append(f"what each window gives back rounded to {_formats(side, hypothesis)}")
     if hypothesis.output:
         parts.append("output")
-        causes.append(f"the result rounded to {fmt}")
+        causes.append(f"the result rounded to {hypothesis.format.name}")
     elif hypothesis.accumulator:
         parts.append("accumulator")
-        causes.append(f"the sum taken in {fmt}")
+        causes.append(f"the sum taken in {hypothesis.format.name}")
     return Finding(
         Verdict.PRECISION,
-        f"{fmt} {' and '.join(parts)}",
+        f"{hypothesis.name} {' and '.join(parts)}",
         f"{side.name} was computed with {', and '.join(causes)}; {_rest(side, hypothesis)}",
         _mend(side, hypothesis),
         "; ".join(f"inputs: {', '.join(operands)}" if part == "inputs" else part for part in parts),
@@ -265,7 +339,9 @@ def _rest(side: Side, hypothesis: Rounded) -> str:
 
 def _formats(side: Side, hypothesis: Rounded) -> str:
     """The format's name; TF32 and float16 have the same digits, and where no value is small or large, both."""
-    if hypothesis.format is not TF32:
+    if hypothesis.parts == 2:
+        return f"two parts of {hypothesis.format.name}"
+    if hypothesis.format is not TF32 or hypothesis.windows:
         return hypothesis.format.name
     half = dataclasses.replace(hypothesis, format=FLOAT16)
     given = {name: side.target.operand(name) for name in hypothesis.operands}
@@ -279,6 +355,11 @@ def _mend(side: Side, hypothesis: Rounded) -> str:
     if hypothesis.output:
         dtype = side.target.case.dtype.name
         return f"compute {side.name} with dtype={dtype} throughout, without autocast or a cast of its result"
+    if hypothesis.products > 1:
+        return (
+            f'{side.name} in JAX: precision="highest" (three passes are "high"); '
+            'in PyTorch: torch.set_float32_matmul_precision("highest")'
+        )
     if hypothesis.format is TF32:
         torch_mend = (
             "torch.backends.cudnn.allow_tf32 = False, and for matmul torch.backends.cuda.matmul.allow_tf32 = False"
@@ -286,15 +367,3 @@ def _mend(side: Side, hypothesis: Rounded) -> str:
     else:
         torch_mend = 'torch.set_float32_matmul_precision("highest"), and no autocast'
     return f'{side.name} in JAX: precision="highest"; in PyTorch: {torch_mend}'
-
-
-def _split(side: Side) -> Finding:
-    return Finding(
-        Verdict.PRECISION,
-        "bfloat16_3x inputs",
-        f"{side.name} was computed with inputs split into two bfloat16 parts, three products for each one; "
-        f"the rest is within the bound of {side.arithmetic.accumulator.name}",
-        f'{side.name} in JAX: precision="highest" (three passes are "high"); '
-        'in PyTorch: torch.set_float32_matmul_precision("highest")',
-        "inputs: x, kernel",
-    )

@@ -98,7 +98,7 @@ class Target:
         if (dy is None) != (quantity == "y"):
             expected = "expected None for the output" if quantity == "y" else "expected the gradient by the output"
             raise ValueError(f"`dy` is {'None' if dy is None else 'given'} with `quantity` {quantity!r}: {expected}")
-        return cls(case, quantity, dy, reference or exact_sum(_products(case, quantity, dy)))
+        return cls(case, quantity, dy, reference or exact_sum(products(case, quantity, dy)))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -133,8 +133,8 @@ class Target:
         if flat is not None and self.quantity == "y":
             at = np.unravel_index(flat, case.geometry.output_shape)
             return Expected.of(exact_sum(sampled_products(case, at)), arithmetic)
-        products = _products(case, self.quantity, self.dy if dy is None else dy)
-        whole = Expected.of(exact_sum(products), arithmetic)
+        total = exact_sum(products(case, self.quantity, self.dy if dy is None else dy))
+        whole = Expected.of(total, arithmetic)
         return whole if flat is None else whole.at(flat)
 
     @functools.cached_property
@@ -148,7 +148,8 @@ class Target:
         return self._bounds[arithmetic]
 
 
-def _products(case: Case, quantity: str, dy: np.ndarray | None) -> Products:
+def products(case: Case, quantity: str, dy: np.ndarray | None) -> Products:
+    """What adds up to the quantity."""
     return output_products(case) if dy is None else _GRADIENTS[quantity](case, dy)
 
 

@@ -11,8 +11,8 @@ Both round float32 operands before they multiply, and the precision says how (`j
 An operation that names two precisions runs at the higher. That is what the units for matrix products do; compilers do
 not send every product there. In the programs that XLA makes for TPU v5e and v6e (libtpu 0.0.42) and for an H100
 
-- a product of which one side is a vector is a loop of float32 multiplications and additions: nothing is rounded. So it
-  is with the einsum of windows and a kernel without a channel multiplier;
+- a matrix product of which one side is a vector, or that adds nothing, is a loop of float32 multiplications and
+  additions: nothing is rounded. So it is with the einsum of windows and a kernel without a channel multiplier;
 
 and on TPU alone, where the vector unit multiplies in float32 too,
 
@@ -201,7 +201,7 @@ def _rounded(platform: str, equation: JaxprEqn) -> tuple[Parts | None, Parts | N
     """What the platform rounds each operand of a product to; None for what it leaves as it is."""
     precision, lhs, rhs = _precision(equation), *(atom.aval for atom in equation.invars)
     parts = PARTS[platform][precision]
-    if lhs.dtype != jnp.float32 or rhs.dtype != jnp.float32 or _is_of_vector(equation):
+    if lhs.dtype != jnp.float32 or rhs.dtype != jnp.float32 or _is_of_vectors(equation):
         return None, None
     if platform != "tpu" or not _is_depthwise(equation):
         return parts, parts
@@ -213,15 +213,18 @@ def _rounded(platform: str, equation: JaxprEqn) -> tuple[Parts | None, Parts | N
     return (None if math.prod(taps) == 1 else parts), None
 
 
-def _is_of_vector(equation: JaxprEqn) -> bool:
-    """Whether it is a matrix product of which one side has nothing but what is summed, and what is common to both."""
+def _is_of_vectors(equation: JaxprEqn) -> bool:
+    """Whether it is a matrix product of one row or one column, or of one column and one row, by all common axes."""
     if equation.primitive.name != "dot_general":
         return False
-    contracted, batched = equation.params["dimension_numbers"]
-    return any(
-        math.prod(size for axis, size in enumerate(atom.aval.shape) if axis not in (*summed, *common)) == 1
-        for atom, summed, common in zip(equation.invars, contracted, batched)
-    )
+    contracted, common = equation.params["dimension_numbers"]
+    shapes = [atom.aval.shape for atom in equation.invars]
+    added = math.prod(shapes[0][axis] for axis in contracted[0])
+    kept = [
+        math.prod(shape) // math.prod(shape[axis] for axis in (*own, *batch)) if math.prod(shape) else 0
+        for shape, own, batch in zip(shapes, contracted, common)
+    ]
+    return 1 in (added, *kept)
 
 
 def _is_depthwise(equation: JaxprEqn) -> bool:
