@@ -28,7 +28,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 
 from jaxdw.geometry import Geometry
-from jaxdw.sums.padded import kernel_gradient_of_padded, of_padded, sum_of_padded
+from jaxdw.sums.padded import of_padded, sum_of_padded
 from jaxdw.sums.tiles import LANES, SUBLANES
 from jaxdw.windows import pad
 
@@ -67,7 +67,9 @@ def sum_in_kernel(
       ValueError: `compute` is not float32.
     """
     _check(compute)
-    if 0 in geometry.x_shape or 0 in geometry.output_shape:
+    if 0 in geometry.output_shape:
+        return jnp.zeros(geometry.output_shape, dtype)
+    if 0 in geometry.x_shape:
         return sum_of_padded(x, kernel, bias, geometry, "raster", compute).astype(dtype)
     if geometry.padding_mode != "zeros":
         x, geometry = pad(x, geometry), of_padded(geometry)
@@ -106,7 +108,7 @@ def kernel_gradient_in_kernel(
     """
     _check(compute)
     if 0 in geometry.x_shape or 0 in geometry.output_shape:
-        return kernel_gradient_of_padded(x, dy, geometry, compute).astype(dtype)
+        return jnp.zeros(geometry.kernel_shape, dtype)
     if geometry.padding_mode != "zeros":
         x, geometry = pad(x, geometry), of_padded(geometry)
     volume = _Volume.of(geometry)
