@@ -159,8 +159,7 @@ def _defaults(a: Implementation, b: Implementation) -> Iterator[Pair]:
 
 def _plain(side: Implementation) -> list[Implementation]:
     own = [name for name in implementations(interpreted=False) if name.partition(".")[0] == side.framework]
-    there = {knob: spec.default_on(side.emulates) for knob, spec in knobs(side.framework).items()}
-    return [implementation(name).changed(**there) for name in own]
+    return [implementation(name).on(side.emulation.platform if side.emulation else "") for name in own]
 
 
 def _on_both_sides(around: Sequence[Sequence[Implementation]], runs: Runs) -> Iterator[Pair]:

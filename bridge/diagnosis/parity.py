@@ -133,7 +133,8 @@ def parity(
             if explain and subject is not None:
                 orders.append(reveal(each if dy is None else InputGradient(each, case), subject))
                 replayed = replay(orders[-1], subject)
-        sides.append(Side.of(each.name, y, target, arithmetic, replayed))
+        emulated = each if isinstance(each, Implementation) and each.emulation else None
+        sides.append(Side.of(each.name, y, target, arithmetic, replayed, emulated))
         if dy is None:
             tests.append(integer_test(each, case, arithmetic))
     comparisons = [compare_sides(a, b) for a, b in itertools.combinations(sides, 2)]

@@ -30,7 +30,7 @@ import numpy as np
 from bridge.case import Case
 from bridge.diagnosis.finding import Finding
 from bridge.diagnosis.localise import systematic
-from bridge.diagnosis.target import OPERANDS, Expected, products, sampled_terms
+from bridge.diagnosis.target import OPERANDS, WORDS, Expected, products, sampled_terms
 from bridge.diagnosis.verdict import Verdict
 from bridge.numerics import (
     BFLOAT16,
@@ -51,8 +51,6 @@ if TYPE_CHECKING:
 
 #: From the finest to the coarsest.
 _FORMATS = (FLOAT32, TF32, FLOAT16, BFLOAT16)
-
-_WORDS = {"x": "the input", "kernel": "the kernel", "bias": "the bias", "dy": "the gradient"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,7 +302,7 @@ def _accumulates(side: Side, hypothesis: Rounded) -> bool:
 def _finding(side: Side, hypothesis: Rounded) -> Finding:
     split = _factors(side) if hypothesis.products > 1 else ()
     operands = split or [name for name in hypothesis.operands if side.target.operand(name) is not None]
-    words = " and ".join(_WORDS[name] for name in operands)
+    words = " and ".join(WORDS[name] for name in operands)
     parts, causes = [], []
     if split:
         parts.append("inputs")
@@ -345,6 +343,8 @@ def _formats(side: Side, hypothesis: Rounded) -> str:
         return hypothesis.format.name
     half = dataclasses.replace(hypothesis, format=FLOAT16)
     given = {name: side.target.operand(name) for name in hypothesis.operands}
+    if side.emulated is not None:
+        return "tf32"
     same = all(a is None or np.array_equal(half.round(n, a), hypothesis.round(n, a)) for n, a in given.items())
     return "tf32 (or float16: these values do not tell them apart)" if same else "tf32"
 

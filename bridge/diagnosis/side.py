@@ -7,10 +7,12 @@ import functools
 
 import numpy as np
 
+from bridge.diagnosis.emulation import on_platform
 from bridge.diagnosis.explain import explain
 from bridge.diagnosis.finding import Finding
 from bridge.diagnosis.shapes import likely_cause
 from bridge.diagnosis.target import Expected, Target
+from bridge.implementations import Implementation
 from bridge.numerics import Arithmetic
 
 #: Elements on which a hypothesis is tried before it is tested on all.
@@ -27,6 +29,7 @@ class Side:
       target: what it was to compute.
       arithmetic: what its implementation declares to compute in.
       replayed: y recomputed in its revealed order of addition; None if that was not tried.
+      emulated: what made y, where it emulates a platform.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Side:
     target: Target
     arithmetic: Arithmetic
     replayed: np.ndarray | None = None
+    emulated: Implementation | None = None
 
     @classmethod
     def of(
@@ -43,6 +47,7 @@ class Side:
         target: Target,
         arithmetic: Arithmetic | None = None,
         replayed: np.ndarray | None = None,
+        emulated: Implementation | None = None,
     ) -> Side:
         """A side whose array is checked against the target; no arithmetic means the weakest conventional one."""
         if not isinstance(y, np.ndarray):
@@ -52,7 +57,7 @@ class Side:
             raise ValueError(f"`{name}` has shape {y.shape}, expected {target.shape}{': ' + hint if hint else ''}")
         if y.dtype != target.case.dtype:
             raise TypeError(f"`{name}` has dtype {y.dtype}, expected {target.case.dtype}, the dtype of the case")
-        return cls(name, y, target, arithmetic or weakest(target), replayed)
+        return cls(name, y, target, arithmetic or weakest(target), replayed, emulated)
 
     @property
     def bound(self) -> np.ndarray:
@@ -94,7 +99,10 @@ class Side:
     @functools.cached_property
     def finding(self) -> Finding | None:
         """Why it is outside its bound; None if it is not."""
-        return explain(self) if self.outside.any() else None
+        if not self.outside.any():
+            return None
+        found = explain(self)
+        return found if self.emulated is None else on_platform(self, self.emulated, found)
 
 
 def weakest(target: Target) -> Arithmetic:

@@ -26,6 +26,9 @@ from bridge.numerics import (
 #: What can be compared, by name, and the operands that enter its products.
 OPERANDS = {"y": ("x", "kernel", "bias"), "dx": ("dy", "kernel"), "dkernel": ("x", "dy"), "dbias": ("dy",)}
 
+#: What operands are called.
+WORDS = {"x": "the input", "kernel": "the kernel", "bias": "the bias", "dy": "the gradient"}
+
 _GRADIENTS: dict[str, Callable[[Case, np.ndarray], Products]] = {
     "dx": input_gradient_products,
     "dkernel": kernel_gradient_products,

@@ -65,6 +65,27 @@ class Algorithm:
 
 
 @dataclasses.dataclass(frozen=True)
+class Emulation:
+    """What a value of a knob stands for on a platform that need not be there.
+
+    Attributes:
+      platform: "tpu" or "gpu"; about: in words.
+      value: the knob's value there; code: how to write it.
+    """
+
+    platform: str
+    about: str
+    value: str
+    code: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.code} on {self.about} (emulated on this machine: operands rounded as there, added in the order of "
+            "here)"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Knob:
     """A setting that an implementation takes in brackets.
 
@@ -73,13 +94,13 @@ class Knob:
       default: what it is when it is not named.
       code: the values it may have, each with how to write it in the user's own code; a template means a positive
         integer.
-      emulated: further values, `platform-value`, that stand for the value on a platform that is not there.
+      emulated: further values, that stand for a value on a platform that is not there.
     """
 
     kind: str
     default: str
     code: Mapping[str, str] | str
-    emulated: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    emulated: Mapping[str, Emulation] = dataclasses.field(default_factory=dict)
 
     def check(self, name: str, value: str) -> str:
         if isinstance(self.code, str):
@@ -91,18 +112,18 @@ class Knob:
 
     def platform(self, value: str) -> str:
         """The platform that the value emulates; empty for none."""
-        return value.partition("-")[0] if value in self.emulated else ""
+        return self.emulated[value].platform if value in self.emulated else ""
 
-    def default_on(self, platform: str) -> str:
-        """The default on the platform that is emulated; "" is none."""
-        value = f"{platform}-{self.default}"
-        return value if value in self.emulated else self.default
+    def on(self, platform: str, value: str) -> str:
+        """The value on the platform that is emulated, "" being none; the same where it is not told apart there."""
+        there = (key for key, each in self.emulated.items() if (each.platform, each.value) == (platform, value))
+        return next(there, value)
 
     def how_to(self, value: str) -> str:
         """How to write the value in the user's own code."""
         if isinstance(self.code, str):
             return f"without {self.code.format('...')}" if value == self.default else self.code.format(value)
-        return self.emulated[value] if value in self.emulated else self.code[value]
+        return str(self.emulated[value]) if value in self.emulated else self.code[value]
 
     def others(self, value: str) -> list[str]:
         """The other values worth a try: all of a list on the same platform, and 1 of the integers.
@@ -142,10 +163,16 @@ class Implementation:
         return self.knobs.get("xla", "default") != "default"
 
     @property
-    def emulates(self) -> str:
-        """The platform that it emulates, "tpu" or "gpu"; empty for none."""
+    def emulation(self) -> Emulation | None:
+        """What it emulates, if it does."""
         known = knobs(self.framework)
-        return next(filter(None, (known[knob].platform(value) for knob, value in self.knobs.items())), "")
+        return next((e for knob, value in self.knobs.items() if (e := known[knob].emulated.get(value))), None)
+
+    def on(self, platform: str, **values: str) -> Implementation:
+        """The same with all knobs at their defaults but these, on the platform that is emulated; "" is none."""
+        known = knobs(self.framework)
+        there = {knob: spec.on(platform, values.get(knob, spec.default)) for knob, spec in known.items()}
+        return self.changed(**there)
 
     def run(self, case: Case) -> np.ndarray:
         """The output `(*batch, *output_spatial, C*M)` of the case, of the case's dtype.
@@ -223,7 +250,8 @@ def implementation(name: str) -> Implementation:
     for item in filter(None, (match["knobs"] or "").split(",")) if match else ():
         knob, equals, value = (part.strip() for part in item.partition("="))
         if not equals or knob not in known:
-            raise ValueError(f"`implementation` is {name!r} with knob {item!r}, expected one of {', '.join(known)}")
+            expected = f"one of {', '.join(known)}" if known else "no knob"
+            raise ValueError(f"`implementation` is {name!r} with knob {item!r}, expected {expected}")
         given[knob] = known[knob].check(knob, value)
     return _with_knobs(base, framework, algorithm, given)
 

@@ -13,12 +13,12 @@ not send every product there. In the programs that XLA makes for TPU v5e and v6e
 
 - a matrix product of which one side is a vector, or that adds nothing, is a loop of float32 multiplications and
   additions: nothing is rounded. So it is with the einsum of windows and a kernel without a channel multiplier;
+- a depthwise convolution with one tap is a multiplication: nothing is rounded;
 
-and on TPU alone, where the vector unit multiplies in float32 too,
+and on TPU alone, where the vector unit computes a depthwise convolution of two channels or more, without a multiplier,
 
-- a depthwise convolution without a multiplier, of two channels or more, rounds its input at the default precision, and
-  nothing above that; the kernel never; and with one tap, it is a multiplication;
-- the gradient by its kernel rounds both operands at the default precision, and nothing above that.
+- its input is rounded at the default precision, and not above that; the kernel never;
+- for the gradient by its kernel, both operands are rounded at the default precision, and not above that.
 
 There the compiler rounds as it lays operands out anew. Where it need not (seen with batch 1 and 130 channels) it leaves
 float32, and the emulation shows more than happens. Older TPUs were not looked at, nor was hardware run.
@@ -45,6 +45,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+from bridge.implementations import Emulation
 
 
 class Parts(NamedTuple):
@@ -93,15 +95,14 @@ _RISING = ("default", "high", "highest")
 _CONTROL = ("scan", "while", "cond")
 
 
-def values() -> dict[str, str]:
-    """The values of the knob `precision` that emulate a platform, each with its meaning in words.
+def values() -> dict[str, Emulation]:
+    """The values of the knob `precision` that emulate a platform.
 
     >>> list(values())
     ['tpu-default', 'tpu-high', 'tpu-highest', 'gpu-default', 'gpu-high', 'gpu-highest']
     """
     return {
-        f"{platform}-{precision}": f'precision="{precision}" on {PLATFORMS[platform]} (emulated on this machine: '
-        "operands rounded as there, added in the order of here)"
+        f"{platform}-{precision}": Emulation(platform, PLATFORMS[platform], precision, f'precision="{precision}"')
         for platform, precisions in PARTS.items()
         for precision in precisions
     }
@@ -203,14 +204,16 @@ def _rounded(platform: str, equation: JaxprEqn) -> tuple[Parts | None, Parts | N
     parts = PARTS[platform][precision]
     if lhs.dtype != jnp.float32 or rhs.dtype != jnp.float32 or _is_of_vectors(equation):
         return None, None
-    if platform != "tpu" or not _is_depthwise(equation):
+    if not _is_depthwise(equation):
+        return parts, parts
+    forward = equation.params["batch_group_count"] == 1
+    if forward and math.prod(rhs.shape[axis] for axis in equation.params["dimension_numbers"].rhs_spec[2:]) == 1:
+        return None, None
+    if platform != "tpu":
         return parts, parts
     if precision != "default":
         return None, None
-    if equation.params["batch_group_count"] > 1:
-        return parts, parts
-    taps = [rhs.shape[axis] for axis in equation.params["dimension_numbers"].rhs_spec[2:]]
-    return (None if math.prod(taps) == 1 else parts), None
+    return parts, None if forward else parts
 
 
 def _is_of_vectors(equation: JaxprEqn) -> bool:

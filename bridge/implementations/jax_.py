@@ -110,8 +110,8 @@ def _on(compute: Compute, precision: str, working: np.dtype) -> tuple[Compute, l
     if precision not in KNOBS["precision"].emulated:
         return compute, lax.Precision(precision)
     emulated.check(precision, working)
-    platform, _, there = precision.partition("-")
-    return emulated.On(platform, compute), lax.Precision(there)
+    there = KNOBS["precision"].emulated[precision]
+    return emulated.On(there.platform, compute), lax.Precision(there.value)
 
 
 def _coarsest(compute: Compute, case: Case, dtype: str, precision: str) -> emulated.Parts | None:

@@ -90,11 +90,21 @@ def _sentence(label: str, text: str) -> str:
 
 
 def _same_bits(diagnosis: Diagnosis, reference: str) -> str:
-    same = [_how_to(name) for name in diagnosis.identical_to(reference) if name != "numpy.exact"]
+    equal = [name for name in diagnosis.identical_to(reference) if name != "numpy.exact"]
+    same = [_how_to(name) for name in equal if not _emulates(name)]
+    if equal and not same:
+        return f"The bits of {reference} have, of the others, only emulations: {', '.join(equal)}."
     if not same:
         return f"None of the others has the bits of {reference} on this case."
     listed = "; ".join(same)
     return f"For the bits of {reference} itself, use: {listed}. Checked here, on this case and this machine."
+
+
+def _emulates(name: str) -> bool:
+    try:
+        return implementation(name).emulation is not None
+    except ValueError:  # one that was handed to `parity` as an object
+        return False
 
 
 def _how_to(name: str) -> str:

@@ -12,6 +12,9 @@ from bridge.case import Case
 from bridge.diagnosis import Diagnosis, Verdict
 from bridge.report.answer import answer
 
+#: What the table leaves at 80 columns.
+NAME_WIDTH = 26
+
 _STYLES = {
     Verdict.IDENTICAL: "green",
     Verdict.EXPLAINED: "green",
@@ -75,8 +78,15 @@ def _table(diagnosis: Diagnosis, reference: str) -> Table:
             continue
         c = diagnosis.between(reference, name)
         figures = (str(c.different), f"{c.max_abs:.2g}", str(c.max_ulp), f"{c.max_bound_ratio:.2g}")
-        table.add_row(escape(name), styled(c.verdict), *(figures if c.different else ("0", "0", "0", "0")))
+        table.add_row(
+            escape(_on_two_lines(name)), styled(c.verdict), *(figures if c.different else ("0", "0", "0", "0"))
+        )
     return table
+
+
+def _on_two_lines(name: str) -> str:
+    """A name too long for its column, broken before its settings."""
+    return name if len(name) <= NAME_WIDTH else name.replace("[", "\n[", 1)
 
 
 def _integers(diagnosis: Diagnosis) -> str:
