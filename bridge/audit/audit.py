@@ -85,7 +85,7 @@ def audit(ways: Sequence[str] | None, subject: Subject, on: str = "cpu") -> Audi
       on: a key of `bridge.audit.platforms.PLATFORMS`; it need not be there.
 
     Raises:
-      ValueError: no such platform or method.
+      ValueError: no such platform or method, or float64 on a TPU.
       ModuleNotFoundError: the platform's compiler is not installed.
 
     >>> from jaxdw import Geometry
@@ -94,6 +94,11 @@ def audit(ways: Sequence[str] | None, subject: Subject, on: str = "cpu") -> Audi
     'f32'
     """
     target = platform(on)
+    if subject.dtype == "float64" and target.backend == "tpu":
+        raise ValueError(
+            f"`dtype` is 'float64', expected float32, float16 or bfloat16 on {on}: a TPU has no float64, and XLA "
+            "makes it of pairs of float32, which the audit does not follow"
+        )
     if target.missing:
         raise ModuleNotFoundError(target.missing)
     chosen = [Way.parse(name) for name in ways or default_ways(target)]

@@ -124,6 +124,7 @@ def test_a_page_escapes_what_it_is_given():
         (["grouped[precision=double]"], r"'precision=double', expected \[precision=\] one of default, high, highest"),
         (["--precision", "bf16"], r"`precision` is 'bf16', expected one of default, high, highest"),
         (["--dtype", "int8"], r"`dtype` is 'int8', expected one of float32"),
+        (["--dtype", "float64", "--platform", "tpu:v5e"], r"float32, float16 or bfloat16 on tpu:v5e"),
         (["no.such.module:f"], r"`METHOD` is 'no.such.module:f', and 'no.such.module' cannot be imported: Module"),
         ([PLANTED + "nothing"], r"has no 'nothing'"),
         (["tests.references:conv2d"], r"`METHOD` is"),
@@ -137,7 +138,8 @@ def test_a_page_escapes_what_it_is_given():
         (["--json", "a.out", "--html", "a.out"], r"expected two files"),
     ],
 )
-def test_bad_arguments_are_one_line_and_exit_code_2(arguments, message):
+def test_bad_arguments_are_one_line_and_exit_code_2(arguments, message, monkeypatch):
+    monkeypatch.setattr("bridge.audit.platforms.importlib.util.find_spec", lambda package: package)
     code, out, error = jaxdw(*arguments)
     assert code == 2 and not out and re.search(message, error), error
 
