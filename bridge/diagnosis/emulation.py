@@ -40,8 +40,14 @@ def on_platform(side: Side, each: Implementation, found: Finding) -> Finding:
 
 
 def _is_of(there: Emulation, found: Finding) -> bool:
+    """Whether the platform rounds so: to nearest, before it multiplies, and no kernel without its input."""
     fmt, _, what = found.name.partition(" ")
-    return fmt in FORMATS.get((there.platform, there.value), ()) and not {"output", "accumulator"} & set(what.split())
+    return (
+        fmt in FORMATS.get((there.platform, there.value), ())
+        and not {"output", "accumulator"}.intersection(what.split())
+        and " truncated to " not in found.cause
+        and found.place != "inputs: kernel"
+    )
 
 
 def _mend(side: Side, each: Implementation, there: Emulation) -> str:

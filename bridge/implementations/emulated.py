@@ -186,7 +186,7 @@ def _product(platform: str, equation: JaxprEqn, lhs: jax.Array, rhs: jax.Array) 
         highest = (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
         return equation.primitive.bind(a, b, **{**equation.params, "precision": highest})
 
-    left, right = (_split(operand, parts) for operand, parts in zip((lhs, rhs), _rounded(platform, equation)))
+    left, right = (split(operand, parts) for operand, parts in zip((lhs, rhs), _rounded(platform, equation)))
     number = max(len(left), len(right))
     pairs = [(i, j) for i, j in itertools.product(range(len(left)), range(len(right))) if i + j < number]
     leading = multiply(left[0], right[0])
@@ -242,7 +242,7 @@ def _is_depthwise(equation: JaxprEqn) -> bool:
     return groups == own == rhs[numbers.rhs_spec[0]] > 1
 
 
-def _split(a: jax.Array, parts: Parts | None) -> list[jax.Array]:
+def split(a: jax.Array, parts: Parts | None) -> list[jax.Array]:
     """a as a sum of numbers with few bits, the greatest first; what is left over is dropped."""
     if parts is None:
         return [a]
