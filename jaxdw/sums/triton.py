@@ -39,8 +39,8 @@ LOAD_BYTES = 16
 #: Products over the rows and columns of a kernel that a program spells out at most; beyond, it loops over the taps.
 MOST_UNROLLED = 256
 
-#: Output rows of a program, and the vectors that it sums into, which a thread holds in its registers.
-MOST_ROWS, MOST_SUMS = 4, 8
+#: Output rows of a program; sums of a thread, and its FMAs with one plane of the kernel: beyond, registers are spilled.
+MOST_ROWS, MOST_SUMS, MOST_FMAS = 4, 32, 784
 
 #: Taps whose sums a program of the kernel gradient holds.
 MOST_TAPS = 16
@@ -218,7 +218,8 @@ class _ConvTile(NamedTuple):
         phases = (rows.period, columns.period) if unrolled else (1, 1)
         height, width = pl.cdiv(rows.outputs, phases[0]), pl.cdiv(columns.outputs, phases[1])
         features, wide = _vector(volume.features, width, THREADS * LOAD_BYTES // itemsize)
-        most = min(MOST_ROWS, MOST_SUMS // math.prod(phases), MOST_UNROLLED // products)
+        each = LOAD_BYTES // itemsize
+        most = min(MOST_ROWS, MOST_SUMS // (each * math.prod(phases)), MOST_FMAS // (each * products))
         high = pl.cdiv(height, pl.cdiv(height, max(1, most)))
         blocks = (depth.outputs, pl.cdiv(height, high), pl.cdiv(width, wide), pl.cdiv(volume.features, features))
         return cls(unrolled, phases, high, wide, features, blocks)
