@@ -119,7 +119,10 @@ def finding(compiled: Compiled, subject: Subject, backend: str) -> Finding:
     ran = steps(module, backend)
     rounded = roundings(module, list(subject.arguments), backend, subject.dtype)
     kernels = tuple(each.detail for each in ran if each.kind == "hand-written kernel")
-    cycles = [] if kernels else [each.times * each.cycles for each in ran if each.cycles is not None]
+    counted = steps(Module.parse(compiled.scheduled), backend) if kernels and compiled.scheduled else ran
+    cycles = [each.times * each.cycles for each in counted if each.cycles is not None]
+    if any(each.kind == "hand-written kernel" and each.cycles is None for each in counted):
+        cycles = []
     padded_bytes = math.prod((*g.batch, *g.padded_spatial)) * g.channels * _itemsize(subject.dtype)
     return Finding(
         compiled.way,

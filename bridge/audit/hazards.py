@@ -127,7 +127,7 @@ def _hand_written(steps: Sequence[Step], backend: str) -> list[str]:
     for each in steps:
         if each.kind == "hand-written kernel":
             priced = "takes its author's word for what it costs" if each.is_priced else "leaves it out"
-            estimate = f", and the compiler's estimate {priced}" if backend == "tpu" else ""
+            estimate = f", and the compiler's estimate in seconds {priced}" if backend == "tpu" else ""
             found.append(f"{each.kind} {each.detail}: what it rounds and keeps inside is not seen here{estimate}")
     return found
 

@@ -201,7 +201,8 @@ def _kernel(instruction: Instruction) -> str:
 
 
 def _cycles(instruction: Instruction) -> int | None:
-    noted = instruction.backend_config.get("window_config", {})
+    where = "bundle_analysis_data" if target(instruction) in HAND_WRITTEN else "window_config"
+    noted = instruction.backend_config.get(where, {})
     count = str(noted.get("estimated_cycles", "")) if isinstance(noted, dict) else ""
     return int(count) if count.isdecimal() else None
 

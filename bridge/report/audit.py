@@ -19,8 +19,8 @@ from bridge.report.pictures import ramp_css
 #: Said wherever an estimate is shown.
 ESTIMATES = (
     "Time and cycles are two estimates by the compiler: its optimal_seconds for the whole program, and its "
-    "estimated_cycles, summed over the steps that have any. They do not agree with each other, and neither is a "
-    "measurement."
+    "estimated_cycles, summed over the steps: from a model of costs, and for hand-written kernels from their "
+    "instructions. They do not agree with each other, and neither is a measurement."
 )
 
 #: What a question mark is.

@@ -214,11 +214,11 @@ def test_a_tpu_that_is_not_here(tmp_path):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed: pip install 'jaxdw[tpu]'")
     (tmp_path / "own.py").write_text(OWN)
-    names = ["grouped", "grouped[precision=highest]", "own:f"]
+    names = ["grouped", "grouped[precision=highest]", "own:f", "pallas"]
     done = run(*names, "--platform", "tpu:v5e", "--json", "audit.json", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not done.stderr and all(len(line) <= 80 for line in done.stdout.splitlines())
     report = AuditReport.model_validate_json((tmp_path / "audit.json").read_text())
-    assert [each.narrowest for each in report.findings] == ["bf16", "f32", "f32"]
+    assert [each.narrowest for each in report.findings] == ["bf16", "f32", "f32", "f32"]
     assert any("rounded to bf16 before the copy" in each for each in report.findings[0].hazards)
     assert all((each.optimal_seconds or 0) > 0 and (each.estimated_cycles or 0) > 0 for each in report.findings)
