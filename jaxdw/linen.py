@@ -44,7 +44,8 @@ class DepthwiseConv(nn.Module):
       method: "auto", or a method of `jaxdw.depthwise_conv`. With a `window_fn`: "auto" takes exact windows by slices,
         "patches" those of `lax.conv_general_dilated_patches`; the other methods never form windows and are refused.
       window_fn: a function of the windows `(*batch, *output_spatial, *kernel_size, C)` that returns an array of the
-        same shape and dtype, applied before the contraction with the kernel. It may be a module with parameters.
+        same shape and dtype, applied before the contraction with the kernel. It may be a module with variables;
+        it is called once, on all windows, where `jaxdw.windowed_conv` in a module of your own need not hold them.
       depthwise_conv: the function that convolves, with the arguments of `jaxdw.depthwise_conv`; a
         `jaxdw.sharding.Over` shares the work out over a mesh.
 

@@ -41,10 +41,11 @@ class DepthwiseConv(nnx.Module):
       param_dtype: dtype of the parameters.
       precision: as for `lax.conv_general_dilated`; see `jaxdw.depthwise_conv`.
       kernel_init, bias_init: initializers, called with (key, shape, dtype).
-      method: "auto", or a method of `jaxdw.depthwise_conv`. With a `window_fn`: "auto" takes exact windows by slices,
-        "patches" those of `lax.conv_general_dilated_patches`; the other methods never form windows and are refused.
+      method: "auto", or a method of `jaxdw.depthwise_conv`. With a `window_fn`: "auto" is `jaxdw.windowed_conv`,
+        "patches" takes the windows of `lax.conv_general_dilated_patches`; the other methods never form windows and are refused.
       window_fn: a function of the windows `(*batch, *output_spatial, *kernel_size, C)` that returns an array of the
-        same shape and dtype, applied before the contraction with the kernel. It may be a module with parameters.
+        same shape and dtype, applied before the contraction with the kernel. It may be a module with parameters,
+        and with state: what changes state gets all windows at once.
       depthwise_conv: the function that convolves, with the arguments of `jaxdw.depthwise_conv`; a
         `jaxdw.sharding.Over` shares the work out over a mesh.
       promote_dtype: function of a tuple (inputs, kernel, bias) and `dtype` that brings them to one dtype.

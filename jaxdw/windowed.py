@@ -25,7 +25,7 @@ MOST_OPERATIONS = 1200
 
 #: And of no more than this many, and this many taps, in each of the boxes that the output is cut into on CPU. Of more,
 #: from a padded copy of x: compiling all boxes would take seconds.
-MOST_OPERATIONS_IN_BOXES, MOST_TAPS_IN_BOXES = 200, 25
+MOST_OPERATIONS_IN_BOXES, MOST_TAPS_IN_BOXES = 100, 25
 
 
 def windowed_conv(

@@ -39,12 +39,7 @@ def convolution(layer: Layer, method: str = "auto") -> Convolution:
 
 def windowed(layer: Layer) -> Convolution:
     """jaxdw's way to apply a function to every window before the kernel."""
-
-    def compute(x, w):
-        windows = jaxdw.unfold(x, (layer.kernel, layer.kernel), strides=layer.stride, padding=layer.padding)
-        return jaxdw.contract(signed_square(windows), w)
-
-    return compute
+    return lambda x, w: jaxdw.windowed_conv(signed_square, x, w, strides=layer.stride, padding=layer.padding)
 
 
 def signed_square(values: jax.Array) -> jax.Array:
