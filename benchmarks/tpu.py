@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -22,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bridge.audit.audit import Finding, finding
-from bridge.audit.compiling import Subject, Way, compile_here
-from bridge.audit.platforms import PLATFORMS, Platform, environment_for, platform
+from bridge.audit.compiling import Subject, Way, compile_ways
+from bridge.audit.platforms import PLATFORMS, Platform, platform
 from bridge.bench.suites import Layer, layers_of
 from bridge.files import write_atomically
 
@@ -33,26 +32,18 @@ WAYS = ("auto", "taps", "pallas", "grouped", "grouped[precision=highest]", "patc
 def main(arguments: Sequence[str] | None = None) -> int:
     settings = parsed(arguments)
     targets = [platform(name) for name in settings.platform or ("tpu:v5e", "tpu:v6e")]
+    layers = [Layer.parse(text, "--layer") for text in settings.layer] or list(layers_of("layers"))
+    found: dict[str, Any] = {}
     for target in targets:
         if target.missing:
             print(target.missing, file=sys.stderr)
             return 2
-    wanted = environment_for(targets[0])
-    if os.environ != wanted:  # JAX and libtpu read it once
-        os.execve(
-            sys.executable, [sys.executable, __file__, *(sys.argv[1:] if arguments is None else arguments)], wanted
-        )
-    layers = [Layer.parse(text, "--layer") for text in settings.layer] or list(layers_of("layers"))
-    found: dict[str, Any] = {}
-    for target in targets:
-        found[target.name] = {str(layer): row(layer, settings.batch, target) for layer in layers}
+        found[target.name] = audited(layers, settings.batch, target)
         show(target, settings.batch, found[target.name])
     if settings.out:
         versions = {name: version(name) for name in ("jax", "libtpu")}
-        text = json.dumps(
-            {"versions": versions, "batch": settings.batch, "dtype": "float32", "platforms": found}, indent=1
-        )
-        write_atomically(settings.out, text + "\n")
+        whole = {"versions": versions, "batch": settings.batch, "dtype": "float32", "platforms": found}
+        write_atomically(settings.out, json.dumps(whole, indent=1) + "\n")
     return 0
 
 
@@ -66,11 +57,13 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def row(layer: Layer, batch: int, target: Platform) -> dict[str, dict[str, Any]]:
-    """By way: what the compiler says."""
-    subject = Subject(layer.geometry(batch))
-    ways = [Way.parse(name) for name in WAYS]
-    return {way.name: numbers(finding(compile_here(way, subject, target), subject, "tpu")) for way in ways}
+def audited(layers: Sequence[Layer], batch: int, target: Platform) -> dict[str, dict[str, dict[str, Any]]]:
+    """By layer and method: what the compiler says."""
+    jobs = [(layer, Way.parse(name), Subject(layer.geometry(batch))) for layer in layers for name in WAYS]
+    found: dict[str, dict[str, dict[str, Any]]] = {str(layer): {} for layer in layers}
+    for (layer, way, subject), compiled in zip(jobs, compile_ways([job[1:] for job in jobs], target)):
+        found[str(layer)][way.name] = numbers(finding(compiled, subject, target.backend))
+    return found
 
 
 def numbers(found: Finding) -> dict[str, Any]:

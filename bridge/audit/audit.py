@@ -102,7 +102,7 @@ def audit(ways: Sequence[str] | None, subject: Subject, on: str = "cpu") -> Audi
     if target.missing:
         raise ModuleNotFoundError(target.missing)
     chosen = [Way.parse(name) for name in ways or default_ways(target)]
-    compiled = compile_ways(chosen, subject, target)
+    compiled = compile_ways([(way, subject) for way in chosen], target)
     return Audit(target, subject, tuple(finding(each, subject, target.backend) for each in compiled))
 
 

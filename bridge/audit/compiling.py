@@ -172,8 +172,14 @@ class Compiled:
 #: then leaves them out. It takes a folder.
 _COUNTS_CYCLES = "--xla_jf_dump_static_llo_profile_to="
 
+#: Programs that one process counts cycles of.
+COUNTED_TOGETHER = 6
 
-def compile_ways(ways: Sequence[Way], subject: Subject, target: Platform) -> list[Compiled]:
+#: What is compiled: a way, of a convolution.
+Job = tuple[Way, Subject]
+
+
+def compile_ways(jobs: Sequence[Job], target: Platform) -> list[Compiled]:
     """The programs of the ways, in their order; one that cannot be compiled has its error.
 
     Raises:
@@ -182,24 +188,24 @@ def compile_ways(ways: Sequence[Way], subject: Subject, target: Platform) -> lis
     if target.missing:
         raise ModuleNotFoundError(target.missing)
     if target.backend == "cpu":
-        return [compile_here(way, subject, target) for way in ways]
+        return [compile_here(way, subject, target) for way, subject in jobs]
     found: list[Compiled] = []
-    while len(found) < len(ways):  # a compiler that ends its process takes one way with it
-        with tempfile.TemporaryDirectory() as folder:
-            found += _elsewhere(Path(folder), ways[len(found) :], subject, target)
-    return _scheduled(found, ways, subject, target) if target.backend == "tpu" else found
+    while len(found) < len(jobs):  # a compiler that ends its process takes one way with it
+        found += _elsewhere(jobs[len(found) :], target)
+    return _scheduled(found, jobs, target) if target.backend == "tpu" else found
 
 
-def _scheduled(found: Sequence[Compiled], ways: Sequence[Way], subject: Subject, target: Platform) -> list[Compiled]:
-    """With the cycles of hand-written kernels, from a second process."""
-    again = [way for each, way in zip(found, ways) if any(f'"{name}"' in each.text for name in HAND_WRITTEN)]
-    if not again:
-        return list(found)
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as profiles:
-        flags = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {_COUNTS_CYCLES}{profiles}".strip()
-        counted = _elsewhere(Path(folder), again, subject, target, {"LIBTPU_INIT_ARGS": flags})
-    texts = {each.way: each.text for each in counted}
-    return [dataclasses.replace(each, scheduled=texts.get(each.way, "")) for each in found]
+def _scheduled(found: Sequence[Compiled], jobs: Sequence[Job], target: Platform) -> list[Compiled]:
+    """With the cycles of hand-written kernels, from other processes: the compiler's memory grows as it counts."""
+    again = [n for n, each in enumerate(found) if any(f'"{name}"' in each.text for name in HAND_WRITTEN)]
+    texts: dict[int, str] = {}
+    for start in range(0, len(again), COUNTED_TOGETHER):
+        part = again[start : start + COUNTED_TOGETHER]
+        with tempfile.TemporaryDirectory() as profiles:
+            flags = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {_COUNTS_CYCLES}{profiles}".strip()
+            counted = _elsewhere([jobs[n] for n in part], target, {"LIBTPU_INIT_ARGS": flags})
+        texts |= {n: each.text for n, each in zip(part, counted)}
+    return [dataclasses.replace(each, scheduled=texts.get(n, "")) for n, each in enumerate(found)]
 
 
 def compile_here(way: Way, subject: Subject, target: Platform) -> Compiled:
@@ -292,18 +298,26 @@ def function_of(way: Way, subject: Subject, backend: str) -> tuple[Callable[...,
 
 
 def _elsewhere(
-    folder: Path,
-    ways: Sequence[Way],
-    subject: Subject,
-    target: Platform,
-    environment: Mapping[str, str] = MappingProxyType({}),
+    jobs: Sequence[Job], target: Platform, environment: Mapping[str, str] = MappingProxyType({})
 ) -> list[Compiled]:
     """Compiled in a process of its own; where it ended early, up to the way that ended it."""
-    names = [way.name for way in ways]
-    job = {"platform": target.name, "ways": names, "subject": dataclasses.asdict(subject)}
-    (folder / "job.json").write_text(json.dumps(job))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        described = [{"way": way.name, "subject": dataclasses.asdict(subject)} for way, subject in jobs]
+        (folder / "jobs.json").write_text(json.dumps({"platform": target.name, "jobs": described}))
+        failure = _process(folder, TIME_LIMIT * len(jobs), target, environment)
+        found: list[Compiled] = []
+        for number, (way, _) in enumerate(jobs):
+            result = folder / f"{number}.json"
+            if not result.exists():
+                return [*found, Compiled(way.name, error=failure)]
+            found.append(Compiled(**json.loads(result.read_text())))
+    return found
+
+
+def _process(folder: Path, limit: float, target: Platform, environment: Mapping[str, str]) -> str:
+    """Compiles what the folder describes, into it; returns why the process ended, should something be missing there."""
     packages = [str(Path(bridge.__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")]), *_here()]
-    limit, failure = TIME_LIMIT * len(names), ""
     try:
         done = subprocess.run(
             [sys.executable, "-m", __name__, str(folder)],
@@ -315,17 +329,10 @@ def _elsewhere(
             timeout=limit,
             check=False,
         )
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        failure = f"the process that compiles for {target.name} ended: {lines[-1] if lines else 'it said nothing'}"
     except subprocess.TimeoutExpired:
-        failure = f"compiling for {target.name} took longer than {limit:g} s"
-    found: list[Compiled] = []
-    for number, name in enumerate(names):
-        result = folder / f"{number}.json"
-        if not result.exists():
-            return [*found, Compiled(name, error=failure)]
-        found.append(Compiled(**json.loads(result.read_text())))
-    return found
+        return f"compiling for {target.name} took longer than {limit:g} s"
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    return f"the process that compiles for {target.name} ended: {lines[-1] if lines else 'it said nothing'}"
 
 
 def _here() -> Iterator[str]:
@@ -347,10 +354,10 @@ def _subject(fields: dict[str, Any]) -> Subject:
 
 
 def _main(folder: Path) -> None:
-    job = json.loads((folder / "job.json").read_text())
-    target, subject = platform(job["platform"]), _subject(job["subject"])
-    for number, name in enumerate(job["ways"]):
-        found = compile_here(Way.parse(name), subject, target)
+    whole = json.loads((folder / "jobs.json").read_text())
+    target = platform(whole["platform"])
+    for number, job in enumerate(whole["jobs"]):
+        found = compile_here(Way.parse(job["way"]), _subject(job["subject"]), target)
         part = folder / f"{number}.part"
         part.write_text(json.dumps(dataclasses.asdict(found)))
         part.rename(folder / f"{number}.json")
