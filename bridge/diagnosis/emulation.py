@@ -33,7 +33,7 @@ def on_platform(side: Side, each: Implementation, found: Finding) -> Finding:
     there = each.emulation
     if there is None or found.verdict is not Verdict.PRECISION or not _is_of(there, found):
         return found
-    cause = f"{found.cause}; that is what {there.about} does at {there.code}, emulated here"
+    cause = f"{found.cause}; {there.about} may do so at {there.code}, emulated here"
     if evidence := _evidence(side, each, there):
         cause = f"{cause}; {evidence}"
     return dataclasses.replace(found, cause=cause, mend=_mend(side, each, there))

@@ -20,8 +20,9 @@ and on TPU alone, where the vector unit computes a depthwise convolution of two 
 - its input is rounded at the default precision, and not above that; the kernel never;
 - for the gradient by its kernel, both operands are rounded at the default precision, and not above that.
 
-There the compiler rounds as it lays operands out anew. Where it need not (seen with batch 1 and 130 channels) it leaves
-float32, and the emulation shows more than happens. Older TPUs were not looked at, nor was hardware run.
+There the compiler rounds where it lays an operand out anew, which depends on the shape: at 2x5x5x3, 1x14x14x32 and
+8x56x56x144 it does, at 8x14x14x32 and 8x7x7x960 all stays float32. The emulation rounds always. Older TPUs were not
+looked at, and no program was run on hardware.
 
 Here a function is traced, whatever it is made of, and each convolution and matrix product in it runs on operands
 rounded so, to nearest with ties to even; its derivatives likewise, since they are convolutions and products too. All
