@@ -16,6 +16,7 @@ None of this has run on a TPU: the sizes of the blocks are reasoned, not measure
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -74,9 +75,9 @@ def sum_in_kernel(
     if geometry.padding_mode != "zeros":
         x, geometry = pad(x, geometry), of_padded(geometry)
     volume = _Volume.of(geometry)
-    x, stored = volume.arranged(_readable(x), 1)[0], _storable(dtype)
+    x, stored = volume.arranged(_readable(x), 1), _storable(dtype)
     operands = [x, volume.by_multiple(kernel.astype(compute))]
-    specs = [volume.x_spec, volume.kernel_spec(volume.taps)]
+    specs = [volume.read_spec(1), volume.kernel_spec(volume.taps)]
     if bias is not None:
         operands.append(volume.by_multiple(bias.astype(compute)))
         specs.append(volume.kernel_spec(1))
@@ -85,7 +86,7 @@ def sum_in_kernel(
         out_shape=_like(x, (volume.multiplier, *(axis.outputs for axis in volume.axes), volume.channels), stored),
         grid=volume.grid,
         in_specs=specs,
-        out_specs=volume.y_spec,
+        out_specs=volume.written_spec,
         scratch_shapes=[tpu.VMEM(volume.held, compute)],
         compiler_params=tpu.CompilerParams(dimension_semantics=("parallel",) * 5 + ("arbitrary",)),
         cost_estimate=volume.cost(x.dtype, stored),
@@ -112,18 +113,18 @@ def kernel_gradient_in_kernel(
     if geometry.padding_mode != "zeros":
         x, geometry = pad(x, geometry), of_padded(geometry)
     volume = _Volume.of(geometry)
-    x, dy = volume.arranged(_readable(x), 1)[0], volume.arranged(_readable(dy), volume.multiplier)
+    x, dy = volume.arranged(_readable(x), 1), volume.arranged(_readable(dy), volume.multiplier)
     groups = pl.cdiv(volume.taps, MOST_TAPS)
     together = pl.cdiv(volume.taps, groups)
     gradient = pl.pallas_call(
         functools.partial(_gradient_program, volume=volume, together=together, compute=compute),
         out_shape=_like(x, (volume.multiplier, groups * together, geometry.channels), compute),
         grid=volume.grid,
-        in_specs=[volume.x_spec, volume.y_spec],
+        in_specs=[volume.read_spec(1), volume.of_dy.read_spec(volume.multiplier)],
         out_specs=volume.kernel_spec(groups * together),
         scratch_shapes=[
             tpu.VMEM(volume.held, compute),
-            tpu.VMEM(volume.held_dy, compute),
+            tpu.VMEM(volume.of_dy.held, compute),
             tpu.VMEM((volume.multiplier, groups * together, SUBLANES, volume.lanes), compute),
         ],
         compiler_params=tpu.CompilerParams(dimension_semantics=("parallel",) + ("arbitrary",) * 5),
@@ -208,10 +209,31 @@ class _Axis(NamedTuple):
         """The last input that is not beyond a position."""
         return _quotient(position, self.spread, -self.low)
 
+    def offset(self, index: Any) -> Any:
+        """Where its block begins, counted from the first position."""
+        return self.start(index) * self.spread - self.first(index)
+
     @property
     def offsets(self) -> list[int]:
-        """For each tile, where its block begins, counted from the first position."""
-        return [self.start(index) * self.spread - self.first(index) for index in range(self.tiles)]
+        """For each tile."""
+        return [self.offset(index) for index in range(self.tiles)]
+
+    @property
+    def front(self) -> int:
+        """What the scratch has before the first position, so that every block begins within it."""
+        return max(0, -min(self.offsets))
+
+    @property
+    def extent(self) -> int:
+        """What the scratch has, so that every block ends within it too."""
+        return self.front + max(self.positions, max(self.offsets) + (self.block - 1) * self.spread + 1)
+
+    def borders(self, size: int) -> list[tuple[int, int]]:
+        """Where in a scratch of that size some block leaves zeros: from, to."""
+        if self.spread > 1:
+            return [(0, size)]
+        parts = [(0, self.front + max(self.offsets)), (self.front + min(self.offsets) + self.block, size)]
+        return [(low, high) for low, high in parts if low < high]
 
 
 class _Volume(NamedTuple):
@@ -302,20 +324,10 @@ class _Volume(NamedTuple):
         return (pl.cdiv(self.channels, self.lanes), *(axis.tiles for axis in self.axes), self.multiplier)
 
     @property
-    def front(self) -> int:
-        """Columns of the scratch before the first that is read, so that every block begins within it."""
-        columns = self.axes[-1]
-        return max(0, -min(columns.offsets))
-
-    def x_lines(self, at: Sequence[Any]) -> list[_Lines]:
-        return [
-            _Lines(axis.size, axis.spread, axis.low, axis.first(i), axis.start(i), axis.tiles == 1)
-            for axis, i in zip(self.axes, at)
-        ]
-
-    def dy_lines(self, at: Sequence[Any]) -> list[_Lines]:
-        starts = [0 if axis.tiles == 1 else axis.tile * i for axis, i in zip(self.axes, at)]
-        return [_Lines(axis.outputs, 1, 0, i, i, axis.tiles == 1) for axis, i in zip(self.axes, starts)]
+    def of_dy(self) -> _Volume:
+        """dy as what a kernel of one tap reads."""
+        axes = [_Axis(a.outputs, a.outputs, in_sublanes=a.in_sublanes, tile=a.tile) for a in self.axes]
+        return self._replace(axes=tuple(axes))
 
     @property
     def unrolled(self) -> bool:
@@ -342,28 +354,31 @@ class _Volume(NamedTuple):
         return pl.cdiv(rows.tile, pl.cdiv(rows.tile, max(1, most)))
 
     @property
+    def common_rows(self) -> int:
+        """Rows of dy that a program multiplies at once: a divisor of the rows of every tile."""
+        rows = self.axes[2]
+        whole = math.gcd(rows.tile, rows.outputs - (rows.tiles - 1) * rows.tile)
+        most = max(1, MOST_WIDE * SUBLANES // self.wide)
+        return next(n for n in range(most, 0, -1) if whole % n == 0)
+
+    @property
     def held(self) -> tuple[int, ...]:
         """The shape of what a program spreads x out in."""
-        *outer, columns = self.axes
-        last = max(columns.offsets) + (columns.block - 1) * columns.spread
-        read = columns.positions + (_whole(columns.tile, self.wide) - columns.tile) * columns.stride
-        width = self.front + max(read, last + 1)
-        return (*(axis.positions for axis in outer), _whole(width, SUBLANES), self.lanes)
+        first, second, rows, columns = self.axes
+        overhang = (_whole(columns.tile, self.wide) - columns.tile) * columns.stride
+        return first.positions, second.positions, rows.extent, _whole(columns.extent + overhang, SUBLANES), self.lanes
 
-    @property
-    def held_dy(self) -> tuple[int, ...]:
-        *outer, columns = self.axes
-        return (*(axis.tile for axis in outer), _whole(columns.tile, self.wide), self.lanes)
+    def read_spec(self, multiplier: int) -> pl.BlockSpec:
+        """Of an array that is so arranged; its blocks may overlap."""
 
-    @property
-    def x_spec(self) -> pl.BlockSpec:
         def index(c: Any, *rest: Any) -> tuple[Any, ...]:
-            return (*(axis.start(i) for axis, i in zip(self.axes, rest)), c * self.lanes if self.grid[0] > 1 else 0)
+            starts = (axis.start(i) for axis, i in zip(self.axes, rest))
+            return (rest[-1] if multiplier > 1 else 0, *starts, c * self.lanes if self.grid[0] > 1 else 0)
 
-        return pl.BlockSpec((*(pl.Element(axis.block) for axis in self.axes), pl.Element(self.lanes)), index)
+        return pl.BlockSpec((None, *(pl.Element(axis.block) for axis in self.axes), pl.Element(self.lanes)), index)
 
     @property
-    def y_spec(self) -> pl.BlockSpec:
+    def written_spec(self) -> pl.BlockSpec:
         block = (None, *(axis.tile for axis in self.axes), self.lanes)
         return pl.BlockSpec(block, lambda c, *rest: (rest[-1], *rest[:-1], c))
 
@@ -408,7 +423,7 @@ def _whole(size: int, unit: int) -> int:
 def _conv_program(x: Any, kernel: Any, *others: Any, volume: _Volume, compute: np.dtype) -> None:
     *bias, y, held = others
     at = [pl.program_id(number) for number in range(1, 5)]
-    pl.when(pl.program_id(5) == 0)(lambda: _spread_out(x, held, volume.x_lines(at), volume.front))
+    pl.when(pl.program_id(5) == 0)(lambda: _spread_out(x, held, at, volume.axes))
 
     first, second, rows, columns = volume.axes
     start = bias[0][...] if bias else jnp.zeros((1, volume.lanes), compute)
@@ -476,13 +491,19 @@ def _gradient_program(
     compute: np.dtype,
 ) -> None:
     at, multiple = [pl.program_id(number) for number in range(1, 5)], pl.program_id(5)
-    pl.when(multiple == 0)(lambda: _spread_out(x, held, volume.x_lines(at), volume.front))
-    _spread_out(dy, held_dy, volume.dy_lines(at), 0)
-    columns, wide, parts = volume.axes[-1], volume.wide, held_dy.shape[3] // volume.wide
+    pl.when(multiple == 0)(lambda: _spread_out(x, held, at, volume.axes))
+    _spread_out(dy, held_dy, at, volume.of_dy.axes)
+    columns, wide = volume.axes[-1], volume.wide
+    parts = pl.cdiv(columns.tile, wide)
     first = functools.reduce(jnp.logical_and, [i == 0 for i in at])
     last = functools.reduce(jnp.logical_and, [i == axis.tiles - 1 for i, axis in zip(at, volume.axes)])
-    *lines, width = (jnp.minimum(axis.tile, axis.outputs - axis.tile * i) for axis, i in zip(volume.axes, at))
+    *lines, height, width = (
+        axis.tile if axis.tiles == 1 else jnp.minimum(axis.tile, axis.outputs - axis.tile * i)
+        for axis, i in zip(volume.axes, at)
+    )
     least = columns.outputs - (columns.tiles - 1) * columns.tile
+    high = volume.common_rows
+    steps = _quotient(height, high, 0)
     sublane = lax.broadcasted_iota(jnp.int32, (SUBLANES, volume.lanes), 0)
 
     def sum_taps(index: tuple[Any], _: None) -> None:
@@ -490,27 +511,26 @@ def _gradient_program(
         taps = [_unravel(_clip(group * together + n, volume.taps - 1), volume.kernel_size) for n in range(together)]
 
         def add(index: tuple[Any, ...], sums: _Sums) -> _Sums:
-            *line, part = index
+            *line, step, part = index
             found = list(sums)
-            for beyond in range(0, wide, SUBLANES):
+            for row, beyond in itertools.product(range(high), range(0, wide, SUBLANES)):
                 left = pl.multiple_of(part * wide + beyond, SUBLANES)
-                given = held_dy[(*line, pl.ds(left, SUBLANES))]
-                values = [_read(held, (*line, left), 0, tap, SUBLANES, volume) for tap in taps]
-                if (
-                    parts - 1
-                ) * wide + beyond + SUBLANES > least:  # there may be no output: 0 times what lies there may be NaN
+                output = (*line, step * high, left)
+                given = _read(held_dy, output, row, (0, 0, 0, 0), SUBLANES, volume.of_dy)
+                values = [_read(held, output, row, tap, SUBLANES, volume) for tap in taps]
+                if (parts - 1) * wide + beyond + SUBLANES > least:  # 0 times what lies beyond the outputs may be NaN
                     values = [jnp.where(sublane + left < width, value, 0) for value in values]
                 found = [total + value * given for total, value in zip(found, values)]
             return tuple(found)
 
         nothing = jnp.zeros((SUBLANES, volume.lanes), compute)
-        sums = _loop((*lines, parts), add, (nothing,) * together)
+        sums = _loop((*lines, steps, parts), add, (nothing,) * together)
         for number, found in enumerate(sums):
             place = (multiple, group * together + number)
             total[place] = jnp.where(first, found, total[place] + found)
 
     groups = total.shape[1] // together
-    if volume.taps * wide // SUBLANES <= MOST_UNROLLED:
+    if volume.taps * high * wide // SUBLANES <= 2 * MOST_UNROLLED:
         for group in range(groups):
             sum_taps((group,), None)
     else:
@@ -521,54 +541,40 @@ def _gradient_program(
         gradient[...] = total[multiple].sum(axis=1)
 
 
-class _Lines(NamedTuple):
-    """Along one axis: `size` inputs, `spread` positions apart; the first position, and the first input of a block.
-
-    `low` positions at most lie before the first input. `whole`: the block is the axis.
-    """
-
-    size: int
-    spread: int
-    low: int
-    position: Any
-    start: Any
-    whole: bool
-
-
-def _spread_out(block: Any, held: Any, axes: Sequence[_Lines], front: int) -> None:
+def _spread_out(block: Any, held: Any, at: Sequence[Any], axes: Sequence[_Axis]) -> None:
     """Writes a block into the scratch, each input where the taps expect it, and 0 where there is none."""
-    *outer, columns = axes
-    offset = front + columns.start * columns.spread - columns.position
+    *outer, rows, columns = axes
+    top, left = (axis.front + axis.offset(i) for axis, i in zip((rows, columns), at[2:]))
 
-    def write(line: tuple[Any, ...], _: None) -> None:
-        source, exists = [], jnp.bool_(True)
-        for place, axis, size in zip(line, outer, block.shape):
-            position = axis.position + place
-            read = _quotient(position, axis.spread, -axis.low)
-            exists &= (read >= 0) & (read < axis.size) & (read * axis.spread == position)
-            source.append(_clip(read - axis.start, size - 1))
-        value = block[tuple(source)].astype(held.dtype)
-        inside = exists
-        if not columns.whole:
-            inside &= columns.start + lax.broadcasted_iota(jnp.int32, value.shape, 0) < columns.size
-        value = jnp.where(inside, value, 0)
-        if columns.whole and columns.spread == 1:
-            nothing = jnp.zeros((1, value.shape[1]), held.dtype)
-            for left, right in ((0, offset), (offset + value.shape[0], held.shape[3])):
-                if left < right:
-                    held[(*line, pl.ds(left, right - left))] = jnp.broadcast_to(nothing, (right - left, value.shape[1]))
-        else:
-            held[line] = jnp.zeros(held.shape[3:], held.dtype)
-        held[(*line, pl.ds(offset, value.shape[0], stride=columns.spread))] = value
+    def write(places: tuple[Any, ...], _: None) -> None:
+        sources, inside = [], jnp.bool_(True)
+        for place, axis, i in zip(places, outer, at):
+            position = axis.first(i) + place
+            source = axis.source(position)
+            inside &= (source >= 0) & (source < axis.size) & (source * axis.spread == position)
+            sources.append(_clip(source - axis.start(i), axis.block - 1))
+        value = block[tuple(sources)].astype(held.dtype)
+        if columns.tiles > 1:
+            inside &= columns.start(at[3]) + lax.broadcasted_iota(jnp.int32, value.shape, 1) < columns.size
+        for low, high in rows.borders(held.shape[2]):
+            held[(*places, pl.ds(low, high - low))] = jnp.zeros((high - low, *held.shape[3:]), held.dtype)
+        for low, high in columns.borders(held.shape[3]):
+            nothing = jnp.zeros((held.shape[2], high - low, held.shape[4]), held.dtype)
+            held[(*places, slice(None), pl.ds(low, high - low))] = nothing
+        put = pl.ds(top, rows.block, stride=rows.spread), pl.ds(left, columns.block, stride=columns.spread)
+        held[(*places, *put)] = jnp.where(inside, value, 0)
 
-    _loop(held.shape[:3], write, None)
+    _loop(held.shape[:2], write, None)
 
 
 def _read(held: Any, output: Sequence[Any], row: int, tap: Sequence[Any], count: int, volume: _Volume) -> jax.Array:
     """What a tap reads for some outputs side by side, the first of them so many rows beyond `output`."""
     beyond = (0, 0, row, 0)
-    *line, first = (axis.reads(o, 0) + axis.reads(b, t) for axis, o, b, t in zip(volume.axes, output, beyond, tap))
-    return held[(*line, pl.ds(volume.front + first, count, stride=volume.axes[-1].stride))]
+    *line, above, left = (
+        axis.reads(o, 0) + axis.reads(b, t) for axis, o, b, t in zip(volume.axes, output, beyond, tap)
+    )
+    *_, rows, columns = volume.axes
+    return held[(*line, rows.front + above, pl.ds(columns.front + left, count, stride=columns.stride))]
 
 
 def _ravel(index: Sequence[Any], sizes: Sequence[int]) -> Any:
