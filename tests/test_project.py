@@ -62,4 +62,5 @@ def test_commands_in_the_documents_run(command, tmp_path):
         str(tmp_path / w) if re.search(r"\.(json|html|svg)$", w) else w for w in shlex.split(command, comments=True)
     ]
     result = typer.testing.CliRunner().invoke(cli.app, words[1:])
-    assert result.exit_code == 0, result.output
+    expected = 3 if "[precision=tpu-" in command else 0  # PRECISION, which such a command is there to show
+    assert result.exit_code == expected, result.output
