@@ -92,7 +92,10 @@ def parity(
     ] = None,
     implementations: Annotated[
         list[str] | None,
-        typer.Option(help="What to compare, by commas; the first is the reference. `jaxdw doctor` lists them."),
+        typer.Option(
+            help="What to compare, by commas; the first is the reference. `jaxdw doctor` lists them. With settings in "
+            "brackets, as jax.grouped[precision=tpu-default], which does to its operands what a TPU does."
+        ),
     ] = None,
     gradient: Annotated[
         bool, typer.Option("--gradient", help="Compare the gradients by the input instead of the outputs.")
