@@ -80,13 +80,20 @@ class Elimination:
     def best(self) -> Change | None:
         return self.changes[0] if self.changes else None
 
+    @property
+    def emulated(self) -> bool:
+        """Whether a side emulates a platform, of whose speed times here say nothing."""
+        return any(implementation(name).emulation for name in (self.a, self.b))
+
     def sentences(self) -> list[str]:
         """The answer, in the user's words."""
         if self.identical:
             return [f"Nothing to change: {self.a} and {self.b} have the same bits."]
         if self.best is None:
             return [f"No change was found, among {self.tried} tried, that gives {self.a} and {self.b} the same bits."]
-        others = "; ".join(f"{_becomes(self, change)} ({change.ratio:.2g}x)" for change in self.changes[1:])
+        others = "; ".join(
+            _becomes(self, change) + ("" if self.emulated else f" ({change.ratio:.2g}x)") for change in self.changes[1:]
+        )
         return [_sentence(self, self.best)] + ([f"Also: {others}."] if others else [])
 
 
@@ -229,7 +236,10 @@ def _becomes(before: Elimination, change: Change) -> str:
 
 
 def _sentence(before: Elimination, change: Change) -> str:
+    take = f"Take {_becomes(before, change)}: write {'; '.join(change.code)}."
+    if before.emulated:
+        return f"{take} What that costs there is not measured here."
     return (
-        f"Take {_becomes(before, change)}: write {'; '.join(change.code)}. "
+        f"{take} "
         f"That takes {change.ratio:.2g} times as long: {change.after * 1e3:.3g} ms, not {change.before * 1e3:.3g} ms."
     )
