@@ -154,5 +154,12 @@ def test_a_way_that_is_off_in_one_place_is_found():
         )
         return (y.at[batch - 1, 5, 4, 3].add(1.0),)
 
-    row = gpu._times_of(run, "layers", layer, (), {"broken": jax.jit(broken)})
+    inputs = gpu.compiled({"inputs": gpu._jobs("layers", layer, batch)["inputs"]})
+    row = gpu._times_of(run, "layers", layer, (), {"broken": jax.jit(broken), **inputs})
     assert "y is wrong in 1 of" in row.ways[0].wrong and row.ways[0].median is not None
+
+
+def test_every_field_of_the_report_is_documented():
+    text = (ROOT / "docs/accelerators.md").read_text()
+    names = [field.alias or name for name, field in gpu.GpuReport.model_fields.items()]
+    assert [name for name in names if f"`{name}`" not in text] == [] and f'"{gpu.SCHEMA}"' in text
