@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from bridge.audit.precision import Rounding
     from bridge.diagnosis.side import Side
 
-#: The formats, as findings name them, that operands of products are rounded to by platform and precision.
-FORMATS = {
+#: What operands of products are rounded to by platform and precision, as findings name it.
+_FORMATS = {
     ("tpu", "default"): ("bfloat16",),
     ("tpu", "high"): ("bfloat16_2x", "bfloat16_3x"),
     ("gpu", "default"): ("tf32",),
@@ -28,10 +28,16 @@ FORMATS = {
 COMPILED_FOR = {"tpu": "tpu:v5e", "gpu": "cuda:h100"}
 
 
+def formats(each: Implementation) -> tuple[str, ...]:
+    """What the platform that is emulated rounds operands to, as findings name it."""
+    there = each.emulation
+    return () if there is None else _FORMATS.get((there.platform, there.value), ())
+
+
 def on_platform(side: Side, each: Implementation, found: Finding) -> Finding:
     """The finding in terms of the platform that `each` emulates; as it is where that platform does no such thing."""
     there = each.emulation
-    if there is None or found.verdict is not Verdict.PRECISION or not _is_of(there, found):
+    if there is None or found.verdict is not Verdict.PRECISION or not _is_of(each, found):
         return found
     cause = f"{found.cause}; {there.about} may do so at {there.code}, emulated here"
     if evidence := _evidence(side, each, there):
@@ -39,11 +45,11 @@ def on_platform(side: Side, each: Implementation, found: Finding) -> Finding:
     return dataclasses.replace(found, cause=cause, mend=_mend(side, each, there))
 
 
-def _is_of(there: Emulation, found: Finding) -> bool:
+def _is_of(each: Implementation, found: Finding) -> bool:
     """Whether the platform rounds so: to nearest, before it multiplies, and no kernel without its input."""
     fmt, _, what = found.name.partition(" ")
     return (
-        fmt in FORMATS.get((there.platform, there.value), ())
+        fmt in formats(each)
         and not {"output", "accumulator"}.intersection(what.split())
         and " truncated to " not in found.cause
         and found.place != "inputs: kernel"

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bridge.case import Case
+from bridge.diagnosis import emulation
 from bridge.diagnosis.finding import Finding
 from bridge.diagnosis.localise import systematic
 from bridge.diagnosis.target import OPERANDS, WORDS, Expected, products, sampled_terms
@@ -163,16 +164,19 @@ def _operand(side: Side, name: str) -> np.ndarray:
 
 
 def lower_precision(side: Side) -> Finding | None:
-    """The finest rounding of inputs or output that predicts y; None if none does."""
+    """The finest rounding of inputs or output that predicts y, an emulated platform's own first; None if none does."""
+    return next((_finding(side, hypothesis) for hypothesis in _candidates(side) if _predicts(side, hypothesis)), None)
+
+
+def _candidates(side: Side) -> list[Rounded]:
     given = format_of(side.target.case.dtype)
+    found: list[Rounded] = []
     for fmt in _FORMATS:
-        if fmt.precision >= given.precision:
-            continue
-        splits = _splits(side) if fmt is TF32 and given is FLOAT32 else ()
-        for hypothesis in itertools.chain(splits, _hypotheses(side, fmt)):
-            if _predicts(side, hypothesis):
-                return _finding(side, hypothesis)
-    return None
+        if fmt.precision < given.precision:
+            found += _splits(side) if fmt is TF32 and given is FLOAT32 else ()
+            found += _hypotheses(side, fmt)
+    own = () if side.emulated is None else emulation.formats(side.emulated)
+    return sorted(found, key=lambda hypothesis: hypothesis.name not in own)
 
 
 def lower_accumulator(side: Side) -> Finding | None:

@@ -205,12 +205,10 @@ def _rounded(platform: str, equation: JaxprEqn) -> tuple[Parts | None, Parts | N
     parts = PARTS[platform][precision]
     if lhs.dtype != jnp.float32 or rhs.dtype != jnp.float32 or _is_of_vectors(equation):
         return None, None
-    if not _is_depthwise(equation):
-        return parts, parts
-    forward = equation.params["batch_group_count"] == 1
-    if forward and math.prod(rhs.shape[axis] for axis in equation.params["dimension_numbers"].rhs_spec[2:]) == 1:
+    channels, forward = _depthwise_channels(equation), equation.params.get("batch_group_count") == 1
+    if channels and forward and math.prod(rhs.shape) == channels:
         return None, None
-    if platform != "tpu":
+    if platform != "tpu" or channels < 2:
         return parts, parts
     if precision != "default":
         return None, None
@@ -231,16 +229,16 @@ def _is_of_vectors(equation: JaxprEqn) -> bool:
     return 1 in (added, *kept)
 
 
-def _is_depthwise(equation: JaxprEqn) -> bool:
-    """Whether it convolves each of two channels or more with one kernel, or is the gradient by the kernel of that."""
+def _depthwise_channels(equation: JaxprEqn) -> int:
+    """Of a convolution of each channel with one kernel, or of the gradient by that kernel; 0 for any other product."""
     if equation.primitive.name != "conv_general_dilated":
-        return False
+        return 0
     lhs, rhs = (atom.aval.shape for atom in equation.invars)
     numbers, groups = equation.params["dimension_numbers"], equation.params["feature_group_count"]
     own = lhs[numbers.lhs_spec[1]]
     if equation.params["batch_group_count"] > 1:
         groups, own = equation.params["batch_group_count"], lhs[numbers.lhs_spec[0]]
-    return groups == own == rhs[numbers.rhs_spec[0]] > 1
+    return groups if groups == own == rhs[numbers.rhs_spec[0]] else 0
 
 
 def split(a: jax.Array, parts: Parts | None) -> list[jax.Array]:
