@@ -693,6 +693,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=128, help="images at once in what is timed")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
     given = parser.parse_args(arguments)
+    for name, value in (("--budget", given.budget), ("--batch", given.batch)):
+        if not 1 <= value < math.inf:
+            parser.error(f"`{name}` is {value}, expected 1 or more")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX leaves PyTorch no memory
     dry_run = "" if jax.default_backend() == "gpu" else f"dry run on {jax.default_backend()}"
     quick = given.quick or bool(dry_run)

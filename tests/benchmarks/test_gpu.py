@@ -80,15 +80,21 @@ def test_a_run_that_is_cut_off_keeps_its_sections(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "out, message",
-    [("benchmarks/results/cpu.json", "dry run on cpu is no result"), ("nowhere/report.json", "there is no folder")],
+    "option, value, message",
+    [
+        ("--out", ROOT / "benchmarks/results/cpu.json", "dry run on cpu is no result"),
+        ("--out", ROOT / "nowhere/report.json", "there is no folder"),
+        ("--budget", "nan", "expected 1 or more"),
+        ("--batch", 0, "expected 1 or more"),
+    ],
 )
-def test_a_file_that_cannot_be_written_is_refused_before_the_work(out, message, monkeypatch, capsys):
+def test_bad_input_is_told_before_the_work(option, value, message, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "SECTIONS", {"never": (lambda _: pytest.fail("it worked first"), 1.0)})
     with pytest.raises(SystemExit) as end:
-        gpu.main(["--out", str(ROOT / out)])
+        gpu.main([option, str(value)])
     assert end.value.code == 2
-    assert "`--out` is" in (error := " ".join(capsys.readouterr().err.split())) and message in error
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"`{option}` is {value}" in error and message in error
 
 
 def test_a_program_that_does_not_compile_costs_its_own_way_alone():
