@@ -42,7 +42,8 @@ class DepthwiseConv(nnx.Module):
       precision: as for `lax.conv_general_dilated`; see `jaxdw.depthwise_conv`.
       kernel_init, bias_init: initializers, called with (key, shape, dtype).
       method: "auto", or a method of `jaxdw.depthwise_conv`. With a `window_fn`: "auto" is `jaxdw.windowed_conv`,
-        "patches" takes the windows of `lax.conv_general_dilated_patches`; the other methods never form windows and are refused.
+        "patches" takes the windows of `lax.conv_general_dilated_patches`; the other methods never form windows and are
+        refused.
       window_fn: a function of the windows `(*batch, *output_spatial, *kernel_size, C)` that returns an array of the
         same shape and dtype, applied before the contraction with the kernel. It may be a module with parameters,
         and with state: what changes state gets all windows at once.
