@@ -28,6 +28,9 @@ ROOT = Path(__file__).parents[2]
 F32 = np.dtype(np.float32)
 DTYPES = [np.dtype(dtype) for dtype in (np.float32, ml_dtypes.bfloat16, np.float16)]
 
+#: Most of the time here goes into compiling programs that run once.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
 
 @st.composite
 def geometries(draw):
@@ -47,14 +50,14 @@ def small(monkeypatch):
 
 def convolved(x, kernel, bias, geometry, dtype=F32):
     run = functools.partial(mosaic.sum_in_kernel, geometry=geometry, compute=F32, dtype=dtype, interpret=True)
-    return np.asarray(jax.jit(run)(x, kernel, bias))
+    return np.asarray(jax.jit(run, compiler_options=QUICK)(x, kernel, bias))
 
 
 def kernel_gradient(x, dy, geometry, dtype=F32):
     run = functools.partial(
         mosaic.kernel_gradient_in_kernel, geometry=geometry, compute=F32, dtype=dtype, interpret=True
     )
-    return np.asarray(jax.jit(run)(x, dy))
+    return np.asarray(jax.jit(run, compiler_options=QUICK)(x, dy))
 
 
 def whole_numbers(seed, geometry, bias=True, dtype=F32):
@@ -98,7 +101,7 @@ def as_options(geometry):
 
 
 def test_whole_numbers_have_one_sum(small, full):
-    @hypothesis.settings(max_examples=200 if full else 8)
+    @hypothesis.settings(max_examples=200 if full else 6)
     @given(geometries())
     def check(drawn):
         release_programs()
@@ -149,8 +152,7 @@ def test_kernel_gradients_are_sums_of_float32_rounded_once(small, full):
 
 #: (shape of x, of the kernel, options): what small random geometries do not reach, and what is empty.
 TABLE = {
-    "several blocks of channels": ((1, 4, 5, 130), (3, 3, 1, 130), {"strides": 2}),
-    "several blocks of channels and of images": ((16, 3, 3, 130), (2, 2, 1, 260), {}),
+    "several blocks of channels and of images": ((16, 2, 3, 129), (1, 2, 1, 258), {}),
     "several blocks of columns": ((1, 300, 2), (5, 1, 4), {"padding": ((7, -2),)}),
     "several blocks of strided columns": ((1, 300, 1), (3, 1, 1), {"strides": 3, "kernel_dilation": 2}),
     "several blocks of columns with zeros between": ((1, 150, 1), (4, 1, 1), {"input_dilation": 3, "padding": 5}),
@@ -218,6 +220,8 @@ def test_kernels_are_what_is_lowered_for_tpus(dtype):
         assert "stablehlo.convolution" not in text
 
 
+TPUS = ("v5e", "v5p", "v6e")
+
 #: (shape of x, of the kernel, options, dtype): what is compiled for each TPU.
 COMPILED = [
     ((8, 56, 56, 144), (3, 3, 1, 144), {"strides": 2}, "float32"),
@@ -232,23 +236,23 @@ COMPILED = [
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install 'jaxdw[tpu]'"
 )
-def test_kernels_compile_for_each_tpu():
-    """In a process of its own, since the compiler reads its variables once."""
-    command = [sys.executable, "-c", f"from {__name__} import compile_for_each_tpu; compile_for_each_tpu()"]
+def test_kernels_compile_for_each_tpu(full):
+    """In a process of its own, since the compiler reads its variables once. A sample: each geometry for one TPU."""
+    command = [sys.executable, "-c", f"from {__name__} import compile_for_each_tpu; compile_for_each_tpu({full})"]
     environment = {**environment_for(PLATFORMS["tpu:v5e"]), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr[-4_000:]
-    assert done.stdout.split() == [name for name in ("v5e", "v5p", "v6e") for _ in COMPILED]
+    assert done.stdout.split() == [name for name in TPUS for _ in range(len(COMPILED) if full else len(COMPILED) // 3)]
 
 
-def compile_for_each_tpu():
+def compile_for_each_tpu(full):
     """Prints a line a program, which has y, dx and the kernel's gradient in it."""
     from jax.experimental import topologies
 
-    for name in ("v5e", "v5p", "v6e"):
+    for number, name in enumerate(TPUS):
         device = topologies.get_topology_desc(**PLATFORMS[f"tpu:{name}"].topology).devices[0]
         place = jax.sharding.SingleDeviceSharding(device)
-        for x_shape, kernel_shape, options, dtype in COMPILED:
+        for x_shape, kernel_shape, options, dtype in COMPILED if full else COMPILED[number::3]:
 
             def conv(x, kernel, options=options):
                 return jaxdw.depthwise_conv(x, kernel, method="pallas", **options)
