@@ -29,6 +29,9 @@ def print_report(report: BenchReport, console: Console) -> None:
             _print_tuning(suite, console)
         else:
             _print_suite(suite, console)
+        for way, reason in suite.skipped.items():
+            console.print(f"[bold]{way}[/] was left out: {escape(reason)}", highlight=False)
+        console.print()
     if report.scaling:
         console.print(_scales(report))
         console.print()
@@ -62,9 +65,6 @@ def _print_suite(suite: SuiteRecord, console: Console) -> None:
                 f"{each.greatest:.2f} of its, at {each.greatest_at}.",
                 highlight=False,
             )
-    for peer, reason in suite.skipped.items():
-        console.print(f"[bold]{peer}[/] was left out: {escape(reason)}", highlight=False)
-    console.print()
 
 
 def _summary(suite: SuiteRecord) -> Table:
