@@ -101,8 +101,8 @@ def kernel_gradient_in_kernel(
 ) -> jax.Array:
     """`(*kernel_size, 1, C*M)` of dtype `dtype`: for each tap, the sum in `compute` of what it read times dy.
 
-    A program sums over a block of outputs, in 8 sums which lie in the 8 sublanes; blocks are then added one after the
-    other, and the 8 sums last.
+    A program sums over a block of outputs, in 8 sums which lie in the 8 sublanes, and then adds these up; what the
+    programs found is added one after the other.
 
     Raises:
       ValueError: `compute` is not float32.
@@ -125,7 +125,7 @@ def kernel_gradient_in_kernel(
         scratch_shapes=[
             tpu.VMEM(volume.held, compute),
             tpu.VMEM(volume.of_dy.held, compute),
-            tpu.VMEM((volume.multiplier, groups * together, SUBLANES, volume.lanes), compute),
+            tpu.VMEM((volume.multiplier, groups * together, volume.lanes), compute),
         ],
         compiler_params=tpu.CompilerParams(dimension_semantics=("parallel",) + ("arbitrary",) * 5),
         cost_estimate=volume.cost(x.dtype, dy.dtype),
@@ -526,8 +526,9 @@ def _gradient_program(
         nothing = jnp.zeros((SUBLANES, volume.lanes), compute)
         sums = _loop((*lines, steps, parts), add, (nothing,) * together)
         for number, found in enumerate(sums):
-            place = (multiple, group * together + number)
-            total[place] = jnp.where(first, found, total[place] + found)
+            place = (multiple, pl.ds(group * together + number, 1))
+            summed = found.sum(axis=0, keepdims=True)
+            total[place] = jnp.where(first, summed, total[place] + summed)
 
     groups = total.shape[1] // together
     if volume.taps * high * wide // SUBLANES <= 2 * MOST_UNROLLED:
@@ -538,7 +539,7 @@ def _gradient_program(
 
     @pl.when(last)
     def _() -> None:
-        gradient[...] = total[multiple].sum(axis=1)
+        gradient[...] = total[multiple]
 
 
 def _spread_out(block: Any, held: Any, at: Sequence[Any], axes: Sequence[_Axis]) -> None:
