@@ -83,15 +83,16 @@ def sum_in_kernel(
         specs.append(volume.kernel_spec(1))
     y = pl.pallas_call(
         functools.partial(_conv_program, volume=volume, compute=compute),
-        out_shape=_like(x, (volume.multiplier, *(axis.outputs for axis in volume.axes), volume.channels), stored),
+        out_shape=_like(x, (volume.multiplier, *volume.y_shape), stored),
         grid=volume.grid,
         in_specs=specs,
         out_specs=volume.written_spec,
-        scratch_shapes=[tpu.VMEM(volume.held, compute)],
+        scratch_shapes=[tpu.VMEM(volume.held, compute)] + [tpu.VMEM(volume.summed, compute)] * volume.y_turned,
         compiler_params=tpu.CompilerParams(dimension_semantics=("parallel",) * 5 + ("arbitrary",)),
         cost_estimate=volume.cost(x.dtype, stored),
         interpret=interpret,
     )(*operands)
+    y = jnp.swapaxes(y, 4, 5) if volume.y_turned else y
     y = jnp.moveaxis(jnp.moveaxis(y, 4, 1) if volume.images_last else y, 0, -1)
     return y.reshape(geometry.output_shape).astype(dtype)
 
@@ -113,7 +114,7 @@ def kernel_gradient_in_kernel(
     if geometry.padding_mode != "zeros":
         x, geometry = pad(x, geometry), of_padded(geometry)
     volume = _Volume.of(geometry)
-    x, dy = volume.arranged(_readable(x), 1), volume.arranged(_readable(dy), volume.multiplier)
+    x, dy = volume.arranged(_readable(x), 1), volume.of_dy.arranged(_readable(dy), volume.multiplier)
     groups = pl.cdiv(volume.taps, MOST_TAPS)
     together = pl.cdiv(volume.taps, groups)
     gradient = pl.pallas_call(
@@ -239,13 +240,16 @@ class _Axis(NamedTuple):
 class _Volume(NamedTuple):
     """A geometry with four axes before the channels, the last in the sublanes.
 
-    Images, planes, rows and columns; or, where that leaves fewer sublanes idle, planes, rows, columns and images.
+    Images, planes, rows and columns; or planes, rows, columns and images. `x_turned`, `y_turned`: there the columns are
+    in the lanes and the channels in the sublanes, and a program turns them.
     """
 
     channels: int
     multiplier: int
     rank: int
     images_last: bool
+    x_turned: bool
+    y_turned: bool
     axes: tuple[_Axis, ...]
 
     @classmethod
@@ -262,12 +266,16 @@ class _Volume(NamedTuple):
             geometry.padding,
         ):
             axes.append(_Axis(size, outputs, taps, stride, dilation, spread, low))
-        images_last = _idle(images) < (_idle(axes[-1].size) + _idle(axes[-1].outputs)) / 2
+        images_last, x_turned, y_turned = _arrangement(images, geometry)
         if images_last:
             axes.append(axes.pop(0))
         axes[-1] = axes[-1]._replace(in_sublanes=True)
         axes = [axis._replace(tile=axis.outputs) for axis in axes]
-        return cls(geometry.channels, geometry.multiplier, geometry.rank, images_last, tuple(axes))._tiled()
+        whole = cls(geometry.channels, geometry.multiplier, geometry.rank, images_last, x_turned, y_turned, tuple(axes))
+        tiled = whole._tiled()
+        if tiled.axes[-1].tiles > 1:  # whole columns alone are turned
+            tiled = whole._replace(x_turned=False, y_turned=False)._tiled()
+        return tiled
 
     def _tiled(self) -> _Volume:
         """With tiles that fit, made smaller, one axis at a time, where that makes x be read the fewest times over.
@@ -295,8 +303,9 @@ class _Volume(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        blocks = _bytes([axis.block for axis in self.axes]), _bytes([axis.tile for axis in self.axes])
-        return max(blocks) <= BLOCK_BYTES and _bytes(self.held[:-1]) <= SCRATCH_BYTES
+        x = self.block_bytes([axis.block for axis in self.axes], 4, self.x_turned)
+        y = self.block_bytes([axis.tile for axis in self.axes], 4, self.y_turned)
+        return max(x, y, _bytes(self.summed)) <= BLOCK_BYTES and _bytes(self.held) <= SCRATCH_BYTES
 
     @property
     def taps(self) -> int:
@@ -308,11 +317,12 @@ class _Volume(NamedTuple):
         return tuple(axis.taps for axis in self.axes)
 
     def arranged(self, array: jax.Array, multiplier: int) -> jax.Array:
-        """`(multiplier, *axes, C)` of x or dy `(*batch, *spatial, C * multiplier)`."""
+        """`(multiplier, *axes, C)` of x or dy `(*batch, *spatial, C * multiplier)`, the last two turned if x is."""
         rest = array.shape[array.ndim - 1 - self.rank : -1]
         array = array.reshape(-1, *(1,) * (3 - self.rank), *rest, self.channels, multiplier)
         array = jnp.moveaxis(array, -1, 0)
-        return jnp.moveaxis(array, 1, 4) if self.images_last else array
+        array = jnp.moveaxis(array, 1, 4) if self.images_last else array
+        return jnp.swapaxes(array, 4, 5) if self.x_turned else array
 
     @property
     def lanes(self) -> int:
@@ -327,7 +337,7 @@ class _Volume(NamedTuple):
     def of_dy(self) -> _Volume:
         """dy as what a kernel of one tap reads."""
         axes = [_Axis(a.outputs, a.outputs, in_sublanes=a.in_sublanes, tile=a.tile) for a in self.axes]
-        return self._replace(axes=tuple(axes))
+        return self._replace(axes=tuple(axes), x_turned=self.y_turned)
 
     @property
     def unrolled(self) -> bool:
@@ -372,15 +382,25 @@ class _Volume(NamedTuple):
         """Of an array that is so arranged; its blocks may overlap."""
 
         def index(c: Any, *rest: Any) -> tuple[Any, ...]:
-            starts = (axis.start(i) for axis, i in zip(self.axes, rest))
-            return (rest[-1] if multiplier > 1 else 0, *starts, c * self.lanes if self.grid[0] > 1 else 0)
+            starts = [axis.start(i) for axis, i in zip(self.axes, rest)] + [c * self.lanes if self.grid[0] > 1 else 0]
+            return (rest[-1] if multiplier > 1 else 0, *_turned(starts, self.x_turned))
 
-        return pl.BlockSpec((None, *(pl.Element(axis.block) for axis in self.axes), pl.Element(self.lanes)), index)
+        sizes = [pl.Element(axis.block) for axis in self.axes] + [pl.Element(self.lanes)]
+        return pl.BlockSpec((None, *_turned(sizes, self.x_turned)), index)
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        return _turned([*(axis.outputs for axis in self.axes), self.channels], self.y_turned)
+
+    @property
+    def summed(self) -> tuple[int, ...]:
+        """The shape of what a program sums into before it turns it."""
+        return (*(axis.tile for axis in self.axes), self.lanes)
 
     @property
     def written_spec(self) -> pl.BlockSpec:
-        block = (None, *(axis.tile for axis in self.axes), self.lanes)
-        return pl.BlockSpec(block, lambda c, *rest: (rest[-1], *rest[:-1], c))
+        block = _turned([*(axis.tile for axis in self.axes), self.lanes], self.y_turned)
+        return pl.BlockSpec((None, *block), lambda c, *rest: (rest[-1], *_turned([*rest[:-1], c], self.y_turned)))
 
     def kernel_spec(self, rows: int) -> pl.BlockSpec:
         return pl.BlockSpec((None, rows, self.lanes), lambda c, *rest: (rest[-1], 0, c))
@@ -391,14 +411,18 @@ class _Volume(NamedTuple):
 
     def x_bytes(self, itemsize: int) -> int:
         """What the grid reads of x."""
-        return _bytes([axis.block for axis in self.axes], itemsize) * math.prod(self.grid[:-1])
+        return self.block_bytes([axis.block for axis in self.axes], itemsize, self.x_turned) * math.prod(self.grid[:-1])
+
+    def block_bytes(self, shape: Sequence[int], itemsize: int, turned: bool) -> int:
+        """Of a block of that shape before the channels, in whole tiles."""
+        return _bytes(_turned([*shape, self.lanes], turned), itemsize)
 
     def cost(self, x: np.dtype, y: np.dtype) -> pl.CostEstimate:
         """What the grid computes, reads and writes, in whole tiles: a block that follows itself is read once."""
         programs, lanes = math.prod(self.grid), _whole(self.lanes, LANES)
         outputs = math.prod(axis.tile for axis in self.axes)
-        y_bytes = _bytes([axis.tile for axis in self.axes], y.itemsize) * programs
-        kernel_bytes = _bytes([self.taps]) * self.grid[0] * self.multiplier
+        y_bytes = self.block_bytes([axis.tile for axis in self.axes], y.itemsize, self.y_turned) * programs
+        kernel_bytes = _bytes([self.taps, self.lanes]) * self.grid[0] * self.multiplier
         return pl.CostEstimate(
             flops=2 * programs * outputs * lanes * self.taps,
             transcendentals=0,
@@ -406,14 +430,40 @@ class _Volume(NamedTuple):
         )
 
 
+def _arrangement(images: int, geometry: Geometry) -> tuple[bool, bool, bool]:
+    """Whether images are last, and whether x and y are turned: as XLA has them, so that nothing is copied beforehand.
+
+    XLA has an array in the fewest tiles. Where a kernel wants it otherwise, it is read and written once more.
+    """
+
+    def moved(spatial: Sequence[int]) -> list[int]:
+        """With columns in the sublanes, with images there, with columns in the lanes."""
+        *outer, columns = spatial
+        channels = geometry.channels
+        stored = [
+            images * _whole(columns, SUBLANES) * _whole(channels, LANES),
+            columns * _whole(images, SUBLANES) * _whole(channels, LANES),
+            images * _whole(channels, SUBLANES) * _whole(columns, LANES),
+        ]
+        least = min(stored)
+        natural = stored.index(least)
+        return [math.prod(outer) * (n if i == natural else 2 * n + least) for i, n in enumerate(stored)]
+
+    x, y = moved(geometry.spatial), moved(geometry.output_spatial)
+    images_last = x[1] + y[1] < min(x[0], x[2]) + min(y[0], y[2])
+    return images_last, not images_last and x[2] < x[0], not images_last and y[2] < y[0]
+
+
+def _turned(items: Sequence[Any], turned: bool) -> tuple[Any, ...]:
+    """The last two exchanged."""
+    *outer, columns, channels = items
+    return (*outer, channels, columns) if turned else tuple(items)
+
+
 def _bytes(shape: Sequence[int], itemsize: int = 4) -> int:
-    """Of a block of that shape before the lanes, in whole tiles."""
-    return math.prod(shape[:-1]) * _whole(shape[-1], SUBLANES * 4 // itemsize) * LANES * itemsize
-
-
-def _idle(size: int) -> float:
-    """What an axis takes up in whole sublanes, over its size."""
-    return _whole(size, SUBLANES) / size
+    """Of a block of that shape, in whole tiles."""
+    *outer, sublanes, lanes = shape
+    return math.prod(outer) * _whole(sublanes, SUBLANES * 4 // itemsize) * _whole(lanes, LANES) * itemsize
 
 
 def _whole(size: int, unit: int) -> int:
@@ -421,9 +471,11 @@ def _whole(size: int, unit: int) -> int:
 
 
 def _conv_program(x: Any, kernel: Any, *others: Any, volume: _Volume, compute: np.dtype) -> None:
+    others, turned = (others[:-1], others[-1:]) if volume.y_turned else (others, ())
     *bias, y, held = others
+    (into,) = turned or (y,)
     at = [pl.program_id(number) for number in range(1, 5)]
-    pl.when(pl.program_id(5) == 0)(lambda: _spread_out(x, held, at, volume.axes))
+    pl.when(pl.program_id(5) == 0)(lambda: _spread_out(x, held, at, volume))
 
     first, second, rows, columns = volume.axes
     start = bias[0][...] if bias else jnp.zeros((1, volume.lanes), compute)
@@ -438,9 +490,14 @@ def _conv_program(x: Any, kernel: Any, *others: Any, volume: _Volume, compute: n
             sums = summed(held, kernel, sums, (*line, top, left), volume)
             width = min(wide, columns.tile - left)
             for row, total in enumerate(sums):
-                y[(*line, top + row, pl.ds(left, width))] = total[:width].astype(y.dtype)
+                into[(*line, top + row, pl.ds(left, width))] = total[:width].astype(into.dtype)
+
+    def turn(line: tuple[Any, ...], _: None) -> None:
+        y[line] = jnp.swapaxes(into[line], 1, 2).astype(y.dtype)
 
     _loop((first.tile, second.tile, pl.cdiv(rows.tile, high)), sum_rows, None)
+    if volume.y_turned:
+        _loop((first.tile, second.tile), turn, None)
 
 
 _Sums = tuple[jax.Array, ...]
@@ -491,8 +548,8 @@ def _gradient_program(
     compute: np.dtype,
 ) -> None:
     at, multiple = [pl.program_id(number) for number in range(1, 5)], pl.program_id(5)
-    pl.when(multiple == 0)(lambda: _spread_out(x, held, at, volume.axes))
-    _spread_out(dy, held_dy, at, volume.of_dy.axes)
+    pl.when(multiple == 0)(lambda: _spread_out(x, held, at, volume))
+    _spread_out(dy, held_dy, at, volume.of_dy)
     columns, wide = volume.axes[-1], volume.wide
     parts = pl.cdiv(columns.tile, wide)
     first = functools.reduce(jnp.logical_and, [i == 0 for i in at])
@@ -542,9 +599,9 @@ def _gradient_program(
         gradient[...] = total[multiple]
 
 
-def _spread_out(block: Any, held: Any, at: Sequence[Any], axes: Sequence[_Axis]) -> None:
+def _spread_out(block: Any, held: Any, at: Sequence[Any], volume: _Volume) -> None:
     """Writes a block into the scratch, each input where the taps expect it, and 0 where there is none."""
-    *outer, rows, columns = axes
+    *outer, rows, columns = volume.axes
     top, left = (axis.front + axis.offset(i) for axis, i in zip((rows, columns), at[2:]))
 
     def write(places: tuple[Any, ...], _: None) -> None:
@@ -555,6 +612,7 @@ def _spread_out(block: Any, held: Any, at: Sequence[Any], axes: Sequence[_Axis])
             inside &= (source >= 0) & (source < axis.size) & (source * axis.spread == position)
             sources.append(_clip(source - axis.start(i), axis.block - 1))
         value = block[tuple(sources)].astype(held.dtype)
+        value = jnp.swapaxes(value, 1, 2) if volume.x_turned else value
         if columns.tiles > 1:
             inside &= columns.start(at[3]) + lax.broadcasted_iota(jnp.int32, value.shape, 1) < columns.size
         for low, high in rows.borders(held.shape[2]):
