@@ -1,11 +1,12 @@
 """The convolution and its kernel's gradient as two hand-written TPU kernels (Pallas, compiled by Mosaic).
 
-x is read where it lies, a block of whole tiles at a time, channels in the lanes, and columns or images in the sublanes,
-whichever leaves fewer idle: XLA keeps such arrays so too. What two blocks share is read twice. A program first spreads
-its block out in a scratch of float32: the zeros of padding and of input dilation are written there, never to HBM. There
-a tap is one load of 8 sublanes from any sublane, strided where the convolution is: an 8 x 128 tile of 32 bits lies in
-VMEM row by row. What is loaded once is added to every row of outputs that reads it. Products enter the sum in raster
-order, from the bias or 0, in float32: a product is rounded and then added, as the program is written.
+x is read where it lies, a block of whole tiles at a time: channels in the lanes, and columns or images in the sublanes;
+or, where channels are few, columns in the lanes and channels in the sublanes, whichever leaves the fewest idle: XLA
+keeps such arrays so too. What two blocks share is read twice. A program first spreads its block out in a scratch of
+float32, channels in the lanes: the zeros of padding and of input dilation are written there, never to HBM. There a tap
+is one load of 8 sublanes from any sublane, strided where the convolution is: an 8 x 128 tile of 32 bits lies in VMEM
+row by row. What is loaded once is added to every row of outputs that reads it. Products enter the sum in raster order,
+from the bias or 0, in float32: a product is rounded and then added, as the program is written.
 
 Where there are fewer than 128 channels, lanes are idle. Mosaic has no float64; float16 is converted outside of the
 kernel. A channel multiplier reads x once and writes one array of outputs for each multiple, which XLA interleaves.

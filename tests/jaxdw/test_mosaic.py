@@ -154,10 +154,13 @@ def test_kernel_gradients_are_sums_of_float32_rounded_once(small, full):
 TABLE = {
     "several blocks of channels and of images": ((16, 2, 3, 129), (1, 2, 1, 258), {}),
     "several blocks of columns": ((1, 300, 2), (5, 1, 4), {"padding": ((7, -2),)}),
-    "several blocks of strided columns": ((1, 300, 1), (3, 1, 1), {"strides": 3, "kernel_dilation": 2}),
-    "several blocks of columns with zeros between": ((1, 150, 1), (4, 1, 1), {"input_dilation": 3, "padding": 5}),
+    "several blocks of columns, strided": ((1, 300, 1), (3, 1, 1), {"strides": 3, "kernel_dilation": 2}),
+    "several blocks of columns, with zeros between": ((1, 150, 1), (4, 1, 1), {"input_dilation": 3, "padding": 5}),
     "blocks of rows and planes": ((1, 5, 6, 4, 2), (3, 2, 2, 1, 2), {"strides": (2, 1, 1)}),
     "more taps than are spelled out": ((1, 4, 4, 2), (5, 4, 1, 2), {"padding": 2}),
+    "columns of x and y in the lanes": ((2, 5, 40, 12), (3, 3, 1, 24), {"strides": 2, "padding": 1}),
+    "columns of x alone in the lanes": ((1, 3, 60, 40), (2, 2, 1, 40), {"strides": (1, 4)}),
+    "columns of y alone in the lanes": ((2, 3, 10, 40), (2, 2, 1, 40), {"input_dilation": (1, 9), "padding": 1}),
     "no batch": ((6, 5, 3), (3, 3, 1, 6), {"strides": 2}),
     "an empty batch": ((0, 6, 5, 3), (3, 3, 1, 3), {}),
     "no rows": ((2, 0, 5, 3), (3, 3, 1, 3), {"padding": 2}),
@@ -168,11 +171,16 @@ TABLE = {
 
 @pytest.mark.parametrize("name", TABLE)
 def test_each_kind_of_geometry_has_its_sums(name, small, seed, monkeypatch):
-    monkeypatch.setattr(mosaic, "BLOCK_BYTES", 1 << 15)
+    small_blocks = {"several blocks of columns": 1 << 12, "several blocks": 1 << 15, "blocks": 1 << 15}
+    most = next((most for start, most in small_blocks.items() if name.startswith(start)), mosaic.BLOCK_BYTES)
+    monkeypatch.setattr(mosaic, "BLOCK_BYTES", most)
     x_shape, kernel_shape, options = TABLE[name]
     geometry = Geometry.of(x_shape, kernel_shape, **options)
     if name.startswith(("several", "blocks")):
         assert max(axis.tiles for axis in mosaic._Volume.of(geometry).axes) > 1 or "channels" in name
+    if "in the lanes" in name:
+        volume = mosaic._Volume.of(geometry)
+        assert (volume.x_turned, volume.y_turned) == (" x " in name, " y " in name)
     assert_same_sums(geometry, True, seed)
 
 
