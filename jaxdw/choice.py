@@ -21,12 +21,32 @@ class _Choice(NamedTuple):
 AUTO = (_Choice("cpu", 49, "rows"),)
 
 
-def choose(geometry: Geometry, platform: str | None = None) -> str:
+def choose(
+    geometry: Geometry, platform: str | None = None, *, gradient: bool = False, starts_from_bias: bool = False
+) -> str:
     """The method that "auto" stands for in a program for a JAX platform; None: the default one.
+
+    Args:
+      gradient: of the gradient by the kernel, and not of the convolution or of the gradient by x, which is another.
+      starts_from_bias: whether the convolution's sum starts from a bias.
 
     >>> choose(Geometry.of((8, 56, 56, 96), (7, 7, 1, 96)), "cpu")
     'rows'
     """
     platform = platform or jax.default_backend()
+    if platform == "tpu":
+        return _choose_on_tpu(geometry, gradient, starts_from_bias)
     fitting = (c.method for c in AUTO if c.platform == platform and geometry.taps >= c.least_taps)
     return next(fitting, "taps")
+
+
+def _choose_on_tpu(geometry: Geometry, gradient: bool, starts_from_bias: bool) -> str:
+    """By the compiler's estimates, in seconds and in cycles (`benchmarks/tpu.py`): nothing has been measured.
+
+    The kernels have the fewest cycles nearly everywhere, and move no more bytes than the fused loop of "taps". But
+    where "taps" is XLA's own convolution, and reads x as it lies, that has both.
+    """
+    from jaxdw.sums import mosaic, tiles  # only here: Pallas takes a second to import
+
+    as_it_lies = not gradient and not starts_from_bias and tiles.is_convolution_as_it_lies(geometry)
+    return "taps" if as_it_lies or not mosaic.fits(geometry) else "pallas"

@@ -219,7 +219,9 @@ def _conv_on(platform: str | None, implementation: Callable[..., jax.Array]) -> 
     def run(x, kernel, *bias, geometry: Geometry, order: Program, dtype: np.dtype):
         compute = accumulator(x.dtype, kernel.dtype, dtype)
         start = bias[0] if bias else None
-        program = _chosen(order, geometry, platform)
+        program = order
+        if program == "auto":
+            program = _automatic(compute, geometry, platform, starts_from_bias=start is not None)
         if program == "pallas":
             kernels, interpret = _kernels(platform)
             return kernels.sum_in_kernel(x, kernel, start, geometry, compute, dtype, interpret=interpret)
@@ -231,7 +233,8 @@ def _conv_on(platform: str | None, implementation: Callable[..., jax.Array]) -> 
 def _kernel_gradient_on(platform: str | None, implementation: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     def run(x, dy, *, geometry: Geometry, order: Program, dtype: np.dtype):
         compute = accumulator(x.dtype, dy.dtype, dtype)
-        if _chosen(order, geometry, platform) == "pallas":
+        program = _automatic(compute, geometry, platform, gradient=True) if order == "auto" else order
+        if program == "pallas":
             kernels, interpret = _kernels(platform)
             return kernels.kernel_gradient_in_kernel(x, dy, geometry, compute, dtype, interpret=interpret)
         return implementation(x, dy, geometry, compute).astype(dtype)
@@ -239,8 +242,9 @@ def _kernel_gradient_on(platform: str | None, implementation: Callable[..., jax.
     return run
 
 
-def _chosen(program: Program, geometry: Geometry, platform: str | None) -> Program:
-    return PROGRAMS[choose(geometry, platform or "another")] if program == "auto" else program
+def _automatic(compute: np.dtype, geometry: Geometry, platform: str | None, **of: bool) -> Program:
+    program = PROGRAMS[choose(geometry, platform or "another", **of)]
+    return "raster" if program == "pallas" and compute == np.float64 else program  # TPU kernels add float32
 
 
 def _kernels(platform: str | None) -> tuple[ModuleType, bool]:

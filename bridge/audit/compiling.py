@@ -33,6 +33,7 @@ from bridge.implementations import ImplementationError, user
 from jaxdw.choice import choose
 from jaxdw.geometry import Geometry
 from jaxdw.methods import METHODS
+from jaxdw.methods.taps import starts_from_bias
 
 #: Seconds a program may take to compile in a process of its own.
 TIME_LIMIT = 300.0
@@ -265,7 +266,8 @@ def function_of(way: Way, subject: Subject, backend: str) -> tuple[Callable[...,
     """The function of a way, of arrays as `subject.arguments` has them, and the method that "auto" stands for."""
     g, chosen, precision = subject.geometry, "", way.precision or subject.precision
     if way.base == "auto":
-        chosen = choose(g, backend)
+        first = subject.bias and starts_from_bias("auto", g)
+        chosen = choose(g, backend, gradient=subject.gradient, starts_from_bias=first)
     if ":" in way.base:
         own, _ = user.load(way.base)
 
@@ -283,7 +285,7 @@ def function_of(way: Way, subject: Subject, backend: str) -> tuple[Callable[...,
                 padding=g.padding if g.padding_mode == "zeros" else g.padding_mode.upper(),
                 kernel_dilation=g.kernel_dilation,
                 input_dilation=g.input_dilation,
-                method=chosen or way.base,
+                method=way.base,
                 precision=None if precision == "default" else lax.Precision(precision),
             )
 

@@ -136,6 +136,11 @@ def kernel_gradient_in_kernel(
     return jnp.moveaxis(gradient[:, : volume.taps], 0, -1).reshape(geometry.kernel_shape).astype(dtype)
 
 
+def fits(geometry: Geometry) -> bool:
+    """Whether a program's blocks are within the sizes that these kernels keep to, so that it can be compiled."""
+    return _Volume.of(geometry if geometry.padding_mode == "zeros" else of_padded(geometry)).fits
+
+
 def _check(compute: np.dtype) -> None:
     if compute != np.float32:
         raise ValueError(f"`method` is 'pallas' with sums in {compute}, expected another: kernels for TPUs add float32")

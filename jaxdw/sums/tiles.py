@@ -84,6 +84,14 @@ def _strided_afterwards(
     return lax.slice_in_dim(y, 0, None, geometry.strides[-1], axis=rank)
 
 
+def is_convolution_as_it_lies(geometry: Geometry) -> bool:
+    """Whether `sum_on_tiles` without a bias is XLA's own convolution, and x lies with its channels in the lanes."""
+    flat = dataclasses.replace(geometry, batch=(math.prod(geometry.batch),))
+    width, channels = geometry.spatial[-1], geometry.channels
+    as_channels = _waste(width, SUBLANES) * _waste(channels, LANES)
+    return _is_convolution(flat) and as_channels <= _waste(channels, SUBLANES) * _waste(width, LANES)
+
+
 def _is_convolution(geometry: Geometry) -> bool:
     """Whether XLA's own convolution is the same sum with one pass over x less.
 

@@ -277,4 +277,5 @@ def test_auto_is_chosen_for_the_platform_that_a_program_is_compiled_for():
         return traced.lower(lowering_platforms=(platform,)).as_text()
 
     assert program("auto", "cpu") == program("rows", "cpu") != program("taps", "cpu")
-    assert program("auto", "tpu") == program("taps", "tpu") != program("rows", "tpu")
+    assert "tpu_custom_call" in program("auto", "tpu") and "tpu_custom_call" not in program("taps", "tpu")
+    assert program("auto", "cuda") == program("taps", "cuda") != program("rows", "cuda")
