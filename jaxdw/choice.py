@@ -43,10 +43,12 @@ def choose(
 def _choose_on_tpu(geometry: Geometry, gradient: bool, starts_from_bias: bool) -> str:
     """By the compiler's estimates, in seconds and in cycles (`benchmarks/tpu.py`): nothing has been measured.
 
-    The kernels have the fewest cycles nearly everywhere, and move no more bytes than the fused loop of "taps". But
-    where "taps" is XLA's own convolution, and reads x as it lies, that has both.
+    The kernels have the fewest cycles nearly everywhere, and read and write about what the fused loop of "taps" does.
+    But where "taps" is XLA's own convolution, and reads x as it lies, that has the better estimates.
     """
     from jaxdw.sums import mosaic, tiles  # only here: Pallas takes a second to import
 
+    if 0 in geometry.x_shape or 0 in geometry.output_shape:
+        return "taps"
     as_it_lies = not gradient and not starts_from_bias and tiles.is_convolution_as_it_lies(geometry)
-    return "taps" if as_it_lies or not mosaic.fits(geometry) else "pallas"
+    return "taps" if as_it_lies or not mosaic.fits(geometry, gradient) else "pallas"

@@ -261,18 +261,36 @@ def _register(platform: str | None, conv: Callable[..., jax.Array], kernel_gradi
         (_kernel_gradient_p, _kernel_gradient_on(platform, kernel_gradient)),
     ):
         mlir.register_lowering(
-            primitive, _on_each_device(mlir.lower_fun(run, multiple_results=False)), platform=platform
+            primitive, _on_each_device(mlir.lower_fun(run, multiple_results=False), platform), platform=platform
         )
 
 
-def _on_each_device(lower: Callable[..., Any]) -> Callable[..., Any]:
-    """Without the axes of a `shard_map` that operands vary over: checked before, and unknown to interpreted kernels."""
+def _on_each_device(lower: Callable[..., Any], platform: str | None) -> Callable[..., Any]:
+    """Without the axes of a `shard_map` that operands vary over: checked before, and unknown to interpreted kernels.
 
-    def lowered(ctx, *operands, **params):
+    Where XLA is to share a program out, there are no kernels for TPUs: Mosaic's cannot be shared out.
+    """
+
+    def lowered(ctx, *operands, order: Program, **params):
+        if platform == "tpu" and not _is_for_one_device(ctx.module_context.axis_context):
+            if order == "pallas":
+                raise ValueError(
+                    "`method` is 'pallas' on TPUs over mesh axes that XLA shares out, expected another, or all axes "
+                    "shared out by `jaxdw.sharding` or `jax.shard_map`: kernels for TPUs are for one device"
+                )
+            order = "raster" if order == "auto" else order
         avals = [aval.update(manual_axis_type=ManualAxisType()) for aval in ctx.avals_in]
-        return lower(ctx.replace(avals_in=avals), *operands, **params)
+        return lower(ctx.replace(avals_in=avals), *operands, order=order, **params)
 
     return lowered
+
+
+def _is_for_one_device(where: Any) -> bool:
+    """Whether a program for these axes is one device's own: there is one, or every axis is a `shard_map`'s."""
+    if hasattr(where, "num_devices"):
+        return where.num_devices == 1
+    manual: frozenset[Any] = getattr(where, "manual_axes", frozenset())
+    return not manual or manual | set(where.mesh.manual_axes) == set(where.mesh.axis_names)
 
 
 for _primitive in (_conv_p, _kernel_gradient_p):

@@ -38,6 +38,9 @@ from jaxdw.windows import pad
 #: half of the 16 MiB that a kernel has by default.
 BLOCK_BYTES, SCRATCH_BYTES = 1 << 20, 3 << 20
 
+#: All that a program keeps there, of those 16 MiB.
+VMEM_BYTES = 14 << 20
+
 #: First sublanes of blocks that are not whole along the columns: whole tiles, of 16 bits too.
 ALIGNED = 16
 
@@ -51,6 +54,18 @@ MOST_UNROLLED = 256
 MOST_TAPS = 16
 
 
+def _with_32_bit_indices(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """A TPU has no others, whatever `jax_enable_x64` says."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> jax.Array:
+        with jax.enable_x64(False):
+            return function(*args, **kwargs)
+
+    return run
+
+
+@_with_32_bit_indices
 def sum_in_kernel(
     x: jax.Array,
     kernel: jax.Array,
@@ -98,6 +113,7 @@ def sum_in_kernel(
     return y.reshape(geometry.output_shape).astype(dtype)
 
 
+@_with_32_bit_indices
 def kernel_gradient_in_kernel(
     x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np.dtype, dtype: np.dtype, *, interpret: bool = False
 ) -> jax.Array:
@@ -136,9 +152,10 @@ def kernel_gradient_in_kernel(
     return jnp.moveaxis(gradient[:, : volume.taps], 0, -1).reshape(geometry.kernel_shape).astype(dtype)
 
 
-def fits(geometry: Geometry) -> bool:
-    """Whether a program's blocks are within the sizes that these kernels keep to, so that it can be compiled."""
-    return _Volume.of(geometry if geometry.padding_mode == "zeros" else of_padded(geometry)).fits
+def fits(geometry: Geometry, gradient: bool) -> bool:
+    """Whether what a program, of the convolution or of the kernel's gradient, keeps on the chip is within limits."""
+    volume = _Volume.of(geometry if geometry.padding_mode == "zeros" else of_padded(geometry))
+    return volume.fits and volume.vmem_bytes(gradient) <= VMEM_BYTES
 
 
 def _check(compute: np.dtype) -> None:
@@ -207,6 +224,11 @@ class _Axis(NamedTuple):
         found = self.source(self.first(index) + self.spread - 1)
         found = _quotient(found, aligned, -self.low)
         return _clip(found, last) * aligned
+
+    @property
+    def beyond(self) -> int:
+        """Inputs that there are not, at the end of the last block."""
+        return max(0, self.start(self.tiles - 1) + self.block - self.size)
 
     def reads(self, output: Any, tap: Any) -> Any:
         """The position that a tap reads, counted from the first of the tile."""
@@ -391,7 +413,10 @@ class _Volume(NamedTuple):
             starts = [axis.start(i) for axis, i in zip(self.axes, rest)] + [c * self.lanes if self.grid[0] > 1 else 0]
             return (rest[-1] if multiplier > 1 else 0, *_turned(starts, self.x_turned))
 
-        sizes = [pl.Element(axis.block) for axis in self.axes] + [pl.Element(self.lanes)]
+        channels = self.grid[0] * self.lanes - self.channels
+        sizes = [pl.Element(axis.block, (0, axis.beyond)) for axis in self.axes] + [
+            pl.Element(self.lanes, (0, channels))
+        ]
         return pl.BlockSpec((None, *_turned(sizes, self.x_turned)), index)
 
     @property
@@ -422,6 +447,14 @@ class _Volume(NamedTuple):
     def block_bytes(self, shape: Sequence[int], itemsize: int, turned: bool) -> int:
         """Of a block of that shape before the channels, in whole tiles."""
         return _bytes(_turned([*shape, self.lanes], turned), itemsize)
+
+    def vmem_bytes(self, gradient: bool) -> int:
+        """On the chip: two buffers a block, the scratches, the kernel or its gradient, in float32."""
+        x = self.block_bytes([axis.block for axis in self.axes], 4, self.x_turned)
+        y = self.block_bytes([axis.tile for axis in self.axes], 4, self.y_turned)
+        taps = _bytes([_whole(self.taps, MOST_TAPS), self.lanes])
+        scratch = self.of_dy.held if gradient else self.summed
+        return 2 * (x + y) + _bytes(self.held) + _bytes(scratch) + (2 + self.multiplier * gradient) * taps
 
     def cost(self, x: np.dtype, y: np.dtype) -> pl.CostEstimate:
         """What the grid computes, reads and writes, in whole tiles: a block that follows itself is read once."""

@@ -500,3 +500,31 @@ def test_layers_of_another_kind_stay_as_they_are():
     assert model.layers[1].depthwise_conv == jaxdw.sharding.Over(X)
     with pytest.raises(TypeError, match=r"`model` is a list, expected a flax\.nnx\.Module"):
         jaxdw.sharding.shard_layers([model], X)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("spec", [P(), P("data"), P(None, "rows"), P("data", "rows")], ids=str)
+def test_programs_for_tpus_have_kernels_only_where_each_is_one_devices_own(kind, spec):
+    mesh = mesh_of(kind, data=2, rows=2)
+    x, kernel = (
+        jax.ShapeDtypeStruct(shape, np.float32, sharding=NamedSharding(mesh, axes))
+        for shape, axes in (((4, 8, 8, 4), spec), ((3, 3, 1, 4), P()))
+    )
+
+    def kernels(conv, method):
+        def gradients(x, kernel):
+            y, pullback = jax.vjp(lambda x, kernel: conv(x, kernel, method=method), x, kernel)
+            return y, *pullback(y)
+
+        text = jax.jit(gradients).trace(x, kernel).lower(lowering_platforms=("tpu",)).as_text()
+        return text.count("custom_call @tpu_custom_call")
+
+    over = functools.partial(jaxdw.sharding.depthwise_conv, spec=spec, mesh=mesh)
+    own = set(jax.tree.leaves(tuple(spec))) == {"data", "rows"}
+    for conv in (jaxdw.depthwise_conv, over) if kind is AxisType.Explicit else (over,):
+        assert (kernels(conv, "auto") > 0) == own
+    if not own:
+        with pytest.raises(ValueError, match="`method` is 'pallas' on TPUs over mesh axes that XLA shares out"):
+            kernels(over, "pallas")
+    if kind is AxisType.Auto:
+        assert kernels(jaxdw.depthwise_conv, "auto") == 0

@@ -19,6 +19,7 @@ from bridge import Case
 from bridge.audit.platforms import PLATFORMS, environment_for
 from bridge.numerics import Arithmetic, error_bound, exact_kernel_gradient
 from jaxdw import Geometry
+from jaxdw.choice import choose
 from jaxdw.sums import mosaic
 from jaxdw.sums.padded import kernel_gradient_of_padded, sum_of_padded
 from tests.programs import release_programs
@@ -226,6 +227,52 @@ def test_kernels_are_what_is_lowered_for_tpus(dtype):
         text = jax.jit(function).trace(*arrays).lower(lowering_platforms=("tpu",)).as_text()
         assert text.count("custom_call @tpu_custom_call") == count
         assert "stablehlo.convolution" not in text
+
+
+def test_kernels_are_lowered_with_64_bits_enabled(x64):
+    x, kernel = (jax.ShapeDtypeStruct(shape, np.float32) for shape in ((2, 9, 8, 10), (3, 3, 1, 10)))
+    text = jax.jit(jaxdw.depthwise_conv).trace(x, kernel).lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("custom_call @tpu_custom_call") == 1
+
+
+def test_blocks_end_where_the_array_or_what_is_declared_beyond_it_does():
+    """A TPU clips what a block asks for beyond an array only where that is declared; the interpreter does not tell."""
+
+    def check(geometry):
+        volume = mosaic._Volume.of(geometry)
+        for axis, size in zip(volume.axes, _declared(volume.read_spec(1), volume)):
+            last = max(axis.start(i) for i in range(axis.tiles))
+            assert size.block_size == axis.block and last + axis.block <= axis.size + size.padding[1]
+
+    for x_shape, kernel_shape, options in TABLE.values():
+        if 0 not in x_shape and 0 not in Geometry.of(x_shape, kernel_shape, **options).output_shape:
+            check(Geometry.of(x_shape, kernel_shape, **options))
+    check(Geometry.of((2, 130, 1004, 128), (3, 3, 1, 128)))
+    turned = mosaic._Volume.of(Geometry.of((64, 112, 112, 144), (3, 3, 1, 144), padding=1))
+    assert turned.x_turned and turned.read_spec(1).block_shape[-2].padding == (0, 112)
+
+
+def _declared(spec, volume):
+    sizes = spec.block_shape[1:]
+    return [*sizes[:3], sizes[4 if volume.x_turned else 3]]
+
+
+@pytest.mark.parametrize(
+    "x_shape, kernel_shape, options, of_y, of_kernel",
+    [
+        ((8, 56, 56, 144), (3, 3, 1, 144), {"padding": 1}, "pallas", "pallas"),
+        ((8, 56, 56, 144), (3, 3, 1, 144), {"padding": 1, "strides": 2}, "taps", "pallas"),  # XLA's own convolution
+        ((8, 56, 56, 48), (3, 3, 1, 48), {"padding": 1, "strides": 2}, "pallas", "pallas"),  # columns in the lanes
+        ((2, 64, 64, 64), (3, 3, 1, 64), {"padding": 24, "kernel_dilation": 24}, "taps", "taps"),  # too far apart
+        ((2, 8, 8, 128), (3, 3, 1, 128 * 2048), {}, "pallas", "taps"),  # too many sums
+        ((2, 8, 0, 4), (3, 3, 1, 4), {"padding": 1}, "taps", "taps"),
+    ],
+)
+def test_what_auto_is_on_a_tpu(x_shape, kernel_shape, options, of_y, of_kernel):
+    geometry = Geometry.of(x_shape, kernel_shape, **options)
+    assert choose(geometry, "tpu") == of_y
+    assert choose(geometry, "tpu", gradient=True) == of_kernel
+    assert choose(geometry, "tpu", starts_from_bias=True) == (of_y if options.get("strides") != 2 else "pallas")
 
 
 TPUS = ("v5e", "v5p", "v6e")
