@@ -36,7 +36,7 @@ WAYS = ("auto", *COMPILED)
 def main(arguments: Sequence[str] | None = None) -> int:
     settings = parsed(arguments)
     targets = [platform(name) for name in settings.platform or ("tpu:v5e", "tpu:v6e")]
-    layers = [Layer.parse(text, "--layer") for text in settings.layer] or list(layers_of("layers"))
+    layers = settings.layer or list(layers_of("layers"))
     found: dict[str, Any] = {}
     for target in targets:
         if target.missing:
@@ -58,7 +58,12 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--layer", action="append", default=[], help="height x width x channels:kernel:stride")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--out", type=Path, help="a JSON file")
-    return parser.parse_args(arguments)
+    settings = parser.parse_args(arguments)
+    try:
+        settings.layer = [Layer.parse(text, "--layer") for text in settings.layer]
+    except ValueError as error:
+        parser.error(str(error))
+    return settings
 
 
 def audited(layers: Sequence[Layer], batch: int, target: Platform) -> dict[str, dict[str, dict[str, Any]]]:

@@ -16,7 +16,7 @@ from bridge.bench.schema import BEST, OURS, BenchReport, RowRecord, ScaleRecord,
 _ABOUT = {
     "layers": "one depthwise layer, forward",
     "gradients": "one depthwise layer, forward and both gradients",
-    "windows": "unfold, v |v| on every window, contract",
+    "windows": "v |v| on every window, then the kernel",
     "blocks": "depthwise convolution, batch normalization with running statistics, ReLU6",
     "models": "MobileNetV2, whole",
 }
