@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -87,7 +88,7 @@ def input_gradient(compute: Compute, case: Case, dy: np.ndarray, **knobs: str) -
     with _ready(compute, case, **knobs) as (call, x):
         x.requires_grad_()
         y = call()
-        upstream = to_tensor(np.moveaxis(dy.reshape(-1, *dy.shape[len(g.batch) :]), -1, 1)).to(y.dtype)
+        upstream = to_tensor(np.moveaxis(dy.reshape(math.prod(g.batch), *dy.shape[len(g.batch) :]), -1, 1)).to(y.dtype)
         (dx,) = torch.autograd.grad(y, x, upstream)
     return to_numpy(dx.to(getattr(torch, case.dtype.name)).movedim(1, -1)).reshape(g.x_shape)
 
@@ -99,7 +100,7 @@ def _ready(
     """A call of compute on tensors in PyTorch's own layout and the computation's dtype, under the settings; and x."""
     g = case.geometry
     working = getattr(torch, case.dtype.name if dtype == "same" else dtype)
-    flat = case.x.reshape(-1, *case.x.shape[len(g.batch) :])
+    flat = case.x.reshape(math.prod(g.batch), *case.x.shape[len(g.batch) :])
     x = to_tensor(np.moveaxis(flat, -1, 1)).to(working)
     weight = to_tensor(np.moveaxis(case.kernel, (-1, -2), (0, 1))).to(working)
     bias = None if case.bias is None else to_tensor(case.bias).to(working)
