@@ -190,8 +190,8 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 def padding_for(x: torch.Tensor, g: Geometry) -> tuple[torch.Tensor, tuple[int, ...]]:
-    """x, and the symmetric padding left to PyTorch; what PyTorch's `padding` cannot say is done here by copying."""
-    if g.symmetric_padding is not None:
+    """x, and the symmetric padding left to PyTorch; what that cannot do, asymmetric or of an empty x, is done here."""
+    if g.symmetric_padding is not None and 0 not in g.spatial:
         return x, g.symmetric_padding
     for axis in range(g.rank):
         source = torch.from_numpy(g.padded_sources(axis).copy())
