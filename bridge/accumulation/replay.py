@@ -52,8 +52,11 @@ def replay(order: AccumulationOrder, case: Case) -> np.ndarray:
                 np.copyto(y, exact(case).value, where=order.labels == label)
                 continue
             for at, operands in _blocks(order.labels == label, case):
-                total = _walk(tree, operands, order)
-                y[at] = np.where(order.zero_start[at], total + total.dtype.type(0), total)
+                accumulated = _walk(tree, operands, order)
+                total = _output(accumulated, order)
+                # A zero start makes -0 a +0; what only rounds to zero afterwards keeps its sign, unless it is flushed.
+                positive = order.zero_start[at] & ((accumulated == 0) | ("output" in order.fingerprint.flushed))
+                y[at] = np.where(positive, total + total.dtype.type(0), total)
         if order.fingerprint.padding_taps == "multiplied":
             _multiply_padding(y, case)
     return y
@@ -82,7 +85,7 @@ def _rounded_inputs(order: AccumulationOrder, case: Case) -> Case:
 
 
 def _walk(tree: Tree, operands: Operands, order: AccumulationOrder) -> np.ndarray:
-    """The sum by one tree, rounded to the output's dtype."""
+    """The sum by one tree, before it is rounded to the output's dtype."""
     fingerprint = order.fingerprint
     rounding = fingerprint.accumulator or default_accumulator(order.dtype)
     flushes = "output" in fingerprint.flushed
@@ -107,7 +110,7 @@ def _walk(tree: Tree, operands: Operands, order: AccumulationOrder) -> np.ndarra
             case "add":
                 result = add_up.add(*below) if len(below) == 2 else add_up.aligned_sum(below)
         value[node] = result
-    return _output(value[tree], order)
+    return value[tree]
 
 
 def default_accumulator(dtype: np.dtype) -> Rounding:
