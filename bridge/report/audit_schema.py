@@ -114,24 +114,11 @@ class AuditReport(_Record):
 
     @classmethod
     def of(cls, audit: Audit) -> AuditReport:
-        subject, g = audit.subject, audit.subject.geometry
-        case = CaseRecord(
-            name="",
-            dtype=subject.dtype,
-            x=g.x_shape,
-            kernel=g.kernel_shape,
-            bias=(g.features,) if subject.bias else None,
-            output=g.output_shape,
-            strides=g.strides,
-            padding=g.padding,
-            padding_mode=g.padding_mode,
-            kernel_dilation=g.kernel_dilation,
-            input_dilation=g.input_dilation,
-        )
+        subject = audit.subject
         return cls(
             environment=_environment(),
             platform=PlatformRecord.model_validate(audit.platform),
-            case=case,
+            case=CaseRecord.of(subject.geometry, subject.dtype, subject.bias),
             gradient=subject.gradient,
             precision=subject.precision,
             findings=tuple(FindingRecord.model_validate(each) for each in audit.findings),

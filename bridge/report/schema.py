@@ -11,6 +11,7 @@ from bridge.diagnosis import Diagnosis, Verdict
 from bridge.diagnosis.attribution import Attribution
 from bridge.diagnosis.elimination import Elimination
 from bridge.environment import environment
+from jaxdw.geometry import Geometry
 
 #: Name and version of the schema. The version grows when a field is added, removed or changes its meaning.
 SCHEMA: Literal["jaxdw.parity/1"] = "jaxdw.parity/1"
@@ -38,6 +39,22 @@ class CaseRecord(pydantic.BaseModel):
     padding_mode: str
     kernel_dilation: tuple[int, ...]
     input_dilation: tuple[int, ...]
+
+    @classmethod
+    def of(cls, g: Geometry, dtype: str, bias: bool, name: str = "") -> CaseRecord:
+        return cls(
+            name=name,
+            dtype=dtype,
+            x=g.x_shape,
+            kernel=g.kernel_shape,
+            bias=(g.features,) if bias else None,
+            output=g.output_shape,
+            strides=g.strides,
+            padding=g.padding,
+            padding_mode=g.padding_mode,
+            kernel_dilation=g.kernel_dilation,
+            input_dilation=g.input_dilation,
+        )
 
 
 class ComparisonRecord(pydantic.BaseModel):
@@ -196,23 +213,9 @@ class Report(pydantic.BaseModel):
         cls, diagnosis: Diagnosis, attribution: Attribution | None = None, elimination: Elimination | None = None
     ) -> Report:
         case = diagnosis.case
-        g = case.geometry
-        record = CaseRecord(
-            name=case.name,
-            dtype=case.dtype.name,
-            x=g.x_shape,
-            kernel=g.kernel_shape,
-            bias=None if case.bias is None else case.bias.shape,
-            output=g.output_shape,
-            strides=g.strides,
-            padding=g.padding,
-            padding_mode=g.padding_mode,
-            kernel_dilation=g.kernel_dilation,
-            input_dilation=g.input_dilation,
-        )
         return cls(
             environment=environment(),
-            case=record,
+            case=CaseRecord.of(case.geometry, case.dtype.name, case.bias is not None, case.name),
             quantity=diagnosis.quantity,
             verdict=diagnosis.verdict,
             comparisons=[ComparisonRecord.model_validate(c) for c in diagnosis.comparisons],
