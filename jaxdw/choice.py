@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 
 from jaxdw.geometry import Geometry
 
-
-class _Choice(NamedTuple):
-    platform: str
-    least_taps: int
-    method: str
-
-
-#: The first line that fits; elsewhere "taps". `jaxdw bench --tune` measures the methods where it runs; the line for
-#: CPUs is from two cores of an x86-64 with AVX-512, jax 0.10.2: under 49 taps the order of PyTorch's sum (taps) costs
-#: less than a tenth; from 7x7 on its one long chain costs up to a third. Dtype, rank and size made no difference.
-AUTO = (_Choice("cpu", 49, "rows"),)
+#: Taps from which "auto" is "rows" on a CPU. `jaxdw bench --tune` measures the methods where it runs; this is from two
+#: cores of an x86-64 with AVX-512, jax 0.10.2: under 49 taps the order of PyTorch's sum (taps) costs less than a tenth;
+#: from 7x7 on its one long chain costs up to a third. Dtype, rank and size made no difference.
+ROWS_FROM = 49
 
 
 def choose(
@@ -36,8 +27,7 @@ def choose(
     platform = platform or jax.default_backend()
     if platform == "tpu":
         return _choose_on_tpu(geometry, gradient, starts_from_bias)
-    fitting = (c.method for c in AUTO if c.platform == platform and geometry.taps >= c.least_taps)
-    return next(fitting, "taps")
+    return "rows" if platform == "cpu" and geometry.taps >= ROWS_FROM else "taps"
 
 
 def _choose_on_tpu(geometry: Geometry, gradient: bool, starts_from_bias: bool) -> str:
