@@ -30,9 +30,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 
 from jaxdw.geometry import Geometry
-from jaxdw.sums.padded import of_padded, sum_of_padded
+from jaxdw.sums.padded import of_padded, pad_repeated, sum_of_padded
 from jaxdw.sums.tiles import LANES, SUBLANES
-from jaxdw.windows import pad
 
 #: Bytes that a block of x or of y may take in VMEM, and what a program spreads out there: with two buffers a block,
 #: half of the 16 MiB that a kernel has by default.
@@ -88,8 +87,7 @@ def sum_in_kernel(
         return jnp.zeros(geometry.output_shape, dtype)
     if 0 in geometry.x_shape:
         return sum_of_padded(x, kernel, bias, geometry, "raster", compute).astype(dtype)
-    if geometry.padding_mode != "zeros":
-        x, geometry = pad(x, geometry), of_padded(geometry)
+    x, geometry = pad_repeated(x, geometry)
     volume = _Volume.of(geometry)
     x, stored = volume.arranged(_readable(x), 1), _storable(dtype)
     operands = [x, volume.by_multiple(kernel.astype(compute))]
@@ -128,8 +126,7 @@ def kernel_gradient_in_kernel(
     _check(compute)
     if 0 in geometry.x_shape or 0 in geometry.output_shape:
         return jnp.zeros(geometry.kernel_shape, dtype)
-    if geometry.padding_mode != "zeros":
-        x, geometry = pad(x, geometry), of_padded(geometry)
+    x, geometry = pad_repeated(x, geometry)
     volume = _Volume.of(geometry)
     x, dy = volume.arranged(_readable(x), 1), volume.of_dy.arranged(_readable(dy), volume.multiplier)
     groups = pl.cdiv(volume.taps, MOST_TAPS)

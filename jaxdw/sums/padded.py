@@ -63,6 +63,11 @@ def pad_undilated(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry
     return padded, dataclasses.replace(geometry, spatial=spatial, padding=tuple(rest))
 
 
+def pad_repeated(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry]:
+    """x with what padding repeats of it, and the geometry on it; as they are where the padding is zeros."""
+    return (x, geometry) if geometry.padding_mode == "zeros" else (pad(x, geometry), of_padded(geometry))
+
+
 def of_padded(geometry: Geometry) -> Geometry:
     """The geometry on `pad(x, geometry)`."""
     none = ((0, 0),) * geometry.rank

@@ -28,8 +28,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from jaxdw.geometry import Geometry
-from jaxdw.sums.padded import of_padded
-from jaxdw.windows import pad
+from jaxdw.sums.padded import pad_repeated
 
 THREADS = 4 * 32
 
@@ -63,8 +62,7 @@ def sum_in_kernel(
 
     `interpret` runs the kernel as JAX operations, on any backend.
     """
-    if geometry.padding_mode != "zeros":
-        x, geometry = pad(x, geometry), of_padded(geometry)
+    x, geometry = pad_repeated(x, geometry)
     volume = _Volume.of(geometry)
     tile = _ConvTile.of(volume, x.dtype.itemsize)
     operands = [x.reshape(volume.images, -1), kernel.reshape(-1)] + ([] if bias is None else [bias])
@@ -90,8 +88,7 @@ def kernel_gradient_in_kernel(
 
     Each program sums over some output rows of some images; what they found is summed afterwards.
     """
-    if geometry.padding_mode != "zeros":
-        x, geometry = pad(x, geometry), of_padded(geometry)
+    x, geometry = pad_repeated(x, geometry)
     volume = _Volume.of(geometry)
     tile = _GradientTile.of(volume, compute.itemsize)
     arithmetic = _INTERPRETED if interpret else _COMPILED
