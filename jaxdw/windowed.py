@@ -16,7 +16,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxdw import _arrays, tapwise
 from jaxdw.geometry import Geometry, Padding
 from jaxdw.sums.boxes import LEAST_CHANNELS, Boxes, step
-from jaxdw.sums.order import Term, accumulate, opaque_zero
+from jaxdw.sums.order import Term, accumulate
 from jaxdw.tapwise import Traced
 from jaxdw.windows import pad, tap_slices, weighted_sum, windows_of
 
@@ -170,9 +170,8 @@ def _from_padded(
     values = [jnp.broadcast_to(value.astype(dtype), shape) for value in results.flat]
 
     def of(weights: jax.Array) -> jax.Array:
-        zero = jnp.broadcast_to(opaque_zero(weights[0]), shape)
         terms = (Term(value, weights[index], 0) for index, value in enumerate(values))
-        return accumulate(terms, zero, zero, "raster")
+        return accumulate(terms, weights[0], None, shape, "raster")
 
     outputs = [of(weights[..., m]) for m in range(geometry.multiplier)]
     return jnp.stack(outputs, axis=-1).reshape(geometry.output_shape)

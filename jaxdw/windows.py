@@ -17,7 +17,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxdw import _arrays
 from jaxdw._arrays import PrecisionPair
 from jaxdw.geometry import Geometry, Padding, spatial_tuple
-from jaxdw.sums.order import Term, accumulate, opaque_zero
+from jaxdw.sums.order import Term, accumulate
 
 #: How `unfold` may extract windows.
 UNFOLD_METHODS = ("slices", "patches")
@@ -305,9 +305,8 @@ def _weighted_sum(taps: jax.Array, weights: jax.Array) -> jax.Array:
     values = [lax.index_in_dim(taps, t, axis=-2, keepdims=False) for t in range(len(weights))]
     outputs = []
     for m in range(weights.shape[-1]):
-        zero = jnp.broadcast_to(opaque_zero(weights[0, :, m]), values[0].shape)
         terms = (Term(value, weights[t, :, m], 0) for t, value in enumerate(values))
-        outputs.append(accumulate(terms, zero, zero, "raster"))
+        outputs.append(accumulate(terms, weights[0, :, m], None, values[0].shape, "raster"))
     return jnp.stack(outputs, axis=-1)
 
 

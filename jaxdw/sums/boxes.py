@@ -9,28 +9,33 @@ becomes a function of its own, whose loads LLVM can no longer prove apart from t
 vectorised: so every tap gathers from x itself, and each box starts from a zero of its own. And a value computed from x
 that fewer than 16 places read is computed anew in each.
 
-Three things would break the chain of FMAs, which LLVM makes only of a product and a sum that stand side by side, the
-product for this sum alone. A constant kernel lets XLA see through the zero that a sum starts from. Two outputs that
-read the same input under the same tap, as in a small reflected image, share its product. And of a constant x XLA
-computes masked gathers itself, wrongly at that: positions and images change places. So x and kernel are behind a
-barrier when XLA simplifies, and periodic or reflected input is copied. What is left: x that the program broadcasts
-along positions, and one x and kernel in two convolutions that are then added up; there some products are rounded.
+What would break the chain of FMAs, which LLVM makes only of a product and a sum that stand side by side, the product
+for this sum alone, is kept out. A constant kernel lets XLA see through the zero that a sum starts from, and of a
+constant x XLA computes masked gathers itself, wrongly at that (positions and images change places): so x and kernel are
+behind a barrier when XLA simplifies. Two outputs that read the same input under the same tap, as in a small reflected
+image, share its product: so periodic or reflected input is copied. Boxes that read the same share products where their
+loop is one, and where what follows reorders channels LLVM moves shuffles past products: so `accumulate` gives every box
+values of its own. With few channels nothing is fused with the sum at all. What is left: x that the program broadcasts
+along positions or repeats along channels, and one x and kernel in two convolutions that are then added up; there some
+products are rounded.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from jaxdw.geometry import Geometry
 from jaxdw.sums.narrow import stored, widened
-from jaxdw.sums.order import Order, Term, accumulate, opaque_zero
+from jaxdw.sums.order import Order, Term, accumulate
 from jaxdw.sums.padded import of_padded, pad_undilated, sum_of_padded
 from jaxdw.windows import pad
 
@@ -53,7 +58,9 @@ def sum_in_boxes(
     if geometry.padding_mode != "zeros":
         x, geometry = lax.optimization_barrier(pad(x, geometry)), of_padded(geometry)
     if geometry.channels < LEAST_CHANNELS or math.prod(geometry.spatial) >= 2**31:  # positions are 32-bit numbers
-        return sum_of_padded(x, kernel, bias, geometry, order, compute)
+        return _alone(
+            functools.partial(sum_of_padded, geometry=geometry, order=order, compute=compute), x, kernel, bias
+        )
     if geometry.taps > MOST_TAPS or x.dtype == np.uint16:  # the bits of bfloat16 are a copy anyway, so copy once
         x, geometry = pad_undilated(x, geometry)
     flat = x.reshape(math.prod(geometry.batch), *geometry.spatial, geometry.channels)
@@ -63,8 +70,16 @@ def sum_in_boxes(
         Boxes(flat, weights[..., m], None if biases is None else biases[:, m], geometry, order).assemble(())
         for m in range(geometry.multiplier)
     ]
-    y = outputs[0] if len(outputs) == 1 else jnp.stack(outputs, axis=-1)
-    return y.reshape(geometry.output_shape)
+    if geometry.multiplier == 1:
+        return outputs[0].reshape(geometry.output_shape)
+    # a barrier: XLA would put the stacking inside of each box, and LLVM would vectorise none
+    return jnp.stack(lax.optimization_barrier(outputs), axis=-1).reshape(geometry.output_shape)
+
+
+def _alone(compute: Callable[..., jax.Array], *operands: jax.Array | None) -> jax.Array:
+    """compute(*operands) as a call that XLA does not inline, so that nothing before or after it joins its loops."""
+    with set_xla_metadata(inlineable="false"):
+        return jax.jit(compute)(*operands)
 
 
 class Boxes:
@@ -117,9 +132,7 @@ class Boxes:
         self.made += 1
         shape = (self.x.shape[0], *map(len, tables), self.geometry.channels)
         weight = lax.index_in_dim(self.weights, 0, keepdims=False)
-        zero = jnp.broadcast_to(opaque_zero(weight, salt=self.made), shape)
-        start = zero if self.bias is None else jnp.broadcast_to(self.bias, shape)
-        return accumulate(self.terms(tables), start, zero, self.order)
+        return accumulate(self.terms(tables), weight, self.bias, shape, self.order, salt=self.made)
 
     def terms(self, tables: tuple[Table, ...]) -> Iterator[Term]:
         geometry = self.geometry

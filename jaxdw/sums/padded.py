@@ -12,7 +12,7 @@ from jax import lax
 
 from jaxdw.geometry import Geometry
 from jaxdw.sums.narrow import widened
-from jaxdw.sums.order import Order, Term, accumulate, opaque_zero
+from jaxdw.sums.order import Order, Term, accumulate
 from jaxdw.windows import pad, tap_slices
 
 
@@ -27,13 +27,11 @@ def sum_of_padded(
     shape = (*geometry.batch, *geometry.output_spatial, geometry.channels)
 
     def of(m: int) -> jax.Array:
-        zero = jnp.broadcast_to(opaque_zero(weights[0, :, m]), shape)
         terms = (
             Term(value, lax.index_in_dim(weights[..., m], index, keepdims=False), index // geometry.kernel_size[-1])
             for index, value in enumerate(tap_slices(padded, geometry, geometry.output_spatial))
         )
-        start = zero if biases is None else jnp.broadcast_to(biases[:, m], shape)
-        return accumulate(terms, start, zero, order)
+        return accumulate(terms, weights[0, :, m], None if biases is None else biases[:, m], shape, order)
 
     outputs = [of(m) for m in range(multiplier)]
     return outputs[0] if multiplier == 1 else jnp.stack(outputs, axis=-1).reshape(geometry.output_shape)

@@ -21,7 +21,7 @@ from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxdw.geometry import Geometry
-from jaxdw.sums.order import Order, Term, accumulate, opaque_zero
+from jaxdw.sums.order import Order, Term, accumulate
 from jaxdw.windows import dimension_numbers, pad, tap_slices
 
 SUBLANES, LANES = 8, 128
@@ -61,13 +61,12 @@ def _sum(
         return of_tap.reshape(*(1 for _ in range(rank + 1)), channels)
 
     def of(m: int) -> jax.Array:
-        zero = jnp.broadcast_to(opaque_zero(weight(taps[0], m)), shape)
-        start = zero if biases is None else jnp.broadcast_to(biases[:, m], shape)
         terms = (
             Term(value, weight(tap, m), index // geometry.kernel_size[-1])
             for index, (tap, value) in enumerate(zip(taps, tap_slices(padded, geometry, geometry.output_spatial)))
         )
-        return accumulate(terms, start, zero, order)
+        start = None if biases is None else biases[:, m]
+        return accumulate(terms, weight(taps[0], m), start, shape, order, contracted=False)
 
     outputs = [of(m) for m in range(multiplier)]
     return outputs[0] if multiplier == 1 else jnp.stack(outputs, axis=-1).reshape(geometry.output_shape)

@@ -1,8 +1,13 @@
 """jax.taps has the very bits of PyTorch's convolution on CPU."""
 
+import functools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxdw
 from bridge import Case
 from bridge.implementations import implementation
 from bridge.numerics import same_bits
@@ -54,11 +59,54 @@ def test_taps_equals_torch_with_every_kind_of_padding(options, bias, multiplier,
     assert same_bits(implementation("jax.taps").run(case), implementation("torch.conv2d").run(case)).all()
 
 
+#: What a program may do next with y, and XLA fuse with it.
+FOLLOWING = {
+    "scaled": lambda y: y * 2,
+    "channels reversed": lambda y: y[..., ::-1],
+    "channels repeated": lambda y: jnp.repeat(y, 2, -1),
+    "channels first": lambda y: jnp.moveaxis(y, -1, 1),
+    "stacked": lambda y: jnp.stack([y, -y], -1),
+    "columns and channels exchanged": lambda y: jnp.swapaxes(y, -1, -2),
+}
+
+
+def _taps(case, x, kernel):
+    return jaxdw.depthwise_conv(
+        x,
+        kernel,
+        None if case.bias is None else jnp.asarray(case.bias),
+        strides=case.strides,
+        padding=case.padding,
+        kernel_dilation=case.kernel_dilation,
+        input_dilation=case.input_dilation,
+        method="taps",
+    )
+
+
+@pytest.mark.parametrize("following", FOLLOWING.values(), ids=FOLLOWING)
+def test_taps_has_the_same_bits_whatever_follows_in_the_program(following, seed, full):
+    rng = np.random.default_rng(seed)
+    for number in range(100 if full else 6):
+        case = random_case(rng, rank=number % 3 + 1, multiplier=1 + number % 2)
+        alone = jax.jit(functools.partial(_taps, case))(case.x, case.kernel)
+        inside = jax.jit(lambda *arrays, case=case: following(_taps(case, *arrays)))(case.x, case.kernel)
+        assert same_bits(np.asarray(inside), np.asarray(following(alone))).all(), case.geometry
+
+
+def test_products_that_two_boxes_share_are_fused_in_both(seed):
+    """Seen with two outputs a channel: their loop held all boxes, and LLVM computed the common product before them."""
+    rng = np.random.default_rng(seed)
+    case = Case(
+        rng.standard_normal((1, 6, 6, 4, 64), np.float32),
+        rng.standard_normal((1, 2, 2, 1, 128), np.float32),
+        strides=(1, 1, 3),
+        padding=((2, 2), (2, 2), (0, 0)),
+        kernel_dilation=2,
+    )
+    assert same_bits(implementation("jax.taps").run(case), oracle.fma_chain(case, bias_first=False)).all()
+
+
 def test_taps_has_the_same_bits_inside_a_larger_jitted_program(seed):
-    import jax
-
-    import jaxdw
-
     rng = np.random.default_rng(seed)
     x, kernel = rng.standard_normal((2, 14, 14, 8), np.float32), rng.standard_normal((3, 3, 1, 8), np.float32)
     alone = jaxdw.depthwise_conv(x, kernel, method="taps")
