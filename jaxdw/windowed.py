@@ -15,8 +15,8 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxdw import _arrays, tapwise
 from jaxdw.geometry import Geometry, Padding
-from jaxdw.sums.boxes import LEAST_CHANNELS, Boxes, step
-from jaxdw.sums.order import Term, accumulate
+from jaxdw.sums.boxes import LEAST_CHANNELS, Boxes, interleaved, step
+from jaxdw.sums.order import Term, accumulate, zero_like, zero_of_its_own
 from jaxdw.tapwise import Traced
 from jaxdw.windows import pad, tap_slices, weighted_sum, windows_of
 
@@ -171,7 +171,7 @@ def _from_padded(
 
     def of(weights: jax.Array) -> jax.Array:
         terms = (Term(value, weights[index], 0) for index, value in enumerate(values))
-        return accumulate(terms, weights[0], None, shape, "raster")
+        return accumulate(terms, zero_like(weights[0]), None, shape, "raster", zero_of_its_own(0, dtype))
 
     outputs = [of(weights[..., m]) for m in range(geometry.multiplier)]
     return jnp.stack(outputs, axis=-1).reshape(geometry.output_shape)
@@ -188,15 +188,16 @@ def _in_boxes(
     flat = x.reshape(-1, *geometry.spatial, geometry.channels)
     weights = kernel.astype(dtype).reshape(geometry.taps, geometry.channels, geometry.multiplier)
     outputs = [
-        _WindowedBoxes(traced, constants, flat, weights[..., m], geometry).assemble(())
-        for m in range(geometry.multiplier)
+        _WindowedBoxes(traced, constants, flat, weights, m, geometry).assemble(()) for m in range(geometry.multiplier)
     ]
-    return jnp.stack(outputs, axis=-1).reshape(geometry.output_shape)
+    return interleaved(outputs, geometry)
 
 
 class _WindowedBoxes(Boxes):
-    def __init__(self, traced: Traced, constants: Sequence[Any], x: jax.Array, weights: jax.Array, geometry: Geometry):
-        super().__init__(x, weights, None, geometry, "raster")
+    def __init__(
+        self, traced: Traced, constants: Sequence[Any], x: jax.Array, weights: jax.Array, m: int, geometry: Geometry
+    ):
+        super().__init__(x, weights, None, m, geometry, "raster")
         self.traced, self.constants = traced, constants
 
     def terms(self, tables: tuple[np.ndarray, ...]) -> Iterator[Term]:

@@ -17,7 +17,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxdw import _arrays
 from jaxdw._arrays import PrecisionPair
 from jaxdw.geometry import Geometry, Padding, spatial_tuple
-from jaxdw.sums.order import Term, accumulate
+from jaxdw.sums.order import Term, accumulate, zero_like, zero_of_its_own
 
 #: How `unfold` may extract windows.
 UNFOLD_METHODS = ("slices", "patches")
@@ -306,7 +306,8 @@ def _weighted_sum(taps: jax.Array, weights: jax.Array) -> jax.Array:
     outputs = []
     for m in range(weights.shape[-1]):
         terms = (Term(value, weights[t, :, m], 0) for t, value in enumerate(values))
-        outputs.append(accumulate(terms, weights[0, :, m], None, values[0].shape, "raster"))
+        zero, own_zero = zero_like(weights[0, :, m]), zero_of_its_own(m, taps.dtype)
+        outputs.append(accumulate(terms, zero, None, values[0].shape, "raster", own_zero))
     return jnp.stack(outputs, axis=-1)
 
 

@@ -13,11 +13,12 @@ What would break the chain of FMAs, which LLVM makes only of a product and a sum
 for this sum alone, is kept out. A constant kernel lets XLA see through the zero that a sum starts from, and of a
 constant x XLA computes masked gathers itself, wrongly at that (positions and images change places): so x and kernel are
 behind a barrier when XLA simplifies. Two outputs that read the same input under the same tap, as in a small reflected
-image, share its product: so periodic or reflected input is copied. Boxes that read the same share products where their
-loop is one, and where what follows reorders channels LLVM moves shuffles past products: so `accumulate` gives every box
-values of its own. With few channels nothing is fused with the sum at all. What is left: x that the program broadcasts
-along positions or repeats along channels, and one x and kernel in two convolutions that are then added up; there some
-products are rounded.
+image, share its product: so periodic or reflected input is copied. Where one loop holds several boxes, as when what
+follows moves axes, boxes that read the same share products, and LLVM takes the last sums of two boxes to where they
+meet, away from the products; where channels are reordered it moves shuffles past products: so every box has values of
+its own, and ends in an instruction that its neighbours do not. With few channels nothing is fused with the sum at all.
+What is left: x that the program broadcasts along positions or repeats along channels, and one x and kernel in two
+convolutions that are then added up; there some products are rounded.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 from jaxdw.geometry import Geometry
 from jaxdw.sums.narrow import stored, widened
-from jaxdw.sums.order import Order, Term, accumulate
+from jaxdw.sums.order import Order, Term, accumulate, joined, zero_of_its_own
 from jaxdw.sums.padded import of_padded, pad_undilated, sum_of_padded
 from jaxdw.windows import pad
 
@@ -66,10 +67,13 @@ def sum_in_boxes(
     flat = x.reshape(math.prod(geometry.batch), *geometry.spatial, geometry.channels)
     weights = kernel.astype(compute).reshape(geometry.taps, geometry.channels, geometry.multiplier)
     biases = None if bias is None else bias.astype(compute).reshape(geometry.channels, geometry.multiplier)
-    outputs = [
-        Boxes(flat, weights[..., m], None if biases is None else biases[:, m], geometry, order).assemble(())
-        for m in range(geometry.multiplier)
-    ]
+    return interleaved(
+        [Boxes(flat, weights, biases, m, geometry, order).assemble(()) for m in range(geometry.multiplier)], geometry
+    )
+
+
+def interleaved(outputs: list[jax.Array], geometry: Geometry) -> jax.Array:
+    """y `(*batch, *output_spatial, C*M)` of M arrays `(images, *output_spatial, C)`."""
     if geometry.multiplier == 1:
         return outputs[0].reshape(geometry.output_shape)
     # a barrier: XLA would put the stacking inside of each box, and LLVM would vectorise none
@@ -83,12 +87,15 @@ def _alone(compute: Callable[..., jax.Array], *operands: jax.Array | None) -> ja
 
 
 class Boxes:
-    """x `(images, *spatial, C)`, weights `(taps, C)` and bias `(C,)` of one of the M outputs of each channel."""
+    """Output m of each channel, of x `(images, *spatial, C)`, weights `(taps, C, M)` and biases `(C, M)`."""
 
-    def __init__(self, x: jax.Array, weights: jax.Array, bias: jax.Array | None, geometry: Geometry, order: Order):
-        self.x, self.weights, self.bias, self.geometry, self.order = x, weights, bias, geometry, order
+    def __init__(
+        self, x: jax.Array, weights: jax.Array, biases: jax.Array | None, m: int, geometry: Geometry, order: Order
+    ):
+        self.x, self.weights, self.geometry, self.order = x, weights[..., m], geometry, order
+        self.bias = None if biases is None else biases[:, m]
         self.positions = x.reshape(x.shape[0], math.prod(geometry.spatial), geometry.channels)
-        self.made = 0
+        self.number = m
 
     def assemble(self, chosen: tuple[Table, ...]) -> jax.Array:
         """The output over the given positions of the first axes and all positions of the others."""
@@ -129,10 +136,11 @@ class Boxes:
         return np.split(table, cuts)
 
     def box(self, tables: tuple[Table, ...]) -> jax.Array:
-        self.made += 1
+        self.number += 1  # unlike those of the boxes next to this one, of this output and the next
         shape = (self.x.shape[0], *map(len, tables), self.geometry.channels)
-        weight = lax.index_in_dim(self.weights, 0, keepdims=False)
-        return accumulate(self.terms(tables), weight, self.bias, shape, self.order, salt=self.made)
+        zero = zero_of_its_own(self.number, self.weights.dtype)
+        total = accumulate(self.terms(tables), zero, self.bias, shape, self.order, zero)
+        return joined(total, zero, by=self.number)
 
     def terms(self, tables: tuple[Table, ...]) -> Iterator[Term]:
         geometry = self.geometry

@@ -12,7 +12,7 @@ from jax import lax
 
 from jaxdw.geometry import Geometry
 from jaxdw.sums.narrow import widened
-from jaxdw.sums.order import Order, Term, accumulate
+from jaxdw.sums.order import Order, Term, accumulate, zero_like
 from jaxdw.windows import pad, tap_slices
 
 
@@ -31,7 +31,7 @@ def sum_of_padded(
             Term(value, lax.index_in_dim(weights[..., m], index, keepdims=False), index // geometry.kernel_size[-1])
             for index, value in enumerate(tap_slices(padded, geometry, geometry.output_spatial))
         )
-        return accumulate(terms, weights[0, :, m], None if biases is None else biases[:, m], shape, order)
+        return accumulate(terms, zero_like(weights[0, :, m]), None if biases is None else biases[:, m], shape, order)
 
     outputs = [of(m) for m in range(multiplier)]
     return outputs[0] if multiplier == 1 else jnp.stack(outputs, axis=-1).reshape(geometry.output_shape)

@@ -21,7 +21,7 @@ from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxdw.geometry import Geometry
-from jaxdw.sums.order import Order, Term, accumulate
+from jaxdw.sums.order import Order, Term, accumulate, zero_like
 from jaxdw.windows import dimension_numbers, pad, tap_slices
 
 SUBLANES, LANES = 8, 128
@@ -66,7 +66,7 @@ def _sum(
             for index, (tap, value) in enumerate(zip(taps, tap_slices(padded, geometry, geometry.output_spatial)))
         )
         start = None if biases is None else biases[:, m]
-        return accumulate(terms, weight(taps[0], m), start, shape, order, contracted=False)
+        return accumulate(terms, zero_like(weight(taps[0], m)), start, shape, order)
 
     outputs = [of(m) for m in range(multiplier)]
     return outputs[0] if multiplier == 1 else jnp.stack(outputs, axis=-1).reshape(geometry.output_shape)
