@@ -82,7 +82,7 @@ def as_one_of_them(arguments: argparse.Namespace) -> int:
         )
         devices = jax.devices()
     who = f"process {jax.process_index()} of {jax.process_count()}"
-    print(f"{who}: {len(devices)} devices, {len(jax.local_devices())} of them here", flush=True)
+    say(f"{who}: {len(devices)} devices, {len(jax.local_devices())} of them here")
     silence = f"{who}: no answer within {limit:g} s (--time-limit); another process may have died"
     try:
         same = has_the_bits_of_one_device(who, arguments.rounds, lambda: time_limit(limit, silence))
@@ -90,7 +90,7 @@ def as_one_of_them(arguments: argparse.Namespace) -> int:
             jax.distributed.shutdown()  # waits for the others
     except jax.errors.JaxRuntimeError as error:
         stop(f"{who}: stopped, since another process does not answer any more: {error}".splitlines()[0], 4)
-    print(f"{who}: {'the bits of one device' if same else 'NOT the bits of one device'}", flush=True)
+    say(f"{who}: {'the bits of one device' if same else 'NOT the bits of one device'}")
     return 0 if same else 1
 
 
@@ -113,7 +113,7 @@ def has_the_bits_of_one_device(who: str, rounds: int, limited: Callable[[], Abst
         with limited():
             y, dx = jax.block_until_ready(both(x, dy, kernel, bias))
         if number == 0:
-            print(f"{who}: convolved {y.shape}, {ROWS_PER_DEVICE} rows a device", flush=True)
+            say(f"{who}: convolved {y.shape}, {ROWS_PER_DEVICE} rows a device")
     expected = alone(image, slope, kernel, bias)
     return all(
         np.array_equal(shard.data, whole[shard.index])
@@ -143,6 +143,12 @@ def time_limit(seconds: float, message: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def say(message: str) -> None:
+    """The line in one piece, among those of other processes."""
+    sys.stdout.write(message + "\n")
+    sys.stdout.flush()
 
 
 def stop(message: str, code: int) -> None:

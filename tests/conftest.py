@@ -35,6 +35,13 @@ def pytest_report_header(config):
     )
 
 
+def pytest_sessionstart(session):
+    """With -q pytest prints no header; a run that dies prints no summary either."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and reporter.verbosity < 0:
+        reporter.write_line(pytest_report_header(session.config))
+
+
 @pytest.fixture
 def seed(request) -> int:
     """The run's seed."""
