@@ -219,9 +219,7 @@ def _conv_on(platform: str | None, implementation: Callable[..., jax.Array]) -> 
     def run(x, kernel, *bias, geometry: Geometry, order: Program, dtype: np.dtype):
         compute = accumulator(x.dtype, kernel.dtype, dtype)
         start = bias[0] if bias else None
-        program = order
-        if program == "auto":
-            program = _automatic(compute, geometry, platform, starts_from_bias=start is not None)
+        program = _chosen(order, compute, geometry, platform, starts_from_bias=start is not None)
         if program == "pallas":
             kernels, interpret = _kernels(platform)
             return kernels.sum_in_kernel(x, kernel, start, geometry, compute, dtype, interpret=interpret)
@@ -233,8 +231,7 @@ def _conv_on(platform: str | None, implementation: Callable[..., jax.Array]) -> 
 def _kernel_gradient_on(platform: str | None, implementation: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     def run(x, dy, *, geometry: Geometry, order: Program, dtype: np.dtype):
         compute = accumulator(x.dtype, dy.dtype, dtype)
-        program = _automatic(compute, geometry, platform, gradient=True) if order == "auto" else order
-        if program == "pallas":
+        if _chosen(order, compute, geometry, platform, gradient=True) == "pallas":
             kernels, interpret = _kernels(platform)
             return kernels.kernel_gradient_in_kernel(x, dy, geometry, compute, dtype, interpret=interpret)
         return implementation(x, dy, geometry, compute).astype(dtype)
@@ -242,7 +239,9 @@ def _kernel_gradient_on(platform: str | None, implementation: Callable[..., jax.
     return run
 
 
-def _automatic(compute: np.dtype, geometry: Geometry, platform: str | None, **of: bool) -> Program:
+def _chosen(order: Program, compute: np.dtype, geometry: Geometry, platform: str | None, **of: bool) -> Program:
+    if order != "auto":
+        return order
     program = PROGRAMS[choose(geometry, platform or "another", **of)]
     return "raster" if program == "pallas" and compute == np.float64 else program  # TPU kernels add float32
 

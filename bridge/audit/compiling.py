@@ -25,11 +25,11 @@ from jax import lax
 from jax.sharding import SingleDeviceSharding
 
 import bridge
-import jaxdw
 from bridge.audit.platforms import Platform, environment_for, platform
 from bridge.audit.steps import HAND_WRITTEN
 from bridge.case import DTYPES
 from bridge.implementations import ImplementationError, user
+from bridge.implementations.jax_ import method
 from jaxdw.choice import choose
 from jaxdw.geometry import Geometry
 from jaxdw.methods import METHODS
@@ -275,19 +275,10 @@ def function_of(way: Way, subject: Subject, backend: str) -> tuple[Callable[...,
             with contextlib.nullcontext() if precision == "default" else jax.default_matmul_precision(precision):
                 return user.call(way.base, own, jax.Array, g.output_shape, x, kernel, bias)
     else:
+        compute = method(way.base)
 
         def forward(x, kernel, bias=None):
-            return jaxdw.depthwise_conv(
-                x,
-                kernel,
-                bias,
-                strides=g.strides,
-                padding=g.padding if g.padding_mode == "zeros" else g.padding_mode.upper(),
-                kernel_dilation=g.kernel_dilation,
-                input_dilation=g.input_dilation,
-                method=way.base,
-                precision=None if precision == "default" else lax.Precision(precision),
-            )
+            return compute(x, kernel, bias, g, None if precision == "default" else lax.Precision(precision))
 
     if not subject.gradient:
         return forward, chosen

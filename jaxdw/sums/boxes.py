@@ -36,7 +36,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 from jaxdw.geometry import Geometry
 from jaxdw.sums.narrow import stored, widened
-from jaxdw.sums.order import Order, Term, accumulate, joined, zero_of_its_own
+from jaxdw.sums.order import Order, Term, accumulate, joined, whole_numbers, zero_of_its_own
 from jaxdw.sums.padded import of_padded, pad_undilated, sum_of_padded
 from jaxdw.windows import pad
 
@@ -179,7 +179,7 @@ class Boxes:
 def _masked(value: jax.Array, exists: np.ndarray) -> jax.Array:
     """value, or +0 where it does not exist, by its bits: LLVM splits loops on a select, and where a product and the sum
     it belongs to come to lie in different blocks, they are no longer contracted to one FMA."""
-    bits = np.dtype(f"int{8 * value.dtype.itemsize}")
+    bits = whole_numbers(value.dtype)
     mask = jnp.asarray(np.where(exists, -1, 0).astype(bits))
     kept = lax.bitcast_convert_type(value, bits) & jnp.broadcast_to(mask, value.shape)
     return lax.bitcast_convert_type(kept, value.dtype)

@@ -64,7 +64,7 @@ def zero_like(weight: jax.Array) -> jax.Array:
 
     Of two whole numbers that follow each other one is even, so the last bit of their product is 0, whatever weight is.
     """
-    whole = _whole(weight.dtype)
+    whole = whole_numbers(weight.dtype)
     number = lax.bitcast_convert_type(weight, whole)
     one = jnp.ones((), whole)
     return lax.bitcast_convert_type(number * (number + one) & one, weight.dtype)
@@ -81,7 +81,7 @@ def zero_of_its_own(number: int, dtype: np.dtype) -> jax.Array:
     """
     zeros = lax.optimization_barrier(jnp.asarray(_ZEROS))  # or XLA would take the number out as a constant
     zero = lax.index_in_dim(zeros, number % (len(_ZEROS) - 1), keepdims=False)
-    return lax.bitcast_convert_type(zero.astype(_whole(dtype)), dtype)
+    return lax.bitcast_convert_type(zero.astype(whole_numbers(dtype)), dtype)
 
 
 #: What leaves a number as it is where the other is 0, by instructions that are not each other's.
@@ -95,14 +95,14 @@ _KEEPING: tuple[Callable[[jax.Array, jax.Array], jax.Array], ...] = (
 
 def joined(value: jax.Array, zero: jax.Array, by: int = 0) -> jax.Array:
     """value, its bits joined with those of a zero `()`, by an instruction that neighbouring numbers do not share."""
-    whole = _whole(value.dtype)
+    whole = whole_numbers(value.dtype)
     bits = lax.bitcast_convert_type(value, whole)
     same = jnp.broadcast_to(lax.bitcast_convert_type(zero, whole), value.shape)
     return lax.bitcast_convert_type(_KEEPING[by % len(_KEEPING)](bits, same), value.dtype)
 
 
-def _whole(dtype: np.dtype) -> np.dtype:
-    """The whole numbers as wide as float32 or float64."""
+def whole_numbers(dtype: np.dtype) -> np.dtype:
+    """The dtype of whole numbers as wide as these."""
     return np.dtype(f"int{8 * dtype.itemsize}")
 
 

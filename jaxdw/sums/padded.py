@@ -38,9 +38,8 @@ def sum_of_padded(
 
 
 def pad_undilated(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry]:
-    """x padded so that no tap reads outside of it, and the geometry on it, which has all of the input dilation left."""
-    if geometry.padding_mode != "zeros":
-        return pad(x, geometry), of_padded(geometry)
+    """x padded with zeros so that no tap reads outside of it, and the geometry on it, which has all of the input
+    dilation left."""
     before, after, rest = [], [], []
     for size, out, span, (low, high), stride, spread in zip(
         geometry.spatial,

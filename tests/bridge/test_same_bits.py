@@ -10,6 +10,7 @@ import pytest
 import jaxdw
 from bridge import Case
 from bridge.implementations import implementation
+from bridge.implementations.jax_ import method
 from bridge.numerics import same_bits
 from bridge.selftest import random_case, taps_against_torch
 from jaxdw.methods.taps import bias_comes_first
@@ -70,26 +71,14 @@ FOLLOWING = {
 }
 
 
-def _taps(case, x, kernel):
-    return jaxdw.depthwise_conv(
-        x,
-        kernel,
-        None if case.bias is None else jnp.asarray(case.bias),
-        strides=case.strides,
-        padding=case.padding,
-        kernel_dilation=case.kernel_dilation,
-        input_dilation=case.input_dilation,
-        method="taps",
-    )
-
-
 @pytest.mark.parametrize("following", FOLLOWING.values(), ids=FOLLOWING)
 def test_taps_has_the_same_bits_whatever_follows_in_the_program(following, seed, full):
     rng = np.random.default_rng(seed)
     for number in range(100 if full else 6):
         case = random_case(rng, rank=number % 3 + 1, multiplier=1 + number % 2)
-        alone = jax.jit(functools.partial(_taps, case))(case.x, case.kernel)
-        inside = jax.jit(lambda *arrays, case=case: following(_taps(case, *arrays)))(case.x, case.kernel)
+        taps = functools.partial(method("taps"), bias=case.bias, geometry=case.geometry, precision=None)
+        alone = jax.jit(taps)(case.x, case.kernel)
+        inside = jax.jit(lambda x, kernel, taps=taps: following(taps(x, kernel)))(case.x, case.kernel)
         assert same_bits(np.asarray(inside), np.asarray(following(alone))).all(), case.geometry
 
 
