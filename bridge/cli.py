@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import re
 import shlex
 import sys
@@ -67,7 +68,7 @@ JsonOption = Annotated[Path | None, typer.Option(help="Write the report as JSON.
 
 def run() -> None:
     """The command line; what the user got wrong is one line and exit code 2, not a traceback."""
-    sys.path.insert(0, "")  # a user's own package.module:function is found from where the command is run
+    os.environ["PYTHONSAFEPATH"] = "1"  # a process that PyTorch or JAX starts imports nothing from the current folder
     try:
         app()
     except (ValueError, TypeError, OSError, MemoryError, ImplementationError) as error:

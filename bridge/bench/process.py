@@ -5,14 +5,13 @@ the processor from whoever runs next. `OMP_WAIT_POLICY=passive` lets them sleep;
 imported. A policy that the caller has set is kept; where ways are timed alone, PyTorch's own is. How many processors
 are used is fixed at the start, too.
 
-`python -m bridge.bench.process FOLDER` is that process: it reads settings.json there, and writes report.json.
+The process reads settings.json in a folder, and writes report.json there.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -21,28 +20,26 @@ import pydantic
 import rich.progress
 from rich.console import Console
 
-import bridge
 from bridge.bench.schema import BenchReport, Settings
+from bridge.process import run_module
+
+#: Seconds after which a run is ended: a day.
+TIME_LIMIT = 86_400.0
 
 
 def measured(settings: Settings) -> BenchReport | int:
     """The report of a run in a process of its own; or, where that failed and said why, its exit code.
 
     Raises:
-      OSError: the process was ended from outside.
+      OSError: the process was ended from outside, or took longer than `TIME_LIMIT`.
     """
-    packages = [str(Path(bridge.__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    added = {
-        # the peers run on the processor, and so must jaxdw
-        "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
-        "PYTHONPATH": os.pathsep.join(packages),
-    }
+    # the peers run on the processor, and so must jaxdw
+    added = {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
     if not settings.alone:
         added["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "settings.json").write_text(settings.model_dump_json())
-        command = [sys.executable, "-m", __name__, folder]
-        done = subprocess.run(command, env={**os.environ, **added}, stdin=subprocess.DEVNULL, check=False)
+        done = run_module(__name__, folder, time_limit=TIME_LIMIT, environment=added, capture=False)
         report = Path(folder, "report.json")
         if done.returncode < 0:
             number = -done.returncode

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bridge.implementations.torch_ import to_tensor
+from bridge.process import import_named
 from bridge.weights.read import load_weights, tensors_of
 
 #: The side of an image where nobody says another.
@@ -180,7 +181,7 @@ def _of_factory(name: str) -> Any:
     """What a user's function returns: a module, or a module and its inputs."""
     source, _, attribute = name.partition(":")
     try:
-        module = importlib.import_module(source)
+        module = import_named(source)
     except ImportError as error:
         raise ValueError(
             f"`model` is {name!r}, and {source!r} cannot be imported: {error}; expected {_KINDS}"

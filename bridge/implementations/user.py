@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from bridge.implementations import ImplementationError
+from bridge.process import import_named
 
 
 def load(name: str) -> tuple[Callable[..., Any], str]:
@@ -19,15 +20,21 @@ def load(name: str) -> tuple[Callable[..., Any], str]:
     """
     module_name, _, attribute = name.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        module = import_named(module_name)
     except (Exception, SystemExit) as error:
         raise ValueError(
             f"`implementation` is {name!r}, and {module_name!r} cannot be imported: {_first_line(error)}"
         ) from None
     function = getattr(module, attribute, None)
     if not callable(function):
-        raise ValueError(f"`implementation` is {name!r}, expected a function: {module_name} has no {attribute!r}")
+        raise ValueError(f"`implementation` is {name!r}, expected a function: {described(module)} has no {attribute!r}")
     return function, _framework(name, function, module)
+
+
+def described(module: ModuleType) -> str:
+    """A module's name, and its file where that is not in the current folder: of two with one name it may be another."""
+    file = Path(getattr(module, "__file__", None) or "built into Python")
+    return module.__name__ if file.is_relative_to(Path.cwd()) else f"{module.__name__} ({file})"
 
 
 def call(
