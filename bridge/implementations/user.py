@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from bridge.implementations import ImplementationError
+from bridge.libraries import with_torchvision
 from bridge.process import import_named
 
 
@@ -20,7 +21,7 @@ def load(name: str) -> tuple[Callable[..., Any], str]:
     """
     module_name, _, attribute = name.partition(":")
     try:
-        module = import_named(module_name)
+        module = with_torchvision(lambda: import_named(module_name))
     except (Exception, SystemExit) as error:
         raise ValueError(
             f"`implementation` is {name!r}, and {module_name!r} cannot be imported: {_first_line(error)}"
