@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import re
 import sys
@@ -33,6 +34,8 @@ from jaxdw.choice import choose
 from jaxdw.geometry import Geometry
 from jaxdw.methods import METHODS
 from jaxdw.methods.taps import starts_from_bias
+
+_log = logging.getLogger("bridge")
 
 #: Seconds a program may take to compile in a process of its own.
 TIME_LIMIT = 300.0
@@ -210,6 +213,7 @@ def _scheduled(found: Sequence[Compiled], jobs: Sequence[Job], target: Platform)
 
 def compile_here(way: Way, subject: Subject, target: Platform) -> Compiled:
     """One way compiled in this process, which must have had the platform's `environment` before it imported JAX."""
+    _log.info("compiling %s", way.name)
     wide = subject.dtype == "float64"
     try:
         with jax.enable_x64(True) if wide else contextlib.nullcontext():
@@ -293,6 +297,7 @@ def _elsewhere(
     jobs: Sequence[Job], target: Platform, environment: Mapping[str, str] = MappingProxyType({})
 ) -> list[Compiled]:
     """Compiled in a process of its own; where it ended early, up to the way that ended it."""
+    _log.info("compiling %s for %s", ", ".join(way.name for way, _ in jobs), target.name)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         described = [{"way": way.name, "subject": dataclasses.asdict(subject)} for way, subject in jobs]

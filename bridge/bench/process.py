@@ -22,12 +22,13 @@ from rich.console import Console
 
 from bridge.bench.schema import BenchReport, Settings
 from bridge.process import run_module
+from bridge.progress import Level, Progress, track
 
 #: Seconds after which a run is ended: a day.
 TIME_LIMIT = 86_400.0
 
 
-def measured(settings: Settings) -> BenchReport | int:
+def measured(settings: Settings, level: Level = Level.NORMAL) -> BenchReport | int:
     """The report of a run in a process of its own; or, where that failed and said why, its exit code.
 
     Raises:
@@ -39,7 +40,7 @@ def measured(settings: Settings) -> BenchReport | int:
         added["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "settings.json").write_text(settings.model_dump_json())
-        done = run_module(__name__, folder, time_limit=TIME_LIMIT, environment=added, capture=False)
+        done = run_module(__name__, folder, level.name, time_limit=TIME_LIMIT, environment=added, capture=False)
         report = Path(folder, "report.json")
         if done.returncode < 0:
             number = -done.returncode
@@ -79,7 +80,7 @@ def check_threads(threads: int | None) -> None:
         raise ValueError(f"`--threads` is {threads}, expected 1 to {available}, the logical processors available")
 
 
-def _main(folder: Path) -> None:
+def _main(folder: Path, level: Level) -> None:
     settings = Settings.model_validate_json((folder / "settings.json").read_text())
     if settings.threads is not None:  # before either framework starts its threads, which inherit it
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings.threads])
@@ -88,22 +89,18 @@ def _main(folder: Path) -> None:
 
     if settings.threads is not None:
         set_threads(settings.threads)
-    # no automatic refresh: its thread would run during the measurements
+    # no thread, as of an automatic refresh: it would run during the measurements
     console = Console(stderr=True)
-    track = functools.partial(
-        rich.progress.track,
-        console=console,
-        transient=True,
-        auto_refresh=False,
-        disable=not console.is_terminal,
-    )
-    report = run(settings, lambda rows, suite: track(rows, description=suite))
+    bar = functools.partial(rich.progress.track, console=console, transient=True, auto_refresh=False)
+    show = bar if console.is_terminal and level is Level.NORMAL else track
+    with Progress(level, threaded=False):
+        report = run(settings, lambda rows, suite: show(rows, description=suite))
     (folder / "report.json").write_text(report.to_json())
 
 
 if __name__ == "__main__":
     try:
-        _main(Path(sys.argv[1]))
+        _main(Path(sys.argv[1]), Level[sys.argv[2]])
     except (ValueError, TypeError, OSError, MemoryError, RuntimeError) as error:
         print(f"jaxdw: {error or type(error).__name__}", file=sys.stderr)
         sys.exit(2)
