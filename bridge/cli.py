@@ -94,6 +94,7 @@ LayoutOption = Annotated[
     ),
 ]
 SeedOption = Annotated[int, typer.Option(help="Of the random numbers, where no file is given.", min=0)]
+_FAIL_ON = f"Exit 1 on this verdict or a weaker one: {', '.join(Verdict)}."
 JsonOption = Annotated[Path | None, typer.Option(help="Write the report as JSON.")]
 
 
@@ -217,9 +218,7 @@ def parity(
             "cheapest change that removes it. Takes about a minute.",
         ),
     ] = False,
-    fail_on: Annotated[
-        Verdict | None, typer.Option(help="Exit 1 on this verdict or a weaker one.", case_sensitive=False)
-    ] = None,
+    fail_on: Annotated[Verdict | None, typer.Option(help=_FAIL_ON, metavar="VERDICT", case_sensitive=False)] = None,
 ) -> None:
     """Compare implementations of one depthwise convolution, and say what the difference is.
 
@@ -412,9 +411,7 @@ def census(
         Path | None, typer.Option(help="Results as JSON lines, one a model; models that it has are not run again.")
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the census as one HTML file that opens offline.")] = None,
-    fail_on: Annotated[
-        Verdict | None, typer.Option(help="Exit 1 on this verdict or a weaker one.", case_sensitive=False)
-    ] = None,
+    fail_on: Annotated[Verdict | None, typer.Option(help=_FAIL_ON, metavar="VERDICT", case_sensitive=False)] = None,
 ) -> None:
     """Run PyTorch models, and give each depthwise layer its verdict on the input that it really received.
 
@@ -484,9 +481,7 @@ def model(
     width: Annotated[float, typer.Option(help="Width multiplier.")] = 1.0,
     json: JsonOption = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as one HTML file that opens offline.")] = None,
-    fail_on: Annotated[
-        Verdict | None, typer.Option(help="Exit 1 on this verdict or a weaker one.", case_sensitive=False)
-    ] = None,
+    fail_on: Annotated[Verdict | None, typer.Option(help=_FAIL_ON, metavar="VERDICT", case_sensitive=False)] = None,
 ) -> None:
     """Compare a whole MobileNet in PyTorch and Flax: each operation by itself, and how differences grow.
 

@@ -28,14 +28,10 @@ def load(name: str) -> tuple[Callable[..., Any], str]:
         ) from None
     function = getattr(module, attribute, None)
     if not callable(function):
-        raise ValueError(f"`implementation` is {name!r}, expected a function: {described(module)} has no {attribute!r}")
+        raise ValueError(
+            f"`implementation` is {name!r}, expected a function: {module_name} has no {attribute!r}{_found(module)}"
+        )
     return function, _framework(name, function, module)
-
-
-def described(module: ModuleType) -> str:
-    """A module's name, and its file where that is not in the current folder: of two with one name it may be another."""
-    file = Path(getattr(module, "__file__", None) or "built into Python")
-    return module.__name__ if file.is_relative_to(Path.cwd()) else f"{module.__name__} ({file})"
 
 
 def call(
@@ -67,6 +63,12 @@ def call(
 def _first_line(error: BaseException) -> str:
     text = next(iter(str(error).splitlines()), "")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _found(module: ModuleType) -> str:
+    """Where the module was found, if not in the current folder: the user may mean another of that name."""
+    file = getattr(module, "__file__", None)
+    return "" if file and Path(file).is_relative_to(Path.cwd()) else f"; it is {file or 'built into Python'}"
 
 
 def _framework(name: str, function: Callable[..., Any], module: ModuleType) -> str:
