@@ -178,7 +178,10 @@ def fold(
         input_dilation=input_dilation,
     )
     if windows.shape != geometry.windows_shape:
-        raise ValueError(f"`windows` has shape {windows.shape}, expected {geometry.windows_shape} for this geometry")
+        raise ValueError(
+            f"`windows` has shape {windows.shape}, expected {geometry.windows_shape} for `spatial` {spatial}: `spatial` "
+            "is the spatial size of x, which `unfold` took the windows from, and not the size of its output"
+        )
     return _fold(windows, geometry)
 
 
