@@ -179,8 +179,8 @@ def fold(
     )
     if windows.shape != geometry.windows_shape:
         raise ValueError(
-            f"`windows` has shape {windows.shape}, expected {geometry.windows_shape} for `spatial` {spatial}: `spatial` "
-            "is the spatial size of x, which `unfold` took the windows from, and not the size of its output"
+            f"`windows` has shape {windows.shape}, expected {geometry.windows_shape} for `spatial` {spatial}: "
+            "`spatial` is the spatial size of x, which `unfold` took the windows from, and not the size of its output"
         )
     return _fold(windows, geometry)
 
