@@ -250,6 +250,8 @@ def _is_empty(geometry: Geometry) -> bool:
 
 
 def _chosen(order: Program, compute: np.dtype, geometry: Geometry, platform: str | None, **of: bool) -> Program:
+    if order == "pallas" and geometry.is_symbolic:  # the kernels are made for sizes
+        return "raster"
     if order != "auto":
         return order
     program = PROGRAMS[choose(geometry, platform or "another", **of)]
