@@ -219,6 +219,9 @@ def _conv_on(platform: str | None, implementation: Callable[..., jax.Array]) -> 
     def run(x, kernel, *bias, geometry: Geometry, order: Program, dtype: np.dtype):
         compute = accumulator(x.dtype, kernel.dtype, dtype)
         start = bias[0] if bias else None
+        if _is_empty(geometry):
+            first = jnp.zeros((), dtype) if start is None else start.astype(dtype)
+            return jnp.broadcast_to(first, geometry.output_shape)
         program = _chosen(order, compute, geometry, platform, starts_from_bias=start is not None)
         if program == "pallas":
             kernels, interpret = _kernels(platform)
@@ -231,6 +234,8 @@ def _conv_on(platform: str | None, implementation: Callable[..., jax.Array]) -> 
 def _kernel_gradient_on(platform: str | None, implementation: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     def run(x, dy, *, geometry: Geometry, order: Program, dtype: np.dtype):
         compute = accumulator(x.dtype, dy.dtype, dtype)
+        if _is_empty(geometry):
+            return jnp.zeros(geometry.kernel_shape, dtype)
         if _chosen(order, compute, geometry, platform, gradient=True) == "pallas":
             kernels, interpret = _kernels(platform)
             return kernels.kernel_gradient_in_kernel(x, dy, geometry, compute, dtype, interpret=interpret)
@@ -239,7 +244,14 @@ def _kernel_gradient_on(platform: str | None, implementation: Callable[..., jax.
     return run
 
 
+def _is_empty(geometry: Geometry) -> bool:
+    """Whether there is no product to add: `vmap` over nothing makes any axis one of size 0."""
+    return 0 in geometry.x_shape + geometry.output_shape
+
+
 def _chosen(order: Program, compute: np.dtype, geometry: Geometry, platform: str | None, **of: bool) -> Program:
+    if order == "pallas" and geometry.is_symbolic:  # the kernels are made for sizes
+        return "raster"
     if order != "auto":
         return order
     program = PROGRAMS[choose(geometry, platform or "another", **of)]

@@ -149,7 +149,7 @@ def applied(name: str, fn: Callable[[jax.Array], jax.Array], windows: jax.Array)
 
 def _worth_tracing(geometry: Geometry) -> bool:
     """Whether one program will hold all this: operation by operation it would be slower than the windows."""
-    compiled = isinstance(jnp.add(1, 1), jax.core.Tracer)
+    compiled = isinstance(jnp.add(1, 1), jax.core.Tracer) and not geometry.is_symbolic
     return compiled and 0 not in geometry.windows_shape and 0 not in geometry.x_shape
 
 

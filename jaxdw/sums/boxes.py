@@ -58,7 +58,8 @@ def sum_in_boxes(
     x, kernel = lax.optimization_barrier((stored(x), kernel))
     if geometry.padding_mode != "zeros":
         x, geometry = lax.optimization_barrier(pad(x, geometry)), of_padded(geometry)
-    if geometry.channels < LEAST_CHANNELS or math.prod(geometry.spatial) >= 2**31:  # positions are 32-bit numbers
+    # positions are 32-bit numbers, and known
+    if geometry.channels < LEAST_CHANNELS or geometry.has_symbolic_axes or math.prod(geometry.spatial) >= 2**31:
         return _alone(
             functools.partial(sum_of_padded, geometry=geometry, order=order, compute=compute), x, kernel, bias
         )

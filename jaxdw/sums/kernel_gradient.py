@@ -33,7 +33,7 @@ LEAST_TERMS = 14
 def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np.dtype) -> jax.Array:
     """`(*kernel_size, 1, C*M)` in dtype `compute`: for each tap, the sum of what it read times dy."""
     x, dy = stored(x), stored(dy)
-    if geometry.rank > 2 or max(geometry.input_dilation) > 1:
+    if geometry.rank > 2 or max(geometry.input_dilation) > 1 or geometry.has_symbolic_axes:
         return kernel_gradient_of_padded(x, dy, geometry, compute)
     plane = _plane(geometry)
     if not (plane.sources[1] >= 0).all(axis=1).any():  # every sum would gather columns of its own, ten times x together

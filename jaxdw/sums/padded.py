@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -13,13 +14,16 @@ from jax import lax
 from jaxdw.geometry import Geometry
 from jaxdw.sums.narrow import widened
 from jaxdw.sums.order import Order, Term, accumulate, zero_like
-from jaxdw.windows import pad, tap_slices
+from jaxdw.windows import first_outputs, pad, tap_slices
 
 
 def sum_of_padded(
     x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, order: Order, compute: np.dtype
 ) -> jax.Array:
     """y `(*batch, *output_spatial, C*M)` in dtype `compute`."""
+    if geometry.has_symbolic_axes and geometry.with_room != geometry:
+        y = sum_of_padded(x, kernel, bias, geometry.with_room, order, compute)
+        return first_outputs(y, geometry)
     multiplier = geometry.multiplier
     padded = widened(pad(x, geometry), compute)
     weights = kernel.astype(compute).reshape(geometry.taps, geometry.channels, multiplier)
@@ -79,6 +83,12 @@ def kernel_gradient_of_padded(x: jax.Array, dy: jax.Array, geometry: Geometry, c
 
     One reduction over all taps at once, first over batch and all spatial axes but the last, then over the last.
     """
+    if geometry.has_symbolic_axes and geometry.with_room != geometry:
+        (dy,) = jax.linear_transpose(
+            functools.partial(first_outputs, geometry=geometry),
+            jax.ShapeDtypeStruct(geometry.with_room.output_shape, dy.dtype),
+        )(dy)
+        return kernel_gradient_of_padded(x, dy, geometry.with_room, compute)
     images = math.prod(geometry.batch)
     outputs = (images, *geometry.output_spatial)
     rows = math.prod(outputs[:-1])
