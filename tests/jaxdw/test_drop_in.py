@@ -24,6 +24,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxdw
+from jaxdw._compat import modules_of
 from tests import oracle
 from tests.programs import release_programs
 from tests.strategies import problems
@@ -634,7 +635,7 @@ def test_accelerate_replaces_the_depthwise_layers_and_nothing_else(taken, x64):
     assert jaxdw.accelerate(model) is model
     replaced = {
         path
-        for path, layer in nnx.iter_modules(model)
+        for path, layer in modules_of(model)
         if getattr(layer, "conv_general_dilated", None) is jaxdw.conv_general_dilated
     }
     assert replaced == {("blocks", 0), ("blocks", 2), ("named", "scaled"), ("head", "layers", 2)}
