@@ -20,9 +20,10 @@ import numpy as np
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
-from jax.sharding import ManualAxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdw._arrays import accumulator
+from jaxdw._compat import varying_along, varying_axes, varying_nowhere
 from jaxdw.choice import choose
 from jaxdw.geometry import Geometry
 from jaxdw.sums.boxes import sum_in_boxes
@@ -102,12 +103,8 @@ def adjoint(geometry: Geometry) -> Geometry:
 
 def alike(*operands: jax.Array) -> list[jax.Array]:
     """The operands varying over the same axes of a `shard_map`, as a primitive must have them."""
-    varying = [jax.typeof(operand).manual_axis_type.varying for operand in operands]
-    every = frozenset().union(*varying)
-    return [
-        lax.pcast(operand, tuple(every - own), to="varying") if every - own else operand
-        for operand, own in zip(operands, varying)
-    ]
+    every = frozenset().union(*map(varying_axes, operands))
+    return [varying_along(operand, every) for operand in operands]
 
 
 def abstract(shape: tuple[int, ...], dtype: np.dtype, like: Any, spec: PartitionSpec) -> Any:
@@ -290,7 +287,7 @@ def _on_each_device(lower: Callable[..., Any], platform: str | None) -> Callable
                     "shared out by `jaxdw.sharding` or `jax.shard_map`: kernels for TPUs are for one device"
                 )
             order = "raster" if order == "auto" else order
-        avals = [aval.update(manual_axis_type=ManualAxisType()) for aval in ctx.avals_in]
+        avals = [varying_nowhere(aval) for aval in ctx.avals_in]
         return lower(ctx.replace(avals_in=avals), *operands, order=order, **params)
 
     return lowered

@@ -21,6 +21,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdw import _arrays, conv, primitive
+from jaxdw._compat import modules_of, varying_along, varying_axes
 from jaxdw.geometry import Geometry, Padding
 from jaxdw.methods import METHODS
 from jaxdw.methods.taps import starts_from_bias
@@ -147,7 +148,7 @@ def shard_layers(model: Model, spec: PartitionSpec, mesh: Mesh | AbstractMesh | 
     if not isinstance(model, nnx.Module):
         kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
         raise TypeError(f"`model` is {kind}, expected a flax.nnx.Module")
-    for _, module in nnx.iter_modules(model):
+    for _, module in modules_of(model):
         if isinstance(module, DepthwiseConv):
             module.depthwise_conv = Over(spec, mesh)
         elif isinstance(module, nnx.Conv) and module.conv_general_dilated is dense.conv_general_dilated:
@@ -376,7 +377,8 @@ def _convolve(
     """One device's part: its block of x, its channels of kernel and bias."""
     wide = _arrays.accumulator(result)
     # Here, so that their gradients are summed over the devices once these are small, and before they are rounded.
-    kernel, bias = (None if array is None else _varying_as(x, array.astype(wide)) for array in (kernel, bias))
+    axes = varying_axes(x)
+    kernel, bias = (None if array is None else varying_along(array.astype(wide), axes) for array in (kernel, bias))
     bias_first = starts_from_bias(method, cut.whole)  # whatever padding the shard has
     start = bias if bias_first else None
     dtype = result if bias is None or bias_first else wide
@@ -430,11 +432,6 @@ def _input_gradient(
     flipped = lax.rev(kernel, tuple(range(cut.whole.rank)))
     dx = primitive.conv(adjoint.exchange(dy), flipped, None, adjoint.local, order, dtype)
     return dx if multiplier == 1 else dx.reshape(*dx.shape[:-1], -1, multiplier).sum(axis=-1)
-
-
-def _varying_as(x: jax.Array, array: jax.Array) -> jax.Array:
-    missing = jax.typeof(x).manual_axis_type.varying - jax.typeof(array).manual_axis_type.varying
-    return lax.pcast(array, tuple(missing), to="varying") if missing else array
 
 
 def _placement(

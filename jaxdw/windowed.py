@@ -14,6 +14,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from jaxdw import _arrays, tapwise
+from jaxdw._compat import varying_axes
 from jaxdw.geometry import Geometry, Padding
 from jaxdw.sums.boxes import LEAST_CHANNELS, Boxes, interleaved, step
 from jaxdw.sums.order import Term, accumulate, zero_like, zero_of_its_own
@@ -156,7 +157,7 @@ def _worth_tracing(geometry: Geometry) -> bool:
 def _shared_out(*arrays: jax.Array | None) -> bool:
     """Whether one of them is in parts on several devices, by its type."""
     present = [array for array in arrays if array is not None]
-    return any(_arrays.is_sharded(array) or jax.typeof(array).manual_axis_type.varying for array in present)
+    return any(_arrays.is_sharded(array) or varying_axes(array) for array in present)
 
 
 def _from_padded(
