@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,18 +11,22 @@ import jax
 from flax import nnx
 
 from jaxdw.models import MobileNet
-from jaxdw.models.blocks import ConvNormAct, InvertedResidual, SqueezeExcite, global_average_pool, relu6
+from jaxdw.models.blocks import ConvNormAct, InvertedResidual, SqueezeExcite, global_average_pool
 from jaxdw.nnx import DepthwiseConv
 
 #: The name of the input.
 IMAGES = "images"
 
+#: What functions are called where their own name is not the one of PyTorch's operation.
 _ACTIVATIONS: Mapping[Any, str] = {
-    relu6: "relu6",
-    nnx.relu: "relu",
     nnx.hard_swish: "hard swish",
     nnx.hard_sigmoid: "hard sigmoid",
+    nnx.gelu: "gelu (tanh)",
+    nnx.hard_tanh: "hardtanh",
 }
+
+#: What a lambda is called.
+NAMELESS = "a function without a name"
 
 #: Gives steps, and returns the name of the last.
 Built = Generator["Step", None, str]
@@ -38,6 +43,8 @@ class Step:
       inputs: the names of the steps whose results it takes, or `IMAGES`.
       run: the operation on arrays.
       layer: the layer that `run` calls, or None.
+      is_activation: whether it is what stands where a model has an activation.
+      is_opaque: whether it is a part of the model whose operations are not known.
     """
 
     name: str
@@ -45,6 +52,8 @@ class Step:
     inputs: tuple[str, ...]
     run: Callable[..., jax.Array]
     layer: nnx.Module | None = None
+    is_activation: bool = False
+    is_opaque: bool = False
 
     def compiled(self, *inputs: Any) -> jax.Array:
         """The result, compiled by itself: what no neighbour is fused with."""
@@ -92,6 +101,8 @@ def _network(model: MobileNet) -> Iterator[Step]:
 
 
 def _block(path: str, block: InvertedResidual, given: str) -> Built:
+    if _calls_its_own(block, InvertedResidual):
+        return (yield from _opaque(path, block, given))
     last = given
     if block.expand is not None:
         last = yield from _unit(f"{path}.expand", block.expand, last)
@@ -105,6 +116,8 @@ def _block(path: str, block: InvertedResidual, given: str) -> Built:
 
 
 def _unit(path: str, unit: ConvNormAct, given: str) -> Built:
+    if _calls_its_own(unit, ConvNormAct):
+        return (yield from _opaque(path, unit, given))
     last = yield from _of_layer(f"{path}.conv", unit.conv, given)
     last = yield from _of_layer(f"{path}.norm", unit.norm, last)
     if unit.activation is not None:
@@ -113,11 +126,13 @@ def _unit(path: str, unit: ConvNormAct, given: str) -> Built:
 
 
 def _gated(path: str, gate: SqueezeExcite, given: str) -> Built:
+    if _calls_its_own(gate, SqueezeExcite):
+        return (yield from _opaque(path, gate, given))
     last = yield from _step(f"{path}.mean", "mean", (given,), global_average_pool)
     last = yield from _of_layer(f"{path}.reduce", gate.reduce, last)
-    last = yield from _activation(f"{path}.reduce", nnx.relu, last)
+    last = yield from _activation(f"{path}.reduce", gate.activation, last)
     last = yield from _of_layer(f"{path}.expand", gate.expand, last)
-    last = yield from _activation(f"{path}.expand", nnx.hard_sigmoid, last)
+    last = yield from _activation(f"{path}.expand", gate.gate, last)
     return (yield from _step(f"{path}.multiply", "multiply", (given, last), _gate))
 
 
@@ -136,9 +151,36 @@ def _kind(path: str, layer: Any) -> str:
     return "convolution"
 
 
+def _calls_its_own(module: nnx.Module, known: type[nnx.Module]) -> bool:
+    return type(module).__call__ is not known.__call__
+
+
+def _opaque(path: str, module: nnx.Module, given: str) -> Built:
+    yield Step(path, type(module).__name__, (given,), module, module, is_opaque=True)
+    return path
+
+
 def _activation(path: str, function: Callable[[jax.Array], jax.Array], given: str) -> Built:
-    kind = _ACTIVATIONS.get(function, getattr(function, "__name__", "activation"))
-    return (yield from _step(f"{path}.{kind.replace(' ', '_')}", kind, (given,), function))
+    kind = activation_name(function)
+    name = f"{path}.{'activation' if kind == NAMELESS else kind.replace(' ', '_')}"
+    yield Step(name, kind, (given,), function, is_activation=True)
+    return name
+
+
+def activation_name(function: Callable[[jax.Array], jax.Array]) -> str:
+    """The name of an activation: that of PyTorch's operation where there is one, else its own.
+
+    >>> import functools
+    >>> [activation_name(f) for f in (nnx.swish, nnx.gelu, functools.partial(nnx.gelu, approximate=False), lambda x: x)]
+    ['silu', 'gelu (tanh)', 'gelu', 'a function without a name']
+    """
+    if isinstance(function, functools.partial):
+        exact = function.func is nnx.gelu and function.keywords == {"approximate": False} and not function.args
+        return "gelu" if exact else f"partial {activation_name(function.func)}"
+    if function in _ACTIVATIONS:
+        return _ACTIVATIONS[function]
+    name = getattr(function, "__name__", type(function).__name__)
+    return NAMELESS if name == "<lambda>" else name
 
 
 def _step(path: str, kind: str, inputs: tuple[str, ...], run: Callable[..., jax.Array]) -> Built:
