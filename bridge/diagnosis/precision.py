@@ -206,7 +206,9 @@ def lower_accumulator(side: Side) -> Finding | None:
         operands = ((), OPERANDS[side.target.quantity]) if fmt.precision < given.precision else ((),)
         hypotheses = [Rounded(fmt, rounded, accumulator=True) for rounded in operands]
         if fmt.precision < given.precision and _has_bias(side):
-            hypotheses += [Rounded(fmt, rounded, accumulator=True, before_bias=True) for rounded in ((), _factors(side))]
+            hypotheses += [
+                Rounded(fmt, rounded, accumulator=True, before_bias=True) for rounded in ((), _factors(side))
+            ]
         for hypothesis in hypotheses:
             if _accumulates(side, hypothesis):
                 return _finding(side, hypothesis)
@@ -300,7 +302,9 @@ def _rounded_between(side: Side, hypothesis: Rounded, bias: np.ndarray | None, f
     y, outside = (side.y, side.outside) if flat is None else (side.y.ravel()[flat], side.outside.ravel()[flat])
     y, finite = y.astype(np.float64), np.isfinite(y)
     with np.errstate(all="ignore"):
-        ends = [round_to(end, fmt) for end in (expected.reference - expected.allowed, expected.reference + expected.allowed)]
+        ends = [
+            round_to(end, fmt) for end in (expected.reference - expected.allowed, expected.reference + expected.allowed)
+        ]
         if bias is not None:
             last = fmt if hypothesis.output else format_of(side.y.dtype)
             ends = [round_to(end + bias, last) for end in ends]

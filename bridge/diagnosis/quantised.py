@@ -42,9 +42,7 @@ class Rule:
         """The array as its integers stand for it, computed in `dtype`."""
         wide = array.astype(dtype)
         over = None if self.axis is None else tuple(a for a in range(array.ndim) if a != self.axis % array.ndim)
-        top, bottom = (
-            reduce(wide, axis=over, keepdims=True, initial=0).astype(dtype) for reduce in (np.max, np.min)
-        )
+        top, bottom = (reduce(wide, axis=over, keepdims=True, initial=0).astype(dtype) for reduce in (np.max, np.min))
         levels = dtype.type(self.levels)
         if self.levels < 255:
             scale = np.maximum(top, -bottom) / levels
@@ -97,7 +95,9 @@ def _predicts(side: Side, case: Case, flat: np.ndarray | None) -> bool:
 
 
 def _finding(side: Side, rules: dict[str, Rule]) -> Finding:
-    words = " and ".join(f"{WORDS[name]} quantised to int8 with {rule.words.format(name)}" for name, rule in rules.items())
+    words = " and ".join(
+        f"{WORDS[name]} quantised to int8 with {rule.words.format(name)}" for name, rule in rules.items()
+    )
     return Finding(
         Verdict.PRECISION,
         "int8 inputs",
