@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,6 +34,9 @@ _CHANNELS = 48
 _TAPS = 4
 #: A fitted residual above this many bounds is not rounding. The fit adds its own error to that of y.
 _FITS = 2.0
+#: Elements that are carried back to the input, and random signs to compare with.
+_BACK = 1 << 14
+_DRAWS = 33
 #: Fewer elements than this are listed one by one.
 _LISTED = 8
 #: Violations expected in an index along an axis that has none, for its absence to mean something.
@@ -218,6 +222,33 @@ def systematic(side: Side, expected: Expected) -> bool:
         if (np.abs(beta) > 7 * spread).any():
             return True
     return False
+
+
+def follows_inputs(side: Side, expected: Expected) -> bool:
+    """Whether what y differs from `expected` by is what errors of the input would do: not rounding of the sum.
+
+    Errors d of the input make r = K d, so that K' r is greater than for errors that are independent from output to
+    output. Those keep their distribution when their signs are drawn anew: K' r is compared with that of random signs,
+    and is beyond 7 standard deviations by chance with a probability below 1e-11.
+    """
+    g = side.target.case.geometry
+    if side.target.quantity != "y" or g.taps == 1 or not side.y.size:
+        return False
+    batch = tuple(slice(1) for _ in g.batch)
+    features = slice(min(g.channels, max(1, _BACK // math.prod(g.output_spatial) // g.multiplier)) * g.multiplier)
+    residual = (side.y.astype(np.float64) - expected.reference)[batch][..., features].reshape(*g.output_spatial, -1)
+    residual[~np.isfinite(residual)] = 0
+    signs = np.random.default_rng(2).choice([-1.0, 1.0], (_DRAWS, *residual.shape))
+    signs[0] = 1
+    kernel = side.target.case.kernel[..., 0, features].astype(np.float64)
+    back = np.zeros((_DRAWS, *(n + 1 for n in g.spatial), residual.shape[-1]))  # the last index is padding
+    for tap in np.ndindex(g.kernel_size):
+        index = np.ix_(*(source[:, t] for source, t in zip(g.sources, tap)))
+        np.add.at(back, (slice(None), *index), signs * (residual * kernel[tap]))
+    inside = (slice(None), *(slice(n) for n in g.spatial))
+    by_input = back[inside].reshape(_DRAWS, -1, residual.shape[-1] // g.multiplier, g.multiplier).sum(axis=-1)
+    power = (by_input**2).sum(axis=(1, 2))
+    return bool(power[0] - power[1:].mean() > 7 * power[1:].std())
 
 
 def regress(side: Side, flat: np.ndarray) -> list[Fault]:
