@@ -7,6 +7,7 @@ import math
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -24,8 +25,9 @@ from bridge.diagnosis.elimination import eliminate
 from bridge.diagnosis.parity import DEFAULT
 from bridge.diagnosis.runs import Runs
 from bridge.environment import environment
+from bridge.files import check_writable, read_npy, write_atomically
 from bridge.implementations import ImplementationError, implementation
-from bridge.report import Report, check_writable, print_diagnosis, write_atomically
+from bridge.report import Report, print_diagnosis
 from bridge.report.attribution import print_attribution, print_elimination
 from bridge.report.bundle import check_new_folder, replay_bundle, save_bundle
 from bridge.report.html import to_html
@@ -132,11 +134,7 @@ def parity(
     """
     if gradient and (attribute or html is not None or bundle is not None):
         raise ValueError("`--gradient` goes with `--json`, not with `--attribute`, `--html` or `--bundle`")
-    for path in (json, html):
-        if path is not None:
-            check_writable(path)
-    if json is not None and html is not None and json.resolve() == html.resolve():
-        raise ValueError(f"`--json` and `--html` are both {json}, expected two files")
+    _check_outputs("jaxdw.parity", {"--json": json, "--html": html})
     if bundle is not None:
         check_new_folder(bundle)
     case = _case(shape, kernel_size, strides, padding, dilation, multiplier, bias, dtype, seed, input, kernel)
@@ -200,8 +198,7 @@ def reveal(
     from bridge.accumulation import reveal as reveal_order
     from bridge.report.orders import orders_to_json, print_orders
 
-    if json is not None:
-        check_writable(json)
+    _check_outputs("jaxdw.reveal", {"--json": json})
     case = _case(shape, kernel_size, strides, padding, dilation, multiplier, bias, dtype, seed, None, None)
     chosen = _names(implementations) if implementations else [name for name in DEFAULT if name != "numpy.exact"]
     orders = [reveal_order(implementation(name), case) for name in chosen]
@@ -326,9 +323,7 @@ def census(
     from bridge.census.zoo import expand
     from bridge.report.census import census_html, print_census
 
-    for path in (out, html):
-        if path is not None:
-            check_writable(path)
+    _check_outputs("jaxdw.census", {"--out": out, "--html": html})
     chosen = [implementation(name).name for name in (_names(implementations) if implementations else COMPARED)]
     if len(chosen) < 2 or len(set(chosen)) < len(chosen):
         raise ValueError(f"`--implementations` is {chosen}, expected at least two, each once")
@@ -400,9 +395,7 @@ def model(
     from bridge.model.record import ModelReport
     from bridge.report.model import model_html, print_model
 
-    for path in (json, html):
-        if path is not None:
-            check_writable(path)
+    _check_outputs("jaxdw.model", {"--json": json, "--html": html})
     images = random_images(size, random_seed) if image is None else read_image(image, size)
     pair = compared_pair(network, weights=weights, seed=random_seed, width=width)
     track = functools.partial(rich.progress.track, description=pair.name, console=Console(stderr=True), transient=True)
@@ -470,11 +463,9 @@ def bench(
     from bridge.bench.suites import ALL
     from bridge.bench.terminal import print_report
 
-    for path in (json, svg):
-        if path is not None:
-            check_writable(path)
-    if json is not None and (from_json is not None or (svg is not None and json.resolve() == svg.resolve())):
-        raise ValueError(f"`--json` is {json}, expected another file than `--svg`, and no `--from-json`")
+    _check_outputs("jaxdw.bench", {"--json": json, "--svg": svg})
+    if json is not None and from_json is not None:
+        raise ValueError(f"`--json` is {json}, expected no `--from-json`, which measures nothing")
     if from_json is not None:
         report = read_report(from_json)
     else:
@@ -545,11 +536,7 @@ def audit(
     from bridge.report.audit import audit_html, print_audit
     from bridge.report.audit_schema import AuditReport
 
-    for path in (json, html):
-        if path is not None:
-            check_writable(path)
-    if json is not None and html is not None and json.resolve() == html.resolve():
-        raise ValueError(f"`--json` and `--html` are both {json}, expected two files")
+    _check_outputs("jaxdw.audit", {"--json": json, "--html": html})
     if missing := platform(on).missing:
         raise ValueError(missing)
     subject = Subject(
@@ -588,6 +575,15 @@ def doctor(
     for line in result.misses:
         console.print(f"  differs: {line}", highlight=False, markup=False)
     raise typer.Exit(0 if result.equal == result.elements else 1)
+
+
+def _check_outputs(schema: str, options: Mapping[str, Path | None]) -> None:
+    """Refuse, before the work, files that could not be written after it; `schema` is what they will hold."""
+    paths = {option: path for option, path in options.items() if path is not None}
+    for path in paths.values():
+        check_writable(path, schema)
+    if len({path.resolve() for path in paths.values()}) < len(paths):
+        raise ValueError(f"`{'` and `'.join(paths)}` are both {next(iter(paths.values()))}, expected two files")
 
 
 def _case(
@@ -664,14 +660,11 @@ def _affordable(option: str, text: str, sizes: tuple[int, ...]) -> None:
 def _load(option: str, path: Path, dtype: str) -> np.ndarray:
     """An array from .npy; pickles are refused, and two raw bytes are bfloat16, which .npy cannot name."""
     try:
-        array = np.load(path, allow_pickle=False)
+        array = read_npy(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"`{option}` is {path}, expected an .npy file: it does not exist") from None
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"`{option}` is {path}, expected an .npy file of numbers: {error}") from None
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise ValueError(f"`{option}` is {path}, expected one array, found an archive of several")
     if array.dtype == np.dtype("V2"):
         array = array.view(DTYPES["bfloat16"])
     if array.dtype not in DTYPES.values():
