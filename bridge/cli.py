@@ -14,9 +14,10 @@ from typing import Annotated
 import numpy as np
 import rich.progress
 import typer
-from rich.console import Console
+from rich.markup import escape
 
 from bridge.case import DTYPES, Case
+from bridge.console import Console, complain
 from bridge.diagnosis import Verdict
 from bridge.diagnosis import parity as run_parity
 from bridge.diagnosis.attribution import attribute as run_attribution
@@ -26,7 +27,7 @@ from bridge.diagnosis.parity import DEFAULT
 from bridge.diagnosis.runs import Runs
 from bridge.environment import environment
 from bridge.files import check_writable, read_npy, write_atomically
-from bridge.implementations import ImplementationError, implementation
+from bridge.implementations import implementation
 from bridge.report import Report, print_diagnosis
 from bridge.report.attribution import print_attribution, print_elimination
 from bridge.report.bundle import check_new_folder, replay_bundle, save_bundle
@@ -68,13 +69,13 @@ JsonOption = Annotated[Path | None, typer.Option(help="Write the report as JSON.
 
 
 def run() -> None:
-    """The command line; what the user got wrong is one line and exit code 2, not a traceback."""
+    """The command line; a failure is one line and exit code 2, not a traceback with the exit code of BUG."""
     sys.path.insert(0, "")  # a user's own package.module:function is found from where the command is run
     try:
-        app()
-    except (ValueError, TypeError, OSError, MemoryError, ImplementationError) as error:
-        print(f"jaxdw: {error or type(error).__name__}", file=sys.stderr)
-        sys.exit(2)
+        code = app(standalone_mode=False)
+    except Exception as error:
+        code = complain(error)
+    sys.exit(code)
 
 
 @app.command()
@@ -203,7 +204,7 @@ def reveal(
     chosen = _names(implementations) if implementations else [name for name in DEFAULT if name != "numpy.exact"]
     orders = [reveal_order(implementation(name), case) for name in chosen]
     console = Console()
-    console.print(f"[bold]{describe(case)}[/]\n", highlight=False)
+    console.print(f"[bold]{escape(describe(case))}[/]\n", highlight=False)
     print_orders(orders, console, every=every)
     if json is not None:
         write_atomically(json, orders_to_json(orders, case))
@@ -250,7 +251,7 @@ def convert(
     Beside DESTINATION comes a manifest of what went where, with hashes. Bit for bit: dtypes are kept.
     """
     track = functools.partial(
-        rich.progress.track, description=str(destination), console=Console(stderr=True), transient=True
+        rich.progress.track, description=escape(str(destination)), console=Console(stderr=True), transient=True
     )
     written = convert_checkpoint(
         source,
@@ -344,7 +345,7 @@ def census(
     with rich.progress.Progress(console=Console(stderr=True), transient=True) as progress:
         all_models, layers = progress.add_task("models", total=len(names)), progress.add_task("")
         for name in names:
-            progress.reset(layers, description=name)
+            progress.reset(layers, description=escape(name))
             record = done.get(name) or survey(
                 name, settings, weights, functools.partial(progress.track, task_id=layers)
             )
@@ -398,7 +399,9 @@ def model(
     _check_outputs("jaxdw.model", {"--json": json, "--html": html})
     images = random_images(size, random_seed) if image is None else read_image(image, size)
     pair = compared_pair(network, weights=weights, seed=random_seed, width=width)
-    track = functools.partial(rich.progress.track, description=pair.name, console=Console(stderr=True), transient=True)
+    track = functools.partial(
+        rich.progress.track, description=escape(pair.name), console=Console(stderr=True), transient=True
+    )
     parity = model_parity(pair.module, pair.model, images, pair.manifest, name=pair.name, track=track)
     print_model(parity, Console())
     if json is not None:

@@ -19,10 +19,11 @@ from pathlib import Path
 
 import pydantic
 import rich.progress
-from rich.console import Console
 
 import bridge
 from bridge.bench.schema import BenchReport, Settings
+from bridge.console import Console, complain
+from bridge.files import read_regular
 
 
 def measured(settings: Settings) -> BenchReport | int:
@@ -62,9 +63,7 @@ def read_report(path: Path) -> BenchReport:
       OSError: it cannot be read.
     """
     try:
-        return BenchReport.model_validate_json(path.read_text())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"`--from-json` is {path}, expected what --json wrote: {error}") from None
+        return BenchReport.model_validate_json(read_regular(path))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
@@ -107,8 +106,7 @@ def _main(folder: Path) -> None:
 if __name__ == "__main__":
     try:
         _main(Path(sys.argv[1]))
-    except (ValueError, TypeError, OSError, MemoryError, RuntimeError) as error:
-        print(f"jaxdw: {error or type(error).__name__}", file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:
+        sys.exit(complain(error))
     except KeyboardInterrupt:  # the command was interrupted, too, and says so
         sys.exit(130)

@@ -19,7 +19,8 @@ import numpy as np
 
 import bridge
 from bridge.case import DTYPES, Case
-from bridge.implementations import implementation
+from bridge.implementations import ImplementationError, implementation
+from bridge.memory import lack_of_memory
 
 #: Seconds after which the process is ended.
 TIME_LIMIT = 120.0
@@ -29,8 +30,8 @@ def run(name: str, case: Case, *, environment: Mapping[str, str]) -> np.ndarray:
     """The output of the implementation of that name, with environment variables added.
 
     Raises:
-      RuntimeError: the process failed or took longer than `TIME_LIMIT`; the message says which, and names a flag that
-        XLA does not know.
+      ImplementationError: the process failed or took longer than `TIME_LIMIT`; the message says which, and names a
+        flag that XLA does not know.
     """
     with tempfile.TemporaryDirectory() as folder:
         _start(Path(folder), name, case, 0, environment)
@@ -77,9 +78,11 @@ def _start(folder: Path, name: str, case: Case, repetitions: int, environment: M
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"{name} with {words} took longer than {TIME_LIMIT:g} s in a process of its own") from None
+        raise ImplementationError(
+            f"{name} with {words} took longer than {TIME_LIMIT:g} s in a process of its own"
+        ) from None
     if done.returncode:
-        raise RuntimeError(f"{name} with {words} failed in a process of its own: {_reason(done.stderr)}")
+        raise ImplementationError(f"{name} with {words} failed in a process of its own: {_reason(done.stderr)}")
 
 
 def _reason(stderr: str) -> str:
@@ -91,7 +94,8 @@ def _reason(stderr: str) -> str:
     if refused:
         return refused[1].strip()
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    lack = next(filter(None, map(lack_of_memory, reversed(lines))), "")
+    return lack or (lines[-1] if lines else "it said nothing")
 
 
 def _save(path: Path, array: np.ndarray) -> None:

@@ -149,6 +149,6 @@ def test_results_are_never_added_to_a_foreign_file(held, tmp_path):
     empty = {"layers": [], "idle": [], "passed_over": [], "error": "", "environment": {}}
     added = record.ModelRecord(model="m", settings=settings, seconds=1.0, verdict=None, **empty)
     for act in (record.read_records, lambda path: record.append_record(path, added)):
-        with pytest.raises(ValueError, match="something else|no result of a census"):
+        with pytest.raises(ValueError, match=r"something else|no result of a census"):
             act(path)
     assert path.read_bytes() == held
