@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import functools
 import math
+import os
 import re
 import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
-import rich.progress
 import typer
 from rich.markup import escape
 
 from bridge.case import DTYPES, Case
-from bridge.console import Console, complain
-from bridge.diagnosis import Verdict
+from bridge.console import Console, complain, printable
+from bridge.diagnosis import Diagnosis, Verdict
 from bridge.diagnosis import parity as run_parity
 from bridge.diagnosis.attribution import attribute as run_attribution
 from bridge.diagnosis.attribution import most_different
@@ -28,21 +30,22 @@ from bridge.diagnosis.runs import Runs
 from bridge.environment import environment
 from bridge.files import check_writable, read_npy, write_atomically
 from bridge.implementations import implementation
+from bridge.progress import Level, Progress, log, track
 from bridge.report import Report, print_diagnosis
 from bridge.report.attribution import print_attribution, print_elimination
 from bridge.report.bundle import check_new_folder, replay_bundle, save_bundle
 from bridge.report.html import to_html
 from bridge.report.orders import pictures
 from bridge.report.terminal import describe
+from bridge.requirements import versions
+from bridge.testing import explanation
 from bridge.weights.checkpoint import Format, convert_checkpoint
 from bridge.weights.manifest import manifest_path
 from jaxdw.geometry import Geometry, Padding
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help="Depthwise convolution in PyTorch and JAX: what the difference is, proved.",
 )
 
 #: The question's own case.
@@ -51,12 +54,33 @@ QUESTION = {"shape": "2x5x5x3", "kernel_size": "3x3", "padding": "1"}
 #: Elements of the largest array that the command makes: 16 GiB of float64.
 MOST_ELEMENTS = 1 << 31
 
-ShapeOption = Annotated[str, typer.Option(help="Input, channels last: batch x sizes x channels, as 2x5x5x3.")]
-KernelSizeOption = Annotated[str, typer.Option(help="As 3x3; one number an axis.")]
-StridesOption = Annotated[str, typer.Option(help="One number, or one an axis as 2,1.")]
-PaddingOption = Annotated[
-    str, typer.Option(help="SAME, SAME_LOWER, VALID, CIRCULAR, REFLECT, CAUSAL, 1, 1,2 or 0:1,0:1.")
-]
+
+class Layout(enum.StrEnum):
+    """The order of axes of what is given."""
+
+    CHANNELS_LAST = "channels_last"
+    CHANNELS_FIRST = "channels_first"
+
+    def input(self, x: np.ndarray) -> np.ndarray:
+        """The input, channels last."""
+        return x if self is Layout.CHANNELS_LAST or x.ndim < 3 else np.moveaxis(x, 1, -1)
+
+    def kernel(self, w: np.ndarray) -> np.ndarray:
+        """The kernel with its features last, one input channel before them."""
+        return w if self is Layout.CHANNELS_LAST or w.ndim < 3 else np.moveaxis(w, (0, 1), (-1, -2))
+
+
+_SHAPE = "Of the input: batch, sizes, channels, as 2x5x5x3 or 2,5,5,3."
+_KERNEL_SIZE = "As 3x3 or 3,3; one number an axis."
+_PADDING = "SAME, SAME_LOWER, VALID, CIRCULAR, REFLECT, CAUSAL, 1, 1,2 or 0:1,0:1."
+ShapeOption = Annotated[str, typer.Option(help=_SHAPE)]
+KernelSizeOption = Annotated[str, typer.Option(help=_KERNEL_SIZE)]
+StridesOption = Annotated[str, typer.Option(help="One number, or one an axis as 2,1 or 2x1.")]
+PaddingOption = Annotated[str, typer.Option(help=_PADDING)]
+# where nothing is given at all, it is the question's own case
+QuestionShape = Annotated[str, typer.Option(help=_SHAPE, show_default=QUESTION["shape"])]
+QuestionKernelSize = Annotated[str, typer.Option(help=_KERNEL_SIZE, show_default=QUESTION["kernel_size"])]
+QuestionPadding = Annotated[str, typer.Option(help=_PADDING, show_default=QUESTION["padding"])]
 DilationOption = Annotated[str, typer.Option(help="Kernel dilation: one number, or one an axis.")]
 MultiplierOption = Annotated[int, typer.Option(help="Output channels per input channel.", min=1)]
 BiasOption = Annotated[bool, typer.Option("--bias/--no-bias", help="Add a bias.")]
@@ -64,40 +88,110 @@ DtypeOption = Annotated[
     str,
     typer.Option(help=f"{', '.join(DTYPES)}; files are converted to it. Default: the files' own, else float32."),
 ]
+LayoutOption = Annotated[
+    Layout,
+    typer.Option(
+        help="Of --shape, --input and --kernel. channels_first is PyTorch's: input (batch, channels, *sizes), kernel "
+        "(channels*multiplier, 1, *kernel_size)."
+    ),
+]
 SeedOption = Annotated[int, typer.Option(help="Of the random numbers, where no file is given.", min=0)]
+_FAIL_ON = f"Exit 1 on this verdict or a weaker one: {', '.join(Verdict)}."
 JsonOption = Annotated[Path | None, typer.Option(help="Write the report as JSON.")]
 
 
 def run() -> None:
     """The command line; a failure is one line and exit code 2, not a traceback with the exit code of BUG."""
-    sys.path.insert(0, "")  # a user's own package.module:function is found from where the command is run
+    os.environ["PYTHONSAFEPATH"] = "1"  # a process that PyTorch or JAX starts imports nothing from the current folder
+    anywhere = [word for word in sys.argv[1:] if word in ("--quiet", "--verbose")]
+    words = [*anywhere, *(word for word in sys.argv[1:] if word not in anywhere)]
     try:
-        code = app(standalone_mode=False)
+        code = app(words, standalone_mode=False)
     except Exception as error:
-        code = complain(error)
+        code = complain(error, verbose=_level() is Level.VERBOSE)
     sys.exit(code)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(versions())
+        raise typer.Exit()
+
+
+@app.callback()
+def main(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show versions and exit.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print the verdict in one line, and errors; no progress.")
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            "-v",
+            help="Also print the versions, each step with its time, every pair's figures, and tracebacks of errors.",
+        ),
+    ] = False,
+) -> None:
+    """Depthwise convolution in PyTorch and JAX: what the difference is, proved."""
+    if quiet and verbose:
+        raise ValueError("`--quiet` and `--verbose` are both given, expected one of them")
+    context.with_resource(Progress(Level.QUIET if quiet else Level.VERBOSE if verbose else Level.NORMAL))
+    if verbose:
+        for name, value in environment().items():
+            log.info("%s: %s", name, value)
+
+
+def _level() -> Level:
+    return Progress.current.verbosity if Progress.current is not None else Level.NORMAL
+
+
+def _console() -> Console:
+    """Where reports go: to standard output, or with --quiet nowhere."""
+    if Progress.current is not None:
+        Progress.current.pause()
+    return Console(quiet=_level() is Level.QUIET)
+
+
+def _summary(line: str) -> None:
+    """Print the one line that --quiet leaves of a report."""
+    if _level() is Level.QUIET:
+        print(printable(line))
+
+
+def _details(diagnosis: Diagnosis) -> None:
+    """Print each pair's figures, with --verbose."""
+    if _level() is Level.VERBOSE:
+        differing = (each for each in diagnosis.comparisons if each.verdict is not Verdict.IDENTICAL)
+        _console().print(
+            *(explanation(each, diagnosis.case) for each in differing), sep="\n", markup=False, soft_wrap=True
+        )
 
 
 @app.command()
 def parity(
-    shape: ShapeOption = "",
-    kernel_size: KernelSizeOption = "",
+    shape: QuestionShape = "",
+    kernel_size: QuestionKernelSize = "",
     strides: StridesOption = "1",
-    padding: PaddingOption = "",
+    padding: QuestionPadding = "",
     dilation: DilationOption = "1",
     multiplier: MultiplierOption = 1,
     bias: BiasOption = False,
     dtype: DtypeOption = "",
     seed: SeedOption = 0,
-    input: Annotated[Path | None, typer.Option(help="The input as .npy, channels last, instead of --shape.")] = None,
+    input: Annotated[Path | None, typer.Option(help="The input as .npy, instead of --shape.")] = None,
     kernel: Annotated[
         Path | None, typer.Option(help="The kernel as .npy (*kernel_size, 1, channels*multiplier).")
     ] = None,
+    layout: LayoutOption = Layout.CHANNELS_LAST,
     implementations: Annotated[
         list[str] | None,
         typer.Option(
             help="What to compare, by commas; the first is the reference. `jaxdw doctor` lists them. With settings in "
-            "brackets, as jax.grouped[precision=tpu-default], which does to its operands what a TPU does."
+            "brackets, as jax.grouped\\[precision=tpu-default], which does to its operands what a TPU does."
         ),
     ] = None,
     gradient: Annotated[
@@ -124,9 +218,7 @@ def parity(
             "cheapest change that removes it. Takes about a minute.",
         ),
     ] = False,
-    fail_on: Annotated[
-        Verdict | None, typer.Option(help="Exit 1 on this verdict or a weaker one.", case_sensitive=False)
-    ] = None,
+    fail_on: Annotated[Verdict | None, typer.Option(help=_FAIL_ON, metavar="VERDICT", case_sensitive=False)] = None,
 ) -> None:
     """Compare implementations of one depthwise convolution, and say what the difference is.
 
@@ -138,7 +230,7 @@ def parity(
     _check_outputs("jaxdw.parity", {"--json": json, "--html": html})
     if bundle is not None:
         check_new_folder(bundle)
-    case = _case(shape, kernel_size, strides, padding, dilation, multiplier, bias, dtype, seed, input, kernel)
+    case = _case(shape, kernel_size, strides, padding, dilation, multiplier, bias, dtype, seed, input, kernel, layout)
     dy = None
     if gradient:
         dy = np.asarray(np.random.default_rng(seed + 1).standard_normal(case.geometry.output_shape)).astype(case.dtype)
@@ -149,16 +241,18 @@ def parity(
         quantity="dx" if gradient else "y",
         dy=dy,
     )
-    print_diagnosis(diagnosis, Console())
+    print_diagnosis(diagnosis, _console())
+    _details(diagnosis)
+    _summary(f"Verdict: {diagnosis.verdict}: {diagnosis.verdict.meaning}")
     attribution = elimination = None
     pair = most_different(diagnosis) if attribute else None
     if pair is not None:
         runs = Runs(case)
         outputs = diagnosis.outputs[pair[0]], diagnosis.outputs[pair[1]]
         attribution = run_attribution(case, *pair, outputs=outputs, runs=runs)
-        print_attribution(attribution, Console())
+        print_attribution(attribution, _console())
         elimination = eliminate(case, *pair, runs=runs)
-        print_elimination(elimination, Console())
+        print_elimination(elimination, _console())
     if json is not None:
         write_atomically(json, Report.of(diagnosis, attribution, elimination).to_json())
     if html is not None:
@@ -180,10 +274,10 @@ def reveal(
             help="As `jaxdw doctor` lists them, or your own package.module:function. None: the default ones."
         ),
     ] = None,
-    shape: ShapeOption = "",
-    kernel_size: KernelSizeOption = "",
+    shape: QuestionShape = "",
+    kernel_size: QuestionKernelSize = "",
     strides: StridesOption = "1",
-    padding: PaddingOption = "",
+    padding: QuestionPadding = "",
     dilation: DilationOption = "1",
     multiplier: MultiplierOption = 1,
     bias: BiasOption = False,
@@ -202,10 +296,12 @@ def reveal(
     _check_outputs("jaxdw.reveal", {"--json": json})
     case = _case(shape, kernel_size, strides, padding, dilation, multiplier, bias, dtype, seed, None, None)
     chosen = _names(implementations) if implementations else [name for name in DEFAULT if name != "numpy.exact"]
-    orders = [reveal_order(implementation(name), case) for name in chosen]
-    console = Console()
+    orders = [reveal_order(implementation(name), case) for name in track(chosen, "revealing the order of addition")]
+    console = _console()
     console.print(f"[bold]{escape(describe(case))}[/]\n", highlight=False)
     print_orders(orders, console, every=every)
+    whole = sum(order.revealed == 1 for order in orders)
+    _summary(f"{whole} of {len(orders)} implementations are conventional sums in every element")
     if json is not None:
         write_atomically(json, orders_to_json(orders, case))
     raise typer.Exit(0 if all(order.revealed == 1 for order in orders) else 4)
@@ -220,8 +316,10 @@ def replay(
 ) -> None:
     """Repeat a saved diagnosis here, and say what changed. Exit codes are those of `parity`."""
     diagnosis, changes = replay_bundle(folder, import_functions=import_functions)
-    console = Console()
+    console = _console()
     print_diagnosis(diagnosis, console)
+    _details(diagnosis)
+    _summary(f"Verdict: {diagnosis.verdict}: {diagnosis.verdict.meaning}")
     console.print("Changed since it was saved:" if changes else "Nothing changed since it was saved.", style="bold")
     for change in changes:
         console.print(f"  {change}", highlight=False, markup=False)
@@ -250,9 +348,7 @@ def convert(
 
     Beside DESTINATION comes a manifest of what went where, with hashes. Bit for bit: dtypes are kept.
     """
-    track = functools.partial(
-        rich.progress.track, description=escape(str(destination)), console=Console(stderr=True), transient=True
-    )
+    log.info("reading %s", source)
     written = convert_checkpoint(
         source,
         destination,
@@ -262,9 +358,10 @@ def convert(
         part=part or None,
         prefix=prefix or None,
         force=force,
-        track=track,
+        track=functools.partial(track, description=str(destination)),
     )
-    console = Console()
+    console = _console()
+    _summary(f"{destination}: {len(written.arrays)} tensors, {written.nbytes} bytes")
     console.print(
         f"{destination}: {len(written.arrays)} tensors, {written.nbytes} bytes", highlight=False, markup=False
     )
@@ -309,9 +406,7 @@ def census(
         Path | None, typer.Option(help="Results as JSON lines, one a model; models that it has are not run again.")
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the census as one HTML file that opens offline.")] = None,
-    fail_on: Annotated[
-        Verdict | None, typer.Option(help="Exit 1 on this verdict or a weaker one.", case_sensitive=False)
-    ] = None,
+    fail_on: Annotated[Verdict | None, typer.Option(help=_FAIL_ON, metavar="VERDICT", case_sensitive=False)] = None,
 ) -> None:
     """Run PyTorch models, and give each depthwise layer its verdict on the input that it really received.
 
@@ -322,7 +417,7 @@ def census(
     from bridge.census.record import Settings, append_record, finished, read_records
     from bridge.census.survey import exit_code, survey
     from bridge.census.zoo import expand
-    from bridge.report.census import census_html, print_census
+    from bridge.report.census import census_html, print_census, summary
 
     _check_outputs("jaxdw.census", {"--out": out, "--html": html})
     chosen = [implementation(name).name for name in (_names(implementations) if implementations else COMPARED)]
@@ -342,18 +437,14 @@ def census(
     )
     done = {} if out is None else finished(read_records(out), settings, environment())
     records = []
-    with rich.progress.Progress(console=Console(stderr=True), transient=True) as progress:
-        all_models, layers = progress.add_task("models", total=len(names)), progress.add_task("")
-        for name in names:
-            progress.reset(layers, description=escape(name))
-            record = done.get(name) or survey(
-                name, settings, weights, functools.partial(progress.track, task_id=layers)
-            )
-            if out is not None and name not in done:
-                append_record(out, record)
-            records.append(record)
-            progress.advance(all_models)
-    print_census(records, chosen, Console())
+    for number, name in enumerate(names, start=1):
+        shown = f"model {number} of {len(names)}, {name}, layer"
+        record = done.get(name) or survey(name, settings, weights, functools.partial(track, description=shown))
+        if out is not None and name not in done:
+            append_record(out, record)
+        records.append(record)
+    print_census(records, chosen, _console())
+    _summary(summary(records))
     if html is not None:
         write_atomically(html, census_html(records, chosen, command=shlex.join(["jaxdw", *sys.argv[1:]])))
     raise typer.Exit(exit_code(records, fail_on))
@@ -383,9 +474,7 @@ def model(
     width: Annotated[float, typer.Option(help="Width multiplier.")] = 1.0,
     json: JsonOption = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as one HTML file that opens offline.")] = None,
-    fail_on: Annotated[
-        Verdict | None, typer.Option(help="Exit 1 on this verdict or a weaker one.", case_sensitive=False)
-    ] = None,
+    fail_on: Annotated[Verdict | None, typer.Option(help=_FAIL_ON, metavar="VERDICT", case_sensitive=False)] = None,
 ) -> None:
     """Compare a whole MobileNet in PyTorch and Flax: each operation by itself, and how differences grow.
 
@@ -394,16 +483,16 @@ def model(
     from bridge.model import model_parity
     from bridge.model.originals import compared_pair, random_images, read_image
     from bridge.model.record import ModelReport
-    from bridge.report.model import model_html, print_model
+    from bridge.report.model import model_html, print_model, summary
 
     _check_outputs("jaxdw.model", {"--json": json, "--html": html})
     images = random_images(size, random_seed) if image is None else read_image(image, size)
+    log.info("%s: making both networks", network)
     pair = compared_pair(network, weights=weights, seed=random_seed, width=width)
-    track = functools.partial(
-        rich.progress.track, description=escape(pair.name), console=Console(stderr=True), transient=True
-    )
-    parity = model_parity(pair.module, pair.model, images, pair.manifest, name=pair.name, track=track)
-    print_model(parity, Console())
+    shown = functools.partial(track, description=f"{pair.name}, operation")
+    parity = model_parity(pair.module, pair.model, images, pair.manifest, name=pair.name, track=shown)
+    print_model(parity, _console())
+    _summary(f"{parity.verdict} {summary(parity)}")
     if json is not None:
         write_atomically(json, ModelReport.of(parity).to_json())
     if html is not None:
@@ -487,11 +576,12 @@ def bench(
         )
         check(settings)
         check_threads(threads)
-        found = measured(settings)
+        found = measured(settings, _level())
         if isinstance(found, int):
             raise typer.Exit(found)
         report = found
-    print_report(report, Console())
+    print_report(report, _console())
+    _summary(f"{len(report.wrong)} results were wrong" if report.wrong else "every result that was timed was right")
     if json is not None:
         write_atomically(json, report.to_json())
     if svg is not None:
@@ -546,12 +636,13 @@ def audit(
         _geometry(shape, kernel_size, strides, padding, dilation, multiplier), dtype, bias, gradient, precision
     )
     report = AuditReport.of(run_audit(_names(methods or []), subject, on))
-    print_audit(report, Console())
+    print_audit(report, _console())
     if json is not None:
         write_atomically(json, report.to_json())
     if html is not None:
         write_atomically(html, audit_html(report, command=shlex.join(["jaxdw", *sys.argv[1:]])))
     failed = [each for each in report.findings if each.error]
+    _summary(f"{len(report.findings) - len(failed)} of {len(report.findings)} methods were compiled for {on}")
     raise typer.Exit(2 if failed and (methods or len(failed) == len(report.findings)) else 0)
 
 
@@ -564,7 +655,7 @@ def doctor(
     from bridge.implementations import implementations
     from bridge.selftest import taps_against_torch
 
-    console = Console()
+    console = _console()
     width = max(map(len, info := environment()))
     for name, value in info.items():
         console.print(f"{name:{width}}  {value}", highlight=False, markup=False)
@@ -577,6 +668,7 @@ def doctor(
     )
     for line in result.misses:
         console.print(f"  differs: {line}", highlight=False, markup=False)
+    _summary(f"Self-test: jax.taps has the bits of torch.conv2d on {result.equal} of {result.elements} elements")
     raise typer.Exit(0 if result.equal == result.elements else 1)
 
 
@@ -601,6 +693,7 @@ def _case(
     seed: int,
     input: Path | None,
     kernel: Path | None,
+    layout: Layout = Layout.CHANNELS_LAST,
 ) -> Case:
     if dtype and dtype not in DTYPES:
         raise ValueError(f"`--dtype` is {dtype!r}, expected one of {', '.join(DTYPES)}")
@@ -611,27 +704,32 @@ def _case(
     asked = shape or kernel_size or padding or input is not None or kernel is not None
     rng = np.random.default_rng(seed)
     if input is not None:
-        x = _load("--input", input, dtype)
+        x = layout.input(_load("--input", input, dtype))
+        _doubt(input, x, layout)
     else:
         sizes = _sizes("--shape", shape or QUESTION["shape"])
         _affordable("--shape", shape, sizes)
+        if shape and layout is Layout.CHANNELS_FIRST:
+            sizes = (sizes[0], *sizes[2:], *sizes[1:2])
         x = np.asarray(rng.standard_normal(sizes))
         x = x.astype(DTYPES[dtype or "float32"])
     if kernel is not None:
-        w = _load("--kernel", kernel, dtype or x.dtype.name)
+        w = layout.kernel(_load("--kernel", kernel, dtype or x.dtype.name))
     else:
         size = _sizes("--kernel-size", kernel_size or QUESTION["kernel_size"])
         w = rng.standard_normal((*size, 1, x.shape[-1] * multiplier)).astype(x.dtype)
     b = np.asarray(rng.standard_normal(w.shape[-1])).astype(x.dtype) if bias else None
-    case = Case(
-        x,
-        w,
-        b,
-        strides=_one_or_each("--strides", strides),
-        padding=_padding(padding or QUESTION["padding"]),
-        kernel_dilation=_one_or_each("--dilation", dilation),
-        name="" if asked else "The question's own case",
-    )
+    options: dict[str, Any] = {
+        "strides": _one_or_each("--strides", strides),
+        "padding": _padding(padding or QUESTION["padding"]),
+        "kernel_dilation": _one_or_each("--dilation", dilation),
+    }
+    try:
+        case = Case(x, w, b, **options, name="" if asked else "The question's own case")
+    except ValueError as error:
+        files = {"--input": input is not None, "--kernel": kernel is not None}
+        hint = _layout_hint(x, w, layout, options, [option for option, given in files.items() if given])
+        raise ValueError(f"{error}{hint}") from None
     _affordable("--padding", padding, case.geometry.padded_spatial)
     _affordable("--shape", shape, case.geometry.output_shape)
     return case
@@ -650,6 +748,46 @@ def _geometry(shape: str, kernel_size: str, strides: str, padding: str, dilation
     _affordable("--padding", padding, geometry.padded_spatial)
     _affordable("--shape", shape, geometry.output_shape)
     return geometry
+
+
+def _layout_hint(x: np.ndarray, w: np.ndarray, layout: Layout, options: dict[str, Any], files: list[str]) -> str:
+    """Say which files have the other layout, if the case is one with that; empty where none of it fits."""
+    first = layout is Layout.CHANNELS_FIRST
+    other = Layout.CHANNELS_LAST if first else Layout.CHANNELS_FIRST
+    if x.ndim < 3 or w.ndim < 3:
+        return ""
+    turned = {
+        "--input": np.moveaxis(x, -1, 1) if first else other.input(x),
+        "--kernel": np.moveaxis(w, (-2, -1), (1, 0)) if first else other.kernel(w),
+    }
+    for changed in (files, ["--kernel"], ["--input"]):
+        x_shape = (turned["--input"] if "--input" in changed else x).shape
+        w_shape = (turned["--kernel"] if "--kernel" in changed else w).shape
+        if not changed or not set(changed) <= set(files):
+            continue
+        with contextlib.suppress(ValueError):
+            Geometry.of(x_shape, w_shape, **options)
+            what = (
+                f"{' and '.join(f'`{each}`' for each in changed)} {'fits' if len(changed) == 1 else 'fit'} as {other}"
+            )
+            if changed == files:
+                return f"; {what}: pass --layout {other}"
+            axes = "np.moveaxis(x, 1, -1)" if changed == ["--input"] else "np.moveaxis(w, (0, 1), (-1, -2))"
+            back = "np.moveaxis(x, -1, 1)" if changed == ["--input"] else "np.moveaxis(w, (-2, -1), (1, 0))"
+            return f"; {what}: save {back if first else axes} instead, so that both files have one layout"
+    return ""
+
+
+def _doubt(path: Path, x: np.ndarray, layout: Layout) -> None:
+    """Say so where an input that is read channels last looks like PyTorch's: 1 to 4 channels before equal sizes."""
+    if layout is Layout.CHANNELS_LAST and x.ndim == 4 and x.shape[1] <= 4 < x.shape[2] == x.shape[3]:
+        log.warning(
+            "`--input` is %s of shape %s, read as %d channels last. If it has PyTorch's layout, pass --layout %s",
+            path,
+            x.shape,
+            x.shape[-1],
+            Layout.CHANNELS_FIRST,
+        )
 
 
 def _affordable(option: str, text: str, sizes: tuple[int, ...]) -> None:
@@ -681,9 +819,13 @@ def _names(options: list[str]) -> list[str]:
 
 
 def _sizes(option: str, text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"\d+([x,]\d+)*", text):
-        raise ValueError(f"`{option}` is {text!r}, expected sizes such as 3x3")
-    return tuple(int(part) for part in re.split("[x,]", text))
+    """The numbers of 3x3, 3,3 and, as Python prints a shape, (3, 3)."""
+    inside = re.fullmatch(r"\((.*?),?\)|\[(.*)\]|(.*)", text.strip())
+    parts = re.split(r" *[xX,] *", next((each for each in inside.groups() if each is not None), "") if inside else "")
+    if not all(re.fullmatch(r"[0-9]+", part) for part in parts):
+        example = "2x5x5x3 or 2,5,5,3" if option == "--shape" else "3x3 or 3,3"
+        raise ValueError(f"`{option}` is {text!r}, expected sizes such as {example}")
+    return tuple(int(part) for part in parts)
 
 
 def _one_or_each(option: str, text: str) -> int | tuple[int, ...]:

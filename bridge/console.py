@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import traceback
@@ -53,12 +52,9 @@ class Console(rich.console.Console):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
-def complain(error: BaseException) -> int:
-    """Print why a command failed on standard error, and return its exit code.
-
-    `JAXDW_TRACEBACK=1` adds where.
-    """
-    if os.environ.get("JAXDW_TRACEBACK"):
+def complain(error: BaseException, *, verbose: bool = False) -> int:
+    """Print why a command failed on standard error, verbosely with the traceback, and return its exit code."""
+    if verbose:
         print(printable("".join(traceback.format_exception(error))), file=sys.stderr)
     lines = printable(_reason(error)).splitlines()
     if len(lines) > _LINES:
@@ -82,4 +78,4 @@ def _reason(error: BaseException) -> str:
     line = next(iter(str(error).splitlines()), "")
     last = traceback.extract_tb(error.__traceback__)[-1:]
     where = "".join(f" in {Path(frame.filename).name}, line {frame.lineno}" for frame in last)
-    return f"{type(error).__name__}{where}: {line}. This is a fault of jaxdw; JAXDW_TRACEBACK=1 shows where it is"
+    return f"{type(error).__name__}{where}: {line}. This is a fault of jaxdw; --verbose shows where it is"

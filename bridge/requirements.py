@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import platform
 import re
+from pathlib import Path
 
 NEEDED = {
     "torch": (2, 13),
@@ -25,10 +27,25 @@ def unmet() -> str:
     return f"the command and the package `bridge` need {wanted}: pip install 'jaxdw[bridge]'"
 
 
+def versions() -> str:
+    """The versions of jaxdw, JAX, Flax, PyTorch and Python in one line; "none" of what is not installed.
+
+    >>> versions().partition(" ")[0]
+    'jaxdw'
+    """
+    source = Path(__file__).parent.parent / "jaxdw" / "__init__.py"  # not imported: JAX may be what is amiss
+    own = re.search(r'^__version__ = "(.*)"', source.read_text(), re.MULTILINE)
+    others = (f"{name} {_version(name) or 'none'}" for name in ("jax", "flax", "torch"))
+    return ", ".join([f"jaxdw {own[1] if own else 'unknown'}", *others, f"Python {platform.python_version()}"])
+
+
 def _installed(name: str) -> tuple[int, ...]:
     """The version of a package, () where there is none."""
+    return tuple(int(part) for part in re.findall(r"\d+", _version(name).partition("+")[0])[:3])
+
+
+def _version(name: str) -> str:
     try:
-        version = importlib.metadata.version(name)
+        return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return ()
-    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])
+        return ""

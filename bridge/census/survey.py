@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import tempfile
 import time
@@ -14,6 +15,8 @@ from bridge.census.record import LayerRecord, ModelRecord, Settings
 from bridge.census.zoo import make
 from bridge.diagnosis import Verdict
 from bridge.environment import environment
+
+_log = logging.getLogger("bridge")
 
 Track = Callable[[Sequence[Call]], Iterable[Call]]
 
@@ -38,6 +41,7 @@ def survey(name: str, settings: Settings, weights: Path | None = None, track: Tr
     error = ""
     with tempfile.TemporaryDirectory(prefix="jaxdw-census-") as folder:
         try:
+            _log.info("%s: making it", name)
             subject = make(
                 name,
                 size=settings.size,
@@ -46,6 +50,7 @@ def survey(name: str, settings: Settings, weights: Path | None = None, track: Tr
                 pretrained=settings.pretrained,
                 weights=weights,
             )
+            _log.info("%s: running it", name)
             captured = capture(*subject, Path(folder))
         except Exception as failure:  # a model is anybody's code: the others go on
             error = " ".join(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import math
 from collections.abc import Mapping, Sequence
 
@@ -19,6 +20,8 @@ from bridge.diagnosis.target import Target
 from bridge.diagnosis.verdict import Verdict
 from bridge.implementations import Implementation, implementation
 from bridge.memory import check_fits
+
+_log = logging.getLogger("bridge")
 
 #: What `parity` compares when it is not told.
 DEFAULT = (
@@ -134,6 +137,7 @@ def parity(
     )
     sides, tests, orders = [], [], []
     for each in chosen:
+        _log.info("running %s", each.name)
         arithmetic = each.arithmetic(case, quantity)
         replayed = None
         if each.name == "numpy.exact":
@@ -141,11 +145,13 @@ def parity(
         else:
             y = each.run(case) if dy is None else each.input_gradient(case, dy)
             if explain and subject is not None:
+                _log.info("revealing the order of addition of %s", each.name)
                 orders.append(reveal(each if dy is None else InputGradient(each, case), subject))
                 replayed = replay(orders[-1], subject)
         emulated = each if isinstance(each, Implementation) and each.emulation else None
         sides.append(Side.of(each.name, y, target, arithmetic, replayed, emulated))
         if dy is None:
             tests.append(integer_test(each, case, arithmetic))
+    _log.info("comparing %s", ", ".join(names))
     comparisons = [compare_sides(a, b) for a, b in itertools.combinations(sides, 2)]
     return Diagnosis(case, {side.name: side.y for side in sides}, comparisons, tests, orders, quantity, dy)

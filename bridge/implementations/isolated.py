@@ -1,15 +1,13 @@
 """A case run in a process of its own, for settings that a process reads once, such as XLA's flags.
 
 The case goes there as `.npy` files and JSON in a temporary folder, and the result comes back the same way; nothing is
-pickled. `python -m bridge.implementations.isolated FOLDER` is that process.
+pickled.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -17,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-import bridge
 from bridge.case import DTYPES, Case
 from bridge.implementations import ImplementationError, implementation
 from bridge.memory import lack_of_memory
+from bridge.process import last_line, run_module
 
 #: Seconds after which the process is ended.
 TIME_LIMIT = 120.0
@@ -62,22 +60,10 @@ def _start(folder: Path, name: str, case: Case, repetitions: int, environment: M
         },
     }
     (folder / "job.json").write_text(json.dumps(job))
-    packages = [str(Path(bridge.__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    command = [sys.executable, "-m", __name__, str(folder)]
-    added = {**environment, "PYTHONPATH": os.pathsep.join(packages)}
     words = " ".join(f"{key}={value}" for key, value in environment.items())
     try:
-        done = subprocess.run(
-            command,
-            env={**os.environ, **added},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=TIME_LIMIT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+        done = run_module(__name__, str(folder), time_limit=TIME_LIMIT, environment=environment)
+    except TimeoutError:
         raise ImplementationError(
             f"{name} with {words} took longer than {TIME_LIMIT:g} s in a process of its own"
         ) from None
@@ -93,9 +79,8 @@ def _reason(stderr: str) -> str:
     refused = re.search(r"(Couldn't interpret value.*)", stderr)
     if refused:
         return refused[1].strip()
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    lack = next(filter(None, map(lack_of_memory, reversed(lines))), "")
-    return lack or (lines[-1] if lines else "it said nothing")
+    lack = next(filter(None, map(lack_of_memory, reversed(stderr.splitlines()))), "")
+    return lack or last_line(stderr)
 
 
 def _save(path: Path, array: np.ndarray) -> None:

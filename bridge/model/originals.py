@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bridge.census.zoo import draw_weights
+from bridge.libraries import import_library
 from bridge.weights.architectures import ARCHITECTURES, Architecture
 from bridge.weights.choice import choose_rules
 from bridge.weights.convert import to_flax
@@ -58,8 +58,8 @@ def original(architecture: Architecture, classes: int, width: float = 1.0) -> An
     """
     library = architecture.library
     try:
-        module = importlib.import_module("torchvision.models" if library == "torchvision" else library)
-    except Exception as error:  # torchvision's operators may fail to load with a RuntimeError
+        module = import_library("torchvision.models" if library == "torchvision" else library)
+    except Exception as error:  # of any kind: a library runs code when it is imported
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
             f"`network` is {architecture.name}, and {library} cannot be imported here: {reason}. Likely causes: (a) it "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from bridge.model.operations import Operation
 from bridge.model.steps import IMAGES, Step, steps
 from bridge.weights.manifest import Manifest
 from jaxdw.models import MobileNet
+
+_log = logging.getLogger("bridge")
 
 Track = Callable[[Sequence[Step]], Iterable[Step]]
 
@@ -157,6 +160,7 @@ def model_parity(
         given = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
         raise ValueError(f"`images` is {given}, expected a NumPy array (N, H, W, C) of float32 that is not empty")
     model = nnx.view(model, use_running_average=True, deterministic=True)
+    _log.info("%s: running it in PyTorch", name)
     done, theirs = operations(module, images)
     every = steps(model)
     matching = match(every, done, manifest)
