@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import io
 import json
+import math
 import os
 import re
 import stat
@@ -12,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -164,25 +166,15 @@ def read_npy(path: Path) -> np.ndarray:
       OSError: as `open_regular`.
     """
     with open_regular(path) as file:
-        try:
-            shape, fortran, dtype = _npy_header(file)
-        except Exception as error:  # NumPy's reader raises almost anything on a header that is damaged
-            raise ValueError(f"it is not sound: {error or type(error).__name__}") from None
-        count = 1
-        for size in shape:
-            count *= size
-        if (
-            dtype.kind not in "biufcV"
-            or dtype.hasobject
-            or dtype.fields
-            or not dtype.itemsize
-            or min(shape, default=0) < 0
-        ):
-            raise ValueError(f"it holds {dtype} of shape {shape}, expected numbers")
-        held = os.fstat(file.fileno()).st_size - file.tell()
-        if count * dtype.itemsize > held:
-            raise ValueError(f"it claims {count * dtype.itemsize} bytes of {dtype} {shape}, and has {held}: cut short?")
-        return np.fromfile(file, dtype, count).reshape(shape, order="F" if fortran else "C")
+        shape, order, dtype = _npy_header(file, os.fstat(file.fileno()).st_size)
+        return np.fromfile(file, dtype, math.prod(shape)).reshape(shape, order=order)
+
+
+def parse_npy(data: bytes) -> np.ndarray:
+    """Return the array of numbers in the bytes of an `.npy` file. Raises ValueError as `read_npy`."""
+    file = io.BytesIO(data)
+    shape, order, dtype = _npy_header(file, len(data))
+    return np.frombuffer(bytearray(file.read()), dtype, math.prod(shape)).reshape(shape, order=order)
 
 
 def check_tree(folder: Path) -> None:
@@ -246,18 +238,26 @@ def _check_regular(path: Path, mode: int) -> None:
         raise OSError(f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'something else')}, expected a regular file")
 
 
-def _npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """The shape, whether it is in Fortran's order, and the dtype."""
-    start = file.read(4)
-    file.seek(0)
-    if start == b"PK\x03\x04":
+def _npy_header(file: BinaryIO, size: int) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype]:
+    """The shape, the memory order and the dtype, which the file of that size has the data for."""
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if file.read(4) == b"PK\x03\x04":
         raise ValueError("expected one array, found an archive of several (.npz)")
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(file)
-    if version == (2, 0):
-        return np.lib.format.read_array_header_2_0(file)
-    raise ValueError(f"its version is {version}, which arrays of numbers do not need")
+    file.seek(0)
+    try:
+        version = np.lib.format.read_magic(file)
+        if version not in readers:
+            raise ValueError(f"its version is {version}, which arrays of numbers do not need")
+        shape, fortran, dtype = readers[version](file)
+    except Exception as error:  # NumPy's reader raises almost anything on a header that is damaged
+        raise ValueError(f"it is not sound: {error or type(error).__name__}") from None
+    plain = dtype.kind in "biufcV" and not (dtype.hasobject or dtype.fields or dtype.subdtype) and dtype.itemsize
+    if not plain or min(shape, default=0) < 0 or len(shape) > 64:
+        raise ValueError(f"it holds {dtype} of shape {shape}, expected numbers")
+    claimed, held = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if claimed > held:
+        raise ValueError(f"it claims {claimed} bytes of {dtype} {shape}, and has {held}: was it cut short?")
+    return shape, "F" if fortran else "C", dtype
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
