@@ -24,8 +24,11 @@ def main() -> None:
             print(f"jaxdw: {line}", file=sys.stderr)
             sys.exit(2)
         return
-    from bridge.cli import run
-
+    try:
+        from bridge.cli import run
+    except (MemoryError, OSError, ImportError) as error:  # a library that does not fit into memory, or is broken
+        print(f"jaxdw: its libraries cannot be loaded: {' '.join(str(error).split()) or 'no memory'}", file=sys.stderr)
+        sys.exit(2)
     run()
 
 

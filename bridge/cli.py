@@ -10,15 +10,16 @@ import os
 import re
 import shlex
 import sys
-import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
+from rich.markup import escape
 
 from bridge.case import DTYPES, Case
+from bridge.console import Console, complain, printable
 from bridge.diagnosis import Diagnosis, Verdict
 from bridge.diagnosis import parity as run_parity
 from bridge.diagnosis.attribution import attribute as run_attribution
@@ -27,9 +28,10 @@ from bridge.diagnosis.elimination import eliminate
 from bridge.diagnosis.parity import DEFAULT
 from bridge.diagnosis.runs import Runs
 from bridge.environment import environment
-from bridge.implementations import ImplementationError, implementation
+from bridge.files import check_writable, read_npy, write_atomically
+from bridge.implementations import implementation
 from bridge.progress import Level, Progress, log, track
-from bridge.report import Report, check_writable, print_diagnosis, write_atomically
+from bridge.report import Report, print_diagnosis
 from bridge.report.attribution import print_attribution, print_elimination
 from bridge.report.bundle import check_new_folder, replay_bundle, save_bundle
 from bridge.report.html import to_html
@@ -99,17 +101,15 @@ JsonOption = Annotated[Path | None, typer.Option(help="Write the report as JSON.
 
 
 def run() -> None:
-    """The command line; what the user got wrong is one line and exit code 2, not a traceback."""
+    """The command line; a failure is one line and exit code 2, not a traceback with the exit code of BUG."""
     os.environ["PYTHONSAFEPATH"] = "1"  # a process that PyTorch or JAX starts imports nothing from the current folder
     anywhere = [word for word in sys.argv[1:] if word in ("--quiet", "--verbose")]
     words = [*anywhere, *(word for word in sys.argv[1:] if word not in anywhere)]
     try:
-        app(words)
-    except (ValueError, TypeError, OSError, MemoryError, ImplementationError) as error:
-        if _level() is Level.VERBOSE:
-            traceback.print_exc()
-        print(f"jaxdw: {error or type(error).__name__}", file=sys.stderr)
-        sys.exit(2)
+        code = app(words, standalone_mode=False)
+    except Exception as error:
+        code = complain(error, verbose=_level() is Level.VERBOSE)
+    sys.exit(code)
 
 
 def _version(asked: bool) -> None:
@@ -159,7 +159,7 @@ def _console() -> Console:
 def _summary(line: str) -> None:
     """Print the one line that --quiet leaves of a report."""
     if _level() is Level.QUIET:
-        print(line)
+        print(printable(line))
 
 
 def _details(diagnosis: Diagnosis) -> None:
@@ -227,11 +227,7 @@ def parity(
     """
     if gradient and (attribute or html is not None or bundle is not None):
         raise ValueError("`--gradient` goes with `--json`, not with `--attribute`, `--html` or `--bundle`")
-    for path in (json, html):
-        if path is not None:
-            check_writable(path)
-    if json is not None and html is not None and json.resolve() == html.resolve():
-        raise ValueError(f"`--json` and `--html` are both {json}, expected two files")
+    _check_outputs("jaxdw.parity", {"--json": json, "--html": html})
     if bundle is not None:
         check_new_folder(bundle)
     case = _case(shape, kernel_size, strides, padding, dilation, multiplier, bias, dtype, seed, input, kernel, layout)
@@ -297,13 +293,12 @@ def reveal(
     from bridge.accumulation import reveal as reveal_order
     from bridge.report.orders import orders_to_json, print_orders
 
-    if json is not None:
-        check_writable(json)
+    _check_outputs("jaxdw.reveal", {"--json": json})
     case = _case(shape, kernel_size, strides, padding, dilation, multiplier, bias, dtype, seed, None, None)
     chosen = _names(implementations) if implementations else [name for name in DEFAULT if name != "numpy.exact"]
     orders = [reveal_order(implementation(name), case) for name in track(chosen, "revealing the order of addition")]
     console = _console()
-    console.print(f"[bold]{describe(case)}[/]\n", highlight=False)
+    console.print(f"[bold]{escape(describe(case))}[/]\n", highlight=False)
     print_orders(orders, console, every=every)
     whole = sum(order.revealed == 1 for order in orders)
     _summary(f"{whole} of {len(orders)} implementations are conventional sums in every element")
@@ -424,9 +419,7 @@ def census(
     from bridge.census.zoo import expand
     from bridge.report.census import census_html, print_census, summary
 
-    for path in (out, html):
-        if path is not None:
-            check_writable(path)
+    _check_outputs("jaxdw.census", {"--out": out, "--html": html})
     chosen = [implementation(name).name for name in (_names(implementations) if implementations else COMPARED)]
     if len(chosen) < 2 or len(set(chosen)) < len(chosen):
         raise ValueError(f"`--implementations` is {chosen}, expected at least two, each once")
@@ -492,9 +485,7 @@ def model(
     from bridge.model.record import ModelReport
     from bridge.report.model import model_html, print_model, summary
 
-    for path in (json, html):
-        if path is not None:
-            check_writable(path)
+    _check_outputs("jaxdw.model", {"--json": json, "--html": html})
     images = random_images(size, random_seed) if image is None else read_image(image, size)
     log.info("%s: making both networks", network)
     pair = compared_pair(network, weights=weights, seed=random_seed, width=width)
@@ -564,11 +555,9 @@ def bench(
     from bridge.bench.suites import ALL
     from bridge.bench.terminal import print_report
 
-    for path in (json, svg):
-        if path is not None:
-            check_writable(path)
-    if json is not None and (from_json is not None or (svg is not None and json.resolve() == svg.resolve())):
-        raise ValueError(f"`--json` is {json}, expected another file than `--svg`, and no `--from-json`")
+    _check_outputs("jaxdw.bench", {"--json": json, "--svg": svg})
+    if json is not None and from_json is not None:
+        raise ValueError(f"`--json` is {json}, expected no `--from-json`, which measures nothing")
     if from_json is not None:
         report = read_report(from_json)
     else:
@@ -640,11 +629,7 @@ def audit(
     from bridge.report.audit import audit_html, print_audit
     from bridge.report.audit_schema import AuditReport
 
-    for path in (json, html):
-        if path is not None:
-            check_writable(path)
-    if json is not None and html is not None and json.resolve() == html.resolve():
-        raise ValueError(f"`--json` and `--html` are both {json}, expected two files")
+    _check_outputs("jaxdw.audit", {"--json": json, "--html": html})
     if missing := platform(on).missing:
         raise ValueError(missing)
     subject = Subject(
@@ -685,6 +670,15 @@ def doctor(
         console.print(f"  differs: {line}", highlight=False, markup=False)
     _summary(f"Self-test: jax.taps has the bits of torch.conv2d on {result.equal} of {result.elements} elements")
     raise typer.Exit(0 if result.equal == result.elements else 1)
+
+
+def _check_outputs(schema: str, options: Mapping[str, Path | None]) -> None:
+    """Refuse, before the work, files that could not be written after it; `schema` is what they will hold."""
+    paths = {option: path for option, path in options.items() if path is not None}
+    for path in paths.values():
+        check_writable(path, schema)
+    if len({path.resolve() for path in paths.values()}) < len(paths):
+        raise ValueError(f"`{'` and `'.join(paths)}` are both {next(iter(paths.values()))}, expected two files")
 
 
 def _case(
@@ -807,14 +801,11 @@ def _affordable(option: str, text: str, sizes: tuple[int, ...]) -> None:
 def _load(option: str, path: Path, dtype: str) -> np.ndarray:
     """An array from .npy; pickles are refused, and two raw bytes are bfloat16, which .npy cannot name."""
     try:
-        array = np.load(path, allow_pickle=False)
+        array = read_npy(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"`{option}` is {path}, expected an .npy file: it does not exist") from None
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"`{option}` is {path}, expected an .npy file of numbers: {error}") from None
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise ValueError(f"`{option}` is {path}, expected one array, found an archive of several")
     if array.dtype == np.dtype("V2"):
         array = array.view(DTYPES["bfloat16"])
     if array.dtype not in DTYPES.values():

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import enum
 import logging
-import re
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, TypeVar
 
-from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
+
+from bridge.console import Console, printable
 
 T = TypeVar("T")
 
@@ -83,7 +83,7 @@ class Progress(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show a step or a warning."""
-        text = re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", record.getMessage())  # names are anybody's
+        text = printable(record.getMessage()).replace("\n", "\\n")  # names are anybody's
         if self.verbosity == Level.QUIET:
             return
         if record.levelno >= logging.WARNING:

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pydantic
 import rich.progress
-from rich.console import Console
 
 from bridge.bench.schema import BenchReport, Settings
+from bridge.console import Console, complain
+from bridge.files import read_regular
 from bridge.process import run_module
 from bridge.progress import Level, Progress, track
 
@@ -45,7 +46,8 @@ def measured(settings: Settings, level: Level = Level.NORMAL) -> BenchReport | i
         if done.returncode < 0:
             number = -done.returncode
             raise OSError(
-                f"the process that measures was ended by signal {number}" + ", for want of memory" * (number == 9)
+                f"the process that measures was ended by signal {number}"
+                + ", perhaps for want of memory" * (number in (6, 9))
             )
         if done.returncode:
             return done.returncode
@@ -60,9 +62,7 @@ def read_report(path: Path) -> BenchReport:
       OSError: it cannot be read.
     """
     try:
-        return BenchReport.model_validate_json(path.read_text())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"`--from-json` is {path}, expected what --json wrote: {error}") from None
+        return BenchReport.model_validate_json(read_regular(path))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
@@ -101,8 +101,7 @@ def _main(folder: Path, level: Level) -> None:
 if __name__ == "__main__":
     try:
         _main(Path(sys.argv[1]), Level[sys.argv[2]])
-    except (ValueError, TypeError, OSError, MemoryError, RuntimeError) as error:
-        print(f"jaxdw: {error or type(error).__name__}", file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:
+        sys.exit(complain(error, verbose=sys.argv[2] == Level.VERBOSE.name))
     except KeyboardInterrupt:  # the command was interrupted, too, and says so
         sys.exit(130)

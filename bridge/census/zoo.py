@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bridge.files import check_tree
 from bridge.implementations.torch_ import to_tensor
 from bridge.libraries import import_library, with_torchvision
 from bridge.process import import_named
@@ -165,6 +166,8 @@ def _of_transformers(name: str, pretrained: bool) -> tuple[Any, bool]:
             f"`model` is 'transformers:{name}', expected a folder with a config.json; "
             "a name on the Hugging Face Hub needs --pretrained"
         )
+    if folder.is_dir():
+        check_tree(folder)
     try:
         transformers = import_library("transformers")
     except ImportError as error:

@@ -19,6 +19,7 @@ from bridge.diagnosis.side import Side
 from bridge.diagnosis.target import Target
 from bridge.diagnosis.verdict import Verdict
 from bridge.implementations import Implementation, implementation
+from bridge.memory import check_fits
 
 _log = logging.getLogger("bridge")
 
@@ -35,6 +36,10 @@ DEFAULT = (
 
 #: Output elements times taps up to which `parity` explains without being asked.
 EXPLAINED_UNASKED = 1_000_000
+
+
+#: Bytes for each element of a result that the exact sums, the bounds and a comparison take at once; measured.
+_WORKING_BYTES = 128
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,6 +130,11 @@ def parity(
     target = Target.of(case, quantity, dy)
     # a gradient that is itself a depthwise convolution is explained as that convolution
     subject = case if dy is None else input_gradient_case(case, dy) if has_input_gradient_case(case) else None
+    size = math.prod(target.shape)
+    check_fits(
+        f"The comparison of {len(chosen)} implementations with {size} elements each",
+        size * (_WORKING_BYTES + len(chosen) * case.dtype.itemsize),
+    )
     sides, tests, orders = [], [], []
     for each in chosen:
         _log.info("running %s", each.name)

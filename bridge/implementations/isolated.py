@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from bridge.case import DTYPES, Case
-from bridge.implementations import implementation
+from bridge.implementations import ImplementationError, implementation
+from bridge.memory import lack_of_memory
 from bridge.process import last_line, run_module
 
 #: Seconds after which the process is ended.
@@ -27,8 +28,8 @@ def run(name: str, case: Case, *, environment: Mapping[str, str]) -> np.ndarray:
     """The output of the implementation of that name, with environment variables added.
 
     Raises:
-      RuntimeError: the process failed or took longer than `TIME_LIMIT`; the message says which, and names a flag that
-        XLA does not know.
+      ImplementationError: the process failed or took longer than `TIME_LIMIT`; the message says which, and names a
+        flag that XLA does not know.
     """
     with tempfile.TemporaryDirectory() as folder:
         _start(Path(folder), name, case, 0, environment)
@@ -63,9 +64,11 @@ def _start(folder: Path, name: str, case: Case, repetitions: int, environment: M
     try:
         done = run_module(__name__, str(folder), time_limit=TIME_LIMIT, environment=environment)
     except TimeoutError:
-        raise RuntimeError(f"{name} with {words} took longer than {TIME_LIMIT:g} s in a process of its own") from None
+        raise ImplementationError(
+            f"{name} with {words} took longer than {TIME_LIMIT:g} s in a process of its own"
+        ) from None
     if done.returncode:
-        raise RuntimeError(f"{name} with {words} failed in a process of its own: {_reason(done.stderr)}")
+        raise ImplementationError(f"{name} with {words} failed in a process of its own: {_reason(done.stderr)}")
 
 
 def _reason(stderr: str) -> str:
@@ -76,7 +79,8 @@ def _reason(stderr: str) -> str:
     refused = re.search(r"(Couldn't interpret value.*)", stderr)
     if refused:
         return refused[1].strip()
-    return last_line(stderr)
+    lack = next(filter(None, map(lack_of_memory, reversed(stderr.splitlines()))), "")
+    return lack or last_line(stderr)
 
 
 def _save(path: Path, array: np.ndarray) -> None:

@@ -281,7 +281,9 @@ def _fold(y: torch.Tensor, g: Geometry) -> torch.Tensor:
     return y.reshape(*y.shape[:2], *g.output_spatial)
 
 
-def _algorithm(compute: Compute, bias_is_rounded_twice: bool, about: str, family: str, code: str) -> Algorithm:
+def _algorithm(
+    compute: Compute, bias_is_rounded_twice: bool, about: str, family: str, code: str, *, window_copies: int = 0
+) -> Algorithm:
     def arithmetic(
         case: Case, *, dtype: str, fp32_precision: str, matmul_precision: str, **exact_settings: str
     ) -> Arithmetic:
@@ -308,6 +310,7 @@ def _algorithm(compute: Compute, bias_is_rounded_twice: bool, about: str, family
         code,
         functools.partial(seconds, compute),
         functools.partial(input_gradient, compute),
+        window_copies=window_copies,
     )
 
 
@@ -332,6 +335,7 @@ ALGORITHMS = {
         "F.unfold, then one einsum over the taps",
         "windows",
         'torch.einsum("nctl,cmt->ncml", F.unfold(x, ...).reshape(N, C, taps, -1), weight.reshape(C, M, taps))',
+        window_copies=2,
     ),
     "taps": _algorithm(
         taps,

@@ -64,8 +64,9 @@ def to_flax(weights: Any, target: Any, rules: Rules | None = None) -> Converted:
             misfits.unplaced.append(place)
         elif place.layout.flax_shape(given) != wanted[flax]:
             misfits.shapes.append((place, given, wanted[flax]))
+    told = misfits.named()
     for flax in wanted:
-        if flax not in places and not misfits.names(flax):
+        if flax not in places and flax not in told:
             misfits.missing[flax] = wanted[flax], next((place.torch for place in book.from_flax(flax)), None)
     misfits.settings += _differing(settings, tree.layers, book)
     if misfits:

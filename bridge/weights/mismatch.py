@@ -9,6 +9,9 @@ from typing import NoReturn
 
 from bridge.weights.rules import Place, RuleBook
 
+#: Names that are tried without a prefix, of as many as there may be.
+_TRIED = 1000
+
 Shape = tuple[int, ...]
 
 
@@ -42,9 +45,9 @@ class Misfits:
     absent: list[str] = dataclasses.field(default_factory=list)
     settings: list[str] = dataclasses.field(default_factory=list)
 
-    def names(self, flax: str) -> bool:
-        """Whether an ambiguity already speaks of this place."""
-        return any(place.flax == flax for places in self.ambiguous.values() for place in places)
+    def named(self) -> set[str | None]:
+        """The places of Flax that an ambiguity already speaks of."""
+        return {place.flax for places in self.ambiguous.values() for place in places}
 
     def __bool__(self) -> bool:
         return any(getattr(self, field.name) for field in dataclasses.fields(self))
@@ -105,7 +108,7 @@ class Misfits:
         heads = collections.Counter(name.split(".")[0] for name in self.unexpected)
         for head, count in heads.most_common(3):
             bare = [name.removeprefix(f"{head}.") for name in names if name.startswith(f"{head}.")]
-            if sum(bool(book.from_torch(name)) for name in bare) > count / 2:
+            if sum(bool(book.from_torch(name)) for name in bare[:_TRIED]) > min(count, _TRIED) / 2:
                 yield f'the names have a prefix: load them with `prefix="{head}."`'
 
     def _shape_causes(self) -> Iterator[str]:

@@ -60,7 +60,7 @@ def plain_names(tensors: Mapping[str, Value], prefix: str | None = None) -> dict
 
 
 def _unwrapped(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+    return ".".join(part for part in name.split(".") if part != "_orig_mod") if "_orig_mod" in name else name
 
 
 def _refuse_averages(tensors: Mapping[str, object]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import itertools
 import math
 import os
 import re
@@ -15,11 +15,15 @@ from typing import Any
 import ml_dtypes  # noqa: F401  registers bfloat16 and float8 with NumPy
 import numpy as np
 
+from bridge.files import open_regular, read_json
 from bridge.weights.names import is_average, plain_names
 from bridge.weights.safetensors_ import read_safetensors
 
 #: What a Hugging Face folder may hold, the first found is read; as `transformers` has it.
 _FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+#: Mappings of tensors in one checkpoint: a pickle can name the same one without end.
+_MOST_PARTS = 1000
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 
@@ -95,14 +99,14 @@ def tensors_of(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def _from_path(path: Path, part: str | None) -> dict[str, np.ndarray]:
     if path.is_dir():
         path = _in_folder(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{path} does not exist, expected weights")
     plain = path.suffix == ".safetensors" or path.name.endswith(".index.json")
     if plain and part is not None:
         raise ValueError(f"`part` is {part!r}, expected None: {path} has tensors alone and no parts; `prefix` chooses")
     if plain:
         return read_safetensors(path) if path.suffix == ".safetensors" else _sharded(path)
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         start = file.read(4)
     if start.startswith((_ZIP, _PICKLE)):
         return _torch_file(path, start == _ZIP, part)
@@ -126,7 +130,7 @@ def _in_folder(folder: Path) -> Path:
 def _sharded(index: Path) -> dict[str, np.ndarray]:
     """Every tensor of the index from the shard that the index names, and no other."""
     try:
-        shard_of = json.loads(index.read_text())["weight_map"]
+        shard_of = read_json(index)["weight_map"]
         if not all(isinstance(name, str) for name in shard_of.values()):
             raise TypeError("a shard's name is no text")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -136,6 +140,8 @@ def _sharded(index: Path) -> dict[str, np.ndarray]:
     shards = sorted(set(shard_of.values()))
     if outside := [name for name in shards if Path(name).name != name or name in ("", ".", "..")]:
         raise ValueError(f"{index} names shards outside its own folder: {', '.join(outside)}")
+    if indexes := [name for name in shards if name.endswith(".index.json")]:
+        raise ValueError(f"{index} names indexes as its shards, expected files of weights: {', '.join(indexes)}")
     if absent := [name for name in shards if not (index.parent / name).is_file()]:
         raise FileNotFoundError(
             f"{index} needs {len(shards)} shards, and {len(absent)} are missing: {', '.join(absent)}. "
@@ -143,8 +149,10 @@ def _sharded(index: Path) -> dict[str, np.ndarray]:
         )
     tensors: dict[str, np.ndarray] = {}
     wrong = []
-    for shard in shards:
-        expected = {name for name, where in shard_of.items() if where == shard}
+    names_in: dict[str, set[str]] = {shard: set() for shard in shards}
+    for name, shard in shard_of.items():
+        names_in[shard].add(name)
+    for shard, expected in names_in.items():
         held = _from_path(index.parent / shard, None)
         wrong += [f"{name!r} is not in {shard}" for name in sorted(expected - held.keys())]
         wrong += [
@@ -192,6 +200,8 @@ def _check_archive(path: Path) -> None:
             records = archive.infolist()
             if any(record.filename.endswith("/constants.pkl") for record in records):
                 raise ValueError("it is TorchScript, a program; load it in PyTorch and save its `state_dict()`")
+            if sum(record.file_size for record in records) > path.stat().st_size:
+                raise ValueError("its records are larger than the file: they overlap, or claim what is not there")
             if packed := [r.filename for r in records if r.compress_type != zipfile.ZIP_STORED]:
                 raise ValueError(f"records are compressed, which PyTorch never does: {', '.join(packed[:4])}")
             if damaged := archive.testzip():
@@ -205,7 +215,9 @@ def _check_archive(path: Path) -> None:
 
 def _choose_part(loaded: Any, part: str | None, where: str = "the state_dict") -> Mapping[str, Any]:
     """The one mapping of tensors in a checkpoint, or the one that `part` names."""
-    parts = dict(_parts(loaded))
+    parts = dict(itertools.islice(_parts(loaded), _MOST_PARTS + 1))
+    if len(parts) > _MOST_PARTS:
+        raise ValueError(f"{where} holds more than {_MOST_PARTS} mappings of tensors, expected a checkpoint")
     if part is not None:
         if part not in parts:
             raise ValueError(f"`part` is {part!r}, expected one of {_sizes(parts)} of {where}")
@@ -224,15 +236,24 @@ def _choose_part(loaded: Any, part: str | None, where: str = "the state_dict") -
     raise ValueError(f"{where} is a {type(loaded).__name__}, expected a mapping of tensors by name")
 
 
-def _parts(loaded: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every mapping of names to tensors alone, by its dotted place; nested at most 4 deep."""
-    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(key, str) for key in loaded):
+def _parts(
+    loaded: Any, name: str = "", depth: int = 0, seen: dict[int, bool] | None = None
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every mapping of names to tensors alone, by its dotted place; nested at most 4 deep.
+
+    A mapping of other things is entered once, and each is looked through once: a pickle can nest one in itself.
+    """
+    if not isinstance(loaded, Mapping) or not loaded:
         return
-    if all(map(_is_tensor, loaded.values())):
+    seen = {} if seen is None else seen
+    known = id(loaded) in seen
+    if not known:
+        seen[id(loaded)] = all(map(_is_tensor, loaded.values())) and all(isinstance(key, str) for key in loaded)
+    if seen[id(loaded)]:
         yield name, loaded
-    elif depth < 4:
+    elif depth < 4 and not known and all(isinstance(key, str) for key in loaded):
         for key, value in loaded.items():
-            yield from _parts(value, f"{name}.{key}" if name else key, depth + 1)
+            yield from _parts(value, f"{name}.{key}" if name else key, depth + 1, seen)
 
 
 def _sizes(parts: Mapping[str, Mapping]) -> str:

@@ -179,7 +179,7 @@ def test_progress_is_a_plain_line_where_there_is_no_terminal(capsys, monkeypatch
     monkeypatch.setattr(progress, "FIRST", 0.0)
     with progress.Progress(threaded=False):
         assert list(progress.track("ab", "letter\x1b[2J")) == ["a", "b"]
-    assert capsys.readouterr().err == "jaxdw: 0 s: letter?[2J: 1 of 2\n"  # the next only after a while
+    assert capsys.readouterr().err == "jaxdw: 0 s: letter\\x1b[2J: 1 of 2\n"  # the next only after a while
     with progress.Progress(progress.Level.QUIET, threaded=False):
         progress.log.info("step")
     progress.log.info("step of a library")
