@@ -150,7 +150,8 @@ def parity(
         quantity="dx" if gradient else "y",
         dy=dy,
     )
-    print_diagnosis(diagnosis, Console())
+    compiler = _compiler(diagnosis.names)
+    print_diagnosis(diagnosis, Console(), compiler)
     attribution = elimination = None
     pair = most_different(diagnosis) if attribute else None
     if pair is not None:
@@ -161,11 +162,12 @@ def parity(
         elimination = eliminate(case, *pair, runs=runs)
         print_elimination(elimination, Console())
     if json is not None:
-        write_atomically(json, Report.of(diagnosis, attribution, elimination).to_json())
+        write_atomically(json, Report.of(diagnosis, attribution, elimination, compiler).to_json())
     if html is not None:
         command = shlex.join(["jaxdw", *sys.argv[1:]])
         drawings = pictures(diagnosis.orders)
-        write_atomically(html, to_html(diagnosis, command=command, attribution=attribution, orders=drawings))
+        page = to_html(diagnosis, command=command, attribution=attribution, orders=drawings, compiler=compiler)
+        write_atomically(html, page)
     if bundle is not None:
         save_bundle(diagnosis, bundle)
     if fail_on is not None and diagnosis.verdict.rank() >= fail_on.rank():
@@ -223,7 +225,7 @@ def replay(
     """Repeat a saved diagnosis here, and say what changed. Exit codes are those of `parity`."""
     diagnosis, changes = replay_bundle(folder, import_functions=import_functions)
     console = Console()
-    print_diagnosis(diagnosis, console)
+    print_diagnosis(diagnosis, console, _compiler(diagnosis.names))
     console.print("Changed since it was saved:" if changes else "Nothing changed since it was saved.", style="bold")
     for change in changes:
         console.print(f"  {change}", highlight=False, markup=False)
@@ -570,7 +572,12 @@ def doctor(
     cases: Annotated[int, typer.Option(help="Random convolutions in the self-test.", min=1)] = 20,
     seed: Annotated[int, typer.Option(help="Of the self-test.", min=0)] = 0,
 ) -> None:
-    """Versions, processor, threads and flags; what can be compared; and whether jaxdw has PyTorch's bits here."""
+    """Versions, processor, threads and flags; what can be compared; whether jaxdw has PyTorch's bits here, and whether
+    JAX's compiler is right. Takes about half a minute.
+
+    Exit code 1: some bits differ, or the compiler has a bug that another version has not.
+    """
+    from bridge import sentinel
     from bridge.implementations import implementations
     from bridge.selftest import taps_against_torch
 
@@ -587,7 +594,22 @@ def doctor(
     )
     for line in result.misses:
         console.print(f"  differs: {line}", highlight=False, markup=False)
-    raise typer.Exit(0 if result.equal == result.elements else 1)
+    probes, stderr = sentinel.PROBES, Console(stderr=True)
+    track = functools.partial(rich.progress.track, description="Compiler", console=stderr, transient=True)
+    outcomes = list(track(sentinel.examine(probes), total=len(probes)))
+    console.print()
+    for line in sentinel.listing(outcomes):
+        console.print(line, highlight=False, markup=False)
+    raise typer.Exit(1 if result.equal < result.elements or any(map(sentinel.avoidable, outcomes)) else 0)
+
+
+def _compiler(names: list[str]) -> list[str]:
+    """What is wrong with JAX's compiler, where one of these implementations may have run through it."""
+    from bridge import sentinel
+
+    if all(name.startswith(("torch.", "numpy.")) for name in names):
+        return []
+    return sentinel.sentences(sentinel.quick_findings())
 
 
 def _case(

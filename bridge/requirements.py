@@ -6,8 +6,8 @@ import importlib.metadata
 import re
 
 NEEDED = {
-    "torch": (2, 13),
-    "jax": (0, 10, 2),
+    "torch": (2, 6),
+    "jax": (0, 8),
     "typer": (0, 15),
     "rich": (13, 9),
     "pydantic": (2, 10),
