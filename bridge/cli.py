@@ -241,7 +241,8 @@ def parity(
         quantity="dx" if gradient else "y",
         dy=dy,
     )
-    print_diagnosis(diagnosis, _console())
+    compiler = _compiler(diagnosis.names)
+    print_diagnosis(diagnosis, _console(), compiler)
     _details(diagnosis)
     _summary(f"Verdict: {diagnosis.verdict}: {diagnosis.verdict.meaning}")
     attribution = elimination = None
@@ -254,11 +255,12 @@ def parity(
         elimination = eliminate(case, *pair, runs=runs)
         print_elimination(elimination, _console())
     if json is not None:
-        write_atomically(json, Report.of(diagnosis, attribution, elimination).to_json())
+        write_atomically(json, Report.of(diagnosis, attribution, elimination, compiler).to_json())
     if html is not None:
         command = shlex.join(["jaxdw", *sys.argv[1:]])
         drawings = pictures(diagnosis.orders)
-        write_atomically(html, to_html(diagnosis, command=command, attribution=attribution, orders=drawings))
+        page = to_html(diagnosis, command=command, attribution=attribution, orders=drawings, compiler=compiler)
+        write_atomically(html, page)
     if bundle is not None:
         save_bundle(diagnosis, bundle)
     if fail_on is not None and diagnosis.verdict.rank() >= fail_on.rank():
@@ -317,7 +319,7 @@ def replay(
     """Repeat a saved diagnosis here, and say what changed. Exit codes are those of `parity`."""
     diagnosis, changes = replay_bundle(folder, import_functions=import_functions)
     console = _console()
-    print_diagnosis(diagnosis, console)
+    print_diagnosis(diagnosis, console, _compiler(diagnosis.names))
     _details(diagnosis)
     _summary(f"Verdict: {diagnosis.verdict}: {diagnosis.verdict.meaning}")
     console.print("Changed since it was saved:" if changes else "Nothing changed since it was saved.", style="bold")
@@ -651,7 +653,12 @@ def doctor(
     cases: Annotated[int, typer.Option(help="Random convolutions in the self-test.", min=1)] = 20,
     seed: Annotated[int, typer.Option(help="Of the self-test.", min=0)] = 0,
 ) -> None:
-    """Versions, processor, threads and flags; what can be compared; and whether jaxdw has PyTorch's bits here."""
+    """Versions, processor, threads and flags; what can be compared; whether jaxdw has PyTorch's bits here, and whether
+    JAX's compiler is right. Takes about half a minute.
+
+    Exit code 1: some bits differ, or the compiler has a bug that another version has not.
+    """
+    from bridge import sentinel
     from bridge.implementations import implementations
     from bridge.selftest import taps_against_torch
 
@@ -669,7 +676,25 @@ def doctor(
     for line in result.misses:
         console.print(f"  differs: {line}", highlight=False, markup=False)
     _summary(f"Self-test: jax.taps has the bits of torch.conv2d on {result.equal} of {result.elements} elements")
-    raise typer.Exit(0 if result.equal == result.elements else 1)
+    outcomes = []
+    for number, outcome in enumerate(sentinel.examine(), start=1):
+        log.info("compiler: %d of %d programs", number, len(sentinel.PROBES))
+        outcomes.append(outcome)
+    console = _console()
+    console.print()
+    for line in sentinel.listing(outcomes):
+        console.print(line, highlight=False, markup=False)
+    _summary(sentinel.listing(outcomes)[0])
+    raise typer.Exit(1 if result.equal < result.elements or any(map(sentinel.avoidable, outcomes)) else 0)
+
+
+def _compiler(names: list[str]) -> list[str]:
+    """What is wrong with JAX's compiler, where one of these implementations may have run through it."""
+    from bridge import sentinel
+
+    if all(name.startswith(("torch.", "numpy.")) for name in names):
+        return []
+    return sentinel.sentences(sentinel.quick_findings())
 
 
 def _check_outputs(schema: str, options: Mapping[str, Path | None]) -> None:

@@ -19,7 +19,7 @@ def environment() -> dict[str, str]:
     info = {
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": str(os.cpu_count()),
         "instruction sets": " ".join(_instruction_sets()),
         "numpy": np.__version__,
@@ -38,7 +38,8 @@ def _cpuinfo(field: str) -> str:
     return next((value.strip() for name, _, value in lines if name.strip() == field), "")
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the processor's name."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 

@@ -53,6 +53,7 @@ def to_html(
     command: str,
     attribution: pictures.Attribution | None = None,
     orders: Mapping[str, Sequence[tuple[str, str]]] | None = None,
+    compiler: Sequence[str] = (),
 ) -> str:
     """The whole report.
 
@@ -61,6 +62,7 @@ def to_html(
       command: the shell command that repeats it.
       attribution: shares of the difference, for the waterfall.
       orders: for the names of implementations that add alike, each distinct order as (caption, `<svg>` element).
+      compiler: what is wrong with JAX's compiler here, in sentences.
 
     Returns:
       A document that asks for no other file, and looks the same whenever it is written from the same diagnosis on
@@ -73,6 +75,7 @@ def to_html(
         case=describe(diagnosis.case),
         verdict=diagnosis.verdict,
         sentences=answer(diagnosis),
+        compiler=compiler,
         findings=_findings(diagnosis),
         waterfall=attribution and pictures.waterfall(attribution),
         unit=attribution and attribution.unit,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -210,11 +211,15 @@ class Report(pydantic.BaseModel):
 
     @classmethod
     def of(
-        cls, diagnosis: Diagnosis, attribution: Attribution | None = None, elimination: Elimination | None = None
+        cls,
+        diagnosis: Diagnosis,
+        attribution: Attribution | None = None,
+        elimination: Elimination | None = None,
+        compiler: Sequence[str] = (),
     ) -> Report:
         case = diagnosis.case
         return cls(
-            environment=environment(),
+            environment=environment() | ({"compiler": " ".join(compiler)} if compiler else {}),
             case=CaseRecord.of(case.geometry, case.dtype.name, case.bias is not None, case.name),
             quantity=diagnosis.quantity,
             verdict=diagnosis.verdict,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import rich.box
 from rich.console import Console
 from rich.markup import escape
@@ -24,8 +26,8 @@ _STYLES = {
 }
 
 
-def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
-    """The tables, the matrix of equal bits, and the answer in sentences."""
+def print_diagnosis(diagnosis: Diagnosis, console: Console, compiler: Sequence[str] = ()) -> None:
+    """The tables, the matrix of equal bits, what is wrong with the compiler, and the answer in sentences."""
     what = "" if diagnosis.quantity == "y" else "Gradient by the input. "
     console.print(f"[bold]{what}{escape(describe(diagnosis.case))}[/]", highlight=False)
     against = [diagnosis.names[0]] + ["numpy.exact"] * ("numpy.exact" in diagnosis.names[1:])
@@ -35,6 +37,8 @@ def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
     console.print()
     console.print(_matrix(diagnosis))
     console.print(f"\n{_integers(diagnosis)}", highlight=False, markup=False, end="")
+    if compiler:
+        console.print("\n" + "\n".join(compiler), style="yellow", highlight=False, markup=False)
     console.print(f"\n[bold]Verdict: {styled(diagnosis.verdict)}[/]: {diagnosis.verdict.meaning}\n", highlight=False)
     for sentence in answer(diagnosis):
         console.print(Padding(escape(sentence), (0, 0, 1, 2)), highlight=False)
