@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 
 import jaxdw
-from bridge import Case
+from bridge.case import Case
 from bridge.numerics import Arithmetic, error_bound, exact, exact_input_gradient, exact_kernel_gradient
 from jaxdw import Geometry
 from jaxdw.sums import triton
