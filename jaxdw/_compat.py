@@ -8,6 +8,8 @@ Flax 0.12.1 and 0.12.4 brought functions that 0.12.0, the only Flax 0.12 for JAX
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,14 @@ def varying_along(array: jax.Array, axes: frozenset[Any]) -> jax.Array:
 def varying_nowhere(aval: Any) -> Any:
     """Return a type as it is outside a `shard_map`."""
     return aval.update(**{_FIELD: jax.sharding.ManualAxisType() if _RENAMED else frozenset()})
+
+
+@contextlib.contextmanager
+def triton_kernels() -> Iterator[None]:
+    """Lower kernels for NVIDIA GPUs without the warning of JAX 0.11 and newer, which no user of them can act on."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
+        yield
 
 
 def struct_like(x: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
