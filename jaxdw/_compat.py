@@ -8,6 +8,9 @@ Flax 0.12.1 and 0.12.4 brought functions that 0.12.0, the only Flax 0.12 for JAX
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -40,9 +43,24 @@ def varying_nowhere(aval: Any) -> Any:
     return aval.update(**{_FIELD: jax.sharding.ManualAxisType() if _RENAMED else frozenset()})
 
 
+@contextlib.contextmanager
+def triton_kernels() -> Iterator[None]:
+    """Lower kernels for NVIDIA GPUs without the warning of JAX 0.11 and newer, which no user of them can act on."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
+        yield
+
+
 def struct_like(x: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
     """Return a shape and a dtype that vary as `x` does."""
     return jax.ShapeDtypeStruct(shape, dtype, **{_FIELD: getattr(jax.typeof(x), _FIELD)})
+
+
+def mesh_of_no_axis(kind: str, cores: int | None, platform: str) -> jax.sharding.AbstractMesh:
+    """Return a mesh that names a kind of device and has no axis, to lower kernels for it where it is not."""
+    fields = dataclasses.fields(jax.sharding.AbstractDevice)  # JAX 0.8 has no `platform` among them
+    device = jax.sharding.AbstractDevice(*(kind, cores, platform)[: len(fields)])
+    return jax.sharding.AbstractMesh((), (), abstract_device=device)
 
 
 def modules_of(model: nnx.Module) -> Iterator[tuple[Any, nnx.Module]]:

@@ -7,6 +7,7 @@ of differentiation works and stays depthwise.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -23,7 +24,7 @@ from jax.interpreters import ad, batching, mlir, xla
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdw._arrays import accumulator
-from jaxdw._compat import varying_along, varying_axes, varying_nowhere
+from jaxdw._compat import triton_kernels, varying_along, varying_axes, varying_nowhere
 from jaxdw.choice import choose
 from jaxdw.geometry import Geometry
 from jaxdw.sums.boxes import sum_in_boxes
@@ -288,7 +289,8 @@ def _on_each_device(lower: Callable[..., Any], platform: str | None) -> Callable
                 )
             order = "raster" if order == "auto" else order
         avals = [varying_nowhere(aval) for aval in ctx.avals_in]
-        return lower(ctx.replace(avals_in=avals), *operands, order=order, **params)
+        with triton_kernels() if platform == "cuda" else contextlib.nullcontext():
+            return lower(ctx.replace(avals_in=avals), *operands, order=order, **params)
 
     return lowered
 

@@ -30,6 +30,7 @@ from bridge.case import DTYPES
 from bridge.implementations import ImplementationError, user
 from bridge.implementations.jax_ import method
 from bridge.process import last_line, run_module
+from jaxdw._compat import mesh_of_no_axis
 from jaxdw.choice import choose
 from jaxdw.geometry import Geometry
 from jaxdw.methods import METHODS
@@ -261,8 +262,7 @@ def _device(target: Platform) -> Any:
 
 def _described(device: Any) -> jax.sharding.AbstractMesh:
     """The device by name, on no axis: Pallas asks the mesh, else the default device, for which TPU a kernel is made."""
-    kind = jax.sharding.AbstractDevice(device.device_kind, getattr(device, "num_cores", None), device.platform)
-    return jax.sharding.AbstractMesh((), (), abstract_device=kind)
+    return mesh_of_no_axis(device.device_kind, getattr(device, "num_cores", None), device.platform)
 
 
 def function_of(way: Way, subject: Subject, backend: str) -> tuple[Callable[..., Any], str]:
