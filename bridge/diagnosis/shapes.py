@@ -68,14 +68,17 @@ def _alternatives(case: Case) -> Iterator[tuple[str, Case]]:
     g = case.geometry
     swapped = {"strides": g.kernel_dilation, "kernel_dilation": g.strides}
     changes: list[dict[str, Any]] = [{"padding": word} for word in ("SAME", "VALID")]
+    symmetric: list[dict[str, Any]] = []
     if g.padding_mode == "zeros":
-        changes += [{"padding": n} for n in sorted(range(max(g.spans) + 3), key=lambda n: _distance(g, n))]
-        changes += [{"padding": tuple(k // 2 for k in g.kernel_size)}, {"padding": tuple(k // 2 for k in g.spans)}]
+        symmetric = [{"padding": n} for n in sorted(range(max(g.spans) + 3), key=lambda n: _distance(g, n))]
+        changes += [{"padding": tuple(k // 2 for k in sizes)} for sizes in (g.kernel_size, g.spans)]
+        changes += [each for each in symmetric if _distance(g, each["padding"]) <= 2 * g.rank]
     steps: list[dict[str, Any]] = [{"strides": g.strides[::-1]}, {"kernel_dilation": g.kernel_dilation[::-1]}]
     steps += [{"strides": 1}, {"kernel_dilation": 1}, {"input_dilation": 1}]
     steps += [{"strides": s} for s in (2, 3, 4)] + [{"kernel_dilation": d} for d in (2, 3)]
     changes += steps
     changes += [{**swapped, "padding": padding} for padding in (g.padding, case.padding)]
+    changes += symmetric
     if g.rank == 1:
         changes += [{"padding": "CAUSAL"}]
     changes += [{**step, "padding": word} for step in steps for word in ("SAME", "VALID")]
