@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: CPU seconds after which no more pairs of mistakes are tried.
 _SECONDS = 4.0
+#: Elements, and at most 1% of all, that may contradict a mistake for it to be told beside them.
+_FEW = 4
 
 
 def convention(side: Side) -> Finding | None:
@@ -45,9 +47,11 @@ def conventions(side: Side) -> Finding | None:
 def named_within(side: Side, inside: np.ndarray) -> Mistake | None:
     """The first mistake that explains y at the elements where `inside`, among those that move nothing."""
     flat = np.flatnonzero(inside & np.isfinite(side.y))
+    if side.target.quantity != "y" or not side.target.affordable:
+        return None
     few = np.random.default_rng(4).permutation(flat)[: len(side.sample)]
     for mistake in mistakes(side.target.case):
-        if mistake.rearrange is None and all(_explains_at(side, mistake, chosen) for chosen in (few, flat)):
+        if mistake.rearrange is None and not any(_unexplained(side, mistake, chosen).any() for chosen in (few, flat)):
             return mistake
     return None
 
@@ -61,9 +65,8 @@ def _single(side: Side) -> Iterator[Mistake]:
     is_output = side.target.quantity == "y"
     screen = Screen.of(side)
     for mistake in mistakes(side.target.case):
-        if is_output or mistake.rearrange is None:
-            if not is_output or screen.passes(screen.expected(mistake)):
-                yield mistake
+        if screen.passes(screen.expected(mistake)) if is_output else mistake.rearrange is None:
+            yield mistake
     yield from matched(side)
     if is_output:
         yield from _functions(side, screen, Mistake("", "", "", side.target.case))
@@ -101,17 +104,35 @@ def _double(side: Side) -> Iterator[Mistake]:
 
 
 def _explains(side: Side, mistake: Mistake) -> bool:
-    """On the sample first, then on all."""
-    return all(_explains_at(side, mistake, flat) for flat in (side.sample, None))
+    """On the sample first, then on all. One that a few elements contradict is kept in mind, and explains nothing."""
+    if np.count_nonzero(_unexplained(side, mistake, side.sample)) > _FEW:
+        return False
+    left = _unexplained(side, mistake, None)
+    if not left.any():
+        return mistake.is_exact or _is_seen(side, mistake)
+    if np.count_nonzero(left) <= min(_FEW, left.size // 100):
+        side.nearly.append((mistake, left))
+    return False
 
 
-def _explains_at(side: Side, mistake: Mistake, flat: np.ndarray | None) -> bool:
+def _is_seen(side: Side, mistake: Mistake) -> bool:
+    """Whether what the mistake allows, for roundings of its own, would not explain y without the mistake as well."""
+    without = Expected(side.expected.reference, _allowing(side, mistake, None).allowed)
+    return np.count_nonzero(side.unexplained_by(without)) > 0.1 * np.count_nonzero(side.outside)
+
+
+def _unexplained(side: Side, mistake: Mistake, flat: np.ndarray | None) -> np.ndarray:
+    return side.unexplained_by(_allowing(side, mistake, flat), flat)
+
+
+def _allowing(side: Side, mistake: Mistake, flat: np.ndarray | None) -> Expected:
+    """What the mistake gives."""
     expected = _expected(side, mistake, flat)
     if mistake.after is not None:
         channels = np.arange(side.y.shape[-1])
         here = np.broadcast_to(channels, side.y.shape) if flat is None else flat % len(channels)
         expected = mistake.after(expected, here)
-    return side.explained_by(expected, flat)
+    return expected
 
 
 def _expected(side: Side, mistake: Mistake, flat: np.ndarray | None) -> Expected:

@@ -49,6 +49,11 @@ class Mistake:
     after: Callable[[Expected], Expected] | None = None
     error_of_x: np.ndarray | None = None
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether nothing is allowed but what the declared arithmetic of the mistaken case is."""
+        return self.after is None and self.error_of_x is None
+
     def then(self, second: Mistake) -> Mistake:
         """Both mistakes, where the second was made in this one's case."""
         first = self.rearrange
@@ -320,30 +325,47 @@ def _paddings_beside(case: Case) -> Iterator[Padding]:
 
 
 def padding_modes(case: Case) -> Iterator[Mistake]:
-    """Zeros, periodic and reflecting padding, and repeated edges, mistaken for each other."""
+    """Zeros, periodic and reflecting padding, and repeated edges, mistaken for each other; on one border alone, too."""
     g = case.geometry
     modes: dict[str, Literal["constant", "wrap", "reflect", "edge"]]
     modes = {"zeros": "constant", "circular": "wrap", "reflect": "reflect", "replicate": "edge"}
     if max(g.input_dilation) > 1 or 0 in g.spatial or min(min(pair) for pair in g.padding) < 0:
         return
     batch = len(g.batch)
+
+    def padded(x: np.ndarray, pads: tuple[tuple[int, int], ...], mode: str) -> Case:
+        x = np.pad(x, ((0, 0),) * batch + pads + ((0, 0),), mode=modes[mode])
+        return case.replace(x=x, padding="VALID")
+
     shifts = [(0,) * g.rank] if g.padding_mode == "zeros" else list(itertools.product((0, -1, 1), repeat=g.rank))
-    for mode, of_numpy in modes.items():
-        for shift in shifts:
-            pads = tuple((low + d, high - d) for (low, high), d in zip(g.padding, shift))
-            same_mode = mode == g.padding_mode
-            if same_mode == (not any(shift)) or min(min(pair) for pair in pads) < 0:
-                continue
-            x = np.pad(case.x, ((0, 0),) * batch + pads + ((0, 0),), mode=of_numpy)
-            wrong = f"padding={pads}" if same_mode else f"padding mode {mode!r}"
-            right = f"padding={g.padding}" if same_mode else f"padding mode {g.padding_mode!r}"
-            yield Mistake(
-                "padding off by one" if same_mode else "padding mode",
-                f"was computed with {wrong}, where the case has {right}",
-                f"{right} instead of {wrong}",
-                case.replace(x=x, padding="VALID"),
-                place="padding",
-            )
+    for mode, shift in itertools.product(modes, shifts):
+        pads = tuple((low + d, high - d) for (low, high), d in zip(g.padding, shift))
+        same_mode = mode == g.padding_mode
+        if same_mode == (not any(shift)) or min(min(pair) for pair in pads) < 0:
+            continue
+        wrong = f"padding={pads}" if same_mode else f"padding mode {mode!r}"
+        right = f"padding={g.padding}" if same_mode else f"padding mode {g.padding_mode!r}"
+        yield Mistake(
+            "padding off by one" if same_mode else "padding mode",
+            f"was computed with {wrong}, where the case has {right}",
+            f"{right} instead of {wrong}",
+            padded(case.x, pads, mode),
+            place="padding",
+        )
+    borders = [(axis, end) for axis in range(g.rank) for end in (0, 1) if g.padding[axis][end]]
+    for (axis, end), mode in itertools.product(borders if len(borders) > 1 else (), modes):
+        if mode == g.padding_mode:
+            continue
+        alone = tuple(tuple(n * ((a, e) == (axis, end)) for e, n in enumerate(p)) for a, p in enumerate(g.padding))
+        rest = tuple((low - a, high - b) for (low, high), (a, b) in zip(g.padding, alone))
+        where = f"{'after the end' if end else 'before the start'} of axis {batch + axis} of x"
+        yield Mistake(
+            "padding mode of one border",
+            f"was computed with padding mode {mode!r} {where}, where the case has {g.padding_mode!r}",
+            f"padding mode {g.padding_mode!r} {where} too",
+            padded(padded(case.x, rest, g.padding_mode).x, alone, mode),
+            place=f"padding {where}: the output's {'last' if end else 'first'} positions of axis {batch + axis}",
+        )
 
 
 def layouts(case: Case) -> Iterator[Mistake]:

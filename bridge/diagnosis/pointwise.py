@@ -9,7 +9,7 @@ by z, of 1 for those between -1 and 1. Functions that only choose or clip add no
 
 *Affine maps.* Let R be the exact result without its bias, and V the sum of the weights under taps that read the input,
 which is the convolution of ones. Of the input a x + b the layer gives a R + b V + bias, since padding stays zero.
-After the layer, s y + t. Numbers that people write, such as 1/255, take the place of the fitted ones where they are near.
+After the layer, s y + t. Numbers that people write, such as 1/255, replace the fitted ones where they are near.
 """
 
 from __future__ import annotations
@@ -333,8 +333,8 @@ def _inputs(case: Case, found: np.ndarray, tolerance: float) -> Iterator[Mistake
         return
     u, wide = format_of(case.dtype).unit_roundoff, case.x.astype(np.float64)
     for a, b in _nice(*found.T, tolerance):
-        if (a == -1).all() and not b.any():
-            continue  # the wrong sign has a name of its own
+        if (np.abs(a + 1) < tolerance).all() and not b.any():
+            return  # the wrong sign has a name of its own
         x = cast(a * wide + b, case.dtype)
         words, undo = _of_x(a, b)
         plain = not b.any()
@@ -382,7 +382,7 @@ def _outputs(side: Side, found: np.ndarray) -> Iterator[Mistake]:
     u = format_of(side.y.dtype).unit_roundoff
     for s, t in _nice(*found.T, _tolerance(side)):
         if (np.abs(s + 1) < _tolerance(side)).all() and not t.any():
-            continue
+            return
         name, cause, mend = _batch_norm(side, s, t) if len(s) > 1 else _whole(float(s[0]), float(t[0]))
 
         def after(expected: Expected, channel: np.ndarray, s: np.ndarray = s, t: np.ndarray = t) -> Expected:

@@ -89,9 +89,9 @@ class Rounded:
 
     def round(self, name: str, array: np.ndarray) -> np.ndarray:
         """An operand as the products see it, in its own dtype."""
-        return cast(self._nearest(array.astype(np.float64)), array.dtype) if name in self.operands else array
+        return cast(self.nearest(array.astype(np.float64)), array.dtype) if name in self.operands else array
 
-    def _nearest(self, wide: np.ndarray) -> np.ndarray:
+    def nearest(self, wide: np.ndarray) -> np.ndarray:
         rounding = truncate_to if self.truncated else round_to
         first = rounding(wide, self.format)
         return first if self.parts == 1 else first + rounding(wide - first, self.format)
@@ -159,7 +159,7 @@ class Rounded:
             while group := [term for terms in given for term in itertools.islice(terms, multiplier)]:
                 back = np.array([np.where(valid, x * w, 0.0) for x, w, valid in group])
                 t, slack = back.sum(axis=0), len(back) * 1.01 * u * np.abs(back).sum(axis=0)
-                low, high = self._nearest(t - slack), self._nearest(t + slack)
+                low, high = self.nearest(t - slack), self.nearest(t + slack)
                 reference[block] += (low + high) / 2
                 allowed[block] += (high - low) / 2
                 size[block] += np.maximum(np.abs(low), np.abs(high))
@@ -187,8 +187,10 @@ def _candidates(side: Side) -> list[Rounded]:
         if fmt.precision < given.precision:
             found += _splits(side) if fmt is TF32 and given is FLOAT32 else ()
             found += _hypotheses(side, fmt)
-        elif fmt == given and _has_bias(side) and side.arithmetic.output_roundings == 1:
-            found.append(Rounded(fmt, output=True, before_bias=True))
+        elif fmt == given and given.precision < side.arithmetic.accumulator.precision:
+            found.append(Rounded(fmt, truncated=True, output=True))
+            if _has_bias(side) and side.arithmetic.output_roundings == 1:
+                found.append(Rounded(fmt, output=True, before_bias=True))
     own = () if side.emulated is None else emulation.formats(side.emulated)
     return sorted(found, key=lambda hypothesis: hypothesis.name not in own)
 
@@ -219,6 +221,7 @@ def _hypotheses(side: Side, fmt: Format) -> Iterator[Rounded]:
     """What rounding to one format may have happened to: the output alone, operands, and both."""
     if fmt is not TF32:
         yield Rounded(fmt, output=True)
+        yield Rounded(fmt, truncated=True, output=True)
     factors = _factors(side)
     bias = [(), ("bias",)] if _has_bias(side) else [()]
     for truncated, subset, extra in itertools.product((False, True), _subsets(side), bias):
@@ -303,7 +306,8 @@ def _rounded_between(side: Side, hypothesis: Rounded, bias: np.ndarray | None, f
     y, finite = y.astype(np.float64), np.isfinite(y)
     with np.errstate(all="ignore"):
         ends = [
-            round_to(end, fmt) for end in (expected.reference - expected.allowed, expected.reference + expected.allowed)
+            hypothesis.nearest(end)
+            for end in (expected.reference - expected.allowed, expected.reference + expected.allowed)
         ]
         if bias is not None:
             last = fmt if hypothesis.output else format_of(side.y.dtype)
@@ -363,7 +367,8 @@ def _finding(side: Side, hypothesis: Rounded) -> Finding:
     if hypothesis.output:
         parts.append("output")
         again = "the sum rounded to {0} before the bias is added, and again after"
-        causes.append((again if hypothesis.before_bias else "the result rounded to {0}").format(name))
+        how = "truncated" if hypothesis.truncated and not operands else "rounded"
+        causes.append((again if hypothesis.before_bias else f"the result {how} to {{0}}").format(name))
     elif hypothesis.accumulator:
         parts.append("accumulator")
         after = f", and a {own} bias added after" if hypothesis.before_bias else ""
