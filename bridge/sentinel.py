@@ -105,7 +105,7 @@ def _layer_then_rows_times_matrix() -> Program:
 
     x, kernel = _ints(1, 33_000, 3), _ints(3, 1, 3)
     layer = functools.partial(jaxdw.depthwise_conv, kernel=kernel, padding=1)
-    return _squares_of_rows(lambda x: layer(x)[0], x, _convolved(*_wide(x, kernel), (1,), ((1, 1),))[0])
+    return _squares_of_rows(lambda x: layer(x)[0], x, _convolved(*_wide(x, kernel), strides=(1,), padding=((1, 1),))[0])
 
 
 def _squares_of_rows(rows: Callable[[Any], Any], x: np.ndarray, exact: np.ndarray) -> Program:
@@ -318,13 +318,13 @@ def _taps(x: np.ndarray, kernel: np.ndarray, strides, padding) -> Iterator[tuple
         yield tap, (slice(None), *(slice(t, n - k + 1 + t, s) for t, n, k, s in windows))
 
 
-def _convolved(x: np.ndarray, kernel: np.ndarray, strides, padding) -> np.ndarray:
+def _convolved(x: np.ndarray, kernel: np.ndarray, *, strides, padding) -> np.ndarray:
     """The depthwise convolution with multiplier 1, in integers."""
     wide = np.pad(x, ((0, 0), *padding, (0, 0)))
     return sum(wide[where] * kernel[tap][0] for tap, where in _taps(x, kernel, strides, padding))
 
 
-def _gradients(x: np.ndarray, kernel: np.ndarray, dy: np.ndarray, strides, padding) -> np.ndarray:
+def _gradients(x: np.ndarray, kernel: np.ndarray, dy: np.ndarray, *, strides, padding) -> np.ndarray:
     """The gradients of sum(dy * y) by the input and the kernel, in integers, raveled and joined."""
     wide = np.pad(x, ((0, 0), *padding, (0, 0)))
     dx, dk = np.zeros_like(wide), np.zeros_like(kernel)
@@ -343,7 +343,7 @@ def _method(method: str, kernel_size: tuple[int, int], strides: tuple[int, int])
 
     x, kernel = _ints(2, 17, 19, 6), _ints(*kernel_size, 1, 6)
     layer = functools.partial(jaxdw.depthwise_conv, strides=strides, padding=_PADDING, method=method)
-    return layer, (x, kernel), _convolved(*_wide(x, kernel), strides, _PADDING)
+    return layer, (x, kernel), _convolved(*_wide(x, kernel), strides=strides, padding=_PADDING)
 
 
 def _method_gradients(method: str) -> Program:
@@ -353,13 +353,13 @@ def _method_gradients(method: str) -> Program:
     import jaxdw
 
     x, kernel, strides = _ints(2, 9, 11, 6), _ints(2, 3, 1, 6), (1, 2)
-    dy = _ints(*_convolved(*_wide(x, kernel), strides, _PADDING).shape, seed=1)
+    dy = _ints(*_convolved(*_wide(x, kernel), strides=strides, padding=_PADDING).shape, seed=1)
 
     def both(x, kernel, dy):
         conv = functools.partial(jaxdw.depthwise_conv, strides=strides, padding=_PADDING, method=method)
         return jnp.concatenate([g.ravel() for g in jax.vjp(conv, x, kernel)[1](dy)])
 
-    return both, (x, kernel, dy), _gradients(*_wide(x, kernel, dy), strides, _PADDING)
+    return both, (x, kernel, dy), _gradients(*_wide(x, kernel, dy), strides=strides, padding=_PADDING)
 
 
 #: The known bugs first, then what jaxdw rests on.
@@ -484,11 +484,8 @@ def _batch(names: list[str], eager: bool) -> list[Outcome]:
     if not running:
         return [Outcome(name, skipped=f"its process {ended}") for name in names]
     sound = [outcome for outcome in outcomes if outcome.name != running]  # a late crash is that of the last program
-    how = {"skipped" if ended.startswith(_FROM_OUTSIDE) else "wrong": f"its process {ended}"}
-    return [*sound, Outcome(running, **how)]
-
-
-_FROM_OUTSIDE = "was ended from outside"
+    guilty = ended.startswith(("was ended by", "did not end"))  # not by an exit code, which is of Python
+    return [*sound, Outcome(running, **{"wrong" if guilty else "skipped": f"its process {ended}"})]
 
 
 def _run_child(arguments: list[str], timeout: float) -> tuple[str, str]:
@@ -514,7 +511,7 @@ def _run_child(arguments: list[str], timeout: float) -> tuple[str, str]:
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
         outside = name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP")  # for want of memory, or by the user
-        return done.stdout, f"{_FROM_OUTSIDE if outside else 'was ended'} by {name}"
+        return done.stdout, f"was ended {'from outside, ' * outside}by {name}"
     said = done.stderr.strip().splitlines()
     return done.stdout, f"ended with exit code {done.returncode}" + (f": {said[-1][:200]}" if said else "")
 

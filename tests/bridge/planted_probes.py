@@ -49,6 +49,10 @@ def _killed():
     os.kill(os.getpid(), 9)
 
 
+def _leaves():
+    raise SystemExit(3)
+
+
 def _busy():
     while True:
         pass
@@ -65,6 +69,7 @@ PROBES = (
     Probe("without memory", _without_memory),
     Probe("of another interface", _of_another_interface),
     Probe("killed", _killed),
+    Probe("leaves", _leaves),
     Probe("sound to the end", _sound),
 )
 

@@ -18,7 +18,8 @@ EXPECTED = {
     "refused": ("raised JaxRuntimeError: INTERNAL: no such fusion", ""),
     "without memory": ("", "RESOURCE_EXHAUSTED"),
     "of another interface": ("", "cannot import name 'ManualAxisType'"),
-    "killed": ("", "ended from outside by SIGKILL"),
+    "killed": ("", "was ended from outside, by SIGKILL"),
+    "leaves": ("", "its process ended with exit code 3"),
     "sound to the end": ("", ""),
 }
 
