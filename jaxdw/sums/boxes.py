@@ -39,7 +39,7 @@ from jaxdw.geometry import Geometry
 from jaxdw.sums.looped import Walk, chain_in_loop
 from jaxdw.sums.narrow import stored, widened
 from jaxdw.sums.order import Order, Term, accumulate, joined, whole_numbers, zero_of_its_own
-from jaxdw.sums.padded import of_padded, pad_undilated, sum_of_padded
+from jaxdw.sums.padded import of_padded, pad_undilated, pad_undilated_geometry, sum_of_padded
 from jaxdw.windows import pad
 
 #: With fewer channels LLVM may vectorise over positions instead, and then shuffles between a product and its sum keep
@@ -51,6 +51,9 @@ MOST_TAPS = 25
 
 #: With more taps the boxes are loops over them.
 MOST_UNROLLED_TAPS = 64
+
+#: Share of the products that three boxes in place of one must save.
+LEAST_SAVED = 1 / 16
 
 #: For one axis, the input position under (output position, tap), -1 where there is none.
 Table = np.ndarray
@@ -70,14 +73,36 @@ def sum_in_boxes(
         return _alone(
             functools.partial(sum_of_padded, geometry=geometry, order=order, compute=compute), x, kernel, bias
         )
+    strips = None
     if geometry.taps > MOST_TAPS or x.dtype == np.uint16:  # the bits of bfloat16 are a copy anyway, so copy once
+        strips = _strips(geometry)
         x, geometry = pad_undilated(x, geometry)
     flat = x.reshape(math.prod(geometry.batch), *geometry.spatial, geometry.channels)
     weights = kernel.astype(compute).reshape(geometry.taps, geometry.channels, geometry.multiplier)
     biases = None if bias is None else bias.astype(compute).reshape(geometry.channels, geometry.multiplier)
     return interleaved(
-        [Boxes(flat, weights, biases, m, geometry, order).assemble(()) for m in range(geometry.multiplier)], geometry
+        [Boxes(flat, weights, biases, m, geometry, order).assemble((), strips) for m in range(geometry.multiplier)],
+        geometry,
     )
+
+
+def _strips(geometry: Geometry) -> list[Table] | None:
+    """The table of the first axis on padded input in three parts, without the taps that read only padding above or
+    below in all of a part; None where few products would be saved."""
+    if geometry.rank == 1 or max(geometry.input_dilation) > 1:
+        return None
+    reads, padded = geometry.sources[0] >= 0, pad_undilated_geometry(geometry).sources[0]
+    height = len(reads)
+
+    def saved(rows: np.ndarray) -> int:
+        return len(rows) * int((~rows.any(axis=0)).sum())
+
+    top = max(range(1, height // 2 + 1), key=lambda rows: saved(reads[:rows]), default=0)
+    bottom = max(range(1, height // 2 + 1), key=lambda rows: saved(reads[height - rows :]), default=0)
+    parts = [(a, b) for a, b in ((0, top), (top, height - bottom), (height - bottom, height)) if b > a]
+    if sum(saved(reads[a:b]) for a, b in parts) < LEAST_SAVED * reads.size:
+        return None
+    return [np.where(reads[a:b].any(axis=0), padded[a:b], -1) for a, b in parts]
 
 
 def _in_loops(
@@ -123,10 +148,13 @@ class Boxes:
         self.positions = x.reshape(x.shape[0], math.prod(geometry.spatial), geometry.channels)
         self.number = m
 
-    def assemble(self, chosen: tuple[Table, ...]) -> jax.Array:
-        """The output over the given positions of the first axes and all positions of the others."""
+    def assemble(self, chosen: tuple[Table, ...], strips: list[Table] | None = None) -> jax.Array:
+        """The output over the given positions of the first axes and all positions of the others; strips: as one box
+        for each of these parts of the first axis's table."""
         axis = len(chosen)
         geometry = self.geometry
+        if strips:
+            return lax.concatenate([self.box((strip, *geometry.sources[1:])) for strip in strips], 1)
         if axis == geometry.rank:
             return self.box(chosen)
         table, rest = geometry.sources[axis], geometry.sources[axis + 1 :]

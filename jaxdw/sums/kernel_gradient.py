@@ -28,7 +28,7 @@ MOST_PRODUCTS = 600
 MOST_PRODUCTS_IN_ALL = 1200
 
 #: With more taps a loop goes over the outputs.
-MOST_UNROLLED_TAPS = 36
+MOST_UNROLLED_TAPS = 24
 
 #: Products a sum should have at least, so that what is left to reduce is small.
 LEAST_TERMS = 14

@@ -24,13 +24,13 @@ from jaxdw.windows import pad
 #: Products in the body of a loop, at least; there are less than twice as many.
 UNROLLED = 24
 
-#: XLA:CPU copies a slice that this many places read. A slice that fewer read is computed in each of them, from an offset
-#: that only the loop knows, and LLVM does not vectorise that: the loop is ten times as slow.
+#: XLA:CPU copies a slice that this many places read. A slice that fewer read is computed in each of them, from an
+#: offset that only the loop knows, and LLVM does not vectorise that: the loop is ten times as slow.
 LEAST_READERS = 16
 
 
 class Walk(NamedTuple):
-    """The inputs that outputs read along one axis: output o reads under tap t position first + t * step + o * stride."""
+    """The inputs along one axis: output o reads, under tap t, position first + t * step + o * stride."""
 
     first: int
     step: int
@@ -81,8 +81,7 @@ def kernel_gradient_in_loop(x: jax.Array, dy: jax.Array, geometry: Geometry, com
 
     A step adds to the sums of all taps the products of a block of outputs.
     """
-    rank, features = geometry.rank, geometry.features
-    images = math.prod(geometry.batch)
+    features, images = geometry.features, math.prod(geometry.batch)
     padded = pad(x, geometry).reshape(images, *geometry.padded_spatial, geometry.channels)
     if geometry.multiplier > 1:
         padded = jnp.repeat(padded, geometry.multiplier, axis=-1)
