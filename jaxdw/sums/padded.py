@@ -44,6 +44,18 @@ def sum_of_padded(
 def pad_undilated(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry]:
     """x padded with zeros so that no tap reads outside of it, and the geometry on it, which has all of the input
     dilation left."""
+    padded = pad_undilated_geometry(geometry)
+    config = [(0, 0, 0)] * len(geometry.batch)
+    for (low, _), (rest, _), size, all_, spread in zip(
+        geometry.padding, padded.padding, geometry.spatial, padded.spatial, geometry.input_dilation
+    ):
+        before = (low - rest) // spread
+        config.append((before, all_ - size - before, 0))
+    return lax.pad(x, jnp.zeros((), x.dtype), [*config, (0, 0, 0)]), padded
+
+
+def pad_undilated_geometry(geometry: Geometry) -> Geometry:
+    """The second of `pad_undilated`."""
     before, after, rest = [], [], []
     for size, out, span, (low, high), stride, spread in zip(
         geometry.spatial,
@@ -58,10 +70,8 @@ def pad_undilated(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry
         before.append(lead)
         after.append(tail)
         rest.append((low - lead * spread, high - tail * spread))
-    config = [(0, 0, 0)] * len(geometry.batch) + [(a, b, 0) for a, b in zip(before, after)] + [(0, 0, 0)]
     spatial = tuple(a + size + b for a, size, b in zip(before, geometry.spatial, after))
-    padded = lax.pad(x, jnp.zeros((), x.dtype), config)
-    return padded, dataclasses.replace(geometry, spatial=spatial, padding=tuple(rest))
+    return dataclasses.replace(geometry, spatial=spatial, padding=tuple(rest))
 
 
 def pad_repeated(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry]:
