@@ -23,7 +23,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jaxdw import _arrays, conv, primitive
 from jaxdw.geometry import Geometry, Padding
 from jaxdw.methods import METHODS
-from jaxdw.methods.taps import starts_from_bias
+from jaxdw.methods.taps import add_bias, starts_from_bias
 
 Model = TypeVar("Model")
 
@@ -389,7 +389,7 @@ def _convolve(
         y = primitive.conv(cut.exchange(x), kernel, start, cut.local, order, dtype)
     if bias is None or bias_first:
         return y
-    return (y + jnp.broadcast_to(bias, y.shape)).astype(result)
+    return add_bias(y, bias, result)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
