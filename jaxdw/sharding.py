@@ -24,7 +24,7 @@ from jaxdw import _arrays, conv, primitive
 from jaxdw._compat import modules_of, varying_along, varying_axes
 from jaxdw.geometry import Geometry, Padding
 from jaxdw.methods import METHODS
-from jaxdw.methods.taps import starts_from_bias
+from jaxdw.methods.taps import add_bias, starts_from_bias
 
 Model = TypeVar("Model")
 
@@ -391,7 +391,7 @@ def _convolve(
         y = primitive.conv(cut.exchange(x), kernel, start, cut.local, order, dtype)
     if bias is None or bias_first:
         return y
-    return (y + jnp.broadcast_to(bias, y.shape)).astype(result)
+    return add_bias(y, bias, result)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))

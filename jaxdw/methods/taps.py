@@ -8,11 +8,13 @@ import os
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxdw import primitive
 from jaxdw._arrays import PrecisionPair, accumulator
 from jaxdw.choice import choose
 from jaxdw.geometry import Geometry
+from jaxdw.sums.boxes import materialized
 
 
 def taps(
@@ -25,7 +27,7 @@ def taps(
 ) -> jax.Array:
     """y = fma(x_n, w_n, ... fma(x_1, w_1, start)) in raster order, start being the bias, or 0 and the bias added last.
 
-    XLA:CPU contracts each multiply and add to one FMA. For float32 in PyTorch's contiguous layout, at least two channels
+    XLA:CPU contracts each multiply and add to one FMA. For float32 in PyTorch's contiguous layout, two channels or more
     and no channel multiplier, the order is that of `F.conv1d`, `F.conv2d` and `F.conv3d` on x86-64 (oneDNN), and so are
     the bits. docs/why-they-differ.md lists the few exceptions.
     `precision` has nothing to relax here, nor in the methods below: products and sums are elementwise and never rounded
@@ -127,4 +129,10 @@ def _sum(
     if bias is None or starts_from_bias(method, geometry):
         return primitive.conv(x, kernel, bias, geometry, program, result)
     y = primitive.conv(x, kernel, None, geometry, program, accumulator(result))
+    return add_bias(y, bias, result)
+
+
+def add_bias(y: jax.Array, bias: jax.Array, result: np.dtype) -> jax.Array:
+    """y plus the bias, which is rounded before: XLA:CPU would contract a product that the program has as its bias."""
+    (bias,) = lax.platform_dependent(bias, cpu=materialized, default=lambda bias: (bias,))
     return (y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)).astype(result)

@@ -28,6 +28,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,8 @@ def sum_in_boxes(
     x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, order: Order, compute: np.dtype
 ) -> jax.Array:
     """y `(*batch, *output_spatial, C*M)` in dtype `compute`, which x, kernel and bias are converted to tap by tap."""
-    x, kernel = lax.optimization_barrier((stored(x), kernel))
+    x, kernel, *biases = materialized(stored(x), kernel, *(() if bias is None else (bias,)))
+    bias = biases[0] if biases else None
     if geometry.padding_mode != "zeros":
         x, geometry = lax.optimization_barrier(pad(x, geometry)), of_padded(geometry)
     if geometry.taps > MOST_UNROLLED_TAPS and not geometry.has_symbolic_axes:
@@ -79,9 +81,9 @@ def sum_in_boxes(
         x, geometry = pad_undilated(x, geometry)
     flat = x.reshape(math.prod(geometry.batch), *geometry.spatial, geometry.channels)
     weights = kernel.astype(compute).reshape(geometry.taps, geometry.channels, geometry.multiplier)
-    biases = None if bias is None else bias.astype(compute).reshape(geometry.channels, geometry.multiplier)
+    starts = None if bias is None else bias.astype(compute).reshape(geometry.channels, geometry.multiplier)
     return interleaved(
-        [Boxes(flat, weights, biases, m, geometry, order).assemble((), strips) for m in range(geometry.multiplier)],
+        [Boxes(flat, weights, starts, m, geometry, order).assemble((), strips) for m in range(geometry.multiplier)],
         geometry,
     )
 
@@ -123,6 +125,16 @@ def _in_loops(
     return boxes.looped(wide.output_spatial, walks, taps).reshape(geometry.output_shape)
 
 
+def materialized(*operands: jax.Array) -> tuple[jax.Array, ...]:
+    """The operands as arrays in memory that XLA:CPU computes once, at no cost where it has them in memory anyway.
+
+    XLA fuses what computes an operand with each loop that reads it, and LLVM may contract it there otherwise than where
+    the program uses it next. It fuses nothing across a call that it does not inline. The call is an identity that
+    copies nothing: its results are the buffers of its operands. The barrier in it keeps JAX from dropping it.
+    """
+    return _alone(lambda *values: lax.optimization_barrier(values), *lax.optimization_barrier(operands))
+
+
 def interleaved(outputs: list[jax.Array], geometry: Geometry) -> jax.Array:
     """y `(*batch, *output_spatial, C*M)` of M arrays `(images, *output_spatial, C)`."""
     if geometry.multiplier == 1:
@@ -131,7 +143,7 @@ def interleaved(outputs: list[jax.Array], geometry: Geometry) -> jax.Array:
     return jnp.stack(lax.optimization_barrier(outputs), axis=-1).reshape(geometry.output_shape)
 
 
-def _alone(compute: Callable[..., jax.Array], *operands: jax.Array | None) -> jax.Array:
+def _alone(compute: Callable[..., Any], *operands: jax.Array | None) -> Any:
     """compute(*operands) as a call that XLA does not inline, so that nothing before or after it joins its loops."""
     with set_xla_metadata(inlineable="false"):
         return jax.jit(compute)(*operands)
