@@ -88,10 +88,11 @@ def to_flax(
         if flax not in places and not misfits.names(flax):
             misfits.missing[flax] = wanted[flax], next((place.torch for place in book.from_flax(flax)), None)
     if settings:
-        padded_before = label.startswith("transformers.")
-        live = live_layers(source, prefix)
-        misfits.settings += differences(live, tree.layers, book, padded_before=padded_before)
+        pads = "transformers." in label  # its models pad as TensorFlow does, before the convolution
+        misfits.settings += differences(live_layers(source, prefix), tree.layers, book, padded_before=pads)
     if misfits:
+        if misfits.settings and label in ARCHITECTURES:
+            misfits.hints.append(f"other conventions: build the target with `like={ARCHITECTURES[label].library!r}`")
         misfits.hints += hints(misfits, weights, tree)
         looks = looks_like(list(weights))
         misfits.throw(f"the rules of {label}", looks if looks != label else None, list(weights), book)

@@ -76,10 +76,10 @@ def _tied(misfits: Misfits, weights: Mapping[str, np.ndarray]) -> Iterator[str]:
     loose = {*misfits.unexpected, *(place.torch for place in misfits.unplaced)}
     for name in [name for name in weights if name in loose]:
         array = weights[name]
-        if array.ndim < 2 or (array == array.flat[:1]).all():
-            continue
-        for other, same in weights.items():
-            if other not in loose and same.shape == array.shape and octets(same) == octets(array):
+        for other, same in weights.items() if array.ndim > 1 else ():
+            if other in loose or same.shape != array.shape or octets(same) != octets(array):
+                continue
+            if not (array == array.flat[:1]).all():
                 yield (
                     f"tied weights: {name} is {other}, which has its place, and the target has none for the second "
                     f"name: leave it out of the dictionary of `load_weights`: del weights[{name!r}]"

@@ -101,11 +101,12 @@ class Misfits:
         if self.unplaced and not self.unexpected:
             layers = dict.fromkeys((place.flax or "").rpartition(".")[0] or "the root" for place in self.unplaced)
             yield f"the target was built without what the weights have in {', '.join([*layers][:4])}"
-        mends: dict[str, dict[str, None]] = collections.defaultdict(dict)
+        mends: dict[str, dict[str, dict[str, None]]] = collections.defaultdict(lambda: collections.defaultdict(dict))
         for difference in self.settings:
-            mends[difference.flax][difference.mend] = None
+            mends[difference.flax][difference.mend.partition("=")[0]][difference.mend] = None
         for flax, wanted in mends.items():
-            yield f"{flax} has other settings than the model, which no checkpoint holds: build it with {_some(wanted)}"
+            mend = " and ".join(_some(values) for values in wanted.values())
+            yield f"{flax} has other settings than the model, which no checkpoint holds: build it with {mend}"
 
     def _prefix(self, names: Sequence[str], book: RuleBook) -> Iterator[str]:
         """A prefix without which the rules know the names."""

@@ -179,14 +179,18 @@ def _torch_file(path: Path, is_zip: bool, part: str | None) -> dict[str, np.ndar
 
 #: A record that only one kind of archive has, what that is, and how its weights are got in PyTorch or NumPy.
 _OTHERS = (
-    (r"(^|/)constants\.pkl$", "TorchScript, a program", "torch.save(torch.jit.load({0!r}).state_dict(), 'weights.pt')"),
+    (
+        r"(^|/)constants\.pkl$",
+        "TorchScript, a program",
+        "If you trust it: `torch.save(torch.jit.load({0!r}).state_dict(), 'weights.pt')`",
+    ),
     (
         r"(^|/)(archive_format|serialized_exported_program\.json)$",
         "an exported program (`torch.export`, a .pt2 archive)",
-        "torch.save(dict(torch.export.load({0!r}).state_dict), 'weights.pt')",
+        "If you trust it: `torch.save(dict(torch.export.load({0!r}).state_dict), 'weights.pt')`",
     ),
-    (r"(^|/)\.data/extern_modules$", "a `torch.package`, a program", "save the `state_dict()` of the model in it"),
-    (r"\.npy$", "an archive of NumPy (.npz)", "`bridge.load_weights(dict(np.load({0!r})))`"),
+    (r"(^|/)\.data/extern_modules$", "a `torch.package`, a program", "Save the `state_dict()` of the model in it"),
+    (r"\.npy$", "an archive of NumPy (.npz)", "Call `bridge.load_weights(dict(np.load({0!r})))`"),
 )
 
 
@@ -204,11 +208,11 @@ def _refuse_programs(path: Path) -> None:
     for pattern, kind, mend in _OTHERS:
         if any(re.search(pattern, name) for name in names):
             raise ValueError(
-                f"{path} is {kind}, and no checkpoint, expected tensors of `torch.save`. Do {mend.format(str(path))}"
+                f"{path} is {kind}, and no checkpoint, expected tensors of `torch.save`. {mend.format(str(path))}"
             )
     raise ValueError(
         f"{path} is a zip archive, and no PyTorch checkpoint: it has no data.pkl; it has "
-        f"{', '.join(names[:6]) or 'nothing'}"
+        f"{', '.join(map(repr, names[:6])) or 'nothing'}"
     )
 
 

@@ -38,7 +38,7 @@ def live_layers(source: Any, prefix: str | None) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = dict.fromkeys(source.state_dict())
     for path, layer in source.named_modules():
-        if hasattr(layer, "eps") or hasattr(layer, "stride"):
+        if hasattr(layer, "eps") or hasattr(layer, "groups"):
             leaf = "running_var" if getattr(layer, "weight", None) is None else "weight"
             found[f"{path}.{leaf}".lstrip(".")] = layer
     return {name: layer for name, layer in plain_names(found, prefix).items() if layer is not None}
@@ -63,7 +63,7 @@ def differences(
                 continue
             ours = layer.module
             found = _of_norm(theirs, ours) if hasattr(theirs, "eps") else ()
-            if hasattr(theirs, "stride"):
+            if hasattr(theirs, "groups"):
                 found = _of_matrix(theirs) if place.rule.kind == "pointwise" else _of_conv(theirs, ours, padded_before)
             for said, mend in found:
                 yield Difference(f"{path} has {said}", type(ours).__name__, mend)
@@ -97,6 +97,9 @@ def _one_minus(momentum: float) -> str:
 
 
 def _of_conv(theirs: Any, ours: Any, padded_before: bool) -> Iterator[tuple[str, str]]:
+    if getattr(theirs, "transposed", False):
+        yield f"a transposed convolution, the target a {type(ours).__name__}", "a transposed convolution in its place"
+        return
     if not hasattr(ours, "strides"):
         return
     rank = len(theirs.kernel_size)

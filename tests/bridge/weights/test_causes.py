@@ -14,8 +14,10 @@ from torch.nn.utils import parametrizations, prune
 
 from bridge import Rule, load_weights, to_flax, to_torch
 from bridge.weights import WeightsMismatch, convert_checkpoint, write_safetensors
+from bridge.weights.trees import empty_model
 from jaxdw.nnx import DepthwiseConv
 from tests.bridge.weights.test_convert import channels_first, channels_last, images, integers
+from tests.references import reference
 
 
 def target(make):
@@ -334,6 +336,7 @@ UNLIKE = [
     ({"dilation": 2}, {}, "dilation (2, 2), the target has kernel_dilation (1, 1)"),
     ({"padding": 1, "padding_mode": "reflect"}, {"padding": 1}, "padding (1, 1) (reflect), the target's padding is 1"),
     ({"padding": 1, "padding_mode": "replicate"}, {"padding": 1}, "padding_mode 'replicate', which Flax lacks"),
+    ({"padding": 1}, {"padding": ((1, 0), (0, 1))}, "padding (1, 1), the target's padding is ((1, 0), (0, 1))"),
     ({}, {"input_dilation": 2}, "no input dilation, the target's input_dilation is (2, 2)"),
 ]
 
@@ -356,6 +359,24 @@ def test_other_settings_of_a_convolution_are_named_unless_not_asked_for(theirs, 
 def test_a_strided_convolution_is_no_matrix():
     with pytest.raises(WeightsMismatch, match=r"stride \(2, 2\), and the target is a matrix"):
         to_flax(nn.Conv2d(4, 4, 1, stride=2), target(linear), [Rule("", "", "pointwise")])
+
+
+def test_a_transposed_convolution_is_no_convolution():
+    with pytest.raises(WeightsMismatch, match="the layer has a transposed convolution, the target a Conv"):
+        to_flax(nn.ConvTranspose2d(8, 8, 3), target(conv))
+
+
+def test_another_librarys_conventions_are_named_and_rules_add_to_an_architectures():
+    theirs = reference("torchvision.mobilenet_v3_small", width=0.35)
+    with pytest.raises(WeightsMismatch, match=r"build the target with `like='torchvision'`"):
+        to_flax(theirs, empty_model("mobilenet_v3_small", "torchvision", num_classes=10, width=0.35, bn_epsilon=1e-5))
+    state = load_weights(theirs)
+    for leaf in ("weight", "bias"):
+        state[f"fc.{leaf}"] = state.pop(f"classifier.3.{leaf}")
+    ours = empty_model("mobilenet_v3_small", "torchvision", num_classes=10, width=0.35)
+    converted = to_flax(state, ours, [Rule("fc", "classifier", "linear")])
+    assert converted.manifest.rules == "your own, and of torchvision.mobilenet_v3_small"
+    assert np.array_equal(converted.weights["classifier"]["kernel"].get_value(), state["fc.weight"].T)
 
 
 def test_a_layer_that_pads_by_code_of_its_own_is_not_compared_in_that():
@@ -399,7 +420,7 @@ def zipped():
         (exported, "a.pt", r"an exported program"),
         (scripted, "a.pt", r"TorchScript, a program.*torch\.jit\.load"),
         (numpys, "a.npz", r"archive of NumPy.*load_weights\(dict\(np\.load"),
-        (zipped, "a.zip", r"a zip archive, and no PyTorch checkpoint: .* it has model/readme\.txt"),
+        (zipped, "a.zip", r"a zip archive, and no PyTorch checkpoint: .* it has 'model/readme\.txt"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's, that TorchScript is deprecated
