@@ -62,7 +62,7 @@ def unwrapped(tensors: Mapping[str, Value], chosen: Mapping[str, str] | None = N
       ValueError: two names become one.
     """
     names = {name: name for name in tensors} if chosen is None else chosen
-    plain = {name: _unwrapped(short) for name, short in names.items()}
+    plain = {name: without_wrappers(short) for name, short in names.items()}
     while heads := [head for head in _BEFORE if plain and all(short.startswith(head) for short in plain.values())]:
         plain = {name: short.removeprefix(heads[0]) for name, short in plain.items()}
     by_plain: dict[str, list[str]] = {}
@@ -76,7 +76,8 @@ def unwrapped(tensors: Mapping[str, Value], chosen: Mapping[str, str] | None = N
     return {short: tensors[name] for name, short in plain.items()}
 
 
-def _unwrapped(name: str) -> str:
+def without_wrappers(name: str) -> str:
+    """A name without the parts that wrappers put inside it."""
     return ".".join(part for part in name.split(".") if part not in _INSIDE)
 
 

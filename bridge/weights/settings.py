@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bridge.weights.names import plain_names
+from bridge.weights.names import plain_names, without_wrappers
 from bridge.weights.rules import RuleBook
 from bridge.weights.trees import Layer
 from jaxdw.geometry import Geometry, spatial_tuple
@@ -36,11 +36,11 @@ def live_layers(source: Any, prefix: str | None) -> dict[str, Any]:
     """The convolutions and normalizations of a live model, by the name of a parameter that each has."""
     if not callable(getattr(source, "named_modules", None)):
         return {}
-    found: dict[str, Any] = dict.fromkeys(source.state_dict())
+    found: dict[str, Any] = dict.fromkeys(map(without_wrappers, source.state_dict()))
     for path, layer in source.named_modules():
         if hasattr(layer, "eps") or hasattr(layer, "groups"):
             leaf = "running_var" if getattr(layer, "weight", None) is None else "weight"
-            found[f"{path}.{leaf}".lstrip(".")] = layer
+            found[without_wrappers(f"{path}.{leaf}".lstrip("."))] = layer
     return {name: layer for name, layer in plain_names(found, prefix).items() if layer is not None}
 
 

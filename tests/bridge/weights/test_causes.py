@@ -144,6 +144,14 @@ def test_a_live_model_takes_a_prefix_too_and_its_settings_are_compared():
         to_flax(theirs, wrong, prefix="model.")
 
 
+def test_a_live_model_with_checkpointed_activations_is_compared_as_the_bare_one():
+    wrapper = pytest.importorskip("torch.distributed.algorithms._checkpoint.checkpoint_wrapper")
+    module = nn.ModuleDict({"conv": wrapper.checkpoint_wrapper(nn.Conv2d(8, 8, 3, stride=2))})
+    to_flax(module, target(lambda rngs: Module(conv=conv(rngs, strides=2))))
+    with pytest.raises(WeightsMismatch, match=r"conv has stride \(2, 2\)"):
+        to_flax(nn.DataParallel(module), target(lambda rngs: Module(conv=conv(rngs))))
+
+
 def randomized(module, seed=0):
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
