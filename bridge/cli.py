@@ -344,6 +344,9 @@ def convert(
     width: Annotated[float, typer.Option(help="Width multiplier of the model.")] = 1.0,
     part: Annotated[str, typer.Option(help="Which entry of a training checkpoint, as state_dict_ema.")] = "",
     prefix: Annotated[str, typer.Option(help="Take only names that start with it, without it.")] = "",
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Multiply out weight normalization, spectral normalization and pruning.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite.")] = False,
 ) -> None:
     """Turn PyTorch weights into Flax weights or back, every tensor accounted for.
@@ -359,6 +362,7 @@ def convert(
         width=width,
         part=part or None,
         prefix=prefix or None,
+        merge=merge,
         force=force,
         track=functools.partial(track, description=str(destination)),
     )

@@ -28,6 +28,13 @@ _ACTIVATIONS: Mapping[Any, str] = {
 #: What a lambda is called.
 NAMELESS = "a function without a name"
 
+#: How the parts of a model are called whose operations are known.
+_CALLS = {known: known.__call__ for known in (InvertedResidual, ConvNormAct, SqueezeExcite)}
+_NETWORK = {name: getattr(MobileNet, name) for name in ("__call__", "features", "classify")}
+
+#: Where functions come from whose names say what they compute.
+_LIBRARIES = {"jax", "jaxlib", "flax", "jaxdw"}
+
 #: Gives steps, and returns the name of the last.
 Built = Generator["Step", None, str]
 
@@ -69,11 +76,19 @@ _function = jax.jit(lambda run, *inputs: run(*inputs), static_argnums=0)
 def steps(model: MobileNet) -> Sequence[Step]:
     """The operations of a model in eval mode, in order; the last one gives its output.
 
+    Raises:
+      TypeError: a subclass of MobileNet that computes something else.
+
     >>> from jaxdw.models import mobilenet_v2
     >>> model = nnx.eval_shape(lambda: mobilenet_v2(10, rngs=nnx.Rngs(0)))
     >>> [(step.name, step.kind) for step in steps(model)][3:5]
     [('blocks.0.depthwise.conv', 'depthwise'), ('blocks.0.depthwise.norm', 'batch norm')]
     """
+    if own := [name for name, known in _NETWORK.items() if getattr(type(model), name) is not known]:
+        raise TypeError(
+            f"`model` is a {type(model).__name__} with `{'`, `'.join(own)}` of its own, expected those of "
+            "`jaxdw.models.MobileNet`: the operations of others are not known"
+        )
     return list(_network(model))
 
 
@@ -152,7 +167,7 @@ def _kind(path: str, layer: Any) -> str:
 
 
 def _calls_its_own(module: nnx.Module, known: type[nnx.Module]) -> bool:
-    return type(module).__call__ is not known.__call__
+    return type(module).__call__ is not _CALLS[known]
 
 
 def _opaque(path: str, module: nnx.Module, given: str) -> Built:
@@ -162,13 +177,15 @@ def _opaque(path: str, module: nnx.Module, given: str) -> Built:
 
 def _activation(path: str, function: Callable[[jax.Array], jax.Array], given: str) -> Built:
     kind = activation_name(function)
-    name = f"{path}.{'activation' if kind == NAMELESS else kind.replace(' ', '_')}"
+    name = f"{path}.{'activation' if kind == NAMELESS else kind.removeprefix('own ').replace(' ', '_')}"
     yield Step(name, kind, (given,), function, is_activation=True)
     return name
 
 
 def activation_name(function: Callable[[jax.Array], jax.Array]) -> str:
-    """The name of an activation: that of PyTorch's operation where there is one, else its own.
+    """Return the name of an activation: that of PyTorch's operation where there is one.
+
+    A function that is of no library may have any name, and is called its own.
 
     >>> import functools
     >>> [activation_name(f) for f in (nnx.swish, nnx.gelu, functools.partial(nnx.gelu, approximate=False), lambda x: x)]
@@ -176,11 +193,14 @@ def activation_name(function: Callable[[jax.Array], jax.Array]) -> str:
     """
     if isinstance(function, functools.partial):
         exact = function.func is nnx.gelu and function.keywords == {"approximate": False} and not function.args
-        return "gelu" if exact else f"partial {activation_name(function.func)}"
+        return "gelu" if exact else f"own {activation_name(function.func)}"
     if function in _ACTIVATIONS:
         return _ACTIVATIONS[function]
     name = getattr(function, "__name__", type(function).__name__)
-    return NAMELESS if name == "<lambda>" else name
+    if name == "<lambda>":
+        return NAMELESS
+    library = (getattr(function, "__module__", None) or "").partition(".")[0]
+    return name if library in _LIBRARIES else f"own {name}"
 
 
 def _step(path: str, kind: str, inputs: tuple[str, ...], run: Callable[..., jax.Array]) -> Built:

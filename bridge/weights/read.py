@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import os
@@ -16,6 +15,7 @@ import ml_dtypes  # noqa: F401  registers bfloat16 and float8 with NumPy
 import numpy as np
 
 from bridge.files import open_regular, read_json
+from bridge.weights.merge import in_parts, live_state, merged
 from bridge.weights.names import is_average, plain_names
 from bridge.weights.safetensors_ import read_safetensors
 
@@ -28,7 +28,9 @@ _MOST_PARTS = 1000
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 
 
-def load_weights(source: Any, *, part: str | None = None, prefix: str | None = None) -> dict[str, np.ndarray]:
+def load_weights(
+    source: Any, *, part: str | None = None, prefix: str | None = None, merge: bool = False
+) -> dict[str, np.ndarray]:
     """The tensors of a checkpoint or a live model by name, dtypes kept: bfloat16, float16 and float64 stay.
 
     Files are mapped, not read: an array takes memory when it is used. A live model is copied.
@@ -38,8 +40,10 @@ def load_weights(source: Any, *, part: str | None = None, prefix: str | None = N
         folder; a state_dict; or an `nn.Module`.
       part: which entry of a training checkpoint, such as "state_dict" or "model_ema"; needed where there is a choice,
         and always for an average of weights (EMA, SWA).
-      prefix: keep only the names that start with it, without it. `module.` and `_orig_mod.`, which PyTorch's wrappers
-        add, are taken off without being named.
+      prefix: keep only the names that start with it, without it. `module.`, `_orig_mod.` and others that wrappers add
+        are taken off without being named.
+      merge: whether to multiply out weights that are there in parts: weight and spectral normalization, pruning, and
+        any parametrization of a live model.
 
     Raises:
       ValueError: a file that is damaged, holds pickled code, or leaves a choice open; the message says which.
@@ -53,36 +57,23 @@ def load_weights(source: Any, *, part: str | None = None, prefix: str | None = N
     if isinstance(source, (str, os.PathLike)):
         tensors = _from_path(Path(source), part)
     else:
-        live = source.state_dict() if callable(getattr(source, "state_dict", None)) else source
+        is_live = callable(getattr(source, "state_dict", None))
+        live = source if not is_live else live_state(source) if merge else source.state_dict()
         if not isinstance(live, Mapping):
             raise TypeError(f"`source` is a {type(source).__name__}, expected a path, a state_dict or an nn.Module")
+        _refuse_lazy(live)
         tensors = {name: _array(name, value).copy() for name, value in _choose_part(live, part).items()}
-    return plain_names(tensors, prefix)
+    return prepared(tensors, prefix, merge)
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What a normalization computes with that is in no checkpoint."""
-
-    eps: float
-    momentum: float | None
-    has_momentum: bool
-
-
-def layer_settings(source: Any) -> dict[str, Settings]:
-    """eps and momentum of a live model's normalizations, by the name of one parameter of each."""
-    if not callable(getattr(source, "named_modules", None)):
-        return {}
-    layers = dict(source.named_modules())
-    of: dict[str, Settings | None] = dict.fromkeys(source.state_dict())
-    for name in of:
-        path, _, leaf = name.rpartition(".")
-        layer = layers.get(path)
-        eps = getattr(layer, "eps", None)
-        if leaf in ("weight", "running_var") and isinstance(eps, float):
-            of[name] = Settings(eps, getattr(layer, "momentum", None), hasattr(layer, "momentum"))
-    by_layer = {name.rpartition(".")[0]: (name, found) for name, found in plain_names(of).items() if found is not None}
-    return dict(by_layer.values())
+def prepared(tensors: Mapping[str, np.ndarray], prefix: str | None, merge: bool) -> dict[str, np.ndarray]:
+    """Arrays under their plain names, whole where `merge` asks for it."""
+    plain = plain_names(tensors, prefix)
+    if not merge:
+        return plain
+    torch_tensors = tensors_of({part: plain[part] for _, parts, _ in in_parts(plain) for part in parts})
+    whole = merged(dict(plain) | torch_tensors)
+    return {name: _array(name, value) for name, value in whole.items()}
 
 
 def tensors_of(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -169,6 +160,7 @@ def _torch_file(path: Path, is_zip: bool, part: str | None) -> dict[str, np.ndar
     import torch
 
     if is_zip:
+        _refuse_programs(path)
         _check_archive(path)
     try:
         unsafe = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)) if is_zip else []
@@ -193,13 +185,50 @@ def _torch_file(path: Path, is_zip: bool, part: str | None) -> dict[str, np.ndar
     return {name: _array(name, tensor) for name, tensor in tensors.items()}
 
 
+#: A record that only one kind of archive has, what that is, and how its weights are got in PyTorch or NumPy.
+_OTHERS = (
+    (
+        r"(^|/)constants\.pkl$",
+        "TorchScript, a program",
+        "If you trust it: `torch.save(torch.jit.load({0!r}).state_dict(), 'weights.pt')`",
+    ),
+    (
+        r"(^|/)(archive_format|serialized_exported_program\.json)$",
+        "an exported program (`torch.export`, a .pt2 archive)",
+        "If you trust it: `torch.save(dict(torch.export.load({0!r}).state_dict), 'weights.pt')`",
+    ),
+    (r"(^|/)\.data/extern_modules$", "a `torch.package`, a program", "Save the `state_dict()` of the model in it"),
+    (r"\.npy$", "an archive of NumPy (.npz)", "Call `bridge.load_weights(dict(np.load({0!r})))`"),
+)
+
+
+def _refuse_programs(path: Path) -> None:
+    """Names a sound archive that is no checkpoint."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError):
+        return  # `_check_archive` says what is damaged
+    if any(re.search(r"(^|/)data\.pkl$", name) for name in names) and not any(
+        name.endswith("/constants.pkl") for name in names
+    ):
+        return
+    for pattern, kind, mend in _OTHERS:
+        if any(re.search(pattern, name) for name in names):
+            raise ValueError(
+                f"{path} is {kind}, and no checkpoint, expected tensors of `torch.save`. {mend.format(str(path))}"
+            )
+    raise ValueError(
+        f"{path} is a zip archive, and no PyTorch checkpoint: it has no data.pkl; it has "
+        f"{', '.join(map(repr, names[:6])) or 'nothing'}"
+    )
+
+
 def _check_archive(path: Path) -> None:
     """The zip archive is whole: every record is stored plainly and has its checksum."""
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
-            if any(record.filename.endswith("/constants.pkl") for record in records):
-                raise ValueError("it is TorchScript, a program; load it in PyTorch and save its `state_dict()`")
             if sum(record.file_size for record in records) > path.stat().st_size:
                 raise ValueError("its records are larger than the file: they overlap, or claim what is not there")
             if packed := [r.filename for r in records if r.compress_type != zipfile.ZIP_STORED]:
@@ -260,6 +289,15 @@ def _sizes(parts: Mapping[str, Mapping]) -> str:
     return ", ".join(f"{name!r} ({len(tensors)} tensors)" for name, tensors in parts.items()) or "nothing"
 
 
+def _refuse_lazy(tensors: Mapping[str, Any]) -> None:
+    lazy = [name for name, value in tensors.items() if type(value).__name__.startswith("Uninitialized")]
+    if lazy:
+        raise ValueError(
+            f"{', '.join(lazy[:8])} of the model are lazy: they have no shape before its first forward. Run the model "
+            "once on an input, then convert it"
+        )
+
+
 def _is_tensor(value: Any) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
@@ -267,7 +305,7 @@ def _is_tensor(value: Any) -> bool:
 def _array(name: str, value: Any) -> np.ndarray:
     """A NumPy array of the same bytes; of a tensor that is contiguous in memory, a view."""
     if not hasattr(value, "element_size"):
-        return np.asarray(value)
+        return native(name, np.asarray(value))
     import torch
 
     word = str(value.dtype).removeprefix("torch.")
@@ -284,6 +322,17 @@ def _array(name: str, value: Any) -> np.ndarray:
     if math.prod(dense.shape) == 0:
         return np.zeros(tuple(dense.shape), dtype)
     return dense.reshape(-1).view(torch.uint8).numpy().view(dtype).reshape(tuple(dense.shape))
+
+
+def native(name: str, array: np.ndarray) -> np.ndarray:
+    """The numbers in this machine's byte order, which neither JAX nor PyTorch can do without.
+
+    Raises:
+      TypeError: no numbers.
+    """
+    if array.dtype.kind in "OSUMm" or array.dtype.names:
+        raise TypeError(f"tensor {name!r} has dtype {array.dtype}, expected numbers")
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _first_line(error: Exception) -> str:

@@ -191,7 +191,12 @@ ACTIVATIONS = [
     ("ours.stem.activation", nnx.swish, "stem.silu", "JAX computes silu where PyTorch computes hard swish"),
     ("ours.blocks.0.squeeze_excite.gate", nnx.sigmoid, "expand.sigmoid", "sigmoid where PyTorch computes hard sigmoid"),
     ("ours.blocks.1.expand.activation", relu6, "expand.relu6", "JAX computes relu6 where PyTorch computes relu"),
-    ("ours.blocks.2.depthwise.activation", lower_relu, "lower_relu", "JAX computes lower_relu where PyTorch computes"),
+    (
+        "ours.blocks.2.depthwise.activation",
+        lower_relu,
+        "lower_relu",
+        "JAX computes own lower_relu where PyTorch computes",
+    ),
     ("ours.blocks.3.squeeze_excite.activation", nnx.gelu, "gelu_(tanh)", "JAX computes gelu (tanh) where PyTorch"),
     ("ours.blocks.3.depthwise.activation", lambda x: x, "depthwise.activation", "JAX computes nothing where PyTorch"),
     ("ours.blocks.3.project.activation", lambda x: x, "", ""),  # computes nothing, as PyTorch
@@ -247,6 +252,18 @@ def test_wrong_activations_of_v1_are_named(seed):
     wrong = [layer.name for layer in found.layers if not layer.verdict.passes]
     assert wrong == ["blocks.3.project.relu", "blocks.5.depthwise.relu6"] and not found.left
     assert found.first_wrong.torch == "blocks.2.0.bn2.act"
+
+
+def test_a_network_that_computes_something_else_is_refused(small):
+    class Own(jaxdw.models.MobileNet):
+        def features(self, x):
+            return super().features(x) * 2
+
+    theirs, ours, manifest, images = small
+    wrong = nnx.clone(ours)
+    wrong.__class__ = Own
+    with pytest.raises(TypeError, match="`model` is a Own with `features` of its own, expected those of"):
+        model_parity(theirs, wrong, images, manifest)
 
 
 def test_an_operation_that_was_not_compared_never_passes(clean):
