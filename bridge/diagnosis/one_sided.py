@@ -36,33 +36,39 @@ def one_sided(side: Side) -> str:
     _, once = np.unique(reference, return_index=True)
     error, reference, channel = error[once], reference[once], channel[once]
     everywhere = np.zeros_like(channel)
-    tests = 2 * (1 + features)
-    for group, groups in ((everywhere, 1), (channel, features)):
-        for positive, (way, other) in (
-            (error > 0, ("above the exact result", "below the exact result")),
-            (
-                error * reference > 0,
-                ("farther from zero than the exact result", "nearer to zero than the exact result"),
-            ),
-        ):
-            n = np.bincount(group, minlength=groups)
-            up = np.bincount(group, positive, groups).astype(int)
-            most = np.maximum(up, n - up)
-            unit = side.arithmetic.output.unit_roundoff
-            with np.errstate(all="ignore"):
-                chance = np.sqrt(math.log(2 * tests / _FALSE_ALARM) / (2 * n))
-                hit = np.flatnonzero(most > n * (0.5 + unit + chance))
-            if len(hit):
-                first = int(hit[0])
-                words = f"{most[first]} of the {n[first]} elements{f' of channel {first}' if groups > 1 else ''}"
-                words = f"{words} with an error lie {way if 2 * up[first] > n[first] else other}"
-                mine = group == first
-                mean = _mean_ulp(error[mine], reference[mine], side)
-                return (
-                    f"{side.name} is one-sided: {words}, {mean:+.2g} ULP on average; a systematic error, "
-                    f"since rounding to nearest alone would do so with a probability below {_FALSE_ALARM:g}"
-                )
+    signs = (
+        (error > 0, ("above", "below")),
+        (error * reference > 0, ("farther from zero than", "nearer to zero than")),
+    )
+    chance = _FALSE_ALARM / (2 * (1 + features))
+    for positive, (way, other) in signs:
+        up, n, hit = _beyond_chance(channel, positive, features, chance, side)
+        if 0 < 2 * len(hit) <= features:
+            group, words = channel, f" of channel {hit[0]}{f' (and {len(hit) - 1} more)' if len(hit) > 1 else ''}"
+        else:
+            group, words = everywhere, ""
+            up, n, hit = _beyond_chance(everywhere, positive, 1, chance, side)
+        if len(hit):
+            first, mine = hit[0], group == hit[0]
+            lie = f"{max(up[first], n[first] - up[first])} of the {n[first]} elements{words} with an error lie"
+            return (
+                f"{side.name} is one-sided: {lie} {way if 2 * up[first] > n[first] else other} the exact result, "
+                f"{_mean_ulp(error[mine], reference[mine], side):+.2g} ULP on average; a systematic error, since "
+                f"rounding to nearest alone would do so with a probability below {_FALSE_ALARM:g}"
+            )
     return ""
+
+
+def _beyond_chance(
+    group: np.ndarray, positive: np.ndarray, groups: int, probability: float, side: Side
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`(positive errors, errors, the groups with more of one sign than chance gives)` for each group."""
+    n = np.bincount(group, minlength=groups)
+    up = np.bincount(group, positive, groups).astype(int)
+    with np.errstate(all="ignore"):
+        chance = np.sqrt(math.log(2 / probability) / (2 * n))
+        share = np.maximum(up, n - up) / n
+    return up, n, np.flatnonzero(share > 0.5 + side.arithmetic.output.unit_roundoff + chance)
 
 
 def _mean_ulp(error: np.ndarray, reference: np.ndarray, side: Side) -> float:

@@ -296,12 +296,22 @@ def _affine_of(side: Side, fits: _Fits, inside: np.ndarray) -> Iterator[Mistake]
         fits.case, fits.solve([fits.without_bias, fits.of_ones], without, inside, everything), _tolerance(side)
     )
     yield from _outputs(side, fits.solve([fits.exact, ones], fits.y, inside, everything))
-    if fits.case.geometry.channels > 1:
-        yield from _inputs(
-            fits.case, fits.solve([fits.without_bias, fits.of_ones], without, inside, per_input), _tolerance(side)
-        )
-    if fits.features > 1:
-        yield from _outputs(side, fits.solve([fits.exact, ones], fits.y, inside, 1))
+    by_input = fits.solve([fits.without_bias, fits.of_ones], without, inside, per_input)
+    by_output = fits.solve([fits.exact, ones], fits.y, inside, 1)
+    inputs, outputs = _inputs(fits.case, by_input, _tolerance(side)), _outputs(side, by_output)
+    if per_input == 1 and np.ptp(fits.of_ones, axis=0).max() == 0:  # nothing tells them apart; images have few channels
+        alike = "; without padding, {} gives the same numbers"
+        inputs = _with_cause(inputs, alike.format("a BatchNorm after the layer"))
+        outputs = _with_cause(outputs, alike.format("an input that is normalised by channel"))
+        if everything > 4:
+            inputs, outputs = outputs, inputs
+    if everything > 1:
+        yield from inputs
+        yield from outputs
+
+
+def _with_cause(found: Iterator[Mistake], more: str) -> Iterator[Mistake]:
+    return (dataclasses.replace(mistake, cause=mistake.cause + more) for mistake in found)
 
 
 def _tolerance(side: Side) -> float:

@@ -226,6 +226,7 @@ def _hypotheses(side: Side, fmt: Format) -> Iterator[Rounded]:
     bias = [(), ("bias",)] if _has_bias(side) else [()]
     for truncated, subset, extra in itertools.product((False, True), _subsets(side), bias):
         yield Rounded(fmt, (*subset, *extra), truncated)
+    yield from (Rounded(fmt, extra, truncated) for truncated in (False, True) for extra in bias if extra)
     if fmt in (TF32, BFLOAT16) and side.target.quantity == "dx":
         yield Rounded(fmt, windows=True)
         yield Rounded(fmt, factors, windows=True)
