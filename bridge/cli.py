@@ -18,6 +18,7 @@ import numpy as np
 import typer
 from rich.markup import escape
 
+from bridge.accumulation.reveal import MOST_TAPS, check_taps
 from bridge.case import DTYPES, Case
 from bridge.console import Console, complain, printable
 from bridge.diagnosis import Diagnosis, Verdict
@@ -94,6 +95,9 @@ LayoutOption = Annotated[
         help="Of --shape, --input and --kernel. channels_first is PyTorch's: input (batch, channels, *sizes), kernel "
         "(channels*multiplier, 1, *kernel_size)."
     ),
+]
+MaxTapsOption = Annotated[
+    int, typer.Option(help="Taps of the largest window whose order of addition is revealed.", min=1)
 ]
 SeedOption = Annotated[int, typer.Option(help="Of the random numbers, where no file is given.", min=0)]
 _FAIL_ON = f"Exit 1 on this verdict or a weaker one: {', '.join(Verdict)}."
@@ -194,6 +198,7 @@ def parity(
             "brackets, as jax.grouped\\[precision=tpu-default], which does to its operands what a TPU does."
         ),
     ] = None,
+    max_taps: MaxTapsOption = MOST_TAPS,
     gradient: Annotated[
         bool, typer.Option("--gradient", help="Compare the gradients by the input instead of the outputs.")
     ] = False,
@@ -231,6 +236,11 @@ def parity(
     if bundle is not None:
         check_new_folder(bundle)
     case = _case(shape, kernel_size, strides, padding, dilation, multiplier, bias, dtype, seed, input, kernel, layout)
+    if explain:
+        check_taps("--explain", case.geometry, max_taps)
+    elif explain is None and case.geometry.taps > MOST_TAPS:
+        log.warning("more than %d taps: no order of addition is revealed without --explain --max-taps", MOST_TAPS)
+    _allow_depth(case.geometry.taps)
     dy = None
     if gradient:
         dy = np.asarray(np.random.default_rng(seed + 1).standard_normal(case.geometry.output_shape)).astype(case.dtype)
@@ -286,6 +296,7 @@ def reveal(
     dtype: DtypeOption = "",
     seed: SeedOption = 0,
     every: Annotated[bool, typer.Option("--every", help="Every class of elements, not the largest four.")] = False,
+    max_taps: MaxTapsOption = MOST_TAPS,
     json: JsonOption = None,
 ) -> None:
     """Show in which order implementations add, whether they fuse multiply and add, and where two of them part.
@@ -297,6 +308,8 @@ def reveal(
 
     _check_outputs("jaxdw.reveal", {"--json": json})
     case = _case(shape, kernel_size, strides, padding, dilation, multiplier, bias, dtype, seed, None, None)
+    check_taps("reveal", case.geometry, max_taps)
+    _allow_depth(case.geometry.taps)
     chosen = _names(implementations) if implementations else [name for name in DEFAULT if name != "numpy.exact"]
     orders = [reveal_order(implementation(name), case) for name in track(chosen, "revealing the order of addition")]
     console = _console()
@@ -586,12 +599,18 @@ def bench(
         if isinstance(found, int):
             raise typer.Exit(found)
         report = found
-    print_report(report, _console())
+    try:
+        print_report(report, _console())
+        picture = to_svg(report) if svg is not None else ""
+    except (LookupError, ArithmeticError, ValueError, TypeError, AttributeError) as error:
+        if from_json is None:
+            raise
+        raise ValueError(f"`--from-json` is {from_json}, whose figures do not fit together: {error!r}") from error
     _summary(f"{len(report.wrong)} results were wrong" if report.wrong else "every result that was timed was right")
     if json is not None:
         write_atomically(json, report.to_json())
     if svg is not None:
-        write_atomically(svg, to_svg(report))
+        write_atomically(svg, picture)
     raise typer.Exit(1 if report.wrong else 0)
 
 
@@ -708,6 +727,11 @@ def _check_outputs(schema: str, options: Mapping[str, Path | None]) -> None:
         check_writable(path, schema)
     if len({path.resolve() for path in paths.values()}) < len(paths):
         raise ValueError(f"`{'` and `'.join(paths)}` are both {next(iter(paths.values()))}, expected two files")
+
+
+def _allow_depth(taps: int) -> None:
+    """Let a tree of additions be walked that is as deep as a window has taps."""
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), 10 * taps))
 
 
 def _case(

@@ -12,6 +12,7 @@ import numpy as np
 
 from bridge.accumulation import AccumulationOrder, replay, reveal
 from bridge.accumulation.gradient import InputGradient, has_input_gradient_case, input_gradient_case
+from bridge.accumulation.reveal import MOST_TAPS
 from bridge.case import Case
 from bridge.diagnosis.comparison import Comparison, compare_sides
 from bridge.diagnosis.integers import IntegerTest, integer_test
@@ -104,7 +105,7 @@ def parity(
       implementations: names or Implementations; None: PyTorch's convolution, the question's unfold and multiply
         in two ways, lax's convolution, jaxdw's methods and the exact result.
       explain: reveal each implementation's order of addition and replay it, which can prove EXPLAINED and takes about
-        2 n runs for n taps; None: where the output is small.
+        2 n runs for n taps; None: where the output is small and the window has at most `MOST_TAPS` taps.
       quantity: "y", the output, or "dx", the gradient of sum(dy y) by the input, from each framework's own
         differentiation; of a gradient no integers are tested.
       dy: the gradient by the output, of its shape and dtype, for "dx".
@@ -124,7 +125,10 @@ def parity(
     if len(chosen) < 2 or len(set(names)) < len(names):
         raise ValueError(f"`implementations` is {names}, expected at least two, each once")
     if explain is None:
-        explain = math.prod(case.geometry.output_shape) * case.geometry.taps <= EXPLAINED_UNASKED
+        explain = (
+            case.geometry.taps <= MOST_TAPS
+            and math.prod(case.geometry.output_shape) * case.geometry.taps <= EXPLAINED_UNASKED
+        )
     if quantity not in ("y", "dx"):
         raise ValueError(f"`quantity` is {quantity!r}, expected 'y' or 'dx'")
     target = Target.of(case, quantity, dy)
