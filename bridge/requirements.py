@@ -7,7 +7,7 @@ import re
 
 NEEDED = {
     "torch": (2, 6),
-    "jax": (0, 8),
+    "jax": (0, 8, 2),
     "typer": (0, 15),
     "rich": (13, 9),
     "pydantic": (2, 10),

@@ -21,7 +21,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdw import _arrays, conv, primitive
-from jaxdw._compat import modules_of, varying_along, varying_axes
+from jaxdw._compat import varying_along, varying_axes
 from jaxdw.geometry import Geometry, Padding
 from jaxdw.methods import METHODS
 from jaxdw.methods.taps import starts_from_bias
@@ -148,7 +148,7 @@ def shard_layers(model: Model, spec: PartitionSpec, mesh: Mesh | AbstractMesh | 
     if not isinstance(model, nnx.Module):
         kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
         raise TypeError(f"`model` is {kind}, expected a flax.nnx.Module")
-    for _, module in modules_of(model):
+    for _, module in nnx.iter_modules(model):
         if isinstance(module, DepthwiseConv):
             module.depthwise_conv = Over(spec, mesh)
         elif isinstance(module, nnx.Conv) and module.conv_general_dilated is dense.conv_general_dilated:

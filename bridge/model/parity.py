@@ -16,7 +16,6 @@ from bridge.model.matching import described, match
 from bridge.model.operations import Operation
 from bridge.model.steps import IMAGES, Step, steps
 from bridge.weights.manifest import Manifest
-from jaxdw._compat import in_inference
 from jaxdw.models import MobileNet
 
 Track = Callable[[Sequence[Step]], Iterable[Step]]
@@ -157,7 +156,7 @@ def model_parity(
     if not isinstance(images, np.ndarray) or images.dtype != np.float32 or images.ndim != 4 or not images.size:
         given = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
         raise ValueError(f"`images` is {given}, expected a NumPy array (N, H, W, C) of float32 that is not empty")
-    model = in_inference(model)
+    model = nnx.view(model, use_running_average=True, deterministic=True)
     done, theirs = operations(module, images)
     every = steps(model)
     matching = match(every, done, manifest)
