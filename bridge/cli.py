@@ -572,6 +572,7 @@ def doctor(
 ) -> None:
     """Versions, processor, threads and flags; what can be compared; and whether jaxdw has PyTorch's bits here."""
     from bridge.implementations import implementations
+    from bridge.requirements import untested
     from bridge.selftest import taps_against_torch
 
     console = Console()
@@ -579,6 +580,8 @@ def doctor(
     for name, value in info.items():
         console.print(f"{name:{width}}  {value}", highlight=False, markup=False)
     console.print(f"{'implementations':{width}}  {', '.join(implementations())}", highlight=False, markup=False)
+    if line := untested():
+        console.print(f"\n{line}", highlight=False)
     result = taps_against_torch(cases, seed)
     console.print(
         f"\nSelf-test: jax.taps has the bits of torch.conv2d on {result.equal} of {result.elements} elements "
