@@ -683,6 +683,7 @@ def doctor(
     """
     from bridge import sentinel
     from bridge.implementations import implementations
+    from bridge.requirements import untested
     from bridge.selftest import taps_against_torch
 
     console = _console()
@@ -690,6 +691,8 @@ def doctor(
     for name, value in info.items():
         console.print(f"{name:{width}}  {value}", highlight=False, markup=False)
     console.print(f"{'implementations':{width}}  {', '.join(implementations())}", highlight=False, markup=False)
+    if line := untested():
+        console.print(f"\n{line}", highlight=False)
     result = taps_against_torch(cases, seed)
     console.print(
         f"\nSelf-test: jax.taps has the bits of torch.conv2d on {result.equal} of {result.elements} elements "

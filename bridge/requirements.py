@@ -9,13 +9,16 @@ from pathlib import Path
 
 NEEDED = {
     "torch": (2, 6),
-    "jax": (0, 8),
+    "jax": (0, 8, 2),
     "typer": (0, 15),
     "rich": (13, 9),
     "pydantic": (2, 10),
     "ml_dtypes": (0, 5),
     "jinja2": (3, 1),
 }
+
+#: The newest releases that the tests have run with: docs/versions.md.
+TESTED = {"jax": (0, 12), "flax": (0, 12), "torch": (2, 15)}
 
 
 def unmet() -> str:
@@ -37,6 +40,17 @@ def versions() -> str:
     own = re.search(r'^__version__ = "(.*)"', source.read_text(), re.MULTILINE)
     others = (f"{name} {_version(name) or 'none'}" for name in ("jax", "flax", "torch"))
     return ", ".join([f"jaxdw {own[1] if own else 'unknown'}", *others, f"Python {platform.python_version()}"])
+
+
+def untested() -> str:
+    """Return one line that names what is newer than the tests have run with; empty where nothing is."""
+    newer = [
+        f"{name} {importlib.metadata.version(name)}" for name, most in TESTED.items() if _installed(name)[:2] > most
+    ]
+    if not newer:
+        return ""
+    known = ", ".join(f"{name} {'.'.join(map(str, most))}" for name, most in TESTED.items())
+    return f"Warning: {', '.join(newer)} is newer than what was tested: up to {known}."
 
 
 def _installed(name: str) -> tuple[int, ...]:

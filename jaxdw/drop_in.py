@@ -14,7 +14,6 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdw import _arrays
-from jaxdw._compat import modules_of
 from jaxdw.conv import depthwise_conv
 from jaxdw.geometry import Geometry, Padding
 
@@ -113,7 +112,7 @@ def accelerate(model: Model) -> Model:
             f"`model` is {kind}, expected a flax.nnx.Module; a layer of Flax Linen takes "
             "`conv_general_dilated=jaxdw.conv_general_dilated` where it is built"
         )
-    for _, module in modules_of(model):
+    for _, module in nnx.iter_modules(model):
         if (
             isinstance(module, nnx.Conv)
             and module.feature_group_count == module.in_features >= 2

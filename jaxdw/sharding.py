@@ -21,7 +21,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdw import _arrays, conv, primitive
-from jaxdw._compat import modules_of, varying_along, varying_axes
+from jaxdw._compat import varying_along, varying_axes
 from jaxdw.geometry import Geometry, Padding
 from jaxdw.methods import METHODS
 from jaxdw.methods.taps import add_bias, starts_from_bias
@@ -148,7 +148,7 @@ def shard_layers(model: Model, spec: PartitionSpec, mesh: Mesh | AbstractMesh | 
     if not isinstance(model, nnx.Module):
         kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
         raise TypeError(f"`model` is {kind}, expected a flax.nnx.Module")
-    for _, module in modules_of(model):
+    for _, module in nnx.iter_modules(model):
         if isinstance(module, DepthwiseConv):
             module.depthwise_conv = Over(spec, mesh)
         elif isinstance(module, nnx.Conv) and module.conv_general_dilated is dense.conv_general_dilated:
@@ -162,12 +162,13 @@ class _Share(NamedTuple):
     Attributes:
       names: the mesh axes, the first one major.
       shards: over how many devices.
-      ranks: for each shard, which device along these mesh axes has it, counted as `lax.ppermute` does: in the order of
-        the mesh, whatever the order of the names.
+      as_in_mesh: the same in the order of the mesh, which `lax.ppermute` counts in and JAX 0.12 insists on.
+      ranks: for each shard, which device along these mesh axes has it, counted in that order.
     """
 
     names: tuple[str, ...]
     shards: int
+    as_in_mesh: tuple[str, ...]
     ranks: tuple[int, ...]
 
 
@@ -254,12 +255,12 @@ class _Halo:
 
     def _received(self, x: jax.Array, at: int, width: int, step: int) -> jax.Array:
         """The `width` positions next to this block, of the shard `step` before it."""
-        names, count, ranks = self.share
+        names, count, as_in_mesh, ranks = self.share
         end = self.size - width if step > 0 else 0
         ring = [(ranks[shard], ranks[(shard + step) % count]) for shard in range(count)]
         border = 0 if step > 0 else count - 1  # the shard that nobody is before
         pairs = [(source, to) for source, to in ring if self.mode == "circular" or to != ranks[border]]
-        halo = lax.ppermute(lax.slice_in_dim(x, end, end + width, axis=at), names, pairs)
+        halo = lax.ppermute(lax.slice_in_dim(x, end, end + width, axis=at), as_in_mesh, pairs)
         if self.mode != "reflect":
             return halo
         begin = 1 if step > 0 else self.size - 1 - width
@@ -511,7 +512,8 @@ def _share(names: tuple[str, ...], mesh: Mesh | AbstractMesh) -> _Share:
     in_mesh_order = np.argsort([mesh.axis_names.index(name) for name in names]).astype(int)
     ranks = np.arange(math.prod(sizes)).reshape([sizes[axis] for axis in in_mesh_order])
     ranks = ranks.transpose(np.argsort(in_mesh_order))
-    return _Share(names, math.prod(sizes), tuple(map(int, ranks.ravel())))
+    as_in_mesh = tuple(names[axis] for axis in in_mesh_order)
+    return _Share(names, math.prod(sizes), as_in_mesh, tuple(map(int, ranks.ravel())))
 
 
 def _check_divides(what: str, shape: tuple[int, ...], geometry: Geometry, shares: Sequence[_Share]) -> None:

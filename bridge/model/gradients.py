@@ -17,7 +17,6 @@ from bridge.model.isolated import NAMES, compared
 from bridge.model.operations import Gradient
 from bridge.weights.layouts import CONVOLUTION
 from bridge.weights.manifest import Manifest
-from jaxdw._compat import modules_of
 from jaxdw.models import MobileNet
 from jaxdw.nnx import DepthwiseConv
 
@@ -61,7 +60,7 @@ def gradient_parity(
     from bridge.model.capture import gradients
 
     paths = {moved.torch.name.rpartition(".")[0]: moved.flax.name.rpartition(".")[0] for moved in manifest.moved}
-    layers = {".".join(map(str, path)): layer for path, layer in modules_of(model)}
+    layers = {".".join(map(str, path)): layer for path, layer in nnx.iter_modules(model)}
     return [_layer(paths[each.layer], layers[paths[each.layer]], each) for each in gradients(module, images, labels)]
 
 

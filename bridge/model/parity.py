@@ -17,7 +17,6 @@ from bridge.model.matching import Counterpart, Missing, described, match
 from bridge.model.operations import INPUT, Operation
 from bridge.model.steps import IMAGES, Step, steps
 from bridge.weights.manifest import Manifest
-from jaxdw._compat import in_inference
 from jaxdw.models import MobileNet
 
 _log = logging.getLogger("bridge")
@@ -161,7 +160,7 @@ def model_parity(
     if not isinstance(images, np.ndarray) or images.dtype != np.float32 or images.ndim != 4 or not images.size:
         given = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
         raise ValueError(f"`images` is {given}, expected a NumPy array (N, H, W, C) of float32 that is not empty")
-    model = in_inference(model)
+    model = nnx.view(model, use_running_average=True, deterministic=True)
     _log.info("%s: running it in PyTorch", name)
     done, theirs = operations(module, images)
     every = steps(model)

@@ -86,8 +86,6 @@ class Tree:
     def _of_state(cls, state: Any, layers: Mapping[str, Layer]) -> Tree:
         from flax import nnx
 
-        from jaxdw._compat import value_of
-
         variables = {path: v for path, v in nnx.to_flat_state(state) if not isinstance(v, nnx.RngState)}
         names = {path: _dotted(path) for path in variables}
         _check_distinct(names)
@@ -97,7 +95,7 @@ class Tree:
                 [(path, variables[path].replace(_on_device(name, values[name]))) for path, name in names.items()]
             )
 
-        return cls({name: value_of(variables[path]) for path, name in names.items()}, layers, build)
+        return cls({name: variables[path].get_value() for path, name in names.items()}, layers, build)
 
 
 def empty_model(model: str, library: str, **options: Any) -> Any:
@@ -143,7 +141,6 @@ def _on_device(name: str, value: np.ndarray) -> Any:
 def _layers(module: Any) -> Iterator[tuple[str, Layer]]:
     from flax import nnx
 
-    from jaxdw._compat import modules_of
     from jaxdw.nnx import DepthwiseConv
 
     kinds = {
@@ -153,7 +150,7 @@ def _layers(module: Any) -> Iterator[tuple[str, Layer]]:
         (nnx.LayerNorm, nnx.GroupNorm, nnx.RMSNorm, nnx.InstanceNorm): "norm",
         (nnx.Embed,): "embedding",
     }
-    for path, layer in modules_of(module):
+    for path, layer in nnx.iter_modules(module):
         for types, kind in kinds.items():
             if isinstance(layer, types):
                 yield _dotted(path), Layer(kind, layer)

@@ -176,8 +176,6 @@ def test_each_kind_of_geometry_has_its_sums(name, small, seed, monkeypatch):
     most = next((most for start, most in small_blocks.items() if name.startswith(start)), mosaic.BLOCK_BYTES)
     monkeypatch.setattr(mosaic, "BLOCK_BYTES", most)
     x_shape, kernel_shape, options = TABLE[name]
-    if "columns, with zeros" in name and jax.__version_info__ < (0, 8, 3):
-        pytest.skip("JAX 0.8.0 interprets no kernel with a constant in a branch")
     geometry = Geometry.of(x_shape, kernel_shape, **options)
     if name.startswith(("several", "blocks")):
         assert max(axis.tiles for axis in mosaic._Volume.of(geometry).axes) > 1 or "channels" in name

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxdw._compat import modules_of
 from jaxdw.models import (
     Architecture,
     Block,
@@ -116,7 +115,7 @@ def test_bfloat16_computes_narrow_and_keeps_parameters_and_statistics():
 @pytest.mark.parametrize("make", [mobilenet_v1, mobilenet_v2, mobilenet_v3_small, mobilenet_v3_large])
 def test_every_depthwise_layer_takes_the_method(make):
     model = nnx.eval_shape(lambda: make(method="patches", rngs=nnx.Rngs(0)))
-    layers = [layer for _, layer in modules_of(model) if isinstance(layer, DepthwiseConv)]
+    layers = [layer for _, layer in nnx.iter_modules(model) if isinstance(layer, DepthwiseConv)]
     assert len(layers) == len(model.blocks) and {layer.method for layer in layers} == {"patches"}
 
 
