@@ -79,7 +79,7 @@ def test_taps_is_one_chain_in_a_loop_too(name, seed):
     assert same_bits(np.asarray(y), oracle.fma_chain(case, bias_first=bias_comes_first(case.geometry))).all()
 
 
-@pytest.mark.parametrize("number, name", enumerate(CASES), ids=CASES)
+@pytest.mark.parametrize("number, name", list(enumerate(CASES)), ids=CASES)
 def test_gradients_of_many_taps_are_exact_on_whole_numbers(number, name, seed, full):
     shape, kernel_size, options = CASES[name]
     rng = np.random.default_rng(1)
