@@ -92,13 +92,13 @@ def kernel_gradient_in_loop(x: jax.Array, dy: jax.Array, geometry: Geometry, com
         image, *outputs = place
         corner = [output * stride for output, stride in zip(outputs, strides)]
         sizes = [span + (count - 1) * stride for span, count, stride in zip(spans, counts[1:], strides)]
-        block = lax.dynamic_slice(padded, (image, *corner, 0), (1, *sizes, features))
+        block = lax.dynamic_slice(padded, (image, *corner, 0), (counts[0], *sizes, features))
         own = lax.dynamic_slice(gradient, (*place, 0), (*counts, features))
         products = []
         for output in np.ndindex(*counts):
-            begin = [o * stride for o, stride in zip(output[1:], strides)]
-            end = [b + span for b, span in zip(begin, spans)]
-            value = lax.slice(block, (0, *begin, 0), (1, *end, features), (1, *geometry.kernel_dilation, 1))[0]
+            begin = [o * stride for o, stride in zip(output, (1, *strides))]
+            end = [b + span for b, span in zip(begin, (1, *spans))]
+            value = lax.slice(block, (*begin, 0), (*end, features), (1, *geometry.kernel_dilation, 1))[0]
             products.append(widened(value, compute) * jnp.broadcast_to(widened(own[output], compute), total.shape))
         return total + functools.reduce(jnp.add, products)
 
