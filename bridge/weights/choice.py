@@ -42,11 +42,14 @@ def choose_rules(rules: Rules | None, torch: Sequence[str], tree: Tree, automati
         return best, books[best]
     if not tree.is_module:
         raise ValueError(
-            "`rules` is None, expected rules: the target is no known architecture, and a bare tree does not say "
-            "whether a kernel is a convolution's, a transposed convolution's or a matrix"
+            "`rules` is None, expected rules, or the `nnx.Module` itself as `target`: the target is no known "
+            "architecture, and a bare tree does not say whether a kernel is a convolution's, a transposed "
+            "convolution's or a matrix"
         )
-    layers = [Rule(path, path, layer.kind) for path, layer in tree.layers.items()]
-    return "equal names", RuleBook([*layers, *(Rule(name, name, "array") for name in tree.bare)])
+    kinds = {path: layer.kind for path, layer in tree.layers.items()} | dict.fromkeys(tree.bare, "array")
+    rules = [Rule(path, path, kind) for path, kind in kinds.items()]
+    rules += [Rule(short, path, kinds[path]) for path, short in tree.in_sequence.items() if path in kinds]
+    return "equal names", RuleBook(rules)
 
 
 def named_rules(rules: Rules, flax: Iterable[str]) -> tuple[str, RuleBook]:

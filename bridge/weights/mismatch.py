@@ -130,7 +130,8 @@ class Misfits:
         outputs = {(_outputs(place, shape), wanted[-1]) for place, shape, wanted in self.shapes if shape and wanted}
         if len(layers) == 1 and len(outputs) == 1 and (pair := outputs.pop())[0] != pair[1]:
             layer = next(iter(layers)) or "the layer"
-            yield f"the number of classes differs: {layer} has {pair[0]} outputs, the target {pair[1]}"
+            what = "outputs" if any(max(wanted[:-2], default=1) > 1 for *_, wanted in self.shapes) else "classes"
+            yield f"the number of {what} differs: {layer} has {pair[0]} outputs, the target {pair[1]}"
         if len(layers) > 2:
             place, shape, wanted = self.shapes[0]
             yield f"another width: {place.torch} is {shape}, and {place.flax} is {wanted}"

@@ -33,6 +33,7 @@ class Tree:
       layers: NNX modules by path, those whose kind is known; empty for a bare tree.
       others: the types of Flax's own layers whose kind is not known, by path: ConvTranspose, LinearGeneral.
       bare: the paths of parameters that stand in no layer, in the user's own modules; empty for a bare tree.
+      in_sequence: for the paths below an `nnx.Sequential` those of PyTorch's, which has no `layers` in them.
       is_module: whether it is an NNX module, and no bare tree.
       build: a tree of the same kind and structure with other values.
     """
@@ -42,6 +43,7 @@ class Tree:
     build: Callable[[Mapping[str, np.ndarray]], Any]
     others: Mapping[str, str] = dataclasses.field(default_factory=dict)
     bare: Sequence[str] = ()
+    in_sequence: Mapping[str, str] = dataclasses.field(default_factory=dict)
     is_module: bool = False
 
     @classmethod
@@ -59,7 +61,8 @@ class Tree:
                 tree = cls._of_state(nnx.state(target), dict(_layers(target)))
                 others = _others(target, tree.layers)
                 bare = [name for name in tree.leaves if not _belongs(name, tree.layers, others)]
-                return dataclasses.replace(tree, others=others, bare=bare, is_module=True)
+                short = _in_sequence(target, [*tree.layers, *bare])
+                return dataclasses.replace(tree, others=others, bare=bare, in_sequence=short, is_module=True)
             if isinstance(target, nnx.State):
                 return cls._of_state(target, {})
         if not isinstance(target, Mapping):
@@ -166,6 +169,19 @@ def _others(module: Any, known: Mapping[str, Layer]) -> dict[str, str]:
         for path, layer in nnx.iter_modules(module)
         if _dotted(path) not in known and not isinstance(layer, containers) and _is_flax(type(layer))
     }
+
+
+def _in_sequence(module: Any, paths: Sequence[str]) -> dict[str, str]:
+    from flax import nnx
+
+    found = {_dotted(path) for path, each in nnx.iter_modules(module) if isinstance(each, nnx.Sequential)}
+    result = {}
+    for path in paths:
+        parts = path.split(".")
+        short = [p for i, p in enumerate(parts) if p != "layers" or ".".join(parts[:i]) not in found]
+        if len(short) < len(parts):
+            result[path] = ".".join(short)
+    return result
 
 
 def _is_flax(kind: type) -> bool:

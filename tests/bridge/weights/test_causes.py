@@ -253,7 +253,7 @@ CAUSES = {
     "tied, once in the target": (
         Tied(),
         lambda rngs: Module(embed=embedding(rngs)),
-        ["tied weights: head.weight is embed.weight", "del weights['head.weight']"],
+        ["tied weights: head.weight is embed.weight, and the target has one place", "del weights['head.weight']"],
     ),
     "tied, once in the checkpoint": (
         arrays(embed__weight=(7, 4)),
@@ -263,17 +263,37 @@ CAUSES = {
     "a transposed convolution": (
         nn.ModuleDict({"up": nn.ConvTranspose2d(4, 4, 3)}),
         lambda rngs: Module(up=nnx.ConvTranspose(4, 4, (3, 3), rngs=rngs)),
-        ["no kind of rule moves the axes of up (ConvTranspose)", "Rule(NAME_IN_PYTORCH, 'up.kernel', 'array')"],
+        ["no kind of rule is for up (ConvTranspose)", "Rule(NAME_IN_PYTORCH, 'up.kernel', 'array')"],
     ),
     "a transposed convolution alone": (
         nn.ConvTranspose2d(4, 4, 3),
         lambda rngs: nnx.ConvTranspose(4, 4, (3, 3), rngs=rngs),
-        ["moves the axes of the target (ConvTranspose)"],
+        ["no kind of rule is for the target (ConvTranspose)"],
     ),
     "attention": (
         nn.ModuleDict({"at": nn.MultiheadAttention(4, 2)}),
         lambda rngs: Module(at=nnx.MultiHeadAttention(2, 4, 4, decode=False, rngs=rngs)),
-        ["at.query (LinearGeneral)"],
+        ["no kind of rule is for at (MultiHeadAttention)"],
+    ),
+    "a recurrent cell": (
+        nn.GRUCell(4, 4),
+        lambda rngs: nnx.GRUCell(4, 4, rngs=rngs),
+        ["no kind of rule is for the target (GRUCell)"],
+    ),
+    "a channel multiplier": (
+        nn.Conv2d(4, 8, 3, groups=4),
+        lambda rngs: DepthwiseConv(4, (3, 3), padding=0, rngs=rngs),
+        ["weight has 8 outputs: build DepthwiseConv with `channel_multiplier=2`", "the number of outputs differs"],
+    ),
+    "a 1x1 convolution for a matrix": (
+        nn.Conv2d(4, 4, 1),
+        linear,
+        ["weight is of a 1x1 convolution, and kernel is a matrix: add Rule('', '', 'pointwise') to `rules`"],
+    ),
+    "a matrix for a 1x1 convolution": (
+        nn.Linear(4, 8),
+        lambda rngs: nnx.Conv(4, 8, (1, 1), rngs=rngs),
+        ["weights['weight'] = weights['weight'][:, :, None, None]"],
     ),
     "a LayerNorm's eps": (nn.LayerNorm(4), lambda rngs: nnx.LayerNorm(4, rngs=rngs), ["LayerNorm", "epsilon=1e-05."]),
     "a GroupNorm's groups": (
@@ -303,6 +323,15 @@ def test_the_cause_is_named(name):
         assert words in str(raised.value)
     if "eps" in name:
         assert not {"momentum", "BatchNorm"} & set(str(raised.value).replace(".", " ").split())
+
+
+def test_a_sequence_has_no_layers_in_its_names():
+    theirs = nn.ModuleDict({"body": nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Sequential(nn.Linear(4, 4)))})
+    body = lambda rngs: nnx.Sequential(linear(rngs), nnx.relu, nnx.Sequential(linear(rngs)))  # noqa: E731
+    weights, manifest = to_flax(theirs, target(lambda rngs: Module(body=body(rngs))))
+    kernel = weights["body"]["layers"][2]["layers"][0]["kernel"].get_value()
+    assert np.array_equal(kernel, theirs["body"][2][0].weight.detach().T)
+    assert to_torch(weights, manifest).weights.keys() == theirs.state_dict().keys()
 
 
 def test_hints_of_tied_weights_and_of_layers_without_a_kind_can_be_followed():
