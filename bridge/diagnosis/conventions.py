@@ -70,7 +70,7 @@ def _single(side: Side) -> Iterator[Mistake]:
     yield from matched(side)
     if is_output:
         yield from _functions(side, screen, Mistake("", "", "", side.target.case))
-        yield from (m for m in pointwise.applied_before(side) if screen.passes(screen.expected(m)))
+        yield from pointwise.applied_before(side, screen.reads)
         yield from pointwise.affine(side)
 
 
