@@ -340,7 +340,7 @@ def _inputs(case: Case, found: np.ndarray, tolerance: float) -> Iterator[Mistake
     if not np.isfinite(found).all() or not found[:, 0].all():
         return
     u, wide = format_of(case.dtype).unit_roundoff, case.x.astype(np.float64)
-    for a, b in _nice(*found.T, tolerance):
+    for a, b in _nice(found[:, 0], found[:, 1], tolerance):
         if (np.abs(a + 1) < tolerance).all() and not b.any():
             return  # the wrong sign has a name of its own
         x = cast(a * wide + b, case.dtype)
@@ -388,7 +388,7 @@ def _outputs(side: Side, found: np.ndarray) -> Iterator[Mistake]:
     if not np.isfinite(found).all() or not found[:, 0].all():
         return
     u = format_of(side.y.dtype).unit_roundoff
-    for s, t in _nice(*found.T, _tolerance(side)):
+    for s, t in _nice(found[:, 0], found[:, 1], _tolerance(side)):
         if (np.abs(s + 1) < _tolerance(side)).all() and not t.any():
             return
         name, cause, mend = _batch_norm(side, s, t) if len(s) > 1 else _whole(float(s[0]), float(t[0]))

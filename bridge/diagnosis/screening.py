@@ -100,7 +100,7 @@ class Screen:
 
     def passes(self, expected: Expected) -> bool:
         """Whether each element is near what is expected, but for one."""
-        return np.count_nonzero(np.abs(self.y - expected.reference) > expected.allowed) <= 1
+        return int(np.count_nonzero(np.abs(self.y - expected.reference) > expected.allowed)) <= 1
 
 
 def exact_terms(side: Side) -> int:
