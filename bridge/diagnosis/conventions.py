@@ -70,7 +70,7 @@ def _single(side: Side) -> Iterator[Mistake]:
     yield from matched(side)
     if is_output:
         yield from _functions(side, screen, Mistake("", "", "", side.target.case))
-        yield from (m for m in pointwise.applied_before(side) if screen.passes(screen.expected(m)))
+        yield from pointwise.applied_before(side, screen.reads)
         yield from pointwise.affine(side)
 
 
@@ -118,7 +118,7 @@ def _explains(side: Side, mistake: Mistake) -> bool:
 def _is_seen(side: Side, mistake: Mistake) -> bool:
     """Whether what the mistake allows, for roundings of its own, would not explain y without the mistake as well."""
     without = Expected(side.expected.reference, _allowing(side, mistake, None).allowed)
-    return np.count_nonzero(side.unexplained_by(without)) > 0.1 * np.count_nonzero(side.outside)
+    return bool(np.count_nonzero(side.unexplained_by(without)) > 0.1 * np.count_nonzero(side.outside))
 
 
 def _unexplained(side: Side, mistake: Mistake, flat: np.ndarray | None) -> np.ndarray:

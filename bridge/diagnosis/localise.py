@@ -17,7 +17,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -283,7 +283,7 @@ def follows_inputs(side: Side, expected: Expected) -> bool:
     kernel = side.target.case.kernel[..., 0, features].astype(np.float64)
     back = np.zeros((_DRAWS, *(n + 1 for n in g.spatial), residual.shape[-1]))  # the last index is padding
     for tap in np.ndindex(g.kernel_size):
-        index = np.ix_(*(source[:, t] for source, t in zip(g.sources, tap)))
+        index: tuple[Any, ...] = np.ix_(*(source[:, t] for source, t in zip(g.sources, tap)))
         np.add.at(back, (slice(None), *index), signs * (residual * kernel[tap]))
     inside = (slice(None), *(slice(n) for n in g.spatial))
     by_input = back[inside].reshape(_DRAWS, -1, residual.shape[-1] // g.multiplier, g.multiplier).sum(axis=-1)
@@ -313,10 +313,11 @@ def _holds(side: Side, fault: Fault, inside: np.ndarray) -> bool:
     case, g, channel = side.target.case, side.target.case.geometry, fault.channel
     reference, allowed = (a[..., channel] for a in side.expected)
     difference = side.y[..., channel].astype(np.float64) - reference
-    predicted = np.full(difference.shape, fault.bias) if fault.scale is None else (fault.scale - 1) * reference
-    x = case.x[..., channel // g.multiplier].astype(np.float64) if fault.taps else None
+    predicted: np.ndarray = (
+        np.full(difference.shape, fault.bias) if fault.scale is None else (fault.scale - 1) * reference
+    )
     for tap, _, amount in fault.taps:
-        taken, valid = x, np.ones((), bool)
+        taken, valid = case.x[..., channel // g.multiplier].astype(np.float64), np.ones((), bool)
         for axis, (source, t) in enumerate(zip(g.sources, tap)):
             taken = np.take(taken, np.maximum(source[:, t], 0), axis=len(g.batch) + axis)
             valid = np.logical_and.outer(valid, source[:, t] >= 0)

@@ -36,7 +36,7 @@ class Mistake:
       case: what was computed instead.
       rearrange: what happened to its output; None for nothing.
       place: what part of the computation it concerns.
-      after: what a function of each element makes of the expected output; None for nothing.
+      after: what a function of each element makes of the expected output, given its channels; None for nothing.
       error_of_x: how far each element of the case's x may be from what was computed, of x's shape; None for nothing.
     """
 
@@ -46,7 +46,7 @@ class Mistake:
     case: Case
     rearrange: Rearrange | None = None
     place: str = ""
-    after: Callable[[Expected], Expected] | None = None
+    after: Callable[[Expected, np.ndarray], Expected] | None = None
     error_of_x: np.ndarray | None = None
 
     @property
@@ -333,8 +333,8 @@ def padding_modes(case: Case) -> Iterator[Mistake]:
         return
     batch = len(g.batch)
 
-    def padded(x: np.ndarray, pads: tuple[tuple[int, int], ...], mode: str) -> Case:
-        x = np.pad(x, ((0, 0),) * batch + pads + ((0, 0),), mode=modes[mode])
+    def padded(x: np.ndarray, pads: Sequence[Sequence[int]], mode: str) -> Case:
+        x = np.pad(x, [(0, 0)] * batch + [(low, high) for low, high in pads] + [(0, 0)], mode=modes[mode])
         return case.replace(x=x, padding="VALID")
 
     shifts = [(0,) * g.rank] if g.padding_mode == "zeros" else list(itertools.product((0, -1, 1), repeat=g.rank))

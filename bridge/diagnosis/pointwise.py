@@ -24,8 +24,8 @@ import numpy as np
 
 from bridge.case import Case
 from bridge.diagnosis.mistakes import Mistake
-from bridge.diagnosis.target import Expected, products, sampled_products
-from bridge.numerics import cast, exact_sum, format_of
+from bridge.diagnosis.target import Expected, products, sampled_terms
+from bridge.numerics import Products, cast, exact_sum, format_of
 
 if TYPE_CHECKING:
     from bridge.diagnosis.side import Side
@@ -147,10 +147,9 @@ def leaky_before(side: Side) -> Iterator[Function]:
     """Leaky ReLU before the layer: then y = conv(max(x, 0)) + slope conv(min(x, 0)) + bias."""
     case = side.target.case
     at = np.unravel_index(side.sample, side.y.shape)
-    plus, minus = (
-        exact_sum(sampled_products(case.replace(x=part, bias=None), at)).reference
-        for part in (np.maximum(case.x, 0), np.minimum(case.x, 0))
-    )
+    terms = sampled_terms(case.replace(bias=None), at)
+    parts = ([(clip(x, x.dtype.type(0)), w, valid) for x, w, valid in terms] for clip in (np.maximum, np.minimum))
+    plus, minus = (exact_sum(Products.of(part, side.sample.shape)).reference for part in parts)
     left = side.y.ravel()[side.sample].astype(np.float64) - plus
     if case.bias is not None:
         left -= case.bias.astype(np.float64)[at[-1]]
@@ -180,12 +179,14 @@ def applied_after(mistake: Mistake, functions: list[Function], side: Side) -> Mi
     return also if mistake.case is side.target.case and mistake.rearrange is None else mistake.then(also)
 
 
-def applied_before(side: Side) -> Iterator[Mistake]:
-    """Functions of the input; those that do the same to every element of it are one mistake."""
+def applied_before(side: Side, near: Callable[[Callable[[np.ndarray], np.ndarray]], bool]) -> Iterator[Mistake]:
+    """Functions of the input that come near y; those that do the same to every element of x are one mistake."""
     case = side.target.case
     u, wide = format_of(case.dtype).unit_roundoff, case.x.astype(np.float64)
     found: dict[bytes, tuple[np.ndarray, list[Function]]] = {}
     for function in (*FUNCTIONS, *leaky_before(side)):
+        if not near(function.of):
+            continue
         with np.errstate(all="ignore"):
             x = cast(function.of(wide), case.dtype)
         found.setdefault(x.tobytes(), (x, []))[1].append(function)
@@ -207,13 +208,10 @@ def _or(others: list[Function]) -> str:
 # Affine maps
 
 
-def scaled(first: Mistake, side: Side, y: np.ndarray, total: np.ndarray, bias: np.ndarray) -> Iterator[Mistake]:
-    """A mistake with its input scaled, by what y is of `total`, the sums of the mistake at the same elements."""
-    left, products = y - bias, total - bias
-    power = float(products @ products)
-    if power and math.isfinite(a := float(left @ products) / power) and abs(a) not in (0.0, 1.0):
-        for also in _inputs(first.case, np.array([[a, 0.0]]), _tolerance(side)):
-            yield first.then(also)
+def scaled(first: Mistake, factor: float, side: Side) -> Iterator[Mistake]:
+    """A mistake with its input scaled too."""
+    for also in _inputs(first.case, np.array([[factor, 0.0]]), _tolerance(side)):
+        yield first.then(also)
 
 
 def affine(side: Side) -> Iterator[Mistake]:
@@ -342,7 +340,7 @@ def _inputs(case: Case, found: np.ndarray, tolerance: float) -> Iterator[Mistake
     if not np.isfinite(found).all() or not found[:, 0].all():
         return
     u, wide = format_of(case.dtype).unit_roundoff, case.x.astype(np.float64)
-    for a, b in _nice(*found.T, tolerance):
+    for a, b in _nice(found[:, 0], found[:, 1], tolerance):
         if (np.abs(a + 1) < tolerance).all() and not b.any():
             return  # the wrong sign has a name of its own
         x = cast(a * wide + b, case.dtype)
@@ -390,7 +388,7 @@ def _outputs(side: Side, found: np.ndarray) -> Iterator[Mistake]:
     if not np.isfinite(found).all() or not found[:, 0].all():
         return
     u = format_of(side.y.dtype).unit_roundoff
-    for s, t in _nice(*found.T, _tolerance(side)):
+    for s, t in _nice(found[:, 0], found[:, 1], _tolerance(side)):
         if (np.abs(s + 1) < _tolerance(side)).all() and not t.any():
             return
         name, cause, mend = _batch_norm(side, s, t) if len(s) > 1 else _whole(float(s[0]), float(t[0]))

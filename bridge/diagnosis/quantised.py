@@ -63,15 +63,16 @@ def quantised(side: Side) -> Finding | None:
     """The rule by which quantised operands predict y; None if none does."""
     if side.target.quantity != "y" or not np.isfinite(side.target.case.x.astype(np.float64)).all():
         return None
+    known: dict[tuple[str, Rule, np.dtype], np.ndarray] = {}
     for of_x, of_kernel in itertools.product((None, *_OF_X), (None, *_OF_KERNEL)):
         rules = {name: rule for name, rule in (("x", of_x), ("kernel", of_kernel)) if rule is not None}
-        for case in _cases(side, rules):
+        for case in _cases(side, rules, known):
             if _predicts(side, case, side.sample) and _predicts(side, case, None):
                 return _finding(side, rules)
     return None
 
 
-def _cases(side: Side, rules: dict[str, Rule]) -> Iterator[Case]:
+def _cases(side: Side, rules: dict[str, Rule], known: dict[tuple[str, Rule, np.dtype], np.ndarray]) -> Iterator[Case]:
     """The case with quantised operands; of half precision as float32, rounded to it again, and in it throughout."""
     case = side.target.case
     if not rules:
@@ -81,7 +82,9 @@ def _cases(side: Side, rules: dict[str, Rule]) -> Iterator[Case]:
     for work, kept in ((wide, wide), (wide, case.dtype), (case.dtype, case.dtype)) if half else ((wide, wide),):
         operands = {name: getattr(case, name) for name in ("x", "kernel", "bias")}
         for name, rule in rules.items():
-            operands[name] = rule.quantise(operands[name], work)
+            if (name, rule, work) not in known:
+                known[name, rule, work] = rule.quantise(operands[name], work)
+            operands[name] = known[name, rule, work]
         yield case.replace(**{name: None if a is None else a.astype(kept) for name, a in operands.items()})
 
 

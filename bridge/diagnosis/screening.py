@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,22 +61,34 @@ class Screen:
         if mistake.case is self.side.target.case:
             whole = self.side.expected
             return (whole.rearranged(mistake.rearrange) if mistake.rearrange else whole).at(self.flat)
-        source = self.flat
-        if mistake.rearrange is not None:
-            source = mistake.rearrange(self._indices).ravel()[self.flat]
-        total, size = sums(mistake.case, np.unravel_index(source, self.side.y.shape))
+        total, size = sums(mistake.case, self._at(mistake))
         return Expected(total, _SLACK * self._scale * size + self._tiny)
 
     def scaled(self, mistake: Mistake) -> Iterator[Mistake]:
         """The mistake with its input scaled too, where that brings each element near."""
-        channel = self.flat % self.side.y.shape[-1]
-        bias = mistake.case.bias
-        if mistake.rearrange is not None and bias is not None:
-            channel = np.unravel_index(mistake.rearrange(self._indices).ravel()[self.flat], self.side.y.shape)[-1]
-        added = np.zeros(len(self.flat)) if bias is None else bias[channel].astype(np.float64)
-        for both in scaled(mistake, self.side, self.y, self.expected(mistake).reference, added):
-            if self.passes(self.expected(both)):
-                yield both
+        at = self._at(mistake)
+        bias = np.zeros(len(self.flat)) if mistake.case.bias is None else mistake.case.bias[at[-1]].astype(np.float64)
+        products = sums(mistake.case, at)[0] - bias
+        power = float(products @ products)
+        factor = float((self.y - bias) @ products) / power if power else 0.0
+        if not power or not np.isfinite(factor) or abs(factor) in (0.0, 1.0):
+            return
+        total, size = sums(mistake.case, at, lambda x: factor * x)
+        if self.passes(Expected(total, _SLACK * self._scale * size + self._tiny)):
+            yield from scaled(mistake, factor, self.side)
+
+    def reads(self, of: Callable[[np.ndarray], np.ndarray]) -> bool:
+        """Whether the case with `of` applied to its input brings each element near; the input is not copied."""
+        case = self.side.target.case
+        total, size = sums(case, np.unravel_index(self.flat, self.side.y.shape), of)
+        return self.passes(Expected(total, _SLACK * self._scale * size + self._tiny))
+
+    def _at(self, mistake: Mistake) -> tuple[np.ndarray, ...]:
+        """Where the elements are in the mistake's output before it is rearranged."""
+        source = self.flat
+        if mistake.rearrange is not None:
+            source = mistake.rearrange(self._indices).ravel()[self.flat]
+        return np.unravel_index(source, self.side.y.shape)
 
     @functools.cached_property
     def _indices(self) -> np.ndarray:
@@ -88,7 +100,7 @@ class Screen:
 
     def passes(self, expected: Expected) -> bool:
         """Whether each element is near what is expected, but for one."""
-        return np.count_nonzero(np.abs(self.y - expected.reference) > expected.allowed) <= 1
+        return int(np.count_nonzero(np.abs(self.y - expected.reference) > expected.allowed)) <= 1
 
 
 def exact_terms(side: Side) -> int:
@@ -96,8 +108,13 @@ def exact_terms(side: Side) -> int:
     return side.target.case.terms
 
 
-def sums(case: Case, at: tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """`(sum x w + b, sum |x w| + |b|)` in float64 at some outputs: `at` has one index array an axis of the output."""
+def sums(
+    case: Case, at: tuple[np.ndarray, ...], of: Callable[[np.ndarray], np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`(sum x w + b, sum |x w| + |b|)` in float64 at some outputs: `at` has one index array an axis of the output.
+
+    With `of`, that function of x is in its place, and the sizes are no smaller than those of x and of 1.
+    """
     g = case.geometry
     *leading, feature = at
     spatial = leading[len(g.batch) :]
@@ -114,6 +131,8 @@ def sums(case: Case, at: tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray
     batch = [grid(index) for index in leading[: len(g.batch)]]
     x = case.x[(*batch, *(np.maximum(source, 0) for source in sources), grid(feature // g.multiplier))]
     w = np.moveaxis(case.kernel[..., 0, :], -1, 0)[feature]
-    product = np.where(valid, x.astype(np.float64) * w.astype(np.float64), 0.0).reshape(len(feature), -1)
+    x, w = x.astype(np.float64), w.astype(np.float64)
+    read, most = (x, np.abs(x)) if of is None else (of(x), np.maximum(np.abs(of(x)), np.abs(x) + 1))
+    product, size = (np.where(valid, a, 0.0).reshape(len(feature), -1) for a in (read * w, most * np.abs(w)))
     bias = np.zeros(1) if case.bias is None else case.bias[feature].astype(np.float64)
-    return product.sum(axis=1) + bias, np.abs(product).sum(axis=1) + np.abs(bias)
+    return product.sum(axis=1) + bias, size.sum(axis=1) + np.abs(bias)
