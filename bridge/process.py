@@ -23,7 +23,7 @@ PACKAGES = ("bridge", "jaxdw")
 
 
 class _Folder:
-    """A finder of modules in one folder: those that are named, and those that these import themselves.
+    """A finder of modules in one folder: those that are named.
 
     A folder on `sys.path` would serve every import, also `import torch` or the search for an optional package.
     """
@@ -33,12 +33,16 @@ class _Folder:
         self.names = set(names)
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
-        if path is not None or not (name in self.names or _importer() in self.names):
-            return None
-        spec = PathFinder.find_spec(name, [self.folder])
-        if spec is not None:
+        return PathFinder.find_spec(name, [self.folder]) if path is None and name in self.names else None
+
+
+class _UsersFolder(_Folder):
+    """A finder that also serves what the named modules import themselves."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
+        if path is None and _importer() in self.names:
             self.names.add(name)
-        return spec
+        return super().find_spec(name, path, target)
 
 
 def _importer() -> str:
@@ -70,8 +74,8 @@ def import_named(name: str) -> ModuleType:
 
 
 @functools.cache
-def _current(folder: str) -> _Folder:
-    finder = _Folder(folder)
+def _current(folder: str) -> _UsersFolder:
+    finder = _UsersFolder(folder)
     sys.meta_path.append(finder)  # after all others, so that nothing installed is replaced
     return finder
 
