@@ -23,8 +23,8 @@ _LACK = re.compile(
 #: Bytes from which on work is checked before it is done: to look what is free takes a while, too.
 _CHECKED = 1 << 26
 
-#: Bytes of address space that both frameworks reserve until their first result: 1.6 GB on 2 cores.
-_LOADED = 3 << 29
+#: Address space of a process with both frameworks and their threads, on 2 cores: what is not yet loaded will be.
+_LOADED = 2 << 30
 
 #: What to do.
 ADVICE = "Use a smaller `--shape` or `--batch`, fewer `--implementations`, or allow more memory"
@@ -63,12 +63,9 @@ def check_starts() -> None:
     Raises:
       MemoryError: the process may not reserve what they do.
     """
-    found = min(_own_limits(), key=lambda limit: limit.count, default=None)
-    if found is not None and found.count < _LOADED:
-        raise MemoryError(
-            f"PyTorch and JAX reserve about {size(_LOADED)} of address space when they are loaded, and {found}. "
-            f"{ADVICE}"
-        )
+    for limit in _own_limits():
+        if not limit.count:
+            raise MemoryError(f"PyTorch and JAX take about {size(_LOADED)} of address space, and {limit}. {ADVICE}")
 
 
 def lack_of_memory(error: BaseException | str) -> str:
@@ -112,8 +109,9 @@ def _own_limits() -> Iterator[Free]:
     own = _table(Path("/proc/self/status"))
     for name, used, command in (("RLIMIT_AS", "VmSize", "ulimit -v"), ("RLIMIT_DATA", "VmData", "ulimit -d")):
         limit = -1 if resource is None else resource.getrlimit(getattr(resource, name))[0]
+        taken = max(1024 * own.get(used, 0), _LOADED if name == "RLIMIT_AS" else 0)
         if limit not in (-1, getattr(resource, "RLIM_INFINITY", -1)):
-            yield Free(max(0, limit - 1024 * own.get(used, 0)), f"of the {size(limit)} that `{command}` allows")
+            yield Free(max(0, limit - taken), f"of the {size(limit)} that `{command}` allows")
 
 
 def _groups() -> Iterator[tuple[Path, str, str]]:

@@ -72,7 +72,7 @@ class Subject:
         """
         self.runs += 1
         if not self.runs % _TOLD:
-            _log.info("revealing %s: run %d of about %d", self.name, self.runs, len(self.names) + 40)
+            _log.info("revealing %s: run %d, %d taps", self.name, self.runs, self.case.geometry.taps)
         try:
             with np.errstate(all="ignore"):  # masks and infinities are meant to overflow
                 y = np.asarray(self._run(case))

@@ -76,6 +76,8 @@ def convert_checkpoint(
         raise ValueError(f"`to` is {to!r}, expected one of {', '.join(Format)}")
     for path in (destination, manifest_path(destination)):
         check_free(path, force)
+    if destination.is_dir() and (to != Format.ORBAX or not (is_orbax(destination) or not any(destination.iterdir()))):
+        raise FileExistsError(f"{destination} is a folder that is no Orbax checkpoint, which alone is overwritten")
     weights = read_orbax(source) if is_orbax(source) else load_weights(source, part=part, prefix=prefix, merge=merge)
     beside = manifest_path(source)
     manifest = Manifest.read(beside) if beside.exists() else None

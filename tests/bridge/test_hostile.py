@@ -194,6 +194,51 @@ def test_foreign_text_reaches_neither_terminal_nor_page_raw(tmp_path, jaxdw, bun
         assert code == 2 and len(told) <= 1, (arguments, error)
 
 
+@pytest.mark.parametrize("held", [b'{"precious":1}', b"\x93NUMPY\x01\x00", b'{"schema": "jaxdw.bundle/1"}'])
+def test_no_command_overwrites_a_foreign_file(held, tmp_path, jaxdw):
+    path = tmp_path / "r.json"
+    path.write_bytes(held)
+    for command in (
+        ("parity", "--json"),
+        ("parity", "--input", path, "--html"),
+        ("reveal", "--json"),
+        ("model", "mobilenet_v2", "--html"),
+        ("census", "timm:resnet18", "--out"),
+        ("census", "timm:resnet18", "--html"),
+        ("bench", "--svg"),
+        ("bench", "--json"),
+        ("audit", "--html"),
+        ("parity", "--bundle"),
+        ("convert", path),
+    ):
+        code, _, error = jaxdw(*command, path)
+        assert code == 2 and re.search("exists|is a file", error) and path.read_bytes() == held
+    folder = tmp_path / "home"
+    folder.mkdir()
+    (folder / "precious").write_bytes(held)
+    write_safetensors(tmp_path / "a.safetensors", {"a": np.ones(1, np.float32)})
+    for to in ("orbax", "flax"):
+        code, _, error = jaxdw("convert", tmp_path / "a.safetensors", folder, "--to", to, "--force")
+        assert code == 2 and "is a folder that is no Orbax checkpoint" in error and (folder / "precious").exists()
+
+
+def test_reports_of_the_same_kind_are_overwritten(tmp_path, jaxdw):
+    path, page = tmp_path / "r.json", tmp_path / "r.html"
+    command = ("parity", "--no-explain", "--implementations", "torch.conv2d,jax.taps", "--json", path, "--html", page)
+    assert [jaxdw(*command)[0] for _ in range(2)] == [0, 0]
+    assert jaxdw("reveal", "jax.taps", "--json", path)[0] == 2
+
+
+def test_windows_of_many_taps_are_not_revealed_unless_it_is_asked_for(jaxdw):
+    wide = ("--shape", "1x16x16x1", "--kernel-size", "12x12", "--padding", "VALID")
+    for command in (("reveal", "torch.conv2d", *wide), ("parity", "--explain", *wide)):
+        code, _, error = jaxdw(*command)
+        assert code == 2 and "windows of 144 taps" in error and "`--max-taps 144`" in error
+    two = ("--implementations", "torch.conv2d,numpy.exact")
+    code, out, error = jaxdw("parity", *wide, *two)
+    assert code == 0 and "EXPLAINED" not in out and "no order of addition is revealed" in error
+
+
 def test_text_is_made_printable_and_nothing_else():
     plain = "tab\tnewline\n \u00e4 \u4e2d \u0645 \U0001f600 \u00a0"
     assert printable(plain) == plain
