@@ -274,7 +274,7 @@ def test_hessian_vector_products_are_exact_on_integers():
         gradient = jax.grad(lambda *arrays: (nchw(function, *arrays) ** 2).sum(), (0, 1))
         return jax.jvp(gradient, arrays, tangents)
 
-    # Operation by operation: jaxlib 0.8.0 and 0.8.1 fold the constants of lax's program to wrong integers.
+    # Operation by operation: jaxlib 0.8.0 and 0.8.1 make wrong integers of lax's program of constants.
     expected = product(lax.conv_general_dilated)
     assert_equal(product(jaxdw.conv_general_dilated), expected)
     assert_equal(jax.jit(lambda: product(jaxdw.conv_general_dilated))(), expected)

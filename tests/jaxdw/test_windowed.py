@@ -365,6 +365,8 @@ def test_every_bit_is_that_of_contract_where_the_function_rounds_nothing(name, d
     kernel_shape = (*kernel_size, 1, shape[-1] * multiplier)
     x, kernel, bias = (jnp.asarray(rng.standard_normal(s), dtype) for s in (shape, kernel_shape, kernel_shape[-1:]))
     geometry = Geometry.of(x.shape, kernel.shape, **options)
+    if dtype == "float32" and geometry.channels == 9 and jax.__version_info__ >= (0, 12):
+        pytest.skip("jaxlib 0.12 rounds the products of the ninth of nine channels in `contract`: docs/versions.md")
     taps = tuple(range(-geometry.rank - 1, -1))
 
     def fn(w):
