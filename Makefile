@@ -43,5 +43,5 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up .venv (about a minute) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,models]' || \
-	  { echo "jaxdw could not install its packages: see pip's message above (torch 2.13.0 and jax 0.10.2 need wheels for this Python and platform)" >&2; exit 1; }
+	  { echo "jaxdw could not install its packages: see pip's message above (the torch and jax of constraints.txt need wheels for this Python and platform)" >&2; exit 1; }
 	@touch $@
