@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: parity test test-all lint bench census tpu clean setup
+.PHONY: parity test test-all test-versions lint bench census tpu clean setup
 .DEFAULT_GOAL := parity
 
 parity: $(READY)  ## answer the question: why unfold + matmul differs from F.conv2d, and what has the same bits
@@ -15,6 +15,9 @@ test: $(READY)  ## the tests, with a sample of the random cases
 
 test-all: $(READY)  ## the tests, with every random case
 	@$(PYTEST) -q --full
+
+test-versions: $(READY)  ## the tests on the oldest, the newest and other versions, into docs/versions.md; over an hour
+	@$(BIN)/python tests/versions.py
 
 lint: $(READY)  ## format, lint and types, as pre-commit runs them
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
@@ -43,5 +46,5 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up .venv (about a minute) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,models]' || \
-	  { echo "jaxdw could not install its packages: see pip's message above (the torch and jax of constraints.txt need wheels for this Python and platform)" >&2; exit 1; }
+	  { echo "jaxdw could not install its packages: see pip's message above (the pins of constraints.txt need wheels for this Python and platform)" >&2; exit 1; }
 	@touch $@

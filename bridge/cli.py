@@ -594,9 +594,7 @@ def doctor(
     )
     for line in result.misses:
         console.print(f"  differs: {line}", highlight=False, markup=False)
-    probes, stderr = sentinel.PROBES, Console(stderr=True)
-    track = functools.partial(rich.progress.track, description="Compiler", console=stderr, transient=True)
-    outcomes = list(track(sentinel.examine(probes), total=len(probes)))
+    outcomes = list(sentinel.examine(sentinel.PROBES))
     console.print()
     for line in sentinel.listing(outcomes):
         console.print(line, highlight=False, markup=False)

@@ -15,6 +15,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import signal
@@ -463,6 +464,7 @@ def examine(probes: Sequence[Probe] = PROBES, *, eager: bool = True) -> Iterator
       eager: also run each operation by operation; otherwise only where the compiled result is wrong.
     """
     for start in range(0, len(probes), BATCH):
+        logging.getLogger("bridge").info("compiler: program %d of %d", start + 1, len(probes))
         names = [probe.name for probe in probes[start : start + BATCH]]
         while names:
             outcomes = _batch(names, eager)
@@ -490,7 +492,8 @@ def _batch(names: list[str], eager: bool) -> list[Outcome]:
 
 def _run_child(arguments: list[str], timeout: float) -> tuple[str, str]:
     """The output of `python -m` the child's module, and how it ended."""
-    packages = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    packages = [str(Path(__file__).absolute().parent.parent), *(p for p in inherited if os.path.normpath(p) != ".")]
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-m", _MODULE, *arguments],
