@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import sys
 
-import torch
-
 from bridge import cli
 
 MODELS = (
@@ -55,25 +53,9 @@ MODELS = (
 )
 
 
-def declare_operators() -> list[torch.library.Library]:
-    """Lets torchvision be imported where its compiled operators do not load, which no model here calls.
-
-    On import it registers shape rules for `nms` and `qnms`, so these must at least be declared. The declarations live
-    as long as what is returned.
-    """
-    libraries = []
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
-            libraries.append(torch.library.Library("torchvision", "FRAGMENT"))
-            libraries[-1].define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return libraries
-
-
 def main() -> None:
-    declared = declare_operators()
     sys.argv = ["jaxdw", "census", *MODELS, *sys.argv[1:]]
     cli.run()
-    del declared
 
 
 if __name__ == "__main__":

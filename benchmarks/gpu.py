@@ -42,7 +42,7 @@ from bridge.bench.schema import CopyRecord, RowRecord, SummaryRecord, WayRecord,
 from bridge.bench.suites import Layer, layers_of
 from bridge.case import DTYPES
 from bridge.environment import environment
-from bridge.files import write_atomically
+from bridge.files import check_writable, write_atomically
 from bridge.implementations import implementation, torch_
 from bridge.numerics import (
     BFLOAT16,
@@ -702,8 +702,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = given.out or _default_path(dry_run)
     if quick and path.resolve().is_relative_to(RESULTS.resolve()):
         parser.error(f"`--out` is {path}, expected a file elsewhere: {dry_run or 'a quick run'} is no result")
-    if not path.parent.is_dir():
-        parser.error(f"`--out` is {path}, but there is no folder {path.parent}")
+    try:
+        check_writable(path, "jaxdw.gpu")
+    except OSError as error:
+        parser.error(f"`--out`: {error}")
     device, why_not = _torch_device(dry_run)
     report = GpuReport(
         dry_run=dry_run,

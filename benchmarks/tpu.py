@@ -25,7 +25,7 @@ from bridge.audit.audit import Finding, finding
 from bridge.audit.compiling import Subject, Way, compile_ways
 from bridge.audit.platforms import PLATFORMS, Platform, platform
 from bridge.bench.suites import Layer, layers_of
-from bridge.files import write_atomically
+from bridge.files import check_writable, write_atomically
 from jaxdw.choice import choose
 
 #: "auto" is one of the first two, not compiled again.
@@ -35,6 +35,8 @@ WAYS = ("auto", *COMPILED)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     settings = parsed(arguments)
+    if settings.out:
+        check_writable(settings.out, "jaxdw.tpu")
     targets = [platform(name) for name in settings.platform or ("tpu:v5e", "tpu:v6e")]
     layers = settings.layer or list(layers_of("layers"))
     found: dict[str, Any] = {}
@@ -46,7 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show(target, settings.batch, found[target.name])
     if settings.out:
         versions = {name: version(name) for name in ("jax", "libtpu")}
-        whole = {"versions": versions, "batch": settings.batch, "dtype": "float32", "platforms": found}
+        whole = {
+            "schema": "jaxdw.tpu/1",
+            "versions": versions,
+            "batch": settings.batch,
+            "dtype": "float32",
+            "platforms": found,
+        }
         write_atomically(settings.out, json.dumps(whole, indent=1) + "\n")
     return 0
 

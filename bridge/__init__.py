@@ -1,6 +1,38 @@
 """PyTorch and JAX depthwise convolutions compared: what the difference is, proved."""
 
+# ruff: noqa: E402
+import os
+import sys
+
+
+def _left_current_folder() -> bool:
+    """Take the current folder off the path of the command, before anything is imported that it could replace.
+
+    `python -m bridge` puts it first, and so may an empty part of PYTHONPATH, or a dot. Return whether it was there. A
+    program that imports `bridge` keeps its path.
+    """
+    command = os.path.splitext(os.path.basename(sys.argv[0]))[0] if sys.argv else ""
+    as_module = command == "-m" and sys.orig_argv[-len(sys.argv)].removeprefix("-m").partition(".")[0] == __name__
+    if not as_module and command not in ("jaxdw", "jaxdw-script"):
+        return False
+    before = list(sys.path)
+    if as_module and not sys.flags.safe_path:
+        del sys.path[0]
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if len(given) > 1 or given[0]:
+        here = os.path.abspath(os.curdir)
+        unasked = here not in given and any(os.path.normpath(entry) == os.curdir for entry in given)
+        sys.path[:] = [entry for entry in sys.path if not unasked or os.path.abspath(entry) != here]
+    return sys.path != before
+
+
+_left = _left_current_folder()
+
+from bridge.process import find_packages
 from bridge.requirements import unmet
+
+if _left:  # from where these two packages may have been found
+    find_packages()
 
 if not unmet():
     from bridge import testing as testing

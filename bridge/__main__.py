@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
+import ast
 import sys
+from pathlib import Path
 
-from bridge.requirements import unmet
+from bridge.requirements import unmet, versions
 
 
 def main() -> None:
-    """Runs the command line; where its packages are missing or too old, one line says what to install."""
-    if line := unmet():
-        print(f"jaxdw: {line}", file=sys.stderr)
-        sys.exit(2)
-    from bridge.cli import run
+    """Run the command line; where its packages are missing or too old, one line says what to install.
 
+    `--version` and `--help` are answered all the same.
+    """
+    if line := unmet():
+        asked = set(sys.argv[1:])
+        if "--version" in asked:
+            print(versions())
+        elif not asked or "--help" in asked:
+            print(f"{_help()}\n\nNot installed here: {line}")
+        else:
+            print(f"jaxdw: {line}", file=sys.stderr)
+            sys.exit(2)
+        return
+    try:
+        from bridge.cli import run
+    except (MemoryError, OSError, ImportError) as error:  # a library that does not fit into memory, or is broken
+        print(f"jaxdw: its libraries cannot be loaded: {' '.join(str(error).split()) or 'no memory'}", file=sys.stderr)
+        sys.exit(2)
     run()
+
+
+def _help() -> str:
+    """The commands, a line each, as the command line's source has them: it cannot be imported without its packages."""
+    tree = ast.parse((Path(__file__).parent / "cli.py").read_text())
+    commands = [
+        f"  {each.name:8} {(ast.get_docstring(each) or '').partition(chr(10))[0]}"
+        for each in tree.body
+        if isinstance(each, ast.FunctionDef) and any("app.command" in ast.unparse(d) for d in each.decorator_list)
+    ]
+    return "\n".join(["Usage: jaxdw [--version] [--help] COMMAND [ARGS]...", "", "Commands:", *commands])
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 import numpy as np
 
 from bridge.case import Case
 from bridge.implementations import implementation
 from bridge.numerics import same_bits
+
+_log = logging.getLogger("bridge")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +33,8 @@ def taps_against_torch(cases: int, seed: int, *, rank: int = 2) -> SelfTest:
     taps, conv = implementation("jax.taps"), implementation("torch.conv2d")
     elements = equal = 0
     misses = []
-    for _ in range(cases):
+    for number in range(1, cases + 1):
+        _log.info("self-test: convolution %d of %d", number, cases)
         case = random_case(rng, rank=rank, multiplier=1)
         same = same_bits(taps.run(case), conv.run(case))
         elements, equal = elements + same.size, equal + int(same.sum())

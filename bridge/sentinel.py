@@ -15,7 +15,6 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import logging
 import os
 import platform
 import signal
@@ -464,7 +463,6 @@ def examine(probes: Sequence[Probe] = PROBES, *, eager: bool = True) -> Iterator
       eager: also run each operation by operation; otherwise only where the compiled result is wrong.
     """
     for start in range(0, len(probes), BATCH):
-        logging.getLogger("bridge").info("compiler: program %d of %d", start + 1, len(probes))
         names = [probe.name for probe in probes[start : start + BATCH]]
         while names:
             outcomes = _batch(names, eager)

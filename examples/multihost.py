@@ -57,7 +57,17 @@ def on_this_machine(processes: int, arguments: argparse.Namespace) -> int:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     shared = ["--rounds", str(arguments.rounds), "--time-limit", str(arguments.time_limit)]
-    command = [sys.executable, __file__, "--coordinator", address, "--processes", str(processes), *shared, "--process"]
+    command = [
+        sys.executable,
+        "-P",
+        __file__,
+        "--coordinator",
+        address,
+        "--processes",
+        str(processes),
+        *shared,
+        "--process",
+    ]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_BIND_ADDRESS": address}
     children = [subprocess.Popen([*command, str(process)], env=environment) for process in range(processes)]
     try:

@@ -14,15 +14,10 @@ from flax import nnx
 
 import bridge
 import jaxdw.models
+from bridge.libraries import import_library
 from bridge.model.gradients import gradient_parity
 
-try:
-    import torchvision
-except RuntimeError:  # its compiled operators are of another build of PyTorch; a MobileNet calls none of them
-    operators = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    import torchvision
+torchvision = import_library("torchvision")  # also beside a PyTorch for which it was not built
 
 WIDTH, CLASSES, RATE = 0.25, 5, 0.001
 

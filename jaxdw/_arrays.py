@@ -68,7 +68,7 @@ def promote(
     present = {name: array for name, array in arrays.items() if array is not None}
     try:
         common = jnp.result_type(*present.values())
-    except jax.dtypes.TypePromotionError:
+    except ValueError:  # a TypePromotionError, which JAX 0.8 keeps to itself
         given = ", ".join(f"`{name}` has dtype {array.dtype}" for name, array in present.items())
         raise TypeError(f"{given}; expected one dtype for all under strict dtype promotion") from None
     result = common

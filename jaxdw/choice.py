@@ -38,7 +38,7 @@ def _choose_on_tpu(geometry: Geometry, gradient: bool, starts_from_bias: bool) -
     """
     from jaxdw.sums import mosaic, tiles  # only here: Pallas takes a second to import
 
-    if 0 in geometry.x_shape or 0 in geometry.output_shape:
+    if geometry.is_symbolic or 0 in geometry.x_shape or 0 in geometry.output_shape:
         return "taps"
     as_it_lies = not gradient and not starts_from_bias and tiles.is_convolution_as_it_lies(geometry)
     return "taps" if as_it_lies or not mosaic.fits(geometry, gradient) else "pallas"

@@ -49,6 +49,9 @@ def depthwise_conv(
     Where the type of x or of the kernel says that it is sharded, over explicit mesh axes, the work is shared out alike:
     see `jaxdw.sharding`. Over automatic axes the compiler decides.
 
+    Under `jax.export` batch and spatial sizes may be symbolic. With a symbolic spatial size "pallas", "patches" and
+    "grouped" are "taps".
+
     float16 and bfloat16 are summed, bias included, in float32 and rounded once at the end.
 
     Returns:
@@ -96,6 +99,8 @@ def depthwise_conv(
             precision=precision,
             preferred_element_type=result,
         )
+    if geometry.has_symbolic_axes and method in ("patches", "grouped"):  # lax has no gradients of unknown sizes
+        method = "taps"
     # Compiled here even when called eagerly: the multiply and add of a method must reach the compiler together.
     return _run(x, kernel, bias, geometry=geometry, method=method, precision=precision, result=result)
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+from jax import core, export
 
 Padding = str | int | Sequence[int | tuple[int, int]]
 
@@ -26,7 +27,7 @@ class Geometry:
 
     Attributes:
       batch: sizes of the leading axes of x; any number of them, zero allowed.
-      spatial: sizes of the 1 to 3 spatial axes of x.
+      spatial: sizes of the 1 to 3 spatial axes of x. They and those of `batch` may be symbolic (`jax.export`).
       channels: C, input channels.
       multiplier: M, output channels per input channel; output channel c*M + m reads input channel c.
       kernel_size: taps along each spatial axis.
@@ -155,7 +156,7 @@ class Geometry:
     def padded_spatial(self) -> tuple[int, ...]:
         """Spatial sizes after input dilation and padding."""
         return tuple(
-            max(0, _dilate(n, d) + low + high)
+            core.max_dim(0, _dilate(n, d) + low + high)
             for n, d, (low, high) in zip(self.spatial, self.input_dilation, self.padding)
         )
 
@@ -163,8 +164,34 @@ class Geometry:
     def output_spatial(self) -> tuple[int, ...]:
         """Output positions along each axis; 0 where no window fits."""
         return tuple(
-            max(0, (n - span) // step + 1) for n, span, step in zip(self.padded_spatial, self.spans, self.strides)
+            core.max_dim(0, (n - span) // step + 1)
+            for n, span, step in zip(self.padded_spatial, self.spans, self.strides)
         )
+
+    @property
+    def is_symbolic(self) -> bool:
+        """Whether a size is not known before the program runs: one of `jax.export.symbolic_shape`."""
+        return any(map(export.is_symbolic_dim, self.batch + self.spatial))
+
+    @property
+    def has_symbolic_axes(self) -> bool:
+        """Whether a spatial size is; there are no `sources` then."""
+        return any(map(export.is_symbolic_dim, self.spatial))
+
+    @functools.cached_property
+    def with_room(self) -> Geometry:
+        """The same with zeros added behind, where symbolic sizes may be too small for one window, so that one fits.
+
+        The first outputs are those of this geometry.
+        """
+        padding = tuple(
+            (low, high + max(0, span - 1 - low - high))
+            if export.is_symbolic_dim(size) and _are_ints(low, high)
+            else pair
+            for size, span, pair in zip(self.spatial, self.spans, self.padding)
+            for low, high in [pair]
+        )
+        return dataclasses.replace(self, padding=padding)
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -233,7 +260,7 @@ def spatial_tuple(name: str, value: Any, smallest: int = 1) -> tuple[int, ...]:
             f"such as ({value},) for 1-D or ({value}, {value}) for images"
         )
     sizes = _ints(name, value)
-    if not 1 <= len(sizes) <= 3 or min(sizes) < smallest:
+    if not 1 <= len(sizes) <= 3 or any(size < smallest for size in sizes):
         kind = "positive" if smallest == 1 else "non-negative"
         raise ValueError(f"`{name}` is {value!r}, expected 1 to 3 {kind} integers")
     return sizes
@@ -255,9 +282,13 @@ def _ints(name: str, value: Any) -> tuple[int, ...]:
         items = tuple(value) if isinstance(value, (Sequence, np.ndarray)) else (value,)
         if isinstance(value, str) or any(isinstance(item, (bool, np.bool_)) for item in items):
             raise TypeError
-        return tuple(operator.index(item) for item in items)
+        return tuple(item if export.is_symbolic_dim(item) else operator.index(item) for item in items)
     except TypeError:
         raise TypeError(f"`{name}` is {value!r}, expected integers") from None
+
+
+def _are_ints(*sizes: Any) -> bool:
+    return not any(map(export.is_symbolic_dim, sizes))
 
 
 def _dilate(size: int, spread: int) -> int:
@@ -290,10 +321,12 @@ def _normalise_padding(
             raise ValueError(f"`padding` is 'CAUSAL' with {len(spatial)} spatial axes, expected 1")
         return ((spans[0] - 1, 0),), "zeros"
     if padding in _MODES:
-        if min(spatial) == 0:
+        if 0 in spatial:
             raise ValueError(f"`padding` is {padding!r} with spatial sizes {spatial}, expected at least 1 on each axis")
         return tuple(((span - 1) // 2, span // 2) for span in spans), _MODES[padding]
-    totals = tuple(max((-(-n // step) - 1) * step + span - n, 0) for n, span, step in zip(spatial, spans, strides))
+    totals = tuple(
+        core.max_dim(0, (-(-n // step) - 1) * step + span - n) for n, span, step in zip(spatial, spans, strides)
+    )
     if padding == "SAME":
         return tuple((total // 2, total - total // 2) for total in totals), "zeros"
     return tuple((total - total // 2, total // 2) for total in totals), "zeros"

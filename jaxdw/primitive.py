@@ -7,6 +7,7 @@ of differentiation works and stays depthwise.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -20,9 +21,10 @@ import numpy as np
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
-from jax.sharding import ManualAxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdw._arrays import accumulator
+from jaxdw._compat import triton_kernels, varying_along, varying_axes, varying_nowhere
 from jaxdw.choice import choose
 from jaxdw.geometry import Geometry
 from jaxdw.sums.boxes import sum_in_boxes
@@ -102,12 +104,8 @@ def adjoint(geometry: Geometry) -> Geometry:
 
 def alike(*operands: jax.Array) -> list[jax.Array]:
     """The operands varying over the same axes of a `shard_map`, as a primitive must have them."""
-    varying = [jax.typeof(operand).manual_axis_type.varying for operand in operands]
-    every = frozenset().union(*varying)
-    return [
-        lax.pcast(operand, tuple(every - own), to="varying") if every - own else operand
-        for operand, own in zip(operands, varying)
-    ]
+    every = frozenset().union(*map(varying_axes, operands))
+    return [varying_along(operand, every) for operand in operands]
 
 
 def abstract(shape: tuple[int, ...], dtype: np.dtype, like: Any, spec: PartitionSpec) -> Any:
@@ -219,6 +217,9 @@ def _conv_on(platform: str | None, implementation: Callable[..., jax.Array]) -> 
     def run(x, kernel, *bias, geometry: Geometry, order: Program, dtype: np.dtype):
         compute = accumulator(x.dtype, kernel.dtype, dtype)
         start = bias[0] if bias else None
+        if _is_empty(geometry):
+            first = jnp.zeros((), dtype) if start is None else start.astype(dtype)
+            return jnp.broadcast_to(first, geometry.output_shape)
         program = _chosen(order, compute, geometry, platform, starts_from_bias=start is not None)
         if program == "pallas":
             kernels, interpret = _kernels(platform)
@@ -231,6 +232,8 @@ def _conv_on(platform: str | None, implementation: Callable[..., jax.Array]) -> 
 def _kernel_gradient_on(platform: str | None, implementation: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     def run(x, dy, *, geometry: Geometry, order: Program, dtype: np.dtype):
         compute = accumulator(x.dtype, dy.dtype, dtype)
+        if _is_empty(geometry):
+            return jnp.zeros(geometry.kernel_shape, dtype)
         if _chosen(order, compute, geometry, platform, gradient=True) == "pallas":
             kernels, interpret = _kernels(platform)
             return kernels.kernel_gradient_in_kernel(x, dy, geometry, compute, dtype, interpret=interpret)
@@ -239,7 +242,14 @@ def _kernel_gradient_on(platform: str | None, implementation: Callable[..., jax.
     return run
 
 
+def _is_empty(geometry: Geometry) -> bool:
+    """Whether there is no product to add: `vmap` over nothing makes any axis one of size 0."""
+    return 0 in geometry.x_shape + geometry.output_shape
+
+
 def _chosen(order: Program, compute: np.dtype, geometry: Geometry, platform: str | None, **of: bool) -> Program:
+    if order == "pallas" and geometry.is_symbolic:  # the kernels are made for sizes
+        return "raster"
     if order != "auto":
         return order
     program = PROGRAMS[choose(geometry, platform or "another", **of)]
@@ -278,8 +288,9 @@ def _on_each_device(lower: Callable[..., Any], platform: str | None) -> Callable
                     "shared out by `jaxdw.sharding` or `jax.shard_map`: kernels for TPUs are for one device"
                 )
             order = "raster" if order == "auto" else order
-        avals = [aval.update(manual_axis_type=ManualAxisType()) for aval in ctx.avals_in]
-        return lower(ctx.replace(avals_in=avals), *operands, order=order, **params)
+        avals = [varying_nowhere(aval) for aval in ctx.avals_in]
+        with triton_kernels() if platform == "cuda" else contextlib.nullcontext():
+            return lower(ctx.replace(avals_in=avals), *operands, order=order, **params)
 
     return lowered
 

@@ -21,9 +21,10 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdw import _arrays, conv, primitive
+from jaxdw._compat import varying_along, varying_axes
 from jaxdw.geometry import Geometry, Padding
 from jaxdw.methods import METHODS
-from jaxdw.methods.taps import starts_from_bias
+from jaxdw.methods.taps import add_bias, starts_from_bias
 
 Model = TypeVar("Model")
 
@@ -161,12 +162,13 @@ class _Share(NamedTuple):
     Attributes:
       names: the mesh axes, the first one major.
       shards: over how many devices.
-      ranks: for each shard, which device along these mesh axes has it, counted as `lax.ppermute` does: in the order of
-        the mesh, whatever the order of the names.
+      as_in_mesh: the same in the order of the mesh, which `lax.ppermute` counts in and JAX 0.12 insists on.
+      ranks: for each shard, which device along these mesh axes has it, counted in that order.
     """
 
     names: tuple[str, ...]
     shards: int
+    as_in_mesh: tuple[str, ...]
     ranks: tuple[int, ...]
 
 
@@ -253,12 +255,12 @@ class _Halo:
 
     def _received(self, x: jax.Array, at: int, width: int, step: int) -> jax.Array:
         """The `width` positions next to this block, of the shard `step` before it."""
-        names, count, ranks = self.share
+        names, count, as_in_mesh, ranks = self.share
         end = self.size - width if step > 0 else 0
         ring = [(ranks[shard], ranks[(shard + step) % count]) for shard in range(count)]
         border = 0 if step > 0 else count - 1  # the shard that nobody is before
         pairs = [(source, to) for source, to in ring if self.mode == "circular" or to != ranks[border]]
-        halo = lax.ppermute(lax.slice_in_dim(x, end, end + width, axis=at), names, pairs)
+        halo = lax.ppermute(lax.slice_in_dim(x, end, end + width, axis=at), as_in_mesh, pairs)
         if self.mode != "reflect":
             return halo
         begin = 1 if step > 0 else self.size - 1 - width
@@ -376,7 +378,8 @@ def _convolve(
     """One device's part: its block of x, its channels of kernel and bias."""
     wide = _arrays.accumulator(result)
     # Here, so that their gradients are summed over the devices once these are small, and before they are rounded.
-    kernel, bias = (None if array is None else _varying_as(x, array.astype(wide)) for array in (kernel, bias))
+    axes = varying_axes(x)
+    kernel, bias = (None if array is None else varying_along(array.astype(wide), axes) for array in (kernel, bias))
     bias_first = starts_from_bias(method, cut.whole)  # whatever padding the shard has
     start = bias if bias_first else None
     dtype = result if bias is None or bias_first else wide
@@ -389,7 +392,7 @@ def _convolve(
         y = primitive.conv(cut.exchange(x), kernel, start, cut.local, order, dtype)
     if bias is None or bias_first:
         return y
-    return (y + jnp.broadcast_to(bias, y.shape)).astype(result)
+    return add_bias(y, bias, result)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
@@ -430,11 +433,6 @@ def _input_gradient(
     flipped = lax.rev(kernel, tuple(range(cut.whole.rank)))
     dx = primitive.conv(adjoint.exchange(dy), flipped, None, adjoint.local, order, dtype)
     return dx if multiplier == 1 else dx.reshape(*dx.shape[:-1], -1, multiplier).sum(axis=-1)
-
-
-def _varying_as(x: jax.Array, array: jax.Array) -> jax.Array:
-    missing = jax.typeof(x).manual_axis_type.varying - jax.typeof(array).manual_axis_type.varying
-    return lax.pcast(array, tuple(missing), to="varying") if missing else array
 
 
 def _placement(
@@ -514,7 +512,8 @@ def _share(names: tuple[str, ...], mesh: Mesh | AbstractMesh) -> _Share:
     in_mesh_order = np.argsort([mesh.axis_names.index(name) for name in names]).astype(int)
     ranks = np.arange(math.prod(sizes)).reshape([sizes[axis] for axis in in_mesh_order])
     ranks = ranks.transpose(np.argsort(in_mesh_order))
-    return _Share(names, math.prod(sizes), tuple(map(int, ranks.ravel())))
+    as_in_mesh = tuple(names[axis] for axis in in_mesh_order)
+    return _Share(names, math.prod(sizes), as_in_mesh, tuple(map(int, ranks.ravel())))
 
 
 def _check_divides(what: str, shape: tuple[int, ...], geometry: Geometry, shares: Sequence[_Share]) -> None:

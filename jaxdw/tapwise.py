@@ -161,7 +161,7 @@ def _called(equation: JaxprEqn) -> ClosedJaxpr | None:
     if name is None:
         return None
     called = equation.params[name]
-    return ClosedJaxpr(called, ()) if isinstance(called, Jaxpr) else called
+    return called if isinstance(called, ClosedJaxpr) else ClosedJaxpr(called, ())  # one class in JAX 0.12
 
 
 def _apart(closed: ClosedJaxpr, leading: tuple[int, ...], channels: int) -> tuple[ClosedJaxpr, Jaxpr]:

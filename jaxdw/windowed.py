@@ -14,6 +14,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from jaxdw import _arrays, tapwise
+from jaxdw._compat import varying_axes
 from jaxdw.geometry import Geometry, Padding
 from jaxdw.sums.boxes import LEAST_CHANNELS, Boxes, interleaved, step
 from jaxdw.sums.order import Term, accumulate, zero_like, zero_of_its_own
@@ -149,14 +150,14 @@ def applied(name: str, fn: Callable[[jax.Array], jax.Array], windows: jax.Array)
 
 def _worth_tracing(geometry: Geometry) -> bool:
     """Whether one program will hold all this: operation by operation it would be slower than the windows."""
-    compiled = isinstance(jnp.add(1, 1), jax.core.Tracer)
+    compiled = isinstance(jnp.add(1, 1), jax.core.Tracer) and not geometry.is_symbolic
     return compiled and 0 not in geometry.windows_shape and 0 not in geometry.x_shape
 
 
 def _shared_out(*arrays: jax.Array | None) -> bool:
     """Whether one of them is in parts on several devices, by its type."""
     present = [array for array in arrays if array is not None]
-    return any(_arrays.is_sharded(array) or jax.typeof(array).manual_axis_type.varying for array in present)
+    return any(_arrays.is_sharded(array) or varying_axes(array) for array in present)
 
 
 def _from_padded(

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import export, lax
 from jax.custom_derivatives import SymbolicZero
 
 from jaxdw import _arrays
@@ -178,7 +178,10 @@ def fold(
         input_dilation=input_dilation,
     )
     if windows.shape != geometry.windows_shape:
-        raise ValueError(f"`windows` has shape {windows.shape}, expected {geometry.windows_shape} for this geometry")
+        raise ValueError(
+            f"`windows` has shape {windows.shape}, expected {geometry.windows_shape} for `spatial` {spatial}: "
+            "`spatial` is the spatial size of x, which `unfold` took the windows from, and not the size of its output"
+        )
     return _fold(windows, geometry)
 
 
@@ -202,7 +205,8 @@ def map_windows(
         `(*batch, rows, *output_spatial[1:], ...)`, or several such arrays in any pytree, as `lax.top_k` does;
         it must treat every row (first spatial axis) alike.
       x, kernel_size, strides, padding, kernel_dilation, input_dilation: as for `unfold`.
-      rows_per_step: output rows a step; None takes as many as fit in 2 MiB of windows, at least one.
+      rows_per_step: output rows a step; None takes as many as fit in 2 MiB of windows, at least one. Where a spatial
+        size is symbolic, all rows are one step.
 
     Returns:
       `(*batch, *output_spatial, ...)`: what `fn(unfold(x, ...))` returns.
@@ -225,7 +229,7 @@ def map_windows(
     )
     rows = geometry.output_spatial[0]
     per_step = _rows_per_step(rows_per_step, geometry, x.dtype.itemsize)
-    if rows <= per_step or 0 in geometry.windows_shape:
+    if geometry.has_symbolic_axes or rows <= per_step or 0 in geometry.windows_shape:
         return _checked(fn, windows_of(x, geometry), geometry)
     padded = pad(x, geometry)
     axis = len(geometry.batch)
@@ -256,8 +260,22 @@ def pad(x: jax.Array, geometry: Geometry) -> jax.Array:
         config = [(0, 0, 0)] * len(geometry.batch) + config + [(0, 0, 0)]
         return x if all(c == (0, 0, 0) for c in config) else lax.pad(x, jnp.zeros((), x.dtype), config)
     for axis in range(geometry.rank):
-        x = _chosen(x, geometry.padded_sources(axis), len(geometry.batch) + axis)
+        at = len(geometry.batch) + axis
+        if export.is_symbolic_dim(geometry.spatial[axis]):
+            x = jnp.take(x, _repeated(geometry, axis), axis=at, mode="clip")
+        else:
+            x = _chosen(x, geometry.padded_sources(axis), at)
     return x
+
+
+def _repeated(geometry: Geometry, axis: int) -> jax.Array:
+    """`Geometry.padded_sources` of periodic or reflected padding, computed where the program runs."""
+    size = jnp.asarray(geometry.spatial[axis], np.int32)
+    position = jnp.arange(geometry.padded_spatial[axis], dtype=np.int32) - geometry.padding[axis][0]
+    if geometry.padding_mode == "circular":
+        return position % size
+    position = position % jnp.maximum(2 * size - 2, 1)  # one period: to the last input and back
+    return jnp.minimum(position, 2 * size - 2 - position)
 
 
 def tap_slices(padded: jax.Array, geometry: Geometry, output_spatial: Sequence[int]) -> Iterator[jax.Array]:
@@ -281,9 +299,20 @@ def windows_of(x: jax.Array, geometry: Geometry, method: str = "slices") -> jax.
     """`unfold` for a checked geometry."""
     if 0 in geometry.windows_shape:
         return jnp.zeros(geometry.windows_shape, x.dtype)
+    if geometry.has_symbolic_axes:  # of these lax has no gradients
+        room = geometry.with_room
+        windows = _sliced_rows(pad(x, room), 0, room.output_spatial[0], room)
+        return first_outputs(windows, geometry)
     if method == "slices":
         return _rows_of_windows(x, pad(x, geometry), 0, _table(geometry, 0), geometry)
     return one_hot_windows(x, geometry, lax.Precision.HIGHEST)
+
+
+def first_outputs(array: jax.Array, geometry: Geometry) -> jax.Array:
+    """The outputs of a geometry out of those of `geometry.with_room`: `(*batch, *output_spatial, ...)` of both."""
+    batch = len(geometry.batch)
+    limits = (*array.shape[:batch], *geometry.output_spatial, *array.shape[batch + geometry.rank :])
+    return lax.slice(array, (0,) * array.ndim, limits)
 
 
 @functools.partial(jax.jit, static_argnames="result")
@@ -518,7 +547,8 @@ def _fold(windows: jax.Array, geometry: Geometry) -> jax.Array:
 
 def _rows_per_step(rows_per_step: int | None, geometry: Geometry, itemsize: int) -> int:
     if rows_per_step is None:
-        row = math.prod(geometry.windows_shape) // max(1, geometry.output_spatial[0]) * itemsize
+        others = (*geometry.batch, *geometry.output_spatial[1:], *geometry.kernel_size, geometry.channels)
+        row = math.prod(size for size in others if not export.is_symbolic_dim(size)) * itemsize
         return max(1, STEP_BYTES // max(1, row))
     if isinstance(rows_per_step, bool) or not isinstance(rows_per_step, int) or rows_per_step < 1:
         raise ValueError(f"`rows_per_step` is {rows_per_step!r}, expected a positive int or None")

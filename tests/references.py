@@ -6,23 +6,16 @@ import functools
 
 import pytest
 
+from bridge.libraries import import_library
+
 
 @functools.cache
 def torchvision():
-    """torchvision, whose compiled operators may not load beside this PyTorch; MobileNets call none of them.
-
-    On import it registers shape rules for `nms` and `qnms`, so these must at least be declared.
-    """
-    torch = pytest.importorskip("torch")
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
-            _declared.append(torch.library.Library("torchvision", "FRAGMENT"))
-            _declared[-1].define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return pytest.importorskip("torchvision", reason="torchvision is not installed: pip install 'jaxdw[models]'")
-
-
-#: A declaration lives as long as its Library.
-_declared: list = []
+    """torchvision, whose compiled operators may not load beside this PyTorch; MobileNets call none of them."""
+    try:
+        return import_library("torchvision")
+    except ImportError:
+        pytest.skip("torchvision is not installed: pip install 'jaxdw[models]'")
 
 
 def _of_torchvision(name, classes, width):

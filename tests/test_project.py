@@ -5,12 +5,13 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import typer.testing
 
-from bridge import cli
+from bridge import cli, requirements
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -37,12 +38,29 @@ def test_only_the_named_files_import_a_framework():
         "bench/torch_peers.py",
         "census/capture.py",
         "implementations/torch_.py",
+        "libraries.py",
         "model/capture.py",
         "weights/read.py",
     }
     for path in (ROOT / "bridge").rglob("*.py"):
         if re.search(r"^\s*(import|from) torch\b", path.read_text(), re.MULTILINE):
             assert str(path.relative_to(ROOT / "bridge")) in allowed
+
+
+def test_the_bounds_of_the_package_are_those_that_the_command_asks_for_and_lower_ones_alone():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    given = dict(re.findall(r"'([\w]+)>=([\d.]+)'", str([*project["dependencies"], *extras["bridge"]])))
+    assert {name: tuple(map(int, given[name].split("."))) for name in requirements.NEEDED} == requirements.NEEDED
+    assert not re.search("<|==|~=", str([project["dependencies"], *extras.values()]))
+
+
+def test_a_version_that_is_newer_than_the_tested_ones_is_named(monkeypatch):
+    assert requirements.untested() == ""
+    monkeypatch.setattr(requirements, "TESTED", {**requirements.TESTED, "jax": (0, 7)})
+    assert re.fullmatch(
+        r"Warning: jax [\d.]+ is newer than what was tested: up to jax 0\.7, .*", requirements.untested()
+    )
 
 
 @pytest.mark.parametrize("example", sorted(p.name for p in (ROOT / "examples").glob("*.py")))

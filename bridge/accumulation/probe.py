@@ -8,6 +8,7 @@ it takes the one that serves most other groups too.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -18,10 +19,16 @@ from bridge.accumulation.masks import Masks
 from bridge.accumulation.partition import Group, Partition
 from bridge.accumulation.tree import BIAS, Leaf
 from bridge.case import Case
+from bridge.implementations import ImplementationError
 from bridge.numerics import Format, format_of
 
 #: Questions after which masks that suit an implementation have shown that they do.
 _TRIAL = 3
+
+#: Runs between two lines of progress.
+_TOLD = 32
+
+_log = logging.getLogger("bridge")
 
 
 class Runs(Protocol):
@@ -61,16 +68,22 @@ class Subject:
         """The implementation's output, of the shape and dtype that a convolution has.
 
         Raises:
-          RuntimeError: it raised, or returned something else.
+          ImplementationError: it raised, or returned something else.
         """
         self.runs += 1
+        if not self.runs % _TOLD:
+            _log.info("revealing %s: run %d, %d taps", self.name, self.runs, self.case.geometry.taps)
         try:
             with np.errstate(all="ignore"):  # masks and infinities are meant to overflow
                 y = np.asarray(self._run(case))
+        except ImplementationError:
+            raise
         except Exception as error:
-            raise RuntimeError(f"{self.name} raised {type(error).__name__} on run {self.runs}: {error}") from error
+            raise ImplementationError(
+                f"{self.name} raised {type(error).__name__} on run {self.runs}: {error}"
+            ) from error
         if y.shape != case.geometry.output_shape or y.dtype != case.dtype:
-            raise RuntimeError(
+            raise ImplementationError(
                 f"{self.name} returned {y.dtype} {y.shape}, expected {case.dtype} {case.geometry.output_shape}"
             )
         return y

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -15,6 +16,11 @@ from bridge.numerics import FLOAT32, FLOAT64, cast, exact, format_of, round_to, 
 
 #: Elements at a time: a handful of float64 arrays of them stay in a core's cache.
 _BLOCK = 1 << 15
+
+#: Trees between two lines of progress.
+_TOLD = 32
+
+_log = logging.getLogger("bridge")
 
 #: The operands of a leaf, which broadcast to one shape: (x, w) of a tap; of the bias (b, 1).
 Operands = Callable[[Leaf | None], tuple[np.ndarray, np.ndarray]]
@@ -48,6 +54,8 @@ def replay(order: AccumulationOrder, case: Case) -> np.ndarray:
     y = np.full(case.geometry.output_shape, np.nan, case.dtype)
     with np.errstate(all="ignore"):
         for label, tree in enumerate(order.trees):
+            if label and not label % _TOLD:
+                _log.info("replaying %s: order %d of %d", order.implementation, label, len(order.trees))
             if tree.kind == "exact":
                 np.copyto(y, exact(case).value, where=order.labels == label)
                 continue

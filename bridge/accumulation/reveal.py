@@ -16,9 +16,32 @@ from bridge.accumulation.replay import default_accumulator, replay
 from bridge.accumulation.tree import Tree
 from bridge.case import Case
 from bridge.numerics import cast, same_bits
+from jaxdw.geometry import Geometry
+
+#: Taps of the largest window that the commands reveal unless they are told otherwise: 11x11 takes half a minute.
+MOST_TAPS = 128
 
 #: A tree that the data contradict in a greater share of its elements is wrong for all of them.
 _STRAYS = 0.01
+
+
+def check_taps(option: str, geometry: Geometry, most: int) -> None:
+    """Refuse, before the work, to reveal an order that would take too long.
+
+    Args:
+      option: what asked for it.
+      geometry: whose windows count.
+      most: the most taps, `MOST_TAPS` unless the user lifts it.
+
+    Raises:
+      ValueError: a window has more.
+    """
+    if geometry.taps > most:
+        raise ValueError(
+            f"`{option}` on windows of {geometry.taps} taps: an order of addition takes a run for each tap, and a "
+            f"replay for each set of taps that an output has, which may be hours; expected at most {most} taps, or "
+            f"`--max-taps {geometry.taps}`"
+        )
 
 
 def reveal(implementation: Runs | Callable[[Case], np.ndarray], case: Case) -> AccumulationOrder:

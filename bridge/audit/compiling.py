@@ -1,7 +1,7 @@
 """Programs compiled ahead of time, for a platform that need not be there.
 
 For this machine's CPU that happens here. Everything else is compiled in a process of its own, with the variables that
-its compiler reads once: `python -m bridge.audit.compiling FOLDER` is that process. Nothing is pickled.
+its compiler reads once. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,16 +24,19 @@ import jax
 from jax import lax
 from jax.sharding import SingleDeviceSharding
 
-import bridge
 from bridge.audit.platforms import Platform, environment_for, platform
 from bridge.audit.steps import HAND_WRITTEN
 from bridge.case import DTYPES
 from bridge.implementations import ImplementationError, user
 from bridge.implementations.jax_ import method
+from bridge.process import last_line, run_module
+from jaxdw._compat import mesh_of_no_axis
 from jaxdw.choice import choose
 from jaxdw.geometry import Geometry
 from jaxdw.methods import METHODS
 from jaxdw.methods.taps import starts_from_bias
+
+_log = logging.getLogger("bridge")
 
 #: Seconds a program may take to compile in a process of its own.
 TIME_LIMIT = 300.0
@@ -211,6 +214,7 @@ def _scheduled(found: Sequence[Compiled], jobs: Sequence[Job], target: Platform)
 
 def compile_here(way: Way, subject: Subject, target: Platform) -> Compiled:
     """One way compiled in this process, which must have had the platform's `environment` before it imported JAX."""
+    _log.info("compiling %s", way.name)
     wide = subject.dtype == "float64"
     try:
         with jax.enable_x64(True) if wide else contextlib.nullcontext():
@@ -258,8 +262,7 @@ def _device(target: Platform) -> Any:
 
 def _described(device: Any) -> jax.sharding.AbstractMesh:
     """The device by name, on no axis: Pallas asks the mesh, else the default device, for which TPU a kernel is made."""
-    kind = jax.sharding.AbstractDevice(device.device_kind, getattr(device, "num_cores", None), device.platform)
-    return jax.sharding.AbstractMesh((), (), abstract_device=kind)
+    return mesh_of_no_axis(device.device_kind, getattr(device, "num_cores", None), device.platform)
 
 
 def function_of(way: Way, subject: Subject, backend: str) -> tuple[Callable[..., Any], str]:
@@ -294,6 +297,7 @@ def _elsewhere(
     jobs: Sequence[Job], target: Platform, environment: Mapping[str, str] = MappingProxyType({})
 ) -> list[Compiled]:
     """Compiled in a process of its own; where it ended early, up to the way that ended it."""
+    _log.info("compiling %s for %s", ", ".join(way.name for way, _ in jobs), target.name)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         described = [{"way": way.name, "subject": dataclasses.asdict(subject)} for way, subject in jobs]
@@ -310,28 +314,12 @@ def _elsewhere(
 
 def _process(folder: Path, limit: float, target: Platform, environment: Mapping[str, str]) -> str:
     """Compiles what the folder describes, into it; returns why the process ended, should something be missing there."""
-    packages = [str(Path(bridge.__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")]), *_here()]
+    added = {**environment_for(target), **environment}
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", __name__, str(folder)],
-            env={**environment_for(target), **environment, "PYTHONPATH": os.pathsep.join(packages)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=limit,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+        done = run_module(__name__, str(folder), time_limit=limit, environment=added)
+    except TimeoutError:
         return f"compiling for {target.name} took longer than {limit:g} s"
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    return f"the process that compiles for {target.name} ended: {lines[-1] if lines else 'it said nothing'}"
-
-
-def _here() -> Iterator[str]:
-    """Where the user's own modules are found, as `python -m` would not in another process."""
-    if "" in sys.path:
-        yield os.getcwd()
+    return f"the process that compiles for {target.name} ended: {last_line(done.stderr)}"
 
 
 def _first_line(text: str) -> str:

@@ -5,49 +5,49 @@ the processor from whoever runs next. `OMP_WAIT_POLICY=passive` lets them sleep;
 imported. A policy that the caller has set is kept; where ways are timed alone, PyTorch's own is. How many processors
 are used is fixed at the start, too.
 
-`python -m bridge.bench.process FOLDER` is that process: it reads settings.json there, and writes report.json.
+The process reads settings.json in a folder, and writes report.json there.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import pydantic
 import rich.progress
-from rich.console import Console
 
-import bridge
 from bridge.bench.schema import BenchReport, Settings
+from bridge.console import Console, complain
+from bridge.files import read_regular
+from bridge.process import run_module
+from bridge.progress import Level, Progress, track
+
+#: Seconds after which a run is ended: a day.
+TIME_LIMIT = 86_400.0
 
 
-def measured(settings: Settings) -> BenchReport | int:
+def measured(settings: Settings, level: Level = Level.NORMAL) -> BenchReport | int:
     """The report of a run in a process of its own; or, where that failed and said why, its exit code.
 
     Raises:
-      OSError: the process was ended from outside.
+      OSError: the process was ended from outside, or took longer than `TIME_LIMIT`.
     """
-    packages = [str(Path(bridge.__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    added = {
-        # the peers run on the processor, and so must jaxdw
-        "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
-        "PYTHONPATH": os.pathsep.join(packages),
-    }
+    # the peers run on the processor, and so must jaxdw
+    added = {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
     if not settings.alone:
         added["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "settings.json").write_text(settings.model_dump_json())
-        command = [sys.executable, "-m", __name__, folder]
-        done = subprocess.run(command, env={**os.environ, **added}, stdin=subprocess.DEVNULL, check=False)
+        done = run_module(__name__, folder, level.name, time_limit=TIME_LIMIT, environment=added, capture=False)
         report = Path(folder, "report.json")
         if done.returncode < 0:
             number = -done.returncode
             raise OSError(
-                f"the process that measures was ended by signal {number}" + ", for want of memory" * (number == 9)
+                f"the process that measures was ended by signal {number}"
+                + ", perhaps for want of memory" * (number in (6, 9))
             )
         if done.returncode:
             return done.returncode
@@ -62,9 +62,7 @@ def read_report(path: Path) -> BenchReport:
       OSError: it cannot be read.
     """
     try:
-        return BenchReport.model_validate_json(path.read_text())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"`--from-json` is {path}, expected what --json wrote: {error}") from None
+        return BenchReport.model_validate_json(read_regular(path))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
@@ -82,7 +80,7 @@ def check_threads(threads: int | None) -> None:
         raise ValueError(f"`--threads` is {threads}, expected 1 to {available}, the logical processors available")
 
 
-def _main(folder: Path) -> None:
+def _main(folder: Path, level: Level) -> None:
     settings = Settings.model_validate_json((folder / "settings.json").read_text())
     if settings.threads is not None:  # before either framework starts its threads, which inherit it
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings.threads])
@@ -91,24 +89,19 @@ def _main(folder: Path) -> None:
 
     if settings.threads is not None:
         set_threads(settings.threads)
-    # no automatic refresh: its thread would run during the measurements
+    # no thread, as of an automatic refresh: it would run during the measurements
     console = Console(stderr=True)
-    track = functools.partial(
-        rich.progress.track,
-        console=console,
-        transient=True,
-        auto_refresh=False,
-        disable=not console.is_terminal,
-    )
-    report = run(settings, lambda rows, suite: track(rows, description=suite))
+    bar = functools.partial(rich.progress.track, console=console, transient=True, auto_refresh=False)
+    show = bar if console.is_terminal and level is Level.NORMAL else track
+    with Progress(level, threaded=False):
+        report = run(settings, lambda rows, suite: show(rows, description=suite))
     (folder / "report.json").write_text(report.to_json())
 
 
 if __name__ == "__main__":
     try:
-        _main(Path(sys.argv[1]))
-    except (ValueError, TypeError, OSError, MemoryError, RuntimeError) as error:
-        print(f"jaxdw: {error or type(error).__name__}", file=sys.stderr)
-        sys.exit(2)
+        _main(Path(sys.argv[1]), Level[sys.argv[2]])
+    except Exception as error:
+        sys.exit(complain(error, verbose=sys.argv[2] == Level.VERBOSE.name))
     except KeyboardInterrupt:  # the command was interrupted, too, and says so
         sys.exit(130)

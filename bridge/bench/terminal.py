@@ -30,7 +30,7 @@ def print_report(report: BenchReport, console: Console) -> None:
         else:
             _print_suite(suite, console)
         for way, reason in suite.skipped.items():
-            console.print(f"[bold]{way}[/] was left out: {escape(reason)}", highlight=False)
+            console.print(f"[bold]{escape(way)}[/] was left out: {escape(reason)}", highlight=False)
         console.print()
     if report.scaling:
         console.print(_scales(report))
@@ -49,7 +49,7 @@ def _print_suite(suite: SuiteRecord, console: Console) -> None:
     for row in suite.rows:
         name = row.name if suite.suite == "models" else f"{row.batch}x{row.name}"
         by_name = {way.name: way for way in row.ways}
-        table.add_row(name, _milliseconds(by_name[OURS]), *(_ratio(row, by_name.get(peer)) for peer in peers))
+        table.add_row(escape(name), _milliseconds(by_name[OURS]), *(_ratio(row, by_name.get(peer)) for peer in peers))
     console.print(table)
     if suite.summaries:
         console.print(_summary(suite))
@@ -57,12 +57,12 @@ def _print_suite(suite: SuiteRecord, console: Console) -> None:
         for way in row.ways:
             if way.wrong or way.failed:
                 what = f"[bold red]wrong[/], not timed: {escape(way.wrong)}" if way.wrong else escape(way.failed)
-                console.print(f"{suite.suite}, {row.name}: [bold]{way.name}[/] {what}", highlight=False)
+                console.print(f"{suite.suite}, {escape(row.name)}: [bold]{escape(way.name)}[/] {what}", highlight=False)
     for each in suite.summaries:
         if each.peer == BEST:
             console.print(
                 f"{BEST} is the faster of PyTorch's eager layouts, row by row; jaxdw's time is at most "
-                f"{each.greatest:.2f} of its, at {each.greatest_at}.",
+                f"{each.greatest:.2f} of its, at {escape(each.greatest_at)}.",
                 highlight=False,
             )
 
@@ -75,7 +75,7 @@ def _summary(suite: SuiteRecord) -> Table:
     for each in suite.summaries:
         mean = each.geometric_mean
         figures = (f"{mean:.3f}", f"{1 / mean:.2f}", f"{each.least:.3f}", f"{each.greatest:.3f}", str(each.rows))
-        table.add_row(each.peer, *figures)
+        table.add_row(escape(each.peer), *figures)
     return table
 
 
@@ -99,7 +99,13 @@ def _print_tuning(suite: SuiteRecord, console: Console) -> None:
         if ratio is not None:
             lost.append(ratio)
         shown = (_milliseconds(way, spread=False) for way in row.ways)
-        table.add_row(f"{row.batch}x{row.name}", row.auto, fastest, "" if ratio is None else f"{ratio:.2f}", *shown)
+        table.add_row(
+            escape(f"{row.batch}x{row.name}"),
+            escape(row.auto or ""),
+            escape(fastest),
+            "" if ratio is None else f"{ratio:.2f}",
+            *shown,
+        )
     console.print(table)
     counts = ", ".join(f"{method} on {count}" for method, count in won.most_common())
     if lost:

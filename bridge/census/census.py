@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bridge.accumulation.reveal import MOST_TAPS
 from bridge.census.calls import Call, Capture
 from bridge.diagnosis import Comparison, Diagnosis, Verdict, compare, parity
 from bridge.implementations import Implementation, implementation
@@ -88,6 +89,10 @@ def diagnose(
     case, y = call.load()
     torch_ = implementation(TORCH).changed(layout=call.layout)
     chosen = [torch_ if each in (TORCH, implementation(TORCH)) else each for each in implementations]
+    note = call.note
+    if explain and case.geometry.taps > MOST_TAPS:
+        explain = False
+        note = "; ".join(filter(None, [note, f"not explained, since it has more than {MOST_TAPS} taps"]))
     found = parity(case, chosen, explain=explain)
     again = found.outputs[torch_.name] if torch_.name in found.outputs else torch_.run(case)
     names = ("the model's own output", torch_.name)
@@ -97,7 +102,7 @@ def diagnose(
         own = compare(y, again, case, names=names, arithmetics=(None, torch_.arithmetic(case)))
     call.path.unlink()
     fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
-    return LayerDiagnosis(**fields, layer=call.layer, kind=call.kind, own=own, note=call.note, also=call.also)
+    return LayerDiagnosis(**fields, layer=call.layer, kind=call.kind, own=own, note=note, also=call.also)
 
 
 def nothing_in(captured: Capture) -> str:

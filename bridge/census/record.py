@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import pydantic
 
 from bridge.census.census import LayerDiagnosis
 from bridge.diagnosis import Verdict
+from bridge.files import locked, read_regular
 from bridge.report.schema import CaseRecord, ComparisonRecord, IntegerTestRecord, Report
 
 #: Name and version of the schema. The version grows when a field is added, removed or changes its meaning.
 SCHEMA: Literal["jaxdw.census/1"] = "jaxdw.census/1"
+
+#: How each line begins.
+_START = f'{{"schema":"{SCHEMA}"'.encode()
 
 
 class Settings(pydantic.BaseModel):
@@ -118,7 +123,7 @@ class ModelRecord(pydantic.BaseModel):
 
 
 def read_records(path: Path) -> list[ModelRecord]:
-    """Every whole line of a file of results; none if there is no file. A last line that was cut short is left out.
+    """Return every whole line of a file of results; none if there is no file. A last line that was cut is left out.
 
     Raises:
       ValueError: a line that is no result; the message has its number.
@@ -126,8 +131,9 @@ def read_records(path: Path) -> list[ModelRecord]:
     if not path.exists():
         return []
     records = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+    for number, line in enumerate(read_regular(path).splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
+            _check_cut(path, line)
             break
         try:
             records.append(ModelRecord.model_validate_json(line))
@@ -140,21 +146,24 @@ def read_records(path: Path) -> list[ModelRecord]:
 
 
 def append_record(path: Path, record: ModelRecord) -> None:
-    """Adds a line, whole or not at all; what an interrupted run left of one is removed first.
+    """Add a line, whole or not at all; what an interrupted run left of one is removed first.
+
+    Other runs may add to the same file meanwhile: no line is lost.
 
     Raises:
+      ValueError: the file has come to hold something else.
       OSError: the disk is full or the folder closed; the file is as it was.
     """
     line = (record.model_dump_json(by_alias=True) + "\n").encode()
-    with open(path, "ab") as file:
-        whole = _whole_lines(path)
+    with open(path, "a+b", buffering=0) as file, locked(file, path):
+        whole = _whole_lines(path, file)
         try:
             file.truncate(whole)
-            file.write(line)
-            file.flush()
+            if file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(file.fileno())
         except OSError as error:
-            os.truncate(path, whole)
+            file.truncate(whole)
             raise type(error)(error.errno, f"{path} was not written: {error.strerror}") from error
 
 
@@ -167,6 +176,17 @@ def finished(records: Sequence[ModelRecord], settings: Settings, environment: di
     }
 
 
-def _whole_lines(path: Path) -> int:
-    """How many bytes the whole lines have."""
-    return path.read_bytes().rfind(b"\n") + 1
+def _whole_lines(path: Path, file: BinaryIO) -> int:
+    """How many bytes the whole lines have, in a file that begins and ends as a file of results does."""
+    file.seek(0)
+    content = file.read()
+    whole = content.rfind(b"\n") + 1
+    for line in (content[: len(_START)], content[whole:]):
+        _check_cut(path, line)
+    return whole
+
+
+def _check_cut(path: Path, line: bytes) -> None:
+    """Refuse what is not the beginning of a result."""
+    if not line.startswith(_START) and not _START.startswith(line):
+        raise ValueError(f"{path} holds something else than results of a census: choose a new name, or remove it")

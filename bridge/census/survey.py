@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import tempfile
 import time
@@ -14,6 +15,10 @@ from bridge.census.record import LayerRecord, ModelRecord, Settings
 from bridge.census.zoo import make
 from bridge.diagnosis import Verdict
 from bridge.environment import environment
+from bridge.implementations import ImplementationError
+from bridge.memory import lack_of_memory
+
+_log = logging.getLogger("bridge")
 
 Track = Callable[[Sequence[Call]], Iterable[Call]]
 
@@ -27,7 +32,7 @@ def survey(name: str, settings: Settings, weights: Path | None = None, track: Tr
       weights: a checkpoint to load.
       track: wraps the loop over the captured calls, for a progress bar.
 
-    A model that cannot be made or run has an `error` and no layers.
+    A model that cannot be made, run or diagnosed has an `error`, and the layers that were diagnosed before.
     """
     from bridge.census.capture import capture
 
@@ -38,6 +43,7 @@ def survey(name: str, settings: Settings, weights: Path | None = None, track: Tr
     error = ""
     with tempfile.TemporaryDirectory(prefix="jaxdw-census-") as folder:
         try:
+            _log.info("%s: making it", name)
             subject = make(
                 name,
                 size=settings.size,
@@ -46,18 +52,17 @@ def survey(name: str, settings: Settings, weights: Path | None = None, track: Tr
                 pretrained=settings.pretrained,
                 weights=weights,
             )
+            _log.info("%s: running it", name)
             captured = capture(*subject, Path(folder))
-        except Exception as failure:  # a model is anybody's code: the others go on
-            error = " ".join(
-                f"{'' if isinstance(failure, ValueError) else type(failure).__name__ + ': '}{failure}".split()
-            )
-        else:
             del subject  # its weights make room for the diagnosis
             idle, passed_over = captured.idle, captured.passed_over
             for call in track(captured.calls):
                 before = time.perf_counter()
                 found = diagnose(call, settings.implementations, explain=settings.explain)
                 layers.append(LayerRecord.of(found, time.perf_counter() - before))
+        except Exception as failure:  # a model is anybody's code, and may not fit into memory: the others go on
+            named = isinstance(failure, (ValueError, ImplementationError))
+            error = lack_of_memory(failure) or f"{'' if named else type(failure).__name__ + ': '}{failure}"
     _release_programs()
     return ModelRecord(
         model=name,
@@ -68,7 +73,7 @@ def survey(name: str, settings: Settings, weights: Path | None = None, track: Tr
         layers=layers,
         idle=list(idle),
         passed_over=list(passed_over),
-        error=error,
+        error=" ".join(error.split()),
     )
 
 

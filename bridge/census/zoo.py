@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import importlib
 import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bridge.files import check_tree
 from bridge.implementations.torch_ import to_tensor
+from bridge.libraries import import_library, with_torchvision
+from bridge.process import import_named
 from bridge.weights.read import load_weights, tensors_of
 
 #: The side of an image where nobody says another.
@@ -133,8 +135,8 @@ def _meant(name: str, known: Sequence[str]) -> str:
 
 def _library(source: str) -> ModuleType:
     try:
-        return importlib.import_module(LIBRARIES[source])
-    except Exception as error:  # torchvision's operators may fail to load with a RuntimeError
+        return import_library(LIBRARIES[source])
+    except Exception as error:  # of any kind: a library runs code when it is imported
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
             f"`model` is of {source}, which cannot be imported here: {reason}. Likely causes: (a) it is not installed: "
@@ -164,23 +166,26 @@ def _of_transformers(name: str, pretrained: bool) -> tuple[Any, bool]:
             f"`model` is 'transformers:{name}', expected a folder with a config.json; "
             "a name on the Hugging Face Hub needs --pretrained"
         )
+    if folder.is_dir():
+        check_tree(folder)
     try:
-        transformers = importlib.import_module("transformers")
+        transformers = import_library("transformers")
     except ImportError as error:
         raise ValueError(
             f"`model` is of transformers, which cannot be imported here: {error}: pip install 'jaxdw[models]'"
         ) from error
     if pretrained or any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin")):
-        return transformers.AutoModel.from_pretrained(name, local_files_only=not pretrained), True
-    config = transformers.AutoConfig.from_pretrained(name, local_files_only=True)
-    return transformers.AutoModel.from_config(config), False
+        kept = {"local_files_only": not pretrained, "trust_remote_code": False}
+        return transformers.AutoModel.from_pretrained(name, **kept), True
+    config = transformers.AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+    return transformers.AutoModel.from_config(config, trust_remote_code=False), False
 
 
 def _of_factory(name: str) -> Any:
     """What a user's function returns: a module, or a module and its inputs."""
     source, _, attribute = name.partition(":")
     try:
-        module = importlib.import_module(source)
+        module = with_torchvision(lambda: import_named(source))
     except ImportError as error:
         raise ValueError(
             f"`model` is {name!r}, and {source!r} cannot be imported: {error}; expected {_KINDS}"
@@ -190,7 +195,7 @@ def _of_factory(name: str) -> Any:
     if not callable(factory):
         known = [each for each, value in vars(module).items() if callable(value)]
         raise ValueError(f"`model` is {name!r}, and {source} has no function {attribute!r}{_meant(attribute, known)}")
-    made = factory() if not _is_module(factory) else factory
+    made = with_torchvision(factory) if not _is_module(factory) else factory
     parts = made if isinstance(made, tuple) else (made,)
     if len(parts) > 2 or not _is_module(parts[0]):
         raise ValueError(

@@ -167,13 +167,16 @@ def _judged(a: Side, b: Side, found: Comparison, unbounded: int) -> Comparison:
     if unbounded:
         cause = f"{unbounded} of the elements that differ have no bound: a partial sum may overflow there"
         return dataclasses.replace(found, verdict=Verdict.INCONCLUSIVE, name="overflow possible", cause=cause)
-    cause = "order of addition, and fused or separate multiply and add"
-    if declared := _declared_difference(a, b):
-        cause = f"{declared}; and {cause}"
+    declared = _declared_difference(a, b)
     if found.explained == found.different:
-        cause = f"{cause}: replaying both reproduces every bit"
+        cause = "order of addition, and fused or separate multiply and add: replaying both reproduces every bit"
+        cause = f"{declared}; and {cause}" if declared else cause
         return dataclasses.replace(found, verdict=Verdict.EXPLAINED, name="order", cause=cause)
-    return dataclasses.replace(found, verdict=Verdict.ROUNDING, name="order", cause=cause)
+    cause = "every element is within the proved bound of rounding, which holds for any order of addition, fused or not"
+    one_sided = "; ".join(filter(None, (a.one_sided, b.one_sided)))
+    cause = "; ".join(filter(None, (declared, cause, one_sided)))
+    name = "one-sided rounding" if one_sided else "rounding"
+    return dataclasses.replace(found, verdict=Verdict.ROUNDING, name=name, cause=cause)
 
 
 def _declared_difference(a: Side, b: Side) -> str:

@@ -50,7 +50,7 @@ def _is_of(each: Implementation, found: Finding) -> bool:
     fmt, _, what = found.name.partition(" ")
     return (
         fmt in formats(each)
-        and not {"output", "accumulator"}.intersection(what.split())
+        and not {"output", "accumulator", "sum"}.intersection(what.split())
         and " truncated to " not in found.cause
         and found.place != "inputs: kernel"
     )

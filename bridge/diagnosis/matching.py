@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bridge.case import Case
 from bridge.diagnosis.mistakes import Mistake
 
 if TYPE_CHECKING:
@@ -30,7 +31,10 @@ def matched(side: Side) -> Iterator[Mistake]:
 
 
 def _channels(side: Side) -> Iterator[Mistake]:
-    """Output o as the product of every input channel with kernel o, and of its input channel with every kernel."""
+    """Output o as the product of every input channel with kernel o, and of its input channel with every kernel.
+
+    Where there is a bias, what is compared is how each differs from its mean: the bias may be another channel's too.
+    """
     case, g = side.target.case, side.target.case.geometry
     if g.channels == 1 or g.features > _LONGEST or 0 in g.x_shape:
         return
@@ -38,13 +42,26 @@ def _channels(side: Side) -> Iterator[Mistake]:
     kernel = case.kernel.reshape(g.taps, g.features).astype(np.float64)
     own = np.arange(g.features) // g.multiplier
 
+    def centred(a: np.ndarray) -> np.ndarray:
+        return a if case.bias is None else a - a.mean(axis=0)
+
     def close(x: np.ndarray, w: np.ndarray, features: slice | np.ndarray) -> np.ndarray:
         """(c, o): whether x (P, taps, c) with w (taps, o) is y at all positions, to a few times what rounding does."""
         columns = np.moveaxis(x, 1, -1)
         product, size = columns @ w, np.abs(columns) @ np.abs(w)
         u = side.arithmetic.accumulator.unit_roundoff * (g.taps + 4) + 2 * side.arithmetic.output.unit_roundoff
         y, other = (a[:, None, features] for a in (wanted, size_of_rest))
-        return (np.abs(product - y) <= 2 * u * (size + other)).all(axis=0)
+        return (np.abs(centred(product) - centred(y)) <= 4 * u * (size + other).max(axis=0)).all(axis=0)
+
+    def with_bias(x: np.ndarray, w: np.ndarray) -> tuple[Case, str]:
+        """The case with the bias in the order that x (P, taps, C*M) with w leaves over, and that order in words."""
+        if case.bias is None:
+            return case, ""
+        left = np.median(wanted - np.einsum("ptf,tf->pf", x, w), axis=0) + case.bias
+        order = np.abs(left[:, None] - case.bias.astype(np.float64)).argmin(axis=1)
+        if not _is_permutation(order):
+            return case, ""
+        return case.replace(bias=case.bias[order]), f" and the bias in the order {_short(order)}"
 
     step = max(1, _BLOCK // (_POSITIONS * g.channels))
     input_of = np.full(g.features, -1)
@@ -53,12 +70,14 @@ def _channels(side: Side) -> Iterator[Mistake]:
         input_of[block] = _first(close(windows, kernel[:, block], block), own[block])
     source = input_of[:: g.multiplier]
     if _is_permutation(source) and (input_of == np.repeat(source, g.multiplier)).all():
+        biased, and_bias = with_bias(windows[..., input_of], kernel)
         yield Mistake(
             "input channels permuted",
-            f"reads the input channels in the order {_short(source)}",
-            f"undo the permutation of the input channels: x[..., {_short(np.argsort(source))}]",
-            case.replace(x=case.x[..., source]),
-            place="input channels",
+            f"reads the input channels in the order {_short(source)}{and_bias}",
+            f"undo the permutation of the input channels: x[..., {_short(np.argsort(source))}]"
+            + (", and that of the bias" if and_bias else ""),
+            biased.replace(x=case.x[..., source]),
+            place="input channels" + (", bias" if and_bias else ""),
         )
     kernel_of = np.full(g.features, -1)
     for c in range(g.channels):
@@ -68,12 +87,14 @@ def _channels(side: Side) -> Iterator[Mistake]:
         if (kernel_of[features] < 0).any():
             break
     if _is_permutation(kernel_of):
+        biased, and_bias = with_bias(windows[..., own], kernel[:, kernel_of])
         yield Mistake(
             "kernel channels permuted",
-            f"has the kernel's channels in the order {_short(kernel_of)}",
-            f"undo the permutation of the kernel's channels: kernel[..., {_short(np.argsort(kernel_of))}]",
-            case.replace(kernel=case.kernel[..., kernel_of]),
-            place="kernel channels",
+            f"has the kernel's channels in the order {_short(kernel_of)}{and_bias}",
+            f"undo the permutation of the kernel's channels: kernel[..., {_short(np.argsort(kernel_of))}]"
+            + (", and that of the bias" if and_bias else ""),
+            biased.replace(kernel=case.kernel[..., kernel_of]),
+            place="kernel channels" + (", bias" if and_bias else ""),
         )
 
 

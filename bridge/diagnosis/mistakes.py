@@ -1,8 +1,8 @@
 """The named mistakes: what an implementation that misreads a convention computes instead.
 
-Each is another case, or a rearrangement of its output, or both; so its exact result and its bound can be computed like
-those of the case itself. Where two mistakes compute the same - a flip of a symmetric kernel, SAME and symmetric padding
-at stride 1 - the first one here is the one that is named.
+Each is another case, a rearrangement of its output, a function of each element of it, or several of these; so its exact
+result and its bound can be computed like those of the case itself. Where two mistakes compute the same - a flip of a
+symmetric kernel, SAME and symmetric padding at stride 1 - the first one here is the one that is named.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from bridge.case import Case
 from bridge.diagnosis.shapes import spelled
-from jaxdw.geometry import Padding
+from jaxdw.geometry import Geometry, Padding
+
+if TYPE_CHECKING:
+    from bridge.diagnosis.target import Expected
 
 Rearrange = Callable[[np.ndarray], np.ndarray]
 
@@ -33,6 +36,8 @@ class Mistake:
       case: what was computed instead.
       rearrange: what happened to its output; None for nothing.
       place: what part of the computation it concerns.
+      after: what a function of each element makes of the expected output, given its channels; None for nothing.
+      error_of_x: how far each element of the case's x may be from what was computed, of x's shape; None for nothing.
     """
 
     name: str
@@ -41,35 +46,98 @@ class Mistake:
     case: Case
     rearrange: Rearrange | None = None
     place: str = ""
+    after: Callable[[Expected, np.ndarray], Expected] | None = None
+    error_of_x: np.ndarray | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether nothing is allowed but what the declared arithmetic of the mistaken case is."""
+        return self.after is None and self.error_of_x is None
+
+    def then(self, second: Mistake) -> Mistake:
+        """Both mistakes, where the second was made in this one's case."""
+        first = self.rearrange
+        rearrange = second.rearrange or first
+        if first is not None and second.rearrange is not None:
+            later = second.rearrange
+
+            def rearrange(y: np.ndarray) -> np.ndarray:
+                return later(first(y))
+
+        return Mistake(
+            f"{self.name} and {second.name}",
+            f"{self.cause}, and {second.cause}",
+            f"{self.mend}; and {second.mend}",
+            second.case,
+            rearrange,
+            "; ".join(dict.fromkeys(filter(None, (self.place, second.place)))),
+            second.after or self.after,
+            second.error_of_x,
+        )
+
+
+def pairs(case: Case) -> Iterator[tuple[Mistake, Callable[[], Iterator[Mistake]]]]:
+    """Each mistake, with the mistakes of later families, or of its own, that may have been made beside it.
+
+    The shape of the output need be right only after both.
+    """
+    families = (channel_orders, kernels, biases, steps, padding_words, padding_modes, layouts, shifts)
+    for number, family in enumerate(families):
+        for first in family(case):
+            yield first, functools.partial(_second, first, families[number + (family in (biases, shifts)) :])
+
+
+def _second(first: Mistake, families: Sequence[Callable[[Case], Iterator[Mistake]]]) -> Iterator[Mistake]:
+    for family in families:
+        for second in family(first.case):
+            if first.name != second.name:
+                yield first.then(second)
 
 
 def mistakes(case: Case) -> Iterator[Mistake]:
     """Every mistake that leaves the output's shape as it is, the likeliest first."""
     shape = case.geometry.output_shape
-    families = (paddings, kernels, biases, steps, padding_modes, layouts, channel_orders, shifts, edges)
+    families = (padding_words, kernels, biases, steps, padding_modes, layouts, channel_orders, shifts, edges)
     for family in families:
         for mistake in family(case):
             if mistake.case.geometry.output_shape == shape:
                 yield mistake
 
 
-def paddings(case: Case) -> Iterator[Mistake]:
-    """Other words for padding, and axes or sides swapped."""
+def padding_words(case: Case) -> Iterator[Mistake]:
+    """Other words for padding, and axes or sides swapped. A word and its numbers are the same padding."""
     g = case.geometry
-    half, span_half = (tuple((k // 2, k // 2) for k in sizes) for sizes in (g.kernel_size, g.spans))
     against = "SAME against symmetric padding"
     if_symmetric = against if g.symmetric_padding is not None else "padding"
-    if_same = against if case.padding == "SAME" else "padding"
+    if_same = against if _numbers(case, "SAME") == g.padding else "padding"
+    span_half = tuple((k // 2, k // 2) for k in g.spans)
     named: list[tuple[str, Padding]] = [
         (if_symmetric, "SAME"),
-        (if_same, half),
+        (if_same, _half(g)),
         (if_same, span_half),
         (if_symmetric, "SAME_LOWER"),
         ("padding missing", "VALID"),
         ("padding swapped between axes", g.padding[::-1]),
         ("padding low and high swapped", tuple((high, low) for low, high in g.padding)),
     ]
+    if g.rank == 1:
+        named.insert(5, ("causal padding", "CAUSAL"))
+    if g.rank == 1 and _numbers(case, "CAUSAL") == g.padding:
+        named = [("causal padding", padding) for _, padding in named]
     yield from _of_paddings(case, named)
+
+
+def _half(g: Geometry) -> tuple[tuple[int, int], ...]:
+    """k // 2 on both sides."""
+    return tuple((k // 2, k // 2) for k in g.kernel_size)
+
+
+def _numbers(case: Case, word: str) -> tuple[tuple[int, int], ...] | None:
+    """What a word for padding is in numbers, for this case; None where it does not fit."""
+    try:
+        return case.replace(padding=word).geometry.padding
+    except ValueError:
+        return None
 
 
 def shifts(case: Case) -> Iterator[Mistake]:
@@ -226,43 +294,78 @@ def steps(case: Case) -> Iterator[Mistake]:
         ("input dilation ignored", {"input_dilation": ones}),
         ("input and kernel dilation swapped", {"input_dilation": d, "kernel_dilation": spread}),
     ]
+    if max(d) == 1:
+        changes += [("dilation", {"kernel_dilation": (n,) * g.rank}) for n in (2, 3)]
     for name, change in changes:
         if all(getattr(g, option) == value for option, value in change.items()):
             continue
-        paddings = [case.padding, g.padding] if g.padding_mode == "zeros" else [case.padding]
-        for padding in paddings:
+        seen = set()
+        for padding in _paddings_beside(case):
             try:
                 other = case.replace(**change, padding=padding)
             except ValueError:
                 continue
-            yield _option(case, other, name, *change)
+            if other.geometry not in seen:
+                seen.add(other.geometry)
+                yield _option(case, other, name, *change, *(["padding"] if padding != case.padding else []))
+
+
+def _paddings_beside(case: Case) -> Iterator[Padding]:
+    """The case's padding as it was given and in numbers; and, where it is a word's, other words and their numbers.
+
+    Who writes numbers may have meant a word, and the other way round.
+    """
+    g = case.geometry
+    yield case.padding
+    if g.padding_mode != "zeros":
+        return
+    yield from (g.padding, "SAME", _half(g), "VALID", "SAME_LOWER")
+    if g.rank == 1:
+        yield "CAUSAL"
 
 
 def padding_modes(case: Case) -> Iterator[Mistake]:
-    """Zeros, periodic and reflecting padding, and repeated edges, mistaken for each other."""
+    """Zeros, periodic and reflecting padding, and repeated edges, mistaken for each other; on one border alone, too."""
     g = case.geometry
     modes: dict[str, Literal["constant", "wrap", "reflect", "edge"]]
     modes = {"zeros": "constant", "circular": "wrap", "reflect": "reflect", "replicate": "edge"}
     if max(g.input_dilation) > 1 or 0 in g.spatial or min(min(pair) for pair in g.padding) < 0:
         return
     batch = len(g.batch)
+
+    def padded(x: np.ndarray, pads: Sequence[Sequence[int]], mode: str) -> Case:
+        x = np.pad(x, [(0, 0)] * batch + [(low, high) for low, high in pads] + [(0, 0)], mode=modes[mode])
+        return case.replace(x=x, padding="VALID")
+
     shifts = [(0,) * g.rank] if g.padding_mode == "zeros" else list(itertools.product((0, -1, 1), repeat=g.rank))
-    for mode, of_numpy in modes.items():
-        for shift in shifts:
-            pads = tuple((low + d, high - d) for (low, high), d in zip(g.padding, shift))
-            same_mode = mode == g.padding_mode
-            if same_mode == (not any(shift)) or min(min(pair) for pair in pads) < 0:
-                continue
-            x = np.pad(case.x, ((0, 0),) * batch + pads + ((0, 0),), mode=of_numpy)
-            wrong = f"padding={pads}" if same_mode else f"padding mode {mode!r}"
-            right = f"padding={g.padding}" if same_mode else f"padding mode {g.padding_mode!r}"
-            yield Mistake(
-                "padding off by one" if same_mode else "padding mode",
-                f"was computed with {wrong}, where the case has {right}",
-                f"{right} instead of {wrong}",
-                case.replace(x=x, padding="VALID"),
-                place="padding",
-            )
+    for mode, shift in itertools.product(modes, shifts):
+        pads = tuple((low + d, high - d) for (low, high), d in zip(g.padding, shift))
+        same_mode = mode == g.padding_mode
+        if same_mode == (not any(shift)) or min(min(pair) for pair in pads) < 0:
+            continue
+        wrong = f"padding={pads}" if same_mode else f"padding mode {mode!r}"
+        right = f"padding={g.padding}" if same_mode else f"padding mode {g.padding_mode!r}"
+        yield Mistake(
+            "padding off by one" if same_mode else "padding mode",
+            f"was computed with {wrong}, where the case has {right}",
+            f"{right} instead of {wrong}",
+            padded(case.x, pads, mode),
+            place="padding",
+        )
+    borders = [(axis, end) for axis in range(g.rank) for end in (0, 1) if g.padding[axis][end]]
+    for (axis, end), mode in itertools.product(borders if len(borders) > 1 else (), modes):
+        if mode == g.padding_mode:
+            continue
+        alone = tuple(tuple(n * ((a, e) == (axis, end)) for e, n in enumerate(p)) for a, p in enumerate(g.padding))
+        rest = tuple((low - a, high - b) for (low, high), (a, b) in zip(g.padding, alone))
+        where = f"{'after the end' if end else 'before the start'} of axis {batch + axis} of x"
+        yield Mistake(
+            "padding mode of one border",
+            f"was computed with padding mode {mode!r} {where}, where the case has {g.padding_mode!r}",
+            f"padding mode {g.padding_mode!r} {where} too",
+            padded(padded(case.x, rest, g.padding_mode).x, alone, mode),
+            place=f"padding {where}: the output's {'last' if end else 'first'} positions of axis {batch + axis}",
+        )
 
 
 def layouts(case: Case) -> Iterator[Mistake]:
@@ -317,24 +420,9 @@ def channel_orders(case: Case) -> Iterator[Mistake]:
         return
     order = _channel_order(case)
     inverse = np.argsort(order)
-    mend = "output channel c*M+m reads input channel c: order {} as (C, M), not (M, C)"
     bias = case.bias
+    mend = "output channel c*M+m reads input channel c: order {} as (C, M), not (M, C)"
     for p, q in ((order, inverse), (inverse, order)):
-        yield Mistake(
-            "channel order",
-            "has its output channels in the order m*C+c, where c*M+m is meant",
-            mend.format("the output channels"),
-            case,
-            functools.partial(np.take, indices=p, axis=-1),
-            "output channels",
-        )
-        yield Mistake(
-            "channel order",
-            "has its kernel's channels in the order m*C+c, where c*M+m is meant",
-            mend.format("the kernel's channels"),
-            case.replace(kernel=case.kernel[..., p]),
-            place="kernel channels",
-        )
         yield Mistake(
             "channel order",
             "reads input channel o mod C for output channel o, where o div M is meant",
@@ -343,6 +431,23 @@ def channel_orders(case: Case) -> Iterator[Mistake]:
             functools.partial(np.take, indices=p, axis=-1),
             "input channels",
         )
+    operands = ("output", "kernel") if bias is None else ("output", "kernel", "bias")
+    for number in range(1, len(operands) + 1):
+        for chosen in itertools.combinations(operands, number):
+            if chosen == ("bias",):  # among the mistakes of the bias
+                continue
+            for orders in itertools.product((order, inverse), repeat=number):
+                how = dict(zip(chosen, orders))
+                changed = {name: getattr(case, name)[..., how[name]] for name in chosen if name != "output"}
+                what = " and ".join(f"the {name}'s channels" for name in chosen)
+                yield Mistake(
+                    "channel order",
+                    f"has {what.replace('the ', 'its ')} in the order m*C+c, where c*M+m is meant",
+                    mend.format(what),
+                    case.replace(**changed) if changed else case,
+                    functools.partial(np.take, indices=how["output"], axis=-1) if "output" in how else None,
+                    ", ".join(f"{name} channels" for name in chosen),
+                )
 
 
 def edges(case: Case) -> Iterator[Mistake]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import math
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from bridge.accumulation import AccumulationOrder, replay, reveal
 from bridge.accumulation.gradient import InputGradient, has_input_gradient_case, input_gradient_case
+from bridge.accumulation.reveal import MOST_TAPS
 from bridge.case import Case
 from bridge.diagnosis.comparison import Comparison, compare_sides
 from bridge.diagnosis.integers import IntegerTest, integer_test
@@ -18,6 +20,9 @@ from bridge.diagnosis.side import Side
 from bridge.diagnosis.target import Target
 from bridge.diagnosis.verdict import Verdict
 from bridge.implementations import Implementation, implementation
+from bridge.memory import check_fits
+
+_log = logging.getLogger("bridge")
 
 #: What `parity` compares when it is not told.
 DEFAULT = (
@@ -32,6 +37,10 @@ DEFAULT = (
 
 #: Output elements times taps up to which `parity` explains without being asked.
 EXPLAINED_UNASKED = 1_000_000
+
+
+#: Bytes for each element of a result that the exact sums, the bounds and a comparison take at once; measured.
+_WORKING_BYTES = 128
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,7 +105,7 @@ def parity(
       implementations: names or Implementations; None: PyTorch's convolution, the question's unfold and multiply
         in two ways, lax's convolution, jaxdw's methods and the exact result.
       explain: reveal each implementation's order of addition and replay it, which can prove EXPLAINED and takes about
-        2 n runs for n taps; None: where the output is small.
+        2 n runs for n taps; None: where the output is small and the window has at most `MOST_TAPS` taps.
       quantity: "y", the output, or "dx", the gradient of sum(dy y) by the input, from each framework's own
         differentiation; of a gradient no integers are tested.
       dy: the gradient by the output, of its shape and dtype, for "dx".
@@ -116,14 +125,23 @@ def parity(
     if len(chosen) < 2 or len(set(names)) < len(names):
         raise ValueError(f"`implementations` is {names}, expected at least two, each once")
     if explain is None:
-        explain = math.prod(case.geometry.output_shape) * case.geometry.taps <= EXPLAINED_UNASKED
+        explain = (
+            case.geometry.taps <= MOST_TAPS
+            and math.prod(case.geometry.output_shape) * case.geometry.taps <= EXPLAINED_UNASKED
+        )
     if quantity not in ("y", "dx"):
         raise ValueError(f"`quantity` is {quantity!r}, expected 'y' or 'dx'")
     target = Target.of(case, quantity, dy)
     # a gradient that is itself a depthwise convolution is explained as that convolution
     subject = case if dy is None else input_gradient_case(case, dy) if has_input_gradient_case(case) else None
+    size = math.prod(target.shape)
+    check_fits(
+        f"The comparison of {len(chosen)} implementations with {size} elements each",
+        size * (_WORKING_BYTES + len(chosen) * case.dtype.itemsize),
+    )
     sides, tests, orders = [], [], []
     for each in chosen:
+        _log.info("running %s", each.name)
         arithmetic = each.arithmetic(case, quantity)
         replayed = None
         if each.name == "numpy.exact":
@@ -131,11 +149,13 @@ def parity(
         else:
             y = each.run(case) if dy is None else each.input_gradient(case, dy)
             if explain and subject is not None:
+                _log.info("revealing the order of addition of %s", each.name)
                 orders.append(reveal(each if dy is None else InputGradient(each, case), subject))
                 replayed = replay(orders[-1], subject)
         emulated = each if isinstance(each, Implementation) and each.emulation else None
         sides.append(Side.of(each.name, y, target, arithmetic, replayed, emulated))
         if dy is None:
             tests.append(integer_test(each, case, arithmetic))
+    _log.info("comparing %s", ", ".join(names))
     comparisons = [compare_sides(a, b) for a, b in itertools.combinations(sides, 2)]
     return Diagnosis(case, {side.name: side.y for side in sides}, comparisons, tests, orders, quantity, dy)

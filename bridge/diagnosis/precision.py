@@ -9,11 +9,13 @@ hypothesis is tested by what it predicts, element by element:
 - *what each window gives back rounded to a format*, in a gradient by the input: likewise, with the sum over the
   multiplier rounded wherever it may lie, since that sum itself was rounded in an unknown order.
 - *output rounded to a format*: y must be a number of the format, and lie between the roundings of both ends of
-  [exact - bound, exact + bound], since rounding is monotone. So with the sum rounded before the bias is added, and
-  again after.
-- *accumulated in a format*: y must be a number of the format, within the bound of that accumulator, and what remains
-  must look like rounding: spread over the elements, and uncorrelated with any tap (`localise.systematic`). This last
-  test is statistical; so it is the last tried.
+  [exact - bound, exact + bound], since rounding is monotone.
+- *sum rounded to a format before the bias is added*: likewise for the sum without the bias; y is such a number plus the
+  bias, rounded as y's dtype rounds, or to the format again.
+- *accumulated in a format*: y must be a number of the format, or such a number plus the bias, within the bound of that
+  accumulator, and what remains must look like rounding: spread over the elements, uncorrelated with any tap
+  (`localise.systematic`) and with what errors of the input would do (`localise.follows_inputs`). These last tests are
+  statistical; so it is the last tried, and it is said to be consistent, not proved.
 
 Formats are tried from the finest, so the smallest bound that holds is the one named.
 """
@@ -30,7 +32,7 @@ import numpy as np
 from bridge.case import Case
 from bridge.diagnosis import emulation
 from bridge.diagnosis.finding import Finding
-from bridge.diagnosis.localise import systematic
+from bridge.diagnosis.localise import follows_inputs, systematic
 from bridge.diagnosis.target import OPERANDS, WORDS, Expected, products, sampled_terms
 from bridge.diagnosis.verdict import Verdict
 from bridge.numerics import (
@@ -63,6 +65,7 @@ class Rounded:
       operands: which of x, kernel, bias and dy, before the products; truncated: towards zero.
       output: the result.
       accumulator: every product and partial sum.
+      before_bias: the sum without the bias, which is added after: in y's own dtype, or with the output rounded again.
       parts: how many numbers of the format stand for what is rounded, 1 or 2.
       products: what stands for the product of two operands: 1, or the 3 greatest of two parts of each.
       windows: what each element of each window gives back to the input, before these are added up.
@@ -73,6 +76,7 @@ class Rounded:
     truncated: bool = False
     output: bool = False
     accumulator: bool = False
+    before_bias: bool = False
     parts: int = 1
     products: int = 1
     windows: bool = False
@@ -85,9 +89,9 @@ class Rounded:
 
     def round(self, name: str, array: np.ndarray) -> np.ndarray:
         """An operand as the products see it, in its own dtype."""
-        return cast(self._nearest(array.astype(np.float64)), array.dtype) if name in self.operands else array
+        return cast(self.nearest(array.astype(np.float64)), array.dtype) if name in self.operands else array
 
-    def _nearest(self, wide: np.ndarray) -> np.ndarray:
+    def nearest(self, wide: np.ndarray) -> np.ndarray:
         rounding = truncate_to if self.truncated else round_to
         first = rounding(wide, self.format)
         return first if self.parts == 1 else first + rounding(wide - first, self.format)
@@ -112,7 +116,7 @@ class Rounded:
         if len(names) == 1:
             return [(case, None if target.dy is None else self.round("dy", target.dy))]
         pairs = self.factors(names, *(_operand(side, name) for name in names))
-        bias = None if case.bias is None else self.round("bias", case.bias)
+        bias = None if case.bias is None or self.before_bias else self.round("bias", case.bias)
         found = []
         for number, pair in enumerate(pairs, start=1):
             given = {"x": case.x, "kernel": case.kernel, "dy": target.dy} | dict(zip(names, pair))
@@ -125,6 +129,8 @@ class Rounded:
         arithmetic = side.arithmetic
         if self.accumulator:
             arithmetic = dataclasses.replace(arithmetic, product=self.format, accumulator=self.format)
+        if self.output and self.format == arithmetic.output:  # what is rounded is then the sum itself
+            arithmetic = dataclasses.replace(arithmetic, output=arithmetic.accumulator)
         if flat is None or side.target.quantity != "y":
             sums = [products(case, side.target.quantity, dy) for case, dy in self.apply(side)]
             whole = self._of_windows(sums) if self.windows else Expected.of(exact_sum(_together(sums)), arithmetic)
@@ -134,8 +140,14 @@ class Rounded:
         terms = [
             (*pair, valid) for x, w, valid in sampled_terms(case, at) for pair in self.factors(("x", "kernel"), x, w)
         ]
-        bias = None if case.bias is None else self.round("bias", case.bias[at[-1]])
+        bias = None if case.bias is None or self.before_bias else self.round("bias", case.bias[at[-1]])
         return Expected.of(exact_sum(Products.of(terms, flat.shape, bias)), arithmetic)
+
+    def late_bias(self, side: Side, flat: np.ndarray | None) -> np.ndarray:
+        """The bias that is added to each element after the sum; float64."""
+        case = side.target.case
+        bias = self.round("bias", _operand(side, "bias")).astype(np.float64)
+        return np.broadcast_to(bias, case.geometry.output_shape) if flat is None else bias[flat % len(bias)]
 
     def _of_windows(self, sums: list[Products]) -> Expected:
         """A gradient by the input from what windows give back: a sum over the multiplier in float32, rounded."""
@@ -147,7 +159,7 @@ class Rounded:
             while group := [term for terms in given for term in itertools.islice(terms, multiplier)]:
                 back = np.array([np.where(valid, x * w, 0.0) for x, w, valid in group])
                 t, slack = back.sum(axis=0), len(back) * 1.01 * u * np.abs(back).sum(axis=0)
-                low, high = self._nearest(t - slack), self._nearest(t + slack)
+                low, high = self.nearest(t - slack), self.nearest(t + slack)
                 reference[block] += (low + high) / 2
                 allowed[block] += (high - low) / 2
                 size[block] += np.maximum(np.abs(low), np.abs(high))
@@ -175,6 +187,10 @@ def _candidates(side: Side) -> list[Rounded]:
         if fmt.precision < given.precision:
             found += _splits(side) if fmt is TF32 and given is FLOAT32 else ()
             found += _hypotheses(side, fmt)
+        elif fmt == given and given.precision < side.arithmetic.accumulator.precision:
+            found.append(Rounded(fmt, truncated=True, output=True))
+            if _has_bias(side) and side.arithmetic.output_roundings == 1:
+                found.append(Rounded(fmt, output=True, before_bias=True))
     own = () if side.emulated is None else emulation.formats(side.emulated)
     return sorted(found, key=lambda hypothesis: hypothesis.name not in own)
 
@@ -189,9 +205,12 @@ def lower_accumulator(side: Side) -> Finding | None:
     for fmt in (BFLOAT16, FLOAT16, FLOAT32):
         if fmt.precision >= side.arithmetic.accumulator.precision or fmt.precision > given.precision:
             continue
-        hypotheses = [Rounded(fmt, accumulator=True)]
-        if fmt.precision < given.precision:
-            hypotheses.append(Rounded(fmt, OPERANDS[side.target.quantity], accumulator=True))
+        operands = ((), OPERANDS[side.target.quantity]) if fmt.precision < given.precision else ((),)
+        hypotheses = [Rounded(fmt, rounded, accumulator=True) for rounded in operands]
+        if fmt.precision < given.precision and _has_bias(side):
+            hypotheses += [
+                Rounded(fmt, rounded, accumulator=True, before_bias=True) for rounded in ((), _factors(side))
+            ]
         for hypothesis in hypotheses:
             if _accumulates(side, hypothesis):
                 return _finding(side, hypothesis)
@@ -202,11 +221,12 @@ def _hypotheses(side: Side, fmt: Format) -> Iterator[Rounded]:
     """What rounding to one format may have happened to: the output alone, operands, and both."""
     if fmt is not TF32:
         yield Rounded(fmt, output=True)
-    names = OPERANDS[side.target.quantity]
+        yield Rounded(fmt, truncated=True, output=True)
     factors = _factors(side)
-    bias = [(), ("bias",)] if "bias" in names and side.target.case.bias is not None else [()]
+    bias = [(), ("bias",)] if _has_bias(side) else [()]
     for truncated, subset, extra in itertools.product((False, True), _subsets(side), bias):
         yield Rounded(fmt, (*subset, *extra), truncated)
+    yield from (Rounded(fmt, extra, truncated) for truncated in (False, True) for extra in bias if extra)
     if fmt in (TF32, BFLOAT16) and side.target.quantity == "dx":
         yield Rounded(fmt, windows=True)
         yield Rounded(fmt, factors, windows=True)
@@ -215,6 +235,9 @@ def _hypotheses(side: Side, fmt: Format) -> Iterator[Rounded]:
             # a dtype as wide as the customary accumulator is the accumulator too
             for accumulator in (False, True) if fmt is FLOAT32 else (False,):
                 yield Rounded(fmt, (*factors, *extra), output=True, accumulator=accumulator)
+        if _has_bias(side):
+            for operands, extra, output in itertools.product(((), factors), bias, (True, False)):
+                yield Rounded(fmt, (*operands, *extra), output=output, before_bias=True)
 
 
 def _splits(side: Side) -> Iterator[Rounded]:
@@ -229,6 +252,10 @@ def _splits(side: Side) -> Iterator[Rounded]:
     if side.target.quantity == "dx":
         yield Rounded(BFLOAT16, parts=2, windows=True)
         yield Rounded(BFLOAT16, parts=2, products=3, windows=True)
+
+
+def _has_bias(side: Side) -> bool:
+    return side.target.quantity == "y" and side.target.case.bias is not None
 
 
 def _factors(side: Side) -> tuple[str, ...]:
@@ -247,12 +274,15 @@ def _predicts(side: Side, hypothesis: Rounded) -> bool:
 
 
 def _predicts_at(side: Side, hypothesis: Rounded, flat: np.ndarray | None) -> bool:
-    if not hypothesis.output:
+    if not hypothesis.output and not hypothesis.before_bias:
         return side.explained_by(hypothesis.expected(side, flat), flat)
-    y = side.y if flat is None else side.y.ravel()[flat]
-    return _on_grid(y, hypothesis.format) and _rounded_between(
-        side, hypothesis.expected(side, flat), hypothesis.format, flat
-    )
+    y = (side.y if flat is None else side.y.ravel()[flat]).astype(np.float64)
+    if hypothesis.output and not _on_grid(y, hypothesis.format):
+        return False
+    bias = hypothesis.late_bias(side, flat) if hypothesis.before_bias else None
+    if bias is not None and not hypothesis.output and not _on_grid_before(y, bias, hypothesis.format, side):
+        return False
+    return _rounded_between(side, hypothesis, bias, flat)
 
 
 def _on_grid(y: np.ndarray, fmt: Format) -> bool:
@@ -261,20 +291,30 @@ def _on_grid(y: np.ndarray, fmt: Format) -> bool:
     return bool((round_to(finite, fmt) == finite).all())
 
 
-def _rounded_between(side: Side, expected: Expected, fmt: Format, flat: np.ndarray | None) -> bool:
+def _on_grid_before(y: np.ndarray, bias: np.ndarray, fmt: Format, side: Side) -> bool:
+    """Whether every y is a number of the format plus the bias, rounded once to y's own dtype."""
+    own = format_of(side.y.dtype)
+    with np.errstate(all="ignore"):
+        again = round_to(y - bias, fmt) + bias
+        near = np.abs(again - y) <= own.unit_roundoff * np.abs(y) * (1 + 2.0**-40) + own.smallest_normal
+    return bool(near[np.isfinite(y)].all())
+
+
+def _rounded_between(side: Side, hypothesis: Rounded, bias: np.ndarray | None, flat: np.ndarray | None) -> bool:
     """Whether y lies between the roundings of both ends of what the declared arithmetic allows."""
+    expected, fmt = hypothesis.expected(side, flat), hypothesis.format
     y, outside = (side.y, side.outside) if flat is None else (side.y.ravel()[flat], side.outside.ravel()[flat])
     y, finite = y.astype(np.float64), np.isfinite(y)
     with np.errstate(all="ignore"):
-        low, high = expected.reference - expected.allowed, expected.reference + expected.allowed
-        once = (round_to(low, fmt) <= y) & (y <= round_to(high, fmt))
-        bias = side.target.exact.products.bias
-        if bias is not None and not once.all():
-            b = np.broadcast_to(bias.astype(np.float64), side.y.shape)
-            b = b if flat is None else b.ravel()[flat]
-            below, above = round_to(low - b, fmt) + b, round_to(high - b, fmt) + b
-            once |= (round_to(below, fmt) <= y) & (y <= round_to(above, fmt))
-    return bool(once[finite].all() and np.isfinite(expected.allowed[outside & finite]).all())
+        ends = [
+            hypothesis.nearest(end)
+            for end in (expected.reference - expected.allowed, expected.reference + expected.allowed)
+        ]
+        if bias is not None:
+            last = fmt if hypothesis.output else format_of(side.y.dtype)
+            ends = [round_to(end + bias, last) for end in ends]
+    between = (ends[0] <= y) & (y <= ends[1])
+    return bool(between[finite].all() and np.isfinite(expected.allowed[outside & finite]).all())
 
 
 def _together(parts: list[Products]) -> Products:
@@ -291,16 +331,22 @@ def _together(parts: list[Products]) -> Products:
 
 
 def _accumulates(side: Side, hypothesis: Rounded) -> bool:
-    fmt = hypothesis.format
-    has_grid = fmt.precision < format_of(side.y.dtype).precision
+    fmt, own = hypothesis.format, format_of(side.y.dtype)
     for flat in (side.sample, None):
         y = side.y if flat is None else side.y.ravel()[flat]
         expected = hypothesis.expected(side, flat)
-        if (has_grid and not _on_grid(y, fmt)) or not side.explained_by(expected, flat):
+        if hypothesis.before_bias:
+            bias = hypothesis.late_bias(side, flat)
+            total = expected.reference + bias
+            expected = Expected(total, expected.allowed + own.unit_roundoff * (np.abs(total) + expected.allowed))
+            on_grid = _on_grid_before(y.astype(np.float64), bias, fmt, side)
+        else:
+            on_grid = fmt.precision >= own.precision or _on_grid(y, fmt)
+        if not on_grid or not side.explained_by(expected, flat):
             return False
     ratio = np.where(np.isfinite(side.y), expected.ratio(side.y), 0.0)
     spread = ratio.max() <= 10 * np.sqrt(np.mean(ratio**2)) and np.count_nonzero(side.outside) >= 0.01 * side.y.size
-    return bool(spread) and not systematic(side, expected)
+    return bool(spread) and not systematic(side, expected) and not follows_inputs(side, expected)
 
 
 def _finding(side: Side, hypothesis: Rounded) -> Finding:
@@ -318,24 +364,36 @@ def _finding(side: Side, hypothesis: Rounded) -> Finding:
     if hypothesis.windows:
         parts.append("windows")
         causes.append(f"what each window gives back rounded to {_formats(side, hypothesis)}")
+    name, own = hypothesis.format.name, side.y.dtype.name
     if hypothesis.output:
         parts.append("output")
-        causes.append(f"the result rounded to {hypothesis.format.name}")
+        again = "the sum rounded to {0} before the bias is added, and again after"
+        how = "truncated" if hypothesis.truncated and not operands else "rounded"
+        causes.append((again if hypothesis.before_bias else f"the result {how} to {{0}}").format(name))
     elif hypothesis.accumulator:
         parts.append("accumulator")
-        causes.append(f"the sum taken in {hypothesis.format.name}")
+        after = f", and a {own} bias added after" if hypothesis.before_bias else ""
+        causes.append(f"the products accumulated in {name}{after}")
+    elif hypothesis.before_bias:
+        parts.append("sum")
+        causes.append(f"the sum rounded to {name} before the bias is added in {own}")
     return Finding(
         Verdict.PRECISION,
         f"{hypothesis.name} {' and '.join(parts)}",
-        f"{side.name} was computed with {', and '.join(causes)}; {_rest(side, hypothesis)}",
+        f"{side.name} {_as_if(hypothesis)} computed with {', and '.join(causes)}; {_rest(side, hypothesis)}",
         _mend(side, hypothesis),
         "; ".join(f"inputs: {', '.join(operands)}" if part == "inputs" else part for part in parts),
     )
 
 
+def _as_if(hypothesis: Rounded) -> str:
+    """What is proved is stated; a lower accumulator is only consistent with y."""
+    return "is as" if hypothesis.accumulator and not hypothesis.output else "was"
+
+
 def _rest(side: Side, hypothesis: Rounded) -> str:
     if hypothesis.accumulator and not hypothesis.output:
-        return "the difference is within the bound of that, and no tap correlates with it"
+        return "the difference is within the bound of that and looks random: no tap and no input correlates with it"
     return f"the rest is within the bound of {side.arithmetic.accumulator.name}"
 
 
@@ -356,7 +414,7 @@ def _formats(side: Side, hypothesis: Rounded) -> str:
 def _mend(side: Side, hypothesis: Rounded) -> str:
     if hypothesis.accumulator and not hypothesis.output:
         return f"accumulate {side.name} in float32 or wider: JAX: preferred_element_type=jnp.float32"
-    if hypothesis.output:
+    if hypothesis.output or hypothesis.before_bias:
         dtype = side.target.case.dtype.name
         return f"compute {side.name} with dtype={dtype} throughout, without autocast or a cast of its result"
     if hypothesis.products > 1:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 
 import numpy as np
 
 from bridge.case import Case
 from bridge.implementations import Implementation, implementation, implementations, knobs
+
+_log = logging.getLogger("bridge")
 
 
 class Unrunnable(RuntimeError):
@@ -40,6 +43,7 @@ class Runs:
         """
         if each.name in self.failures:
             raise Unrunnable(self.failures[each.name])
+        _log.info("running %s", each.name)
         try:
             y = each.run(self.case)
         except (ValueError, TypeError, RuntimeError) as error:

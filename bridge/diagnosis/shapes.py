@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from bridge.case import Case
+from jaxdw.geometry import Geometry
 
 if TYPE_CHECKING:
     from bridge.diagnosis.target import Target
@@ -26,9 +27,19 @@ def likely_cause(shape: tuple[int, ...], target: Target) -> str:
         return f"the batch is {shape[:batch]}, expected {g.batch}"
     if shape[-1] != g.features:
         return f"{shape[-1]} channels on the last axis, expected {g.features}"
-    found = [words for words, case in _alternatives(target.case) if case.geometry.output_shape == shape]
-    extra = _extra(shape, expected)
-    return "; ".join(filter(None, [extra, f"{found[0]} gives this shape" if found else ""]))
+    found = next(
+        ((words, case) for words, case in _alternatives(target.case) if case.geometry.output_shape == shape), None
+    )
+    hint = f"{found[0]} gives this shape{_uncut(g, found[1].geometry)}" if found else ""
+    return "; ".join(filter(None, [_extra(shape, expected), hint]))
+
+
+def _uncut(g: Geometry, other: Geometry) -> str:
+    """What to add where causal padding was made by padding both ends, and the surplus at the end was left."""
+    causal = [pair == (span - 1, 0) and span > 1 for pair, span in zip(g.padding, g.spans)]
+    both = [pair == (span - 1, span - 1) for pair, span in zip(other.padding, other.spans)]
+    left = any(c and b for c, b in zip(causal, both)) and g.spans == other.spans
+    return ": causal padding whose surplus at the end was not cut off" if left else ""
 
 
 def _order(shape: tuple[int, ...], expected: tuple[int, ...], batch: int) -> str:
@@ -50,19 +61,36 @@ def _extra(shape: tuple[int, ...], expected: tuple[int, ...]) -> str:
 
 
 def _alternatives(case: Case) -> Iterator[tuple[str, Case]]:
-    """Other options a user may have set, the likeliest first; those that cannot be are left out."""
+    """Other options a user may have set, as people write them, the likeliest first; those that cannot be are left out.
+
+    One option is likelier than two, a word or a number for all axes than pairs, and causal padding than other pairs.
+    """
     g = case.geometry
     swapped = {"strides": g.kernel_dilation, "kernel_dilation": g.strides}
     changes: list[dict[str, Any]] = [{"padding": word} for word in ("SAME", "VALID")]
-    changes += [{"padding": tuple((k // 2, k // 2) for k in g.kernel_size)}]
+    symmetric: list[dict[str, Any]] = []
+    if g.padding_mode == "zeros":
+        symmetric = [{"padding": n} for n in sorted(range(max(g.spans) + 3), key=lambda n: _distance(g, n))]
+        changes += [{"padding": tuple(k // 2 for k in sizes)} for sizes in (g.kernel_size, g.spans)]
+        changes += [each for each in symmetric if _distance(g, each["padding"]) <= 2 * g.rank]
+    steps: list[dict[str, Any]] = [{"strides": g.strides[::-1]}, {"kernel_dilation": g.kernel_dilation[::-1]}]
+    steps += [{"strides": 1}, {"kernel_dilation": 1}, {"input_dilation": 1}]
+    steps += [{"strides": s} for s in (2, 3, 4)] + [{"kernel_dilation": d} for d in (2, 3)]
+    changes += steps
     changes += [{**swapped, "padding": padding} for padding in (g.padding, case.padding)]
-    changes += [{"strides": g.strides[::-1]}, {"kernel_dilation": g.kernel_dilation[::-1]}]
-    changes += [{"strides": 1}, {"kernel_dilation": 1}, {"input_dilation": 1}]
-    changes += [{"strides": s} for s in (2, 3, 4)]
+    changes += symmetric
+    if g.rank == 1:
+        changes += [{"padding": "CAUSAL"}]
+    changes += [{**step, "padding": word} for step in steps for word in ("SAME", "VALID")]
     if g.padding_mode == "zeros":
         changes += [{"padding": g.padding[::-1]}]
-        for all_sides in (1, -1, 2, -2):
-            changes += [{"padding": tuple((low + all_sides, high + all_sides) for low, high in g.padding)}]
+        changes += [{"padding": sizes} for sizes in itertools.product(range(min(8, max(g.spans) + 1)), repeat=g.rank)]
+        axes = itertools.product((False, True), repeat=g.rank)
+        causal = [
+            ((span - 1, 0) if here else pair for here, span, pair in zip(some, g.spans, g.padding)) for some in axes
+        ]
+        changes += [{"padding": tuple(pairs)} for pairs in causal]
+        changes += [{"padding": ((low + n, high + n) for low, high in g.padding)} for n in (1, -1, 2, -2)]
         around = sorted(itertools.product(range(-2, 3), repeat=2 * g.rank), key=lambda d: (sum(map(abs, d)), d))
         for d in around[1:]:
             pairs = ((low + d[2 * a], high + d[2 * a + 1]) for a, (low, high) in enumerate(g.padding))
@@ -72,7 +100,24 @@ def _alternatives(case: Case) -> Iterator[tuple[str, Case]]:
             other = case.replace(**change)
         except ValueError:
             continue
-        yield ", ".join(f"{name}={spelled(value)}" for name, value in change.items()), other
+        yield ", ".join(f"{name}={_short(value)}" for name, value in change.items()), other
+
+
+def _distance(g: Geometry, n: int) -> int:
+    """How far padding by n is from the case's."""
+    return sum(abs(n - low) + abs(n - high) for low, high in g.padding)
+
+
+def _short(value: Any) -> str:
+    """An option's value in the shortest way to write it: one number for all axes, or one for both ends of an axis."""
+    while isinstance(value, tuple):
+        inner = tuple(pair[0] if isinstance(pair, tuple) and len(set(pair)) == 1 else pair for pair in value)
+        if len(set(inner)) == 1 and not isinstance(inner[0], tuple):
+            return str(inner[0])
+        if inner == value:
+            break
+        value = inner
+    return spelled(value)
 
 
 def spelled(value: Any) -> str:

@@ -10,6 +10,8 @@ import numpy as np
 from bridge.diagnosis.emulation import on_platform
 from bridge.diagnosis.explain import explain
 from bridge.diagnosis.finding import Finding
+from bridge.diagnosis.mistakes import Mistake
+from bridge.diagnosis.one_sided import one_sided
 from bridge.diagnosis.shapes import likely_cause
 from bridge.diagnosis.target import Expected, Target
 from bridge.implementations import Implementation
@@ -88,13 +90,24 @@ class Side:
         chosen = [rng.choice(a, min(len(a), _SAMPLE // 2), replace=False) for a in (outside, anywhere)]
         return np.unique(np.concatenate(chosen))
 
+    def unexplained_by(self, expected: Expected, flat: np.ndarray | None = None) -> np.ndarray:
+        """Where y is finite and not as expected; `flat` names the elements where they are a sample."""
+        y, outside = (self.y, self.outside) if flat is None else (self.y.ravel()[flat], self.outside.ravel()[flat])
+        return expected.unexplained(y, outside) & np.isfinite(y)
+
     def explained_by(self, expected: Expected, flat: np.ndarray | None = None) -> bool:
         """Whether every element is as expected; `flat` names them where they are a sample."""
-        y, outside = (self.y, self.outside) if flat is None else (self.y.ravel()[flat], self.outside.ravel()[flat])
-        finite = np.isfinite(y)
-        if not finite.all():
-            expected, y, outside = Expected(*(a[finite] for a in expected)), y[finite], outside[finite]
-        return expected.explains(y, outside)
+        return not self.unexplained_by(expected, flat).any()
+
+    @functools.cached_property
+    def nearly(self) -> list[tuple[Mistake, np.ndarray]]:
+        """The mistakes that explain all but a few elements, and where these are; filled by who tries them."""
+        return []
+
+    @functools.cached_property
+    def one_sided(self) -> str:
+        """How its errors lie to one side of the exact result, in words; empty where their signs may be random."""
+        return one_sided(self)
 
     @functools.cached_property
     def finding(self) -> Finding | None:

@@ -71,9 +71,9 @@ class Expected(NamedTuple):
         distance[~counts] = 0.0
         return distance
 
-    def explains(self, y: np.ndarray, outside: np.ndarray) -> bool:
-        """Whether y is within what is allowed, everywhere; where it was `outside` another bound, this one is finite."""
-        return bool((self.ratio(y) <= 1).all() and np.isfinite(self.allowed[outside]).all())
+    def unexplained(self, y: np.ndarray, outside: np.ndarray) -> np.ndarray:
+        """Where y is beyond what is allowed; where it was `outside` another bound, this one must be finite."""
+        return (self.ratio(y) > 1) | (outside & ~np.isfinite(self.allowed))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
 from bridge.case import DTYPES, Case
+from bridge.memory import check_fits, check_starts, lack_of_memory
 from bridge.numerics import Arithmetic, format_of
 
 #: Where each framework's implementations are; a framework is imported when one of its own is asked for.
@@ -51,6 +54,7 @@ class Algorithm:
       input_bits: takes a Case and every knob, returns bits of the significands that operands of products are left with,
         where the declared arithmetic does not say it: where a platform is emulated.
       interpreted: whether a CPU interprets it, operation by operation: only where it is named, not among what is tried.
+      window_copies: how many copies of all windows are in memory at once, for the estimate of what cannot fit.
     """
 
     compute: Callable[..., np.ndarray]
@@ -62,6 +66,7 @@ class Algorithm:
     input_gradient: Callable[..., np.ndarray]
     input_bits: Callable[..., int | None] = lambda case, **knobs: None
     interpreted: bool = False
+    window_copies: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,11 +183,13 @@ class Implementation:
         """The output `(*batch, *output_spatial, C*M)` of the case, of the case's dtype.
 
         Raises:
-          ImplementationError: a user's function failed, or the output has another shape or dtype.
+          ImplementationError: the framework or a user's function failed, there is not memory enough, or the output
+            has another shape or dtype.
         """
         if 0 in case.geometry.output_shape:
             return np.zeros(case.geometry.output_shape, case.dtype)
-        y = self.algorithm.compute(case, **self.knobs)
+        with self._failures_named(case):
+            y = self.algorithm.compute(case, **self.knobs)
         if y.shape != case.geometry.output_shape or y.dtype != case.dtype:
             raise ImplementationError(
                 f"{self.name} returned {y.dtype} {y.shape}, expected {case.dtype} {case.geometry.output_shape}"
@@ -193,11 +200,30 @@ class Implementation:
         """The gradient of sum(dy y) by x, of x's shape and dtype, from the framework's own differentiation."""
         if 0 in case.geometry.output_shape or 0 in case.geometry.x_shape:
             return np.zeros(case.geometry.x_shape, case.dtype)
-        return self.algorithm.input_gradient(case, dy, **self.knobs)
+        with self._failures_named(case):
+            return self.algorithm.input_gradient(case, dy, **self.knobs)
 
     def seconds(self, case: Case, repetitions: int = 1) -> list[float]:
         """Seconds of each repetition, arrays at hand and the result waited for."""
-        return self.algorithm.seconds(case, repetitions, **self.knobs)
+        with self._failures_named(case):
+            return self.algorithm.seconds(case, repetitions, **self.knobs)
+
+    @contextlib.contextmanager
+    def _failures_named(self, case: Case) -> Iterator[None]:
+        """Turn whatever a framework raises into an ImplementationError; check first that the work can fit."""
+        g = case.geometry
+        windows = math.prod(g.batch) * math.prod(g.output_spatial) * g.channels * g.taps
+        try:
+            elements = case.x.size + 2 * math.prod(g.output_shape) + self.algorithm.window_copies * windows
+            check_fits(f"{self.name} on {_shapes(case)}", elements * case.dtype.itemsize)
+            yield
+        except (ValueError, TypeError, OSError, ImplementationError):  # of the settings, or named already
+            raise
+        except Exception as error:
+            if isinstance(error, MemoryError) and self.name in str(error):
+                raise ImplementationError(str(error)) from None
+            said = lack_of_memory(error) or f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+            raise ImplementationError(f"{self.name} failed on {_shapes(case)}: {said}") from error
 
     def arithmetic(self, case: Case, quantity: str = "y") -> Arithmetic:
         """The arithmetic that this implementation declares for the case: what its bound is computed from.
@@ -311,8 +337,13 @@ def _algorithm(name: str, base: str) -> tuple[str, Algorithm]:
     return framework, _tables(framework)[0][algorithm]
 
 
+def _shapes(case: Case) -> str:
+    return f"input {'x'.join(map(str, case.x.shape))} and kernel {'x'.join(map(str, case.kernel.shape))}"
+
+
 @functools.cache
 def _tables(framework: str) -> tuple[Mapping[str, Algorithm], Mapping[str, Knob]]:
+    check_starts()
     module = importlib.import_module(FRAMEWORKS[framework])
     return module.ALGORITHMS, module.KNOBS
 

@@ -1,15 +1,13 @@
 """A case run in a process of its own, for settings that a process reads once, such as XLA's flags.
 
 The case goes there as `.npy` files and JSON in a temporary folder, and the result comes back the same way; nothing is
-pickled. `python -m bridge.implementations.isolated FOLDER` is that process.
+pickled.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -17,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-import bridge
 from bridge.case import DTYPES, Case
-from bridge.implementations import implementation
+from bridge.implementations import ImplementationError, implementation
+from bridge.memory import lack_of_memory
+from bridge.process import last_line, run_module
 
 #: Seconds after which the process is ended.
 TIME_LIMIT = 120.0
@@ -29,8 +28,8 @@ def run(name: str, case: Case, *, environment: Mapping[str, str]) -> np.ndarray:
     """The output of the implementation of that name, with environment variables added.
 
     Raises:
-      RuntimeError: the process failed or took longer than `TIME_LIMIT`; the message says which, and names a flag that
-        XLA does not know.
+      ImplementationError: the process failed or took longer than `TIME_LIMIT`; the message says which, and names a
+        flag that XLA does not know.
     """
     with tempfile.TemporaryDirectory() as folder:
         _start(Path(folder), name, case, 0, environment)
@@ -61,25 +60,15 @@ def _start(folder: Path, name: str, case: Case, repetitions: int, environment: M
         },
     }
     (folder / "job.json").write_text(json.dumps(job))
-    packages = [str(Path(bridge.__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    command = [sys.executable, "-m", __name__, str(folder)]
-    added = {**environment, "PYTHONPATH": os.pathsep.join(packages)}
     words = " ".join(f"{key}={value}" for key, value in environment.items())
     try:
-        done = subprocess.run(
-            command,
-            env={**os.environ, **added},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=TIME_LIMIT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(f"{name} with {words} took longer than {TIME_LIMIT:g} s in a process of its own") from None
+        done = run_module(__name__, str(folder), time_limit=TIME_LIMIT, environment=environment)
+    except TimeoutError:
+        raise ImplementationError(
+            f"{name} with {words} took longer than {TIME_LIMIT:g} s in a process of its own"
+        ) from None
     if done.returncode:
-        raise RuntimeError(f"{name} with {words} failed in a process of its own: {_reason(done.stderr)}")
+        raise ImplementationError(f"{name} with {words} failed in a process of its own: {_reason(done.stderr)}")
 
 
 def _reason(stderr: str) -> str:
@@ -90,8 +79,8 @@ def _reason(stderr: str) -> str:
     refused = re.search(r"(Couldn't interpret value.*)", stderr)
     if refused:
         return refused[1].strip()
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    lack = next(filter(None, map(lack_of_memory, reversed(stderr.splitlines()))), "")
+    return lack or last_line(stderr)
 
 
 def _save(path: Path, array: np.ndarray) -> None:

@@ -192,7 +192,15 @@ def _words(geometry):
 
 
 def _algorithm(
-    name: str, compute: Compute, roundings: int, about: str, family: str, code: str, *, interpreted: bool = False
+    name: str,
+    compute: Compute,
+    roundings: int,
+    about: str,
+    family: str,
+    code: str,
+    *,
+    interpreted: bool = False,
+    window_copies: int = 0,
 ) -> Algorithm:
     def arithmetic(case: Case, *, dtype: str, precision: str, **exact_settings: str) -> Arithmetic:
         own = declared(
@@ -219,6 +227,7 @@ def _algorithm(
         functools.partial(input_gradient, compute),
         input_bits,
         interpreted,
+        window_copies,
     )
 
 
@@ -238,6 +247,7 @@ ALGORITHMS = {
         "lax.conv_general_dilated_patches, then einsum",
         "windows",
         'jaxdw.depthwise_conv(x, kernel, bias, ..., method="patches")',
+        window_copies=2,
     ),
     "unfold_matmul": _algorithm(
         "jax.unfold_matmul",
@@ -246,6 +256,7 @@ ALGORITHMS = {
         "a loop over channels: windows, then matmul",
         "channel loop",
         "jaxdw.unfold and jnp.matmul, channel by channel",
+        window_copies=2,
     ),
     "taps": _algorithm(
         "jax.taps",

@@ -22,6 +22,9 @@ from bridge.numerics import BFLOAT16, TF32, Arithmetic
 from jaxdw.geometry import Geometry
 from jaxdw.methods.taps import bias_comes_first
 
+#: PyTorch 2.9 and newer say for each operator what float32 operands may be rounded to.
+_SAYS_PRECISION = hasattr(torch.backends.mkldnn, "conv")
+
 KNOBS = {
     "deterministic": Knob(
         "flag", "off", {v: f"torch.use_deterministic_algorithms({v == 'on'})" for v in ("off", "on")}
@@ -37,7 +40,7 @@ KNOBS = {
         "ieee",
         {
             v: f'torch.backends.mkldnn.conv.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = "{v}"'
-            for v in ("ieee", "tf32", "bf16")
+            for v in (("ieee", "tf32", "bf16") if _SAYS_PRECISION else ("ieee",))
         },
     ),
     "layout": Knob(
@@ -152,6 +155,10 @@ def _enable_mkldnn(on: bool) -> None:
 @contextlib.contextmanager
 def _float32_precision(matmul_precision: str, fp32_precision: str) -> Iterator[None]:
     """What float32 operands may be rounded to. The older setting writes the newer ones too, CUDA's among them."""
+    if not _SAYS_PRECISION:
+        with _setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, matmul_precision):
+            yield
+        return
     operators = (torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)
     before = [operator.fp32_precision for operator in operators]
     matmul = fp32_precision if fp32_precision != "ieee" else _MATMUL_INPUTS[matmul_precision]
@@ -281,7 +288,9 @@ def _fold(y: torch.Tensor, g: Geometry) -> torch.Tensor:
     return y.reshape(*y.shape[:2], *g.output_spatial)
 
 
-def _algorithm(compute: Compute, bias_is_rounded_twice: bool, about: str, family: str, code: str) -> Algorithm:
+def _algorithm(
+    compute: Compute, bias_is_rounded_twice: bool, about: str, family: str, code: str, *, window_copies: int = 0
+) -> Algorithm:
     def arithmetic(
         case: Case, *, dtype: str, fp32_precision: str, matmul_precision: str, **exact_settings: str
     ) -> Arithmetic:
@@ -308,6 +317,7 @@ def _algorithm(compute: Compute, bias_is_rounded_twice: bool, about: str, family
         code,
         functools.partial(seconds, compute),
         functools.partial(input_gradient, compute),
+        window_copies=window_copies,
     )
 
 
@@ -332,6 +342,7 @@ ALGORITHMS = {
         "F.unfold, then one einsum over the taps",
         "windows",
         'torch.einsum("nctl,cmt->ncml", F.unfold(x, ...).reshape(N, C, taps, -1), weight.reshape(C, M, taps))',
+        window_copies=2,
     ),
     "taps": _algorithm(
         taps,
@@ -359,7 +370,11 @@ def environment() -> dict[str, str]:
         "torch cpu capability": torch.backends.cpu.get_cpu_capability(),
         "torch threads": str(torch.get_num_threads()),
         "torch mkldnn": "on" if torch.backends.mkldnn.enabled else "off",
-        "torch float32 precision, convolution": torch.backends.mkldnn.conv.fp32_precision,
-        "torch float32 precision, matmul": torch.backends.mkldnn.matmul.fp32_precision,
+        "torch float32 precision, convolution": torch.backends.mkldnn.conv.fp32_precision
+        if _SAYS_PRECISION
+        else "ieee",
+        "torch float32 precision, matmul": torch.backends.mkldnn.matmul.fp32_precision
+        if _SAYS_PRECISION
+        else torch.get_float32_matmul_precision(),
         "torch deterministic": str(torch.are_deterministic_algorithms_enabled()),
     }

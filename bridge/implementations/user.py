@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from bridge.implementations import ImplementationError
+from bridge.libraries import with_torchvision
+from bridge.process import import_named
 
 
 def load(name: str) -> tuple[Callable[..., Any], str]:
@@ -19,14 +21,16 @@ def load(name: str) -> tuple[Callable[..., Any], str]:
     """
     module_name, _, attribute = name.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        module = with_torchvision(lambda: import_named(module_name))
     except (Exception, SystemExit) as error:
         raise ValueError(
             f"`implementation` is {name!r}, and {module_name!r} cannot be imported: {_first_line(error)}"
         ) from None
     function = getattr(module, attribute, None)
     if not callable(function):
-        raise ValueError(f"`implementation` is {name!r}, expected a function: {module_name} has no {attribute!r}")
+        raise ValueError(
+            f"`implementation` is {name!r}, expected a function: {module_name} has no {attribute!r}{_found(module)}"
+        )
     return function, _framework(name, function, module)
 
 
@@ -59,6 +63,12 @@ def call(
 def _first_line(error: BaseException) -> str:
     text = next(iter(str(error).splitlines()), "")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _found(module: ModuleType) -> str:
+    """Where the module was found, if not in the current folder: the user may mean another of that name."""
+    file = getattr(module, "__file__", None)
+    return "" if file and Path(file).is_relative_to(Path.cwd()) else f"; it is {file or 'built into Python'}"
 
 
 def _framework(name: str, function: Callable[..., Any], module: ModuleType) -> str:

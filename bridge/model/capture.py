@@ -8,7 +8,7 @@ is that operation's, and a copy or a padded copy of it counts as it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,12 @@ _KINDS = {
     "add": "add",
     "mul": "multiply",
 }
+
+#: A clamp between two numbers that has a name.
+_CLAMPS: Mapping[tuple[Any, Any], str] = {(0, 6): "relu6", (0, None): "relu"}
+
+#: Operators that are elementwise and that PyTorch does not tag so.
+_ELEMENTWISE = {"hardswish"}
 
 #: Move elements, or add zeros around them.
 _MOVES = {"clone", "_to_copy", "copy", "constant_pad_nd", "contiguous", "_unsafe_view"}
@@ -181,6 +187,7 @@ class _Recorder(TorchDispatchMode):
                 _channels_last(y),
                 parameters,
                 {key: given[key] for key in ("stride", "padding", "dilation", "groups", "eps") if key in given},
+                torch.Tag.pointwise in func.tags or name in _ELEMENTWISE,
             )
         )
         return result
@@ -199,7 +206,11 @@ class _Recorder(TorchDispatchMode):
 
 def _kind(name: str, given: dict[str, Any]) -> str:
     if name == "hardtanh":
-        return "relu6" if (given.get("min_val", -1), given.get("max_val", 1)) == (0, 6) else name
+        return _CLAMPS.get((given.get("min_val", -1), given.get("max_val", 1)), name)
+    if name in ("clamp", "clamp_min"):
+        return _CLAMPS.get((given.get("min"), given.get("max")), name)
+    if name == "gelu":
+        return "gelu (tanh)" if given.get("approximate") == "tanh" else name
     if name == "convolution" and given["transposed"]:
         return "transposed convolution"
     if name in ("add", "mul") and (

@@ -18,10 +18,10 @@ roundings: in the first form difference, product and sum; in the second, m a its
 since of what may be flushed, the operands x, m and b and four results after a cost lambda or lambda |a| each, and s
 and a the last term.
 
-*ReLU, ReLU6* give one of their operands: 0, but for subnormal ones. *Hard sigmoid* c / 6, c = min(max(x + 3, 0), 6):
-the sum rounds relatively, and min and max keep a relative error; then a division, or a product with a rounded 1/6:
-g(3) |y| + 8 lambda. *Hard swish* x c / 6 has one product more: g(4) |y| + 8 lambda, where x / 6 may be flushed before
-it is multiplied by c <= 6.
+*Identity, ReLU, ReLU6* give one of their operands: 0, but for subnormal ones. *Hard sigmoid* c / 6,
+c = min(max(x + 3, 0), 6): the sum rounds relatively, and min and max keep a relative error; then a division, or a
+product with a rounded 1/6: g(3) |y| + 8 lambda. *Hard swish* x c / 6 has one product more: g(4) |y| + 8 lambda, where
+x / 6 may be flushed before it is multiplied by c <= 6.
 
 *Mean* of n numbers: a sum in any order, at most (n - 1) u sum |x| off (Rump 2012), then a division, or a product with a
 rounded 1/n: ((1 + (n - 1) u) (1 + u)^2 - 1) sum |x| / n + 4 lambda, for n operands, n - 1 sums and a result flushed.
@@ -172,6 +172,11 @@ def _batch_norm(operation: Operation) -> Expected:
     return _if_below((x - m) * a + b, allowed, np.maximum(M, sizes))
 
 
+def _identity(operation: Operation) -> Expected:
+    x = operation.operands[0].astype(np.float64)
+    return _chosen(x, x)
+
+
 def _relu(operation: Operation) -> Expected:
     x = operation.operands[0].astype(np.float64)
     return _chosen(x, np.maximum(x, 0))
@@ -232,6 +237,7 @@ def _growth(roundings: int) -> float:
 
 _SIMPLE: Mapping[str, Callable[[Operation], Expected]] = {
     "batch norm": _batch_norm,
+    "identity": _identity,
     "relu": _relu,
     "relu6": _relu6,
     "hard sigmoid": _hard_sigmoid,
@@ -240,3 +246,6 @@ _SIMPLE: Mapping[str, Callable[[Operation], Expected]] = {
     "add": _add,
     "multiply": _multiply,
 }
+
+#: The kinds with one operand whose bound is known, element by element.
+ELEMENTWISE = ("identity", "relu", "relu6", "hard sigmoid", "hard swish")

@@ -5,19 +5,41 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from bridge.case import Case
 from bridge.diagnosis import Comparison, Verdict, compare
 from bridge.diagnosis.target import Expected
-from bridge.model.expected import expected, of_sums, sums
+from bridge.model.expected import ELEMENTWISE, expected, of_sums, sums
 from bridge.model.operations import Operation
 from bridge.numerics import BFLOAT16, FLOAT16, TF32, Format, round_to, same_bits, ulp_distance
 from bridge.weights.layouts import CONVOLUTION
 
 #: What the two results are called.
 NAMES = ("JAX", "PyTorch")
+
+#: Operands on which a function of one number is told from others: dense where the known ones bend, and far out.
+_PROBES = np.array([-1e6, -100, -20, *np.linspace(-8, 8, 1025), 20, 100, 1e6], np.float32)
+
+#: Operations without settings: where the names of two differ, they are other functions, whatever the data show.
+_FUNCTIONS = {
+    "identity",
+    "relu",
+    "relu6",
+    "hard swish",
+    "hard sigmoid",
+    "silu",
+    "sigmoid",
+    "tanh",
+    "gelu",
+    "gelu (tanh)",
+    "mish",
+    "mean",
+    "add",
+    "multiply",
+}
 
 
 def judge(operation: Operation, ours: np.ndarray) -> Comparison | str:
@@ -40,6 +62,67 @@ def judge(operation: Operation, ours: np.ndarray) -> Comparison | str:
         return f"no bound is known for {operation.kind}"
     found = compared(ours, theirs, within)
     return lower_precision(operation, ours, found) if found.verdict is Verdict.BUG else found
+
+
+def recognized(kind: str, run: Callable[[np.ndarray], np.ndarray], received: np.ndarray) -> str:
+    """The name of an activation whose function is not known by name: the operation whose bound it keeps on probes.
+
+    Args:
+      kind: its own name, which is kept where no operation fits.
+      run: the function.
+      received: an operand, for the shape that the function takes.
+    """
+    if kind in _FUNCTIONS:
+        return kind
+    shape = received.shape[1:]
+    probes = np.resize(_PROBES, (math.ceil(_PROBES.size / math.prod(shape)), *shape))
+    try:
+        y = run(probes)
+    except (TypeError, ValueError):
+        return kind
+    for known in ELEMENTWISE if y.shape == probes.shape and np.isfinite(y).all() else ():
+        within = expected(Operation(known, "", "", (), (probes,), y, {}, {}))
+        if within is not None and (within.ratio(y) <= 1).all():
+            return known
+    return kind
+
+
+def judge_others(kind: str, done: Sequence[Operation], ours: np.ndarray, mend: str) -> Comparison | str:
+    """What it proves where PyTorch computes other operations than JAX; or why it cannot be said.
+
+    Two functions that have no settings are other functions where their names differ, and CONVENTION, also where these
+    data do not show it. Else the results decide, within the bound of the one operation that has a bound.
+
+    Args:
+      kind: of JAX's operation, as `recognized` has it; "identity" for none.
+      done: PyTorch's operations; the first is fed what JAX's is, the last gives the result. Of nothing, "identity".
+      ours: what JAX's gives.
+      mend: what to change.
+    """
+    said = " and then ".join(each.kind for each in done)
+    theirs, only = done[-1].output, done[0].kind if len(done) == 1 else ""
+    if ours.dtype != theirs.dtype or _sizes(ours) != _sizes(theirs):
+        return _other_shape(ours, theirs)
+    cause = f"JAX computes {_named(kind)} where PyTorch computes {_named(said)}"
+    whole = dataclasses.replace(done[0], output=theirs)
+    bounds = (expected(dataclasses.replace(whole, kind=each)) for each in (only, kind) if each in ELEMENTWISE)
+    within = next((each for each in bounds if each is not None), None)
+    exact = Expected(theirs.astype(np.float64), np.full(theirs.shape, np.inf))
+    found = compared(ours.reshape(theirs.shape), theirs, within or exact)
+    if kind != only and only in _FUNCTIONS and (kind in _FUNCTIONS or only in ELEMENTWISE):
+        seen = "" if found.different else "; all elements agree, as these images do not tell the two apart"
+        return dataclasses.replace(
+            found, verdict=Verdict.CONVENTION, name="another operation", cause=cause + seen, mend=mend
+        )
+    if found.verdict is Verdict.BUG:
+        return dataclasses.replace(found, name="another operation", cause=cause, mend=mend)
+    if within is None and found.verdict is not Verdict.IDENTICAL:
+        return f"{cause}, and no bound is known for either"
+    return found
+
+
+def _named(kind: str) -> str:
+    return "nothing" if kind == "identity" else kind
 
 
 def depthwise_case(operation: Operation) -> Case | None:

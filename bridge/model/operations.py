@@ -17,8 +17,8 @@ class Operation:
     """One operation that ran, and nothing that only moves elements: views, copies and padding are no operations.
 
     Attributes:
-      kind: "convolution", "linear", "batch norm", "relu", "relu6", "hard swish", "hard sigmoid", "mean", "add" or
-        "multiply"; PyTorch's own name for any other.
+      kind: "convolution", "linear", "batch norm", "relu", "relu6", "hard swish", "hard sigmoid", "gelu (tanh)",
+        "mean", "add" or "multiply"; PyTorch's own name for any other.
       layer: the path of the layer whose parameters it used; empty for none.
       module: the path of the module that was running.
       producers: for each operand which operation made it, by its place in the order of running; `INPUT` for the input.
@@ -26,6 +26,7 @@ class Operation:
       output: what it gave.
       parameters: of the layer: "weight", "bias", "running_mean", "running_var", in PyTorch's layout.
       settings: of a convolution "stride", "padding", "dilation" and "groups"; of a normalization "eps".
+      is_elementwise: whether each element of its result depends on one element of each operand.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class Operation:
     output: np.ndarray
     parameters: Mapping[str, np.ndarray]
     settings: Mapping[str, Any]
+    is_elementwise: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bridge.census.zoo import draw_weights
+from bridge.files import open_regular, read_npy
+from bridge.libraries import import_library
 from bridge.weights.architectures import ARCHITECTURES, Architecture
 from bridge.weights.choice import choose_rules
 from bridge.weights.convert import to_flax
@@ -58,8 +59,8 @@ def original(architecture: Architecture, classes: int, width: float = 1.0) -> An
     """
     library = architecture.library
     try:
-        module = importlib.import_module("torchvision.models" if library == "torchvision" else library)
-    except Exception as error:  # torchvision's operators may fail to load with a RuntimeError
+        module = import_library("torchvision.models" if library == "torchvision" else library)
+    except Exception as error:  # of any kind: a library runs code when it is imported
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
             f"`network` is {architecture.name}, and {library} cannot be imported here: {reason}. Likely causes: (a) it "
@@ -145,13 +146,13 @@ def read_image(path: Path, size: int = SIZE) -> np.ndarray:
       ValueError: a file that is no image, or one that needs Pillow where it is not installed.
       OSError: no such file.
     """
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"`image` is {path}, expected a file: it does not exist")
     if path.suffix != ".npy":
         return _normalized(_scaled(path, size))[None]
     try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        array = read_npy(path)
+    except ValueError as error:
         raise ValueError(f"`image` is {path}, expected an .npy file of numbers: {error}") from None
     if array.ndim not in (3, 4) or array.shape[-1] != 3 or not array.size:
         raise ValueError(f"`image` is {path} of shape {array.shape}, expected (H, W, 3) or (N, H, W, 3)")
@@ -170,10 +171,12 @@ def _scaled(path: Path, size: int) -> np.ndarray:
             f"`image` is {path}, which needs Pillow: pip install pillow; or give an .npy of (H, W, 3)"
         ) from None
     try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
+        with open_regular(path) as file, Image.open(file) as opened:
+            image = opened.convert("RGB")
     except UnidentifiedImageError:
         raise ValueError(f"`image` is {path}, expected an image or an .npy file: Pillow does not know it") from None
+    except Exception as error:  # Pillow raises almost anything on a damaged file
+        raise ValueError(f"`image` is {path}, which is not sound: {error}") from None
     shorter = int(size * 256 / 224)
     width, height = image.size
     scaled = (shorter, int(shorter * height / width)) if width <= height else (int(shorter * width / height), shorter)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from bridge.diagnosis import Comparison, Verdict
-from bridge.model.isolated import judge
-from bridge.model.matching import described, match
-from bridge.model.operations import Operation
+from bridge.model.isolated import judge, judge_others, recognized
+from bridge.model.matching import Counterpart, Missing, described, match
+from bridge.model.operations import INPUT, Operation
 from bridge.model.steps import IMAGES, Step, steps
 from bridge.weights.manifest import Manifest
 from jaxdw.models import MobileNet
+
+_log = logging.getLogger("bridge")
 
 Track = Callable[[Sequence[Step]], Iterable[Step]]
 
@@ -26,7 +29,8 @@ class LayerParity:
     """One operation in both frameworks.
 
     Attributes:
-      name: its path in the Flax model; torch: the path of its layer in PyTorch, or of the module that ran it.
+      name: its path in the Flax model; torch: the path of its layer in PyTorch, or of the module that ran it;
+        "nothing" where PyTorch computes nothing there.
       kind: "depthwise", "pointwise", "convolution", "linear", "batch norm", an activation, "mean", "add", "multiply".
       shape: of its result in the Flax model.
       isolated: the JAX operation fed what PyTorch's received, against PyTorch's result; None if not compared.
@@ -157,12 +161,14 @@ def model_parity(
         given = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
         raise ValueError(f"`images` is {given}, expected a NumPy array (N, H, W, C) of float32 that is not empty")
     model = nnx.view(model, use_running_average=True, deterministic=True)
+    _log.info("%s: running it in PyTorch", name)
     done, theirs = operations(module, images)
     every = steps(model)
     matching = match(every, done, manifest)
     running = {IMAGES: jnp.asarray(images)}
     growth = {IMAGES: 0.0}
     layers: list[LayerParity] = []
+    values = _Values(images, done, running, growth)
     for step in track(every):
         try:
             running[step.name] = step.compiled(*(running[name] for name in step.inputs))
@@ -172,48 +178,103 @@ def model_parity(
                 f"`model` fails in {step.name} on `images` of shape {images.shape}: {error}"
                 + (f"; wrong before it: {'; '.join(wrong)}" if wrong else "")
             ) from error
-        place = matching.operation.get(step.name)
-        if place is None:
+        layers += [_missing(each, values) for each in matching.missing.get(step.name, ())]
+        counterpart = matching.counterpart.get(step.name)
+        if counterpart is None:
             shape = running[step.name].shape
             layers.append(LayerParity(step.name, "", step.kind, shape, None, matching.reasons[step.name], None, None))
             continue
-        received = [images if n == IMAGES else done[matching.operation[n]].output for n in step.inputs]
-        layer = _layer(step, done[place], received, running, growth)
+        layers.append(layer := _layer(step, counterpart, values))
         if layer.growth is not None:
             growth[step.name] = layer.growth
-        layers.append(layer)
+    layers += [_missing(each, values) for each in matching.missing.get("", ())]
     ours = np.asarray(nnx.jit(lambda model, x: model(x))(model, running[IMAGES]))
     left = [described(done[place]) for place in matching.left]
     return ModelParity(name, images.shape, layers, left, Logits.of(ours, theirs))
 
 
-def _layer(
-    step: Step,
-    operation: Operation,
-    received: Sequence[np.ndarray],
-    running: Mapping[str, Any],
-    growth: Mapping[str, float],
-) -> LayerParity:
-    """One step; `received` is what its inputs are in PyTorch, `running` what they are in Flax, as its own result."""
-    y = np.asarray(running[step.name])
+class _Values(NamedTuple):
+    """What is known while the model runs: PyTorch's operations; of each step the result, running free, and `growth`."""
+
+    images: np.ndarray
+    done: Sequence[Operation]
+    running: Mapping[str, Any]
+    growth: Mapping[str, float]
+
+    def at(self, place: int) -> np.ndarray:
+        """PyTorch's result at a place of the operations."""
+        return self.images if place == INPUT else self.done[place].output
+
+
+def _layer(step: Step, counterpart: Counterpart, values: _Values) -> LayerParity:
+    """One step and what PyTorch computes there."""
+    ranks = [values.running[name].ndim for name in step.inputs]
+    received = [_as_rank(values.at(place), rank) for place, rank in zip(counterpart.inputs, ranks)]
+
+    def run(*operands: np.ndarray) -> np.ndarray:
+        return np.asarray(step.compiled(*map(jnp.asarray, operands)))
+
     try:
-        fed = step.compiled(*(jnp.asarray(_as_rank(x, running[n].ndim)) for x, n in zip(received, step.inputs)))
+        fed = run(*received)
     except (TypeError, ValueError) as error:
         isolated: Comparison | str = f"it does not take what PyTorch's received: {error}"
     else:
-        isolated = judge(operation, np.asarray(fed))
-    grown = _relative(y, operation.output)
-    before = [growth[name] for name in step.inputs if name in growth]
-    amplification = grown / max(before) if grown is not None and before and max(before) > 0 else None
+        kind = recognized(step.kind, run, received[0]) if step.is_activation else step.kind
+        isolated = _judged(step.name, kind, counterpart, values, fed)
+    if counterpart.wiring and isinstance(isolated, Comparison) and isolated.verdict.passes:
+        mend = "let both read the result of the same layer"
+        isolated = dataclasses.replace(
+            isolated, verdict=Verdict.BUG, name="wiring", cause=counterpart.wiring, place="", mend=mend
+        )
+    return _parity(step.name, step.kind, counterpart, values, isolated, values.running[step.name], step.inputs)
+
+
+def _missing(missing: Missing, values: _Values) -> LayerParity:
+    """What PyTorch computes and the Flax model leaves out."""
+    counterpart = missing.counterpart
+    kind = " and then ".join(values.done[place].kind for place in counterpart.operations)
+    name = f"{missing.after.removesuffix('.norm')}.{kind.replace(' ', '_')}"
+    given = values.at(counterpart.inputs[0])
+    isolated = _judged(name, "identity", counterpart, values, given)
+    return _parity(name, kind, counterpart, values, isolated, values.running[missing.after], (missing.after,))
+
+
+def _judged(name: str, kind: str, counterpart: Counterpart, values: _Values, ours: np.ndarray) -> Comparison | str:
+    """The verdict on what JAX gives for what PyTorch's operations received."""
+    some = [values.done[place] for place in counterpart.operations]
+    if len(some) == 1 and (some[0].layer or some[0].kind == kind):
+        return judge(some[0], ours)
+    given = values.at(counterpart.inputs[0])
+    if not some:
+        some = [Operation("identity", "", "", (), (given,), values.at(counterpart.output), {}, {})]
+        mend = f"leave it out of the Flax model: {name}"
+    else:
+        some[0] = dataclasses.replace(some[0], operands=(given, *some[0].operands[1:]))
+        mend = f"compute {' and then '.join(each.kind for each in some)} there in the Flax model"
+    return judge_others(kind, some, ours, mend)
+
+
+def _parity(
+    name: str,
+    kind: str,
+    counterpart: Counterpart,
+    values: _Values,
+    isolated: Comparison | str,
+    running: Any,
+    inputs: Sequence[str],
+) -> LayerParity:
+    grown = _relative(np.asarray(running), values.at(counterpart.output))
+    before = [values.growth[each] for each in inputs if each in values.growth]
+    operations = [values.done[place] for place in counterpart.operations]
     return LayerParity(
-        step.name,
-        operation.layer or operation.module,
-        step.kind,
-        y.shape,
+        name,
+        ", ".join(dict.fromkeys(each.layer or each.module for each in operations)) or "nothing",
+        kind,
+        running.shape,
         isolated if isinstance(isolated, Comparison) else None,
         isolated if isinstance(isolated, str) else "",
         grown,
-        amplification,
+        grown / max(before) if grown is not None and before and max(before) > 0 else None,
     )
 
 

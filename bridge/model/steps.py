@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,18 +11,29 @@ import jax
 from flax import nnx
 
 from jaxdw.models import MobileNet
-from jaxdw.models.blocks import ConvNormAct, InvertedResidual, SqueezeExcite, global_average_pool, relu6
+from jaxdw.models.blocks import ConvNormAct, InvertedResidual, SqueezeExcite, global_average_pool
 from jaxdw.nnx import DepthwiseConv
 
 #: The name of the input.
 IMAGES = "images"
 
+#: What functions are called where their own name is not the one of PyTorch's operation.
 _ACTIVATIONS: Mapping[Any, str] = {
-    relu6: "relu6",
-    nnx.relu: "relu",
     nnx.hard_swish: "hard swish",
     nnx.hard_sigmoid: "hard sigmoid",
+    nnx.gelu: "gelu (tanh)",
+    nnx.hard_tanh: "hardtanh",
 }
+
+#: What a lambda is called.
+NAMELESS = "a function without a name"
+
+#: How the parts of a model are called whose operations are known.
+_CALLS = {known: known.__call__ for known in (InvertedResidual, ConvNormAct, SqueezeExcite)}
+_NETWORK = {name: getattr(MobileNet, name) for name in ("__call__", "features", "classify")}
+
+#: Where functions come from whose names say what they compute.
+_LIBRARIES = {"jax", "jaxlib", "flax", "jaxdw"}
 
 #: Gives steps, and returns the name of the last.
 Built = Generator["Step", None, str]
@@ -38,6 +50,8 @@ class Step:
       inputs: the names of the steps whose results it takes, or `IMAGES`.
       run: the operation on arrays.
       layer: the layer that `run` calls, or None.
+      is_activation: whether it is what stands where a model has an activation.
+      is_opaque: whether it is a part of the model whose operations are not known.
     """
 
     name: str
@@ -45,6 +59,8 @@ class Step:
     inputs: tuple[str, ...]
     run: Callable[..., jax.Array]
     layer: nnx.Module | None = None
+    is_activation: bool = False
+    is_opaque: bool = False
 
     def compiled(self, *inputs: Any) -> jax.Array:
         """The result, compiled by itself: what no neighbour is fused with."""
@@ -60,11 +76,19 @@ _function = jax.jit(lambda run, *inputs: run(*inputs), static_argnums=0)
 def steps(model: MobileNet) -> Sequence[Step]:
     """The operations of a model in eval mode, in order; the last one gives its output.
 
+    Raises:
+      TypeError: a subclass of MobileNet that computes something else.
+
     >>> from jaxdw.models import mobilenet_v2
     >>> model = nnx.eval_shape(lambda: mobilenet_v2(10, rngs=nnx.Rngs(0)))
     >>> [(step.name, step.kind) for step in steps(model)][3:5]
     [('blocks.0.depthwise.conv', 'depthwise'), ('blocks.0.depthwise.norm', 'batch norm')]
     """
+    if own := [name for name, known in _NETWORK.items() if getattr(type(model), name) is not known]:
+        raise TypeError(
+            f"`model` is a {type(model).__name__} with `{'`, `'.join(own)}` of its own, expected those of "
+            "`jaxdw.models.MobileNet`: the operations of others are not known"
+        )
     return list(_network(model))
 
 
@@ -92,6 +116,8 @@ def _network(model: MobileNet) -> Iterator[Step]:
 
 
 def _block(path: str, block: InvertedResidual, given: str) -> Built:
+    if _calls_its_own(block, InvertedResidual):
+        return (yield from _opaque(path, block, given))
     last = given
     if block.expand is not None:
         last = yield from _unit(f"{path}.expand", block.expand, last)
@@ -105,6 +131,8 @@ def _block(path: str, block: InvertedResidual, given: str) -> Built:
 
 
 def _unit(path: str, unit: ConvNormAct, given: str) -> Built:
+    if _calls_its_own(unit, ConvNormAct):
+        return (yield from _opaque(path, unit, given))
     last = yield from _of_layer(f"{path}.conv", unit.conv, given)
     last = yield from _of_layer(f"{path}.norm", unit.norm, last)
     if unit.activation is not None:
@@ -113,11 +141,13 @@ def _unit(path: str, unit: ConvNormAct, given: str) -> Built:
 
 
 def _gated(path: str, gate: SqueezeExcite, given: str) -> Built:
+    if _calls_its_own(gate, SqueezeExcite):
+        return (yield from _opaque(path, gate, given))
     last = yield from _step(f"{path}.mean", "mean", (given,), global_average_pool)
     last = yield from _of_layer(f"{path}.reduce", gate.reduce, last)
-    last = yield from _activation(f"{path}.reduce", nnx.relu, last)
+    last = yield from _activation(f"{path}.reduce", gate.activation, last)
     last = yield from _of_layer(f"{path}.expand", gate.expand, last)
-    last = yield from _activation(f"{path}.expand", nnx.hard_sigmoid, last)
+    last = yield from _activation(f"{path}.expand", gate.gate, last)
     return (yield from _step(f"{path}.multiply", "multiply", (given, last), _gate))
 
 
@@ -136,9 +166,41 @@ def _kind(path: str, layer: Any) -> str:
     return "convolution"
 
 
+def _calls_its_own(module: nnx.Module, known: type[nnx.Module]) -> bool:
+    return type(module).__call__ is not _CALLS[known]
+
+
+def _opaque(path: str, module: nnx.Module, given: str) -> Built:
+    yield Step(path, type(module).__name__, (given,), module, module, is_opaque=True)
+    return path
+
+
 def _activation(path: str, function: Callable[[jax.Array], jax.Array], given: str) -> Built:
-    kind = _ACTIVATIONS.get(function, getattr(function, "__name__", "activation"))
-    return (yield from _step(f"{path}.{kind.replace(' ', '_')}", kind, (given,), function))
+    kind = activation_name(function)
+    name = f"{path}.{'activation' if kind == NAMELESS else kind.removeprefix('own ').replace(' ', '_')}"
+    yield Step(name, kind, (given,), function, is_activation=True)
+    return name
+
+
+def activation_name(function: Callable[[jax.Array], jax.Array]) -> str:
+    """Return the name of an activation: that of PyTorch's operation where there is one.
+
+    A function that is of no library may have any name, and is called its own.
+
+    >>> import functools
+    >>> [activation_name(f) for f in (nnx.swish, nnx.gelu, functools.partial(nnx.gelu, approximate=False), lambda x: x)]
+    ['silu', 'gelu (tanh)', 'gelu', 'a function without a name']
+    """
+    if isinstance(function, functools.partial):
+        exact = function.func is nnx.gelu and function.keywords == {"approximate": False} and not function.args
+        return "gelu" if exact else f"own {activation_name(function.func)}"
+    if function in _ACTIVATIONS:
+        return _ACTIVATIONS[function]
+    name = getattr(function, "__name__", type(function).__name__)
+    if name == "<lambda>":
+        return NAMELESS
+    library = (getattr(function, "__module__", None) or "").partition(".")[0]
+    return name if library in _LIBRARIES else f"own {name}"
 
 
 def _step(path: str, kind: str, inputs: tuple[str, ...], run: Callable[..., jax.Array]) -> Built:

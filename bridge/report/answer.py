@@ -65,15 +65,20 @@ def _noise_or_bug(diagnosis: Diagnosis) -> str:
             "where every sum is exact: that is no rounding."
         )
     if worst.verdict.passes:
+        proved = all(c.verdict in (Verdict.IDENTICAL, Verdict.EXPLAINED) for c in diagnosis.comparisons)
         declared = any(re.match("declared formats: [^;]*(input|output) ", c.cause) for c in diagnosis.comparisons)
         what = (
             "some round their inputs or results to the narrower format that their names declare, and the rest is order"
             if declared
             else "all add the same products, in other orders or with other roundings on the way"
+            if proved
+            else "no more than another order of addition, or other roundings on the way, can make"
         )
+        one_sided = dict.fromkeys(c.cause.partition("fused or not; ")[2] for c in diagnosis.comparisons)
         return (
             f"It is rounding, not a bug: {what}. Every difference of every pair is within its proved bound; "
             f"the greatest is {worst.max_bound_ratio:.2g} of it ({worst.a} and {worst.b})."
+            + "".join(f" But {words}." for words in one_sided if words)
         )
     if worst.verdict is Verdict.NONFINITE:
         return f"NaN or infinities do not agree: {worst.cause}."

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import json
 import os
 import shutil
 import tempfile
@@ -26,6 +25,7 @@ import pydantic
 from bridge.case import DTYPES, Case
 from bridge.diagnosis import Diagnosis, Verdict, parity, same_bits
 from bridge.environment import environment
+from bridge.files import parse_npy, read_json, read_regular
 from bridge.implementations import Implementation, implementation
 from bridge.report.schema import CaseRecord, Report
 
@@ -255,13 +255,18 @@ def _write(folder: Path, name: str, array: np.ndarray) -> ArrayRecord:
 
 def _read(folder: Path, record: ArrayRecord) -> np.ndarray:
     path = folder / record.file
+    if path.resolve().parent != folder.resolve():
+        raise ValueError(f"{path} is a link that leads out of the bundle, expected a file of its own")
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except FileNotFoundError:
         raise ValueError(f"{folder} is not a whole bundle: {record.file} is missing") from None
     if hashlib.sha256(data).hexdigest() != record.sha256:
         raise ValueError(f"{path} was cut or changed: its SHA-256 is not the manifest's")
-    array = np.load(io.BytesIO(data), allow_pickle=False)
+    try:
+        array = parse_npy(data)
+    except ValueError as error:
+        raise ValueError(f"{path} is no array: {error}") from None
     if record.dtype == _BFLOAT16.name and array.dtype == np.uint16:
         array = array.view(_BFLOAT16)
     if array.dtype not in DTYPES.values() or array.dtype.name != record.dtype or array.shape != record.shape:
@@ -272,11 +277,11 @@ def _read(folder: Path, record: ArrayRecord) -> np.ndarray:
 def _manifest(folder: Path) -> Manifest:
     path = folder / _MANIFEST
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder} is not a bundle: it has no {_MANIFEST}") from None
     except ValueError as error:
-        raise ValueError(f"{path} was cut or changed: it is not JSON ({error})") from None
+        raise ValueError(f"{path} was cut or changed: {error}") from None
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema != SCHEMA:
         _refuse(path, schema)

@@ -12,6 +12,7 @@ import jinja2
 import markupsafe
 
 from bridge.case import Case
+from bridge.console import printable
 from bridge.diagnosis import Comparison, Diagnosis, Verdict
 from bridge.environment import environment
 from bridge.report import pictures
@@ -102,6 +103,7 @@ def template(name: str, **filters: Callable[..., Any]) -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: type(value)(printable(value)) if isinstance(value, str) else value,
     )
     templates.filters |= {"tone": tone, **filters}
     return templates.get_template(name)

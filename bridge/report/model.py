@@ -36,7 +36,7 @@ def print_model(parity: ModelParity, console: Console) -> None:
     for layer in parity.layers:
         verdict = "[yellow]not compared[/]" if layer.isolated is None else styled(layer.verdict)
         figures = [_figure(of_bound(layer)), _figure(layer.growth), _figure(layer.amplification)]
-        table.add_row(escape(layer.name), layer.kind, verdict, *figures)
+        table.add_row(escape(layer.name), escape(layer.kind), verdict, *figures)
     console.print(table)
     for line in remarks(parity):
         console.print(f"  {escape(line)}", highlight=False)

@@ -134,7 +134,7 @@ def pictures(orders: Sequence[AccumulationOrder]) -> dict[str, list[tuple[str, s
 def _drawn(tree: Tree | NotASum) -> rich.tree.Tree:
     root = rich.tree.Tree("", hide_root=True)
     if isinstance(tree, NotASum):
-        root.add(f"not a sum: {tree.reason}")
+        root.add(escape(f"not a sum: {tree.reason}"))
     else:
         root.add(str(tree))
         if _forks(tree):

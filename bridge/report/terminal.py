@@ -29,7 +29,7 @@ _STYLES = {
 def print_diagnosis(diagnosis: Diagnosis, console: Console, compiler: Sequence[str] = ()) -> None:
     """The tables, the matrix of equal bits, what is wrong with the compiler, and the answer in sentences."""
     what = "" if diagnosis.quantity == "y" else "Gradient by the input. "
-    console.print(f"[bold]{what}{describe(diagnosis.case)}[/]", highlight=False)
+    console.print(f"[bold]{what}{escape(describe(diagnosis.case))}[/]", highlight=False)
     against = [diagnosis.names[0]] + ["numpy.exact"] * ("numpy.exact" in diagnosis.names[1:])
     for reference in against:
         console.print()

@@ -191,8 +191,14 @@ _TELLTALES = {
 }
 
 
+#: More names than any network has that is known here.
+_MOST_NAMES = 10_000
+
+
 def coverage(book: RuleBook, torch: Sequence[str]) -> float:
     """How well rules fit names, 0 to 1: the share of names that they place, times the share of rules that place one."""
+    if len(torch) > _MOST_NAMES:
+        return 0.0
     used: set[Rule] = set()
     placed = 0
     for name in torch:
@@ -223,6 +229,6 @@ def looks_like(torch: Sequence[str]) -> str | None:
     if share > 0.9:
         return best.name
     for family, pattern in _TELLTALES.items():
-        if any(re.search(pattern, name) for name in torch):
+        if any(map(re.compile(pattern).search, torch)):
             return family
     return f"{best.name} (in part)" if share > 0.5 else None

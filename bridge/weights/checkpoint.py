@@ -51,6 +51,7 @@ def convert_checkpoint(
     width: float = 1.0,
     part: str | None = None,
     prefix: str | None = None,
+    merge: bool = False,
     force: bool = False,
     track: Callable[[Iterable], Iterable] = iter,
 ) -> Written:
@@ -63,7 +64,7 @@ def convert_checkpoint(
         safetensors with PyTorch's. A checkpoint that has this form already only changes its file format.
       model: the network or architecture, as `to_flax` takes it; None: the one that all names are of.
       width: of the model.
-      part, prefix: as for `load_weights`.
+      part, prefix, merge: as for `load_weights`.
       force: whether to overwrite.
       track: wraps the loop over tensors, for a progress bar.
 
@@ -75,7 +76,9 @@ def convert_checkpoint(
         raise ValueError(f"`to` is {to!r}, expected one of {', '.join(Format)}")
     for path in (destination, manifest_path(destination)):
         check_free(path, force)
-    weights = read_orbax(source) if is_orbax(source) else load_weights(source, part=part, prefix=prefix)
+    if destination.is_dir() and (to != Format.ORBAX or not (is_orbax(destination) or not any(destination.iterdir()))):
+        raise FileExistsError(f"{destination} is a folder that is no Orbax checkpoint, which alone is overwritten")
+    weights = read_orbax(source) if is_orbax(source) else load_weights(source, part=part, prefix=prefix, merge=merge)
     beside = manifest_path(source)
     manifest = Manifest.read(beside) if beside.exists() else None
     is_flax = any(name.rpartition(".")[2] == "kernel" for name in weights)

@@ -13,12 +13,17 @@ from bridge.weights.trees import Tree
 Rules = str | Sequence[Rule]
 
 
-def choose_rules(rules: Rules | None, torch: Sequence[str], tree: Tree) -> tuple[str, RuleBook]:
+def choose_rules(rules: Rules | None, torch: Sequence[str], tree: Tree, automatic: bool = True) -> tuple[str, RuleBook]:
     """Rules for names of PyTorch and a tree of Flax, and what to call them.
+
+    Rules of one's own add to those that the tree and the names choose, and come before them, unless not `automatic`.
 
     Raises:
       ValueError: an unknown name; or no name, and a tree that does not say what its layers are.
     """
+    if rules is not None and not isinstance(rules, str) and automatic and tree.is_module:
+        label, book = choose_rules(None, torch, tree)
+        return (f"your own, and of {label}" if rules else label), RuleBook(rules, book)
     if rules is not None and (not isinstance(rules, str) or rules in ARCHITECTURES):
         return named_rules(rules, tree.leaves)
     books = {
@@ -35,12 +40,16 @@ def choose_rules(rules: Rules | None, torch: Sequence[str], tree: Tree) -> tuple
     if books:
         best = max(books, key=lambda name: coverage(books[name], torch))
         return best, books[best]
-    if not tree.layers:
+    if not tree.is_module:
         raise ValueError(
-            "`rules` is None, expected rules: the target is no known architecture, and a bare tree does not say "
-            "whether a kernel is a convolution's, a transposed convolution's or a matrix"
+            "`rules` is None, expected rules, or the `nnx.Module` itself as `target`: the target is no known "
+            "architecture, and a bare tree does not say whether a kernel is a convolution's, a transposed "
+            "convolution's or a matrix"
         )
-    return "equal names", RuleBook(Rule(path, path, layer.kind) for path, layer in tree.layers.items())
+    kinds = {path: layer.kind for path, layer in tree.layers.items()} | dict.fromkeys(tree.bare, "array")
+    rules = [Rule(path, path, kind) for path, kind in kinds.items()]
+    rules += [Rule(short, path, kinds[path]) for path, short in tree.in_sequence.items() if path in kinds]
+    return "equal names", RuleBook(rules)
 
 
 def named_rules(rules: Rules, flax: Iterable[str]) -> tuple[str, RuleBook]:

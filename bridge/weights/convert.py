@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from bridge.weights.architectures import ARCHITECTURES, looks_like
 from bridge.weights.choice import Rules, choose_rules, covering, named_rules
+from bridge.weights.hints import hints
 from bridge.weights.layouts import LAYOUTS, SAME
 from bridge.weights.manifest import Form, Kept, Manifest, Moved
 from bridge.weights.mismatch import Misfits
-from bridge.weights.read import Settings, layer_settings, load_weights, tensors_of
+from bridge.weights.names import unwrapped
+from bridge.weights.read import load_weights, native, prepared, tensors_of
 from bridge.weights.rules import Place, Rule, RuleBook
-from bridge.weights.trees import Layer, Tree
+from bridge.weights.settings import differences, live_layers
+from bridge.weights.trees import Tree
 
 
 class Converted(NamedTuple):
@@ -25,23 +28,37 @@ class Converted(NamedTuple):
     manifest: Manifest
 
 
-def to_flax(weights: Any, target: Any, rules: Rules | None = None) -> Converted:
+def to_flax(
+    weights: Any,
+    target: Any,
+    rules: Rules | None = None,
+    *,
+    automatic: bool = True,
+    prefix: str | None = None,
+    merge: bool = False,
+    settings: bool = True,
+) -> Converted:
     """Weights of PyTorch in the form of a Flax model, every tensor on both sides accounted for.
 
     Args:
-      weights: what `load_weights` returns or takes. Of a live model eps and momentum are compared too.
+      weights: what `load_weights` returns or takes.
       target: an `nnx.Module` (with values or from `nnx.eval_shape`), an `nnx.State`, Linen variables, or a nested
         dictionary; only its structure and shapes are read.
       rules: an architecture's name, a network's ("mobilenet_v2"), or a sequence of `Rule`. None: the MobileNet of
         `jaxdw.models` that the target is, of the library that the names tell; for another `nnx.Module`, equal names on
-        both sides and the kinds of its layers.
+        both sides, the kinds of its layers, and its bare parameters as they are.
+      automatic: whether a sequence of rules adds to those that None would choose, and comes before them; False: the
+        sequence alone.
+      prefix, merge: as for `load_weights`.
+      settings: whether to compare what no checkpoint holds, for a live model: eps and momentum; stride, padding,
+        dilation and groups. False where the model itself pads before a layer.
 
     Returns:
       `(weights, manifest)`: the weights as the target is - an `nnx.State` of JAX arrays for `nnx.update(model, ...)`,
       or nested dictionaries of NumPy arrays - with the checkpoint's dtypes, bit for bit.
 
     Raises:
-      WeightsMismatch: names, shapes, eps or momentum that do not fit; one message with all of them.
+      WeightsMismatch: names, shapes or settings that do not fit; one message with all of them.
       ValueError: rules that are unknown; or 64-bit weights for an NNX target where JAX would narrow them.
 
     >>> import numpy as np
@@ -51,11 +68,14 @@ def to_flax(weights: Any, target: Any, rules: Rules | None = None) -> Converted:
     >>> converted.weights["params"]["kernel"].shape, converted.manifest.moved[0].layout
     ((3, 3, 1, 8), 'OI* -> *IO')
     """
-    settings = layer_settings(weights)
+    source = weights
     if not _are_arrays(weights):
-        weights = load_weights(weights)
+        weights = load_weights(weights, prefix=prefix, merge=merge)
+    else:
+        weights = {name: native(name, array) for name, array in weights.items()}
+        weights = unwrapped(weights) if prefix is None and not merge else prepared(weights, prefix, merge)
     tree = Tree.of(target)
-    label, book = choose_rules(rules, list(weights), tree)
+    label, book = choose_rules(rules, list(weights), tree, automatic)
     misfits, places = _match({name: book.from_torch(name) for name in weights}, "flax")
     wanted = {flax: tuple(leaf.shape) for flax, leaf in tree.leaves.items()}
     for flax, place in places.items():
@@ -64,11 +84,17 @@ def to_flax(weights: Any, target: Any, rules: Rules | None = None) -> Converted:
             misfits.unplaced.append(place)
         elif place.layout.flax_shape(given) != wanted[flax]:
             misfits.shapes.append((place, given, wanted[flax]))
+    told = misfits.named()
     for flax in wanted:
-        if flax not in places and not misfits.names(flax):
+        if flax not in places and flax not in told:
             misfits.missing[flax] = wanted[flax], next((place.torch for place in book.from_flax(flax)), None)
-    misfits.settings += _differing(settings, tree.layers, book)
+    if settings:
+        pads = "transformers." in label  # its models pad as TensorFlow does, before the convolution
+        misfits.settings += differences(live_layers(source, prefix), tree.layers, book, padded_before=pads)
     if misfits:
+        if misfits.settings and label in ARCHITECTURES:
+            misfits.hints.append(f"other conventions: build the target with `like={ARCHITECTURES[label].library!r}`")
+        misfits.hints += hints(misfits, weights, tree)
         looks = looks_like(list(weights))
         misfits.throw(f"the rules of {label}", looks if looks != label else None, list(weights), book)
 
@@ -152,7 +178,7 @@ def _are_arrays(weights: Any) -> bool:
 def _values(name: str, leaf: Any) -> np.ndarray:
     if not hasattr(leaf, "__array__"):
         raise TypeError(f"`tree` has a {type(leaf).__name__} at {name!r}, expected an array with values")
-    return np.asarray(leaf)
+    return native(name, np.asarray(leaf))
 
 
 def _moved(place: Place, torch: np.ndarray, flax: np.ndarray) -> Moved:
@@ -175,24 +201,3 @@ def _places_of(manifest: Manifest) -> dict[str, list[Place]]:
         place = Place(record.torch.name, record.flax.name, LAYOUTS[record.layout], rule)
         places.setdefault(record.flax.name, []).append(place)
     return places
-
-
-def _differing(settings: Mapping[str, Settings], layers: Mapping[str, Layer], book: RuleBook) -> Iterator[str]:
-    """Layers of a live model whose eps or momentum are not those of the Flax layer that takes their weights.
-
-    Flax's momentum weighs the old statistics, PyTorch's the new: one is 1 minus the other, but for the rounding of it.
-    """
-    for name, setting in settings.items():
-        path = name.rpartition(".")[0]
-        for place in book.from_torch(name):
-            layer = layers.get((place.flax or "").rpartition(".")[0])
-            if layer is None or layer.epsilon is None:
-                continue
-            if layer.epsilon != setting.eps:
-                yield f"{path} has eps {setting.eps}, the target's epsilon is {layer.epsilon}"
-            if layer.momentum is None or not setting.has_momentum:
-                continue
-            if setting.momentum is None:
-                yield f"{path} has momentum None (a cumulative average), which Flax lacks"
-            elif abs(layer.momentum - (1 - setting.momentum)) > np.finfo(float).eps:
-                yield f"{path} has momentum {setting.momentum}, the target's is {layer.momentum}, not 1 minus it"

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import pydantic
 
+from bridge.files import read_regular
 from bridge.weights.safetensors_ import octets
 
 #: Name and version of the schema. The version grows when a field is added, removed or changes its meaning.
@@ -77,8 +78,8 @@ class Manifest(pydantic.BaseModel):
     def read(cls, path: Path) -> Manifest:
         """Raises ValueError where the file is no manifest."""
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except ValueError as error:
+            return cls.model_validate_json(read_regular(path))
+        except (ValueError, OSError) as error:
             raise ValueError(f"{path} is no manifest of converted weights: {error}") from None
 
     def to_json(self) -> str:

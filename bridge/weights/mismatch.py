@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
 from bridge.weights.rules import Place, RuleBook
+from bridge.weights.settings import Difference
+
+#: Names that are tried without a prefix, of as many as there may be.
+_TRIED = 1000
 
 Shape = tuple[int, ...]
 
@@ -29,7 +33,8 @@ class Misfits:
       shapes: names with their shape and that of their place, which it does not fit.
       misshapen: names whose shape no layout of their rule has.
       absent: names that a manifest has and the tree lacks.
-      settings: layers whose eps or momentum differ.
+      settings: layers whose settings differ.
+      hints: causes that were found elsewhere; they are no misfit.
     """
 
     unexpected: list[str] = dataclasses.field(default_factory=list)
@@ -40,14 +45,15 @@ class Misfits:
     shapes: list[tuple[Place, Shape, Shape]] = dataclasses.field(default_factory=list)
     misshapen: list[str] = dataclasses.field(default_factory=list)
     absent: list[str] = dataclasses.field(default_factory=list)
-    settings: list[str] = dataclasses.field(default_factory=list)
+    settings: list[Difference] = dataclasses.field(default_factory=list)
+    hints: list[str] = dataclasses.field(default_factory=list)
 
-    def names(self, flax: str) -> bool:
-        """Whether an ambiguity already speaks of this place."""
-        return any(place.flax == flax for places in self.ambiguous.values() for place in places)
+    def named(self) -> set[str | None]:
+        """The places of Flax that an ambiguity already speaks of."""
+        return {place.flax for places in self.ambiguous.values() for place in places}
 
     def __bool__(self) -> bool:
-        return any(getattr(self, field.name) for field in dataclasses.fields(self))
+        return any(getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "hints")
 
     def throw(self, label: str, looks: str | None, names: Sequence[str], book: RuleBook) -> NoReturn:
         """Raises WeightsMismatch with all of them, causes first.
@@ -59,7 +65,7 @@ class Misfits:
           book: the rules.
         """
         causes = list(self._causes(looks, names, book))
-        lettered = "; ".join(f"({letter}) {cause}" for letter, cause in zip("abcdefgh", causes))
+        lettered = "; ".join(f"({letter}) {cause}" for letter, cause in zip("abcdefghijklmnopqrstuvwxyz", causes))
         lines = [f"the weights do not fit by {label}." + (f" Likely causes: {lettered}." if causes else "")]
         for title, items in self._lists():
             if items:
@@ -80,9 +86,10 @@ class Misfits:
         )
         yield "not of its layer's shape", self.misshapen
         yield "gone since the manifest", self.absent
-        yield "another setting", self.settings
+        yield "another setting", [difference.said for difference in self.settings]
 
     def _causes(self, looks: str | None, names: Sequence[str], book: RuleBook) -> Iterator[str]:
+        yield from self.hints
         if self.ambiguous or self.collisions:
             yield "the rules overlap, and each tensor needs exactly one"
         if self.unexpected or self.missing or self.unplaced:
@@ -90,23 +97,29 @@ class Misfits:
                 yield f"the wrong architecture: the names look like {looks}"
             yield from self._prefix(names, book)
         yield from self._shape_causes()
-        if self.missing and not (self.unexpected or self.unplaced or looks):
+        if self.missing and not (self.unexpected or self.unplaced or looks or self.hints):
             yield "the checkpoint is incomplete: one shard of several, or a part of the network"
             if all(place.rpartition(".")[2] == "bias" for place in self.missing):
                 yield "the target was built with biases"
         if self.unplaced and not self.unexpected:
             layers = dict.fromkeys((place.flax or "").rpartition(".")[0] or "the root" for place in self.unplaced)
             yield f"the target was built without what the weights have in {', '.join([*layers][:4])}"
-        if self.settings:
-            yield "the target was built with another library's conventions (Flax's momentum is 1 minus PyTorch's)"
+        mends: dict[str, dict[str, dict[str, None]]] = collections.defaultdict(lambda: collections.defaultdict(dict))
+        for difference in self.settings:
+            mends[difference.flax][difference.mend.partition("=")[0]][difference.mend] = None
+        for flax, wanted in mends.items():
+            mend = " and ".join(_some(values) for values in wanted.values())
+            yield f"{flax} has other settings than the model, which no checkpoint holds: build it with {mend}"
 
     def _prefix(self, names: Sequence[str], book: RuleBook) -> Iterator[str]:
         """A prefix without which the rules know the names."""
-        heads = collections.Counter(name.split(".")[0] for name in self.unexpected)
-        for head, count in heads.most_common(3):
+        parts = [name.split(".") for name in self.unexpected]
+        heads = collections.Counter(".".join(each[:depth]) for each in parts for depth in range(1, min(len(each), 5)))
+        for head, count in heads.most_common(12):
             bare = [name.removeprefix(f"{head}.") for name in names if name.startswith(f"{head}.")]
-            if sum(bool(book.from_torch(name)) for name in bare) > count / 2:
-                yield f'the names have a prefix: load them with `prefix="{head}."`'
+            if sum(bool(book.from_torch(name)) for name in bare[:_TRIED]) > min(count, _TRIED) / 2:
+                yield f'the names have a prefix: pass `prefix="{head}."` (`jaxdw convert --prefix {head}.`)'
+                return
 
     def _shape_causes(self) -> Iterator[str]:
         turned = [place.torch for place, shape, wanted in self.shapes if _is_turned(place, shape, wanted)]
@@ -117,10 +130,16 @@ class Misfits:
         outputs = {(_outputs(place, shape), wanted[-1]) for place, shape, wanted in self.shapes if shape and wanted}
         if len(layers) == 1 and len(outputs) == 1 and (pair := outputs.pop())[0] != pair[1]:
             layer = next(iter(layers)) or "the layer"
-            yield f"the number of classes differs: {layer} has {pair[0]} outputs, the target {pair[1]}"
+            what = "outputs" if any(max(wanted[:-2], default=1) > 1 for *_, wanted in self.shapes) else "classes"
+            yield f"the number of {what} differs: {layer} has {pair[0]} outputs, the target {pair[1]}"
         if len(layers) > 2:
             place, shape, wanted = self.shapes[0]
             yield f"another width: {place.torch} is {shape}, and {place.flax} is {wanted}"
+
+
+def _some(mends: Iterable[str]) -> str:
+    several = list(mends)
+    return " or ".join(several[:4]) + (" or as the list says" if len(several) > 4 else "")
 
 
 def _outputs(place: Place, shape: Shape) -> int:

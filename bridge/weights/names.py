@@ -11,6 +11,12 @@ Value = TypeVar("Value")
 #: The counter that `torch.optim.swa_utils.AveragedModel` keeps beside the averaged model.
 _AVERAGED = "n_averaged"
 
+#: What wrappers put into names, wherever they stand: `torch.compile`, activation checkpointing, FSDP.
+_INSIDE = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_fpw_module"}
+
+#: What wrappers put before every name: `DataParallel` and `AveragedModel`; PEFT; Opacus; DeepSpeed.
+_BEFORE = ("module.", "base_model.model.", "_module.", "_forward_module.")
+
 _EMA = re.compile(r"(^|[._])(ema|swa|averaged?)($|[._])", re.IGNORECASE)
 
 
@@ -26,8 +32,9 @@ def is_average(name: str) -> bool:
 def plain_names(tensors: Mapping[str, Value], prefix: str | None = None) -> dict[str, Value]:
     """Tensors under the names that the bare model gives them.
 
-    `_orig_mod.` (`torch.compile`) is dropped wherever it stands, `module.` (`DataParallel`, `AveragedModel`) where
-    every name starts with it. With a `prefix`, only the names that start with it are kept, without it.
+    `_orig_mod.` (`torch.compile`), `_checkpoint_wrapped_module.` and `_fsdp_wrapped_module.` are dropped wherever they
+    stand, `module.` (`DataParallel`, `AveragedModel`) and `base_model.model.` (PEFT) where every name starts with it.
+    With a `prefix`, only the names that start with it are kept, without it.
 
     Raises:
       ValueError: two names become one; no name has the prefix; or weights and an average of them stand side by side
@@ -45,9 +52,19 @@ def plain_names(tensors: Mapping[str, Value], prefix: str | None = None) -> dict
     else:
         _refuse_averages(tensors)
         chosen = {name: name for name in tensors}
-    plain = {name: _unwrapped(short) for name, short in chosen.items()}
-    while plain and all(short.startswith("module.") for short in plain.values()):
-        plain = {name: short.removeprefix("module.") for name, short in plain.items()}
+    return unwrapped(tensors, chosen)
+
+
+def unwrapped(tensors: Mapping[str, Value], chosen: Mapping[str, str] | None = None) -> dict[str, Value]:
+    """Tensors without what wrappers put into names, under the `chosen` names where there are such.
+
+    Raises:
+      ValueError: two names become one.
+    """
+    names = {name: name for name in tensors} if chosen is None else chosen
+    plain = {name: without_wrappers(short) for name, short in names.items()}
+    while heads := [head for head in _BEFORE if plain and all(short.startswith(head) for short in plain.values())]:
+        plain = {name: short.removeprefix(heads[0]) for name, short in plain.items()}
     by_plain: dict[str, list[str]] = {}
     for name, short in plain.items():
         by_plain.setdefault(short, []).append(name)
@@ -59,8 +76,9 @@ def plain_names(tensors: Mapping[str, Value], prefix: str | None = None) -> dict
     return {short: tensors[name] for name, short in plain.items()}
 
 
-def _unwrapped(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+def without_wrappers(name: str) -> str:
+    """A name without the parts that wrappers put inside it."""
+    return ".".join(part for part in name.split(".") if part not in _INSIDE)
 
 
 def _refuse_averages(tensors: Mapping[str, object]) -> None:

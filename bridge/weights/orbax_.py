@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bridge.files import atomic_folder
+from bridge.files import atomic_folder, check_tree
 from bridge.weights.trees import Tree, nested
 
 
@@ -49,6 +49,7 @@ def read_orbax(path: Path) -> dict[str, np.ndarray]:
     """
     import orbax.checkpoint
 
+    check_tree(path)
     with orbax.checkpoint.PyTreeCheckpointer() as checkpointer:
         try:
             structure = checkpointer.metadata(path.absolute()).item_metadata

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import itertools
 import math
 import os
 import re
@@ -15,16 +14,23 @@ from typing import Any
 import ml_dtypes  # noqa: F401  registers bfloat16 and float8 with NumPy
 import numpy as np
 
+from bridge.files import open_regular, read_json
+from bridge.weights.merge import in_parts, live_state, merged
 from bridge.weights.names import is_average, plain_names
 from bridge.weights.safetensors_ import read_safetensors
 
 #: What a Hugging Face folder may hold, the first found is read; as `transformers` has it.
 _FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
+#: Mappings of tensors in one checkpoint: a pickle can name the same one without end.
+_MOST_PARTS = 1000
+
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 
 
-def load_weights(source: Any, *, part: str | None = None, prefix: str | None = None) -> dict[str, np.ndarray]:
+def load_weights(
+    source: Any, *, part: str | None = None, prefix: str | None = None, merge: bool = False
+) -> dict[str, np.ndarray]:
     """The tensors of a checkpoint or a live model by name, dtypes kept: bfloat16, float16 and float64 stay.
 
     Files are mapped, not read: an array takes memory when it is used. A live model is copied.
@@ -34,8 +40,10 @@ def load_weights(source: Any, *, part: str | None = None, prefix: str | None = N
         folder; a state_dict; or an `nn.Module`.
       part: which entry of a training checkpoint, such as "state_dict" or "model_ema"; needed where there is a choice,
         and always for an average of weights (EMA, SWA).
-      prefix: keep only the names that start with it, without it. `module.` and `_orig_mod.`, which PyTorch's wrappers
-        add, are taken off without being named.
+      prefix: keep only the names that start with it, without it. `module.`, `_orig_mod.` and others that wrappers add
+        are taken off without being named.
+      merge: whether to multiply out weights that are there in parts: weight and spectral normalization, pruning, and
+        any parametrization of a live model.
 
     Raises:
       ValueError: a file that is damaged, holds pickled code, or leaves a choice open; the message says which.
@@ -49,36 +57,23 @@ def load_weights(source: Any, *, part: str | None = None, prefix: str | None = N
     if isinstance(source, (str, os.PathLike)):
         tensors = _from_path(Path(source), part)
     else:
-        live = source.state_dict() if callable(getattr(source, "state_dict", None)) else source
+        is_live = callable(getattr(source, "state_dict", None))
+        live = source if not is_live else live_state(source) if merge else source.state_dict()
         if not isinstance(live, Mapping):
             raise TypeError(f"`source` is a {type(source).__name__}, expected a path, a state_dict or an nn.Module")
+        _refuse_lazy(live)
         tensors = {name: _array(name, value).copy() for name, value in _choose_part(live, part).items()}
-    return plain_names(tensors, prefix)
+    return prepared(tensors, prefix, merge)
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What a normalization computes with that is in no checkpoint."""
-
-    eps: float
-    momentum: float | None
-    has_momentum: bool
-
-
-def layer_settings(source: Any) -> dict[str, Settings]:
-    """eps and momentum of a live model's normalizations, by the name of one parameter of each."""
-    if not callable(getattr(source, "named_modules", None)):
-        return {}
-    layers = dict(source.named_modules())
-    of: dict[str, Settings | None] = dict.fromkeys(source.state_dict())
-    for name in of:
-        path, _, leaf = name.rpartition(".")
-        layer = layers.get(path)
-        eps = getattr(layer, "eps", None)
-        if leaf in ("weight", "running_var") and isinstance(eps, float):
-            of[name] = Settings(eps, getattr(layer, "momentum", None), hasattr(layer, "momentum"))
-    by_layer = {name.rpartition(".")[0]: (name, found) for name, found in plain_names(of).items() if found is not None}
-    return dict(by_layer.values())
+def prepared(tensors: Mapping[str, np.ndarray], prefix: str | None, merge: bool) -> dict[str, np.ndarray]:
+    """Arrays under their plain names, whole where `merge` asks for it."""
+    plain = plain_names(tensors, prefix)
+    if not merge:
+        return plain
+    torch_tensors = tensors_of({part: plain[part] for _, parts, _ in in_parts(plain) for part in parts})
+    whole = merged(dict(plain) | torch_tensors)
+    return {name: _array(name, value) for name, value in whole.items()}
 
 
 def tensors_of(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -95,14 +90,14 @@ def tensors_of(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def _from_path(path: Path, part: str | None) -> dict[str, np.ndarray]:
     if path.is_dir():
         path = _in_folder(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{path} does not exist, expected weights")
     plain = path.suffix == ".safetensors" or path.name.endswith(".index.json")
     if plain and part is not None:
         raise ValueError(f"`part` is {part!r}, expected None: {path} has tensors alone and no parts; `prefix` chooses")
     if plain:
         return read_safetensors(path) if path.suffix == ".safetensors" else _sharded(path)
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         start = file.read(4)
     if start.startswith((_ZIP, _PICKLE)):
         return _torch_file(path, start == _ZIP, part)
@@ -126,7 +121,7 @@ def _in_folder(folder: Path) -> Path:
 def _sharded(index: Path) -> dict[str, np.ndarray]:
     """Every tensor of the index from the shard that the index names, and no other."""
     try:
-        shard_of = json.loads(index.read_text())["weight_map"]
+        shard_of = read_json(index)["weight_map"]
         if not all(isinstance(name, str) for name in shard_of.values()):
             raise TypeError("a shard's name is no text")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -136,6 +131,8 @@ def _sharded(index: Path) -> dict[str, np.ndarray]:
     shards = sorted(set(shard_of.values()))
     if outside := [name for name in shards if Path(name).name != name or name in ("", ".", "..")]:
         raise ValueError(f"{index} names shards outside its own folder: {', '.join(outside)}")
+    if indexes := [name for name in shards if name.endswith(".index.json")]:
+        raise ValueError(f"{index} names indexes as its shards, expected files of weights: {', '.join(indexes)}")
     if absent := [name for name in shards if not (index.parent / name).is_file()]:
         raise FileNotFoundError(
             f"{index} needs {len(shards)} shards, and {len(absent)} are missing: {', '.join(absent)}. "
@@ -143,8 +140,10 @@ def _sharded(index: Path) -> dict[str, np.ndarray]:
         )
     tensors: dict[str, np.ndarray] = {}
     wrong = []
-    for shard in shards:
-        expected = {name for name, where in shard_of.items() if where == shard}
+    names_in: dict[str, set[str]] = {shard: set() for shard in shards}
+    for name, shard in shard_of.items():
+        names_in[shard].add(name)
+    for shard, expected in names_in.items():
         held = _from_path(index.parent / shard, None)
         wrong += [f"{name!r} is not in {shard}" for name in sorted(expected - held.keys())]
         wrong += [
@@ -161,6 +160,7 @@ def _torch_file(path: Path, is_zip: bool, part: str | None) -> dict[str, np.ndar
     import torch
 
     if is_zip:
+        _refuse_programs(path)
         _check_archive(path)
     try:
         unsafe = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)) if is_zip else []
@@ -185,13 +185,52 @@ def _torch_file(path: Path, is_zip: bool, part: str | None) -> dict[str, np.ndar
     return {name: _array(name, tensor) for name, tensor in tensors.items()}
 
 
+#: A record that only one kind of archive has, what that is, and how its weights are got in PyTorch or NumPy.
+_OTHERS = (
+    (
+        r"(^|/)constants\.pkl$",
+        "TorchScript, a program",
+        "If you trust it: `torch.save(torch.jit.load({0!r}).state_dict(), 'weights.pt')`",
+    ),
+    (
+        r"(^|/)(archive_format|serialized_exported_program\.json)$",
+        "an exported program (`torch.export`, a .pt2 archive)",
+        "If you trust it: `torch.save(dict(torch.export.load({0!r}).state_dict), 'weights.pt')`",
+    ),
+    (r"(^|/)\.data/extern_modules$", "a `torch.package`, a program", "Save the `state_dict()` of the model in it"),
+    (r"\.npy$", "an archive of NumPy (.npz)", "Call `bridge.load_weights(dict(np.load({0!r})))`"),
+)
+
+
+def _refuse_programs(path: Path) -> None:
+    """Names a sound archive that is no checkpoint."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError):
+        return  # `_check_archive` says what is damaged
+    if any(re.search(r"(^|/)data\.pkl$", name) for name in names) and not any(
+        name.endswith("/constants.pkl") for name in names
+    ):
+        return
+    for pattern, kind, mend in _OTHERS:
+        if any(re.search(pattern, name) for name in names):
+            raise ValueError(
+                f"{path} is {kind}, and no checkpoint, expected tensors of `torch.save`. {mend.format(str(path))}"
+            )
+    raise ValueError(
+        f"{path} is a zip archive, and no PyTorch checkpoint: it has no data.pkl; it has "
+        f"{', '.join(map(repr, names[:6])) or 'nothing'}"
+    )
+
+
 def _check_archive(path: Path) -> None:
     """The zip archive is whole: every record is stored plainly and has its checksum."""
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
-            if any(record.filename.endswith("/constants.pkl") for record in records):
-                raise ValueError("it is TorchScript, a program; load it in PyTorch and save its `state_dict()`")
+            if sum(record.file_size for record in records) > path.stat().st_size:
+                raise ValueError("its records are larger than the file: they overlap, or claim what is not there")
             if packed := [r.filename for r in records if r.compress_type != zipfile.ZIP_STORED]:
                 raise ValueError(f"records are compressed, which PyTorch never does: {', '.join(packed[:4])}")
             if damaged := archive.testzip():
@@ -205,7 +244,9 @@ def _check_archive(path: Path) -> None:
 
 def _choose_part(loaded: Any, part: str | None, where: str = "the state_dict") -> Mapping[str, Any]:
     """The one mapping of tensors in a checkpoint, or the one that `part` names."""
-    parts = dict(_parts(loaded))
+    parts = dict(itertools.islice(_parts(loaded), _MOST_PARTS + 1))
+    if len(parts) > _MOST_PARTS:
+        raise ValueError(f"{where} holds more than {_MOST_PARTS} mappings of tensors, expected a checkpoint")
     if part is not None:
         if part not in parts:
             raise ValueError(f"`part` is {part!r}, expected one of {_sizes(parts)} of {where}")
@@ -224,19 +265,37 @@ def _choose_part(loaded: Any, part: str | None, where: str = "the state_dict") -
     raise ValueError(f"{where} is a {type(loaded).__name__}, expected a mapping of tensors by name")
 
 
-def _parts(loaded: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every mapping of names to tensors alone, by its dotted place; nested at most 4 deep."""
-    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(key, str) for key in loaded):
+def _parts(
+    loaded: Any, name: str = "", depth: int = 0, seen: dict[int, bool] | None = None
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every mapping of names to tensors alone, by its dotted place; nested at most 4 deep.
+
+    A mapping of other things is entered once, and each is looked through once: a pickle can nest one in itself.
+    """
+    if not isinstance(loaded, Mapping) or not loaded:
         return
-    if all(map(_is_tensor, loaded.values())):
+    seen = {} if seen is None else seen
+    known = id(loaded) in seen
+    if not known:
+        seen[id(loaded)] = all(map(_is_tensor, loaded.values())) and all(isinstance(key, str) for key in loaded)
+    if seen[id(loaded)]:
         yield name, loaded
-    elif depth < 4:
+    elif depth < 4 and not known and all(isinstance(key, str) for key in loaded):
         for key, value in loaded.items():
-            yield from _parts(value, f"{name}.{key}" if name else key, depth + 1)
+            yield from _parts(value, f"{name}.{key}" if name else key, depth + 1, seen)
 
 
 def _sizes(parts: Mapping[str, Mapping]) -> str:
     return ", ".join(f"{name!r} ({len(tensors)} tensors)" for name, tensors in parts.items()) or "nothing"
+
+
+def _refuse_lazy(tensors: Mapping[str, Any]) -> None:
+    lazy = [name for name, value in tensors.items() if type(value).__name__.startswith("Uninitialized")]
+    if lazy:
+        raise ValueError(
+            f"{', '.join(lazy[:8])} of the model are lazy: they have no shape before its first forward. Run the model "
+            "once on an input, then convert it"
+        )
 
 
 def _is_tensor(value: Any) -> bool:
@@ -246,7 +305,7 @@ def _is_tensor(value: Any) -> bool:
 def _array(name: str, value: Any) -> np.ndarray:
     """A NumPy array of the same bytes; of a tensor that is contiguous in memory, a view."""
     if not hasattr(value, "element_size"):
-        return np.asarray(value)
+        return native(name, np.asarray(value))
     import torch
 
     word = str(value.dtype).removeprefix("torch.")
@@ -263,6 +322,17 @@ def _array(name: str, value: Any) -> np.ndarray:
     if math.prod(dense.shape) == 0:
         return np.zeros(tuple(dense.shape), dtype)
     return dense.reshape(-1).view(torch.uint8).numpy().view(dtype).reshape(tuple(dense.shape))
+
+
+def native(name: str, array: np.ndarray) -> np.ndarray:
+    """The numbers in this machine's byte order, which neither JAX nor PyTorch can do without.
+
+    Raises:
+      TypeError: no numbers.
+    """
+    if array.dtype.kind in "OSUMm" or array.dtype.names:
+        raise TypeError(f"tensor {name!r} has dtype {array.dtype}, expected numbers")
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _first_line(error: Exception) -> str:

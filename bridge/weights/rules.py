@@ -68,16 +68,18 @@ class Place:
 
 
 class RuleBook:
-    """Rules, looked up both ways.
+    """Rules, looked up both ways. Where they say something of a name or a place, other rules are not asked.
 
     >>> book = RuleBook([Rule("conv", "stem", "conv"), Rule("bn", "norm", "batch_norm")])
     >>> [place.flax for place in book.from_torch("conv.weight")], [place.torch for place in book.from_flax("norm.mean")]
     (['stem.kernel'], ['bn.running_mean'])
     """
 
-    def __init__(self, rules: Iterable[Rule]):
-        self.rules: Sequence[Rule] = tuple(rules)
-        self._by_torch, self._by_flax = _Index(self.rules, "torch"), _Index(self.rules, "flax")
+    def __init__(self, rules: Iterable[Rule], others: RuleBook | None = None):
+        own = tuple(rules)
+        self.rules: Sequence[Rule] = own if others is None else (*own, *others.rules)
+        self._others = others
+        self._by_torch, self._by_flax = _Index(own, "torch"), _Index(own, "flax")
 
     def from_torch(self, name: str) -> list[Place]:
         """Where the rules put a parameter of PyTorch: once, nowhere, or in several places, which is an ambiguity."""
@@ -90,10 +92,16 @@ class RuleBook:
                 entry = KINDS[rule.kind][leaf]
                 flax, layout = (None, SAME) if entry is None else (_join(target, entry[0]), entry[1])
                 places.setdefault((flax, layout.name), Place(name, flax, layout, rule))
-        return list(places.values())
+        if places or self._others is None:
+            return list(places.values())
+        return [p for p in self._others.from_torch(name) if p.flax is None or not self._own_from_flax(p.flax)]
 
     def from_flax(self, name: str) -> list[Place]:
         """Which parameters of PyTorch the rules put here."""
+        own = self._own_from_flax(name)
+        return own if own or self._others is None else self._others.from_flax(name)
+
+    def _own_from_flax(self, name: str) -> list[Place]:
         places: dict[tuple[str, str], Place] = {}
         for path, leaf in _splits(name):
             for rule in self._by_flax.near(path):

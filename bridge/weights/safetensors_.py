@@ -8,7 +8,6 @@ bfloat16 and float8, and Flax's refuses float8 and narrows float64; here they ar
 
 from __future__ import annotations
 
-import collections
 import hashlib
 import json
 import math
@@ -20,7 +19,7 @@ from typing import Any
 import ml_dtypes  # noqa: F401  registers bfloat16 and float8 with NumPy
 import numpy as np
 
-from bridge.files import atomic_file
+from bridge.files import atomic_file, open_regular, parse_json
 
 #: The format's names of dtypes, and NumPy's.
 DTYPES = {
@@ -45,6 +44,9 @@ DTYPES = {
     "BOOL": "bool",
 }
 
+#: Bytes of an element.
+_SIZES = {code: np.dtype(name).itemsize for code, name in DTYPES.items()}
+
 _NAMES = {name: code for code, name in DTYPES.items()}
 
 #: The longest header that the format allows, in bytes.
@@ -63,7 +65,10 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
       ValueError: the file is no safetensors file, is truncated, lies about its sizes, or fails its own hash.
     """
     header, metadata, start = _read_header(path)
-    data = np.memmap(path, np.uint8, "c", offset=start) if path.stat().st_size > start else np.zeros(0, np.uint8)
+    data = np.zeros(0, np.uint8)
+    if path.stat().st_size > start:
+        # as a plain array: each slice of a memmap takes ten times as long
+        data = np.memmap(path, np.uint8, "c", offset=start).view(np.ndarray)
     if _HASH in metadata and (found := _digest(header, [data])) != metadata[_HASH]:
         raise ValueError(
             f"{path} is damaged: its tensors have SHA-256 {found[:16]}..., and it says {metadata[_HASH][:16]}.... "
@@ -73,9 +78,8 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     tensors = {}
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
-        raw = data[begin:end].view(np.ndarray)
         try:
-            tensors[name] = raw.view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+            tensors[name] = data[begin:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
         except ValueError as error:  # a size that NumPy cannot index, which an empty tensor may claim
             raise ValueError(f"{path}: tensor {name!r} claims shape {entry['shape']}: {error}") from None
     return tensors
@@ -133,8 +137,8 @@ def _digest(header: Mapping[str, Any], data: Iterable) -> str:
 
 def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
     """The tensors' entries, the metadata, and where the data starts; every claim checked against the file's size."""
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, _MAX_HEADER):
             raise ValueError(
@@ -144,7 +148,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
             )
         encoded = file.read(length)
     try:
-        header = json.loads(encoded.decode(), object_pairs_hook=_no_duplicates)
+        header = parse_json(encoded)
         if not isinstance(header, dict):
             raise ValueError(f"it is a {type(header).__name__}, expected an object")
         metadata = header.pop("__metadata__", {})
@@ -154,13 +158,6 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} has a header that cannot be: {error}") from None
     return header, metadata, 8 + length
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    twice = [name for name, count in collections.Counter(name for name, _ in pairs).items() if count > 1]
-    if twice:
-        raise ValueError(f"duplicate keys {', '.join(map(repr, twice))}")
-    return dict(pairs)
 
 
 def _check_entries(header: Mapping[str, Any], available: int) -> None:
@@ -173,7 +170,7 @@ def _check_entries(header: Mapping[str, Any], available: int) -> None:
         shape, offsets = entry["shape"], entry["data_offsets"]
         if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
             raise ValueError(f"tensor {name!r} has shape {shape!r} and data_offsets {offsets!r}, expected counts")
-        claimed = math.prod(shape) * np.dtype(DTYPES[entry["dtype"]]).itemsize
+        claimed = math.prod(shape) * _SIZES[entry["dtype"]]
         if offsets[1] - offsets[0] != claimed:
             raise ValueError(
                 f"tensor {name!r} claims {math.prod(shape)} elements ({claimed} bytes) "

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from bridge.weights.layouts import KINDS
+
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """What a Flax module says of itself: its kind among `bridge.weights.KINDS`, and what no checkpoint holds."""
+    """A Flax layer: its kind among `bridge.weights.KINDS`, and the module, which has what no checkpoint holds."""
 
     kind: str
-    epsilon: float | None = None
-    momentum: float | None = None
+    module: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +31,20 @@ class Tree:
       leaves: parameters and statistics by path, anything with `shape` and `dtype`. Linen's collections ("params",
         "batch_stats") are no part of a path.
       layers: NNX modules by path, those whose kind is known; empty for a bare tree.
+      others: the types of Flax's own layers whose kind is not known, by path: ConvTranspose, LinearGeneral.
+      bare: the paths of parameters that stand in no layer, in the user's own modules; empty for a bare tree.
+      in_sequence: for the paths below an `nnx.Sequential` those of PyTorch's, which has no `layers` in them.
+      is_module: whether it is an NNX module, and no bare tree.
       build: a tree of the same kind and structure with other values.
     """
 
     leaves: Mapping[str, Any]
     layers: Mapping[str, Layer]
     build: Callable[[Mapping[str, np.ndarray]], Any]
+    others: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    bare: Sequence[str] = ()
+    in_sequence: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    is_module: bool = False
 
     @classmethod
     def of(cls, target: Any) -> Tree:
@@ -49,7 +58,11 @@ class Tree:
             from flax import nnx
 
             if isinstance(target, nnx.Module):
-                return cls._of_state(nnx.state(target), dict(_layers(target)))
+                tree = cls._of_state(nnx.state(target), dict(_layers(target)))
+                others = _others(target, tree.layers)
+                bare = [name for name in tree.leaves if not _belongs(name, tree.layers, others)]
+                short = _in_sequence(target, [*tree.layers, *bare])
+                return dataclasses.replace(tree, others=others, bare=bare, in_sequence=short, is_module=True)
             if isinstance(target, nnx.State):
                 return cls._of_state(target, {})
         if not isinstance(target, Mapping):
@@ -137,13 +150,50 @@ def _layers(module: Any) -> Iterator[tuple[str, Layer]]:
         (nnx.Conv, DepthwiseConv): "conv",
         (nnx.Linear,): "linear",
         (nnx.BatchNorm,): "batch_norm",
-        (nnx.LayerNorm, nnx.GroupNorm, nnx.RMSNorm): "norm",
+        (nnx.LayerNorm, nnx.GroupNorm, nnx.RMSNorm, nnx.InstanceNorm): "norm",
         (nnx.Embed,): "embedding",
     }
     for path, layer in nnx.iter_modules(module):
         for types, kind in kinds.items():
             if isinstance(layer, types):
-                yield _dotted(path), Layer(kind, getattr(layer, "epsilon", None), getattr(layer, "momentum", None))
+                yield _dotted(path), Layer(kind, layer)
+
+
+def _others(module: Any, known: Mapping[str, Layer]) -> dict[str, str]:
+    """Flax's own layers that are neither known nor mere containers."""
+    from flax import nnx
+
+    containers = (nnx.List, nnx.Dict, nnx.Sequential)
+    return {
+        _dotted(path): type(layer).__name__
+        for path, layer in nnx.iter_modules(module)
+        if _dotted(path) not in known and not isinstance(layer, containers) and _is_flax(type(layer))
+    }
+
+
+def _in_sequence(module: Any, paths: Sequence[str]) -> dict[str, str]:
+    from flax import nnx
+
+    found = {_dotted(path) for path, each in nnx.iter_modules(module) if isinstance(each, nnx.Sequential)}
+    result = {}
+    for path in paths:
+        parts = path.split(".")
+        short = [p for i, p in enumerate(parts) if p != "layers" or ".".join(parts[:i]) not in found]
+        if len(short) < len(parts):
+            result[path] = ".".join(short)
+    return result
+
+
+def _is_flax(kind: type) -> bool:
+    return any(base.__module__.startswith("flax.nnx.nn.") for base in kind.__mro__)
+
+
+def _belongs(name: str, layers: Mapping[str, Layer], others: Mapping[str, str]) -> bool:
+    """Whether a parameter is one that its layer's kind moves, or of a layer whose kind is not known."""
+    path, _, leaf = name.rpartition(".")
+    if path in layers:
+        return leaf in {entry[0] for entry in KINDS[layers[path].kind].values() if entry is not None}
+    return path in others
 
 
 def _collections(variables: Mapping[Any, Any]) -> tuple[Any, ...]:

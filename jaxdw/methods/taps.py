@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxdw import primitive
 from jaxdw._arrays import PrecisionPair, accumulator
 from jaxdw.choice import choose
 from jaxdw.geometry import Geometry
+from jaxdw.sums.boxes import materialized
 
 
 def taps(
@@ -22,9 +27,9 @@ def taps(
 ) -> jax.Array:
     """y = fma(x_n, w_n, ... fma(x_1, w_1, start)) in raster order, start being the bias, or 0 and the bias added last.
 
-    XLA:CPU contracts each multiply and add to one FMA. For float32 in PyTorch's contiguous layout and at least two
-    channels the order is that of `F.conv2d` (oneDNN), and so are the bits, but for two things: XLA:CPU flushes
-    subnormal numbers, and a weight that is infinite or NaN counts under padding, which oneDNN skips.
+    XLA:CPU contracts each multiply and add to one FMA. For float32 in PyTorch's contiguous layout, two channels or more
+    and no channel multiplier, the order is that of `F.conv1d`, `F.conv2d` and `F.conv3d` on x86-64 (oneDNN), and so are
+    the bits. docs/why-they-differ.md lists the few exceptions.
     `precision` has nothing to relax here, nor in the methods below: products and sums are elementwise and never rounded
     below their dtype.
     """
@@ -87,17 +92,34 @@ def starts_from_bias(method: str, geometry: Geometry) -> bool:
 def bias_comes_first(geometry: Geometry) -> bool:
     """Whether PyTorch's convolution on CPU starts its sum from the bias; elsewhere it adds the bias at the end.
 
-    oneDNN's depthwise kernel starts from the bias. It does not serve a channel multiplier, three spatial axes, or
-    padding as wide as the dilated kernel; the kernels that PyTorch takes then add the bias last. Seen with torch 2.13
-    on x86-64; `jaxdw doctor` checks it where it runs. With a multiplier and few output positions PyTorch's matrix
-    product adds in yet another order, which this method does not follow.
+    oneDNN's depthwise kernel (`jit_uni_dw_convolution`) starts from the bias. It serves one or two spatial axes, no
+    channel multiplier, padding below the dilated kernel, and padding along the last axis up to the number of outputs
+    that it computes at once. The kernels that PyTorch takes elsewhere add the bias last. Padding that PyTorch's
+    `padding=` cannot express counts as padded beforehand. Read in oneDNN 3.12, which torch 2.13 has, and seen on
+    x86-64.
     """
-    padding = geometry.symmetric_padding or (0,) * geometry.rank  # what `padding=` cannot say is padded beforehand
+    padding = geometry.symmetric_padding or (0,) * geometry.rank
+    outputs, at_once = geometry.output_spatial[-1], outputs_at_once()
+    if isinstance(outputs, int):  # a symbolic size of `jax.export` counts as larger
+        at_once = min(outputs, at_once)
     return (
         geometry.multiplier == 1
         and geometry.rank < 3
         and all(amount < span for amount, span in zip(padding, geometry.spans))
+        and padding[-1] <= at_once
     )
+
+
+@functools.cache
+def outputs_at_once() -> int:
+    """Outputs that oneDNN's depthwise kernel computes at once along the last axis: 6 with AVX-512, 4 without.
+
+    ONEDNN_MAX_CPU_ISA, which oneDNN reads when it starts, can forbid AVX-512.
+    """
+    simd = np.show_config(mode="dicts")["SIMD Extensions"]
+    avx512 = {"AVX512_SKX", "X86_V4"} & {*simd["baseline"], *simd["found"]}  # the older and the newer name
+    most = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    return 6 if avx512 and not most.startswith(("SSE", "AVX2")) and most != "AVX" else 4
 
 
 def _sum(
@@ -107,4 +129,10 @@ def _sum(
     if bias is None or starts_from_bias(method, geometry):
         return primitive.conv(x, kernel, bias, geometry, program, result)
     y = primitive.conv(x, kernel, None, geometry, program, accumulator(result))
+    return add_bias(y, bias, result)
+
+
+def add_bias(y: jax.Array, bias: jax.Array, result: np.dtype) -> jax.Array:
+    """y plus the bias, which is rounded before: XLA:CPU would contract a product that the program has as its bias."""
+    (bias,) = lax.platform_dependent(bias, cpu=materialized, default=lambda bias: (bias,))
     return (y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)).astype(result)

@@ -197,16 +197,19 @@ class SqueezeExcite(nnx.Module):
     """Scales each channel by a gate in [0, 1] computed from all channels' means (Hu et al., 2018).
 
     Attributes:
-      reduce, expand: the two `nnx.Linear` of the gate, with bias; ReLU between them, hard sigmoid after.
+      reduce, expand: the two `nnx.Linear` of the gate, with bias.
+      activation, gate: the functions after each, ReLU and hard sigmoid.
     """
 
     def __init__(self, channels: int, squeeze: int, conventions: Conventions, *, rngs: nnx.Rngs):
         self.reduce = linear(channels, squeeze, conventions, rngs=rngs)
         self.expand = linear(squeeze, channels, conventions, rngs=rngs)
+        self.activation: Activation = nnx.relu
+        self.gate: Activation = nnx.hard_sigmoid
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`(*batch, H, W, C)` -> the same shape."""
-        gate = nnx.hard_sigmoid(self.expand(nnx.relu(self.reduce(global_average_pool(x)))))
+        gate = self.gate(self.expand(self.activation(self.reduce(global_average_pool(x)))))
         return x * gate[..., None, None, :]
 
 

@@ -23,10 +23,12 @@ convolutions that are then added up; there some products are rounded.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,17 +37,24 @@ from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from jaxdw.geometry import Geometry
+from jaxdw.sums.looped import Walk, chain_in_loop
 from jaxdw.sums.narrow import stored, widened
 from jaxdw.sums.order import Order, Term, accumulate, joined, whole_numbers, zero_of_its_own
-from jaxdw.sums.padded import of_padded, pad_undilated, sum_of_padded
+from jaxdw.sums.padded import of_padded, pad_undilated, pad_undilated_geometry, sum_of_padded
 from jaxdw.windows import pad
 
 #: With fewer channels LLVM may vectorise over positions instead, and then shuffles between a product and its sum keep
 #: the two from becoming one FMA.
 LEAST_CHANNELS = 9
 
-#: With more taps the registers do not hold the positions of the gathers, and compiling five boxes takes seconds.
-MOST_TAPS = 49
+#: With more taps the registers do not hold the positions of the gathers, and compiling nine boxes takes seconds.
+MOST_TAPS = 25
+
+#: With more taps the boxes are loops over them.
+MOST_UNROLLED_TAPS = 64
+
+#: Share of the products that three boxes in place of one must save.
+LEAST_SAVED = 1 / 16
 
 #: For one axis, the input position under (output position, tap), -1 where there is none.
 Table = np.ndarray
@@ -55,21 +64,75 @@ def sum_in_boxes(
     x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, order: Order, compute: np.dtype
 ) -> jax.Array:
     """y `(*batch, *output_spatial, C*M)` in dtype `compute`, which x, kernel and bias are converted to tap by tap."""
-    x, kernel = lax.optimization_barrier((stored(x), kernel))
+    x, kernel, *biases = materialized(stored(x), kernel, *(() if bias is None else (bias,)))
+    bias = biases[0] if biases else None
     if geometry.padding_mode != "zeros":
         x, geometry = lax.optimization_barrier(pad(x, geometry)), of_padded(geometry)
-    if geometry.channels < LEAST_CHANNELS or math.prod(geometry.spatial) >= 2**31:  # positions are 32-bit numbers
+    if geometry.taps > MOST_UNROLLED_TAPS and not geometry.has_symbolic_axes:
+        return _in_loops(x, kernel, bias, geometry, order, compute)
+    # positions are 32-bit numbers, and known
+    if geometry.channels < LEAST_CHANNELS or geometry.has_symbolic_axes or math.prod(geometry.spatial) >= 2**31:
         return _alone(
             functools.partial(sum_of_padded, geometry=geometry, order=order, compute=compute), x, kernel, bias
         )
+    strips = None
     if geometry.taps > MOST_TAPS or x.dtype == np.uint16:  # the bits of bfloat16 are a copy anyway, so copy once
+        strips = _strips(geometry)
         x, geometry = pad_undilated(x, geometry)
     flat = x.reshape(math.prod(geometry.batch), *geometry.spatial, geometry.channels)
     weights = kernel.astype(compute).reshape(geometry.taps, geometry.channels, geometry.multiplier)
-    biases = None if bias is None else bias.astype(compute).reshape(geometry.channels, geometry.multiplier)
+    starts = None if bias is None else bias.astype(compute).reshape(geometry.channels, geometry.multiplier)
     return interleaved(
-        [Boxes(flat, weights, biases, m, geometry, order).assemble(()) for m in range(geometry.multiplier)], geometry
+        [Boxes(flat, weights, starts, m, geometry, order).assemble((), strips) for m in range(geometry.multiplier)],
+        geometry,
     )
+
+
+def _strips(geometry: Geometry) -> list[Table] | None:
+    """The table of the first axis on padded input in three parts, without the taps that read only padding above or
+    below in all of a part; None where few products would be saved."""
+    if geometry.rank == 1 or max(geometry.input_dilation) > 1:
+        return None
+    reads, padded = geometry.sources[0] >= 0, pad_undilated_geometry(geometry).sources[0]
+    height = len(reads)
+
+    def saved(rows: np.ndarray) -> int:
+        return len(rows) * int((~rows.any(axis=0)).sum())
+
+    top = max(range(1, height // 2 + 1), key=lambda rows: saved(reads[:rows]), default=0)
+    bottom = max(range(1, height // 2 + 1), key=lambda rows: saved(reads[height - rows :]), default=0)
+    parts = [(a, b) for a, b in ((0, top), (top, height - bottom), (height - bottom, height)) if b > a]
+    if sum(saved(reads[a:b]) for a, b in parts) < LEAST_SAVED * reads.size:
+        return None
+    return [np.where(reads[a:b].any(axis=0), padded[a:b], -1) for a, b in parts]
+
+
+def _in_loops(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, order: Order, compute: np.dtype
+) -> jax.Array:
+    """As `sum_in_boxes`, with a copy of x for each output of a channel."""
+    x, geometry = pad_undilated(x, geometry)
+    flat = x.reshape(math.prod(geometry.batch), *geometry.spatial, geometry.channels)
+    flat = flat if geometry.multiplier == 1 else jnp.repeat(flat, geometry.multiplier, axis=-1)
+    wide = dataclasses.replace(geometry, channels=geometry.features, multiplier=1)
+    weights = kernel.astype(compute).reshape(geometry.taps, geometry.features, 1)
+    biases = None if bias is None else bias.astype(compute).reshape(geometry.features, 1)
+    boxes = _LoopedBoxes(flat, weights, biases, 0, wide, order)
+    if max(geometry.input_dilation) > 1:
+        return boxes.assemble(()).reshape(geometry.output_shape)
+    walks = [Walk(-low, *steps) for (low, _), *steps in zip(wide.padding, wide.kernel_dilation, wide.strides)]
+    taps = [slice(None)] * wide.rank
+    return boxes.looped(wide.output_spatial, walks, taps).reshape(geometry.output_shape)
+
+
+def materialized(*operands: jax.Array) -> tuple[jax.Array, ...]:
+    """The operands as arrays in memory that XLA:CPU computes once, at no cost where it has them in memory anyway.
+
+    XLA fuses what computes an operand with each loop that reads it, and LLVM may contract it there otherwise than where
+    the program uses it next. It fuses nothing across a call that it does not inline. The call is an identity that
+    copies nothing: its results are the buffers of its operands. The barrier in it keeps JAX from dropping it.
+    """
+    return _alone(lambda *values: lax.optimization_barrier(values), *lax.optimization_barrier(operands))
 
 
 def interleaved(outputs: list[jax.Array], geometry: Geometry) -> jax.Array:
@@ -80,7 +143,7 @@ def interleaved(outputs: list[jax.Array], geometry: Geometry) -> jax.Array:
     return jnp.stack(lax.optimization_barrier(outputs), axis=-1).reshape(geometry.output_shape)
 
 
-def _alone(compute: Callable[..., jax.Array], *operands: jax.Array | None) -> jax.Array:
+def _alone(compute: Callable[..., Any], *operands: jax.Array | None) -> Any:
     """compute(*operands) as a call that XLA does not inline, so that nothing before or after it joins its loops."""
     with set_xla_metadata(inlineable="false"):
         return jax.jit(compute)(*operands)
@@ -97,10 +160,13 @@ class Boxes:
         self.positions = x.reshape(x.shape[0], math.prod(geometry.spatial), geometry.channels)
         self.number = m
 
-    def assemble(self, chosen: tuple[Table, ...]) -> jax.Array:
-        """The output over the given positions of the first axes and all positions of the others."""
+    def assemble(self, chosen: tuple[Table, ...], strips: list[Table] | None = None) -> jax.Array:
+        """The output over the given positions of the first axes and all positions of the others; strips: as one box
+        for each of these parts of the first axis's table."""
         axis = len(chosen)
         geometry = self.geometry
+        if strips:
+            return lax.concatenate([self.box((strip, *geometry.sources[1:])) for strip in strips], 1)
         if axis == geometry.rank:
             return self.box(chosen)
         table, rest = geometry.sources[axis], geometry.sources[axis + 1 :]
@@ -174,6 +240,36 @@ class Boxes:
             mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
         )
         return value if exists.all() else _masked(value, exists[None, ..., None])
+
+
+class _LoopedBoxes(Boxes):
+    """Boxes in each of which a loop goes over the taps."""
+
+    def box(self, tables: tuple[Table, ...]) -> jax.Array:
+        reading = [np.flatnonzero((table >= 0).any(axis=0)) for table in tables]
+        walks = [_walk(table[:, taps]) for table, taps in zip(tables, reading)]
+        if not all(walks):
+            return super().box(tables)
+        # where positions go by equal steps, taps do
+        parts = [slice(taps[0], taps[-1] + 1, taps[1] - taps[0] if len(taps) > 1 else 1) for taps in reading]
+        return self.looped([len(table) for table in tables], walks, parts)
+
+    def looped(self, outputs: Sequence[int], walks: Sequence[Walk], taps: Sequence[slice]) -> jax.Array:
+        weights = self.weights.reshape(*self.geometry.kernel_size, -1)[*taps]
+        start = zero_of_its_own(0, weights.dtype) if self.bias is None else self.bias
+        shape = (self.x.shape[0], *outputs, self.geometry.channels)
+        return chain_in_loop(self.x, weights, jnp.broadcast_to(start, shape), walks, self.order)
+
+
+def _walk(table: Table) -> Walk | None:
+    """How taps and outputs go along an axis, where both go by equal steps and all taps read."""
+    if table.size == 0 or table.min() < 0:
+        return None
+    first = int(table[0, 0])
+    walk = Walk(first, *(int(line[1]) - first if len(line) > 1 else 1 for line in (table[0], table[:, 0])))
+    outputs, taps = np.indices(table.shape)
+    regular = (table == first + taps * walk.step + outputs * walk.stride).all()
+    return walk if regular and min(walk.step, walk.stride) > 0 else None
 
 
 def _masked(value: jax.Array, exists: np.ndarray) -> jax.Array:

@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from jaxdw.geometry import Geometry
+from jaxdw.sums.looped import kernel_gradient_in_loop
 from jaxdw.sums.narrow import stored, widened
 from jaxdw.sums.padded import kernel_gradient_of_padded, of_padded
 from jaxdw.windows import pad
@@ -26,6 +27,9 @@ from jaxdw.windows import pad
 MOST_PRODUCTS = 600
 MOST_PRODUCTS_IN_ALL = 1200
 
+#: With more taps a loop goes over the outputs.
+MOST_UNROLLED_TAPS = 24
+
 #: Products a sum should have at least, so that what is left to reduce is small.
 LEAST_TERMS = 14
 
@@ -33,7 +37,9 @@ LEAST_TERMS = 14
 def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np.dtype) -> jax.Array:
     """`(*kernel_size, 1, C*M)` in dtype `compute`: for each tap, the sum of what it read times dy."""
     x, dy = stored(x), stored(dy)
-    if geometry.rank > 2 or max(geometry.input_dilation) > 1:
+    if geometry.taps > MOST_UNROLLED_TAPS and not geometry.is_symbolic:
+        return kernel_gradient_in_loop(x, dy, geometry, compute)
+    if geometry.rank > 2 or max(geometry.input_dilation) > 1 or geometry.has_symbolic_axes:
         return kernel_gradient_of_padded(x, dy, geometry, compute)
     plane = _plane(geometry)
     if not (plane.sources[1] >= 0).all(axis=1).any():  # every sum would gather columns of its own, ten times x together

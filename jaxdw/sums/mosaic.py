@@ -29,6 +29,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 
+from jaxdw._compat import struct_like
 from jaxdw.geometry import Geometry
 from jaxdw.sums.padded import of_padded, pad_repeated, sum_of_padded
 from jaxdw.sums.tiles import LANES, SUBLANES
@@ -97,7 +98,7 @@ def sum_in_kernel(
         specs.append(volume.kernel_spec(1))
     y = pl.pallas_call(
         functools.partial(_conv_program, volume=volume, compute=compute),
-        out_shape=_like(x, (volume.multiplier, *volume.y_shape), stored),
+        out_shape=struct_like(x, (volume.multiplier, *volume.y_shape), stored),
         grid=volume.grid,
         in_specs=specs,
         out_specs=volume.written_spec,
@@ -133,7 +134,7 @@ def kernel_gradient_in_kernel(
     together = pl.cdiv(volume.taps, groups)
     gradient = pl.pallas_call(
         functools.partial(_gradient_program, volume=volume, together=together, compute=compute),
-        out_shape=_like(x, (volume.multiplier, groups * together, geometry.channels), compute),
+        out_shape=struct_like(x, (volume.multiplier, groups * together, geometry.channels), compute),
         grid=volume.grid,
         in_specs=[volume.read_spec(1), volume.of_dy.read_spec(volume.multiplier)],
         out_specs=volume.kernel_spec(groups * together),
@@ -166,10 +167,6 @@ def _readable(array: jax.Array) -> jax.Array:
 
 def _storable(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.float32) if dtype == np.float16 else dtype
-
-
-def _like(x: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
 
 
 class _Axis(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -13,13 +14,16 @@ from jax import lax
 from jaxdw.geometry import Geometry
 from jaxdw.sums.narrow import widened
 from jaxdw.sums.order import Order, Term, accumulate, zero_like
-from jaxdw.windows import pad, tap_slices
+from jaxdw.windows import first_outputs, pad, tap_slices
 
 
 def sum_of_padded(
     x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, order: Order, compute: np.dtype
 ) -> jax.Array:
     """y `(*batch, *output_spatial, C*M)` in dtype `compute`."""
+    if geometry.has_symbolic_axes and geometry.with_room != geometry:
+        y = sum_of_padded(x, kernel, bias, geometry.with_room, order, compute)
+        return first_outputs(y, geometry)
     multiplier = geometry.multiplier
     padded = widened(pad(x, geometry), compute)
     weights = kernel.astype(compute).reshape(geometry.taps, geometry.channels, multiplier)
@@ -40,6 +44,18 @@ def sum_of_padded(
 def pad_undilated(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry]:
     """x padded with zeros so that no tap reads outside of it, and the geometry on it, which has all of the input
     dilation left."""
+    padded = pad_undilated_geometry(geometry)
+    config = [(0, 0, 0)] * len(geometry.batch)
+    for (low, _), (rest, _), size, all_, spread in zip(
+        geometry.padding, padded.padding, geometry.spatial, padded.spatial, geometry.input_dilation
+    ):
+        before = (low - rest) // spread
+        config.append((before, all_ - size - before, 0))
+    return lax.pad(x, jnp.zeros((), x.dtype), [*config, (0, 0, 0)]), padded
+
+
+def pad_undilated_geometry(geometry: Geometry) -> Geometry:
+    """The second of `pad_undilated`."""
     before, after, rest = [], [], []
     for size, out, span, (low, high), stride, spread in zip(
         geometry.spatial,
@@ -54,10 +70,8 @@ def pad_undilated(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry
         before.append(lead)
         after.append(tail)
         rest.append((low - lead * spread, high - tail * spread))
-    config = [(0, 0, 0)] * len(geometry.batch) + [(a, b, 0) for a, b in zip(before, after)] + [(0, 0, 0)]
     spatial = tuple(a + size + b for a, size, b in zip(before, geometry.spatial, after))
-    padded = lax.pad(x, jnp.zeros((), x.dtype), config)
-    return padded, dataclasses.replace(geometry, spatial=spatial, padding=tuple(rest))
+    return dataclasses.replace(geometry, spatial=spatial, padding=tuple(rest))
 
 
 def pad_repeated(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry]:
@@ -79,6 +93,12 @@ def kernel_gradient_of_padded(x: jax.Array, dy: jax.Array, geometry: Geometry, c
 
     One reduction over all taps at once, first over batch and all spatial axes but the last, then over the last.
     """
+    if geometry.has_symbolic_axes and geometry.with_room != geometry:
+        (dy,) = jax.linear_transpose(
+            functools.partial(first_outputs, geometry=geometry),
+            jax.ShapeDtypeStruct(geometry.with_room.output_shape, dy.dtype),
+        )(dy)
+        return kernel_gradient_of_padded(x, dy, geometry.with_room, compute)
     images = math.prod(geometry.batch)
     outputs = (images, *geometry.output_spatial)
     rows = math.prod(outputs[:-1])

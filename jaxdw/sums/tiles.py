@@ -22,6 +22,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxdw.geometry import Geometry
 from jaxdw.sums.order import Order, Term, accumulate, zero_like
+from jaxdw.sums.padded import sum_of_padded
 from jaxdw.windows import dimension_numbers, pad, tap_slices
 
 SUBLANES, LANES = 8, 128
@@ -31,6 +32,8 @@ def sum_on_tiles(
     x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, order: Order, compute: np.dtype
 ) -> jax.Array:
     """y `(*batch, *output_spatial, C*M)` in dtype `compute`."""
+    if geometry.is_symbolic:
+        return sum_of_padded(x, kernel, bias, geometry, order, compute)
     flat = dataclasses.replace(geometry, batch=(math.prod(geometry.batch),))
     x = x.reshape(flat.x_shape)
     if bias is None and order == "raster" and _is_convolution(flat):

@@ -27,6 +27,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from jaxdw._compat import struct_like
 from jaxdw.geometry import Geometry
 from jaxdw.sums.padded import pad_repeated
 
@@ -308,7 +309,7 @@ def _call(
 
     return pl.pallas_call(
         program,
-        out_shape=jax.ShapeDtypeStruct(output, dtype, manual_axis_type=jax.typeof(operands[0]).manual_axis_type),
+        out_shape=struct_like(operands[0], output, dtype),
         grid=(programs,),
         in_specs=[spec(operand) for operand in operands],
         out_specs=pl.BlockSpec((None, output[1]), lambda index: (part(index), 0)),

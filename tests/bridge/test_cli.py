@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -9,18 +10,18 @@ import numpy as np
 import pytest
 import typer.testing
 
-from bridge import cli
+from bridge import cli, progress
 from bridge.implementations import ImplementationError
 
 
-def jaxdw(*arguments):
-    """Exit code, standard output, and the one line of an error."""
+def jaxdw(*arguments, **environment):
+    """Exit code, standard output, and standard error or the one line of an error."""
     runner = typer.testing.CliRunner()
-    result = runner.invoke(cli.app, [str(a) for a in arguments])
+    result = runner.invoke(cli.app, [str(a) for a in arguments], env=environment)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         assert isinstance(result.exception, (ValueError, TypeError, OSError, ImplementationError)), result.exception
-        return 2, result.output, str(result.exception)
-    return result.exit_code, result.output, ""
+        return 2, result.stdout, str(result.exception)
+    return result.exit_code, result.stdout, result.stderr
 
 
 def test_without_arguments_it_answers_the_question():
@@ -84,6 +85,116 @@ def test_files_are_read(tmp_path):
     assert code == 0 and "multiplier 2" in " ".join(out.split())
 
 
+@pytest.mark.parametrize("text", ["1,6,7,2", "1x6x7x2", "1X6 x 7x2", "(1, 6, 7, 2)", "[1,6,7,2]"])
+def test_sizes_are_written_as_people_write_them(text, tmp_path):
+    names = ("--implementations", "torch.conv2d,jax.taps", "--json", tmp_path / "report.json")
+    code, _, _ = jaxdw("parity", "--shape", text, "--kernel-size", "3,2", "--padding", "VALID", *names)
+    case = json.loads((tmp_path / "report.json").read_text())["case"]
+    assert code == 0 and case["x"] == [1, 6, 7, 2] and case["kernel"] == [3, 2, 1, 2]
+
+
+def test_files_in_pytorchs_layout_are_recognised_and_taken(tmp_path):
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((2, 6, 7, 4), np.float32), rng.standard_normal((3, 2, 1, 8), np.float32)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "w.npy", w)
+    np.save(tmp_path / "x_first.npy", np.moveaxis(x, -1, 1))
+    np.save(tmp_path / "w_first.npy", np.moveaxis(w, (-1, -2), (0, 1)))
+    base = ["parity", "--implementations", "torch.conv2d,jax.taps"]
+
+    def parity(x, w, *more):
+        return jaxdw(*base, "--input", tmp_path / f"{x}.npy", "--kernel", tmp_path / f"{w}.npy", *more)
+
+    code, out, _ = parity("x_first", "w_first", "--layout", "channels_first")
+    assert code == 0 and "input 2x6x7x4, kernel 3x2" in out and out == parity("x", "w")[1]
+    for x, w, more, message in (
+        ("x_first", "w_first", (), "`--input` and `--kernel` fit as channels_first: pass --layout channels_first"),
+        ("x", "w", ("--layout", "channels_first"), "fit as channels_last: pass --layout channels_last"),
+        ("x", "w_first", (), "`--kernel` fits as channels_first: save np.moveaxis(w, (0, 1), (-1, -2)) instead"),
+        ("x_first", "w", (), "`--input` fits as channels_first: save np.moveaxis(x, 1, -1) instead"),
+    ):
+        code, _, error = parity(x, w, *more)
+        assert code == 2 and message in error
+    np.save(tmp_path / "image.npy", rng.standard_normal((1, 3, 8, 8), np.float32))
+    said = jaxdw(*base, "--input", tmp_path / "image.npy")[2]
+    assert "read as 8 channels last. If it has PyTorch's layout, pass --layout channels_first" in said
+    code, out, _ = jaxdw(*base, "--shape", "2,4,6,7", "--layout", "channels_first")
+    assert code == 0 and "input 2x6x7x4" in out
+
+
+def test_quiet_leaves_one_line_and_verbose_adds_steps_and_figures(tmp_path):
+    names = ("--implementations", "torch.conv2d,jax.grouped")
+    code, out, _ = jaxdw("--quiet", "parity", *names, "--bundle", tmp_path / "saved")
+    assert code == 0 and out.startswith("Verdict: ") and out.count("\n") == 1
+    for command in (("doctor", "--cases", 1), ("reveal", "jax.taps"), ("replay", tmp_path / "saved")):
+        assert jaxdw("-q", *command)[1].count("\n") == 1
+    plain, verbose = ("\n".join(jaxdw(*more, "parity", *names)[1:]) for more in ((), ("--verbose",)))
+    for words in ("s: numpy: ", "s: running jax.grouped", "torch.conv2d and jax.grouped: ", "  greatest "):
+        assert words in verbose and words not in plain
+    assert jaxdw("--quiet", "--verbose", "doctor")[2].startswith("`--quiet` and `--verbose` are both given")
+
+
+def test_the_console_says_its_version_completes_and_takes_general_options_anywhere(monkeypatch, capsys):
+    assert re.match(r"jaxdw \d\S+, jax \d\S+, flax \d\S+, torch \d\S+, Python 3\.\d+\.\d+", jaxdw("--version")[1])
+    code = "import sys; sys.argv[0] = 'jaxdw'; from bridge.__main__ import main; main()"
+    asked = {"_JAXDW_COMPLETE": "complete_bash", "COMP_WORDS": "jaxdw re", "COMP_CWORD": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **asked})
+    assert done.stdout.split() == ["reveal", "replay"]
+    monkeypatch.setattr(sys, "argv", ["jaxdw", "parity", "--implementations", "jax.taps,jax.rows", "--quiet"])
+    with pytest.raises(SystemExit, match="0"):
+        cli.run()
+    assert capsys.readouterr().out.startswith("Verdict: ")
+
+
+BASE_INSTALL = """
+import importlib.metadata, sys
+version = importlib.metadata.version
+absent = ("torch", "typer", "rich", "pydantic", "jinja2")
+sys.modules.update(dict.fromkeys(absent))
+def only_the_base(name):
+    if name in absent:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return version(name)
+importlib.metadata.version = only_the_base
+sys.argv[0] = "jaxdw"
+from bridge.__main__ import main
+main()
+"""
+
+
+def test_a_base_install_answers_what_it_can():
+    def run(*words):
+        command = [sys.executable, "-c", BASE_INSTALL, *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert ", torch none, " in run("--version").stdout
+    told = run("--help").stdout
+    assert all(f"\n  {name} " in told for name in ("parity", "reveal", "convert", "census", "doctor"))
+    assert "pip install 'jaxdw[bridge]'" in told and told == run().stdout == run("parity", "--help").stdout
+    done = run("parity")
+    assert done.returncode == 2 and done.stderr.startswith("jaxdw: ") and done.stderr.count("\n") == 1
+
+
+def test_progress_is_a_plain_line_where_there_is_no_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "FIRST", 0.0)
+    with progress.Progress(threaded=False):
+        assert list(progress.track("ab", "letter\x1b[2J")) == ["a", "b"]
+    assert capsys.readouterr().err == "jaxdw: 0 s: letter\\x1b[2J: 1 of 2\n"  # the next only after a while
+    with progress.Progress(progress.Level.QUIET, threaded=False):
+        progress.log.info("step")
+    progress.log.info("step of a library")
+    assert capsys.readouterr().err == ""
+
+
+def test_help_shows_defaults_and_brackets():
+    out = " ".join(jaxdw("parity", "--help", COLUMNS="120")[1].replace("│", " ").split())
+    assert (
+        "[default: (2x5x5x3)]" in out
+        and "[default: channels_last]" in out
+        and "jax.grouped[precision=tpu-default]" in out
+    )
+
+
 def test_fail_on_tightens_the_exit_code():
     assert jaxdw("parity", "--fail-on", "explained")[0] == 1
     assert jaxdw("parity", "--fail-on", "rounding")[0] == 0
@@ -104,7 +215,7 @@ def bad(tmp_path):
         "integers": (["--input", integers], "with dtype int64, expected one of float32"),
         "archive": (["--input", archive], "expected one array, found an archive"),
         "no array": (["--input", text], "expected an .npy file of numbers"),
-        "shape": (["--shape", "2x"], "`--shape` is '2x', expected sizes such as 3x3"),
+        "shape": (["--shape", "2x"], "`--shape` is '2x', expected sizes such as 2x5x5x3 or 2,5,5,3"),
         "padding": (["--padding", "1;2"], "`--padding` is '1;2', expected a word such as SAME"),
         "padding word": (["--padding", "FULL"], "`padding` is 'FULL', expected one of SAME"),
         "dtype": (["--dtype", "int8"], "`--dtype` is 'int8', expected one of float32"),
@@ -133,7 +244,7 @@ def test_the_console_prints_an_error_and_no_traceback():
         [sys.executable, "-m", "bridge", "parity", "--shape", "x"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == "jaxdw: `--shape` is 'x', expected sizes such as 3x3\n"
+    assert done.stderr == "jaxdw: `--shape` is 'x', expected sizes such as 2x5x5x3 or 2,5,5,3\n"
 
 
 def test_reveal_shows_orders_and_where_they_part(tmp_path):

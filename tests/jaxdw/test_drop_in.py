@@ -272,9 +272,12 @@ def test_hessian_vector_products_are_exact_on_integers():
 
     def product(function):
         gradient = jax.grad(lambda *arrays: (nchw(function, *arrays) ** 2).sum(), (0, 1))
-        return jax.jit(lambda: jax.jvp(gradient, arrays, tangents))()
+        return jax.jvp(gradient, arrays, tangents)
 
-    assert_equal(product(jaxdw.conv_general_dilated), product(lax.conv_general_dilated))
+    # Operation by operation: jaxlib 0.8.0 and 0.8.1 fold the constants of lax's program to wrong integers.
+    expected = product(lax.conv_general_dilated)
+    assert_equal(product(jaxdw.conv_general_dilated), expected)
+    assert_equal(jax.jit(lambda: product(jaxdw.conv_general_dilated))(), expected)
 
 
 def test_output_channel_c_times_m_plus_m_reads_input_channel_c():
@@ -332,7 +335,11 @@ def test_narrow_arrays_and_their_gradients_in_float32(dtype, taken):
         assert y.dtype == np.float32
         return y, pullback(y)
 
-    assert_equal(both(jaxdw.conv_general_dilated), both(lax.conv_general_dilated))
+    def widened(array):  # first, as lax in JAX 0.8 has no such gradients
+        return array.astype(np.float32)
+
+    y, pullback = jax.vjp(lambda *arrays: call(lax.conv_general_dilated, *map(widened, arrays)), x, kernel)
+    assert_equal(both(jaxdw.conv_general_dilated), (y, pullback(y)))
     assert len(taken) == 1
 
 
@@ -498,10 +505,14 @@ def test_explicit_sharding_of_results_and_gradients_is_that_of_lax(axis, taken):
         expected = outcome(training, lax.conv_general_dilated, x)
         actual = outcome(training, jaxdw.conv_general_dilated, x)
         assert len(taken) == (axis == 0)
-        assert isinstance(expected[0], type) == (axis == 3)
-        assert_equal(actual, expected)
+        refused = isinstance(expected[0], type)
+        if axis == 0 and refused:  # JAX 0.8: lax leaves the kernel's gradient undecided
+            assert_equal(actual, training(lax.conv_general_dilated, jnp.asarray(X)))
+        else:
+            assert refused == (axis == 3)
+            assert_equal(actual, expected)
         if axis < 3:
-            assert jax.tree.map(jax.typeof, actual) == jax.tree.map(jax.typeof, expected)
+            assert refused or jax.tree.map(jax.typeof, actual) == jax.tree.map(jax.typeof, expected)
             y = call(jaxdw.conv_general_dilated, x, K, out_sharding=P("data"))
             assert jax.typeof(y).sharding.spec == P("data", None, None, None)
 

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 
 import jaxdw
-from bridge import Case
 from bridge.audit.platforms import PLATFORMS, environment_for
+from bridge.case import Case
 from bridge.numerics import Arithmetic, error_bound, exact_kernel_gradient
 from jaxdw import Geometry
 from jaxdw.choice import choose

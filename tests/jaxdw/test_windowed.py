@@ -201,6 +201,10 @@ BY_WINDOWS = {
 }
 
 
+#: What JAX 0.8 makes a gather of, so that it needs the windows.
+GATHERED = ("a row, indexed", "every other tap") if jax.__version_info__ < (0, 9) else ()
+
+
 def windowed_equals_definition(fn):
     def both(*operands):
         return jaxdw.windowed_conv(fn, *operands, **OPTIONS), definition(fn, *operands, **OPTIONS)
@@ -210,7 +214,7 @@ def windowed_equals_definition(fn):
 
 @pytest.mark.parametrize("name", TAP_BY_TAP)
 def test_what_is_carried_out_tap_by_tap_gives_what_it_gives_on_windows(name):
-    assert tapwise.trace(TAP_BY_TAP[name], GEOMETRY, X.dtype) is not None
+    assert (tapwise.trace(TAP_BY_TAP[name], GEOMETRY, X.dtype) is None) == (name in GATHERED)
     windowed_equals_definition(TAP_BY_TAP[name])
 
 

@@ -516,7 +516,14 @@ BAD = {
     "windows of another geometry": (
         lambda: jaxdw.fold(W, (5, 5), padding="VALID"),
         ValueError,
-        "`windows` has shape (2, 5, 5, 3, 3, 4), expected (2, 3, 3, 3, 3, 4) for this geometry",
+        "`windows` has shape (2, 5, 5, 3, 3, 4), expected (2, 3, 3, 3, 3, 4) for `spatial` (5, 5): `spatial` is the "
+        "spatial size of x, which `unfold` took the windows from, and not the size of its output",
+    ),
+    "the output's size in place of x's": (
+        lambda: jaxdw.fold(jaxdw.unfold(X, (3, 3), strides=2), (3, 3), strides=2),
+        ValueError,
+        "`windows` has shape (2, 3, 3, 3, 3, 4), expected (2, 2, 2, 3, 3, 4) for `spatial` (3, 3): `spatial` is the "
+        "spatial size of x, which `unfold` took the windows from, and not the size of its output",
     ),
     "contract's kernel": (
         lambda: jaxdw.contract(W, np.ones((3, 3, 2, 8), np.float32)),

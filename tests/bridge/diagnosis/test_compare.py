@@ -286,7 +286,7 @@ def test_a_planted_error_never_passes_on_any_geometry(problem, dtype, plant):
         ((3, 9, 8, 5), r"the batch is \(3,\), expected \(2,\)"),
         ((2, 9, 8, 6), "6 channels on the last axis, expected 5"),
         ((2, 7, 6, 5), 'padding="VALID" gives this shape'),
-        ((2, 11, 10, 5), r"padding=\(\(2, 2\), \(2, 2\)\) gives this shape"),
+        ((2, 11, 10, 5), r"padding=2 gives this shape"),
         ((2, 5, 4, 5), "strides=2 gives this shape"),
         ((2, 9, 9, 5), r"1 more along axis 2; padding=.* gives this shape"),
     ],
@@ -301,7 +301,7 @@ def test_an_array_of_another_shape_is_refused_with_its_likely_cause(rng, shape, 
 def test_a_shape_of_a_swapped_stride_and_dilation_is_recognised(rng):
     case = make(rng, x_shape=(1, 12, 12, 2), strides=2, padding="VALID")
     swapped = case.replace(strides=1, kernel_dilation=2)
-    with pytest.raises(ValueError, match=r"strides=\(1, 1\), kernel_dilation=\(2, 2\)"):
+    with pytest.raises(ValueError, match=r"strides=1, kernel_dilation=2"):
         compare(in_order(swapped), in_order(case), case)
 
 

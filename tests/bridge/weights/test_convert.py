@@ -172,7 +172,7 @@ def test_float64_is_not_narrowed_without_a_word():
 
 def test_tensors_of_pytorch_come_back_on_request(seed):
     module = integers(nn.Conv2d(3, 8, 3).to(torch.bfloat16), np.random.default_rng(seed))
-    layer = nnx.eval_shape(lambda: nnx.Conv(3, 8, (3, 3), rngs=nnx.Rngs(0)))
+    layer = nnx.eval_shape(lambda: nnx.Conv(3, 8, (3, 3), padding="VALID", rngs=nnx.Rngs(0)))
     converted = to_flax(module, layer)
     back = to_torch(converted.weights, converted.manifest, tensors=True).weights
     assert all(back[name].dtype == torch.bfloat16 for name in back)
@@ -190,7 +190,7 @@ def test_the_way_back_needs_no_manifest_and_counts_batches_from_0():
 
 class Net(nnx.Module):
     def __init__(self, channels=4, classes=10, bias=True):
-        self.conv = DepthwiseConv(channels, (3, 3), use_bias=bias, rngs=nnx.Rngs(0))
+        self.conv = DepthwiseConv(channels, (3, 3), padding=0, use_bias=bias, rngs=nnx.Rngs(0))
         self.norm = nnx.BatchNorm(channels, momentum=0.9, rngs=nnx.Rngs(0))
         self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))  # its random key is no weight
         self.head = nnx.Linear(channels, classes, rngs=nnx.Rngs(0))
@@ -259,7 +259,7 @@ MISFITS = {
     "eps": (
         nn.ModuleDict({**net(), "norm": nn.BatchNorm2d(4, eps=1e-3)}),
         None,
-        ["another library's conventions", "norm has eps 0.001, the target's epsilon is 1e-05"],
+        ["BatchNorm has other settings", "norm has eps 0.001, the target's epsilon is 1e-05"],
     ),
     "momentum": (
         nn.ModuleDict({**net(), "norm": nn.BatchNorm2d(4, momentum=0.9)}),

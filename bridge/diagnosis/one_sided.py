@@ -1,0 +1,78 @@
+"""Errors that lie to one side: within the bound of rounding, and yet not random.
+
+Rounding to nearest errs up as often as down, by symmetry, but for a share of at most u of the cases where the numbers
+that are rounded are not evenly spread within a unit in the last place. So of n independent errors the share of one sign
+is beyond 1/2 + u + t with probability 2 exp(-2 n t^2) at most (Hoeffding 1963). Elements with one exact result count
+once: where windows are alike, so are their errors.
+
+Reference. W. Hoeffding, Probability inequalities for sums of bounded random variables, JASA 58, 1963.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bridge.numerics import format_of
+
+if TYPE_CHECKING:
+    from bridge.diagnosis.side import Side
+
+#: Probability of a false alarm on one output, shared out among the tests of it.
+_FALSE_ALARM = 1e-9
+
+
+def one_sided(side: Side) -> str:
+    """Which way the errors of y lie, up or away from zero, in all of y or in one channel; empty for neither."""
+    reference, doubt = side.target.exact.reference, side.target.exact.reference_error
+    with np.errstate(all="ignore"):
+        error = side.y.astype(np.float64) - reference
+        counts = np.isfinite(error) & (np.abs(error) > doubt)
+    features = side.y.shape[-1]
+    channel = np.broadcast_to(np.arange(features), error.shape)[counts]
+    error, reference = error[counts], reference[counts]
+    _, once = np.unique(reference, return_index=True)
+    error, reference, channel = error[once], reference[once], channel[once]
+    everywhere = np.zeros_like(channel)
+    signs = (
+        (error > 0, ("above", "below")),
+        (error * reference > 0, ("farther from zero than", "nearer to zero than")),
+    )
+    chance = _FALSE_ALARM / (2 * (1 + features))
+    for positive, (way, other) in signs:
+        up, n, hit = _beyond_chance(channel, positive, features, chance, side)
+        if 0 < 2 * len(hit) <= features:
+            group, words = channel, f" of channel {hit[0]}{f' (and {len(hit) - 1} more)' if len(hit) > 1 else ''}"
+        else:
+            group, words = everywhere, ""
+            up, n, hit = _beyond_chance(everywhere, positive, 1, chance, side)
+        if len(hit):
+            first, mine = hit[0], group == hit[0]
+            lie = f"{max(up[first], n[first] - up[first])} of the {n[first]} elements{words} with an error lie"
+            return (
+                f"{side.name} is one-sided: {lie} {way if 2 * up[first] > n[first] else other} the exact result, "
+                f"{_mean_ulp(error[mine], reference[mine], side):+.2g} ULP on average; a systematic error, since "
+                f"rounding to nearest alone would do so with a probability below {_FALSE_ALARM:g}"
+            )
+    return ""
+
+
+def _beyond_chance(
+    group: np.ndarray, positive: np.ndarray, groups: int, probability: float, side: Side
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`(positive errors, errors, the groups with more of one sign than chance gives)` for each group."""
+    n = np.bincount(group, minlength=groups)
+    up = np.bincount(group, positive, groups).astype(int)
+    with np.errstate(all="ignore"):
+        chance = np.sqrt(math.log(2 / probability) / (2 * n))
+        share = np.maximum(up, n - up) / n
+    return up, n, np.flatnonzero(share > 0.5 + side.arithmetic.output.unit_roundoff + chance)
+
+
+def _mean_ulp(error: np.ndarray, reference: np.ndarray, side: Side) -> float:
+    """The mean of the signed error in units in the last place."""
+    fmt = format_of(side.y.dtype)
+    exponent = np.maximum(np.frexp(reference)[1] - 1, fmt.min_exponent)
+    return float(np.mean(error / np.ldexp(1.0, exponent - fmt.precision + 1)))

@@ -1,0 +1,138 @@
+"""Screening: whether a hypothesis can be right, from a few elements in plain float64. It proves nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bridge.case import Case
+from bridge.diagnosis.mistakes import Mistake
+from bridge.diagnosis.pointwise import scaled
+from bridge.diagnosis.target import Expected
+
+if TYPE_CHECKING:
+    from bridge.diagnosis.side import Side
+
+#: Elements that are looked at.
+_SCREENED = 40
+#: Bounds from the expected value within which an element passes. The bound is scaled from the case's own.
+_SLACK = 8.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Screen:
+    """A few elements of a side, half of them from outside its bound, on which thousands of hypotheses can be tried.
+
+    Attributes:
+      side: whose output it is.
+      flat: the indices of the elements.
+    """
+
+    side: Side
+    flat: np.ndarray
+
+    @classmethod
+    def of(cls, side: Side) -> Screen:
+        rng = np.random.default_rng(3)
+        return cls(side, rng.permutation(side.sample)[:_SCREENED])
+
+    @functools.cached_property
+    def y(self) -> np.ndarray:
+        return self.side.y.ravel()[self.flat].astype(np.float64)
+
+    @functools.cached_property
+    def _scale(self) -> float:
+        """The greatest bound over magnitude of the case itself, for as many products as there are taps."""
+        exact, allowed = self.side.target.exact, self.side.expected.allowed
+        with np.errstate(all="ignore"):
+            ratio = allowed / exact.magnitude
+        usable = np.isfinite(ratio) & (exact.magnitude > 0)
+        counted = max(1, int(np.max(exact.products.count, initial=1)))
+        return (
+            float(ratio[usable].max(initial=0.0)) * (exact_terms(self.side) + 1) / counted if usable.any() else np.inf
+        )
+
+    def expected(self, mistake: Mistake) -> Expected:
+        """What the mistake must give there, before a function of each element, to within `_SLACK` bounds or so."""
+        if mistake.case is self.side.target.case:
+            whole = self.side.expected
+            return (whole.rearranged(mistake.rearrange) if mistake.rearrange else whole).at(self.flat)
+        total, size = sums(mistake.case, self._at(mistake))
+        return Expected(total, _SLACK * self._scale * size + self._tiny)
+
+    def scaled(self, mistake: Mistake) -> Iterator[Mistake]:
+        """The mistake with its input scaled too, where that brings each element near."""
+        at = self._at(mistake)
+        bias = np.zeros(len(self.flat)) if mistake.case.bias is None else mistake.case.bias[at[-1]].astype(np.float64)
+        products = sums(mistake.case, at)[0] - bias
+        power = float(products @ products)
+        factor = float((self.y - bias) @ products) / power if power else 0.0
+        if not power or not np.isfinite(factor) or abs(factor) in (0.0, 1.0):
+            return
+        total, size = sums(mistake.case, at, lambda x: factor * x)
+        if self.passes(Expected(total, _SLACK * self._scale * size + self._tiny)):
+            yield from scaled(mistake, factor, self.side)
+
+    def reads(self, of: Callable[[np.ndarray], np.ndarray]) -> bool:
+        """Whether the case with `of` applied to its input brings each element near; the input is not copied."""
+        case = self.side.target.case
+        total, size = sums(case, np.unravel_index(self.flat, self.side.y.shape), of)
+        return self.passes(Expected(total, _SLACK * self._scale * size + self._tiny))
+
+    def _at(self, mistake: Mistake) -> tuple[np.ndarray, ...]:
+        """Where the elements are in the mistake's output before it is rearranged."""
+        source = self.flat
+        if mistake.rearrange is not None:
+            source = mistake.rearrange(self._indices).ravel()[self.flat]
+        return np.unravel_index(source, self.side.y.shape)
+
+    @functools.cached_property
+    def _indices(self) -> np.ndarray:
+        return np.arange(self.side.y.size).reshape(self.side.y.shape)
+
+    @property
+    def _tiny(self) -> float:
+        return 1e3 * exact_terms(self.side) * self.side.arithmetic.output.smallest_normal
+
+    def passes(self, expected: Expected) -> bool:
+        """Whether each element is near what is expected, but for one."""
+        return int(np.count_nonzero(np.abs(self.y - expected.reference) > expected.allowed)) <= 1
+
+
+def exact_terms(side: Side) -> int:
+    """Products and bias of one output."""
+    return side.target.case.terms
+
+
+def sums(
+    case: Case, at: tuple[np.ndarray, ...], of: Callable[[np.ndarray], np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`(sum x w + b, sum |x w| + |b|)` in float64 at some outputs: `at` has one index array an axis of the output.
+
+    With `of`, that function of x is in its place, and the sizes are no smaller than those of x and of 1.
+    """
+    g = case.geometry
+    *leading, feature = at
+    spatial = leading[len(g.batch) :]
+    if 0 in g.spatial:
+        total = np.zeros(feature.shape) if case.bias is None else case.bias[feature].astype(np.float64)
+        return total, np.abs(total)
+
+    def grid(index: np.ndarray, axis: int | None = None) -> np.ndarray:
+        """One index an output, or one an output and tap of an axis, to broadcast over all taps."""
+        return index.reshape(len(feature), *(index.shape[1] if a == axis else 1 for a in range(g.rank)))
+
+    sources = [grid(source[out], axis) for axis, (source, out) in enumerate(zip(g.sources, spatial))]
+    valid = np.logical_and.reduce(np.broadcast_arrays(*(source >= 0 for source in sources)))
+    batch = [grid(index) for index in leading[: len(g.batch)]]
+    x = case.x[(*batch, *(np.maximum(source, 0) for source in sources), grid(feature // g.multiplier))]
+    w = np.moveaxis(case.kernel[..., 0, :], -1, 0)[feature]
+    x, w = x.astype(np.float64), w.astype(np.float64)
+    read, most = (x, np.abs(x)) if of is None else (of(x), np.maximum(np.abs(of(x)), np.abs(x) + 1))
+    product, size = (np.where(valid, a, 0.0).reshape(len(feature), -1) for a in (read * w, most * np.abs(w)))
+    bias = np.zeros(1) if case.bias is None else case.bias[feature].astype(np.float64)
+    return product.sum(axis=1) + bias, size.sum(axis=1) + np.abs(bias)

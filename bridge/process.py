@@ -1,0 +1,152 @@
+"""Modules of the current folder, and processes of their own: no code of a folder runs unless somebody named it.
+
+Only the standard library is imported here: `python -P bridge/process.py PATH MODULE ARGUMENT...` is what a process of
+its own starts with, before anything else can be found.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+
+#: The two packages of this distribution, which lie in one folder.
+PACKAGES = ("bridge", "jaxdw")
+
+
+class _Folder:
+    """A finder of modules in one folder: those that are named.
+
+    A folder on `sys.path` would serve every import, also `import torch` or the search for an optional package.
+    """
+
+    def __init__(self, folder: str, names: Sequence[str] = ()) -> None:
+        self.folder = folder
+        self.names = set(names)
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
+        return PathFinder.find_spec(name, [self.folder]) if path is None and name in self.names else None
+
+
+class _UsersFolder(_Folder):
+    """A finder that also serves what the named modules import themselves."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
+        if path is None and _importer() in self.names:
+            self.names.add(name)
+        return super().find_spec(name, path, target)
+
+
+def _importer() -> str:
+    """The top-level name of the module that imports."""
+    frame = sys._getframe(2)
+    name = ""
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if name not in ("importlib", "_frozen_importlib", "_frozen_importlib_external"):
+            return name
+        frame = frame.f_back  # type: ignore[assignment]
+    return name
+
+
+def import_named(name: str) -> ModuleType:
+    """Import a module that the user named: an installed one, else one of the current folder.
+
+    A module of the current folder may import others of that folder, at any time. Nothing else is imported from there.
+
+    >>> import_named("bridge.case").Case.__name__
+    'Case'
+    """
+    try:
+        folder = os.getcwd()
+    except FileNotFoundError:  # the folder was removed
+        return importlib.import_module(name)
+    _current(folder).names.add(name.partition(".")[0])
+    return importlib.import_module(name)
+
+
+@functools.cache
+def _current(folder: str) -> _UsersFolder:
+    finder = _UsersFolder(folder)
+    sys.meta_path.append(finder)  # after all others, so that nothing installed is replaced
+    return finder
+
+
+def find_packages() -> None:
+    """Let `bridge` and `jaxdw` be found where this file lies, whatever `sys.path` is."""
+    sys.meta_path.insert(0, _Folder(str(Path(__file__).absolute().parent.parent), PACKAGES))
+
+
+def run_module(
+    module: str,
+    *arguments: str,
+    time_limit: float,
+    environment: Mapping[str, str] = MappingProxyType({}),
+    capture: bool = True,
+) -> subprocess.CompletedProcess[str]:
+    """Run a module of `bridge` as the main program of a process of its own, and wait for its end.
+
+    The process imports from where this one does, and never from the current folder.
+
+    Args:
+      module: its full name.
+      *arguments: of its command line.
+      time_limit: seconds, after which the process is ended.
+      environment: variables to add.
+      capture: collect what it prints; else it prints where this process does.
+
+    Raises:
+      TimeoutError: it took longer than `time_limit`.
+    """
+    path = [entry for entry in sys.path if not _is_current(entry)]
+    flags = ["-P", *["-E"] * sys.flags.ignore_environment, *["-s"] * sys.flags.no_user_site]
+    try:
+        return subprocess.run(
+            [sys.executable, *flags, __file__, json.dumps(path), module, *arguments],
+            env=_safe({**os.environ, **environment}),
+            stdin=subprocess.DEVNULL,
+            capture_output=capture,
+            text=True,
+            errors="replace",
+            timeout=time_limit,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(f"{module} took longer than {time_limit:g} s in a process of its own") from None
+
+
+def last_line(text: str) -> str:
+    """The last line that says something, of what a process wrote before it ended."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"
+
+
+def _is_current(entry: str) -> bool:
+    """Whether a part of a path is the current folder whichever that is: empty, or a dot."""
+    return os.path.normpath(entry) == "."
+
+
+def _safe(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what makes a Python process, or one that it starts, import from the current folder."""
+    path = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if not _is_current(entry)]
+    others = {key: value for key, value in environment.items() if key != "PYTHONPATH"}
+    return others | {"PYTHONSAFEPATH": "1"} | ({"PYTHONPATH": os.pathsep.join(path)} if path else {})
+
+
+def _main(path: str, module: str, *arguments: str) -> None:
+    sys.path[:] = json.loads(path)
+    find_packages()
+    sys.argv[1:] = arguments
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,149 @@
+"""Causes of a mismatch that the arrays and the Flax layers show, each with what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+
+import numpy as np
+
+from bridge.weights.layouts import CONVOLUTION, MATRIX, POINTWISE
+from bridge.weights.merge import in_parts
+from bridge.weights.mismatch import Misfits, Shape
+from bridge.weights.rules import Place
+from bridge.weights.safetensors_ import octets
+from bridge.weights.trees import Layer, Tree
+
+#: Names that adapters of PEFT, loralib and diffusers have.
+_ADAPTER = re.compile(r"(^|[._])lora([._]|$)|(^|\.)(ia3_l|modules_to_save|base_layer)(\.|$)", re.IGNORECASE)
+
+
+def hints(misfits: Misfits, weights: Mapping[str, np.ndarray], tree: Tree) -> Iterator[str]:
+    """Yield the causes, in words.
+
+    Args:
+      misfits: what does not fit.
+      weights: of PyTorch, by name.
+      tree: the target.
+    """
+    yield from _adapters(misfits)
+    yield from _parts(misfits, weights)
+    yield from _without_kind(misfits, tree)
+    yield from _tied(misfits, weights)
+    for place, shape, wanted in misfits.shapes:
+        yield from _groups(place, shape, wanted, tree.layers)
+        yield from _matrices(place, shape, wanted)
+
+
+def _adapters(misfits: Misfits) -> Iterator[str]:
+    if found := [name for name in misfits.unexpected if _ADAPTER.search(name)]:
+        yield (
+            f"{len(found)} tensors are of LoRA or another adapter of PEFT, as {found[0]}, and of no layer: in PyTorch "
+            "call `model.merge_and_unload()`, and convert what it returns"
+        )
+
+
+def _parts(misfits: Misfits, weights: Mapping[str, np.ndarray]) -> Iterator[str]:
+    loose = set(misfits.unexpected)
+    found = [(name, parts, how) for name, parts, how in in_parts(weights) if loose.intersection(parts)]
+    if found:
+        name, parts, how = found[0]
+        others = f", and {len(found) - 1} more weights" if len(found) > 1 else ""
+        yield (
+            f"{name} is there in parts, by {how}: {', '.join(parts)}{others}. `merge=True` (`jaxdw convert --merge`) "
+            "multiplies them out as PyTorch does"
+        )
+    rest = [name for name in loose if re.search(r"(^|\.)parametrizations\.", name)]
+    if rest and not found:
+        yield (
+            f"{min(rest)} is the part of a parametrization: give the live model with `merge=True`, or call "
+            "`torch.nn.utils.parametrize.remove_parametrizations` where the checkpoint was made"
+        )
+
+
+def _without_kind(misfits: Misfits, tree: Tree) -> Iterator[str]:
+    found: dict[str, str] = {}
+    for name in misfits.missing:
+        parts = name.split(".")
+        outermost = (".".join(parts[:depth]) for depth in range(len(parts)))
+        if (path := next((path for path in outermost if path in tree.others), None)) is not None:
+            found[path] = name
+    if found:
+        said = ", ".join(f"{path or 'the target'} ({tree.others[path]})" for path in [*found][:4])
+        yield (
+            f"no kind of rule is for {said}: move the axes yourself in the dictionary of `load_weights`, and give a "
+            f"rule for each parameter, as Rule(NAME_IN_PYTORCH, {next(iter(found.values()))!r}, 'array')"
+        )
+
+
+def _tied(misfits: Misfits, weights: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """One array under two names, of which the target has one; a constant array proves nothing."""
+    loose = {*misfits.unexpected, *(place.torch for place in misfits.unplaced)}
+    twice = {name: other for name in weights if name in loose for other in _same(weights, name, loose)}
+    if twice:
+        said = ", ".join(f"{name} is {other}" for name, other in [*twice.items()][:4])
+        gone = ", ".join(f"weights[{name!r}]" for name in twice)
+        yield (
+            f"tied weights: {said}, and the target has one place for both. Leave the second name out of the "
+            f"dictionary of `load_weights`: del {gone}"
+        )
+    for flax, (wanted, torch) in misfits.missing.items():
+        for other, array in weights.items() if torch and len(wanted) == 2 else ():
+            if array.shape == wanted[::-1] and re.search(r"(emb|wte|token).*weight$", other):
+                yield (
+                    f"tied weights: the checkpoint may have {flax} as {other} {array.shape}, once for both: "
+                    f"weights[{torch!r}] = weights[{other!r}] in the dictionary of `load_weights`"
+                )
+                break
+
+
+def _same(weights: Mapping[str, np.ndarray], name: str, loose: Collection[str]) -> Iterator[str]:
+    """The first name that has its place and the same array."""
+    array = weights[name]
+    for other, same in weights.items():
+        if other in loose or same.shape != array.shape or octets(same) != octets(array):
+            continue
+        if array.ndim and not (array == array.flat[:1]).all():
+            yield other
+            return
+
+
+def _matrices(place: Place, shape: Shape, wanted: Shape) -> Iterator[str]:
+    """A 1x1 convolution on one side, a matrix on the other."""
+    path, flax = place.rule.torch, place.rule.flax
+    if place.layout is MATRIX and POINTWISE.flax_shape(shape) == wanted:
+        yield (
+            f"{place.torch} is of a 1x1 convolution, and {place.flax} is a matrix: add Rule({path!r}, {flax!r}, "
+            "'pointwise') to `rules`"
+        )
+    if place.layout is CONVOLUTION and CONVOLUTION.flax_shape((*shape, 1, 1)) == wanted:
+        yield (
+            f"{place.torch} is a matrix, and {place.flax} of a 1x1 convolution: reshape it in the dictionary of "
+            f"`load_weights`: weights[{place.torch!r}] = weights[{place.torch!r}][:, :, None, None]"
+        )
+
+
+def _groups(place: Place, shape: Shape, wanted: Shape, layers: Mapping[str, Layer]) -> Iterator[str]:
+    """Another number of groups: the same taps and outputs, and other inputs of one output."""
+    if place.layout is not CONVOLUTION or len(shape) != len(wanted):
+        return
+    layer = layers.get(str(place.flax).rpartition(".")[0])
+    features = getattr(layer.module, "features", 0) if layer else 0
+    if shape[1] == wanted[-2] == 1 and features and shape[0] != wanted[-1] and shape[0] % features == 0:
+        multiplier = shape[0] // features
+        yield f"{place.torch} has {shape[0]} outputs: build DepthwiseConv with `channel_multiplier={multiplier}`"
+    same = (*shape[2:], shape[0]) == (*wanted[:-2], wanted[-1])
+    if not same or shape[1] == wanted[-2] or not shape[1]:
+        return
+    count = getattr(layer.module, "feature_group_count", None) or layer.module.features if layer else 1
+    inputs = wanted[-2] * count
+    if inputs % shape[1]:
+        return
+    groups, flax = inputs // shape[1], type(layer.module).__name__ if layer else "the target"
+    mend = f"build {flax} with `feature_group_count={groups}`"
+    if flax == "DepthwiseConv":
+        mend = f"use nnx.Conv with `feature_group_count={groups}`"
+    elif shape[1] == 1:
+        mend += ", or as jaxdw.nnx.DepthwiseConv"
+    kind = "a depthwise convolution" if shape[1] == 1 else "a convolution"
+    yield f"{place.torch} {shape} is of {kind} of {groups} group(s), and the target's has {count}: {mend}"

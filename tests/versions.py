@@ -1,0 +1,162 @@
+"""Run the tests on the oldest versions, the newest, and some between; write the results into docs/versions.md.
+
+Each row has an environment of its own in build/versions. A row whose Python is not on this machine, or whose packages
+cannot be installed, is left out with one line. `make test-versions` runs all of this; `--sample` runs a few minutes of
+it on the newest versions and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENTS = ROOT / "build" / "versions"
+PAGE = ROOT / "docs" / "versions.md"
+BEGIN, END = "<!-- written by `make test-versions` -->\n", "<!-- end -->"
+HEAD = "| versions | Python | jax | flax | NumPy | torch | tests/jaxdw | tests/bridge | processor | date |\n"
+RULE = "| --- " * HEAD.count(" | ") + "| --- |\n"
+
+#: What the tests need beside the versions of a row.
+TOOLS = ("pytest", "hypothesis", "optax", "safetensors", "ml_dtypes", "typer", "rich", "pydantic", "jinja2")
+#: Every method with its gradients under jit and vmap, the Flax modules, the drop-in, meshes, and the messages.
+SAMPLE = "nnx or linen or geometry or under_jit or auto_is or bad_input or hessian or explicit or shard_map or narrow"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One environment.
+
+    Attributes:
+      python: major and minor version.
+      packages: what is pinned; the tests of `bridge` run where torch is among them.
+    """
+
+    python: str
+    packages: Mapping[str, str]
+
+
+NEWEST = {"jax": "0.12.0.1", "flax": "0.12.12", "numpy": "2.5.5"}
+ROWS = {
+    "oldest": Row("3.11", {"jax": "0.8.2", "flax": "0.12.4", "numpy": "2.0.2", "torch": "2.13.0"}),
+    "between": Row("3.11", {"jax": "0.10.2", "flax": "0.12.8", "numpy": "2.4.6", "torch": "2.13.0"}),
+    "newest": Row("3.12", NEWEST),
+    "newest, Python 3.13": Row("3.13", NEWEST),
+}
+
+
+def interpreter(version: str) -> str | None:
+    """Return the newest Python `version` of this machine: this one, one of pyenv's, or one on the path."""
+    root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    installed = sorted((root / "versions").glob(f"{version}.*/bin/python"), key=lambda path: _number(path.parts[-3]))
+    found = [sys.executable, *map(str, reversed(installed)), shutil.which(f"python{version}")]
+    code = "import sys, ensurepip, venv; print('%d.%d' % sys.version_info[:2])"
+    for path in filter(None, found):
+        done = subprocess.run([path, "-c", code], capture_output=True, text=True, check=False)
+        if done.returncode == 0 and done.stdout.strip() == version:
+            return path
+    return None
+
+
+def _number(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)]
+
+
+def environment(name: str, row: Row) -> Path | None:
+    """Return the Python of a row's environment, made anew where its pins have changed; None after one line of why."""
+    folder = ENVIRONMENTS / re.sub(r"\W+", "-", name)
+    pins = [*(f"{package}=={version}" for package, version in row.packages.items()), *map(_pinned, TOOLS)]
+    python, ready = folder / "bin" / "python", folder / ".ready"
+    if ready.exists() and ready.read_text().split() == pins:
+        return python
+    base = interpreter(row.python)
+    if base is None:
+        print(f"{name}: skipped, no Python {row.python} here; pyenv install {row.python} brings one", flush=True)
+        return None
+    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run([base, "-m", "venv", str(folder)], check=True)
+    install = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", *pins]
+    done = subprocess.run(install, capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+        print(f"{name}: skipped, its packages cannot be installed: {why}", flush=True)
+        return None
+    ready.write_text(" ".join(pins))
+    return python
+
+
+def _pinned(package: str) -> str:
+    """Return the pin of constraints.txt, which any Python takes for these."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return next(line for line in lines if line.partition("==")[0].strip() == package)
+
+
+def run(name: str, python: Path, *arguments: str) -> tuple[bool, str]:
+    """Run pytest; return whether all passed, and its counts in words."""
+    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    variables = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    print(f"{name}: {' '.join(arguments)}", flush=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=variables)
+    counts = re.findall(r"\d+ (?:passed|failed|skipped|errors?)", (done.stdout.strip().splitlines() or [""])[-1])
+    if done.returncode:
+        print(done.stdout, flush=True)
+    words = ", ".join(counts) or f"ended with {done.returncode}"
+    print(f"{name}: {words}", flush=True)
+    return done.returncode == 0, words
+
+
+def write(lines: Mapping[str, str]) -> None:
+    """Replace these rows of the table at once, and keep the others."""
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    table, _, after = rest.partition(END)
+    kept = {line.split(" | ")[0].strip("| "): line for line in table.splitlines(keepends=True) if line.startswith("| ")}
+    kept |= lines
+    draft = PAGE.with_suffix(".new")
+    draft.write_text(f"{before}{BEGIN}{HEAD}{RULE}{''.join(kept[name] for name in ROWS if name in kept)}{END}{after}")
+    draft.replace(PAGE)
+
+
+def main() -> int:
+    """Run what the command line names; return 1 where a test failed."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--sample", action="store_true", help="a few minutes of the newest versions; writes nothing")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="default: all")
+    options = parser.parse_args()
+    good = True
+    for name in ["newest"] if options.sample else options.rows:
+        row = ROWS[name]
+        python = environment(name, row)
+        if python is None:
+            continue
+        if options.sample:
+            good &= run(name, python, "tests/jaxdw", "-k", SAMPLE)[0]
+            continue
+        passed, words = run(name, python, "tests/jaxdw")
+        bridge_passed, bridge_words = run(name, python, "tests/bridge") if "torch" in row.packages else (True, "")
+        good &= passed and bridge_passed
+        versions = [row.packages.get(package, "") for package in ("jax", "flax", "numpy", "torch")]
+        day = datetime.date.today().isoformat()
+        cells = [name, row.python, *versions, words, bridge_words, _processor(), day]
+        write({name: f"| {' | '.join(cells)} |\n"})
+    return 0 if good else 1
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
