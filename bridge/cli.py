@@ -703,7 +703,7 @@ def doctor(
         console.print(f"  differs: {line}", highlight=False, markup=False)
     _summary(f"Self-test: jax.taps has the bits of torch.conv2d on {result.equal} of {result.elements} elements")
     outcomes = []
-    for number, outcome in enumerate(sentinel.examine(), start=1):
+    for number, outcome in enumerate(sentinel.examine(sentinel.PROBES), start=1):
         log.info("compiler: %d of %d programs", number, len(sentinel.PROBES))
         outcomes.append(outcome)
     console = _console()

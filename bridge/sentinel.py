@@ -399,8 +399,8 @@ PROBES = (
         "the gradients of a chain of ten tensors",
         _chain_of_tensors,
         issue="openxla/xla#41173",
-        affected="jaxlib 0.9.1 to 0.10.0",
-        avoid="jaxlib 0.10.1",
+        affected="jaxlib 0.9.1 to 0.10.0, and 0.11.2",
+        avoid="jaxlib 0.10.1 or 0.12.0",
     ),
     Probe(
         "a shifted slice written into its own array, reshaped",
@@ -414,13 +414,13 @@ PROBES = (
         "padding read back through two scans",
         _padded_then_sliced,
         issue="jax-ml/jax#39120",
-        affected="reported for 0.10.2; not seen here",
+        affected="reported in July 2026; not seen on the machine where jaxdw is made",
     ),
     Probe(
         "arctan, scaled and rounded",
         _arctangent,
         issue="jax-ml/jax#39352",
-        affected="reported for jaxlib 0.10.2; not seen here",
+        affected="reported for jaxlib 0.10.2; not seen on the machine where jaxdw is made",
         avoid="jaxlib 0.10.1",
     ),
     *(Probe(f"products and sums, {t}", functools.partial(_products_and_sums, t)) for t in ("int32", "float32")),
@@ -490,7 +490,8 @@ def _batch(names: list[str], eager: bool) -> list[Outcome]:
 
 def _run_child(arguments: list[str], timeout: float) -> tuple[str, str]:
     """The output of `python -m` the child's module, and how it ended."""
-    packages = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    packages = [str(Path(__file__).absolute().parent.parent), *(p for p in inherited if os.path.normpath(p) != ".")]
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-m", _MODULE, *arguments],
