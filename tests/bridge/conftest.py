@@ -1,4 +1,4 @@
-"""No lines of progress in what a test reads: they come with the time."""
+"""What the command says and sets, kept out of other tests."""
 
 import math
 
@@ -9,5 +9,7 @@ from bridge import progress
 
 @pytest.fixture(autouse=True)
 def silent(monkeypatch):
-    """Progress that never finds the time to say anything, but for a test that sets it."""
+    """Progress says nothing, as its lines come with the time; and what the command sets for its children is undone."""
     monkeypatch.setattr(progress, "FIRST", math.inf)
+    monkeypatch.setenv("PYTHONSAFEPATH", "")
+    monkeypatch.delenv("PYTHONSAFEPATH")
