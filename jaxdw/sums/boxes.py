@@ -49,6 +49,9 @@ LEAST_CHANNELS = 9
 #: With more taps the registers do not hold the positions of the gathers, and compiling nine boxes takes seconds.
 MOST_TAPS = 25
 
+#: With more taps a copy that is padded along all axes but the first costs less than compiling the boxes at its ends.
+MOST_GATHERED_TAPS = 15
+
 #: With more taps the boxes are loops over them.
 MOST_UNROLLED_TAPS = 64
 
@@ -77,6 +80,8 @@ def sum_in_boxes(
     if geometry.taps > MOST_TAPS or x.dtype == np.uint16:  # the bits of bfloat16 are a copy anyway, so copy once
         strips = _strips(geometry)
         x, geometry = pad_undilated(x, geometry)
+    elif geometry.taps > MOST_GATHERED_TAPS and geometry.rank > 1:  # boxes that differ along the first axis alone
+        x, geometry = pad_undilated(x, geometry, from_axis=1)
     flat = x.reshape(math.prod(geometry.batch), *geometry.spatial, geometry.channels)
     weights = kernel.astype(compute).reshape(geometry.taps, geometry.channels, geometry.multiplier)
     biases = None if bias is None else bias.astype(compute).reshape(geometry.channels, geometry.multiplier)
