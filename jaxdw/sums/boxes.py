@@ -1,4 +1,4 @@
-"""The sum over the taps on XLA:CPU: one fused loop over the output, no copy of the input, padded or otherwise.
+"""The sum over the taps on XLA:CPU: one fused loop over the output, and of small kernels no copy of the input.
 
 The output is cut into boxes. In the middle one every tap reads a strided slice of x. Around it some taps read padding:
 there a tap's inputs are gathered by a table of positions, and are zero where there is none. The boxes
@@ -17,6 +17,8 @@ image, share its product: so periodic or reflected input is copied. Where one lo
 follows moves axes, boxes that read the same share products, and LLVM takes the last sums of two boxes to where they
 meet, away from the products; where channels are reordered it moves shuffles past products: so every box has values of
 its own, and ends in an instruction that its neighbours do not. With few channels nothing is fused with the sum at all.
+Each box is compiled with all of its taps. So that compiling takes no seconds, larger kernels read a padded copy, in
+fewer boxes, and in the boxes of the largest a loop goes over the taps (`jaxdw.sums.looped`).
 What is left: x that the program broadcasts along positions or repeats along channels, and one x and kernel in two
 convolutions that are then added up; there some products are rounded.
 """
