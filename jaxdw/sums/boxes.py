@@ -242,8 +242,9 @@ class _LoopedBoxes(Boxes):
 
     def box(self, tables: tuple[Table, ...]) -> jax.Array:
         reading = [np.flatnonzero((table >= 0).any(axis=0)) for table in tables]
-        walks = [_walk(table[:, taps]) for table, taps in zip(tables, reading)]
-        if not all(walks):
+        found = [_walk(table[:, taps]) for table, taps in zip(tables, reading)]
+        walks = [walk for walk in found if walk is not None]
+        if len(walks) < len(tables):
             return super().box(tables)
         # where positions go by equal steps, taps do
         parts = [slice(taps[0], taps[-1] + 1, taps[1] - taps[0] if len(taps) > 1 else 1) for taps in reading]
