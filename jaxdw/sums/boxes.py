@@ -1,4 +1,4 @@
-"""The sum over the taps on XLA:CPU: one fused loop over the output, no copy of the input, padded or otherwise.
+"""The sum over the taps on XLA:CPU: one fused loop over the output, and of small kernels no copy of the input.
 
 The output is cut into boxes. In the middle one every tap reads a strided slice of x. Around it some taps read padding:
 there a tap's inputs are gathered by a table of positions, and are zero where there is none. The boxes
@@ -17,6 +17,8 @@ image, share its product: so periodic or reflected input is copied. Where one lo
 follows moves axes, boxes that read the same share products, and LLVM takes the last sums of two boxes to where they
 meet, away from the products; where channels are reordered it moves shuffles past products: so every box has values of
 its own, and ends in an instruction that its neighbours do not. With few channels nothing is fused with the sum at all.
+Each box is compiled with all of its taps. So that compiling takes no seconds, larger kernels read a padded copy, in
+fewer boxes, and in the boxes of the largest a loop goes over the taps (`jaxdw.sums.looped`).
 What is left: x that the program broadcasts along positions or repeats along channels, and one x and kernel in two
 convolutions that are then added up; there some products are rounded.
 """
@@ -50,6 +52,9 @@ LEAST_CHANNELS = 9
 #: With more taps the registers do not hold the positions of the gathers, and compiling nine boxes takes seconds.
 MOST_TAPS = 25
 
+#: With more taps a copy that is padded along all axes but the first costs less than compiling the boxes at its ends.
+MOST_GATHERED_TAPS = 15
+
 #: With more taps the boxes are loops over them.
 MOST_UNROLLED_TAPS = 64
 
@@ -79,6 +84,8 @@ def sum_in_boxes(
     if geometry.taps > MOST_TAPS or x.dtype == np.uint16:  # the bits of bfloat16 are a copy anyway, so copy once
         strips = _strips(geometry)
         x, geometry = pad_undilated(x, geometry)
+    elif geometry.taps > MOST_GATHERED_TAPS and geometry.rank > 1:  # boxes that differ along the first axis alone
+        x, geometry = pad_undilated(x, geometry, from_axis=1)
     flat = x.reshape(math.prod(geometry.batch), *geometry.spatial, geometry.channels)
     weights = kernel.astype(compute).reshape(geometry.taps, geometry.channels, geometry.multiplier)
     starts = None if bias is None else bias.astype(compute).reshape(geometry.channels, geometry.multiplier)
@@ -247,8 +254,9 @@ class _LoopedBoxes(Boxes):
 
     def box(self, tables: tuple[Table, ...]) -> jax.Array:
         reading = [np.flatnonzero((table >= 0).any(axis=0)) for table in tables]
-        walks = [_walk(table[:, taps]) for table, taps in zip(tables, reading)]
-        if not all(walks):
+        found = [_walk(table[:, taps]) for table, taps in zip(tables, reading)]
+        walks = [walk for walk in found if walk is not None]
+        if len(walks) < len(tables):
             return super().box(tables)
         # where positions go by equal steps, taps do
         parts = [slice(taps[0], taps[-1] + 1, taps[1] - taps[0] if len(taps) > 1 else 1) for taps in reading]

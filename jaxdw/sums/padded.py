@@ -41,10 +41,10 @@ def sum_of_padded(
     return outputs[0] if multiplier == 1 else jnp.stack(outputs, axis=-1).reshape(geometry.output_shape)
 
 
-def pad_undilated(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry]:
+def pad_undilated(x: jax.Array, geometry: Geometry, from_axis: int = 0) -> tuple[jax.Array, Geometry]:
     """x padded with zeros so that no tap reads outside of it, and the geometry on it, which has all of the input
-    dilation left."""
-    padded = pad_undilated_geometry(geometry)
+    dilation left; from one of the spatial axes on, the others being left as they are."""
+    padded = pad_undilated_geometry(geometry, from_axis)
     config = [(0, 0, 0)] * len(geometry.batch)
     for (low, _), (rest, _), size, all_, spread in zip(
         geometry.padding, padded.padding, geometry.spatial, padded.spatial, geometry.input_dilation
@@ -54,10 +54,11 @@ def pad_undilated(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry
     return lax.pad(x, jnp.zeros((), x.dtype), [*config, (0, 0, 0)]), padded
 
 
-def pad_undilated_geometry(geometry: Geometry) -> Geometry:
+def pad_undilated_geometry(geometry: Geometry, from_axis: int = 0) -> Geometry:
     """The second of `pad_undilated`."""
     before, after, rest = [], [], []
-    for size, out, span, (low, high), stride, spread in zip(
+    for axis, size, out, span, (low, high), stride, spread in zip(
+        range(geometry.rank),
         geometry.spatial,
         geometry.output_spatial,
         geometry.spans,
@@ -65,8 +66,10 @@ def pad_undilated_geometry(geometry: Geometry) -> Geometry:
         geometry.strides,
         geometry.input_dilation,
     ):
-        lead = max(0, -(-low // spread))
-        tail = max(0, ((out - 1) * stride + span - 1 - low) // spread - (size - 1))
+        lead = tail = 0
+        if axis >= from_axis:
+            lead = max(0, -(-low // spread))
+            tail = max(0, ((out - 1) * stride + span - 1 - low) // spread - (size - 1))
         before.append(lead)
         after.append(tail)
         rest.append((low - lead * spread, high - tail * spread))
