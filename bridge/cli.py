@@ -701,6 +701,12 @@ def doctor(
     )
     for line in result.misses:
         console.print(f"  differs: {line}", highlight=False, markup=False)
+    multiplied = taps_against_torch(cases, seed, multiplier=2)
+    console.print(
+        f"With a channel multiplier of 2, where no equal bits are promised (docs/why-they-differ.md): on "
+        f"{multiplied.equal} of {multiplied.elements} elements.",
+        highlight=False,
+    )
     _summary(f"Self-test: jax.taps has the bits of torch.conv2d on {result.equal} of {result.elements} elements")
     outcomes = []
     for number, outcome in enumerate(sentinel.examine(sentinel.PROBES), start=1):

@@ -38,10 +38,10 @@ def depthwise_conv(
         (low, high) pair a spatial axis; negative numbers crop. PyTorch's `padding=1` is the int 1, not "SAME".
       kernel_dilation: positive int or one a spatial axis.
       input_dilation: the same; above 1 it needs explicit padding or "VALID".
-      method: "taps" (PyTorch's order of the sum), "rows" (faster for large kernels), "pallas" (as "taps", by
-        hand-written kernels for NVIDIA GPUs and TPUs, interpreted on a CPU), "patches", "grouped", or "auto": the
-        fastest known where the program runs, which on a CPU is "taps" under 49 taps and "rows" from there, on a TPU
-        "pallas" or "taps" by the compiler's estimates, and elsewhere "taps".
+      method: "taps" (PyTorch's order of the sum on CPU, without a channel multiplier), "rows" (faster for large
+        kernels), "pallas" (as "taps", by hand-written kernels for NVIDIA GPUs and TPUs, interpreted on a CPU),
+        "patches", "grouped", or "auto": the fastest known where the program runs, which on a CPU is "taps" under 49
+        taps and "rows" from there, on a TPU "pallas" or "taps" by the compiler's estimates, and elsewhere "taps".
       precision: as for `lax.conv_general_dilated`. It matters on GPU and TPU, for "patches" and "grouped";
         the others always compute at full precision.
       preferred_element_type: dtype to accumulate and return in, no narrower than the arrays'; None: the arrays' own.

@@ -10,17 +10,16 @@ vectorised: so every tap gathers from x itself, and each box starts from a zero 
 that fewer than 16 places read is computed anew in each.
 
 What would break the chain of FMAs, which LLVM makes only of a product and a sum that stand side by side, the product
-for this sum alone, is kept out. A constant kernel lets XLA see through the zero that a sum starts from, and of a
-constant x XLA computes masked gathers itself, wrongly at that (positions and images change places): so x and kernel are
-behind a barrier when XLA simplifies. Two outputs that read the same input under the same tap, as in a small reflected
-image, share its product: so periodic or reflected input is copied. Where one loop holds several boxes, as when what
-follows moves axes, boxes that read the same share products, and LLVM takes the last sums of two boxes to where they
-meet, away from the products; where channels are reordered it moves shuffles past products: so every box has values of
-its own, and ends in an instruction that its neighbours do not. With few channels nothing is fused with the sum at all.
+for this sum alone, is kept out. What computes an operand is not fused with the sum: `materialized`. A constant kernel
+lets XLA see through the zero that a sum starts from, and of a constant x XLA computes masked gathers itself, wrongly at
+that (positions and images change places): so operands are behind a barrier when XLA simplifies. Two outputs that read
+the same input under the same tap, as in a small reflected image, share its product: so periodic or reflected input is
+copied. Where one loop holds several boxes, as when what follows moves axes, boxes that read the same share products,
+and LLVM takes the last sums of two boxes to where they meet, away from the products; where channels are reordered it
+moves shuffles past products: so every box has values of its own, and ends in an instruction that its neighbours do not.
+With few channels nothing is fused with the sum at all.
 Each box is compiled with all of its taps. So that compiling takes no seconds, larger kernels read a padded copy, in
 fewer boxes, and in the boxes of the largest a loop goes over the taps (`jaxdw.sums.looped`).
-What is left: x that the program broadcasts along positions or repeats along channels, and one x and kernel in two
-convolutions that are then added up; there some products are rounded.
 """
 
 from __future__ import annotations

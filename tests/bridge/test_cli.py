@@ -282,7 +282,9 @@ def test_a_users_own_function_is_compared_and_revealed(tmp_path, monkeypatch):
 def test_doctor_prints_the_machine_and_its_self_test(monkeypatch):
     monkeypatch.setattr("bridge.sentinel.PROBES", ())  # they have tests of their own
     code, out, _ = jaxdw("doctor", "--cases", 5)
-    assert code == 0 and "torch.conv2d" in out and "5 random float32 convolutions" in " ".join(out.split())
+    text = " ".join(out.split())
+    assert code == 0 and "torch.conv2d" in out and "5 random float32 convolutions" in text
+    assert "With a channel multiplier of 2, where no equal bits are promised" in text
 
 
 def test_rounded_inputs_are_precision_even_where_an_order_replays(tmp_path, monkeypatch):

@@ -1,6 +1,9 @@
 """jax.taps has the very bits of PyTorch's convolution on CPU."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +15,8 @@ from bridge import Case
 from bridge.implementations import implementation
 from bridge.implementations.jax_ import method
 from bridge.numerics import same_bits
-from bridge.selftest import random_case, taps_against_torch
+from bridge.selftest import is_a_plain_loop, random_case, taps_against_torch
+from jaxdw.geometry import Geometry
 from jaxdw.methods.taps import bias_comes_first
 from tests import oracle
 
@@ -21,6 +25,73 @@ from tests import oracle
 def test_taps_equals_torch_on_random_convolutions(rank, sample, seed, full):
     result = taps_against_torch(5 * sample if full else sample, seed, rank=rank)
     assert result.equal == result.elements > 0, "\n".join(result.misses)
+
+
+@pytest.mark.parametrize("rank, sample, count", [(1, 6, 2000), (2, 6, 2000), (3, 3, 1000)])
+def test_taps_equals_torch_on_inputs_shorter_than_the_kernel(rank, sample, count, seed, full):
+    result = taps_against_torch(count if full else sample, seed, rank=rank, short=True)
+    assert result.equal == result.elements > 0, "\n".join(result.misses)
+
+
+#: x, kernel_size, padding, strides, dilation, and whether the sum starts from the bias with AVX-512 and without.
+BIASES = {
+    "1x1 map, 5x5": ((1, 1, 1, 16), (5, 5), 2, 1, 1, False, False),
+    "1-D, padding above the outputs": ((1, 1, 2), (6,), 3, 1, 1, False, False),
+    "1-D, as many outputs as padding": ((1, 3, 2), (6,), 2, 1, 1, True, True),
+    "1-D, kernel above the length": ((1, 3, 2), (5,), 2, 1, 1, True, True),
+    "dilated, padding 5": ((3, 10, 13, 2), (5, 5), 5, 1, 2, True, False),
+    "13x13, padding 6": ((1, 14, 14, 3), (13, 13), 6, 1, 1, True, False),
+    "15x15, padding 7": ((1, 14, 14, 16), (15, 15), 7, 1, 1, False, False),
+    "wide padding along the first axis": ((1, 14, 14, 3), (15, 3), ((7, 7), (1, 1)), 1, 1, True, True),
+    "padding as wide as the kernel": ((1, 9, 9, 3), (3, 3), 3, 1, 1, False, False),
+    "3-D": ((1, 5, 5, 5, 3), (3, 3, 3), 1, 1, 1, False, False),
+    "asymmetric padding is made beforehand": ((1, 2, 2), (6,), ((3, 4),), 1, 1, True, True),
+}
+
+
+@pytest.mark.parametrize("name", BIASES)
+@pytest.mark.parametrize("at_once", [6, 4])
+def test_the_sum_starts_from_the_bias_where_onednn_does(name, at_once, monkeypatch):
+    x_shape, kernel_size, padding, strides, dilation, wide, narrow = BIASES[name]
+    monkeypatch.setattr(sys.modules[bias_comes_first.__module__], "outputs_at_once", lambda: at_once)
+    kernel_shape = (*kernel_size, 1, x_shape[-1])
+    geometry = Geometry.of(x_shape, kernel_shape, padding=padding, strides=strides, kernel_dilation=dilation)
+    assert bias_comes_first(geometry) is (wide if at_once == 6 else narrow)
+
+
+@pytest.mark.parametrize("name", BIASES)
+def test_taps_equals_torch_where_the_place_of_the_bias_is_close(name, seed):
+    x_shape, kernel_size, padding, strides, dilation, *_ = BIASES[name]
+    rng = np.random.default_rng(seed)
+    x, kernel, bias = (
+        rng.standard_normal(s, np.float32) for s in (x_shape, (*kernel_size, 1, x_shape[-1]), x_shape[-1:])
+    )
+    case = Case(x, kernel, bias, padding=padding, strides=strides, kernel_dilation=dilation)
+    assert same_bits(implementation("jax.taps").run(case), implementation("torch.conv2d").run(case)).all()
+
+
+def test_onednns_plain_loop_is_known():
+    """Of some wide padding, on both sides of the limit; its bits are others."""
+    rng = np.random.default_rng(0)
+    kinds = set()
+    for size, kernel, channels in ((7, 7, 2), (7, 7, 3), (14, 9, 3), (14, 9, 4)):
+        x = rng.standard_normal((1, size, size, channels), np.float32)
+        case = Case(x, rng.standard_normal((kernel, kernel, 1, channels), np.float32), padding=kernel)
+        same = same_bits(oracle.fma_chain(case, bias_first=False), implementation("torch.conv2d").run(case)).all()
+        assert is_a_plain_loop(case.geometry) is not bool(same)
+        kinds.add(bool(same))
+    assert kinds == {True, False}
+
+
+def test_onednn_without_avx512_is_followed():
+    """In a process of its own, since oneDNN reads its limit when it starts."""
+    program = (
+        "from bridge.selftest import taps_against_torch\n"
+        "result = taps_against_torch(5, 1, rank=1, short=True)\n"
+        "assert result.equal == result.elements, result.misses\n"
+    )
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
@@ -80,6 +151,72 @@ def test_taps_has_the_same_bits_whatever_follows_in_the_program(following, seed,
         alone = jax.jit(taps)(case.x, case.kernel)
         inside = jax.jit(lambda x, kernel, taps=taps: following(taps(x, kernel)))(case.x, case.kernel)
         assert same_bits(np.asarray(inside), np.asarray(following(alone))).all(), case.geometry
+
+
+def _standardised(a: jax.Array) -> jax.Array:
+    axes = tuple(range(a.ndim - 1))
+    centred = a - a.mean(axes, keepdims=True)
+    return centred * jax.lax.rsqrt((centred * centred).mean(axes, keepdims=True) + 1e-5)
+
+
+#: What a program may do before, of x and of the kernel alike.
+PRECEDING = {
+    "centred": lambda a: a - a.mean(0, keepdims=True),
+    "scaled": lambda a: a * 1.7 + 0.3,
+    "standardised": _standardised,
+    "softmax": lambda a: jax.nn.softmax(a, -1),
+    "residual": lambda a: a + a * a * 0.5,
+    "broadcast along positions": lambda a: jnp.broadcast_to(a[:, :1] * 1.3, a.shape),
+    "repeated along channels": lambda a: jnp.repeat(a[..., : (a.shape[-1] + 1) // 2], 2, -1)[..., : a.shape[-1]] * 1.1,
+}
+
+
+@pytest.mark.parametrize("preceding", PRECEDING.values(), ids=PRECEDING)
+def test_what_the_convolution_reads_is_what_the_program_has(preceding, seed, full):
+    """With its gradients; few taps too, of which XLA would compute the operands once for each tap."""
+    rng = np.random.default_rng(seed)
+    sizes = [((2, 7, 11, 24), (3, 3)), ((2, 40, 24), (2,)), ((2, 6, 5, 4), (2, 3)), ((1, 5, 5, 4, 9), (2, 1, 3))]
+    for x_shape, kernel_size in sizes if full else sizes[:1] + [sizes[rng.integers(1, len(sizes))]]:
+        x = rng.standard_normal(x_shape, np.float32)
+        kernel = rng.standard_normal((*kernel_size, 1, x_shape[-1]), np.float32)
+        conv = functools.partial(jaxdw.depthwise_conv, padding="VALID", strides=int(rng.integers(1, 4)), method="taps")
+
+        def program(x, kernel, conv=conv):
+            x, kernel = preceding(x), preceding(kernel)
+            y, pull = jax.vjp(conv, x, kernel)
+            dy = preceding(y)
+            return x, kernel, dy, y, pull(dy)[0]
+
+        x, kernel, dy, y, dx = jax.jit(program)(x, kernel)
+        assert same_bits(np.asarray(y), np.asarray(conv(x, kernel))).all()
+        (alone,) = jax.jit(lambda x, dy, k=kernel, conv=conv: jax.vjp(lambda x: conv(x, k), x)[1](dy))(x, dy)
+        assert same_bits(np.asarray(dx), np.asarray(alone)).all()
+
+
+@pytest.mark.parametrize("padding", [1, 3])
+def test_a_bias_that_is_a_product_is_rounded_first(padding, seed):
+    """Padding 3: the bias is added last."""
+    rng = np.random.default_rng(seed)
+    x, kernel = rng.standard_normal((2, 7, 11, 24), np.float32), rng.standard_normal((3, 3, 1, 24), np.float32)
+    a, b = rng.standard_normal((2, 24), np.float32)
+    conv = functools.partial(jaxdw.depthwise_conv, padding=padding, method="taps")
+    y = jax.jit(lambda x, kernel, a, b: conv(x, kernel, a * b))(x, kernel, a, b)
+    assert same_bits(np.asarray(y), np.asarray(conv(x, kernel, a * b))).all()
+
+
+@pytest.mark.parametrize("channels", [4, 24])
+def test_two_convolutions_of_the_same_operands_share_no_product(channels, seed):
+    rng = np.random.default_rng(seed)
+    x, kernel = (
+        rng.standard_normal((1, 6, 7, channels), np.float32),
+        rng.standard_normal((3, 3, 1, channels), np.float32),
+    )
+
+    def both(x, kernel):
+        pads = (((1, 1), (1, 1)), ((2, 0), (0, 2)))
+        return sum(jaxdw.depthwise_conv(x, kernel, padding=pad, method="taps") for pad in pads)
+
+    assert same_bits(np.asarray(jax.jit(both)(x, kernel)), np.asarray(both(x, kernel))).all()
 
 
 def test_products_that_two_boxes_share_are_fused_in_both(seed):

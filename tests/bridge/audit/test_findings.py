@@ -230,11 +230,17 @@ def test_a_planted_rounding_is_found(on_this_cpu, name, narrowest):
     )
 
 
-@pytest.mark.parametrize("name", ["clean", "jitted", "copy_in_float32", "as_many_bits_of_the_kernel", "columns_first"])
+@pytest.mark.parametrize("name", ["clean", "jitted", "copy_in_float32", "as_many_bits_of_the_kernel"])
 def test_its_clean_twin_has_no_hazard(on_this_cpu, name):
     found = on_this_cpu[name]
     assert (found.error, found.narrowest, found.roundings, found.hazards) == ("", "f32", (), ())
     assert set(found.form.replace("2 x ", "").split(", ")) == {"fused loop"}
+
+
+def test_a_transposition_before_the_sum_is_a_copy(on_this_cpu):
+    """An operand is in memory before the sum reads it."""
+    (hazard,) = on_this_cpu["columns_first"].hazards
+    assert "copies that compute nothing" in hazard and "transpose" in hazard
 
 
 @pytest.mark.parametrize(
