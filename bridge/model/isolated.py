@@ -101,11 +101,13 @@ def judge_others(kind: str, done: Sequence[Operation], ours: np.ndarray, mend: s
     """
     said = " and then ".join(each.kind for each in done)
     theirs, only = done[-1].output, done[0].kind if len(done) == 1 else ""
-    if ours.dtype != theirs.dtype or _sizes(ours) != _sizes(theirs):
-        return _other_shape(ours, theirs)
     cause = f"JAX computes {_named(kind)} where PyTorch computes {_named(said)}"
+    if ours.dtype != theirs.dtype or _sizes(ours) != _sizes(theirs):
+        shape = _other_shape(ours, theirs)
+        return dataclasses.replace(shape, name="another operation", cause=f"{cause}; {shape.cause}", mend=mend)
     whole = dataclasses.replace(done[0], output=theirs)
-    bounds = (expected(dataclasses.replace(whole, kind=each)) for each in (only, kind) if each in ELEMENTWISE)
+    bounded = (*ELEMENTWISE, *(("mean", "add", "multiply") if only else ()))
+    bounds = (expected(dataclasses.replace(whole, kind=each)) for each in (only, kind) if each in bounded)
     within = next((each for each in bounds if each is not None), None)
     exact = Expected(theirs.astype(np.float64), np.full(theirs.shape, np.inf))
     found = compared(ours.reshape(theirs.shape), theirs, within or exact)

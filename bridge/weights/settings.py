@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from bridge.weights.names import plain_names, without_wrappers
@@ -73,9 +74,7 @@ def _of_norm(theirs: Any, ours: Any) -> Iterator[tuple[str, str]]:
     """Flax's momentum weighs the old statistics, PyTorch's the new: one is 1 minus the other, but for its rounding."""
     eps, epsilon = theirs.eps, getattr(ours, "epsilon", None)
     if eps is None and theirs.weight is not None:  # an RMSNorm takes that of the dtype
-        import torch
-
-        eps = torch.finfo(theirs.weight.dtype).eps
+        eps = float(ml_dtypes.finfo(str(theirs.weight.dtype).removeprefix("torch.")).eps)
     if isinstance(eps, (int, float)) and epsilon is not None and eps != epsilon:
         yield f"eps {eps}, the target's epsilon is {epsilon}", f"epsilon={eps}"
     groups, num_groups = getattr(theirs, "num_groups", None), getattr(ours, "num_groups", None)

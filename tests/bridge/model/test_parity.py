@@ -213,6 +213,12 @@ ACTIVATIONS = [
     ),
     ("ours.blocks.9.residual", False, "blocks.9.project.add", "JAX computes nothing where PyTorch computes add"),
     ("theirs.features.11.use_res_connect", False, "blocks.10.add", "JAX computes add where PyTorch computes nothing"),
+    (
+        "theirs.features.1.block.1.avgpool",
+        torch.nn.AdaptiveMaxPool2d(1),
+        "excite.mean",
+        "JAX computes mean where PyTorch computes adaptive_max",
+    ),
     ("theirs.classifier.1", torch.nn.Hardtanh(0, 6), "hidden.hard_swish", "hard swish where PyTorch computes relu6"),
 ]
 
