@@ -705,7 +705,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         check_writable(path, "jaxdw.gpu")
     except OSError as error:
-        parser.error(f"`--out`: {error}")
+        parser.error(f"`--out` is {path}: {error}")
     device, why_not = _torch_device(dry_run)
     report = GpuReport(
         dry_run=dry_run,

@@ -33,16 +33,16 @@ ADVICE = "Use a smaller `--shape` or `--batch`, fewer `--implementations`, or al
 class Free(NamedTuple):
     """Bytes that can still be had, and what limits them."""
 
-    count: int
+    nbytes: int
     limit: str
 
     def __str__(self) -> str:
-        return f"{size(self.count)} are free ({self.limit})"
+        return f"{size(self.nbytes)} are free ({self.limit})"
 
 
 def free() -> Free | None:
     """Return what can still be had on this machine, in this process and in its container; None where nothing says."""
-    return min(_limits(), key=lambda limit: limit.count, default=None)
+    return min(_limits(), key=lambda limit: limit.nbytes, default=None)
 
 
 def check_fits(what: str, needed: int) -> None:
@@ -52,7 +52,7 @@ def check_fits(what: str, needed: int) -> None:
       MemoryError: more bytes are needed than can be had; the message says how many.
     """
     found = free() if needed >= _CHECKED else None
-    if found is not None and needed > found.count:
+    if found is not None and needed > found.nbytes:
         raise MemoryError(f"{what} needs about {size(needed)} of memory, and {found}. {ADVICE}")
 
 
@@ -64,7 +64,7 @@ def check_starts() -> None:
       MemoryError: the process may not reserve what they do.
     """
     for limit in _own_limits():
-        if not limit.count:
+        if not limit.nbytes:
             raise MemoryError(f"PyTorch and JAX take about {size(_LOADED)} of address space, and {limit}. {ADVICE}")
 
 

@@ -67,8 +67,9 @@ def test_windows_that_cannot_fit_are_refused_before_they_are_made(name, monkeypa
 
 
 def test_what_is_free_is_no_more_than_any_limit_says(tmp_path, monkeypatch):
-    monkeypatch.setattr(resource, "getrlimit", lambda which: (memory._LOADED + 12345, -1))
-    assert min(limit.count for limit in memory._own_limits()) <= 12345
+    with monkeypatch.context() as patch:
+        patch.setattr(resource, "getrlimit", lambda which: (memory._LOADED + 12345, -1))
+        assert min(limit.nbytes for limit in memory._own_limits()) <= 12345
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("900\n")
     (tmp_path / "memory.stat").write_text("anon 850\ninactive_file 50\n")

@@ -42,7 +42,7 @@ def test_a_run_prints_and_writes_and_is_shown_again(tmp_path, monkeypatch, capfd
         (["--threads", 10**6], f"`--threads` is 1000000, expected 1 to {len(os.sched_getaffinity(0))}"),
         (["--json", "missing/report.json"], "there is no folder missing"),
         (["--svg", "."], "is a folder, expected a file to write"),
-        (["--json", "same", "--svg", "same"], "`--json` is same, expected another file than `--svg`"),
+        (["--json", "same", "--svg", "same"], "`--json` and `--svg` are both same, expected two files"),
         (["--from-json", "README.md"], "expected what --json wrote"),
         (["--from-json", "missing.json"], "missing.json"),
         (["--tune", "--suite", "blocks"], "`--suite` is 'blocks' with `--tune`"),
