@@ -2,7 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-PYTEST := $(BIN)/python -m pytest
+# Processes that share the tests out; each may take 4 GiB.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS)
 
 .PHONY: parity test test-all test-versions lint bench census tpu clean setup
 .DEFAULT_GOAL := parity
@@ -11,10 +13,10 @@ parity: $(READY)  ## answer the question: why unfold + matmul differs from F.con
 	@$(BIN)/jaxdw parity
 
 test: $(READY)  ## the tests, with a sample of the random cases
-	@$(PYTEST) -q
+	@$(PYTEST)
 
 test-all: $(READY)  ## the tests, with every random case
-	@$(PYTEST) -q --full
+	@$(PYTEST) --full
 
 test-versions: $(READY)  ## the tests on the oldest, the newest and other versions, into docs/versions.md; over an hour
 	@$(BIN)/python tests/versions.py
