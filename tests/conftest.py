@@ -24,9 +24,15 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    if config.option.seed is None:
-        config.option.seed = random.SystemRandom().randrange(2**32)
+    given = getattr(config, "workerinput", {}).get("seed", config.option.seed)
+    config.option.seed = random.SystemRandom().randrange(2**32) if given is None else given
     config.option.hypothesis_seed = str(config.option.seed)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    """Give each process of pytest-xdist the run's seed."""
+    node.workerinput["seed"] = node.config.option.seed
 
 
 def pytest_report_header(config):
