@@ -85,6 +85,14 @@ def find_packages() -> None:
     sys.meta_path.insert(0, _Folder(str(Path(__file__).absolute().parent.parent), PACKAGES))
 
 
+class Overtime(TimeoutError):
+    """A process took longer than its limit; `printed` is what it had written by then."""
+
+    def __init__(self, message: str, printed: str) -> None:
+        super().__init__(message)
+        self.printed = printed
+
+
 def run_module(
     module: str,
     *arguments: str,
@@ -104,7 +112,7 @@ def run_module(
       capture: collect what it prints; else it prints where this process does.
 
     Raises:
-      TimeoutError: it took longer than `time_limit`.
+      Overtime: it took longer than `time_limit`.
     """
     path = [entry for entry in sys.path if not _is_current(entry)]
     flags = ["-P", *["-E"] * sys.flags.ignore_environment, *["-s"] * sys.flags.no_user_site]
@@ -119,8 +127,12 @@ def run_module(
             timeout=time_limit,
             check=False,
         )
-    except subprocess.TimeoutExpired:
-        raise TimeoutError(f"{module} took longer than {time_limit:g} s in a process of its own") from None
+    except subprocess.TimeoutExpired as error:
+        printed = error.stdout or b""  # bytes, whatever `text` says
+        raise Overtime(
+            f"{module} took longer than {time_limit:g} s in a process of its own",
+            printed if isinstance(printed, str) else printed.decode(errors="replace"),
+        ) from None
 
 
 def last_line(text: str) -> str:

@@ -18,13 +18,14 @@ import json
 import os
 import platform
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from bridge.process import Overtime, last_line, run_module
 
 #: A function for `jax.jit`, its arguments, and the exact result.
 Program = tuple[Callable[..., Any], tuple[np.ndarray, ...], np.ndarray]
@@ -489,32 +490,19 @@ def _batch(names: list[str], eager: bool) -> list[Outcome]:
 
 
 def _run_child(arguments: list[str], timeout: float) -> tuple[str, str]:
-    """The output of `python -m` the child's module, and how it ended."""
-    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    packages = [str(Path(__file__).absolute().parent.parent), *(p for p in inherited if os.path.normpath(p) != ".")]
+    """Return what the child's module printed, and how it ended."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", _MODULE, *arguments],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(packages)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        output = error.stdout or b""
-        text = output if isinstance(output, str) else output.decode(errors="replace")
-        return text, f"did not end in {timeout:g} s"
+        done = run_module(_MODULE, *arguments, time_limit=timeout)
+    except Overtime as overtime:
+        return overtime.printed, f"did not end in {timeout:g} s"
     if done.returncode == -getattr(signal, "SIGPROF", 0):
         return done.stdout, f"did not end in {TIME_LIMIT} s of processor time"
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
         outside = name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP")  # for want of memory, or by the user
         return done.stdout, f"was ended {'from outside, ' * outside}by {name}"
-    said = done.stderr.strip().splitlines()
-    return done.stdout, f"ended with exit code {done.returncode}" + (f": {said[-1][:200]}" if said else "")
+    said = last_line(done.stderr)
+    return done.stdout, f"ended with exit code {done.returncode}: {said[:200]}"
 
 
 def main(probes: Sequence[Probe] = PROBES) -> None:

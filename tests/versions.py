@@ -27,7 +27,18 @@ HEAD = "| versions | Python | jax | flax | NumPy | torch | tests/jaxdw | tests/b
 RULE = "| --- " * HEAD.count(" | ") + "| --- |\n"
 
 #: What the tests need beside the versions of a row.
-TOOLS = ("pytest", "hypothesis", "optax", "safetensors", "ml_dtypes", "typer", "rich", "pydantic", "jinja2")
+TOOLS = (
+    "pytest",
+    "pytest-xdist",
+    "hypothesis",
+    "optax",
+    "safetensors",
+    "ml_dtypes",
+    "typer",
+    "rich",
+    "pydantic",
+    "jinja2",
+)
 #: Every method with its derivatives, the Flax modules, the drop-in, meshes, kernels for GPUs, and the messages.
 SAMPLE = (
     *("geometry.py", "nnx.py", "linen.py", "conv.py::test_bad_input_is_named"),
@@ -111,7 +122,7 @@ def _pinned(package: str) -> str:
 
 def run(name: str, python: Path, *arguments: str) -> tuple[bool, str]:
     """Run pytest; return whether all passed, and its counts in words."""
-    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    command = [str(python), "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", *arguments]
     variables = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=variables)
     counts = re.findall(r"\d+ (?:passed|failed|skipped|errors?)", (done.stdout.strip().splitlines() or [""])[-1])
