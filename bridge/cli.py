@@ -707,7 +707,6 @@ def doctor(
         f"{multiplied.equal} of {multiplied.elements} elements.",
         highlight=False,
     )
-    _summary(f"Self-test: jax.taps has the bits of torch.conv2d on {result.equal} of {result.elements} elements")
     outcomes = []
     for number, outcome in enumerate(sentinel.examine(sentinel.PROBES), start=1):
         log.info("compiler: %d of %d programs", number, len(sentinel.PROBES))
@@ -716,7 +715,10 @@ def doctor(
     console.print()
     for line in sentinel.listing(outcomes):
         console.print(line, highlight=False, markup=False)
-    _summary(sentinel.listing(outcomes)[0])
+    _summary(
+        f"Self-test: jax.taps has the bits of torch.conv2d on {result.equal} of {result.elements} elements. "
+        f"{sentinel.listing(outcomes)[0]}"
+    )
     raise typer.Exit(1 if result.equal < result.elements or any(map(sentinel.avoidable, outcomes)) else 0)
 
 

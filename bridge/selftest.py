@@ -7,9 +7,9 @@ import logging
 import math
 
 import numpy as np
-import torch
 
 from bridge.case import Case
+from bridge.environment import environment
 from bridge.implementations import implementation
 from bridge.numerics import same_bits
 from jaxdw.geometry import Geometry
@@ -34,12 +34,13 @@ def taps_against_torch(cases: int, seed: int, *, rank: int = 2, multiplier: int 
     """
     rng = np.random.default_rng(seed)
     taps, conv = implementation("jax.taps"), implementation("torch.conv2d")
+    threads = int(environment()["torch threads"])
     elements = equal = 0
     misses = []
     number = 0
     while number < cases:
         case = short_case(rng, rank=rank) if short else random_case(rng, rank=rank, multiplier=multiplier)
-        if is_left_to_pytorch(case.geometry, torch.get_num_threads()) or is_a_plain_loop(case.geometry):
+        if is_left_to_pytorch(case.geometry, threads) or is_a_plain_loop(case.geometry):
             continue
         number += 1
         _log.info("self-test: convolution %d of %d", number, cases)

@@ -87,7 +87,9 @@ def compare(
     >>> x, kernel = np.ones((1, 5, 5, 2), np.float32), np.ones((3, 3, 1, 2), np.float32)
     >>> case = Case(x, kernel, padding="VALID")
     >>> y = np.full((1, 3, 3, 2), 9, np.float32)
-    >>> compare(y, y, case).verdict, compare(y, y + 1, case).verdict
+    >>> wrong = y.copy()
+    >>> wrong[0, 1, 1, 0] = 8
+    >>> compare(y, y, case).verdict, compare(y, wrong, case).verdict
     (<Verdict.IDENTICAL: 'IDENTICAL'>, <Verdict.BUG: 'BUG'>)
     """
     target = Target.of(case, quantity, dy, reference)

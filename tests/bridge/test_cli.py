@@ -308,7 +308,7 @@ def test_rounded_inputs_are_precision_even_where_an_order_replays(tmp_path, monk
 def test_a_report_replaces_files_alone(tmp_path):
     pipe, link, target = tmp_path / "pipe", tmp_path / "link.json", tmp_path / "real.json"
     os.mkfifo(pipe)
-    target.write_text("old")
+    target.touch()
     target.chmod(0o600)
     link.symlink_to(target)
     names = ("--implementations", "torch.conv2d,jax.taps")
