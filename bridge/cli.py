@@ -713,11 +713,12 @@ def doctor(
         outcomes.append(outcome)
     console = _console()
     console.print()
-    for line in sentinel.listing(outcomes):
+    compiler = sentinel.listing(outcomes)
+    for line in compiler:
         console.print(line, highlight=False, markup=False)
     _summary(
         f"Self-test: jax.taps has the bits of torch.conv2d on {result.equal} of {result.elements} elements. "
-        f"{sentinel.listing(outcomes)[0]}"
+        f"{compiler[0]}"
     )
     raise typer.Exit(1 if result.equal < result.elements or any(map(sentinel.avoidable, outcomes)) else 0)
 
