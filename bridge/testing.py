@@ -54,7 +54,7 @@ def explanation(comparison: Comparison, case: Case) -> str:
         "explained": replayed,
         "cause": c.cause,
         "place": c.place,
-        "mend": c.mend,
+        "fix": c.fix,
         "case": geometry,
     }
     lines = [f"{c.a} and {c.b}: {c.verdict}{f' ({c.name})' if c.name else ''}: {c.verdict.meaning}"]

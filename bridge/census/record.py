@@ -17,7 +17,7 @@ from bridge.files import locked, read_regular
 from bridge.report.schema import CaseRecord, ComparisonRecord, IntegerTestRecord, Report
 
 #: Name and version of the schema. The version grows when a field is added, removed or changes its meaning.
-SCHEMA: Literal["jaxdw.census/1"] = "jaxdw.census/1"
+SCHEMA: Literal["jaxdw.census/2"] = "jaxdw.census/2"
 
 #: How each line begins.
 _START = f'{{"schema":"{SCHEMA}"'.encode()
@@ -82,7 +82,7 @@ class ModelRecord(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(populate_by_name=True)
 
-    schema_: Literal["jaxdw.census/1"] = pydantic.Field(default=SCHEMA, alias="schema")
+    schema_: Literal["jaxdw.census/2"] = pydantic.Field(default=SCHEMA, alias="schema")
     model: str
     settings: Settings
     environment: dict[str, str]

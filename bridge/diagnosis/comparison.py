@@ -30,7 +30,7 @@ class Comparison:
         element differs.
       explained: how many of the different elements replaying both orders reproduces; None if it was not tried.
       name: a short, stable name of the cause, such as "kernel flipped" or "tf32 inputs"; empty for none.
-      cause: why they differ, in plain words; mend: what to change; place: where it is.
+      cause: why they differ, in plain words; fix: what to change; place: where it is.
     """
 
     a: str
@@ -46,7 +46,7 @@ class Comparison:
     explained: int | None = None
     name: str = ""
     cause: str = ""
-    mend: str = ""
+    fix: str = ""
     place: str = ""
 
 
@@ -163,7 +163,7 @@ def _judged(a: Side, b: Side, found: Comparison, unbounded: int) -> Comparison:
             verdict=weakest.verdict,
             name=weakest.name,
             cause=told("cause"),
-            mend=told("mend"),
+            fix=told("fix"),
             place=told("place"),
         )
     if unbounded:
@@ -204,7 +204,7 @@ def _equal(a: Side, b: Side) -> Comparison:
             verdict=Verdict.INCONCLUSIVE,
             name="both not finite",
             cause=cause,
-            mend="look at both sides",
+            fix="look at both sides",
             where=where,
         )
     if a.target.decides:
@@ -214,8 +214,8 @@ def _equal(a: Side, b: Side) -> Comparison:
         if a.y.size
         else "the output is empty: there is nothing to compare"
     )
-    mend = "compare on inputs that are not zero" if a.y.size else "compare on an input that has an output"
-    return dataclasses.replace(equal, verdict=Verdict.INCONCLUSIVE, name="nothing to decide", cause=cause, mend=mend)
+    fix = "compare on inputs that are not zero" if a.y.size else "compare on an input that has an output"
+    return dataclasses.replace(equal, verdict=Verdict.INCONCLUSIVE, name="nothing to decide", cause=cause, fix=fix)
 
 
 def _explained(a: Side, b: Side, flat: np.ndarray) -> int | None:

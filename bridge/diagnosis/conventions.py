@@ -1,4 +1,4 @@
-"""CONVENTION: the named mistake whose mend makes the rest hold.
+"""CONVENTION: the named mistake whose fix makes the rest hold.
 
 A hypothesis says what was computed instead. It is kept if y lies within the bound of its *declared* arithmetic of the
 exact result of that: first on a sample of elements, half of them from outside the bound, then on all. Before that,
@@ -57,7 +57,7 @@ def named_within(side: Side, inside: np.ndarray) -> Mistake | None:
 
 
 def _finding(side: Side, mistake: Mistake) -> Finding:
-    return Finding(Verdict.CONVENTION, mistake.name, f"{side.name} {mistake.cause}", mistake.mend, mistake.place)
+    return Finding(Verdict.CONVENTION, mistake.name, f"{side.name} {mistake.cause}", mistake.fix, mistake.place)
 
 
 def _single(side: Side) -> Iterator[Mistake]:

@@ -42,7 +42,7 @@ def on_platform(side: Side, each: Implementation, found: Finding) -> Finding:
     cause = f"{found.cause}; {there.about} may do so at {there.code}, emulated here"
     if evidence := _evidence(side, each, there):
         cause = f"{cause}; {evidence}"
-    return dataclasses.replace(found, cause=cause, mend=_mend(side, each, there))
+    return dataclasses.replace(found, cause=cause, fix=_fix(side, each, there))
 
 
 def _is_of(each: Implementation, found: Finding) -> bool:
@@ -56,7 +56,7 @@ def _is_of(each: Implementation, found: Finding) -> bool:
     )
 
 
-def _mend(side: Side, each: Implementation, there: Emulation) -> str:
+def _fix(side: Side, each: Implementation, there: Emulation) -> str:
     """What to write there; only what was run here and is within its bound."""
     known = knobs(each.framework)
     (knob,) = (name for name, value in each.knobs.items() if value in known[name].emulated)

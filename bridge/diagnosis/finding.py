@@ -15,12 +15,12 @@ class Finding:
       verdict: PRECISION, CONVENTION or BUG.
       name: a short, stable name of the cause, such as "kernel flipped" or "tf32 inputs".
       cause: a sentence with the side as its subject.
-      mend: what to change, in the user's terms; empty for a bug.
+      fix: what to change, in the user's terms; empty for a bug.
       place: where it is: operands, taps, channels, borders, elements.
     """
 
     verdict: Verdict
     name: str
     cause: str
-    mend: str = ""
+    fix: str = ""
     place: str = ""

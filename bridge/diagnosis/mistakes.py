@@ -32,7 +32,7 @@ class Mistake:
     Attributes:
       name: short and stable, such as "kernel flipped".
       cause: what was done, to follow the name of the side.
-      mend: what to change.
+      fix: what to change.
       case: what was computed instead.
       rearrange: what happened to its output; None for nothing.
       place: what part of the computation it concerns.
@@ -42,7 +42,7 @@ class Mistake:
 
     name: str
     cause: str
-    mend: str
+    fix: str
     case: Case
     rearrange: Rearrange | None = None
     place: str = ""
@@ -67,7 +67,7 @@ class Mistake:
         return Mistake(
             f"{self.name} and {second.name}",
             f"{self.cause}, and {second.cause}",
-            f"{self.mend}; and {second.mend}",
+            f"{self.fix}; and {second.fix}",
             second.case,
             rearrange,
             "; ".join(dict.fromkeys(filter(None, (self.place, second.place)))),
@@ -276,8 +276,8 @@ def biases(case: Case) -> Iterator[Mistake]:
             changed.append(
                 ("bias permuted", "has the bias in the order m*C+c", "order the bias as c*M+m", b[permutation])
             )
-    for name, cause, mend, bias in changed:
-        yield Mistake(name, cause, mend, case.replace(bias=bias), place="bias")
+    for name, cause, fix, bias in changed:
+        yield Mistake(name, cause, fix, case.replace(bias=bias), place="bias")
 
 
 def steps(case: Case) -> Iterator[Mistake]:
@@ -421,12 +421,12 @@ def channel_orders(case: Case) -> Iterator[Mistake]:
     order = _channel_order(case)
     inverse = np.argsort(order)
     bias = case.bias
-    mend = "output channel c*M+m reads input channel c: order {} as (C, M), not (M, C)"
+    fix = "output channel c*M+m reads input channel c: order {} as (C, M), not (M, C)"
     for p, q in ((order, inverse), (inverse, order)):
         yield Mistake(
             "channel order",
             "reads input channel o mod C for output channel o, where o div M is meant",
-            mend.format("the kernel's channels"),
+            fix.format("the kernel's channels"),
             case.replace(kernel=case.kernel[..., q], bias=None if bias is None else bias[q]),
             functools.partial(np.take, indices=p, axis=-1),
             "input channels",
@@ -443,7 +443,7 @@ def channel_orders(case: Case) -> Iterator[Mistake]:
                 yield Mistake(
                     "channel order",
                     f"has {what.replace('the ', 'its ')} in the order m*C+c, where c*M+m is meant",
-                    mend.format(what),
+                    fix.format(what),
                     case.replace(**changed) if changed else case,
                     functools.partial(np.take, indices=how["output"], axis=-1) if "output" in how else None,
                     ", ".join(f"{name} channels" for name in chosen),

@@ -391,7 +391,7 @@ def _outputs(side: Side, found: np.ndarray) -> Iterator[Mistake]:
     for s, t in _nice(found[:, 0], found[:, 1], _tolerance(side)):
         if (np.abs(s + 1) < _tolerance(side)).all() and not t.any():
             return
-        name, cause, mend = _batch_norm(side, s, t) if len(s) > 1 else _whole(float(s[0]), float(t[0]))
+        name, cause, fix = _batch_norm(side, s, t) if len(s) > 1 else _whole(float(s[0]), float(t[0]))
 
         def after(expected: Expected, channel: np.ndarray, s: np.ndarray = s, t: np.ndarray = t) -> Expected:
             scale, shift = (a[channel if len(a) > 1 else np.zeros_like(channel)] for a in (s, t))
@@ -399,7 +399,7 @@ def _outputs(side: Side, found: np.ndarray) -> Iterator[Mistake]:
             extra = _AFFINE * u * (np.abs(reference) + np.abs(shift))
             return Expected(reference + shift, np.abs(scale) * expected.allowed + extra)
 
-        yield Mistake(name, cause, mend, case, place="output", after=after)
+        yield Mistake(name, cause, fix, case, place="output", after=after)
 
 
 def _whole(s: float, t: float) -> tuple[str, str, str]:

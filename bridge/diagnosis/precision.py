@@ -381,7 +381,7 @@ def _finding(side: Side, hypothesis: Rounded) -> Finding:
         Verdict.PRECISION,
         f"{hypothesis.name} {' and '.join(parts)}",
         f"{side.name} {_as_if(hypothesis)} computed with {', and '.join(causes)}; {_rest(side, hypothesis)}",
-        _mend(side, hypothesis),
+        _fix(side, hypothesis),
         "; ".join(f"inputs: {', '.join(operands)}" if part == "inputs" else part for part in parts),
     )
 
@@ -411,7 +411,7 @@ def _formats(side: Side, hypothesis: Rounded) -> str:
     return "tf32 (or float16: these values do not tell them apart)" if same else "tf32"
 
 
-def _mend(side: Side, hypothesis: Rounded) -> str:
+def _fix(side: Side, hypothesis: Rounded) -> str:
     if hypothesis.accumulator and not hypothesis.output:
         return f"accumulate {side.name} in float32 or wider: JAX: preferred_element_type=jnp.float32"
     if hypothesis.output or hypothesis.before_bias:
@@ -423,9 +423,9 @@ def _mend(side: Side, hypothesis: Rounded) -> str:
             'in PyTorch: torch.set_float32_matmul_precision("highest")'
         )
     if hypothesis.format is TF32:
-        torch_mend = (
+        torch_fix = (
             "torch.backends.cudnn.allow_tf32 = False, and for matmul torch.backends.cuda.matmul.allow_tf32 = False"
         )
     else:
-        torch_mend = 'torch.set_float32_matmul_precision("highest"), and no autocast'
-    return f'{side.name} in JAX: precision="highest"; in PyTorch: {torch_mend}'
+        torch_fix = 'torch.set_float32_matmul_precision("highest"), and no autocast'
+    return f'{side.name} in JAX: precision="highest"; in PyTorch: {torch_fix}'

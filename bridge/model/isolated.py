@@ -87,7 +87,7 @@ def recognized(kind: str, run: Callable[[np.ndarray], np.ndarray], received: np.
     return kind
 
 
-def judge_others(kind: str, done: Sequence[Operation], ours: np.ndarray, mend: str) -> Comparison | str:
+def judge_others(kind: str, done: Sequence[Operation], ours: np.ndarray, fix: str) -> Comparison | str:
     """What it proves where PyTorch computes other operations than JAX; or why it cannot be said.
 
     Two functions that have no settings are other functions where their names differ, and CONVENTION, also where these
@@ -97,14 +97,14 @@ def judge_others(kind: str, done: Sequence[Operation], ours: np.ndarray, mend: s
       kind: of JAX's operation, as `recognized` has it; "identity" for none.
       done: PyTorch's operations; the first is fed what JAX's is, the last gives the result. Of nothing, "identity".
       ours: what JAX's gives.
-      mend: what to change.
+      fix: what to change.
     """
     said = " and then ".join(each.kind for each in done)
     theirs, only = done[-1].output, done[0].kind if len(done) == 1 else ""
     cause = f"JAX computes {_named(kind)} where PyTorch computes {_named(said)}"
     if ours.dtype != theirs.dtype or _sizes(ours) != _sizes(theirs):
         shape = _other_shape(ours, theirs)
-        return dataclasses.replace(shape, name="another operation", cause=f"{cause}; {shape.cause}", mend=mend)
+        return dataclasses.replace(shape, name="another operation", cause=f"{cause}; {shape.cause}", fix=fix)
     whole = dataclasses.replace(done[0], output=theirs)
     bounded = (*ELEMENTWISE, *(("mean", "add", "multiply") if only else ()))
     bounds = (expected(dataclasses.replace(whole, kind=each)) for each in (only, kind) if each in bounded)
@@ -114,10 +114,10 @@ def judge_others(kind: str, done: Sequence[Operation], ours: np.ndarray, mend: s
     if kind != only and only in _FUNCTIONS and (kind in _FUNCTIONS or only in ELEMENTWISE):
         seen = "" if found.different else "; all elements agree, as these images do not tell the two apart"
         return dataclasses.replace(
-            found, verdict=Verdict.CONVENTION, name="another operation", cause=cause + seen, mend=mend
+            found, verdict=Verdict.CONVENTION, name="another operation", cause=cause + seen, fix=fix
         )
     if found.verdict is Verdict.BUG:
-        return dataclasses.replace(found, name="another operation", cause=cause, mend=mend)
+        return dataclasses.replace(found, name="another operation", cause=cause, fix=fix)
     if within is None and found.verdict is not Verdict.IDENTICAL:
         return f"{cause}, and no bound is known for either"
     return found
@@ -210,7 +210,7 @@ def lower_precision(operation: Operation, ours: np.ndarray, found: Comparison) -
                 verdict=Verdict.PRECISION,
                 name=f"{fmt.name} inputs",
                 cause=f"{sides} rounded input and kernel to {fmt.name}",
-                mend='in JAX: precision="highest"; in PyTorch: torch.set_float32_matmul_precision("highest")',
+                fix='in JAX: precision="highest"; in PyTorch: torch.set_float32_matmul_precision("highest")',
             )
     return found
 
@@ -236,5 +236,5 @@ def _sizes(array: np.ndarray) -> list[int]:
 
 def _other_shape(ours: np.ndarray, theirs: np.ndarray) -> Comparison:
     cause = f"JAX gives the shape {ours.shape}, PyTorch {theirs.shape}"
-    mend = "compare stride, padding and features of the two layers"
-    return Comparison(*NAMES, Verdict.BUG, 0, 0, math.inf, 0, math.inf, name="shape", cause=cause, mend=mend)
+    fix = "compare stride, padding and features of the two layers"
+    return Comparison(*NAMES, Verdict.BUG, 0, 0, math.inf, 0, math.inf, name="shape", cause=cause, fix=fix)

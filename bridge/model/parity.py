@@ -222,9 +222,9 @@ def _layer(step: Step, counterpart: Counterpart, values: _Values) -> LayerParity
         kind = recognized(step.kind, run, received[0]) if step.is_activation else step.kind
         isolated = _judged(step.name, kind, counterpart, values, fed)
     if counterpart.wiring and isinstance(isolated, Comparison) and isolated.verdict.passes:
-        mend = "let both read the result of the same layer"
+        fix = "let both read the result of the same layer"
         isolated = dataclasses.replace(
-            isolated, verdict=Verdict.BUG, name="wiring", cause=counterpart.wiring, place="", mend=mend
+            isolated, verdict=Verdict.BUG, name="wiring", cause=counterpart.wiring, place="", fix=fix
         )
     return _parity(step.name, step.kind, counterpart, values, isolated, values.running[step.name], step.inputs)
 
@@ -247,11 +247,11 @@ def _judged(name: str, kind: str, counterpart: Counterpart, values: _Values, our
     given = values.at(counterpart.inputs[0])
     if not some:
         some = [Operation("identity", "", "", (), (given,), values.at(counterpart.output), {}, {})]
-        mend = f"leave it out of the Flax model: {name}"
+        fix = f"leave it out of the Flax model: {name}"
     else:
         some[0] = dataclasses.replace(some[0], operands=(given, *some[0].operands[1:]))
-        mend = f"compute {' and then '.join(each.kind for each in some)} there in the Flax model"
-    return judge_others(kind, some, ours, mend)
+        fix = f"compute {' and then '.join(each.kind for each in some)} there in the Flax model"
+    return judge_others(kind, some, ours, fix)
 
 
 def _parity(

@@ -12,7 +12,7 @@ from bridge.model.parity import ModelParity
 from bridge.report.schema import ComparisonRecord, Number
 
 #: Name and version of the schema. The version grows when a field is added, removed or changes its meaning.
-SCHEMA: Literal["jaxdw.model/1"] = "jaxdw.model/1"
+SCHEMA: Literal["jaxdw.model/2"] = "jaxdw.model/2"
 
 
 class LayerRecord(pydantic.BaseModel):
@@ -50,7 +50,7 @@ class ModelReport(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(populate_by_name=True)
 
-    schema_: Literal["jaxdw.model/1"] = pydantic.Field(default=SCHEMA, alias="schema")
+    schema_: Literal["jaxdw.model/2"] = pydantic.Field(default=SCHEMA, alias="schema")
     environment: dict[str, str]
     name: str
     images: tuple[int, ...]

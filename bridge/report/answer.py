@@ -83,10 +83,10 @@ def _noise_or_bug(diagnosis: Diagnosis) -> str:
     if worst.verdict is Verdict.NONFINITE:
         return f"NaN or infinities do not agree: {worst.cause}."
     if worst.verdict is Verdict.INCONCLUSIVE:
-        return f"It could not be decided: {worst.cause}. {_sentence('To decide it', worst.mend)}".rstrip()
+        return f"It could not be decided: {worst.cause}. {_sentence('To decide it', worst.fix)}".rstrip()
     return (
         f"It is more than rounding: {worst.a} and {worst.b} differ by {worst.max_bound_ratio:.3g} times the proved "
-        f"bound at {worst.where}. {_sentence('Cause', worst.cause)} {_sentence('Mend', worst.mend)}".rstrip()
+        f"bound at {worst.where}. {_sentence('Cause', worst.cause)} {_sentence('Fix', worst.fix)}".rstrip()
     )
 
 

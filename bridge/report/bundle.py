@@ -30,7 +30,7 @@ from bridge.implementations import Implementation, implementation
 from bridge.report.schema import CaseRecord, Report
 
 #: Name and version of the manifest's schema.
-SCHEMA: Literal["jaxdw.bundle/1"] = "jaxdw.bundle/1"
+SCHEMA: Literal["jaxdw.bundle/2"] = "jaxdw.bundle/2"
 _MANIFEST = "manifest.json"
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -74,7 +74,7 @@ class Manifest(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(populate_by_name=True)
 
-    schema_: Literal["jaxdw.bundle/1"] = pydantic.Field(default=SCHEMA, alias="schema")
+    schema_: Literal["jaxdw.bundle/2"] = pydantic.Field(default=SCHEMA, alias="schema")
     environment: dict[str, str]
     case: SavedCase
     arrays: dict[Given, ArrayRecord]

@@ -132,7 +132,7 @@ def _remarks(record: ModelRecord) -> list[str]:
 
 def _why(layer: LayerRecord) -> str:
     c = layer.weakest
-    told = [f"{c.a} and {c.b}", c.cause or c.verdict.meaning, c.place, f"mend: {c.mend}" if c.mend else ""]
+    told = [f"{c.a} and {c.b}", c.cause or c.verdict.meaning, c.place, f"fix: {c.fix}" if c.fix else ""]
     return escape("; ".join(filter(None, told)))
 
 

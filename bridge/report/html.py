@@ -28,12 +28,12 @@ _WARNS = (Verdict.PRECISION, Verdict.INCONCLUSIVE)
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """A verdict with its name, cause, mend and place, and all pairs or integer tests that it was found in."""
+    """A verdict with its name, cause, fix and place, and all pairs or integer tests that it was found in."""
 
     verdict: Verdict
     name: str
     cause: str
-    mend: str
+    fix: str
     place: str
     found_in: list[str]
 
@@ -132,11 +132,11 @@ def _pictured(each: Difference) -> Pictured:
 
 
 def _findings(diagnosis: Diagnosis) -> list[Finding]:
-    """What was found, weakest verdict first; what has one verdict, name, cause, mend and place is one finding."""
+    """What was found, weakest verdict first; what has one verdict, name, cause, fix and place is one finding."""
     found: dict[tuple[Verdict, str, str, str, str], Finding] = {}
 
     def add(verdict: Verdict, c: Comparison, where: str) -> None:
-        key = (verdict, c.name, c.cause, c.mend, c.place)
+        key = (verdict, c.name, c.cause, c.fix, c.place)
         found.setdefault(key, Finding(*key, [])).found_in.append(where)
 
     for c in diagnosis.comparisons:

@@ -80,7 +80,7 @@ def remarks(parity: ModelParity) -> list[str]:
 def why(layer: LayerParity) -> str:
     """Why an operation does not pass."""
     c = layer.isolated
-    told = (layer.cause, c.place if c else "", f"mend: {c.mend}" if c and c.mend else "")
+    told = (layer.cause, c.place if c else "", f"fix: {c.fix}" if c and c.fix else "")
     return "; ".join(filter(None, told))
 
 

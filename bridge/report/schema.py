@@ -15,7 +15,7 @@ from bridge.environment import environment
 from jaxdw.geometry import Geometry
 
 #: Name and version of the schema. The version grows when a field is added, removed or changes its meaning.
-SCHEMA: Literal["jaxdw.parity/1"] = "jaxdw.parity/1"
+SCHEMA: Literal["jaxdw.parity/2"] = "jaxdw.parity/2"
 
 
 def _finite_or_word(value: float) -> float | str:
@@ -76,7 +76,7 @@ class ComparisonRecord(pydantic.BaseModel):
     explained: int | None
     name: str
     cause: str
-    mend: str
+    fix: str
     place: str
 
 
@@ -198,7 +198,7 @@ class Report(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(populate_by_name=True)
 
-    schema_: Literal["jaxdw.parity/1"] = pydantic.Field(default=SCHEMA, alias="schema")
+    schema_: Literal["jaxdw.parity/2"] = pydantic.Field(default=SCHEMA, alias="schema")
     environment: dict[str, str]
     case: CaseRecord
     quantity: str

@@ -140,10 +140,10 @@ def _groups(place: Place, shape: Shape, wanted: Shape, layers: Mapping[str, Laye
     if inputs % shape[1]:
         return
     groups, flax = inputs // shape[1], type(layer.module).__name__ if layer else "the target"
-    mend = f"build {flax} with `feature_group_count={groups}`"
+    fix = f"build {flax} with `feature_group_count={groups}`"
     if flax == "DepthwiseConv":
-        mend = f"use nnx.Conv with `feature_group_count={groups}`"
+        fix = f"use nnx.Conv with `feature_group_count={groups}`"
     elif shape[1] == 1:
-        mend += ", or as jaxdw.nnx.DepthwiseConv"
+        fix += ", or as jaxdw.nnx.DepthwiseConv"
     kind = "a depthwise convolution" if shape[1] == 1 else "a convolution"
-    yield f"{place.torch} {shape} is of {kind} of {groups} group(s), and the target's has {count}: {mend}"
+    yield f"{place.torch} {shape} is of {kind} of {groups} group(s), and the target's has {count}: {fix}"

@@ -104,12 +104,12 @@ class Misfits:
         if self.unplaced and not self.unexpected:
             layers = dict.fromkeys((place.flax or "").rpartition(".")[0] or "the root" for place in self.unplaced)
             yield f"the target was built without what the weights have in {', '.join([*layers][:4])}"
-        mends: dict[str, dict[str, dict[str, None]]] = collections.defaultdict(lambda: collections.defaultdict(dict))
+        fixes: dict[str, dict[str, dict[str, None]]] = collections.defaultdict(lambda: collections.defaultdict(dict))
         for difference in self.settings:
-            mends[difference.flax][difference.mend.partition("=")[0]][difference.mend] = None
-        for flax, wanted in mends.items():
-            mend = " and ".join(_some(values) for values in wanted.values())
-            yield f"{flax} has other settings than the model, which no checkpoint holds: build it with {mend}"
+            fixes[difference.flax][difference.fix.partition("=")[0]][difference.fix] = None
+        for flax, wanted in fixes.items():
+            fix = " and ".join(_some(values) for values in wanted.values())
+            yield f"{flax} has other settings than the model, which no checkpoint holds: build it with {fix}"
 
     def _prefix(self, names: Sequence[str], book: RuleBook) -> Iterator[str]:
         """A prefix without which the rules know the names."""
@@ -137,8 +137,8 @@ class Misfits:
             yield f"another width: {place.torch} is {shape}, and {place.flax} is {wanted}"
 
 
-def _some(mends: Iterable[str]) -> str:
-    several = list(mends)
+def _some(fixes: Iterable[str]) -> str:
+    several = list(fixes)
     return " or ".join(several[:4]) + (" or as the list says" if len(several) > 4 else "")
 
 

@@ -213,10 +213,10 @@ def _refuse_programs(path: Path) -> None:
         name.endswith("/constants.pkl") for name in names
     ):
         return
-    for pattern, kind, mend in _OTHERS:
+    for pattern, kind, fix in _OTHERS:
         if any(re.search(pattern, name) for name in names):
             raise ValueError(
-                f"{path} is {kind}, and no checkpoint, expected tensors of `torch.save`. {mend.format(str(path))}"
+                f"{path} is {kind}, and no checkpoint, expected tensors of `torch.save`. {fix.format(str(path))}"
             )
     raise ValueError(
         f"{path} is a zip archive, and no PyTorch checkpoint: it has no data.pkl; it has "

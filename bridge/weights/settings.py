@@ -25,12 +25,12 @@ class Difference:
     Attributes:
       said: the layer's path, its setting and the target's.
       flax: the type of the target's layer.
-      mend: what to build it with.
+      fix: what to build it with.
     """
 
     said: str
     flax: str
-    mend: str
+    fix: str
 
 
 def live_layers(source: Any, prefix: str | None) -> dict[str, Any]:
@@ -66,8 +66,8 @@ def differences(
             found = _of_norm(theirs, ours) if hasattr(theirs, "eps") else ()
             if hasattr(theirs, "groups"):
                 found = _of_matrix(theirs) if place.rule.kind == "pointwise" else _of_conv(theirs, ours, padded_before)
-            for said, mend in found:
-                yield Difference(f"{path} has {said}", type(ours).__name__, mend)
+            for said, fix in found:
+                yield Difference(f"{path} has {said}", type(ours).__name__, fix)
 
 
 def _of_norm(theirs: Any, ours: Any) -> Iterator[tuple[str, str]]:

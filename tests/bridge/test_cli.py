@@ -56,7 +56,7 @@ def test_json_holds_every_pair_and_is_valid(tmp_path):
         "explained",
         "cause",
     }
-    assert all(fields | {"mend"} <= set(c) for c in report["comparisons"])
+    assert all(fields | {"fix"} <= set(c) for c in report["comparisons"])
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -304,7 +304,7 @@ NAMED = {
 
 
 @pytest.mark.parametrize("name, multiplier, gradient", NAMED)
-def test_precision_names_the_platform_what_it_rounds_and_a_mend_that_was_run(
+def test_precision_names_the_platform_what_it_rounds_and_a_fix_that_was_run(
     name, multiplier, gradient, seed, uncompiled
 ):
     case, dy = normal_case(seed, multiplier)
@@ -313,13 +313,13 @@ def test_precision_names_the_platform_what_it_rounds_and_a_mend_that_was_run(
     fmt, rounded, about = NAMED[name, multiplier, gradient]
     assert found.verdict is Verdict.PRECISION and found.name.split()[0] == fmt
     assert rounded in found.cause and f"; {about} may do so at precision=" in found.cause
-    assert 'write precision="highest", or jaxdw.depthwise_conv(x, kernel, bias, ..., method="taps")' in found.mend
+    assert 'write precision="highest", or jaxdw.depthwise_conv(x, kernel, bias, ..., method="taps")' in found.fix
     there = implementation(name).emulation.platform
-    for mended in (
+    for fixed in (
         name.replace("default", "highest").replace("high]", "highest]"),
         f"jax.taps[precision={there}-high]",
     ):
-        assert finding(case, mended, dy).verdict.passes
+        assert finding(case, fixed, dy).verdict.passes
 
 
 @pytest.mark.parametrize("name", ["grouped", "patches", "unfold_matmul"])
@@ -329,11 +329,11 @@ def test_three_parts_are_as_good_as_float32(name, seed):
     assert finding(case, f"jax.{name}[precision=tpu-highest]").verdict.passes
 
 
-def test_a_mend_that_does_not_help_is_not_given(seed, uncompiled, monkeypatch):
+def test_a_fix_that_does_not_help_is_not_given(seed, uncompiled, monkeypatch):
     monkeypatch.setattr(emulation, "_is_within_bound", lambda side, way: way.base == "jax.taps")
     case, _ = normal_case(seed)
-    mend = finding(case, "jax.grouped[precision=gpu-default]").mend
-    assert 'method="taps"' in mend and "highest" not in mend
+    fix = finding(case, "jax.grouped[precision=gpu-default]").fix
+    assert 'method="taps"' in fix and "highest" not in fix
 
 
 def truncated(a, parts):
@@ -357,7 +357,7 @@ def test_another_rounding_is_not_called_that_of_the_platform(twin, seed, uncompi
     jax.clear_caches()  # compiled with what the twin replaces
     case, _ = normal_case(seed)
     found = finding(case, "jax.grouped[precision=tpu-default]")
-    assert not found.verdict.passes and "emulated here" not in found.cause and "tried here" not in found.mend
+    assert not found.verdict.passes and "emulated here" not in found.cause and "tried here" not in found.fix
     jax.clear_caches()
 
 
@@ -370,7 +370,7 @@ def test_random_convolutions_are_precision_of_the_platform_or_better(full, uncom
         found = finding(case, f"jax.{method}[precision={value}]", dy if gradient else None)
         assert found.verdict.passes or found.verdict in (Verdict.PRECISION, Verdict.INCONCLUSIVE), found
         if found.verdict is Verdict.PRECISION:
-            assert "emulated here" in found.cause and "tried here" in found.mend
+            assert "emulated here" in found.cause and "tried here" in found.fix
 
     check()
 

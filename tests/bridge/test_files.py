@@ -14,16 +14,16 @@ from bridge import files
 def test_only_an_empty_file_or_one_of_the_same_kind_is_overwritten(tmp_path):
     path = tmp_path / "report"
     files.check_writable(path, "jaxdw.parity")
-    for held in (b"", b'{\n  "schema": "jaxdw.parity/1",', b"<!doctype html>\n<!-- jaxdw.parity -->\n<html>"):
+    for held in (b"", b'{\n  "schema": "jaxdw.parity/2",', b"<!doctype html>\n<!-- jaxdw.parity -->\n<html>"):
         path.write_bytes(held)
         files.check_writable(path, "jaxdw.parity")
     for held in (
         b'{"precious":1}',
         b"\x00\xff",
         b"\n",
-        b'{"schema": "jaxdw.bundle/1"}',
+        b'{"schema": "jaxdw.bundle/2"}',
         b'{"schema": "jaxdw.parity2/1"}',
-        b'{"a": "jaxdw.parity/1"}',
+        b'{"a": "jaxdw.parity/2"}',
         b"<!doctype html><p>jaxdw.parity",
     ):
         path.write_bytes(held)

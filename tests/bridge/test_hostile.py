@@ -194,7 +194,7 @@ def test_foreign_text_reaches_neither_terminal_nor_page_raw(tmp_path, jaxdw, bun
         assert code == 2 and len(told) <= 1, (arguments, error)
 
 
-@pytest.mark.parametrize("held", [b'{"precious":1}', b"\x93NUMPY\x01\x00", b'{"schema": "jaxdw.bundle/1"}'])
+@pytest.mark.parametrize("held", [b'{"precious":1}', b"\x93NUMPY\x01\x00", b'{"schema": "jaxdw.bundle/2"}'])
 def test_no_command_overwrites_a_foreign_file(held, tmp_path, jaxdw):
     path = tmp_path / "r.json"
     path.write_bytes(held)

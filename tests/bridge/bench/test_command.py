@@ -64,7 +64,7 @@ def test_nothing_less_than_one_is_taken(option):
 
 def test_a_json_file_of_something_else_is_told_by_its_first_fault(tmp_path):
     path = tmp_path / "other.json"
-    path.write_text('{"schema": "jaxdw.parity/1"}')
+    path.write_text('{"schema": "jaxdw.parity/2"}')
     with pytest.raises(ValueError, match="expected what --json wrote: schema"):
         process.read_report(path)
 

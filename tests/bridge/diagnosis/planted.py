@@ -23,7 +23,7 @@ class Planted:
     Attributes:
       plant: takes a generator, returns `(wrong, case)`.
       verdict: what must be found.
-      says: what name, cause, mend or place must match.
+      says: what name, cause, fix or place must match.
       arithmetic: what the sides declare, by dtype; None for the weakest.
     """
 
@@ -457,7 +457,7 @@ plant("half of the elements zero", "BUG", "zero at elements all over the output"
 
 def said(result):
     """All that a report says of the cause."""
-    return f"{result.name} | {result.cause} | {result.mend} | {result.place}"
+    return f"{result.name} | {result.cause} | {result.fix} | {result.place}"
 
 
 def compared(planted, rng, compare, *, clean=False):

@@ -161,11 +161,11 @@ def test_a_tap_scaled_in_one_batch_entry_is_named_with_both(rng):
     )
 
 
-def test_symmetric_padding_for_same_is_mended_in_the_words_of_a_call(rng):
+def test_symmetric_padding_for_same_is_fixed_in_the_words_of_a_call(rng):
     case = make(rng, x_shape=(2, 8, 8, 3), padding=1, strides=2)
     result = compare(in_order(case.replace(padding="SAME")), backwards(case), case)
     assert result.name == "SAME against symmetric padding"
-    assert result.mend == '`padding=((1, 1), (1, 1))` instead of `padding="SAME"`'
+    assert result.fix == '`padding=((1, 1), (1, 1))` instead of `padding="SAME"`'
     assert result.place == "padding"
 
 
@@ -181,7 +181,7 @@ def test_rounded_inputs_name_the_operands(rng):
     case = make(rng)
     result = compare(in_order(case.replace(x=rounded(case.x, BFLOAT16))), backwards(case), case)
     assert (result.name, result.place) == ("bfloat16 inputs", "inputs: x")
-    assert "highest" in result.mend
+    assert "highest" in result.fix
 
 
 @pytest.mark.parametrize("factor", [1 + 2.0**-10, 1 + 2.0**-8, 0.99])
