@@ -27,6 +27,7 @@ from jaxdw._arrays import accumulator
 from jaxdw._compat import triton_kernels, varying_along, varying_axes, varying_nowhere
 from jaxdw.choice import choose
 from jaxdw.geometry import Geometry
+from jaxdw.sums import cpu_native
 from jaxdw.sums.boxes import sum_in_boxes
 from jaxdw.sums.kernel_gradient import kernel_gradient as kernel_gradient_in_rows
 from jaxdw.sums.order import Order
@@ -34,9 +35,10 @@ from jaxdw.sums.padded import kernel_gradient_of_padded, of_padded, sum_of_padde
 from jaxdw.sums.tiles import sum_on_tiles
 from jaxdw.windows import pad
 
-#: What computes a sum: a program for XLA that adds in an order; kernels written by hand, which add in raster order; or
-#: that of these which `jaxdw.choice` names for the platform.
-Program = Order | Literal["pallas", "auto"]
+#: What computes a sum: a program for XLA that adds in an order; kernels written by hand, which add in raster order
+#: ("native" are the compiled ones for CPUs, in place of "raster"); or that of these which `jaxdw.choice` names for the
+#: platform.
+Program = Order | Literal["pallas", "native", "auto"]
 
 #: By the name of the method.
 PROGRAMS: dict[str, Program] = {"taps": "raster", "rows": "rows", "pallas": "pallas", "auto": "auto"}
@@ -221,6 +223,8 @@ def _conv_on(platform: str | None, implementation: Callable[..., jax.Array]) -> 
             first = jnp.zeros((), dtype) if start is None else start.astype(dtype)
             return jnp.broadcast_to(first, geometry.output_shape)
         program = _chosen(order, compute, geometry, platform, starts_from_bias=start is not None)
+        if program == "native":
+            return cpu_native.conv(x, kernel, start, geometry, dtype, bias_last=False)
         if program == "pallas":
             kernels, interpret = _kernels(platform)
             return kernels.sum_in_kernel(x, kernel, start, geometry, compute, dtype, interpret=interpret)
@@ -234,7 +238,10 @@ def _kernel_gradient_on(platform: str | None, implementation: Callable[..., jax.
         compute = accumulator(x.dtype, dy.dtype, dtype)
         if _is_empty(geometry):
             return jnp.zeros(geometry.kernel_shape, dtype)
-        if _chosen(order, compute, geometry, platform, gradient=True) == "pallas":
+        program = _chosen(order, compute, geometry, platform, gradient=True)
+        if program == "native":
+            return cpu_native.kernel_gradient(x, dy, geometry, dtype)
+        if program == "pallas":
             kernels, interpret = _kernels(platform)
             return kernels.kernel_gradient_in_kernel(x, dy, geometry, compute, dtype, interpret=interpret)
         return implementation(x, dy, geometry, compute).astype(dtype)
@@ -281,6 +288,8 @@ def _on_each_device(lower: Callable[..., Any], platform: str | None) -> Callable
     """
 
     def lowered(ctx, *operands, order: Program, **params):
+        if platform == "cpu" and order == "raster" and cpu_native.serves(ctx, params["geometry"]):
+            order = "native"
         if platform == "tpu" and not _is_for_one_device(ctx.module_context.axis_context):
             if order == "pallas":
                 raise ValueError(

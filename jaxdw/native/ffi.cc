@@ -1,0 +1,249 @@
+// The kernels as handlers of XLA's foreign function interface.
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <string>
+#include <thread>
+
+#include "kernels.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace jaxdw {
+namespace {
+
+namespace ffi = xla::ffi;
+
+// XLA's own pool. The calling thread takes parts as the pool's threads do, and waits only for parts that have begun:
+// so it never waits for a thread that is not running, however many callers there are.
+class PoolThreads : public Threads {
+ public:
+  explicit PoolThreads(ffi::ThreadPool& pool) : pool_(pool) {}
+
+  int64_t count() const override {
+    int64_t cores = std::max(1u, std::thread::hardware_concurrency());
+    return std::max<int64_t>(1, std::min(pool_.num_threads(), cores));
+  }
+
+  void run(int64_t count, Parts& parts) override {
+    if (count == 1) return parts.run(0);
+    auto work = std::make_shared<Work>(count, parts);
+    int64_t helpers = std::min(this->count(), count) - 1;
+    for (int64_t i = 0; i < helpers; ++i) pool_.Schedule([work] { work->take(); });
+    work->take();
+    work->wait();
+    if (work->failure) std::rethrow_exception(work->failure);
+  }
+
+ private:
+  struct Work {
+    Work(int64_t count, Parts& parts) : count(count), parts(parts) {}
+
+    // A helper that starts after the last part was taken touches nothing but the counter, which it keeps alive.
+    void take() {
+      for (int64_t part; (part = next.fetch_add(1)) < count;) {
+        try {
+          parts.run(part);
+        } catch (...) {
+          std::lock_guard<std::mutex> lock(mutex);
+          failure = std::current_exception();
+        }
+        if (done.fetch_add(1) + 1 == count) {
+          std::lock_guard<std::mutex> lock(mutex);
+          all_done.notify_one();
+        }
+      }
+    }
+
+    void wait() {
+      for (int i = 0; i < 2000; ++i)
+        if (done.load() == count) return;
+      std::unique_lock<std::mutex> lock(mutex);
+      all_done.wait(lock, [this] { return done.load() == count; });
+    }
+
+    const int64_t count;
+    Parts& parts;
+    std::atomic<int64_t> next{0}, done{0};
+    std::mutex mutex;
+    std::condition_variable all_done;
+    std::exception_ptr failure;
+  };
+
+  ffi::ThreadPool& pool_;
+};
+
+using Dimensions = ffi::Span<const int64_t>;
+
+std::string text(Dimensions sizes) {
+  std::string all = "(";
+  for (int64_t size : sizes) all += (all.size() > 1 ? ", " : "") + std::to_string(size);
+  return all + ")";
+}
+
+struct Problem {
+  std::string what;
+};
+
+void expect(bool holds, const std::string& what) {
+  if (!holds) throw Problem{what};
+}
+
+// Sizes and factors are below this, so that no position overflows.
+constexpr int64_t most = int64_t{1} << 30;
+
+void read(const char* name, Dimensions given, int64_t least, int64_t (&to)[3]) {
+  expect(given.size() == 3, "`" + std::string(name) + "` has " + std::to_string(given.size()) +
+                                " numbers, expected one for each of 3 spatial axes");
+  for (size_t axis = 0; axis < 3; ++axis) {
+    expect(given[axis] >= least && given[axis] < most,
+           "`" + std::string(name) + "` is " + text(given) + ", expected numbers from " + std::to_string(least) +
+               " to " + std::to_string(most - 1));
+    to[axis] = given[axis];
+  }
+}
+
+Type type_of(const char* name, ffi::AnyBuffer buffer) {
+  switch (buffer.element_type()) {
+    case ffi::DataType::F32: return Type::f32;
+    case ffi::DataType::F64: return Type::f64;
+    case ffi::DataType::BF16: return Type::bf16;
+    case ffi::DataType::F16: return Type::f16;
+    default: throw Problem{"`" + std::string(name) + "` has an element type that is none of f32, f64, bf16, f16"};
+  }
+}
+
+// x (images, *in, channels), the array of `kernel`'s sizes (*kernel, channels), and that of y's.
+Geometry geometry_of(ffi::AnyBuffer x, const char* kernel_name, ffi::AnyBuffer kernel, const char* y_name,
+                     ffi::AnyBuffer y, Dimensions strides, Dimensions padding, Dimensions kernel_dilation,
+                     Dimensions input_dilation) {
+  Geometry g;
+  auto check = [](const char* name, Dimensions sizes, size_t rank) {
+    expect(sizes.size() == rank, "`" + std::string(name) + "` has shape " + text(sizes) + ", expected " +
+                                     std::to_string(rank) + " axes");
+    for (int64_t size : sizes)
+      expect(size > 0 && size < most * 2, "`" + std::string(name) + "` has shape " + text(sizes) +
+                                              ", expected sizes from 1 to " + std::to_string(most * 2 - 1));
+  };
+  check("x", x.dimensions(), 5);
+  check(kernel_name, kernel.dimensions(), 4);
+  check(y_name, y.dimensions(), 5);
+  g.images = x.dimensions()[0];
+  g.channels = x.dimensions()[4];
+  for (int axis = 0; axis < 3; ++axis) {
+    g.in[axis] = x.dimensions()[1 + axis];
+    g.kernel[axis] = kernel.dimensions()[axis];
+    g.out[axis] = y.dimensions()[1 + axis];
+  }
+  auto same = [&](const char* name, int64_t value, int64_t expected, Dimensions sizes, const char* of) {
+    expect(value == expected, "`" + std::string(name) + "` has shape " + text(sizes) + ", expected " +
+                                  std::to_string(expected) + " " + of + ", as `x` " + text(x.dimensions()));
+  };
+  same(kernel_name, kernel.dimensions()[3], g.channels, kernel.dimensions(), "channels");
+  same(y_name, y.dimensions()[4], g.channels, y.dimensions(), "channels");
+  same(y_name, y.dimensions()[0], g.images, y.dimensions(), "images");
+  read("strides", strides, 1, g.strides);
+  read("padding", padding, -most + 1, g.padding);
+  read("kernel_dilation", kernel_dilation, 1, g.kernel_dilation);
+  read("input_dilation", input_dilation, 1, g.input_dilation);
+  for (const char* name : {kernel_name, y_name}) {
+    ffi::AnyBuffer buffer = name == kernel_name ? kernel : y;
+    expect(type_of(name, buffer) == type_of("x", x), "`" + std::string(name) + "` has another element type than `x`");
+  }
+  return g;
+}
+
+template <class Of>
+ffi::Error checked(Of of) {
+  try {
+    expect(kernels_of(nullptr) != nullptr, "JAXDW_ISA names instructions that this processor or library has not");
+    of();
+    return ffi::Error::Success();
+  } catch (const Problem& problem) {
+    return ffi::Error::InvalidArgument("jaxdw: " + problem.what);
+  } catch (const std::bad_alloc&) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "jaxdw: out of memory");
+  } catch (const std::exception& error) {
+    return ffi::Error::Internal(std::string("jaxdw: ") + error.what());
+  }
+}
+
+ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::RemainingArgs rest,
+                ffi::Result<ffi::AnyBuffer> y, Dimensions strides, Dimensions padding, Dimensions kernel_dilation,
+                Dimensions input_dilation, bool bias_last) {
+  return checked([&] {
+    Geometry g = geometry_of(x, "kernel", kernel, "y", *y, strides, padding, kernel_dilation, input_dilation);
+    Conv conv{g, type_of("x", x), Bias::none, x.untyped_data(), kernel.untyped_data(), nullptr, y->untyped_data()};
+    expect(rest.size() < 2, "there are " + std::to_string(rest.size() + 2) + " operands, expected at most 3");
+    if (rest.size() == 1) {
+      auto given = rest.get<ffi::AnyBuffer>(0);
+      expect(given.has_value(), "`bias` is no array");
+      ffi::AnyBuffer bias = *given;
+      expect(bias.dimensions().size() == 1 && bias.dimensions()[0] == g.channels,
+             "`bias` has shape " + text(bias.dimensions()) + ", expected (" + std::to_string(g.channels) + ")");
+      expect(type_of("bias", bias) == conv.type, "`bias` has another element type than `x`");
+      conv.bias = bias.untyped_data();
+      conv.bias_place = bias_last ? Bias::last : Bias::first;
+    }
+    PoolThreads threads(pool);
+    kernels_of(nullptr)->conv(conv, threads);
+  });
+}
+
+ffi::Error kernel_gradient(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer dy,
+                           ffi::Result<ffi::AnyBuffer> gradient, Dimensions strides, Dimensions padding,
+                           Dimensions kernel_dilation, Dimensions input_dilation) {
+  return checked([&] {
+    Geometry g =
+        geometry_of(x, "gradient", *gradient, "dy", dy, strides, padding, kernel_dilation, input_dilation);
+    PoolThreads threads(pool);
+    kernels_of(nullptr)->kernel_gradient(
+        {g, type_of("x", x), x.untyped_data(), dy.untyped_data(), gradient->untyped_data()}, threads);
+  });
+}
+
+}  // namespace
+}  // namespace jaxdw
+
+#define JAXDW_EXPORT extern "C" __attribute__((visibility("default")))
+
+XLA_FFI_DEFINE_HANDLER(conv_handler, jaxdw::conv,
+                       xla::ffi::Ffi::Bind()
+                           .Ctx<xla::ffi::ThreadPool>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .RemainingArgs()
+                           .Ret<xla::ffi::AnyBuffer>()
+                           .Attr<jaxdw::Dimensions>("strides")
+                           .Attr<jaxdw::Dimensions>("padding")
+                           .Attr<jaxdw::Dimensions>("kernel_dilation")
+                           .Attr<jaxdw::Dimensions>("input_dilation")
+                           .Attr<bool>("bias_last"));
+
+XLA_FFI_DEFINE_HANDLER(kernel_gradient_handler, jaxdw::kernel_gradient,
+                       xla::ffi::Ffi::Bind()
+                           .Ctx<xla::ffi::ThreadPool>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Ret<xla::ffi::AnyBuffer>()
+                           .Attr<jaxdw::Dimensions>("strides")
+                           .Attr<jaxdw::Dimensions>("padding")
+                           .Attr<jaxdw::Dimensions>("kernel_dilation")
+                           .Attr<jaxdw::Dimensions>("input_dilation"));
+
+JAXDW_EXPORT XLA_FFI_Error* jaxdw_conv_ffi(XLA_FFI_CallFrame* frame) { return conv_handler(frame); }
+
+JAXDW_EXPORT XLA_FFI_Error* jaxdw_kernel_gradient_ffi(XLA_FFI_CallFrame* frame) {
+  return kernel_gradient_handler(frame);
+}
+
+// The version of XLA's headers that this library was built with, as major * 1000 + minor.
+JAXDW_EXPORT int jaxdw_ffi_version() { return XLA_FFI_API_MAJOR * 1000 + XLA_FFI_API_MINOR; }
+
+// The instruction set of the kernels, or nullptr where JAXDW_ISA names one that is not here.
+JAXDW_EXPORT const char* jaxdw_isa() {
+  const jaxdw::Kernels* kernels = jaxdw::kernels_of(nullptr);
+  return kernels ? jaxdw::name_of(kernels) : nullptr;
+}

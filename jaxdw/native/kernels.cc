@@ -1,0 +1,551 @@
+// The kernels, compiled once for each instruction set: JAXDW_ISA says for which.
+//
+// Lanes of a vector are output channels (or, of a row with stride 1, neighbouring outputs), never terms of one sum. So
+// all instruction sets round alike. docs/arithmetic.md has the sequence of roundings.
+#include <algorithm>
+#include <memory>
+#include <numeric>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "simd.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace jaxdw {
+namespace JAXDW_ISA {
+namespace {
+
+// Subnormal numbers count, and results are rounded to nearest, whatever the thread's mode is; it is restored after.
+class Rounding {
+ public:
+#if defined(__x86_64__)
+  Rounding() : before_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+  ~Rounding() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+#elif defined(__aarch64__)
+  Rounding() {
+    asm volatile("mrs %0, fpcr" : "=r"(before_));
+    asm volatile("msr fpcr, %0" : : "r"(uint64_t{0}));
+  }
+  ~Rounding() { asm volatile("msr fpcr, %0" : : "r"(before_)); }
+
+ private:
+  uint64_t before_;
+#else
+  Rounding() {}
+#endif
+};
+
+// Numbers, zero at first. Not a std::vector: its functions for float would be shared with other instruction sets.
+template <class T>
+class Array {
+ public:
+  Array() = default;
+  explicit Array(int64_t size) : data_(new T[size]()) {}
+  T* data() { return data_.get(); }
+  const T* data() const { return data_.get(); }
+
+ private:
+  std::unique_ptr<T[]> data_;
+};
+
+template <class T>
+void copy(const T* from, int64_t count, T* to) {
+  memcpy(to, from, count * sizeof(T));
+}
+
+// One product of a sum: where its first input is, and its first weight (or, for the gradient, its first sum).
+template <class T, class Sum>
+struct Tap {
+  const T* x;
+  Sum* w;
+};
+
+// Outputs along the last axis that read the same taps: `count` of them, `step` apart, from `first` on. Their inputs are
+// `x_step` apart.
+struct Segment {
+  int64_t first, count, step, x_step;
+  int64_t columns, columns_end;
+};
+
+// A tap along the last axis, and the input that the first output of a segment reads under it.
+struct Column {
+  int64_t tap, x;
+};
+
+struct Width {
+  std::vector<Segment> segments;
+  std::vector<Column> columns;
+};
+
+// The input under an output and a tap along an axis, or -1 where that is padding or a zero of the dilation.
+int64_t input_at(const Geometry& g, int axis, int64_t output, int64_t tap) {
+  int64_t position = output * g.strides[axis] + tap * g.kernel_dilation[axis] - g.padding[axis];
+  if (position < 0 || position % g.input_dilation[axis]) return -1;
+  int64_t input = position / g.input_dilation[axis];
+  return input < g.in[axis] ? input : -1;
+}
+
+Width segments_of(const Geometry& g) {
+  Width width;
+  int64_t phases = g.input_dilation[2] / std::gcd(g.input_dilation[2], g.strides[2]);
+  int64_t x_step = g.strides[2] * phases / g.input_dilation[2];
+  std::vector<Column> read;
+  for (int64_t phase = 0; phase < std::min(phases, g.out[2]); ++phase) {
+    std::vector<Column> last;
+    for (int64_t output = phase; output < g.out[2]; output += phases) {
+      read.clear();
+      for (int64_t tap = 0; tap < g.kernel[2]; ++tap) {
+        int64_t x = input_at(g, 2, output, tap);
+        if (x >= 0) read.push_back({tap, x});
+      }
+      auto same_tap = [](const Column& a, const Column& b) { return a.tap == b.tap; };
+      if (output > phase && std::equal(read.begin(), read.end(), last.begin(), last.end(), same_tap)) {
+        ++width.segments.back().count;
+        continue;
+      }
+      int64_t from = width.columns.size();
+      width.columns.insert(width.columns.end(), read.begin(), read.end());
+      width.segments.push_back({output, 1, phases, x_step, from, int64_t(width.columns.size())});
+      last = read;
+    }
+  }
+  return width;
+}
+
+// Appends the taps of one output row that read no padding, in raster order.
+template <class T, class Sum>
+void taps_of_row(const Geometry& g, const Width& width, const Segment& segment, const T* image, Sum* weights,
+                 int64_t weight_step, int64_t depth, int64_t row, std::vector<Tap<T, Sum>>& taps) {
+  taps.clear();
+  for (int64_t i = 0; i < g.kernel[0]; ++i) {
+    int64_t z = input_at(g, 0, depth, i);
+    if (z < 0) continue;
+    for (int64_t j = 0; j < g.kernel[1]; ++j) {
+      int64_t y = input_at(g, 1, row, j);
+      if (y < 0) continue;
+      const T* x = image + (z * g.in[1] + y) * g.in[2] * g.channels;
+      Sum* w = weights + (i * g.kernel[1] + j) * g.kernel[2] * weight_step;
+      for (int64_t c = segment.columns; c < segment.columns_end; ++c) {
+        const Column& column = width.columns[c];
+        taps.push_back({x + column.x * g.channels, w + column.tap * weight_step});
+      }
+    }
+  }
+}
+
+
+// R outputs of CV vectors of channels: all their sums are in registers.
+template <class V, int R, int CV, bool part, class T, class Sum>
+JAXDW_INLINE void tile(const Tap<T, const Sum>* taps, int64_t count, int64_t x, int64_t x_step, int64_t c, int lanes,
+                       const Sum* bias, Bias place, T* y, int64_t y_step) {
+  auto load = [lanes](auto* p) { return part ? load_first<V>(p, lanes) : V::load(p); };
+  V sums[R][CV];
+#pragma GCC unroll 16
+  for (int v = 0; v < CV; ++v) {
+    V start = place == Bias::first ? load(bias + c + v * V::lanes) : V::zero();
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) sums[r][v] = start;
+  }
+  for (int64_t t = 0; t < count; ++t) {
+    const T* from = taps[t].x + x + c;
+    const Sum* w = taps[t].w + c;
+    V weights[CV];
+#pragma GCC unroll 16
+    for (int v = 0; v < CV; ++v) weights[v] = load(w + v * V::lanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+      for (int v = 0; v < CV; ++v)
+        sums[r][v] = fma(load(from + r * x_step + v * V::lanes), weights[v], sums[r][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int v = 0; v < CV; ++v) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      V sum = sums[r][v];
+      if (place == Bias::last) sum = add(sum, load(bias + c + v * V::lanes));
+      T* to = y + r * y_step + c + v * V::lanes;
+      if (part)
+        store_first(sum, to, lanes);
+      else
+        sum.store(to);
+    }
+  }
+}
+
+constexpr int most_outputs = 8;
+
+// Calls `of` with a compile-time size and returns that: `size`, or the next power of two below for types other than
+// float, which are not worth the time to compile more.
+template <int most, class T, class Of>
+JAXDW_INLINE int64_t with_size(int64_t size, Of of) {
+  if constexpr (most > 1) {
+    constexpr bool is_compiled = std::is_same_v<T, float> || (most & (most - 1)) == 0;
+    if (!is_compiled || size < most) return with_size<most - 1, T>(size, of);
+  }
+  of(std::integral_constant<int, most>());
+  return most;
+}
+
+// Vectors of channels that are summed at once beside R outputs.
+template <int R>
+constexpr int vectors_beside = std::max(1, std::min(8, registers / R));
+
+// R outputs, channels `from` to `to`.
+template <class V, int R, class T, class Sum>
+void outputs_of(const Tap<T, const Sum>* taps, int64_t count, int64_t x, int64_t x_step, int64_t from, int64_t to,
+                const Sum* bias, Bias place, T* y, int64_t y_step) {
+  constexpr int CV = vectors_beside<R>;
+  int64_t c = from;
+  if constexpr (CV > 1)
+    for (; c + CV * V::lanes <= to; c += CV * V::lanes)
+      tile<V, R, CV, false>(taps, count, x, x_step, c, 0, bias, place, y, y_step);
+  for (; c + V::lanes <= to; c += V::lanes)
+    tile<V, R, 1, false>(taps, count, x, x_step, c, 0, bias, place, y, y_step);
+  if (c < to) tile<V, R, 1, true>(taps, count, x, x_step, c, int(to - c), bias, place, y, y_step);
+}
+
+// Bytes of weights that stay in the first cache while the outputs of a row go by.
+constexpr int64_t cached_weights = 16384;
+
+template <class V, class T, class Sum>
+void outputs_in_row(const std::vector<Tap<T, const Sum>>& taps, int64_t outputs, int64_t x_step, int64_t channels,
+                    const Sum* bias, Bias place, T* y, int64_t y_step) {
+  int64_t count = int64_t(taps.size()), unit = 8 * V::lanes;
+  int64_t chunk = cached_weights / int64_t(sizeof(Sum)) / std::max<int64_t>(count, 1) / unit * unit;
+  chunk = std::max(chunk, unit);
+  for (int64_t from = 0; from < channels; from += chunk) {
+    int64_t to = std::min(channels, from + chunk);
+    for (int64_t first = 0; first < outputs;) {
+      int64_t blocks = (outputs - first + most_outputs - 1) / most_outputs;
+      int64_t size = (outputs - first + blocks - 1) / blocks;
+      size = with_size<most_outputs, T>(size, [&](auto constant) {
+        outputs_of<V, decltype(constant)::value, T, Sum>(taps.data(), count, first * x_step, x_step, from, to, bias,
+                                                         place, y + first * y_step, y_step);
+      });
+      first += size;
+    }
+  }
+}
+
+template <class V, class T, class Sum>
+Array<Sum> widened(const void* values, int64_t count, int64_t channels, int64_t copies) {
+  Array<Sum> wide(count * channels * copies);
+  const T* from = static_cast<const T*>(values);
+  for (int64_t i = 0; i < count; ++i) {
+    Sum* to = wide.data() + i * channels * copies;
+    for (int64_t c = 0; c < channels; c += V::lanes) {
+      int lanes = int(std::min<int64_t>(V::lanes, channels - c));
+      V all = lanes == V::lanes ? V::load(from + i * channels + c) : load_first<V>(from + i * channels + c, lanes);
+      store_first(all, to + c, lanes);
+    }
+    for (int64_t repeat = 1; repeat < copies; ++repeat) copy(to, channels, to + repeat * channels);
+  }
+  return wide;
+}
+
+// A convolution as rows of outputs that are computed independently, some of them cut into parts.
+template <class V, class T, class Sum>
+class ConvRows : public Parts {
+ public:
+  ConvRows(const Conv& conv, int64_t threads) : conv_(conv), width_(segments_of(conv.geometry)) {
+    const Geometry& g = conv.geometry;
+    taps_ = g.kernel[0] * g.kernel[1] * g.kernel[2];
+    if constexpr (std::is_same_v<T, Sum>) {
+      kernel_ = static_cast<const Sum*>(conv.kernel);
+      bias_ = static_cast<const Sum*>(conv.bias);
+    } else {
+      wide_kernel_ = widened<V, T, Sum>(conv.kernel, taps_, g.channels, 1);
+      kernel_ = wide_kernel_.data();
+      if (conv.bias) wide_bias_ = widened<V, T, Sum>(conv.bias, 1, g.channels, 1);
+      bias_ = conv.bias ? wide_bias_.data() : nullptr;
+    }
+    int64_t rounded = (g.channels + V::lanes - 1) / V::lanes * V::lanes;
+    if ((rounded - g.channels) * 10 > g.channels) {
+      int64_t group = V::lanes / std::gcd<int64_t>(V::lanes, g.channels);
+      auto fits = [&](const Segment& s) { return s.step == 1 && s.x_step == 1 && s.count >= group; };
+      if (std::any_of(width_.segments.begin(), width_.segments.end(), fits)) {
+        group_ = group;
+        group_kernel_ = widened<V, Sum, Sum>(kernel_, taps_, g.channels, group);
+        if (bias_) group_bias_ = widened<V, Sum, Sum>(bias_, 1, g.channels, group);
+      }
+    }
+    rows_ = g.images * g.out[0] * g.out[1];
+    int64_t work = rows_ * g.out[2] * g.channels * taps_;
+    int64_t wanted = threads == 1 ? 1 : std::min<int64_t>(std::max<int64_t>(work / 65536, 1), 8 * threads);
+    pieces_ = rows_ >= wanted ? 1 : std::min((wanted + rows_ - 1) / rows_, (g.out[2] + 31) / 32);
+    rows_at_once_ = (rows_ + wanted - 1) / wanted;
+    parts_ = (rows_ + rows_at_once_ - 1) / rows_at_once_ * pieces_;
+  }
+
+  int64_t parts() const { return parts_; }
+
+  void run(int64_t part) override {
+    Rounding rounding;
+    const Geometry& g = conv_.geometry;
+    std::vector<Tap<T, const Sum>> taps;
+    taps.reserve(taps_);
+    int64_t piece = part % pieces_, first = part / pieces_ * rows_at_once_;
+    int64_t left = g.out[2] * piece / pieces_, right = g.out[2] * (piece + 1) / pieces_;
+    for (int64_t number = first; number < std::min(rows_, first + rows_at_once_); ++number) {
+      int64_t row = number % g.out[1], depth = number / g.out[1] % g.out[0], image = number / g.out[1] / g.out[0];
+      const T* x = static_cast<const T*>(conv_.x) + image * g.in[0] * g.in[1] * g.in[2] * g.channels;
+      T* y = static_cast<T*>(conv_.y) + number * g.out[2] * g.channels;
+      for (const Segment& segment : width_.segments) segment_of_row(segment, x, y, depth, row, left, right, taps);
+    }
+  }
+
+ private:
+  void segment_of_row(const Segment& segment, const T* image, T* y, int64_t depth, int64_t row, int64_t left,
+                      int64_t right, std::vector<Tap<T, const Sum>>& taps) {
+    const Geometry& g = conv_.geometry;
+    int64_t c = g.channels;
+    int64_t begin = std::max<int64_t>(0, (left - segment.first + segment.step - 1) / segment.step);
+    int64_t end = std::min(segment.count, (right - segment.first + segment.step - 1) / segment.step);
+    if (right <= segment.first || begin >= end) return;
+    const T* x = image + begin * segment.x_step * c;
+    y += (segment.first + begin * segment.step) * c;
+    int64_t outputs = end - begin;
+    if (group_ > 1 && segment.step == 1 && segment.x_step == 1 && outputs >= group_) {
+      int64_t wide = group_ * c, groups = outputs / group_, rest = outputs % group_ * c;
+      taps_of_row(g, width_, segment, x, std::as_const(group_kernel_).data(), wide, depth, row, taps);
+      const Sum* bias = group_bias_.data();
+      outputs_in_row<V>(taps, groups, wide, wide, bias, conv_.bias_place, y, wide);
+      for (auto& tap : taps) tap.x += groups * wide;
+      if (rest) outputs_in_row<V>(taps, 1, wide, rest, bias, conv_.bias_place, y + groups * wide, wide);
+      return;
+    }
+    taps_of_row(g, width_, segment, x, kernel_, c, depth, row, taps);
+    outputs_in_row<V>(taps, outputs, segment.x_step * c, c, bias_, conv_.bias_place, y, segment.step * c);
+  }
+
+  const Conv& conv_;
+  Width width_;
+  int64_t taps_, rows_, rows_at_once_, pieces_, parts_, group_ = 1;
+  const Sum *kernel_, *bias_;
+  Array<Sum> wide_kernel_, wide_bias_, group_kernel_, group_bias_;
+};
+
+template <class V, class T, class Sum>
+void conv_of(const Conv& conv, Threads& threads) {
+  ConvRows<V, T, Sum> rows(conv, threads.count());
+  threads.run(rows.parts(), rows);
+}
+
+void conv(const Conv& conv, Threads& threads) {
+  Rounding rounding;
+  switch (conv.type) {
+    case Type::f32: return conv_of<Floats, float, float>(conv, threads);
+    case Type::f64: return conv_of<Doubles, double, double>(conv, threads);
+    case Type::bf16: return conv_of<Floats, bf16, float>(conv, threads);
+    case Type::f16: return conv_of<Floats, f16, float>(conv, threads);
+  }
+}
+
+// Output rows whose products are added in one chain.
+constexpr int64_t rows_in_chain = 16;
+
+// Adds the products of `outputs` outputs to the sums of N taps, in the order of the outputs.
+template <class V, int N, bool part, class T, class Sum>
+JAXDW_INLINE void chains(const Tap<T, Sum>* taps, int64_t c, int lanes, int64_t outputs, int64_t x_step, const T* dy,
+                         int64_t dy_step) {
+  auto load = [lanes](auto* p) { return part ? load_first<V>(p, lanes) : V::load(p); };
+  V sums[N];
+  const T* x[N];
+#pragma GCC unroll 16
+  for (int t = 0; t < N; ++t) sums[t] = load(taps[t].w + c), x[t] = taps[t].x + c;
+  dy += c;
+  for (int64_t o = 0; o < outputs; ++o) {
+    V d = load(dy + o * dy_step);
+#pragma GCC unroll 16
+    for (int t = 0; t < N; ++t) sums[t] = fma(load(x[t] + o * x_step), d, sums[t]);
+  }
+#pragma GCC unroll 16
+  for (int t = 0; t < N; ++t) {
+    if (part)
+      store_first(sums[t], taps[t].w + c, lanes);
+    else
+      sums[t].store(taps[t].w + c);
+  }
+}
+
+template <class V, int N, class T, class Sum>
+void chains_of(const Tap<T, Sum>* taps, int64_t channels, int64_t outputs, int64_t x_step, const T* dy,
+               int64_t dy_step) {
+  int64_t c = 0;
+  for (; c + V::lanes <= channels; c += V::lanes) chains<V, N, false>(taps, c, 0, outputs, x_step, dy, dy_step);
+  if (c < channels) chains<V, N, true>(taps, c, int(channels - c), outputs, x_step, dy, dy_step);
+}
+
+constexpr int most_chains = registers == 12 ? 10 : 14;
+
+template <class V, class T, class Sum>
+void chains_in_row(const std::vector<Tap<T, Sum>>& taps, int64_t channels, int64_t outputs, int64_t x_step,
+                   const T* dy, int64_t dy_step) {
+  for (int64_t first = 0, count = int64_t(taps.size()); first < count;) {
+    int64_t passes = (count - first + most_chains - 1) / most_chains;
+    int64_t size = (count - first + passes - 1) / passes;
+    size = with_size<most_chains, T>(size, [&](auto constant) {
+      chains_of<V, decltype(constant)::value, T, Sum>(taps.data() + first, channels, outputs, x_step, dy, dy_step);
+    });
+    first += size;
+  }
+}
+
+// Adds arrays pairwise: the sum of the first and the second, of the third and the fourth, and so on, and again of these
+// sums; what has no partner goes on as it is. Arrays come one after the other; few are kept.
+template <class V, class Sum>
+class Pairwise {
+ public:
+  explicit Pairwise(int64_t size) : size_(size) {}
+
+  // The array to fill next.
+  Sum* next() {
+    if (depth_ == arrays_.size()) arrays_.emplace_back(size_);
+    return arrays_[depth_].data();
+  }
+
+  // The array that `next` returned is filled.
+  void push() {
+    ++depth_;
+    for (int64_t count = ++count_; count % 2 == 0; count /= 2) add_last();
+  }
+
+  // The sum of all, at least one.
+  const Sum* total() {
+    while (depth_ > 1) add_last();
+    return arrays_[0].data();
+  }
+
+  void clear() { depth_ = count_ = 0; }
+
+ private:
+  void add_last() {
+    Sum* to = arrays_[depth_ - 2].data();
+    const Sum* from = arrays_[depth_ - 1].data();
+    int64_t i = 0;
+    for (; i + V::lanes <= size_; i += V::lanes) add(V::load(to + i), V::load(from + i)).store(to + i);
+    for (; i < size_; ++i) to[i] += from[i];
+    --depth_;
+  }
+
+  int64_t size_;
+  size_t depth_ = 0;
+  int64_t count_ = 0;
+  std::vector<Array<Sum>> arrays_;
+};
+
+// The gradient by the kernel as parts: a power of two of images each, from a multiple of it on, and some channels.
+template <class V, class T, class Sum>
+class KernelGradientParts : public Parts {
+ public:
+  KernelGradientParts(const KernelGradient& of, int64_t threads) : of_(of), width_(segments_of(of.geometry)) {
+    const Geometry& g = of.geometry;
+    taps_ = g.kernel[0] * g.kernel[1] * g.kernel[2];
+    int64_t work = g.images * g.out[0] * g.out[1] * g.out[2] * g.channels * taps_;
+    int64_t wanted = threads == 1 ? 1 : std::min<int64_t>(std::max<int64_t>(work / 65536, 1), 4 * threads);
+    int64_t unit = 64 / int64_t(sizeof(T));
+    int64_t chunks = 1;
+    images_at_once_ = 1;
+    while (images_at_once_ < g.images && (g.images + images_at_once_ - 1) / images_at_once_ > wanted)
+      images_at_once_ *= 2;
+    groups_ = (g.images + images_at_once_ - 1) / images_at_once_;
+    if (groups_ < wanted) chunks = std::min((wanted + groups_ - 1) / groups_, (g.channels + unit - 1) / unit);
+    // so that the sums of all taps stay in the first cache
+    chunks = std::max(chunks, std::min((g.channels + unit - 1) / unit, taps_ * g.channels * int64_t(sizeof(Sum)) / 24576));
+    channels_at_once_ = ((g.channels + chunks - 1) / chunks + unit - 1) / unit * unit;
+    chunks_ = (g.channels + channels_at_once_ - 1) / channels_at_once_;
+    sums_ = Array<Sum>(groups_ * taps_ * g.channels);
+  }
+
+  int64_t parts() const { return groups_ * chunks_; }
+
+  void run(int64_t part) override {
+    Rounding rounding;
+    const Geometry& g = of_.geometry;
+    int64_t group = part / chunks_, from = part % chunks_ * channels_at_once_;
+    int64_t channels = std::min(g.channels - from, channels_at_once_), size = taps_ * channels;
+    Pairwise<V, Sum> images(size), blocks(size);
+    std::vector<Tap<T, Sum>> taps;
+    taps.reserve(taps_);
+    int64_t first = group * images_at_once_, last = std::min(g.images, first + images_at_once_);
+    for (int64_t image = first; image < last; ++image) {
+      const T* x = static_cast<const T*>(of_.x) + image * g.in[0] * g.in[1] * g.in[2] * g.channels + from;
+      int64_t rows = g.out[0] * g.out[1];
+      const T* dy = static_cast<const T*>(of_.dy) + image * rows * g.out[2] * g.channels + from;
+      blocks.clear();
+      for (int64_t begin = 0; begin < rows; begin += rows_in_chain) {
+        Sum* sums = blocks.next();
+        for (int64_t i = 0; i < size; ++i) sums[i] = 0;
+        for (int64_t row = begin; row < std::min(rows, begin + rows_in_chain); ++row) {
+          for (const Segment& segment : width_.segments) {
+            taps_of_row(g, width_, segment, x, sums, channels, row / g.out[1], row % g.out[1], taps);
+            chains_in_row<V>(taps, channels, segment.count, segment.x_step * g.channels,
+                             dy + (row * g.out[2] + segment.first) * g.channels, segment.step * g.channels);
+          }
+        }
+        blocks.push();
+      }
+      const Sum* total = blocks.total();
+      copy(total, size, images.next());
+      images.push();
+    }
+    const Sum* total = images.total();
+    for (int64_t tap = 0; tap < taps_; ++tap)
+      copy(total + tap * channels, channels, sums_.data() + (group * taps_ + tap) * g.channels + from);
+  }
+
+  void finish() {
+    Rounding rounding;
+    int64_t size = taps_ * of_.geometry.channels;
+    Pairwise<V, Sum> groups(size);
+    for (int64_t group = 0; group < groups_; ++group) {
+      copy(sums_.data() + group * size, size, groups.next());
+      groups.push();
+    }
+    const Sum* total = groups.total();
+    T* to = static_cast<T*>(of_.gradient);
+    for (int64_t i = 0; i < size; i += V::lanes) {
+      int lanes = int(std::min<int64_t>(V::lanes, size - i));
+      store_first(lanes == V::lanes ? V::load(total + i) : load_first<V>(total + i, lanes), to + i, lanes);
+    }
+  }
+
+ private:
+  const KernelGradient& of_;
+  Width width_;
+  int64_t taps_, images_at_once_, groups_, channels_at_once_, chunks_;
+  Array<Sum> sums_;
+};
+
+template <class V, class T, class Sum>
+void kernel_gradient_of(const KernelGradient& of, Threads& threads) {
+  KernelGradientParts<V, T, Sum> parts(of, threads.count());
+  threads.run(parts.parts(), parts);
+  parts.finish();
+}
+
+void kernel_gradient(const KernelGradient& of, Threads& threads) {
+  switch (of.type) {
+    case Type::f32: return kernel_gradient_of<Floats, float, float>(of, threads);
+    case Type::f64: return kernel_gradient_of<Doubles, double, double>(of, threads);
+    case Type::bf16: return kernel_gradient_of<Floats, bf16, float>(of, threads);
+    case Type::f16: return kernel_gradient_of<Floats, f16, float>(of, threads);
+  }
+}
+
+}  // namespace
+
+extern const Kernels kernels;
+const Kernels kernels = {conv, kernel_gradient};
+
+}  // namespace JAXDW_ISA
+}  // namespace jaxdw

@@ -1,0 +1,76 @@
+// The depthwise convolution and the gradient by its kernel: what is computed, and the table of one instruction set.
+//
+// docs/arithmetic.md states each sequence of roundings. Nothing here depends on XLA or on PyTorch.
+#ifndef JAXDW_NATIVE_KERNELS_H_
+#define JAXDW_NATIVE_KERNELS_H_
+
+#include <cstdint>
+
+namespace jaxdw {
+
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+enum class Type { f32, f64, bf16, f16 };
+enum class Bias { none, first, last };
+
+// Three spatial axes; a convolution of fewer has leading axes of size 1. All arrays are dense, channels last.
+struct Geometry {
+  int64_t images, channels;
+  int64_t in[3], kernel[3], out[3];
+  int64_t strides[3], padding[3], kernel_dilation[3], input_dilation[3];  // padding: before the first input
+};
+
+// Runs independent parts of a computation, in any order and on any threads.
+class Parts {
+ public:
+  virtual ~Parts() = default;
+  virtual void run(int64_t part) = 0;
+};
+
+class Threads {
+ public:
+  virtual ~Threads() = default;
+  virtual int64_t count() const = 0;
+  // Returns once `parts` has run for each number below `count`. An exception of a part is thrown here.
+  virtual void run(int64_t count, Parts& parts) = 0;
+};
+
+// y (images, *out, channels) of x (images, *in, channels) and kernel (*kernel, channels), all of `type`.
+struct Conv {
+  Geometry geometry;
+  Type type;
+  Bias bias_place;
+  const void* x;
+  const void* kernel;
+  const void* bias;
+  void* y;
+};
+
+// gradient (*kernel, channels) of x and dy (images, *out, channels), all of `type`.
+struct KernelGradient {
+  Geometry geometry;
+  Type type;
+  const void* x;
+  const void* dy;
+  void* gradient;
+};
+
+// All throw std::bad_alloc.
+struct Kernels {
+  void (*conv)(const Conv&, Threads&);
+  void (*kernel_gradient)(const KernelGradient&, Threads&);
+};
+
+// The kernels of an instruction set, or nullptr where this library or this processor has none. Without a name: those
+// that JAXDW_ISA names, else the widest.
+const Kernels* kernels_of(const char* isa);
+const char* name_of(const Kernels* kernels);
+
+}  // namespace jaxdw
+
+#endif  // JAXDW_NATIVE_KERNELS_H_

@@ -1,0 +1,102 @@
+"""The convolution and its kernel's gradient on CPU by the compiled kernels of `jaxdw.native`.
+
+docs/arithmetic.md states the order of each sum and where it is rounded. XLA changes nothing of it, whatever surrounds
+the call, and compiles nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdw import native
+from jaxdw._arrays import accumulator
+from jaxdw.geometry import Geometry
+from jaxdw.sums.padded import pad_repeated
+
+
+def serves(ctx: Any, geometry: Geometry) -> bool:
+    """Return whether the kernels can compute in the program that is lowered: one of known sizes, for one device, here.
+
+    XLA cannot share a kernel out over devices, and an exported program may run where there are none.
+    """
+    axes = ctx.module_context.axis_context
+    one_device = getattr(axes, "num_devices", None) == 1 or _is_manual(axes)
+    exported = ctx.module_context.lowering_parameters.for_export
+    return one_device and not exported and not geometry.is_symbolic and native.is_available()
+
+
+def _is_manual(axes: Any) -> bool:
+    manual = getattr(axes, "manual_axes", frozenset())
+    return bool(manual) and manual | set(axes.mesh.manual_axes) == set(axes.mesh.axis_names)
+
+
+def conv(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, dtype: np.dtype, *, bias_last: bool
+) -> jax.Array:
+    """Return y `(*batch, *output_spatial, C*M)`: one chain of fused multiply-adds in raster order for each element."""
+    x, geometry = pad_repeated(x, geometry)
+    operands = _in_one_dtype(dtype, _for_each_output(x, geometry), kernel, *(() if bias is None else (bias,)))
+    x, kernel, *biases = operands
+    call = jax.ffi.ffi_call(native.CONV, jax.ShapeDtypeStruct(_spatial(geometry, outputs=True), x.dtype))
+    y = call(
+        x.reshape(_spatial(geometry)),
+        kernel.reshape(_kernel(geometry)),
+        *biases,
+        **_attributes(geometry),
+        bias_last=bias_last,
+    )
+    return y.reshape(geometry.output_shape).astype(dtype)
+
+
+def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, dtype: np.dtype) -> jax.Array:
+    """Return `(*kernel_size, 1, C*M)`: for each tap, the sum over all outputs of what it read times dy, in a fixed tree."""
+    x, geometry = pad_repeated(x, geometry)
+    x, dy = _in_one_dtype(dtype, _for_each_output(x, geometry), dy)
+    call = jax.ffi.ffi_call(native.KERNEL_GRADIENT, jax.ShapeDtypeStruct(_kernel(geometry), x.dtype))
+    gradient = call(
+        x.reshape(_spatial(geometry)), dy.reshape(_spatial(geometry, outputs=True)), **_attributes(geometry)
+    )
+    return gradient.reshape(geometry.kernel_shape).astype(dtype)
+
+
+def _in_one_dtype(dtype: np.dtype, *arrays: jax.Array) -> list[jax.Array]:
+    """The arrays in `dtype` where all have it, else in that of the sums."""
+    if any(array.dtype != dtype for array in arrays):
+        dtype = accumulator(dtype, *(array.dtype for array in arrays))
+    return [array.astype(dtype) for array in arrays]
+
+
+def _for_each_output(x: jax.Array, geometry: Geometry) -> jax.Array:
+    """x with each channel once for each output channel that reads it."""
+    return x if geometry.multiplier == 1 else jnp.repeat(x, geometry.multiplier, axis=-1)
+
+
+def _spatial(geometry: Geometry, outputs: bool = False) -> tuple[int, ...]:
+    """The shape of x or of y with one batch axis and three spatial axes."""
+    sizes = geometry.output_spatial if outputs else geometry.spatial
+    return (math.prod(geometry.batch), *_three(sizes, 1), geometry.features)
+
+
+def _kernel(geometry: Geometry) -> tuple[int, ...]:
+    return (*_three(geometry.kernel_size, 1), geometry.features)
+
+
+def _three(values: tuple[int, ...], missing: int) -> tuple[int, ...]:
+    return (missing,) * (3 - len(values)) + values
+
+
+def _attributes(geometry: Geometry) -> dict[str, np.ndarray]:
+    low = tuple(low for low, _ in geometry.padding)
+    attributes = {
+        "strides": _three(geometry.strides, 1),
+        "padding": _three(low, 0),
+        "kernel_dilation": _three(geometry.kernel_dilation, 1),
+        "input_dilation": _three(geometry.input_dilation, 1),
+    }
+    return {name: np.array(values, np.int64) for name, values in attributes.items()}
