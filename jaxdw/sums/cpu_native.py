@@ -6,7 +6,6 @@ the call, and compiles nothing.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -32,7 +31,7 @@ def serves(ctx: Any, geometry: Geometry) -> bool:
 
 
 def _is_manual(axes: Any) -> bool:
-    manual = getattr(axes, "manual_axes", frozenset())
+    manual: frozenset[Any] = getattr(axes, "manual_axes", frozenset())
     return bool(manual) and manual | set(axes.mesh.manual_axes) == set(axes.mesh.axis_names)
 
 
@@ -55,7 +54,10 @@ def conv(
 
 
 def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, dtype: np.dtype) -> jax.Array:
-    """Return `(*kernel_size, 1, C*M)`: for each tap, the sum over all outputs of what it read times dy, in a fixed tree."""
+    """Return `(*kernel_size, 1, C*M)`: for each tap, the sum over all outputs of what it read times dy.
+
+    The sum is a fixed tree.
+    """
     x, geometry = pad_repeated(x, geometry)
     x, dy = _in_one_dtype(dtype, _for_each_output(x, geometry), dy)
     call = jax.ffi.ffi_call(native.KERNEL_GRADIENT, jax.ShapeDtypeStruct(_kernel(geometry), x.dtype))
