@@ -80,4 +80,4 @@ def _check_isa(loaded: ctypes.CDLL) -> None:
 
 def _isa(loaded: ctypes.CDLL) -> str:
     loaded.jaxdw_isa.restype = ctypes.c_char_p
-    return (loaded.jaxdw_isa() or b"").decode()
+    return (loaded.jaxdw_isa(None) or b"").decode()

@@ -1,14 +1,13 @@
 // The kernels as handlers of XLA's foreign function interface.
-#include <atomic>
-#include <condition_variable>
+#include <algorithm>
 #include <exception>
 #include <memory>
-#include <mutex>
 #include <new>
 #include <string>
 #include <thread>
 
 #include "kernels.h"
+#include "work.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace jaxdw {
@@ -28,50 +27,13 @@ class PoolThreads : public Threads {
   }
 
   void run(int64_t count, Parts& parts) override {
-    if (count == 1) return parts.run(0);
     auto work = std::make_shared<Work>(count, parts);
-    int64_t helpers = std::min(this->count(), count) - 1;
-    for (int64_t i = 0; i < helpers; ++i) pool_.Schedule([work] { work->take(); });
+    for (int64_t i = 1; i < this->count() && i < count; ++i) pool_.Schedule([work] { work->take(); });
     work->take();
     work->wait();
-    if (work->failure) std::rethrow_exception(work->failure);
   }
 
  private:
-  struct Work {
-    Work(int64_t count, Parts& parts) : count(count), parts(parts) {}
-
-    // A helper that starts after the last part was taken touches nothing but the counter, which it keeps alive.
-    void take() {
-      for (int64_t part; (part = next.fetch_add(1)) < count;) {
-        try {
-          parts.run(part);
-        } catch (...) {
-          std::lock_guard<std::mutex> lock(mutex);
-          failure = std::current_exception();
-        }
-        if (done.fetch_add(1) + 1 == count) {
-          std::lock_guard<std::mutex> lock(mutex);
-          all_done.notify_one();
-        }
-      }
-    }
-
-    void wait() {
-      for (int i = 0; i < 2000; ++i)
-        if (done.load() == count) return;
-      std::unique_lock<std::mutex> lock(mutex);
-      all_done.wait(lock, [this] { return done.load() == count; });
-    }
-
-    const int64_t count;
-    Parts& parts;
-    std::atomic<int64_t> next{0}, done{0};
-    std::mutex mutex;
-    std::condition_variable all_done;
-    std::exception_ptr failure;
-  };
-
   ffi::ThreadPool& pool_;
 };
 
@@ -237,13 +199,4 @@ JAXDW_EXPORT XLA_FFI_Error* jaxdw_conv_ffi(XLA_FFI_CallFrame* frame) { return co
 
 JAXDW_EXPORT XLA_FFI_Error* jaxdw_kernel_gradient_ffi(XLA_FFI_CallFrame* frame) {
   return kernel_gradient_handler(frame);
-}
-
-// The version of XLA's headers that this library was built with, as major * 1000 + minor.
-JAXDW_EXPORT int jaxdw_ffi_version() { return XLA_FFI_API_MAJOR * 1000 + XLA_FFI_API_MINOR; }
-
-// The instruction set of the kernels, or nullptr where JAXDW_ISA names one that is not here.
-JAXDW_EXPORT const char* jaxdw_isa() {
-  const jaxdw::Kernels* kernels = jaxdw::kernels_of(nullptr);
-  return kernels ? jaxdw::name_of(kernels) : nullptr;
 }

@@ -16,6 +16,7 @@ import numpy as np
 from jaxdw import native
 from jaxdw._arrays import accumulator
 from jaxdw.geometry import Geometry
+from jaxdw.native.calls import three
 from jaxdw.sums.padded import pad_repeated
 
 
@@ -82,23 +83,19 @@ def _for_each_output(x: jax.Array, geometry: Geometry) -> jax.Array:
 def _spatial(geometry: Geometry, outputs: bool = False) -> tuple[int, ...]:
     """The shape of x or of y with one batch axis and three spatial axes."""
     sizes = geometry.output_spatial if outputs else geometry.spatial
-    return (math.prod(geometry.batch), *_three(sizes, 1), geometry.features)
+    return (math.prod(geometry.batch), *three(sizes, 1), geometry.features)
 
 
 def _kernel(geometry: Geometry) -> tuple[int, ...]:
-    return (*_three(geometry.kernel_size, 1), geometry.features)
-
-
-def _three(values: tuple[int, ...], missing: int) -> tuple[int, ...]:
-    return (missing,) * (3 - len(values)) + values
+    return (*three(geometry.kernel_size, 1), geometry.features)
 
 
 def _attributes(geometry: Geometry) -> dict[str, np.ndarray]:
     low = tuple(low for low, _ in geometry.padding)
     attributes = {
-        "strides": _three(geometry.strides, 1),
-        "padding": _three(low, 0),
-        "kernel_dilation": _three(geometry.kernel_dilation, 1),
-        "input_dilation": _three(geometry.input_dilation, 1),
+        "strides": three(geometry.strides, 1),
+        "padding": three(low, 0),
+        "kernel_dilation": three(geometry.kernel_dilation, 1),
+        "input_dilation": three(geometry.input_dilation, 1),
     }
     return {name: np.array(values, np.int64) for name, values in attributes.items()}

@@ -1,0 +1,96 @@
+"""The compiled kernels on addresses: for PyTorch, and for tests of threads and of instruction sets."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+
+import numpy as np
+
+from jaxdw import native
+from jaxdw.geometry import Geometry
+
+#: Element types by number, as jaxdw/native/plain.cc has them.
+TYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
+
+
+def conv(
+    x: int,
+    kernel: int,
+    bias: int | None,
+    y: int,
+    geometry: Geometry,
+    dtype: str,
+    *,
+    bias_last: bool = False,
+    threads: int = 1,
+    isa: str | None = None,
+) -> None:
+    """Write the convolution of dense arrays at these addresses, all of one dtype, to y.
+
+    Args:
+      geometry: with padding of zeros and a channel multiplier of 1.
+      isa: the instruction set; None: that of JAXDW_ISA, or the widest.
+
+    Raises:
+      ValueError: there are no kernels for `isa` here.
+      MemoryError, RuntimeError: the system failed.
+    """
+    numbers, name = _numbers(geometry), isa.encode() if isa is not None else None
+    _check(
+        native.library().jaxdw_conv(
+            name,
+            ctypes.c_int64(threads),
+            TYPES[dtype],
+            _address(numbers.ctypes.data),
+            *map(_address, (x, kernel, bias)),
+            int(bias_last),
+            _address(y),
+        ),
+        isa,
+    )
+
+
+def kernel_gradient(
+    x: int, dy: int, gradient: int, geometry: Geometry, dtype: str, *, threads: int = 1, isa: str | None = None
+) -> None:
+    """Write the gradient by the kernel of dense arrays at these addresses; otherwise as `conv`."""
+    numbers, name = _numbers(geometry), isa.encode() if isa is not None else None
+    _check(
+        native.library().jaxdw_kernel_gradient(
+            name,
+            ctypes.c_int64(threads),
+            TYPES[dtype],
+            _address(numbers.ctypes.data),
+            *map(_address, (x, dy, gradient)),
+        ),
+        isa,
+    )
+
+
+def three(values: tuple[int, ...], missing: int) -> tuple[int, ...]:
+    """Return one value for each of three spatial axes, the last ones being given."""
+    return (missing,) * (3 - len(values)) + values
+
+
+def _numbers(geometry: Geometry) -> np.ndarray:
+    if geometry.multiplier != 1 or geometry.padding_mode != "zeros":
+        raise ValueError(f"`geometry` is {geometry}, expected multiplier 1 and padding_mode 'zeros'")
+    low = tuple(low for low, _ in geometry.padding)
+    axes = ((geometry.spatial, 1), (geometry.kernel_size, 1), (geometry.output_spatial, 1), (geometry.strides, 1))
+    factors = ((low, 0), (geometry.kernel_dilation, 1), (geometry.input_dilation, 1))
+    sizes = (math.prod(geometry.batch), geometry.channels)
+    return np.array([*sizes, *(v for values, one in axes + factors for v in three(values, one))], np.int64)
+
+
+def _address(value: int | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(value)
+
+
+def _check(failure: int, isa: str | None) -> None:
+    if failure == 1:
+        raise ValueError(f"`isa` is {isa!r}, expected an instruction set that this processor and this library have")
+    if failure == 2:
+        raise MemoryError("the compiled kernels are out of memory")
+    if failure:
+        raise RuntimeError("the compiled kernels failed")

@@ -1,0 +1,88 @@
+// The kernels as C functions on addresses, for other callers than XLA.
+#include <exception>
+#include <memory>
+#include <new>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "kernels.h"
+#include "work.h"
+
+namespace jaxdw {
+namespace {
+
+class OwnThreads : public Threads {
+ public:
+  explicit OwnThreads(int64_t count) : count_(count) {}
+  int64_t count() const override { return count_; }
+
+  void run(int64_t count, Parts& parts) override {
+    Work work(count, parts);
+    std::vector<std::thread> helpers;
+    try {
+      for (int64_t i = 1; i < count_ && i < count; ++i) helpers.emplace_back([&work] { work.take(); });
+    } catch (const std::system_error&) {  // no more threads: those that there are do all
+    }
+    work.take();
+    for (std::thread& helper : helpers) helper.join();
+    work.wait();
+  }
+
+ private:
+  int64_t count_;
+};
+
+// images, channels, and three numbers each: in, kernel, out, strides, padding, kernel dilation, input dilation
+Geometry geometry_of(const int64_t* numbers) {
+  Geometry g;
+  g.images = *numbers++;
+  g.channels = *numbers++;
+  for (auto* to : {&g.in, &g.kernel, &g.out, &g.strides, &g.padding, &g.kernel_dilation, &g.input_dilation})
+    for (int64_t& value : *to) value = *numbers++;
+  return g;
+}
+
+// 0, or 1: there are no kernels of this instruction set, 2: out of memory, 3: another failure.
+template <class Of>
+int checked(const char* isa, int64_t threads, Of of) {
+  const Kernels* kernels = kernels_of(isa);
+  if (!kernels) return 1;
+  try {
+    OwnThreads own(threads);
+    of(*kernels, own);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 2;
+  } catch (...) {
+    return 3;
+  }
+}
+
+}  // namespace
+}  // namespace jaxdw
+
+#define JAXDW_EXPORT extern "C" __attribute__((visibility("default")))
+
+// type: 0 float32, 1 float64, 2 bfloat16, 3 float16. Without an instruction set it is that of JAXDW_ISA, or the widest.
+JAXDW_EXPORT int jaxdw_conv(const char* isa, int64_t threads, int type, const int64_t* geometry, const void* x,
+                            const void* kernel, const void* bias, int bias_last, void* y) {
+  using namespace jaxdw;
+  Bias place = !bias ? Bias::none : bias_last ? Bias::last : Bias::first;
+  Conv conv{geometry_of(geometry), Type(type), place, x, kernel, bias, y};
+  return checked(isa, threads, [&](const Kernels& kernels, Threads& own) { kernels.conv(conv, own); });
+}
+
+JAXDW_EXPORT int jaxdw_kernel_gradient(const char* isa, int64_t threads, int type, const int64_t* geometry,
+                                       const void* x, const void* dy, void* gradient) {
+  using namespace jaxdw;
+  KernelGradient of{geometry_of(geometry), Type(type), x, dy, gradient};
+  return checked(isa, threads, [&](const Kernels& kernels, Threads& own) { kernels.kernel_gradient(of, own); });
+}
+
+// The name of an instruction set's kernels (the default one's for nullptr), or nullptr where there are none.
+JAXDW_EXPORT const char* jaxdw_isa(const char* isa) {
+  const jaxdw::Kernels* kernels = jaxdw::kernels_of(isa);
+  return kernels ? jaxdw::name_of(kernels) : nullptr;
+}

@@ -1,0 +1,163 @@
+"""The bits of the compiled kernels: those of docs/arithmetic.md, on every instruction set and any number of threads."""
+
+import hashlib
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxdw
+from bridge import Case
+from bridge.numerics import same_bits
+from jaxdw import native
+from jaxdw.geometry import Geometry
+from tests import oracle
+from tests.jaxdw.native import arrays
+
+pytestmark = pytest.mark.skipif(not native.is_available(), reason=native.status())
+
+DIGESTS = pathlib.Path(__file__).parent / "digests.txt"
+CASES = 500
+
+
+@pytest.mark.parametrize("isa", native.ISAS)
+def test_every_instruction_set_has_the_bits_that_the_repository_keeps(isa):
+    """`digests.txt` has a line of SHA-256 (its first 16 digits) for each of 500 random cases."""
+    if isa not in arrays.isas():
+        pytest.skip(f"this processor has no {isa}")
+    rng = np.random.default_rng(20260115)
+    actual = [arrays.problem(rng).digest(isa=isa, threads=1 + number % 3).hex()[:16] for number in range(CASES)]
+    expected = DIGESTS.read_text().split()
+    different = [number for number in range(CASES) if actual[number] != expected[number]]
+    assert not different
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_the_number_of_threads_changes_no_bit(threads, seed):
+    rng = np.random.default_rng(seed)
+    shapes = [((5, 20, 19, 24), (3, 3)), ((1, 3000, 8), (9,)), ((9, 7, 7, 96), (7, 7)), ((2, 9, 8, 7, 40), (3, 2, 3))]
+    for x_shape, kernel_size in shapes:
+        geometry = Geometry.of(x_shape, (*kernel_size, 1, x_shape[-1]))
+        x, kernel, dy = (
+            rng.standard_normal(shape, np.float32)
+            for shape in (x_shape, geometry.kernel_shape, geometry.output_shape)
+        )
+        of_one = arrays.conv(x, kernel, None, geometry), arrays.kernel_gradient(x, dy, geometry)
+        of_more = (
+            arrays.conv(x, kernel, None, geometry, threads=threads),
+            arrays.kernel_gradient(x, dy, geometry, threads=threads),
+        )
+        for one, more in zip(of_one, of_more):
+            assert same_bits(one, more).all()
+
+
+def chain_of_fmas(x, dy, g):
+    """The kernel's gradient as docs/arithmetic.md defines it, for float32."""
+    rank = g.rank
+    rows = int(np.prod(g.output_spatial[:-1]))
+    images = []
+    for image in range(len(x)):
+        blocks = []
+        for first in range(0, rows, 16):
+            sums = np.zeros((*g.kernel_size, g.channels), np.float32)
+            for row in range(first, min(rows, first + 16)):
+                at = (*np.unravel_index(row, g.output_spatial[:-1]),) if rank > 1 else ()
+                for column in range(g.output_spatial[-1]):
+                    output = (*at, column)
+                    for tap in np.ndindex(g.kernel_size):
+                        source = tuple(g.sources[a][output[a], tap[a]] for a in range(rank))
+                        if min(source) >= 0:
+                            sums[tap] = oracle.fma(x[(image, *source)], dy[(image, *output)], sums[tap])
+            blocks.append(sums)
+        images.append(pairwise(blocks))
+    return pairwise(images)
+
+
+def pairwise(arrays_):
+    while len(arrays_) > 1:
+        pairs = [arrays_[i] + arrays_[i + 1] for i in range(0, len(arrays_) - 1, 2)]
+        arrays_ = pairs + arrays_[len(pairs) * 2 :]
+    return arrays_[0]
+
+
+@pytest.mark.parametrize(
+    "x_shape, kernel_size, options",
+    [
+        ((3, 21, 5, 3), (3, 3), {}),
+        ((2, 6, 7, 5), (3, 2), {"strides": 2, "padding": ((1, 2), (0, 1))}),
+        ((7, 9, 4), (4,), {"kernel_dilation": 2, "padding": 3}),
+        ((1, 4, 6, 3, 2), (2, 3, 1), {"padding": 1}),
+        ((2, 5, 6, 3), (3, 3), {"input_dilation": (2, 3), "padding": 2, "strides": (1, 2)}),
+    ],
+)
+def test_the_gradient_by_the_kernel_is_the_documented_tree(x_shape, kernel_size, options, seed):
+    rng = np.random.default_rng(seed)
+    g = Geometry.of(x_shape, (*kernel_size, 1, x_shape[-1]), **options)
+    x, dy = rng.standard_normal(x_shape, np.float32), rng.standard_normal(g.output_shape, np.float32)
+    expected = chain_of_fmas(x, dy, g).reshape(g.kernel_shape)
+    for isa in arrays.isas():
+        assert same_bits(arrays.kernel_gradient(x, dy, g, isa=isa), expected).all()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 16, 24])
+@pytest.mark.parametrize("multiplier", [1, 2])
+def test_subnormal_numbers_are_kept(channels, multiplier, seed):
+    rng = np.random.default_rng(seed)
+    scale = np.float32(2.0**-70)
+    case = Case(
+        rng.standard_normal((2, 8, 9, channels), np.float32) * scale,
+        rng.standard_normal((3, 3, 1, channels * multiplier), np.float32) * scale,
+        padding=1,
+    )
+    y = jaxdw.depthwise_conv(case.x, case.kernel, padding=1, method="taps")
+    assert same_bits(np.asarray(y), oracle.fma_chain(case, bias_first=True)).all()
+    assert np.any((np.asarray(y) != 0) & (abs(np.asarray(y)) < 2.0**-126))
+
+
+def test_padding_is_not_multiplied():
+    """A weight that is infinite or NaN counts only where its tap reads an input."""
+    kernel = np.array([np.inf, 1, np.nan], np.float32).reshape(3, 1, 1)
+    y = np.asarray(jaxdw.depthwise_conv(np.ones((1, 3, 1), np.float32), kernel, padding=1, method="taps"))
+    assert np.isnan(y[0, :2, 0]).all() and y[0, 2, 0] == np.inf
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_narrow_types_are_summed_in_float32_and_rounded_once(dtype, seed):
+    rng = np.random.default_rng(seed)
+    narrow = jnp.dtype(dtype)
+    x, kernel = (rng.standard_normal(s, np.float32).astype(narrow) for s in ((2, 9, 10, 20), (3, 3, 1, 20)))
+    y = np.asarray(jaxdw.depthwise_conv(x, kernel, method="taps"))
+    wide = Case(x.astype(np.float32), kernel.astype(np.float32))
+    assert (y == oracle.fma_chain(wide, bias_first=True).astype(narrow)).all()
+
+
+def test_values_of_narrow_types_convert_alike_on_every_instruction_set():
+    """Every bfloat16 and float16, and sums that lie between two of them, overflow, or are not a number."""
+    for dtype in arrays.DTYPES[2:]:
+        every = np.arange(2**16, dtype=np.uint16).view(dtype).reshape(1, -1, 16)
+        geometry = Geometry.of(every.shape, (2, 1, 16))
+        for kernel in (np.ones((2, 1, 16)), np.full((2, 1, 16), 0.7), np.full((2, 1, 16), 3)):
+            results = [arrays.conv(every, kernel.astype(dtype), None, geometry, isa=isa) for isa in arrays.isas()]
+            with np.errstate(all="ignore"):
+                assert all(((r == results[0]) | ((r != r) & (results[0] != results[0]))).all() for r in results)
+
+
+def test_the_gradients_have_the_same_bits_in_any_program(seed):
+    rng = np.random.default_rng(seed)
+    x, kernel = rng.standard_normal((3, 9, 10, 12), np.float32), rng.standard_normal((3, 3, 1, 12), np.float32)
+
+    def loss(x, kernel, of):
+        return (of(jaxdw.depthwise_conv(of(x), kernel, strides=2, padding=1, method="taps")) ** 2).sum()
+
+    alone = jax.grad(loss, (0, 1))(x, kernel, lambda a: a)
+    inside = jax.jit(lambda x, k: jax.grad(loss, (0, 1))(x, k, lambda a: a[::-1][::-1]))(x, kernel)
+    for a, b in zip(alone, inside):
+        assert same_bits(np.asarray(a), np.asarray(b)).all()
+
+
+if __name__ == "__main__":  # writes the digests anew: only where docs/arithmetic.md changes
+    rng = np.random.default_rng(20260115)
+    DIGESTS.write_text("\n".join(arrays.problem(rng).digest(isa="scalar").hex()[:16] for _ in range(CASES)) + "\n")
+    print(hashlib.sha256(DIGESTS.read_bytes()).hexdigest())
