@@ -33,6 +33,12 @@ def varying_along(array: jax.Array, axes: frozenset[Any]) -> jax.Array:
     return lax.pcast(array, missing, to="varying") if hasattr(lax, "pcast") else lax.pvary(array, missing)
 
 
+def varying_together(*operands: jax.Array) -> list[jax.Array]:
+    """Return the operands as arrays that vary along the same axes, as a primitive needs them."""
+    axes = frozenset().union(*map(varying_axes, operands))
+    return [varying_along(operand, axes) for operand in operands]
+
+
 def varying_nowhere(aval: Any) -> Any:
     """Return a type as it is outside a `shard_map`."""
     return aval.update(**{_FIELD: jax.sharding.ManualAxisType() if _RENAMED else frozenset()})

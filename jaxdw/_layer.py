@@ -11,11 +11,11 @@ from flax import linen
 from jax import lax
 
 from jaxdw import _arrays
+from jaxdw.call import Call
 from jaxdw.conv import depthwise_conv
-from jaxdw.geometry import Geometry, Padding, spatial_tuple
-from jaxdw.methods import METHODS
-from jaxdw.windowed import applied, windowed
-from jaxdw.windows import contract, unfold
+from jaxdw.geometry import Padding, spatial_tuple
+from jaxdw.methods import check_method
+from jaxdw.windows import contract, unfold, windowed_conv
 
 #: The methods that there are with a `window_fn`; the others never form windows.
 WITH_WINDOWS = ("auto", "patches")
@@ -50,7 +50,7 @@ def checked_kernel_shape(layer: Layer) -> tuple[int, ...]:
     if layer.mask is not None and getattr(layer.mask, "shape", None) != shape:
         given = f"has shape {layer.mask.shape}" if hasattr(layer.mask, "shape") else f"is a {type(layer.mask).__name__}"
         raise ValueError(f"`mask` {given}, expected an array of shape {shape}, as the kernel")
-    _arrays.check_choice("method", layer.method, ("auto", *METHODS))
+    check_method(layer.method)
     if not callable(layer.depthwise_conv):
         raise TypeError(
             f"`depthwise_conv` is {layer.depthwise_conv!r}, expected a function with the arguments of "
@@ -104,9 +104,5 @@ def convolve(
     if layer.method == "patches" or isinstance(layer, linen.Module):
         extraction = "patches" if layer.method == "patches" else "slices"
         windows = unfold(inputs, kernel.shape[:-2], method=extraction, **geometry)
-        return contract(applied("window_fn", layer.window_fn, windows), kernel, bias, **arithmetic)
-    _arrays.precision_pair(layer.precision)
-    arrays = {"inputs": inputs, "kernel": kernel, "bias": bias}
-    _, result = _arrays.promote(arrays, layer.preferred_element_type)
-    of = Geometry.of(inputs.shape, kernel.shape, None if bias is None else bias.shape, **geometry)
-    return windowed("window_fn", layer.window_fn, inputs, kernel, bias, of, result)
+        return contract(windowed_conv.applied("window_fn", layer.window_fn, windows), kernel, bias, **arithmetic)
+    return windowed_conv.run(Call.of(inputs, kernel, bias, **geometry, **arithmetic), layer.window_fn, "window_fn")

@@ -1,4 +1,4 @@
-"""depthwise_conv: check, choose a method, run."""
+"""The depthwise convolution: check the call, look the method up, run it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import functools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
-from jaxdw import _arrays
-from jaxdw.geometry import Geometry, Padding
-from jaxdw.methods import METHODS, automatic
+from jaxdw import _arrays, primitive, sharding
+from jaxdw.bias import add_bias, starts_from_bias
+from jaxdw.call import Call
+from jaxdw.geometry import Padding
+from jaxdw.methods import METHODS, check_method
 
 
 def depthwise_conv(
@@ -65,46 +66,35 @@ def depthwise_conv(
     Array([[45., 54.],
            [81., 90.]], dtype=float32)
     """
-    x, kernel = _arrays.as_array("x", x), _arrays.as_array("kernel", kernel)
-    bias = None if bias is None else _arrays.as_array("bias", bias)
-    _arrays.check_choice("method", method, ("auto", *METHODS))
-    precision = _arrays.precision_pair(precision)
-    geometry = Geometry.of(
-        x.shape,
-        kernel.shape,
-        None if bias is None else bias.shape,
+    check_method(method)
+    call = Call.of(
+        x,
+        kernel,
+        bias,
         strides=strides,
         padding=padding,
         kernel_dilation=kernel_dilation,
         input_dilation=input_dilation,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
     )
-    (x, kernel, bias), result = _arrays.promote({"x": x, "kernel": kernel, "bias": bias}, preferred_element_type)
-    if 0 in geometry.output_shape:
-        return jnp.zeros(geometry.output_shape, result)
-    if 0 in geometry.x_shape:  # every tap reads padding
-        start = jnp.zeros((), result) if bias is None else bias.astype(result)
-        return jnp.broadcast_to(start, geometry.output_shape)
-    if _arrays.is_sharded(x) or _arrays.is_sharded(kernel):
-        from jaxdw import sharding  # which builds on this module
-
-        return sharding.depthwise_conv(
-            x,
-            kernel,
-            bias,
-            strides=strides,
-            padding=padding,
-            kernel_dilation=kernel_dilation,
-            input_dilation=input_dilation,
-            method=method,
-            precision=precision,
-            preferred_element_type=result,
-        )
-    if geometry.has_symbolic_axes and method in ("patches", "grouped"):  # lax has no gradients of unknown sizes
-        method = "taps"
-    # Compiled here even when called eagerly: the multiply and add of a method must reach the compiler together.
-    return _run(x, kernel, bias, geometry=geometry, method=method, precision=precision, result=result)
+    y = call.without_products()
+    if y is not None:
+        return y
+    if _arrays.is_sharded(call.x) or _arrays.is_sharded(call.kernel):
+        return sharding.run(call, method)
+    return _run(call.promoted(), method=method)
 
 
-@functools.partial(jax.jit, static_argnames=("geometry", "method", "precision", "result"))
-def _run(x, kernel, bias, *, geometry, method, precision, result):
-    return METHODS.get(method, automatic)(x, kernel, bias, geometry, precision, result)
+# Compiled even when called eagerly: the multiply and add of a method must reach the compiler together.
+@functools.partial(jax.jit, static_argnames="method")
+def _run(call: Call, *, method: str) -> jax.Array:
+    function = None if method == "auto" else METHODS[method].function
+    if function is not None and not call.geometry.has_symbolic_axes:  # lax has no gradients of unknown sizes
+        return function(call)
+    x, kernel, bias, result = *call.arrays, call.result
+    method = method if function is None else "taps"
+    if bias is None or starts_from_bias(method, call.geometry):
+        return primitive.conv(x, kernel, bias, call.geometry, method, result)
+    y = primitive.conv(x, kernel, None, call.geometry, method, _arrays.accumulator(result))
+    return add_bias(y, bias, result)

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,12 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxdw import _arrays, conv, primitive
+from jaxdw import _arrays, primitive
 from jaxdw._compat import varying_along, varying_axes
+from jaxdw.bias import add_bias, starts_from_bias
+from jaxdw.call import Call
 from jaxdw.geometry import Geometry, Padding
-from jaxdw.methods import METHODS
-from jaxdw.methods.taps import add_bias, starts_from_bias
-
-Model = TypeVar("Model")
+from jaxdw.methods import METHODS, check_method
 
 
 def depthwise_conv(
@@ -78,35 +77,32 @@ def depthwise_conv(
     >>> depthwise_conv(x, kernel, spec=P(None, "rows"), mesh=mesh).shape
     (1, 8, 8, 4)
     """
-    x, kernel = _arrays.as_array("x", x), _arrays.as_array("kernel", kernel)
-    bias = None if bias is None else _arrays.as_array("bias", bias)
-    _arrays.check_choice("method", method, ("auto", *METHODS))
-    precision = _arrays.precision_pair(precision)
-    geometry = Geometry.of(
-        x.shape,
-        kernel.shape,
-        None if bias is None else bias.shape,
+    check_method(method)
+    call = Call.of(
+        x,
+        kernel,
+        bias,
         strides=strides,
         padding=padding,
         kernel_dilation=kernel_dilation,
         input_dilation=input_dilation,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
     )
-    mesh, spec = _placement(x, kernel, mesh, spec)
-    shares = _shares(spec, mesh, x.ndim)
-    (x, kernel, bias), result = _arrays.promote({"x": x, "kernel": kernel, "bias": bias}, preferred_element_type)
-    if 0 in geometry.x_shape + geometry.output_shape:  # nothing to share out
-        return conv.depthwise_conv(
-            x,
-            kernel,
-            bias,
-            strides=geometry.strides,
-            padding=padding,
-            kernel_dilation=geometry.kernel_dilation,
-            input_dilation=geometry.input_dilation,
-            preferred_element_type=result,
-        )
-    cut = _Cut.of(geometry, shares)
-    return _run(x, kernel, bias, cut=cut, mesh=mesh, method=method, precision=precision, result=result)
+    return run(call, method, mesh, spec)
+
+
+def run(
+    call: Call, method: str, mesh: Mesh | AbstractMesh | None = None, spec: PartitionSpec | None = None
+) -> jax.Array:
+    """Compute `depthwise_conv` of a checked call."""
+    mesh, spec = _placement(call.x, call.kernel, mesh, spec)
+    shares = _shares(spec, mesh, call.x.ndim)
+    y = call.without_products()
+    if y is not None:  # nothing to partition
+        return y
+    cut = _Cut.of(call.geometry, shares)
+    return _run(call.promoted(), cut=cut, mesh=mesh, method=method)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,38 +118,6 @@ class Over:
 
     def __call__(self, x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, **options: Any) -> jax.Array:
         return depthwise_conv(x, kernel, bias, spec=self.spec, mesh=self.mesh, **options)
-
-
-def shard_layers(model: Model, spec: PartitionSpec, mesh: Mesh | AbstractMesh | None = None) -> Model:
-    """Lets every `jaxdw.nnx.DepthwiseConv` in a Flax NNX model share its work out by `spec`, in place.
-
-    For images shared out over automatic mesh axes. The stem of a `jaxdw.models` model becomes lax's own convolution,
-    which the compiler partitions with halos of its own; everything else in these models works position by position.
-
-    Args:
-      model: a `flax.nnx.Module`.
-      spec, mesh: as for `depthwise_conv`.
-
-    Returns:
-      The same object.
-
-    Raises:
-      TypeError: model is something else.
-    """
-    from flax import nnx  # `import jaxdw.sharding` does without Flax
-
-    from jaxdw.models import dense
-    from jaxdw.nnx import DepthwiseConv
-
-    if not isinstance(model, nnx.Module):
-        kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
-        raise TypeError(f"`model` is {kind}, expected a flax.nnx.Module")
-    for _, module in nnx.iter_modules(model):
-        if isinstance(module, DepthwiseConv):
-            module.depthwise_conv = Over(spec, mesh)
-        elif isinstance(module, nnx.Conv) and module.conv_general_dilated is dense.conv_general_dilated:
-            module.conv_general_dilated = lax.conv_general_dilated
-    return model
 
 
 class _Share(NamedTuple):
@@ -346,58 +310,51 @@ def _local(geometry: Geometry, shares: Sequence[_Share], halos: Sequence[_Halo])
     )
 
 
-@functools.partial(jax.jit, static_argnames=("cut", "mesh", "method", "precision", "result"))
-def _run(x, kernel, bias, *, cut, mesh, method, precision, result):
+@functools.partial(jax.jit, static_argnames=("cut", "mesh", "method"))
+def _run(call: Call, *, cut: _Cut, mesh: Mesh | AbstractMesh, method: str) -> jax.Array:
     channels = cut.names[-1]
-    specs = _spec(cut.names), _spec([()] * (kernel.ndim - 1) + [channels]), _spec([channels])
-    arrays = [x, kernel] if bias is None else [x, kernel, bias]
+    groups = cut.names, [()] * (call.kernel.ndim - 1) + [channels], [channels]
+    arrays = [array for array in call.arrays if array is not None]
     explicit = {name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Explicit}
     if explicit:  # over these `shard_map` takes arrays only as they are placed
-        groups = cut.names, [()] * (kernel.ndim - 1) + [channels], [channels]
         kept = [_spec([tuple(n for n in names if n in explicit) for names in group]) for group in groups]
         arrays = [jax.sharding.reshard(array, NamedSharding(mesh, spec)) for array, spec in zip(arrays, kept)]
 
     def part(x, kernel, bias=None):
-        return _convolve(x, kernel, bias, cut, method, precision, result)
+        return _convolve(dataclasses.replace(call, x=x, kernel=kernel, bias=bias, geometry=cut.local), cut, method)
 
     named = {name for group in cut.names for name in group}
-    if not named:  # which `shard_map` would take for all
+    if not named:  # `shard_map` would take an empty set for all axes
         return part(*arrays)
+    specs = tuple(map(_spec, groups))
     return jax.shard_map(part, mesh=mesh, in_specs=specs[: len(arrays)], out_specs=specs[0], axis_names=named)(*arrays)
 
 
-def _convolve(
-    x: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None,
-    cut: _Cut,
-    method: str,
-    precision: _arrays.PrecisionPair,
-    result: np.dtype,
-) -> jax.Array:
-    """One device's part: its block of x, its channels of kernel and bias."""
+def _convolve(call: Call, cut: _Cut, method: str) -> jax.Array:
+    """Compute one device's part from its block of x and its channels of kernel and bias."""
+    x, result = call.x, call.result
     wide = _arrays.accumulator(result)
     # Here, so that their gradients are summed over the devices once these are small, and before they are rounded.
     axes = varying_axes(x)
-    kernel, bias = (None if array is None else varying_along(array.astype(wide), axes) for array in (kernel, bias))
+    kernel = varying_along(call.kernel.astype(wide), axes)
+    bias = None if call.bias is None else varying_along(call.bias.astype(wide), axes)
     bias_first = starts_from_bias(method, cut.whole)  # whatever padding the shard has
     start = bias if bias_first else None
     dtype = result if bias is None or bias_first else wide
-    order = primitive.PROGRAMS.get(method)
-    if order is None:
-        y = METHODS[method](cut.exchange(x), kernel.astype(x.dtype), None, cut.local, precision, dtype)
+    function = None if method == "auto" else METHODS[method].function
+    if function is not None:
+        local = dataclasses.replace(call, x=cut.exchange(x), kernel=kernel.astype(x.dtype), bias=None, result=dtype)
+        y = function(local)
     elif cut.halos and cut.whole.padding_mode == "zeros":
-        y = _exchanged(x, kernel, start, cut, order, dtype)
+        y = _exchanged(x, kernel, start, cut, method, dtype)
     else:
-        y = primitive.conv(cut.exchange(x), kernel, start, cut.local, order, dtype)
-    if bias is None or bias_first:
-        return y
-    return add_bias(y, bias, result)
+        y = primitive.conv(cut.exchange(x), kernel, start, cut.local, method, dtype)
+    return y if bias is None or bias_first else add_bias(y, bias, result)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
 def _exchanged(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, cut: _Cut, order: primitive.Program, dtype: np.dtype
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, cut: _Cut, method: str, dtype: np.dtype
 ) -> jax.Array:
     """`primitive.conv` of x with its halos.
 
@@ -406,32 +363,30 @@ def _exchanged(
     that we want, a convolution of dy with halos of its own. Reverse mode transposes it once more, and computes just
     that.
     """
-    return primitive.conv(cut.exchange(x), kernel, bias, cut.local, order, dtype)
+    return primitive.conv(cut.exchange(x), kernel, bias, cut.local, method, dtype)
 
 
 @functools.partial(_exchanged.defjvp, symbolic_zeros=True)
-def _exchanged_jvp(cut, order, dtype, primals, tangents):
+def _exchanged_jvp(cut, method, dtype, primals, tangents):
     x, kernel, bias = primals
     dx, dkernel, dbias = tangents
     with_halos = cut.exchange(x)
-    y = primitive.conv(with_halos, kernel, bias, cut.local, order, dtype)
+    y = primitive.conv(with_halos, kernel, bias, cut.local, method, dtype)
     terms = []
     if not isinstance(dx, SymbolicZero):
-        terms += jax.linear_transpose(lambda dy: _input_gradient(dy, kernel, cut, order, x.dtype), y)(dx)
+        terms += jax.linear_transpose(lambda dy: _input_gradient(dy, kernel, cut, method, x.dtype), y)(dx)
     if not isinstance(dkernel, SymbolicZero):
-        terms.append(primitive.conv(with_halos, dkernel, None, cut.local, order, dtype))
+        terms.append(primitive.conv(with_halos, dkernel, None, cut.local, method, dtype))
     if bias is not None and not isinstance(dbias, SymbolicZero):
         terms.append(jnp.broadcast_to(dbias.astype(dtype), y.shape))
     return y, functools.reduce(jnp.add, terms)
 
 
-def _input_gradient(
-    dy: jax.Array, kernel: jax.Array, cut: _Cut, order: primitive.Program, dtype: np.dtype
-) -> jax.Array:
+def _input_gradient(dy: jax.Array, kernel: jax.Array, cut: _Cut, method: str, dtype: np.dtype) -> jax.Array:
     """As `primitive.input_gradient`, of a device's block."""
     adjoint, multiplier = cut.adjoint(), cut.whole.multiplier
     flipped = lax.rev(kernel, tuple(range(cut.whole.rank)))
-    dx = primitive.conv(adjoint.exchange(dy), flipped, None, adjoint.local, order, dtype)
+    dx = primitive.conv(adjoint.exchange(dy), flipped, None, adjoint.local, method, dtype)
     return dx if multiplier == 1 else dx.reshape(*dx.shape[:-1], -1, multiplier).sum(axis=-1)
 
 

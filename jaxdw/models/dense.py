@@ -21,7 +21,8 @@ from jax.interpreters import ad, batching, mlir, xla
 from jax.sharding import PartitionSpec
 
 from jaxdw._arrays import is_sharded, precision_pair
-from jaxdw.primitive import abstract, alike
+from jaxdw._compat import varying_together
+from jaxdw.primitive import abstract
 from jaxdw.windows import unfold
 
 #: Input channels up to which a convolution is windows and one product.
@@ -45,7 +46,7 @@ def dot_general(
     plain = plain and not (is_sharded(lhs) or is_sharded(rhs))  # lax knows what that makes of the result
     if not plain or preferred_element_type is not None or any(v is not None for v in options.values()):
         return lax.dot_general(lhs, rhs, dimension_numbers, precision, preferred_element_type, **options)
-    return _product_p.bind(*alike(lhs, rhs), precision=precision_pair(precision))
+    return _product_p.bind(*varying_together(lhs, rhs), precision=precision_pair(precision))
 
 
 def conv_general_dilated(
@@ -101,7 +102,7 @@ def _outer_abstract(x, dy, *, precision):
 
 
 def _bind(primitive: Primitive, *operands: jax.Array, precision: Any) -> jax.Array:
-    return primitive.bind(*alike(*operands), precision=precision)
+    return primitive.bind(*varying_together(*operands), precision=precision)
 
 
 ad.defbilinear(

@@ -13,13 +13,17 @@ import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxdw import _arrays, tapwise
+from jaxdw import _arrays
 from jaxdw._compat import varying_axes
+from jaxdw.call import Call
 from jaxdw.geometry import Geometry, Padding
-from jaxdw.sums.boxes import LEAST_CHANNELS, Boxes, interleaved, step
-from jaxdw.sums.order import Term, accumulate, zero_like, zero_of_its_own
-from jaxdw.tapwise import Traced
-from jaxdw.windows import pad, tap_slices, weighted_sum, windows_of
+from jaxdw.lowerings.cpu_fused import LEAST_CHANNELS, Boxes, interleaved, step
+from jaxdw.lowerings.ordered_sum import Term, accumulate, zero_like, zero_of_its_own
+from jaxdw.padding import pad, tap_slices
+from jaxdw.windows import window_tracing
+from jaxdw.windows.contraction import weighted_sum
+from jaxdw.windows.extraction import windows_of
+from jaxdw.windows.window_tracing import Traced
 
 #: A function of this many operations on all taps together is carried out tap by tap; the program holds them all.
 MOST_OPERATIONS = 1200
@@ -74,37 +78,28 @@ def windowed_conv(
     """
     if not callable(fn):
         raise TypeError(f"`fn` is {fn!r}, expected a function of windows")
-    x, kernel = _arrays.as_array("x", x), _arrays.as_array("kernel", kernel)
-    bias = None if bias is None else _arrays.as_array("bias", bias)
-    geometry = Geometry.of(
-        x.shape,
-        kernel.shape,
-        None if bias is None else bias.shape,
+    call = Call.of(
+        x,
+        kernel,
+        bias,
         strides=strides,
         padding=padding,
         kernel_dilation=kernel_dilation,
         input_dilation=input_dilation,
+        preferred_element_type=preferred_element_type,
     )
-    _, result = _arrays.promote({"x": x, "kernel": kernel, "bias": bias}, preferred_element_type)
-    return windowed("fn", fn, x, kernel, bias, geometry, result)
+    return run(call, fn, "fn")
 
 
-def windowed(
-    name: str,
-    fn: Callable[[jax.Array], jax.Array],
-    x: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None,
-    geometry: Geometry,
-    result: np.dtype,
-) -> jax.Array:
-    """`windowed_conv` for checked arrays, x of the dtype that fn works in; `name` is that of fn in messages."""
-    traced = tapwise.trace(fn, geometry, x.dtype) if _worth_tracing(geometry) else None
+def run(call: Call, fn: Callable[[jax.Array], jax.Array], name: str) -> jax.Array:
+    """Compute `windowed_conv` of a call whose x has the dtype that fn works in; errors call fn by `name`."""
+    (x, kernel, bias), geometry, result = call.arrays, call.geometry, call.result
+    traced = window_tracing.trace(fn, geometry, x.dtype) if _worth_tracing(geometry) else None
     if traced is None or traced.operations > MOST_OPERATIONS or _shared_out(x, kernel, bias, *traced.closed_over):
         return weighted_sum(applied(name, fn, windows_of(x, geometry)), kernel, bias, result)
 
     @jax.custom_jvp
-    def run(closed_over: tuple[Any, ...], x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    def tap_by_tap(closed_over: tuple[Any, ...], x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
         dtype = _arrays.accumulator(result)
         constants = traced.constants(closed_over)
         y = lax.platform_dependent(
@@ -131,8 +126,8 @@ def windowed(
 
         return jax.jvp(along, [values[i] for i in moving], [directions[i] for i in moving])
 
-    run.defjvp(derivative, symbolic_zeros=True)
-    return run(traced.closed_over, x, kernel, bias)
+    tap_by_tap.defjvp(derivative, symbolic_zeros=True)
+    return tap_by_tap(traced.closed_over, x, kernel, bias)
 
 
 def applied(name: str, fn: Callable[[jax.Array], jax.Array], windows: jax.Array) -> jax.Array:
@@ -167,7 +162,7 @@ def _from_padded(
     weights = kernel.astype(dtype).reshape(geometry.taps, geometry.channels, geometry.multiplier)
     values = list(tap_slices(pad(x, geometry), geometry, geometry.output_spatial))
     shape = values[0].shape
-    results = traced.of_taps(constants, tapwise.grid(values, geometry.kernel_size))
+    results = traced.of_taps(constants, window_tracing.grid(values, geometry.kernel_size))
     values = [jnp.broadcast_to(value.astype(dtype), shape) for value in results.flat]
 
     def of(weights: jax.Array) -> jax.Array:
@@ -181,7 +176,7 @@ def _from_padded(
 def _in_boxes(
     traced: Traced, geometry: Geometry, dtype: np.dtype, constants: Sequence[Any], x: jax.Array, kernel: jax.Array
 ) -> jax.Array:
-    """The same on XLA:CPU, from x where it lies; see `jaxdw.sums.boxes`."""
+    """The same on XLA:CPU, from x where it lies; see `jaxdw.lowerings.cpu_fused`."""
     many = traced.operations > MOST_OPERATIONS_IN_BOXES or geometry.taps > MOST_TAPS_IN_BOXES
     if many or geometry.channels < LEAST_CHANNELS or math.prod(geometry.spatial) >= 2**31:
         return _from_padded(traced, geometry, dtype, constants, x, kernel)
@@ -205,7 +200,7 @@ class _WindowedBoxes(Boxes):
         """Padding counts here: the function need not take 0 to 0."""
         shape = (self.x.shape[0], *map(len, tables), self.geometry.channels)
         kernel_size = self.geometry.kernel_size
-        taps = tapwise.grid((self.read(tables, tap, shape) for tap in np.ndindex(*kernel_size)), kernel_size)
+        taps = window_tracing.grid((self.read(tables, tap, shape) for tap in np.ndindex(*kernel_size)), kernel_size)
         for index, value in enumerate(self.traced.of_taps(self.constants, taps).flat):
             weight = lax.index_in_dim(self.weights, index, keepdims=False)
             yield Term(jnp.broadcast_to(value.astype(weight.dtype), shape), weight, 0)

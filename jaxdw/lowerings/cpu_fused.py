@@ -19,7 +19,7 @@ and LLVM takes the last sums of two boxes to where they meet, away from the prod
 moves shuffles past products: so every box has values of its own, and ends in an instruction that its neighbours do not.
 With few channels nothing is fused with the sum at all.
 Each box is compiled with all of its taps. So that compiling takes no seconds, larger kernels read a padded copy, in
-fewer boxes, and in the boxes of the largest a loop goes over the taps (`jaxdw.sums.looped`).
+fewer boxes, and in the boxes of the largest a loop goes over the taps (`jaxdw.lowerings.cpu_loops`).
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from jaxdw.geometry import Geometry
-from jaxdw.sums.looped import Walk, chain_in_loop
-from jaxdw.sums.narrow import stored, widened
-from jaxdw.sums.order import Order, Term, accumulate, joined, whole_numbers, zero_of_its_own
-from jaxdw.sums.padded import of_padded, pad_undilated, pad_undilated_geometry, sum_of_padded
-from jaxdw.windows import pad
+from jaxdw.lowerings import generic
+from jaxdw.lowerings.bfloat16_bits import stored, widened
+from jaxdw.lowerings.cpu_loops import Walk, chain_in_loop
+from jaxdw.lowerings.ordered_sum import Order, Term, accumulate, joined, whole_numbers, zero_of_its_own
+from jaxdw.padding import pad, pad_undilated, padded_geometry, undilated_geometry
 
 #: With fewer channels LLVM may vectorise over positions instead, and then shuffles between a product and its sum keep
 #: the two from becoming one FMA.
@@ -64,21 +64,19 @@ LEAST_SAVED = 1 / 16
 Table = np.ndarray
 
 
-def sum_in_boxes(
+def conv(
     x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, order: Order, compute: np.dtype
 ) -> jax.Array:
     """y `(*batch, *output_spatial, C*M)` in dtype `compute`, which x, kernel and bias are converted to tap by tap."""
     x, kernel, *biases = materialized(stored(x), kernel, *(() if bias is None else (bias,)))
     bias = biases[0] if biases else None
     if geometry.padding_mode != "zeros":
-        x, geometry = lax.optimization_barrier(pad(x, geometry)), of_padded(geometry)
+        x, geometry = lax.optimization_barrier(pad(x, geometry)), padded_geometry(geometry)
     if geometry.taps > MOST_UNROLLED_TAPS and not geometry.has_symbolic_axes:
         return _in_loops(x, kernel, bias, geometry, order, compute)
     # positions are 32-bit numbers, and known
     if geometry.channels < LEAST_CHANNELS or geometry.has_symbolic_axes or math.prod(geometry.spatial) >= 2**31:
-        return _alone(
-            functools.partial(sum_of_padded, geometry=geometry, order=order, compute=compute), x, kernel, bias
-        )
+        return _alone(functools.partial(generic.conv, geometry=geometry, order=order, compute=compute), x, kernel, bias)
     strips = None
     if geometry.taps > MOST_TAPS or x.dtype == np.uint16:  # the bits of bfloat16 are a copy anyway, so copy once
         strips = _strips(geometry)
@@ -99,7 +97,7 @@ def _strips(geometry: Geometry) -> list[Table] | None:
     below in all of a part; None where few products would be saved."""
     if geometry.rank == 1 or max(geometry.input_dilation) > 1:
         return None
-    reads, padded = geometry.sources[0] >= 0, pad_undilated_geometry(geometry).sources[0]
+    reads, padded = geometry.sources[0] >= 0, undilated_geometry(geometry).sources[0]
     height = len(reads)
 
     def saved(rows: np.ndarray) -> int:
@@ -116,7 +114,7 @@ def _strips(geometry: Geometry) -> list[Table] | None:
 def _in_loops(
     x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, order: Order, compute: np.dtype
 ) -> jax.Array:
-    """As `sum_in_boxes`, with a copy of x for each output of a channel."""
+    """As `conv`, with a copy of x for each output of a channel."""
     x, geometry = pad_undilated(x, geometry)
     flat = x.reshape(math.prod(geometry.batch), *geometry.spatial, geometry.channels)
     flat = flat if geometry.multiplier == 1 else jnp.repeat(flat, geometry.multiplier, axis=-1)

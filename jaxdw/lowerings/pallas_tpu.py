@@ -31,15 +31,13 @@ from jax.experimental.pallas import tpu
 
 from jaxdw._compat import struct_like
 from jaxdw.geometry import Geometry
-from jaxdw.sums.padded import of_padded, pad_repeated, sum_of_padded
-from jaxdw.sums.tiles import LANES, SUBLANES
+from jaxdw.lowerings.ordered_sum import Order
+from jaxdw.lowerings.tpu_tiles import LANES, SUBLANES
+from jaxdw.padding import pad_repeated
 
 #: Bytes that a block of x or of y may take in VMEM, and what a program spreads out there: with two buffers a block,
 #: half of the 16 MiB that a kernel has by default.
 BLOCK_BYTES, SCRATCH_BYTES = 1 << 20, 3 << 20
-
-#: All that a program keeps there, of those 16 MiB.
-VMEM_BYTES = 14 << 20
 
 #: First sublanes of blocks that are not whole along the columns: whole tiles, of 16 bits too.
 ALIGNED = 16
@@ -66,11 +64,12 @@ def _with_32_bit_indices(function: Callable[..., jax.Array]) -> Callable[..., ja
 
 
 @_with_32_bit_indices
-def sum_in_kernel(
+def conv(
     x: jax.Array,
     kernel: jax.Array,
     bias: jax.Array | None,
     geometry: Geometry,
+    order: Order,
     compute: np.dtype,
     dtype: np.dtype,
     *,
@@ -84,10 +83,6 @@ def sum_in_kernel(
       ValueError: `compute` is not float32.
     """
     _check(compute)
-    if 0 in geometry.output_shape:
-        return jnp.zeros(geometry.output_shape, dtype)
-    if 0 in geometry.x_shape:
-        return sum_of_padded(x, kernel, bias, geometry, "raster", compute).astype(dtype)
     x, geometry = pad_repeated(x, geometry)
     volume = _Volume.of(geometry)
     x, stored = volume.arranged(_readable(x), 1), _storable(dtype)
@@ -113,7 +108,7 @@ def sum_in_kernel(
 
 
 @_with_32_bit_indices
-def kernel_gradient_in_kernel(
+def kernel_gradient(
     x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np.dtype, dtype: np.dtype, *, interpret: bool = False
 ) -> jax.Array:
     """`(*kernel_size, 1, C*M)` of dtype `dtype`: for each tap, the sum in `compute` of what it read times dy.
@@ -125,8 +120,6 @@ def kernel_gradient_in_kernel(
       ValueError: `compute` is not float32.
     """
     _check(compute)
-    if 0 in geometry.x_shape or 0 in geometry.output_shape:
-        return jnp.zeros(geometry.kernel_shape, dtype)
     x, geometry = pad_repeated(x, geometry)
     volume = _Volume.of(geometry)
     x, dy = volume.arranged(_readable(x), 1), volume.of_dy.arranged(_readable(dy), volume.multiplier)
@@ -150,15 +143,9 @@ def kernel_gradient_in_kernel(
     return jnp.moveaxis(gradient[:, : volume.taps], 0, -1).reshape(geometry.kernel_shape).astype(dtype)
 
 
-def fits(geometry: Geometry, gradient: bool) -> bool:
-    """Whether what a program, of the convolution or of the kernel's gradient, keeps on the chip is within limits."""
-    volume = _Volume.of(geometry if geometry.padding_mode == "zeros" else of_padded(geometry))
-    return volume.fits and volume.vmem_bytes(gradient) <= VMEM_BYTES
-
-
 def _check(compute: np.dtype) -> None:
     if compute != np.float32:
-        raise ValueError(f"`method` is 'pallas' with sums in {compute}, expected another: kernels for TPUs add float32")
+        raise ValueError(f"`method='pallas'` adds in float32 on TPUs, not in {compute}; use 'taps' or 'auto'")
 
 
 def _readable(array: jax.Array) -> jax.Array:
@@ -441,14 +428,6 @@ class _Volume(NamedTuple):
     def block_bytes(self, shape: Sequence[int], itemsize: int, turned: bool) -> int:
         """Of a block of that shape before the channels, in whole tiles."""
         return _bytes(_turned([*shape, self.lanes], turned), itemsize)
-
-    def vmem_bytes(self, gradient: bool) -> int:
-        """On the chip: two buffers a block, the scratches, the kernel or its gradient, in float32."""
-        x = self.block_bytes([axis.block for axis in self.axes], 4, self.x_turned)
-        y = self.block_bytes([axis.tile for axis in self.axes], 4, self.y_turned)
-        taps = _bytes([_whole(self.taps, MOST_TAPS), self.lanes])
-        scratch = self.of_dy.held if gradient else self.summed
-        return 2 * (x + y) + _bytes(self.held) + _bytes(scratch) + (2 + self.multiplier * gradient) * taps
 
     def cost(self, x: np.dtype, y: np.dtype) -> pl.CostEstimate:
         """What the grid computes, reads and writes, in whole tiles: a block that follows itself is read once."""

@@ -18,10 +18,10 @@ import numpy as np
 from jax import lax
 
 from jaxdw.geometry import Geometry
-from jaxdw.sums.looped import kernel_gradient_in_loop
-from jaxdw.sums.narrow import stored, widened
-from jaxdw.sums.padded import kernel_gradient_of_padded, of_padded
-from jaxdw.windows import pad
+from jaxdw.lowerings import generic
+from jaxdw.lowerings.bfloat16_bits import stored, widened
+from jaxdw.lowerings.cpu_loops import kernel_gradient_in_loop
+from jaxdw.padding import pad, padded_geometry
 
 #: Products unrolled in one loop at most, and in all loops together; compiling takes more than its share beyond.
 MOST_PRODUCTS = 600
@@ -40,15 +40,15 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np
     if geometry.taps > MOST_UNROLLED_TAPS and not geometry.is_symbolic:
         return kernel_gradient_in_loop(x, dy, geometry, compute)
     if geometry.rank > 2 or max(geometry.input_dilation) > 1 or geometry.has_symbolic_axes:
-        return kernel_gradient_of_padded(x, dy, geometry, compute)
+        return generic.kernel_gradient(x, dy, geometry, compute)
     plane = _plane(geometry)
     if not (plane.sources[1] >= 0).all(axis=1).any():  # every sum would gather columns of its own, ten times x together
-        return kernel_gradient_of_padded(x, dy, geometry, compute)
+        return generic.kernel_gradient(x, dy, geometry, compute)
     sections = _sections(plane)
     if not _affordable(plane, sections):
         sections = [_Section(0, plane.output_spatial[0], plane.spatial[0], padded=True)]
     if not _affordable(plane, sections):
-        return kernel_gradient_of_padded(x, dy, geometry, compute)
+        return generic.kernel_gradient(x, dy, geometry, compute)
     per_channel = (geometry.channels, geometry.multiplier) if geometry.multiplier > 1 else (geometry.channels,)
     x, dy = x.reshape(plane.x_shape), dy.reshape(*plane.batch, *plane.output_spatial, *per_channel)
     total = functools.reduce(jnp.add, (_of_section(x, dy, plane, section, compute) for section in sections))
@@ -116,7 +116,7 @@ def _of_section(x: jax.Array, dy: jax.Array, geometry: Geometry, section: _Secti
     top = 0 if own is geometry else max(0, first * geometry.strides[0] - geometry.padding[0][0])
     if padded:
         x = pad(lax.slice_in_dim(x, top, top + own.spatial[0], axis=1), own)
-        own, top = of_padded(own), 0
+        own, top = padded_geometry(own), 0
     sums = [_row_sums(x, dy, own, (top, first), tap, together, compute) for tap in range(own.kernel_size[0])]
     stacked = jnp.stack(sums, axis=2)  # (images, groups of rows, kernel height, kernel width, C[, M])
     return stacked.reshape(-1, geometry.taps * geometry.features).sum(axis=0)

@@ -17,9 +17,9 @@ import numpy as np
 from jax import lax
 
 from jaxdw.geometry import Geometry
-from jaxdw.sums.narrow import widened
-from jaxdw.sums.order import Order, zero_of_its_own
-from jaxdw.windows import pad
+from jaxdw.lowerings.bfloat16_bits import widened
+from jaxdw.lowerings.ordered_sum import Order, zero_of_its_own
+from jaxdw.padding import pad
 
 #: Products in the body of a loop, at least; there are less than twice as many.
 UNROLLED = 24

@@ -13,8 +13,8 @@ from hypothesis import given
 from jax import lax
 
 import jaxdw
-from jaxdw import windows
 from jaxdw.geometry import Geometry
+from jaxdw.windows import extraction, mapping
 from tests import oracle
 from tests.strategies import problems
 
@@ -100,7 +100,7 @@ def test_patches_copy_ordinary_numbers_on_cpu(full):
 def test_patches_spread_one_nonfinite_number_over_its_windows(value, instead):
     x = np.zeros((7, 1), np.float32)
     x[3] = value
-    slices, patches = (np.asarray(jaxdw.unfold(x, (3,), method=method))[..., 0] for method in windows.UNFOLD_METHODS)
+    slices, patches = (np.asarray(jaxdw.unfold(x, (3,), method=method))[..., 0] for method in extraction.UNFOLD_METHODS)
     reads = np.array([[position + tap - 1 == 3 for tap in range(3)] for position in range(7)])
     np.testing.assert_array_equal(slices, np.where(reads, value, 0))
     poisoned = reads.any(axis=1, keepdims=True)
@@ -110,7 +110,7 @@ def test_patches_spread_one_nonfinite_number_over_its_windows(value, instead):
 def test_patches_flush_subnormals_on_cpu():
     x = np.full((4, 2), 2.0**-140, np.float32)
     slices, patches = (
-        np.asarray(jaxdw.unfold(x, (2,), padding="VALID", method=method)) for method in windows.UNFOLD_METHODS
+        np.asarray(jaxdw.unfold(x, (2,), padding="VALID", method=method)) for method in extraction.UNFOLD_METHODS
     )
     assert (slices == np.float32(2.0**-140)).all()
     assert (patches == 0).all()
@@ -364,7 +364,7 @@ def test_map_windows_holds_the_windows_of_one_step_forward_and_backward():
         4 * math.prod(size)
         for size in (shape, (*geometry.batch, *geometry.padded_spatial, geometry.channels), geometry.windows_shape)
     )
-    step = windows.STEP_BYTES
+    step = mapping.STEP_BYTES
 
     def energy(x):
         return jaxdw.map_windows(lambda w: (w * w).sum((-3, -2)), x, kernel_size)

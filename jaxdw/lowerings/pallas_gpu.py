@@ -29,7 +29,8 @@ from jax.experimental.pallas import triton
 
 from jaxdw._compat import struct_like
 from jaxdw.geometry import Geometry
-from jaxdw.sums.padded import pad_repeated
+from jaxdw.lowerings.ordered_sum import Order
+from jaxdw.padding import pad_repeated
 
 THREADS = 4 * 32
 
@@ -49,11 +50,12 @@ MOST_TAPS = 16
 ENOUGH_PROGRAMS = 8 * 132
 
 
-def sum_in_kernel(
+def conv(
     x: jax.Array,
     kernel: jax.Array,
     bias: jax.Array | None,
     geometry: Geometry,
+    order: Order,
     compute: np.dtype,
     dtype: np.dtype,
     *,
@@ -82,7 +84,7 @@ def sum_in_kernel(
     return y.reshape(geometry.output_shape)
 
 
-def kernel_gradient_in_kernel(
+def kernel_gradient(
     x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np.dtype, dtype: np.dtype, *, interpret: bool = False
 ) -> jax.Array:
     """`(*kernel_size, 1, C*M)` of dtype `dtype`: for each tap, the sum in `compute` of what it read times dy.

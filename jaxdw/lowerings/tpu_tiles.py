@@ -21,19 +21,20 @@ from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxdw.geometry import Geometry
-from jaxdw.sums.order import Order, Term, accumulate, zero_like
-from jaxdw.sums.padded import sum_of_padded
-from jaxdw.windows import dimension_numbers, pad, tap_slices
+from jaxdw.lowerings import generic
+from jaxdw.lowerings.lax_convolutions import dimension_numbers
+from jaxdw.lowerings.ordered_sum import Order, Term, accumulate, zero_like
+from jaxdw.padding import pad, tap_slices
 
 SUBLANES, LANES = 8, 128
 
 
-def sum_on_tiles(
+def conv(
     x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, order: Order, compute: np.dtype
 ) -> jax.Array:
     """y `(*batch, *output_spatial, C*M)` in dtype `compute`."""
     if geometry.is_symbolic:
-        return sum_of_padded(x, kernel, bias, geometry, order, compute)
+        return generic.conv(x, kernel, bias, geometry, order, compute)
     flat = dataclasses.replace(geometry, batch=(math.prod(geometry.batch),))
     x = x.reshape(flat.x_shape)
     if bias is None and order == "raster" and _is_convolution(flat):
@@ -46,7 +47,7 @@ def sum_on_tiles(
 def _sum(
     x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, order: Order, compute: np.dtype
 ) -> jax.Array:
-    """As `sum_on_tiles`, of one batch axis."""
+    """As `conv`, of one batch axis."""
     rank, channels, multiplier = geometry.rank, geometry.channels, geometry.multiplier
     if max(geometry.strides) > 1 and _copy_is_cheaper(geometry):
         x = with_layout_constraint(x, Layout(major_to_minor=(*range(1, rank + 1), 0, rank + 1)))
@@ -84,14 +85,6 @@ def _strided_afterwards(
     rank = geometry.rank
     y = with_layout_constraint(y, Layout(major_to_minor=(*range(rank), rank + 1, rank)))
     return lax.slice_in_dim(y, 0, None, geometry.strides[-1], axis=rank)
-
-
-def is_convolution_as_it_lies(geometry: Geometry) -> bool:
-    """Whether `sum_on_tiles` without a bias is XLA's own convolution, and x lies with its channels in the lanes."""
-    flat = dataclasses.replace(geometry, batch=(math.prod(geometry.batch),))
-    width, channels = geometry.spatial[-1], geometry.channels
-    as_channels = _waste(width, SUBLANES) * _waste(channels, LANES)
-    return _is_convolution(flat) and as_channels <= _waste(channels, SUBLANES) * _waste(width, LANES)
 
 
 def _is_convolution(geometry: Geometry) -> bool:
