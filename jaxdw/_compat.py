@@ -1,7 +1,7 @@
-"""What moved between JAX releases, and nothing else.
+"""Names that differ between JAX releases, and nothing else.
 
-JAX 0.10 renamed what a type says of the mesh axes of a `shard_map`: `vma`, the names of the axes along which a value
-varies, became `manual_axis_type`. `lax.pvary` became `lax.pcast` on the way.
+JAX 0.10 renamed the part of a type about the mesh axes of a `shard_map`: `vma`, the names of the axes along which a
+value varies, became `manual_axis_type`. `lax.pvary` became `lax.pcast` on the way.
 """
 
 from __future__ import annotations

@@ -34,26 +34,26 @@ def depthwise_conv(
       x: `(*batch, *spatial, C)`, float16, bfloat16, float32 or float64; any number of batch axes, 1 to 3 spatial axes.
       kernel: `(*kernel_size, 1, C*M)`, the shape and order of `flax.nnx.Conv(feature_group_count=C)`.
       bias: `(C*M,)` or None.
-      strides: positive int or one a spatial axis.
+      strides: positive int or one per spatial axis.
       padding: "SAME", "SAME_LOWER", "VALID", "CIRCULAR", "REFLECT", "CAUSAL" (1-D), an int, or one int or
-        (low, high) pair a spatial axis; negative numbers crop. PyTorch's `padding=1` is the int 1, not "SAME".
-      kernel_dilation: positive int or one a spatial axis.
-      input_dilation: the same; above 1 it needs explicit padding or "VALID".
+        (low, high) pair per spatial axis; negative numbers crop. PyTorch's `padding=1` is the int 1, not "SAME".
+      kernel_dilation: positive int or one per spatial axis.
+      input_dilation: positive int or one per spatial axis; above 1 it needs explicit padding or "VALID".
       method: "taps" (PyTorch's order of the sum on CPU, without a channel multiplier), "rows" (faster for large
         kernels), "pallas" (as "taps", by hand-written kernels for NVIDIA GPUs and TPUs, interpreted on a CPU),
-        "patches", "grouped", or "auto": the fastest known where the program runs, which on a CPU is "taps" under 49
-        taps and "rows" from there, on a TPU "pallas" or "taps" by the compiler's estimates, and elsewhere "taps".
+        "patches", "grouped", or "auto". `jaxdw.methods` has the table. "auto" is the fastest known where the program
+        runs: on a CPU "taps" under 49 taps and "rows" from there, elsewhere "taps".
       precision: as for `lax.conv_general_dilated`. It matters on GPU and TPU, for "patches" and "grouped";
         the others always compute at full precision.
       preferred_element_type: dtype to accumulate and return in, no narrower than the arrays'; None: the arrays' own.
 
-    Where the type of x or of the kernel says that it is sharded, over explicit mesh axes, the work is shared out alike:
-    see `jaxdw.sharding`. Over automatic axes the compiler decides.
+    If the type of x or of the kernel says that it is sharded over explicit mesh axes, the computation is sharded in the
+    same way: see `jaxdw.sharding`. Over automatic axes the compiler decides.
 
     Under `jax.export` batch and spatial sizes may be symbolic. With a symbolic spatial size "pallas", "patches" and
     "grouped" are "taps".
 
-    float16 and bfloat16 are summed, bias included, in float32 and rounded once at the end.
+    float16 and bfloat16 are added in float32, bias included, and rounded once at the end.
 
     Returns:
       `(*batch, *output_spatial, C*M)`.

@@ -1,4 +1,4 @@
-"""For existing models: a convolution that stands in for lax's, and one call that puts it into a Flax NNX model."""
+"""For existing models: a replacement of lax's convolution, and one call that puts it into a Flax NNX model."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def conv_general_dilated(
     preferred_element_type: jax.typing.DTypeLike | None = None,
     out_sharding: NamedSharding | PartitionSpec | None = None,
 ) -> jax.Array:
-    """`lax.conv_general_dilated`, with depthwise calls computed by `jaxdw.depthwise_conv`.
+    """Compute `lax.conv_general_dilated`, and depthwise calls by `jaxdw.depthwise_conv`.
 
-    A call is depthwise where `feature_group_count` is the number of input channels, at least 2, over 1 to 3 spatial
-    axes, in float16, bfloat16, float32 or float64. Any stride, padding, dilation (of the input too: a transposed
-    convolution), channel multiplier and dimension numbers will do; where channels are not last, the arrays are
-    transposed. Every other call goes to lax with the same arguments: see `docs/drop-in.md` for the few depthwise ones.
+    A call is depthwise if `feature_group_count` is the number of input channels, at least 2, over 1 to 3 spatial axes,
+    in float16, bfloat16, float32 or float64. It may have any stride, padding, dilation (of the input too: a transposed
+    convolution), channel multiplier and dimension numbers. If channels are not last, the arrays are transposed. Every
+    other call goes to lax with the same arguments; `docs/drop-in.md` lists the few depthwise calls that do.
 
-    Args, shapes, dtypes and errors are lax's, and so are the results but for rounding. What differs is the order of
-    the sum, and that depthwise sums have at least float32 precision on every backend.
+    Arguments, shapes, dtypes and errors are lax's. The results differ by rounding: the order of the sum is another, and
+    depthwise sums have at least float32 precision on every backend.
 
     >>> x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 1, 2))
     >>> numbers = ("NHWC", "HWIO", "NHWC")
@@ -82,10 +82,10 @@ def conv_general_dilated(
 
 
 def accelerate(model: Model) -> Model:
-    """Sets `conv_general_dilated` of every depthwise `flax.nnx.Conv` in a Flax NNX model, in place.
+    """Set `conv_general_dilated` of every depthwise `flax.nnx.Conv` in a Flax NNX model, in place.
 
-    Depthwise are those with `feature_group_count == in_features >= 2`. Parameters, state and all other layers stay as
-    they are, and so does a layer with a `conv_general_dilated` of its own.
+    A layer is depthwise if `feature_group_count == in_features >= 2`. Parameters, state and all other layers stay as
+    they are. So does a layer that already has another `conv_general_dilated`.
 
     Args:
       model: a `flax.nnx.Module`.
@@ -123,7 +123,7 @@ def accelerate(model: Model) -> Model:
 
 
 class _Depthwise(NamedTuple):
-    """A call as `depthwise_conv` takes it: what makes lhs, rhs and the result channels-last and back."""
+    """A call for `depthwise_conv`, with the permutations of lhs and rhs to channels last, and of the result back."""
 
     lhs_axes: tuple[int, ...]
     rhs_axes: tuple[int, ...]
@@ -147,7 +147,7 @@ def _depthwise(
     preferred_element_type: Any,
     out_sharding: Any,
 ) -> _Depthwise | None:
-    """The call for `depthwise_conv`, or None where it is lax's: not depthwise, or not as it should be."""
+    """Return the call for `depthwise_conv`, or None if it is for lax: not depthwise, or not valid."""
     counts = (feature_group_count, batch_group_count)
     if not all(isinstance(count, (int, np.integer)) for count in counts) or feature_group_count < 2:
         return None
@@ -170,7 +170,7 @@ def _depthwise(
             None if preferred_element_type is None else jnp.dtype(preferred_element_type),
             jax.config.jax_enable_x64,
         )
-    except Exception:  # lax finds the mistake too, if it is one, and says it in its own words
+    except Exception:  # if it is a mistake, lax finds it too, and reports it in its own words
         return None
     return call if call is not None and _only_the_batch_is_sharded(x, kernel, call) else None
 
@@ -238,7 +238,7 @@ def _planned(
 
 
 def _only_the_batch_is_sharded(x: Any, kernel: Any, call: _Depthwise) -> bool:
-    """Whether the types (explicit sharding) leave nothing to decide: any other sharding has rules of lax's own."""
+    """Return True if the types shard nothing but the batch (explicit sharding); for the rest lax has its own rules."""
     batch = call.lhs_axes[0]
     spec = [x.sharding.spec[axis] if axis == batch else None for axis in range(len(x.shape))]
     replicated = PartitionSpec(*[None] * len(kernel.shape))
@@ -246,7 +246,7 @@ def _only_the_batch_is_sharded(x: Any, kernel: Any, call: _Depthwise) -> bool:
 
 
 def _sequence(values: Any) -> Sequence[Any] | np.ndarray:
-    """values, unless they are an iterator: reading it would leave nothing for lax."""
+    """Return values unless they are an iterator: reading it would leave nothing for lax."""
     if not isinstance(values, (Sequence, np.ndarray)):
         raise TypeError
     return values

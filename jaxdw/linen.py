@@ -28,10 +28,10 @@ class DepthwiseConv(nn.Module):
     Attributes:
       features: C, input channels; the output has `C * channel_multiplier`.
       kernel_size: a tuple of 1 to 3 ints.
-      strides: int or one a spatial axis; None is 1.
+      strides: int or one per spatial axis; None is 1.
       padding: "SAME", "SAME_LOWER", "VALID", "CIRCULAR", "REFLECT", "CAUSAL" (1-D), an int, or one int or (low, high)
-        pair a spatial axis. PyTorch's `padding=1` is the int 1; at stride 2 it is not "SAME".
-      input_dilation, kernel_dilation: int or one a spatial axis; None is 1.
+        pair per spatial axis. PyTorch's `padding=1` is the int 1; at stride 2 it is not "SAME".
+      input_dilation, kernel_dilation: int or one per spatial axis; None is 1.
       channel_multiplier: M; output channel c*M + m reads input channel c.
       use_bias: whether to add a bias `(C*M,)`.
       mask: array of the kernel's shape that multiplies the kernel, or None.
@@ -47,7 +47,7 @@ class DepthwiseConv(nn.Module):
         same shape and dtype, applied before the contraction with the kernel. It may be a module with variables;
         it is called once, on all windows, where `jaxdw.windowed_conv` in a module of your own need not hold them.
       depthwise_conv: the function that convolves, with the arguments of `jaxdw.depthwise_conv`; a
-        `jaxdw.sharding.Over` shares the work out over a mesh.
+        `jaxdw.sharding.Over` shards the convolution over a mesh.
 
     Raises (when called):
       ValueError, TypeError: a field or an input that does not fit; the message names it.
@@ -80,7 +80,7 @@ class DepthwiseConv(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Convolves `inputs` `(*batch, *spatial, C)`, giving `(*batch, *output_spatial, C*M)`."""
+        """Convolve `inputs` `(*batch, *spatial, C)` to `(*batch, *output_spatial, C*M)`."""
         shape = checked_kernel_shape(self)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = self.param("bias", self.bias_init, shape[-1:], self.param_dtype) if self.use_bias else None

@@ -36,24 +36,24 @@ _kernel_gradient_p = Primitive("depthwise_conv_kernel_gradient")
 def conv(
     x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, method: str, dtype: Any
 ) -> jax.Array:
-    """y `(*batch, *output_spatial, C*M)` of dtype `dtype`, summed in `order`, from the bias where one is given.
+    """Return y `(*batch, *output_spatial, C*M)` of dtype `dtype`; the sum starts from the bias if one is given.
 
-    Sums are in float32, or in float64 if any dtype here is; what is narrower is rounded once at the end.
+    Sums are in float32, or in float64 if any dtype here is. A narrower result is rounded once at the end.
     """
     operands = (x, kernel) if bias is None else (x, kernel, bias)
     return _conv_p.bind(*varying_together(*operands), geometry=geometry, method=method, dtype=np.dtype(dtype))
 
 
 def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, method: str, dtype: Any) -> jax.Array:
-    """`(*kernel_size, 1, C*M)` of dtype `dtype`: for each tap, the sum over all outputs of what it read times dy.
+    """Return `(*kernel_size, 1, C*M)` of dtype `dtype`: for each tap, the sum over outputs of what it read times dy.
 
-    `order` is that of the convolutions which this one's own derivatives are.
+    `method` also computes the derivatives of this, which are convolutions.
     """
     return _kernel_gradient_p.bind(*varying_together(x, dy), geometry=geometry, method=method, dtype=np.dtype(dtype))
 
 
 def input_gradient(dy: jax.Array, kernel: jax.Array, geometry: Geometry, method: str, dtype: Any) -> jax.Array:
-    """`(*batch, *spatial, C)` of dtype `dtype`: the transpose of the convolution by x, itself a convolution of dy."""
+    """Return the transpose of the convolution by x, a convolution of dy: `(*batch, *spatial, C)` of dtype `dtype`."""
     if geometry.padding_mode != "zeros":
         return transposed_pad(input_gradient(dy, kernel, padded_geometry(geometry), method, dtype), geometry)
     flipped = lax.rev(kernel, tuple(range(geometry.rank)))
@@ -64,9 +64,12 @@ def input_gradient(dy: jax.Array, kernel: jax.Array, geometry: Geometry, method:
 
 
 def adjoint(geometry: Geometry) -> Geometry:
-    """The geometry that, with the flipped kernel, takes dy `(*batch, *output_spatial, C*M)` to dx, M channels apart."""
+    """Return the geometry of the convolution of dy `(*batch, *output_spatial, C*M)` with the flipped kernel.
+
+    Its result has C*M channels; dx is the sum over the M of each input channel.
+    """
     padding = []
-    for size, out, span, (low, _), stride, spread in zip(
+    for size, out, span, (low, _), stride, dilation in zip(
         geometry.spatial,
         geometry.output_spatial,
         geometry.spans,
@@ -75,7 +78,7 @@ def adjoint(geometry: Geometry) -> Geometry:
         geometry.input_dilation,
     ):
         before = span - 1 - low
-        padding.append((before, (size - 1) * spread + span - ((out - 1) * stride + 1) - before))
+        padding.append((before, (size - 1) * dilation + span - ((out - 1) * stride + 1) - before))
     return dataclasses.replace(
         geometry,
         spatial=geometry.output_spatial,
@@ -150,7 +153,7 @@ ad.primitive_transposes[_kernel_gradient_p] = _kernel_gradient_transpose
 
 
 def _conv_batch(operands, axes, *, geometry: Geometry, method: str, dtype: np.dtype):
-    """x alone: one more batch axis. The kernel or bias too: one more factor of the channels, or of the multiplier."""
+    """Make the mapped axis a batch axis if only x has it, else a factor of the channels or of the multiplier."""
     x, kernel, *bias = operands
     x_axis, kernel_axis, *bias_axis = axes
     count = next(operand.shape[axis] for operand, axis in zip(operands, axes) if axis is not None)
@@ -176,7 +179,7 @@ def _conv_batch(operands, axes, *, geometry: Geometry, method: str, dtype: np.dt
 
 
 def _kernel_gradient_batch(operands, axes, *, geometry: Geometry, method: str, dtype: np.dtype):
-    """One more factor of the channels."""
+    """Make the mapped axis a factor of the channels."""
     count = next(operand.shape[axis] for operand, axis in zip(operands, axes) if axis is not None)
     x, dy = (jnp.moveaxis(_leading(a, axis, count), 0, -2) for a, axis in zip(operands, axes))
     wide = dataclasses.replace(geometry, channels=count * geometry.channels)
@@ -209,7 +212,7 @@ def _compute_kernel_gradient(x, dy, *, geometry: Geometry, method: str, dtype: n
 
 
 def _is_empty(geometry: Geometry) -> bool:
-    """Whether there is no product to add: `vmap` over nothing makes any axis one of size 0."""
+    """Return True if there is no product to add: `vmap` over nothing gives any axis size 0."""
     return 0 in geometry.x_shape + geometry.output_shape
 
 

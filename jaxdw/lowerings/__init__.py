@@ -1,1 +1,1 @@
-"""Programs for the sum over the taps and for its kernel's gradient, which `jaxdw.primitive` chooses between."""
+"""Programs for the sum over the taps and for its kernel's gradient; `jaxdw.methods` says which runs where."""

@@ -1,4 +1,4 @@
-"""The sum over the taps, and the kernel's gradient, from a padded copy of x: what any backend compiles well."""
+"""The sum over the taps, and the kernel's gradient, from a padded copy of x: every backend compiles them well."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jaxdw.padding import first_outputs, pad, tap_slices
 def conv(
     x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, order: Order, compute: np.dtype
 ) -> jax.Array:
-    """y `(*batch, *output_spatial, C*M)` in dtype `compute`."""
+    """Return y `(*batch, *output_spatial, C*M)` in dtype `compute`."""
     if geometry.has_symbolic_axes and geometry.with_room != geometry:
         y = conv(x, kernel, bias, geometry.with_room, order, compute)
         return first_outputs(y, geometry)
@@ -29,21 +29,21 @@ def conv(
     biases = None if bias is None else bias.astype(compute).reshape(geometry.channels, multiplier)
     shape = (*geometry.batch, *geometry.output_spatial, geometry.channels)
 
-    def of(m: int) -> jax.Array:
+    def output(m: int) -> jax.Array:
         terms = (
             Term(value, lax.index_in_dim(weights[..., m], index, keepdims=False), index // geometry.kernel_size[-1])
             for index, value in enumerate(tap_slices(padded, geometry, geometry.output_spatial))
         )
         return accumulate(terms, zero_like(weights[0, :, m]), None if biases is None else biases[:, m], shape, order)
 
-    outputs = [of(m) for m in range(multiplier)]
+    outputs = [output(m) for m in range(multiplier)]
     return outputs[0] if multiplier == 1 else jnp.stack(outputs, axis=-1).reshape(geometry.output_shape)
 
 
 def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np.dtype) -> jax.Array:
-    """`(*kernel_size, 1, C*M)` in dtype `compute`: for each tap, the sum of what it read times dy.
+    """Return `(*kernel_size, 1, C*M)` in dtype `compute`: for each tap, the sum of what it read times dy.
 
-    One reduction over all taps at once, first over batch and all spatial axes but the last, then over the last.
+    One reduction over all taps at once adds over batch and all spatial axes but the last, and then over the last.
     """
     if geometry.has_symbolic_axes and geometry.with_room != geometry:
         (dy,) = jax.linear_transpose(

@@ -1,4 +1,4 @@
-"""The order of the sum over the taps, the same in every program that computes it."""
+"""The sum over the taps in a defined order, the same in every program for XLA."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-#: "raster": one chain of fused multiply-adds over all taps. "rows": such a chain for each kernel row (last axis), each
-#: from zero, and then the rows added one after the other.
+#: "raster": one chain of fused multiply-adds over all taps. "rows": one such chain per kernel row (last axis), each
+#: from zero; then the rows are added in order.
 Order = Literal["raster", "rows"]
 
 
 class Term(NamedTuple):
-    """One tap: the inputs under it, its weights, and the kernel row it is in."""
+    """One tap: the inputs under it, its weights, and its kernel row."""
 
     value: jax.Array
     weight: jax.Array
@@ -31,16 +31,16 @@ def accumulate(
     order: Order,
     own_zero: jax.Array | None = None,
 ) -> jax.Array:
-    """The sum of value * weight, in `shape`, from the bias `(C,)` or from 0.
+    """Return the sum of value * weight, in `shape`, from the bias `(C,)` or from 0.
 
-    XLA:CPU contracts each multiply and add to one FMA. What starts from 0 starts from `zero`, `()` or `(C,)`, which no
-    compiler must see to be one: it would fold a constant away, and then either product of the first two could be the
-    one that enters the FMA unrounded.
+    XLA:CPU contracts each multiply and add to one fused multiply-add. A sum from 0 starts from `zero`, `()` or `(C,)`.
+    No compiler must see that it is 0: it would fold a constant away, and then either of the first two products could
+    enter the fused multiply-add unrounded.
 
-    LLVM contracts only what stands side by side, a product that nothing else uses. Where another sum in the same loop
-    has the same product it computes that once for both, and where what follows reverses or repeats channels it moves
-    the shuffle past the product. Neither happens to values that only this sum can have: their bits are joined with
-    those of `own_zero` `()`, where it is given.
+    LLVM fuses a product and an add only if they are adjacent and the product has one use. It computes a product once
+    for two sums in one loop that both have it. Where the next operation reverses or repeats channels, it moves the
+    shuffle past the product. Neither happens to values that only this sum can have: if `own_zero` `()` is given, the
+    bits of each value are joined with its bits.
     """
     zero = jnp.broadcast_to(zero, shape)
     start = zero if bias is None else jnp.broadcast_to(bias, shape)
@@ -60,32 +60,32 @@ def accumulate(
 
 
 def zero_like(weight: jax.Array) -> jax.Array:
-    """+0 in weight's shape and dtype (float32 or float64) that no compiler sees to be zero.
+    """Return +0 in weight's shape and dtype (float32 or float64) that no compiler sees to be zero.
 
-    Of two whole numbers that follow each other one is even, so the last bit of their product is 0, whatever weight is.
+    Of two consecutive integers one is even. So the last bit of their product is 0, whatever weight is.
     """
-    whole = whole_numbers(weight.dtype)
+    whole = integers_like(weight.dtype)
     number = lax.bitcast_convert_type(weight, whole)
     one = jnp.ones((), whole)
     return lax.bitcast_convert_type(number * (number + one) & one, weight.dtype)
 
 
-#: More than one number, so that XLA:CPU keeps them in memory and LLVM does not see them.
+#: More than one number, so that XLA:CPU keeps them in memory and LLVM does not see their values.
 _ZEROS = np.array([0] * 255 + [1], np.int32)
 
 
 def zero_of_its_own(number: int, dtype: np.dtype) -> jax.Array:
-    """+0 `()` in dtype that on CPU no compiler sees to be zero, nor to be that of another number (up to 254).
+    """Return +0 `()` in dtype. On CPU no compiler sees that it is zero, or equal to that of another number up to 254.
 
-    It depends on no operand, so it is at hand on every device that has some of the channels.
+    It depends on no operand, so every device that has some of the channels has it.
     """
     zeros = lax.optimization_barrier(jnp.asarray(_ZEROS))  # or XLA would take the number out as a constant
     zero = lax.index_in_dim(zeros, number % (len(_ZEROS) - 1), keepdims=False)
-    return lax.bitcast_convert_type(zero.astype(whole_numbers(dtype)), dtype)
+    return lax.bitcast_convert_type(zero.astype(integers_like(dtype)), dtype)
 
 
-#: What leaves a number as it is where the other is 0, by instructions that are not each other's.
-_KEEPING: tuple[Callable[[jax.Array, jax.Array], jax.Array], ...] = (
+#: Different instructions, each of which returns its first operand if the second is 0.
+_IDENTITIES: tuple[Callable[[jax.Array, jax.Array], jax.Array], ...] = (
     lax.bitwise_or,
     lax.bitwise_xor,
     lax.add,
@@ -94,15 +94,18 @@ _KEEPING: tuple[Callable[[jax.Array, jax.Array], jax.Array], ...] = (
 
 
 def joined(value: jax.Array, zero: jax.Array, by: int = 0) -> jax.Array:
-    """value, its bits joined with those of a zero `()`, by an instruction that neighbouring numbers do not share."""
-    whole = whole_numbers(value.dtype)
+    """Return value, its bits joined with those of a zero `()` by one of several instructions.
+
+    Neighbours are to have different ones: then LLVM does not merge them.
+    """
+    whole = integers_like(value.dtype)
     bits = lax.bitcast_convert_type(value, whole)
     same = jnp.broadcast_to(lax.bitcast_convert_type(zero, whole), value.shape)
-    return lax.bitcast_convert_type(_KEEPING[by % len(_KEEPING)](bits, same), value.dtype)
+    return lax.bitcast_convert_type(_IDENTITIES[by % len(_IDENTITIES)](bits, same), value.dtype)
 
 
-def whole_numbers(dtype: np.dtype) -> np.dtype:
-    """The dtype of whole numbers as wide as these."""
+def integers_like(dtype: np.dtype) -> np.dtype:
+    """Return the dtype of integers of the same width."""
     return np.dtype(f"int{8 * dtype.itemsize}")
 
 

@@ -1,4 +1,4 @@
-"""Models whose layers share their work out over a mesh of devices."""
+"""Models whose depthwise convolutions are sharded over a mesh of devices."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Model = TypeVar("Model")
 
 
 def shard_layers(model: Model, spec: PartitionSpec, mesh: Mesh | AbstractMesh | None = None) -> Model:
-    """Lets every `jaxdw.nnx.DepthwiseConv` in a Flax NNX model share its work out by `spec`, in place.
+    """Shard every `jaxdw.nnx.DepthwiseConv` in a Flax NNX model by `spec`, in place.
 
-    For images shared out over automatic mesh axes. The stem of a `jaxdw.models` model becomes lax's own convolution,
-    which the compiler partitions with halos of its own; everything else in these models works position by position.
+    Use it for images that are sharded over automatic mesh axes. The stem of a `jaxdw.models` model becomes lax's own
+    convolution, which the compiler partitions with halos of its own. The rest works position by position.
 
     Args:
       model: a `flax.nnx.Module`.
-      spec, mesh: as for `depthwise_conv`.
+      spec, mesh: as for `jaxdw.sharding.depthwise_conv`.
 
     Returns:
       The same object.

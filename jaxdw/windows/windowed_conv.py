@@ -17,7 +17,7 @@ from jaxdw import _arrays
 from jaxdw._compat import varying_axes
 from jaxdw.call import Call
 from jaxdw.geometry import Geometry, Padding
-from jaxdw.lowerings.cpu_fused import LEAST_CHANNELS, Boxes, interleaved, step
+from jaxdw.lowerings.cpu_fused import LEAST_CHANNELS, Regions, constant_step, interleaved
 from jaxdw.lowerings.ordered_sum import Term, accumulate, zero_like, zero_of_its_own
 from jaxdw.padding import pad, tap_slices
 from jaxdw.windows import window_tracing
@@ -30,7 +30,7 @@ MOST_OPERATIONS = 1200
 
 #: And of no more than this many, and this many taps, in each of the boxes that the output is cut into on CPU. Of more,
 #: from a padded copy of x: compiling all boxes would take seconds.
-MOST_OPERATIONS_IN_BOXES, MOST_TAPS_IN_BOXES = 100, 25
+MOST_OPERATIONS_IN_REGIONS, MOST_TAPS_IN_REGIONS = 100, 25
 
 
 def windowed_conv(
@@ -106,7 +106,7 @@ def run(call: Call, fn: Callable[[jax.Array], jax.Array], name: str) -> jax.Arra
             constants,
             x,
             kernel,
-            cpu=functools.partial(_in_boxes, traced, geometry, dtype),
+            cpu=functools.partial(_in_regions, traced, geometry, dtype),
             default=functools.partial(_from_padded, traced, geometry, dtype),
         )
         return (y if bias is None else y + jnp.broadcast_to(bias.astype(dtype), y.shape)).astype(result)
@@ -173,23 +173,23 @@ def _from_padded(
     return jnp.stack(outputs, axis=-1).reshape(geometry.output_shape)
 
 
-def _in_boxes(
+def _in_regions(
     traced: Traced, geometry: Geometry, dtype: np.dtype, constants: Sequence[Any], x: jax.Array, kernel: jax.Array
 ) -> jax.Array:
     """The same on XLA:CPU, from x where it lies; see `jaxdw.lowerings.cpu_fused`."""
-    many = traced.operations > MOST_OPERATIONS_IN_BOXES or geometry.taps > MOST_TAPS_IN_BOXES
+    many = traced.operations > MOST_OPERATIONS_IN_REGIONS or geometry.taps > MOST_TAPS_IN_REGIONS
     if many or geometry.channels < LEAST_CHANNELS or math.prod(geometry.spatial) >= 2**31:
         return _from_padded(traced, geometry, dtype, constants, x, kernel)
     x, kernel = lax.optimization_barrier((x, kernel))
     flat = x.reshape(-1, *geometry.spatial, geometry.channels)
     weights = kernel.astype(dtype).reshape(geometry.taps, geometry.channels, geometry.multiplier)
     outputs = [
-        _WindowedBoxes(traced, constants, flat, weights, m, geometry).assemble(()) for m in range(geometry.multiplier)
+        _WindowedRegions(traced, constants, flat, weights, m, geometry).assemble(()) for m in range(geometry.multiplier)
     ]
     return interleaved(outputs, geometry)
 
 
-class _WindowedBoxes(Boxes):
+class _WindowedRegions(Regions):
     def __init__(
         self, traced: Traced, constants: Sequence[Any], x: jax.Array, weights: jax.Array, m: int, geometry: Geometry
     ):
@@ -209,5 +209,5 @@ class _WindowedBoxes(Boxes):
         columns = [table[:, t] for table, t in zip(tables, tap)]
         if any((column < 0).all() for column in columns):
             return jnp.zeros(shape, self.x.dtype)
-        steps = [step(column) for column in columns]
+        steps = [constant_step(column) for column in columns]
         return self.sliced(columns, steps) if all(steps) else self.gathered(columns)
