@@ -23,16 +23,16 @@ def contract(
     precision: lax.PrecisionLike = None,
     preferred_element_type: jax.typing.DTypeLike | None = None,
 ) -> jax.Array:
-    """Multiplies each window by the kernel and sums it: `unfold` then `contract` is a depthwise convolution.
+    """Multiply each window by the kernel and add: `unfold` then `contract` is a depthwise convolution.
 
-    The order of the sum is that of method "taps": one multiply and add a tap, in raster order from +0, which XLA may
-    round once (an FMA) or twice, and the bias last; float16 and bfloat16 are summed in float32.
+    The order of the sum is that of method "taps": one multiply and add per tap, in raster order from +0, which XLA may
+    round once (a fused multiply-add) or twice, and the bias last. float16 and bfloat16 are added in float32.
 
     Args:
       windows: `(*batch, *output_spatial, *kernel_size, C)`.
       kernel: `(*kernel_size, 1, C*M)`.
       bias: `(C*M,)` or None.
-      precision: checked, but there is nothing to relax: every product and sum is of full precision.
+      precision: checked, but without effect: every product and sum has full precision.
       preferred_element_type: as for `depthwise_conv`.
 
     Returns:
@@ -70,7 +70,7 @@ def contract(
 
 @functools.partial(jax.jit, static_argnames="result")
 def weighted_sum(windows: jax.Array, kernel: jax.Array, bias: jax.Array | None, result: np.dtype) -> jax.Array:
-    """`contract` for checked arrays: a chain of multiply and add over the taps, which fuses with what made windows."""
+    """Compute `contract` for checked arrays, by a chain that XLA fuses with the operations that compute windows."""
     dtype = _arrays.accumulator(result)
     rank = kernel.ndim - 2
     leading, channels = windows.shape[: windows.ndim - rank - 1], windows.shape[-1]
@@ -83,7 +83,7 @@ def weighted_sum(windows: jax.Array, kernel: jax.Array, bias: jax.Array | None, 
 
 @jax.custom_jvp
 def _weighted_sum(taps: jax.Array, weights: jax.Array) -> jax.Array:
-    """taps `(*leading, T, C)` times weights `(T, C, M)`, summed over T: `(*leading, C, M)`."""
+    """Return taps `(*leading, T, C)` times weights `(T, C, M)`, added over T: `(*leading, C, M)`."""
     values = [lax.index_in_dim(taps, t, axis=-2, keepdims=False) for t in range(len(weights))]
     outputs = []
     for m in range(weights.shape[-1]):
@@ -94,7 +94,7 @@ def _weighted_sum(taps: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def _weighted_sum_jvp(primals, tangents):
-    """By one sum, whose transposes are a product and a sum: that of each slice would be a whole array of windows."""
+    """Return one sum: its transposes are a product and a sum, where that of a slice is as large as the windows."""
     (taps, weights), (dtaps, dweights) = primals, tangents
     shape = (*taps.shape, weights.shape[-1])
     terms = [

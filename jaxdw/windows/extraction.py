@@ -1,4 +1,4 @@
-"""Exact extraction of windows."""
+"""Extraction of windows, exact in every bit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxdw.geometry import Geometry, Padding, spatial_tuple
 from jaxdw.lowerings.lax_convolutions import one_hot_windows
 from jaxdw.padding import first_outputs, pad, tap_slices
 
-#: How `unfold` may extract windows.
+#: The choices of `unfold`.
 UNFOLD_METHODS = ("slices", "patches")
 
 
@@ -30,20 +30,19 @@ def unfold(
     input_dilation: int | Sequence[int] | None = 1,
     method: str = "slices",
 ) -> jax.Array:
-    """The window under the kernel at every output position.
+    """Return the window under the kernel at every output position.
 
     Args:
       x: `(*batch, *spatial, C)`, any dtype.
       kernel_size: 1 to 3 ints.
       strides, padding, kernel_dilation, input_dilation: as for `depthwise_conv`.
-      method: "slices" is an exact copy of every bit: infinities, NaN and subnormals pass (of bfloat16 and float8, XLA
-        on CPU may keep a NaN but not its payload). On CPU it gathers, which reads x where it lies, and which XLA
-        fuses with what follows under `jax.jit`: with at most 15 taps, an elementwise function and `contract` become
-        one loop that never holds the windows. Elsewhere it
-        pads and slices.
+      method: "slices" copies every bit: infinities, NaN and subnormals too (of bfloat16 and float8, XLA on CPU may
+        change the payload of a NaN). On CPU it gathers from x itself, and under `jax.jit` XLA fuses that with the next
+        operations: with at most 15 taps, an elementwise function and `contract` become one loop without the windows in
+        memory. Elsewhere it pads and slices.
         "patches" calls `lax.conv_general_dilated_patches`, which multiplies by a one-hot kernel instead of copying:
         an infinity turns every other tap of its windows into NaN, a NaN fills its windows, subnormals are flushed on
-        CPU, and TF32 (GPU) or bfloat16 (TPU) rounds the values unless precision is highest (asked for here).
+        CPU, and TF32 (GPU) or bfloat16 (TPU) rounds the values unless precision is highest (it is here).
 
     Returns:
       `(*batch, *output_spatial, *kernel_size, C)`, of x's dtype.
@@ -72,7 +71,7 @@ def unfold(
 
 @functools.partial(jax.jit, static_argnames=("geometry", "method"))
 def windows_of(x: jax.Array, geometry: Geometry, method: str = "slices") -> jax.Array:
-    """`unfold` for a checked geometry."""
+    """Compute `unfold` for a checked geometry."""
     if 0 in geometry.windows_shape:
         return jnp.zeros(geometry.windows_shape, x.dtype)
     if geometry.has_symbolic_axes:  # of these lax has no gradients
@@ -88,12 +87,12 @@ def windows_of(x: jax.Array, geometry: Geometry, method: str = "slices") -> jax.
 def rows_of_windows(
     x: jax.Array, padded: jax.Array, first_row: jax.Array | int, sources: jax.Array, geometry: Geometry
 ) -> jax.Array:
-    """The windows of some output rows `(*batch, rows, *output_spatial[1:], *kernel_size, C)`.
+    """Return the windows of some output rows: `(*batch, rows, *output_spatial[1:], *kernel_size, C)`.
 
-    `padded` is `pad(x)`, and `sources` the rows of the first axis's `source_table`.
+    `padded` is `pad(x)`, and `sources` has these rows of the first axis's `source_table`.
 
-    On CPU the windows are gathered from x, and padded is then computed by nobody but the derivative: the transpose of
-    slices is padding and sums, while that of a gather is a scatter, which XLA runs on one core.
+    On CPU the windows are gathered from x, and only the derivative uses `padded`. The transpose of slices is padding
+    and sums. The transpose of a gather is a scatter, which XLA runs on one core.
     """
 
     def gathered(x, padded, first_row, sources):
@@ -124,19 +123,19 @@ def _slice_rows(padded: jax.Array, first_row: jax.Array | int, rows: int, geomet
     return stacked.reshape(*stacked.shape[:-2], *geometry.kernel_size, geometry.channels)
 
 
-#: In place of an input position where there is none. The sum of three does not overflow, and a position does not lift
-#: it to zero.
+#: Stands for an input position that does not exist. The sum of three does not overflow, and the sum with positions is
+#: negative.
 _NOWHERE = -(2**29)
 
 
 def _can_be_gathered(x: jax.Array, geometry: Geometry) -> bool:
     axes = range(len(geometry.batch), x.ndim - 1)
-    cut = jax.typeof(x).sharding.spec  # where the type says how x is distributed, a gather may not cross the pieces
-    return 0 < math.prod(geometry.spatial) <= -_NOWHERE and all(cut[axis] is None for axis in axes if axis < len(cut))
+    spec = jax.typeof(x).sharding.spec  # a gather may not cross the shards that the type knows
+    return 0 < math.prod(geometry.spatial) <= -_NOWHERE and all(spec[axis] is None for axis in axes if axis < len(spec))
 
 
 def source_table(geometry: Geometry, axis: int) -> jax.Array:
-    """For one axis `(out, k)`, what (output position, tap) adds to the number of the input position it reads."""
+    """Return, for one axis, the part of the flat input position that (output position, tap) adds: `(out, k)`."""
     source = geometry.sources[axis]
     number = source * math.prod(geometry.spatial[axis + 1 :])
     return jnp.asarray(np.where(source < 0, _NOWHERE, number).astype(np.int32))
@@ -153,7 +152,7 @@ def _gather_rows(x: jax.Array, sources: jax.Array, geometry: Geometry) -> jax.Ar
     everywhere = all((source >= 0).all() for source in geometry.sources)
     flat = x.reshape(*geometry.batch, math.prod(geometry.spatial), geometry.channels)
     bits = _bits(x.dtype)
-    if bits is not None:  # not even XLA's float normalisation touches an integer
+    if bits is not None:  # XLA's float normalisation changes no integer
         flat = lax.bitcast_convert_type(flat, bits)
     numbers = lax.GatherDimensionNumbers(
         offset_dims=(len(shape),),
@@ -170,19 +169,19 @@ def _gather_rows(x: jax.Array, sources: jax.Array, geometry: Geometry) -> jax.Ar
         mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
     )
     if not everywhere:
-        windows = _kept(windows, index >= 0, bits)
+        windows = _masked(windows, index >= 0, bits)
     return windows if bits is None else lax.bitcast_convert_type(windows, x.dtype)
 
 
 def _bits(dtype: np.dtype) -> np.dtype | None:
-    """The integers as wide as these floats; None for what is no float, or of a width that NumPy has not."""
+    """Return the integers as wide as these floats; None for other dtypes, and for widths that NumPy does not have."""
     if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits not in (8, 16, 32, 64):
         return None
     return np.dtype(f"int{jnp.finfo(dtype).bits}")
 
 
-def _kept(windows: jax.Array, exists: jax.Array, bits: np.dtype | None) -> jax.Array:
-    """windows, or 0 where there is none. By a mask of bits where that can be: LLVM splits loops on a select."""
+def _masked(windows: jax.Array, exists: jax.Array, bits: np.dtype | None) -> jax.Array:
+    """Return windows, or 0 where none exists, by a mask of bits if possible: LLVM splits loops on a select."""
     axes = tuple(range(exists.ndim))
     if bits is None:
         return jnp.where(lax.broadcast_in_dim(exists, windows.shape, axes), windows, jnp.zeros((), windows.dtype))

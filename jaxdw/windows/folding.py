@@ -24,15 +24,15 @@ def fold(
     kernel_dilation: int | Sequence[int] | None = 1,
     input_dilation: int | Sequence[int] | None = 1,
 ) -> jax.Array:
-    """The exact adjoint of `unfold`: adds each window back to where it was taken from.
+    """Apply the exact adjoint of `unfold`: add each window to the positions that it was taken from.
 
-    Each input position receives its taps one by one in raster order, as `torch.nn.functional.fold` does in 2-D,
-    and so has the same bits.
+    Each input position receives its taps in raster order, as in 2-D from `torch.nn.functional.fold`, with the same
+    bits.
 
     Args:
-      windows: `(*batch, *output_spatial, *kernel_size, C)`, what `unfold` gave for an x of these spatial sizes.
-      spatial: the spatial sizes of x; their number tells windows' axes apart.
-      strides, padding, kernel_dilation, input_dilation: as they were given to `unfold`.
+      windows: `(*batch, *output_spatial, *kernel_size, C)`, as `unfold` returns for an x of these spatial sizes.
+      spatial: the spatial sizes of x; their number says which axes of windows are which.
+      strides, padding, kernel_dilation, input_dilation: the arguments of `unfold`.
 
     Returns:
       `(*batch, *spatial, C)`, of windows' dtype.

@@ -15,7 +15,7 @@ from jaxdw.geometry import Geometry, Padding, spatial_tuple
 from jaxdw.padding import pad
 from jaxdw.windows.extraction import rows_of_windows, source_table, windows_of
 
-#: Bytes of windows that `map_windows` aims to hold in one step when `rows_per_step` is None.
+#: Bytes of windows in one step of `map_windows` if `rows_per_step` is None.
 STEP_BYTES = 2 << 20
 
 
@@ -30,17 +30,17 @@ def map_windows(
     input_dilation: int | Sequence[int] | None = 1,
     rows_per_step: int | None = None,
 ) -> Any:
-    """Applies `fn` to the windows of x without holding all of them: `fn(unfold(x, ...))`, block by block.
+    """Compute `fn(unfold(x, ...))` block by block, so that memory never holds all windows.
 
-    Differentiable in both modes; the backward pass recomputes each block's windows, so that it too is bounded.
+    Differentiable in both modes. The backward pass recomputes each block's windows, so its memory is bounded too.
 
     Args:
       fn: takes windows `(*batch, rows, *output_spatial[1:], *kernel_size, C)` and returns
         `(*batch, rows, *output_spatial[1:], ...)`, or several such arrays in any pytree, as `lax.top_k` does;
-        it must treat every row (first spatial axis) alike.
+        it must treat every row (first spatial axis) in the same way.
       x, kernel_size, strides, padding, kernel_dilation, input_dilation: as for `unfold`.
-      rows_per_step: output rows a step; None takes as many as fit in 2 MiB of windows, at least one. Where a spatial
-        size is symbolic, all rows are one step.
+      rows_per_step: output rows per step; None is as many as fit in 2 MiB of windows, at least one. If a spatial size
+        is symbolic, all rows are one step.
 
     Returns:
       `(*batch, *output_spatial, ...)`: what `fn(unfold(x, ...))` returns.
@@ -76,7 +76,7 @@ def map_windows(
 
         return compute() if isinstance(first_row, int) else _not_fused(compute, first_row)
 
-    # Without checkpoint the backward pass would keep every step's windows, which is what this function avoids.
+    # Without checkpoint the backward pass would keep the windows of all steps.
     step = jax.checkpoint(lambda first_row: block(first_row, per_step))
     whole = rows // per_step
     blocks = lax.map(step, jnp.arange(whole) * per_step)
@@ -98,10 +98,10 @@ def _rows_per_step(rows_per_step: int | None, geometry: Geometry, itemsize: int)
 
 
 def _not_fused(compute: Callable[[], Any], first_row: jax.Array) -> Any:
-    """compute(), for a step of `lax.map` on CPU.
+    """Compute a step of `lax.map` on CPU, not fused with the write of its result.
 
-    XLA:CPU fuses what a step computes last with writing it into the result of all steps, and runs that on one core. It
-    does not fuse across a conditional, even one that goes one way; other backends see that it does, and drop it.
+    XLA:CPU fuses the last operation of a step with the write into the result of all steps, and runs that on one core.
+    It does not fuse across a conditional, even one with only one possible branch. Other backends remove this one.
     """
     always = lax.platform_dependent(first_row, cpu=lambda row: row >= 0, default=lambda row: jnp.ones((), bool))
     shapes = jax.eval_shape(compute)
