@@ -87,7 +87,7 @@ class Call:
 
     def without_products(self) -> jax.Array | None:
         """Return the result where no tap reads an element of x, since a size is 0; else None."""
-        if 0 not in self.geometry.x_shape + self.geometry.output_shape:
+        if not self.geometry.is_empty:
             return None
         start = jnp.zeros((), self.result) if self.bias is None else self.bias.astype(self.result)
         return jnp.broadcast_to(start, self.geometry.output_shape)

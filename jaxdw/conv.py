@@ -61,6 +61,7 @@ def depthwise_conv(
     Raises:
       ValueError, TypeError: an argument that does not fit; the message names it, its value and what was expected.
 
+    >>> import jax.numpy as jnp
     >>> x = jnp.arange(16.0).reshape(1, 4, 4, 1)
     >>> depthwise_conv(x, jnp.ones((3, 3, 1, 1)), padding="VALID")[0, :, :, 0]
     Array([[45., 54.],

@@ -178,6 +178,11 @@ class Geometry:
         """True if a spatial size is symbolic; then there are no `sources`."""
         return any(map(export.is_symbolic_dim, self.spatial))
 
+    @property
+    def is_empty(self) -> bool:
+        """True if a size is 0, so that no tap reads an element of x."""
+        return 0 in self.x_shape + self.output_shape
+
     @functools.cached_property
     def with_room(self) -> Geometry:
         """The same with zeros after symbolic axes, so that a window fits even where their size is too small for one.

@@ -197,7 +197,7 @@ batching.primitive_batchers[_kernel_gradient_p] = _kernel_gradient_batch
 
 def _compute_conv(x, kernel, *bias, geometry: Geometry, method: str, dtype: np.dtype, platform: str | None):
     start = bias[0] if bias else None
-    if _is_empty(geometry):
+    if geometry.is_empty:  # `vmap` over nothing gives any axis size 0
         first = jnp.zeros((), dtype) if start is None else start.astype(dtype)
         return jnp.broadcast_to(first, geometry.output_shape)
     order, lowering = resolve(method, geometry, platform)
@@ -205,15 +205,10 @@ def _compute_conv(x, kernel, *bias, geometry: Geometry, method: str, dtype: np.d
 
 
 def _compute_kernel_gradient(x, dy, *, geometry: Geometry, method: str, dtype: np.dtype, platform: str | None):
-    if _is_empty(geometry):
+    if geometry.is_empty:
         return jnp.zeros(geometry.kernel_shape, dtype)
     _, lowering = resolve(method, geometry, platform)
     return lowering.kernel_gradient(x, dy, geometry, accumulator(x.dtype, dy.dtype, dtype), dtype)
-
-
-def _is_empty(geometry: Geometry) -> bool:
-    """Return True if there is no product to add: `vmap` over nothing gives any axis size 0."""
-    return 0 in geometry.x_shape + geometry.output_shape
 
 
 def _lower_on_each_device(compute: Callable[..., jax.Array], platform: str | None) -> Callable[..., Any]:

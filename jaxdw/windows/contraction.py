@@ -41,6 +41,7 @@ def contract(
     Raises:
       ValueError, TypeError: shapes or dtypes that do not fit; the message names them.
 
+    >>> from jaxdw import unfold
     >>> windows = unfold(jnp.arange(4.0)[:, None], (3,), padding="VALID")
     >>> contract(windows, jnp.array([1.0, 0.0, -1.0])[:, None, None])[:, 0]
     Array([-2., -2.], dtype=float32)

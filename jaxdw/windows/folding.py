@@ -40,6 +40,7 @@ def fold(
     Raises:
       ValueError, TypeError: an argument that does not fit; the message names it.
 
+    >>> from jaxdw import unfold
     >>> x = jnp.ones((4, 1))
     >>> fold(unfold(x, (3,), padding="VALID"), (4,), padding="VALID")[:, 0]  # how many windows hold each
     Array([1., 2., 2., 1.], dtype=float32)

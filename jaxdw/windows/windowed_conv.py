@@ -147,7 +147,7 @@ def applied(name: str, fn: Callable[[jax.Array], jax.Array], windows: jax.Array)
 def _worth_tracing(geometry: Geometry) -> bool:
     """Return True under `jax.jit`: operation by operation, taps would be slower than windows."""
     compiled = isinstance(jnp.add(1, 1), jax.core.Tracer) and not geometry.is_symbolic
-    return compiled and 0 not in geometry.windows_shape and 0 not in geometry.x_shape
+    return compiled and not geometry.is_empty
 
 
 def _any_sharded(*arrays: jax.Array | None) -> bool:
