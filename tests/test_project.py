@@ -70,12 +70,24 @@ def test_every_example_runs(example):
     assert done.returncode == 0 and done.stdout, done.stderr
 
 
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *PAGES[1:]], ids=lambda page: page.name)
+def test_no_line_of_the_documents_is_longer_than_120_characters(page):
+    lines = [(number, line) for number, line in enumerate(page.read_text().splitlines(), 1) if len(line) > 120]
+    assert [(number, line) for number, line in lines if not line.startswith("|")] == []  # a table row has no break
+
+
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
 def test_python_in_the_documents_runs(number):
     exec(blocks("python")[number], {"__name__": "readme"})
 
 
-@pytest.mark.parametrize("command", sorted({c for b in blocks("sh") for c in b.splitlines() if c.startswith("jaxdw ")}))
+def commands():
+    """The commands of the documents, each in one line: a backslash at the end of a line continues it."""
+    lines = "".join(blocks("sh")).replace("\\\n", "").splitlines()
+    return sorted({line for line in lines if line.startswith("jaxdw ")})
+
+
+@pytest.mark.parametrize("command", commands())
 def test_commands_in_the_documents_run(command, tmp_path):
     words = [
         str(tmp_path / w) if re.search(r"\.(json|html|svg)$", w) else w for w in shlex.split(command, comments=True)
