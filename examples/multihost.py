@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def on_this_machine(processes: int, arguments: argparse.Namespace) -> int:
-    """Starts this program once a process, over loopback, on CPUs."""
+    """Start this program once per process, over loopback, on CPUs."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -123,7 +123,7 @@ def has_the_bits_of_one_device(who: str, rounds: int, limited: Callable[[], Abst
         with limited():
             y, dx = jax.block_until_ready(both(x, dy, kernel, bias))
         if number == 0:
-            say(f"{who}: convolved {y.shape}, {ROWS_PER_DEVICE} rows a device")
+            say(f"{who}: convolved {y.shape}, {ROWS_PER_DEVICE} rows per device")
     expected = alone(image, slope, kernel, bias)
     return all(
         np.array_equal(shard.data, whole[shard.index])
