@@ -1,4 +1,4 @@
-"""What holds for the project as a whole: imports, examples, and the commands of the README."""
+"""The project as a whole: imports, versions, examples, and the documents with their code and commands."""
 
 import os
 import re
@@ -54,6 +54,12 @@ def test_the_bounds_of_the_package_are_those_that_the_command_asks_for_and_lower
     given = dict(re.findall(r"'([\w]+)>=([\d.]+)'", str([*project["dependencies"], *extras["bridge"]])))
     assert {name: tuple(map(int, given[name].split("."))) for name in requirements.NEEDED} == requirements.NEEDED
     assert not re.search("<|==|~=", str([project["dependencies"], *extras.values()]))
+
+
+def test_the_version_to_cite_is_that_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    cited = re.findall(r"^(version|license): (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert dict(cited) == {name: project[name] for name in ("version", "license")}
 
 
 def test_a_version_that_is_newer_than_the_tested_ones_is_named(monkeypatch):
