@@ -1,6 +1,6 @@
 """The table of methods: the order of the sum, the guarantee, and the lowering for each platform.
 
-A new method is a new row here, and a new program for a platform is one file in `jaxdw/lowerings/` and its name here.
+A new method is one file in `jaxdw/lowerings/` and its row here. So is a new program for a platform.
 """
 
 from __future__ import annotations
