@@ -288,7 +288,7 @@ BAD = {
         "which names 'rows', expected the axes of the mesh: 'data', 'x'",
     ),
     "an axis twice": ({"spec": P("x", "x")}, "which names 'x' twice"),
-    "too many entries": ({"spec": P(*[None] * 4, "x")}, "of 5 entries, expected at most 4, one an axis of `x`"),
+    "too many entries": ({"spec": P(*[None] * 4, "x")}, "of 5 entries, expected at most 4, one per axis of `x`"),
     "no mesh": ({"mesh": None}, "`mesh` is None, expected a mesh: `x` is on none"),
     "no spec": ({"spec": None}, "`spec` is None, expected a PartitionSpec"),
     "batch": (

@@ -470,7 +470,7 @@ BAD = {
     "an integer kernel size": (
         lambda: jaxdw.unfold(X, 3),
         TypeError,
-        "`kernel_size` is 3, expected a tuple with one int a spatial axis, such as (3,) for 1-D or (3, 3) for images",
+        "`kernel_size` is 3, expected a tuple with one int per spatial axis, such as (3,) for 1-D or (3, 3) for images",
     ),
     "unfold's rank": (
         lambda: jaxdw.unfold(X[0, 0], (3, 3)),
@@ -500,7 +500,7 @@ BAD = {
     "an integer spatial": (
         lambda: jaxdw.fold(W, 5),
         TypeError,
-        "`spatial` is 5, expected a tuple with one int a spatial axis, such as (5,) for 1-D or (5, 5) for images",
+        "`spatial` is 5, expected a tuple with one int per spatial axis, such as (5,) for 1-D or (5, 5) for images",
     ),
     "a negative spatial": (
         lambda: jaxdw.fold(W, (5, -5)),
