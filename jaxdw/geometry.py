@@ -7,7 +7,7 @@ import functools
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jax import core, export
@@ -16,6 +16,22 @@ Padding = str | int | Sequence[int | tuple[int, int]]
 
 _WORDS = ("SAME", "SAME_LOWER", "VALID", "CIRCULAR", "REFLECT", "CAUSAL")
 _MODES = {"CIRCULAR": "circular", "REFLECT": "reflect"}
+
+
+class Axis(NamedTuple):
+    """One spatial axis of a `Geometry`.
+
+    Output o reads under tap t the input (o * stride + t * dilation - low) / input_dilation, if that is a whole number.
+    """
+
+    size: int
+    outputs: int
+    taps: int
+    stride: int
+    dilation: int
+    input_dilation: int
+    low: int
+    high: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +183,12 @@ class Geometry:
             core.max_dim(0, (n - span) // step + 1)
             for n, span, step in zip(self.padded_spatial, self.spans, self.strides)
         )
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """The same sizes and steps, by spatial axis."""
+        steps = self.strides, self.kernel_dilation, self.input_dilation
+        return tuple(map(Axis, self.spatial, self.output_spatial, self.kernel_size, *steps, *zip(*self.padding)))
 
     @property
     def is_symbolic(self) -> bool:

@@ -70,12 +70,13 @@ def pad_undilated(x: jax.Array, geometry: Geometry, from_axis: int = 0) -> tuple
 def undilated_geometry(geometry: Geometry, from_axis: int = 0) -> Geometry:
     """Return the geometry on the array that `pad_undilated` returns."""
     spatial, padding = list(geometry.spatial), list(geometry.padding)
-    for axis in range(from_axis, geometry.rank):
-        size, (low, high), input_dilation = spatial[axis], padding[axis], geometry.input_dilation[axis]
-        last = (geometry.output_spatial[axis] - 1) * geometry.strides[axis] + geometry.spans[axis] - 1 - low
-        before, after = max(0, -(-low // input_dilation)), max(0, last // input_dilation - (size - 1))
-        spatial[axis] = before + size + after
-        padding[axis] = low - before * input_dilation, high - after * input_dilation
+    for number, (axis, span) in enumerate(zip(geometry.axes, geometry.spans)):
+        if number >= from_axis:
+            last = (axis.outputs - 1) * axis.stride + span - 1 - axis.low
+            before = max(0, -(-axis.low // axis.input_dilation))
+            after = max(0, last // axis.input_dilation - (axis.size - 1))
+            spatial[number] = before + axis.size + after
+            padding[number] = axis.low - before * axis.input_dilation, axis.high - after * axis.input_dilation
     return dataclasses.replace(geometry, spatial=tuple(spatial), padding=tuple(padding))
 
 

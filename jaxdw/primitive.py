@@ -69,16 +69,10 @@ def adjoint(geometry: Geometry) -> Geometry:
     Its result has C*M channels; dx is the sum over the M of each input channel.
     """
     padding = []
-    for size, out, span, (low, _), stride, dilation in zip(
-        geometry.spatial,
-        geometry.output_spatial,
-        geometry.spans,
-        geometry.padding,
-        geometry.strides,
-        geometry.input_dilation,
-    ):
-        before = span - 1 - low
-        padding.append((before, (size - 1) * dilation + span - ((out - 1) * stride + 1) - before))
+    for axis, span in zip(geometry.axes, geometry.spans):
+        before = span - 1 - axis.low
+        gradient = (axis.outputs - 1) * axis.stride + 1
+        padding.append((before, (axis.size - 1) * axis.input_dilation + span - gradient - before))
     return dataclasses.replace(
         geometry,
         spatial=geometry.output_spatial,
@@ -90,18 +84,20 @@ def adjoint(geometry: Geometry) -> Geometry:
     )
 
 
-def abstract(shape: tuple[int, ...], dtype: np.dtype, like: Any, spec: PartitionSpec) -> Any:
-    return like.update(shape=shape, dtype=dtype, weak_type=False, sharding=NamedSharding(like.sharding.mesh, spec))
+def replicated(shape: tuple[int, ...], dtype: np.dtype, like: Any) -> Any:
+    """Return the type of a result that no explicit mesh axis shards and that varies as an operand does."""
+    sharding = NamedSharding(like.sharding.mesh, PartitionSpec())
+    return like.update(shape=shape, dtype=dtype, weak_type=False, sharding=sharding)
 
 
 @_conv_p.def_abstract_eval
 def _conv_abstract(x, kernel, *bias, geometry: Geometry, method: str, dtype: np.dtype):
-    return abstract(geometry.output_shape, dtype, x, PartitionSpec())
+    return replicated(geometry.output_shape, dtype, x)
 
 
 @_kernel_gradient_p.def_abstract_eval
 def _kernel_gradient_abstract(x, dy, *, geometry: Geometry, method: str, dtype: np.dtype):
-    return abstract(geometry.kernel_shape, dtype, x, PartitionSpec())
+    return replicated(geometry.kernel_shape, dtype, x)
 
 
 def _conv_jvp(primals, tangents, *, geometry: Geometry, method: str, dtype: np.dtype):

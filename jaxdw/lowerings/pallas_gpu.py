@@ -167,16 +167,7 @@ class _Volume(NamedTuple):
     @classmethod
     def of(cls, geometry: Geometry) -> _Volume:
         axes = [_Axis(1, 1, 1, 1, 1, 1, 0)] * (3 - geometry.rank)
-        for size, outputs, taps, stride, dilation, input_dilation, (low, _) in zip(
-            geometry.spatial,
-            geometry.output_spatial,
-            geometry.kernel_size,
-            geometry.strides,
-            geometry.kernel_dilation,
-            geometry.input_dilation,
-            geometry.padding,
-        ):
-            axes.append(_Axis(size, outputs, taps, stride, dilation, input_dilation, low))
+        axes += [_Axis(*axis[:-1]) for axis in geometry.axes]
         depth, rows, columns = axes
         return cls(math.prod(geometry.batch), geometry.channels, geometry.multiplier, (depth, rows, columns))
 

@@ -266,16 +266,7 @@ class _Volume(NamedTuple):
     def of(cls, geometry: Geometry) -> _Volume:
         images = math.prod(geometry.batch)
         axes = [_Axis(images, images)] + [_Axis(1, 1)] * (3 - geometry.rank)
-        for size, outputs, taps, stride, dilation, input_dilation, (low, _) in zip(
-            geometry.spatial,
-            geometry.output_spatial,
-            geometry.kernel_size,
-            geometry.strides,
-            geometry.kernel_dilation,
-            geometry.input_dilation,
-            geometry.padding,
-        ):
-            axes.append(_Axis(size, outputs, taps, stride, dilation, input_dilation, low))
+        axes += [_Axis(*axis[:-1]) for axis in geometry.axes]
         images_last, x_turned, y_turned = _arrangement(images, geometry)
         if images_last:
             axes.append(axes.pop(0))
@@ -323,11 +314,11 @@ class _Volume(NamedTuple):
 
     @property
     def kernel_size(self) -> tuple[int, ...]:
-        """Taps in raster order, since the images have one."""
+        """Taps along each axis; they are in raster order, since images have only one."""
         return tuple(axis.taps for axis in self.axes)
 
     def arranged(self, array: jax.Array, multiplier: int) -> jax.Array:
-        """`(multiplier, *axes, C)` of x or dy `(*batch, *spatial, C * multiplier)`, the last two turned if x is."""
+        """Return `(multiplier, *axes, C)` of x or dy `(*batch, *spatial, C * multiplier)`, turned if x is."""
         rest = array.shape[array.ndim - 1 - self.rank : -1]
         array = array.reshape(-1, *(1,) * (3 - self.rank), *rest, self.channels, multiplier)
         array = jnp.moveaxis(array, -1, 0)
@@ -340,12 +331,12 @@ class _Volume(NamedTuple):
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Channels first, whose kernel is then read once; multiples last, so that x is."""
+        """Number of programs: channels first, so that a kernel is read once; multiples last, so that x is."""
         return (pl.cdiv(self.channels, self.lanes), *(axis.tiles for axis in self.axes), self.multiplier)
 
     @property
     def of_dy(self) -> _Volume:
-        """dy as what a kernel of one tap reads."""
+        """The volume of dy, as the input of a kernel of one tap."""
         axes = [_Axis(a.outputs, a.outputs, in_sublanes=a.in_sublanes, tile=a.tile) for a in self.axes]
         return self._replace(axes=tuple(axes), x_turned=self.y_turned)
 
@@ -360,13 +351,13 @@ class _Volume(NamedTuple):
 
     @property
     def wide(self) -> int:
-        """Columns that a program sums side by side: whole sublanes, as many as there are or a few equal parts."""
+        """Number of columns that a program adds together: whole sublanes, all of them or a few equal parts."""
         strips = pl.cdiv(self.axes[-1].tile, SUBLANES)
         return SUBLANES * pl.cdiv(strips, pl.cdiv(strips, MOST_WIDE))
 
     @property
     def high(self) -> int:
-        """Rows of outputs that a program sums at once: as many as the registers hold and as may be spelled out."""
+        """Number of rows of outputs that a program adds at once, limited by the registers and by MOST_UNROLLED."""
         *_, rows, columns = self.axes
         most = MOST_SUMS * SUBLANES // self.wide
         if self.unrolled:
@@ -375,7 +366,7 @@ class _Volume(NamedTuple):
 
     @property
     def common_rows(self) -> int:
-        """Rows of dy that a program multiplies at once: a divisor of the rows of every tile."""
+        """Number of rows of dy that a program multiplies at once: a divisor of the rows of every tile."""
         rows = self.axes[2]
         whole = math.gcd(rows.tile, rows.outputs - (rows.tiles - 1) * rows.tile)
         most = max(1, MOST_WIDE * SUBLANES // self.wide)

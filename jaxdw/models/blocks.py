@@ -80,7 +80,7 @@ class Block:
 
 
 def relu6(x: jax.Array) -> jax.Array:
-    """min(max(x, 0), 6), with slope 0 at 0 and at 6 as in PyTorch.
+    """Return min(max(x, 0), 6), with slope 0 at 0 and at 6 as in PyTorch.
 
     `jax.nn.relu6` has slope 1/2 there, and exact zeros are common: a window of zeros, normalized with a mean of 0.
 
@@ -91,7 +91,7 @@ def relu6(x: jax.Array) -> jax.Array:
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:
-    """`(*batch, H, W, C)` -> `(*batch, C)`."""
+    """Average `(*batch, H, W, C)` to `(*batch, C)`."""
     return x.mean((-3, -2))
 
 
@@ -188,13 +188,13 @@ class ConvNormAct(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`(*batch, H, W, in)` -> `(*batch, H / stride, W / stride, out)`."""
+        """Map `(*batch, H, W, in)` to `(*batch, H / stride, W / stride, out)`."""
         x = self.norm(self.conv(x))
         return x if self.activation is None else self.activation(x)
 
 
 class SqueezeExcite(nnx.Module):
-    """Scales each channel by a gate in [0, 1] computed from all channels' means (Hu et al., 2018).
+    """Scale each channel by a gate in [0, 1] computed from all channels' means (Hu et al., 2018).
 
     Attributes:
       reduce, expand: the two `nnx.Linear` of the gate, with bias.
@@ -208,7 +208,7 @@ class SqueezeExcite(nnx.Module):
         self.gate: Activation = nnx.hard_sigmoid
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`(*batch, H, W, C)` -> the same shape."""
+        """Map `(*batch, H, W, C)` to the same shape."""
         gate = self.gate(self.expand(self.activation(self.reduce(global_average_pool(x)))))
         return x * gate[..., None, None, :]
 
@@ -255,7 +255,7 @@ class InvertedResidual(nnx.Module):
         self.residual = block.residual and block.stride == 1 and block.in_channels == block.out_channels
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`(*batch, H, W, in)` -> `(*batch, H / stride, W / stride, out)`."""
+        """Map `(*batch, H, W, in)` to `(*batch, H / stride, W / stride, out)`."""
         y = x if self.expand is None else self.expand(x)
         y = self.depthwise(y)
         y = y if self.squeeze_excite is None else self.squeeze_excite(y)

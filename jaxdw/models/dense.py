@@ -18,11 +18,10 @@ import jax
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
-from jax.sharding import PartitionSpec
 
 from jaxdw._arrays import is_sharded, precision_pair
 from jaxdw._compat import varying_together
-from jaxdw.primitive import abstract
+from jaxdw.primitive import replicated
 from jaxdw.windows import unfold
 
 #: Most input channels of a convolution that is computed as windows and one product.
@@ -93,12 +92,12 @@ def _outer(x: jax.Array, dy: jax.Array, *, precision: Any) -> jax.Array:
 
 @_product_p.def_abstract_eval
 def _product_abstract(x, kernel, *, precision):
-    return abstract((*x.shape[:-1], kernel.shape[1]), x.dtype, x, PartitionSpec())
+    return replicated((*x.shape[:-1], kernel.shape[1]), x.dtype, x)
 
 
 @_outer_p.def_abstract_eval
 def _outer_abstract(x, dy, *, precision):
-    return abstract((x.shape[-1], dy.shape[-1]), x.dtype, x, PartitionSpec())
+    return replicated((x.shape[-1], dy.shape[-1]), x.dtype, x)
 
 
 def _bind(primitive: Primitive, *operands: jax.Array, precision: Any) -> jax.Array:

@@ -105,7 +105,7 @@ class MobileNet(nnx.Module):
         return self.classify(self.features(x), rngs=rngs)
 
     def features(self, x: jax.Array) -> jax.Array:
-        """`(*batch, H, W, in_channels)` -> `(*batch, H / output_stride, W / output_stride, features)`, rounded up.
+        """Map `(*batch, H, W, in_channels)` to `(*batch, H / output_stride, W / output_stride, features)`, rounded up.
 
         Raises:
           ValueError: images of another rank or number of channels.
@@ -118,7 +118,7 @@ class MobileNet(nnx.Module):
         return x if self.head is None else self.head(x)
 
     def classify(self, features: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """`(*batch, h, w, features)` -> `(*batch, num_classes)`."""
+        """Map `(*batch, h, w, features)` to `(*batch, num_classes)`."""
         x = global_average_pool(features)
         if self.hidden is not None:
             x = self.architecture.activation(self.hidden(x))
