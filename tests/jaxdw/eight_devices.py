@@ -1,4 +1,4 @@
-"""What `test_sharding.py` runs in a process with eight virtual CPU devices."""
+"""The tests that `test_sharding.py` runs in a process with eight virtual CPU devices."""
 
 import functools
 import math
@@ -124,7 +124,7 @@ def test_each_kind_of_geometry_has_the_bits_of_one_device(name, seed):
 
 @st.composite
 def problems(draw):
-    """A mesh, what its axes share out, and a geometry that divides; its halos may be too wide."""
+    """A mesh, the axes that it shards, and a geometry that divides; its halos may be too wide."""
     sizes = draw(st.sampled_from([{"x": 8}, {"x": 2, "y": 4}, {"x": 4, "y": 2}, {"x": 2, "y": 2, "z": 2}]))
     rank = draw(st.integers(1, 2))
     batch = draw(st.integers(0, 2))
@@ -143,15 +143,15 @@ def problems(draw):
     kernel_size = []
     for count in counts[batch:-1]:
         taps, dilation, stride = draw(st.tuples(st.integers(1, 5), st.integers(1, 2), st.integers(1, 3)))
-        spread = 1 if word else draw(st.sampled_from([1, 1, 2, 3]))
+        zeros = 1 if word else draw(st.sampled_from([1, 1, 2, 3]))
         blocks = draw(st.integers(1, 3))
-        size, outputs = (stride * blocks, spread * blocks) if plain else draw(st.tuples(*[st.integers(1, 6)] * 2))
+        size, outputs = (stride * blocks, zeros * blocks) if plain else draw(st.tuples(*[st.integers(1, 6)] * 2))
         span = (taps - 1) * dilation + 1
         low = draw(st.integers(-1, span))
-        high = (count * outputs - 1) * stride + span - ((count * size - 1) * spread + 1) - low
+        high = (count * outputs - 1) * stride + span - ((count * size - 1) * zeros + 1) - low
         shape.append(count * size)
         kernel_size.append(taps)
-        for name, value in zip(options, (stride, dilation, spread, (low, high))):
+        for name, value in zip(options, (stride, dilation, zeros, (low, high))):
             options[name].append(value)
     channels = counts[-1] * draw(st.integers(1, 9))
     kernel_shape = (*kernel_size, 1, channels * draw(st.sampled_from([1, 1, 2])))
@@ -454,7 +454,7 @@ def small_network():
 
 
 def compiled(model, mesh, spec, x):
-    """The program of a model whose parameters are everywhere, and what it gives for images shared out by spec."""
+    """The program of a model whose parameters are everywhere, and its result for images that are sharded by spec."""
     graph, state = nnx.split(model)
     with jax.set_mesh(mesh):
         state = jax.device_put(state, NamedSharding(mesh, P()))

@@ -165,7 +165,7 @@ def test_none_means_one():
     assert Geometry.of((4, 4, 1), (3, 3, 1, 1), **options) == Geometry.of((4, 4, 1), (3, 3, 1, 1))
 
 
-def test_two_ways_to_write_a_geometry_are_equal_and_hash_alike():
+def test_two_ways_to_write_a_geometry_are_equal_and_have_one_hash():
     one = Geometry.of([2, 8, 8, 3], [3, 3, 1, 6], strides=1, padding="SAME")
     other = Geometry.of((2, 8, 8, 3), (3, 3, 1, 6), strides=np.array([1, 1]), padding=[(1, 1), 1])
     one.sources  # noqa: B018  what is cached is no part of the value

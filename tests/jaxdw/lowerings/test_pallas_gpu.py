@@ -137,7 +137,7 @@ def test_a_loop_over_the_taps_has_their_sums_too(seed, monkeypatch):
 
 
 @pytest.mark.parametrize("programs, taps", [(1, 16), (4, 2), (64, 5)])
-def test_the_kernel_gradient_is_the_same_however_it_is_shared_out(programs, taps, monkeypatch):
+def test_the_kernel_gradient_is_the_same_for_every_number_of_programs(programs, taps, monkeypatch):
     """Over images, lines and taps, with as many programs as a larger problem would give each of these to do."""
     monkeypatch.setattr(pallas_gpu, "ENOUGH_PROGRAMS", programs)
     monkeypatch.setattr(pallas_gpu, "MOST_TAPS", taps)
@@ -199,7 +199,7 @@ def test_on_eight_devices_the_kernels_are_those_of_one():
 
 
 def on_eight_devices():
-    """Rows, columns and channels shared out, two devices each: on whole numbers y and both gradients of one device."""
+    """Rows, columns and channels over two devices each: on whole numbers y and both gradients of one device."""
     import jaxdw.sharding
 
     assert jax.device_count() == 8

@@ -103,7 +103,7 @@ TAP_BY_TAP = {
         w * everywhere(COLUMNS[:1], w) + everywhere(FULL[:, :1], w) - everywhere(FULL[1:2, 1:2], w)
     ),
     "an outer product": lambda w: w + everywhere(COLUMNS, w) * everywhere(CHANNELS, w),
-    "an array as large as the windows, alike at all outputs": lambda w: w * jnp.broadcast_to(FULL, w.shape),
+    "an array as large as the windows, the same at all outputs": lambda w: w * jnp.broadcast_to(FULL, w.shape),
     "a NumPy array": lambda w: w * np.asarray(FULL).reshape(1, 1, 1, 3, 3, 9),
     "an element of an array": lambda w: w * FULL[1, 2, 3],
     "nothing but zeros": jnp.zeros_like,
@@ -201,7 +201,7 @@ BY_WINDOWS = {
 }
 
 
-#: What JAX 0.8 makes a gather of, so that it needs the windows.
+#: JAX 0.8 makes a gather of these, which needs the windows.
 GATHERED = ("a row, indexed", "every other tap") if jax.__version_info__ < (0, 9) else ()
 
 

@@ -168,7 +168,7 @@ def test_fold_is_the_adjoint_of_unfold(full):
 
 @st.composite
 def torch_folds(draw):
-    """What torch's fold takes: 2-D, symmetric padding that is not negative, at least one window."""
+    """Arguments that torch's fold accepts: 2-D, symmetric padding that is not negative, at least one window."""
     two = st.tuples
     kernel_size = draw(two(st.integers(1, 5), st.integers(1, 5)))
     options = {
