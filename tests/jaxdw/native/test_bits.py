@@ -41,8 +41,7 @@ def test_the_number_of_threads_changes_no_bit(threads, seed):
     for x_shape, kernel_size in shapes:
         geometry = Geometry.of(x_shape, (*kernel_size, 1, x_shape[-1]))
         x, kernel, dy = (
-            rng.standard_normal(shape, np.float32)
-            for shape in (x_shape, geometry.kernel_shape, geometry.output_shape)
+            rng.standard_normal(shape, np.float32) for shape in (x_shape, geometry.kernel_shape, geometry.output_shape)
         )
         of_one = arrays.conv(x, kernel, None, geometry), arrays.kernel_gradient(x, dy, geometry)
         of_more = (
