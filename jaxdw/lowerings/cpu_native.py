@@ -14,8 +14,8 @@ import numpy as np
 
 from jaxdw import native
 from jaxdw.geometry import Geometry
-from jaxdw.native.calls import three
 from jaxdw.lowerings.ordered_sum import Order
+from jaxdw.native.calls import three
 from jaxdw.padding import pad_repeated
 
 
