@@ -60,29 +60,37 @@ void copy(const T* from, int64_t count, T* to) {
   memcpy(to, from, count * sizeof(T));
 }
 
-// One product of a sum: where its first input is, and its first weight (or, for the gradient, its first sum).
+// One product of a sum: where its first input is, and its first weight (or, for the gradient, its first sum). In a
+// masked segment bit r of `outputs` says that output r reads an input under the tap.
 template <class T, class Sum>
 struct Tap {
   const T* x;
   Sum* w;
+  unsigned outputs;
 };
 
-// Outputs along the last axis that read the same taps: `count` of them, `step` apart, from `first` on. Their inputs are
-// `x_step` apart.
+// Outputs along the last axis: `count` of them, `step` apart, from `first` on. Their inputs are `x_step` apart. In a
+// masked segment, at most `most_outputs` long, some of them read padding under some taps; in the others none does.
 struct Segment {
   int64_t first, count, step, x_step;
   int64_t columns, columns_end;
+  bool is_masked;
 };
 
-// A tap along the last axis, and the input that the first output of a segment reads under it.
+// A tap along the last axis, and the input that the first output of a segment reads under it, or would read there.
 struct Column {
   int64_t tap, x;
+  unsigned outputs;
 };
 
 struct Width {
   std::vector<Segment> segments;
   std::vector<Column> columns;
 };
+
+constexpr int64_t most_outputs = 8;
+
+int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b > 0); }
 
 // The input under an output and a tap along an axis, or -1 where that is padding or a zero of the dilation.
 int64_t input_at(const Geometry& g, int axis, int64_t output, int64_t tap) {
@@ -92,29 +100,53 @@ int64_t input_at(const Geometry& g, int axis, int64_t output, int64_t tap) {
   return input < g.in[axis] ? input : -1;
 }
 
+// Outputs that are a number of `phases` apart read inputs that are `x_step` apart. Where some of a phase read padding,
+// the first ones and the last ones are in masked segments.
 Width segments_of(const Geometry& g) {
+  struct Reach {
+    int64_t tap, x, first, end;  // the input of the phase's first output, and the outputs that read inputs
+  };
   Width width;
-  int64_t phases = g.input_dilation[2] / std::gcd(g.input_dilation[2], g.strides[2]);
-  int64_t x_step = g.strides[2] * phases / g.input_dilation[2];
-  std::vector<Column> read;
+  int64_t dilation = g.input_dilation[2], phases = dilation / std::gcd(dilation, g.strides[2]);
+  int64_t x_step = g.strides[2] * phases / dilation;
   for (int64_t phase = 0; phase < std::min(phases, g.out[2]); ++phase) {
-    std::vector<Column> last;
-    for (int64_t output = phase; output < g.out[2]; output += phases) {
-      read.clear();
-      for (int64_t tap = 0; tap < g.kernel[2]; ++tap) {
-        int64_t x = input_at(g, 2, output, tap);
-        if (x >= 0) read.push_back({tap, x});
-      }
-      auto same_tap = [](const Column& a, const Column& b) { return a.tap == b.tap; };
-      if (output > phase && std::equal(read.begin(), read.end(), last.begin(), last.end(), same_tap)) {
-        ++width.segments.back().count;
-        continue;
-      }
-      int64_t from = width.columns.size();
-      width.columns.insert(width.columns.end(), read.begin(), read.end());
-      width.segments.push_back({output, 1, phases, x_step, from, int64_t(width.columns.size())});
-      last = read;
+    int64_t count = ceil_div(g.out[2] - phase, phases), first = 0, end = count;
+    std::vector<Reach> reaches;
+    for (int64_t tap = 0; tap < g.kernel[2]; ++tap) {
+      int64_t position = phase * g.strides[2] + tap * g.kernel_dilation[2] - g.padding[2];
+      if (position % dilation) continue;
+      int64_t x = position / dilation;
+      Reach reach = {tap, x, std::max<int64_t>(0, ceil_div(-x, x_step)), std::min(count, ceil_div(g.in[2] - x, x_step))};
+      if (reach.first >= reach.end) continue;
+      reaches.push_back(reach);
+      first = std::max(first, reach.first);
+      end = std::min(end, reach.end);
     }
+    auto add = [&](int64_t from, int64_t size) {
+      Segment segment = {phase + from * phases, size, phases, x_step, int64_t(width.columns.size()), 0, false};
+      unsigned all = (1u << std::min(size, most_outputs)) - 1;
+      for (const Reach& reach : reaches) {
+        unsigned outputs = all;
+        if (size <= most_outputs)
+          for (int64_t r = 0; r < size; ++r)
+            if (from + r < reach.first || from + r >= reach.end) outputs &= ~(1u << r);
+        if (!outputs) continue;
+        segment.is_masked |= outputs != all;
+        width.columns.push_back({reach.tap, reach.x + from * x_step, outputs});
+      }
+      segment.columns_end = int64_t(width.columns.size());
+      width.segments.push_back(segment);
+    };
+    int64_t left = ceil_div(first, most_outputs) * most_outputs;
+    int64_t right = count - ceil_div(count - end, most_outputs) * most_outputs;
+    if (left >= right) left = right = count;
+    for (int64_t from = 0; from < left;) {
+      int64_t size = ceil_div(left - from, ceil_div(left - from, most_outputs));
+      add(from, size);
+      from += size;
+    }
+    if (left < right) add(left, right - left);
+    for (int64_t from = right; from < count; from += most_outputs) add(from, most_outputs);
   }
   return width;
 }
@@ -134,17 +166,17 @@ void taps_of_row(const Geometry& g, const Width& width, const Segment& segment, 
       Sum* w = weights + (i * g.kernel[1] + j) * g.kernel[2] * weight_step;
       for (int64_t c = segment.columns; c < segment.columns_end; ++c) {
         const Column& column = width.columns[c];
-        taps.push_back({x + column.x * g.channels, w + column.tap * weight_step});
+        taps.push_back({x + column.x * g.channels, w + column.tap * weight_step, column.outputs});
       }
     }
   }
 }
 
 
-// R outputs of CV vectors of channels: all their sums are in registers.
-template <class V, int R, int CV, bool part, class T, class Sum>
-JAXDW_INLINE void tile(const Tap<T, const Sum>* taps, int64_t count, int64_t x, int64_t x_step, int64_t c, int lanes,
-                       const Sum* bias, Bias place, T* y, int64_t y_step) {
+// R outputs of CV vectors of channels: all their sums are in registers. Of a masked segment there may be fewer outputs.
+template <class V, int R, int CV, bool part, bool masked, class T, class Sum>
+JAXDW_INLINE void tile(const Tap<T, const Sum>* taps, int64_t count, int64_t outputs, int64_t x, int64_t x_step,
+                       int64_t c, int lanes, const Sum* bias, Bias place, T* y, int64_t y_step) {
   auto load = [lanes](auto* p) { return part ? load_first<V>(p, lanes) : V::load(p); };
   V sums[R][CV];
 #pragma GCC unroll 16
@@ -161,6 +193,7 @@ JAXDW_INLINE void tile(const Tap<T, const Sum>* taps, int64_t count, int64_t x, 
     for (int v = 0; v < CV; ++v) weights[v] = load(w + v * V::lanes);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
+      if (masked && !(taps[t].outputs >> r & 1)) continue;
 #pragma GCC unroll 16
       for (int v = 0; v < CV; ++v)
         sums[r][v] = fma(load(from + r * x_step + v * V::lanes), weights[v], sums[r][v]);
@@ -170,6 +203,7 @@ JAXDW_INLINE void tile(const Tap<T, const Sum>* taps, int64_t count, int64_t x, 
   for (int v = 0; v < CV; ++v) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
+      if (masked && r >= outputs) break;
       V sum = sums[r][v];
       if (place == Bias::last) sum = add(sum, load(bias + c + v * V::lanes));
       T* to = y + r * y_step + c + v * V::lanes;
@@ -180,8 +214,6 @@ JAXDW_INLINE void tile(const Tap<T, const Sum>* taps, int64_t count, int64_t x, 
     }
   }
 }
-
-constexpr int most_outputs = 8;
 
 // Calls `of` with a compile-time size and returns that: `size`, or the next power of two below for types other than
 // float, which are not worth the time to compile more.
@@ -200,36 +232,42 @@ template <int R>
 constexpr int vectors_beside = std::max(1, std::min(8, registers / R));
 
 // R outputs, channels `from` to `to`.
-template <class V, int R, class T, class Sum>
-void outputs_of(const Tap<T, const Sum>* taps, int64_t count, int64_t x, int64_t x_step, int64_t from, int64_t to,
-                const Sum* bias, Bias place, T* y, int64_t y_step) {
+template <class V, int R, bool masked, class T, class Sum>
+void outputs_of(const Tap<T, const Sum>* taps, int64_t count, int64_t outputs, int64_t x, int64_t x_step, int64_t from,
+                int64_t to, const Sum* bias, Bias place, T* y, int64_t y_step) {
   constexpr int CV = vectors_beside<R>;
   int64_t c = from;
   if constexpr (CV > 1)
     for (; c + CV * V::lanes <= to; c += CV * V::lanes)
-      tile<V, R, CV, false>(taps, count, x, x_step, c, 0, bias, place, y, y_step);
+      tile<V, R, CV, false, masked>(taps, count, outputs, x, x_step, c, 0, bias, place, y, y_step);
   for (; c + V::lanes <= to; c += V::lanes)
-    tile<V, R, 1, false>(taps, count, x, x_step, c, 0, bias, place, y, y_step);
-  if (c < to) tile<V, R, 1, true>(taps, count, x, x_step, c, int(to - c), bias, place, y, y_step);
+    tile<V, R, 1, false, masked>(taps, count, outputs, x, x_step, c, 0, bias, place, y, y_step);
+  if (c < to)
+    tile<V, R, 1, true, masked>(taps, count, outputs, x, x_step, c, int(to - c), bias, place, y, y_step);
 }
 
 // Bytes of weights that stay in the first cache while the outputs of a row go by.
 constexpr int64_t cached_weights = 16384;
 
 template <class V, class T, class Sum>
-void outputs_in_row(const std::vector<Tap<T, const Sum>>& taps, int64_t outputs, int64_t x_step, int64_t channels,
-                    const Sum* bias, Bias place, T* y, int64_t y_step) {
+void outputs_in_row(const std::vector<Tap<T, const Sum>>& taps, bool is_masked, int64_t outputs, int64_t x_step,
+                    int64_t channels, const Sum* bias, Bias place, T* y, int64_t y_step) {
   int64_t count = int64_t(taps.size()), unit = 8 * V::lanes;
   int64_t chunk = cached_weights / int64_t(sizeof(Sum)) / std::max<int64_t>(count, 1) / unit * unit;
   chunk = std::max(chunk, unit);
   for (int64_t from = 0; from < channels; from += chunk) {
     int64_t to = std::min(channels, from + chunk);
+    if (is_masked) {
+      auto of = outputs <= 4 ? outputs_of<V, 4, true, T, Sum> : outputs_of<V, most_outputs, true, T, Sum>;
+      of(taps.data(), count, outputs, 0, x_step, from, to, bias, place, y, y_step);
+      continue;
+    }
     for (int64_t first = 0; first < outputs;) {
       int64_t blocks = (outputs - first + most_outputs - 1) / most_outputs;
       int64_t size = (outputs - first + blocks - 1) / blocks;
       size = with_size<most_outputs, T>(size, [&](auto constant) {
-        outputs_of<V, decltype(constant)::value, T, Sum>(taps.data(), count, first * x_step, x_step, from, to, bias,
-                                                         place, y + first * y_step, y_step);
+        outputs_of<V, decltype(constant)::value, false, T, Sum>(taps.data(), count, 0, first * x_step, x_step, from, to,
+                                                                bias, place, y + first * y_step, y_step);
       });
       first += size;
     }
@@ -271,7 +309,7 @@ class ConvRows : public Parts {
     int64_t rounded = (g.channels + V::lanes - 1) / V::lanes * V::lanes;
     if ((rounded - g.channels) * 10 > g.channels) {
       int64_t group = V::lanes / std::gcd<int64_t>(V::lanes, g.channels);
-      auto fits = [&](const Segment& s) { return s.step == 1 && s.x_step == 1 && s.count >= group; };
+      auto fits = [&](const Segment& s) { return !s.is_masked && s.step == 1 && s.x_step == 1 && s.count >= group; };
       if (std::any_of(width_.segments.begin(), width_.segments.end(), fits)) {
         group_ = group;
         group_kernel_ = widened<V, Sum, Sum>(kernel_, taps_, g.channels, group);
@@ -308,23 +346,28 @@ class ConvRows : public Parts {
                       int64_t right, std::vector<Tap<T, const Sum>>& taps) {
     const Geometry& g = conv_.geometry;
     int64_t c = g.channels;
-    int64_t begin = std::max<int64_t>(0, (left - segment.first + segment.step - 1) / segment.step);
-    int64_t end = std::min(segment.count, (right - segment.first + segment.step - 1) / segment.step);
+    int64_t begin = std::max<int64_t>(0, ceil_div(left - segment.first, segment.step));
+    int64_t end = std::min(segment.count, ceil_div(right - segment.first, segment.step));
     if (right <= segment.first || begin >= end) return;
+    if (segment.is_masked) {
+      if (begin) return;  // it is in the part with its first output
+      end = segment.count;
+    }
     const T* x = image + begin * segment.x_step * c;
     y += (segment.first + begin * segment.step) * c;
     int64_t outputs = end - begin;
-    if (group_ > 1 && segment.step == 1 && segment.x_step == 1 && outputs >= group_) {
+    if (group_ > 1 && !segment.is_masked && segment.step == 1 && segment.x_step == 1 && outputs >= group_) {
       int64_t wide = group_ * c, groups = outputs / group_, rest = outputs % group_ * c;
       taps_of_row(g, width_, segment, x, std::as_const(group_kernel_).data(), wide, depth, row, taps);
       const Sum* bias = group_bias_.data();
-      outputs_in_row<V>(taps, groups, wide, wide, bias, conv_.bias_place, y, wide);
+      outputs_in_row<V>(taps, false, groups, wide, wide, bias, conv_.bias_place, y, wide);
       for (auto& tap : taps) tap.x += groups * wide;
-      if (rest) outputs_in_row<V>(taps, 1, wide, rest, bias, conv_.bias_place, y + groups * wide, wide);
+      if (rest) outputs_in_row<V>(taps, false, 1, wide, rest, bias, conv_.bias_place, y + groups * wide, wide);
       return;
     }
     taps_of_row(g, width_, segment, x, kernel_, c, depth, row, taps);
-    outputs_in_row<V>(taps, outputs, segment.x_step * c, c, bias_, conv_.bias_place, y, segment.step * c);
+    outputs_in_row<V>(taps, segment.is_masked, outputs, segment.x_step * c, c, bias_, conv_.bias_place, y,
+                      segment.step * c);
   }
 
   const Conv& conv_;
@@ -383,6 +426,34 @@ void chains_of(const Tap<T, Sum>* taps, int64_t channels, int64_t outputs, int64
   int64_t c = 0;
   for (; c + V::lanes <= channels; c += V::lanes) chains<V, N, false>(taps, c, 0, outputs, x_step, dy, dy_step);
   if (c < channels) chains<V, N, true>(taps, c, int(channels - c), outputs, x_step, dy, dy_step);
+}
+
+// The same for the few outputs of a masked segment, tap by tap.
+template <class V, bool part, class T, class Sum>
+JAXDW_INLINE void masked_chains(const std::vector<Tap<T, Sum>>& taps, int64_t c, int lanes, int64_t outputs,
+                                int64_t x_step, const T* dy, int64_t dy_step) {
+  auto load = [lanes](auto* p) { return part ? load_first<V>(p, lanes) : V::load(p); };
+  V d[most_outputs];
+#pragma GCC unroll 16
+  for (int r = 0; r < most_outputs; ++r) d[r] = r < outputs ? load(dy + r * dy_step + c) : V::zero();
+  for (const Tap<T, Sum>& tap : taps) {
+    V sum = load(tap.w + c);
+#pragma GCC unroll 16
+    for (int r = 0; r < most_outputs; ++r)
+      if (tap.outputs >> r & 1) sum = fma(load(tap.x + r * x_step + c), d[r], sum);
+    if (part)
+      store_first(sum, tap.w + c, lanes);
+    else
+      sum.store(tap.w + c);
+  }
+}
+
+template <class V, class T, class Sum>
+void masked_chains_in_row(const std::vector<Tap<T, Sum>>& taps, int64_t channels, int64_t outputs, int64_t x_step,
+                          const T* dy, int64_t dy_step) {
+  int64_t c = 0;
+  for (; c + V::lanes <= channels; c += V::lanes) masked_chains<V, false>(taps, c, 0, outputs, x_step, dy, dy_step);
+  if (c < channels) masked_chains<V, true>(taps, c, int(channels - c), outputs, x_step, dy, dy_step);
 }
 
 constexpr int most_chains = registers == 12 ? 10 : 14;
@@ -488,8 +559,9 @@ class KernelGradientParts : public Parts {
         for (int64_t row = begin; row < std::min(rows, begin + rows_in_chain); ++row) {
           for (const Segment& segment : width_.segments) {
             taps_of_row(g, width_, segment, x, sums, channels, row / g.out[1], row % g.out[1], taps);
-            chains_in_row<V>(taps, channels, segment.count, segment.x_step * g.channels,
-                             dy + (row * g.out[2] + segment.first) * g.channels, segment.step * g.channels);
+            auto add = segment.is_masked ? masked_chains_in_row<V, T, Sum> : chains_in_row<V, T, Sum>;
+            add(taps, channels, segment.count, segment.x_step * g.channels,
+                dy + (row * g.out[2] + segment.first) * g.channels, segment.step * g.channels);
           }
         }
         blocks.push();

@@ -108,9 +108,9 @@ def test_subnormal_numbers_are_kept(channels, multiplier, seed):
     case = Case(
         rng.standard_normal((2, 8, 9, channels), np.float32) * scale,
         rng.standard_normal((3, 3, 1, channels * multiplier), np.float32) * scale,
-        padding=1,
+        padding="VALID",  # the oracle multiplies padding, which turns a sum of -0 into +0
     )
-    y = jaxdw.depthwise_conv(case.x, case.kernel, padding=1, method="taps")
+    y = jaxdw.depthwise_conv(case.x, case.kernel, padding="VALID", method="taps")
     assert same_bits(np.asarray(y), oracle.fma_chain(case, bias_first=True)).all()
     assert np.any((np.asarray(y) != 0) & (abs(np.asarray(y)) < 2.0**-126))
 
