@@ -1,6 +1,7 @@
 """The import graph of `jaxdw` and `bridge`, read from the source: no cycles, and frameworks where the design says."""
 
 import ast
+import functools
 import itertools
 from pathlib import Path
 
@@ -14,21 +15,24 @@ MODULES = {
 }
 
 
+@functools.cache
 def imports(module, inside_functions):
     """The dotted names that a module imports at its top, `TYPE_CHECKING` included, or inside of its functions."""
-    tree = ast.parse(MODULES[module].read_text())
-    functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
-    inner = {id(node) for function in functions for node in ast.walk(function)}
-    names = set()
-    for node in ast.walk(tree):
-        if (id(node) in inner) != inside_functions:
-            continue
+    names = {False: set(), True: set()}
+
+    def visit(node, inside):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            names[inside] |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} has a relative import"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+            names[inside] |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif not isinstance(node, ast.expr):
+            inside |= isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+            for child in ast.iter_child_nodes(node):
+                visit(child, inside)
+
+    visit(ast.parse(MODULES[module].read_text()), False)
+    return names[inside_functions]
 
 
 def imported_modules(module, inside_functions=False):
