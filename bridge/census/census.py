@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bridge.accumulation.reveal import MOST_TAPS
+from bridge.accumulation import MOST_TAPS
 from bridge.census.calls import Call, Capture
 from bridge.diagnosis import Comparison, Diagnosis, Verdict, compare, parity
 from bridge.implementations import Implementation, implementation

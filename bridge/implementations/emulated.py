@@ -36,6 +36,7 @@ platform makes of infinities that it splits: here they stay infinite.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,9 +46,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from bridge.implementations import Emulation
+from jaxdw.jaxprs import called, closed, equations, evaluate, inner, is_jaxpr
 
 
 class Parts(NamedTuple):
@@ -81,15 +83,6 @@ _UNKNOWN = {
 }
 
 _PRODUCTS = ("conv_general_dilated", "dot_general")
-
-#: Primitives that call a jaxpr once, and its name among their parameters.
-_CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "checkpoint": "jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-}
 
 _RISING = ("default", "high", "highest")
 
@@ -149,34 +142,26 @@ class On:
             return jax.make_jaxpr(lambda *arrays: self.compute(*arrays, geometry, precision))(*arrays)
 
 
-def _evaluate(platform: str, traced: ClosedJaxpr, arrays: Sequence[Any]) -> list[Any]:
-    jaxpr = traced.jaxpr
-    known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*traced.consts, *arrays)))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else known[atom]
-
-    for equation in jaxpr.eqns:
-        known.update(zip(equation.outvars, _apply(platform, equation, [read(atom) for atom in equation.invars])))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def _apply(platform: str, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
-    """The results of one equation; what holds no product within is left as it is."""
-    name, params = equation.primitive.name, equation.params
+def _rounding(platform: str, equation: JaxprEqn, operands: list[Any]) -> list[Any] | None:
+    """Return the results of an equation that is, or holds, a product; None for any other."""
+    name = equation.primitive.name
     if name in _PRODUCTS:
         return [_product(platform, equation, *operands)]
-    if any(True for inner in _inner(params) for _ in _products(inner)):
-        if name in _CALLS:
-            return _evaluate(platform, _closed(params[_CALLS[name]]), operands)
-        if name not in _CONTROL:
-            raise ValueError(
-                f"`precision` emulates {PLATFORMS[platform]}, expected no product within {name!r}: "
-                "that cannot be emulated"
-            )
-        params = {key: _rewritten(platform, value) for key, value in params.items()}
-    results = equation.primitive.bind(*operands, **equation.primitive.get_bind_params(params))
-    return list(results) if equation.primitive.multiple_results else [results]
+    if not any(True for jaxpr in inner(equation) for _ in _products(jaxpr)):
+        return None
+    program = called(equation)
+    if program is not None:
+        return _evaluate(platform, program, operands)
+    if name not in _CONTROL:
+        raise ValueError(
+            f"`precision` emulates {PLATFORMS[platform]}, expected no product within {name!r}: that cannot be emulated"
+        )
+    params = {key: _rewritten(platform, value) for key, value in equation.params.items()}
+    return equation.primitive.bind(*operands, **params)
+
+
+def _evaluate(platform: str, program: ClosedJaxpr, arrays: Sequence[Any]) -> list[Any]:
+    return evaluate(program, arrays, functools.partial(_rounding, platform))
 
 
 def _product(platform: str, equation: JaxprEqn, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -263,34 +248,17 @@ def _precision(equation: JaxprEqn) -> str:
     return max((lax.Precision(each).name.lower() for each in asked), key=_RISING.index)
 
 
-def _inner(params: Mapping[str, Any]) -> Iterator[Jaxpr | ClosedJaxpr]:
-    for value in params.values():
-        yield from (each for each in (value if isinstance(value, tuple) else (value,)) if _is_jaxpr(each))
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return isinstance(value, (Jaxpr, ClosedJaxpr))
-
-
-def _closed(jaxpr: Jaxpr | ClosedJaxpr) -> ClosedJaxpr:
-    return jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, ())
-
-
 def _products(jaxpr: Jaxpr | ClosedJaxpr) -> Iterator[JaxprEqn]:
-    """The convolutions and matrix products in it, at any depth."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name in _PRODUCTS:
-            yield equation
-        for inner in _inner(equation.params):
-            yield from _products(inner)
+    """Yield the convolutions and matrix products in a jaxpr, at any depth."""
+    return (equation for equation in equations(jaxpr) if equation.primitive.name in _PRODUCTS)
 
 
 def _rewritten(platform: str, value: Any) -> Any:
     """A parameter of a loop or a condition: its bodies with rounded products."""
-    if isinstance(value, tuple) and any(map(_is_jaxpr, value)):
+    if isinstance(value, tuple) and any(map(is_jaxpr, value)):
         return tuple(_rewritten(platform, each) for each in value)
-    if not _is_jaxpr(value):
+    if not is_jaxpr(value):
         return value
-    body = _closed(value)
+    body = closed(value)
     shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in body.in_avals]
     return jax.make_jaxpr(lambda *arrays: _evaluate(platform, body, arrays))(*shapes)

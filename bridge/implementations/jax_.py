@@ -19,7 +19,7 @@ import jaxdw
 from bridge.case import DTYPES, Case
 from bridge.implementations import Algorithm, Knob, declared, emulated, isolated, user
 from bridge.numerics import BFLOAT16, Arithmetic
-from jaxdw.methods.grouped import lax_grouped
+from jaxdw.lowerings.lax_convolutions import lax_grouped
 
 #: Named sets of XLA flags that change which instructions or libraries XLA:CPU uses.
 XLA = {

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from bridge.case import DTYPES, Case
 from bridge.implementations import Algorithm, Knob, declared, user
 from bridge.numerics import BFLOAT16, TF32, Arithmetic
+from jaxdw.bias import bias_comes_first
 from jaxdw.geometry import Geometry
-from jaxdw.methods.taps import bias_comes_first
 
 #: PyTorch 2.9 and newer say for each operator what float32 operands may be rounded to.
 _SAYS_PRECISION = hasattr(torch.backends.mkldnn, "conv")
