@@ -36,8 +36,8 @@ if _left:  # from where these two packages may have been found
 
 if not unmet():
     from bridge import testing as testing
+    from bridge._census.census import census as census
     from bridge.case import Case as Case
-    from bridge.census import census as census
     from bridge.diagnosis import Comparison as Comparison
     from bridge.diagnosis import Diagnosis as Diagnosis
     from bridge.diagnosis import Verdict as Verdict
