@@ -78,3 +78,7 @@ def __getattr__(name: str) -> Any:
     module = importlib.import_module(_MODULES[name])
     globals()[name] = value = getattr(module, name, module)
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

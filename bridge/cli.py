@@ -30,7 +30,7 @@ from bridge.diagnosis.parity import DEFAULT
 from bridge.diagnosis.runs import Runs
 from bridge.environment import environment
 from bridge.files import check_writable, read_npy, write_atomically
-from bridge.implementations import implementation
+from bridge.implementations import implementation, is_exact
 from bridge.progress import Level, Progress, log, track
 from bridge.report import Report, print_diagnosis
 from bridge.report.attribution import print_attribution, print_elimination
@@ -310,7 +310,7 @@ def reveal(
     case = _case(shape, kernel_size, strides, padding, dilation, multiplier, bias, dtype, seed, None, None)
     check_taps("reveal", case.geometry, max_taps)
     _allow_depth(case.geometry.taps)
-    chosen = _names(implementations) if implementations else [name for name in DEFAULT if name != "numpy.exact"]
+    chosen = _names(implementations) if implementations else [name for name in DEFAULT if not is_exact(name)]
     orders = [reveal_order(implementation(name), case) for name in track(chosen, "revealing the order of addition")]
     console = _console()
     console.print(f"[bold]{escape(describe(case))}[/]\n", highlight=False)

@@ -18,7 +18,7 @@ from bridge.diagnosis.integers import IntegerTest, integer_test
 from bridge.diagnosis.side import Side
 from bridge.diagnosis.target import Target
 from bridge.diagnosis.verdict import Verdict
-from bridge.implementations import Implementation, implementation
+from bridge.implementations import Implementation, implementation, is_exact
 from bridge.memory import check_fits
 
 _log = logging.getLogger("bridge")
@@ -52,7 +52,7 @@ class Diagnosis:
       comparisons: one for each pair, in the same order.
       integer_tests: one for each implementation, against the exact result on small integers; it catches what hides
         inside the bound.
-      orders: each implementation's revealed order of addition, but for numpy.exact, which has none; empty if they
+      orders: each implementation's revealed order of addition, but for an exact one, which has none; empty if they
         were not asked for.
       quantity, dy: what the outputs are: "y", or "dx", the gradient of sum(dy y) by the input.
     """
@@ -143,7 +143,7 @@ def parity(
         _log.info("running %s", each.name)
         arithmetic = each.arithmetic(case, quantity)
         replayed = None
-        if each.name == "numpy.exact":
+        if is_exact(each.name):
             y = replayed = target.exact.value  # the one result that no order of addition can change
         else:
             y = each.run(case) if dy is None else each.input_gradient(case, dy)

@@ -163,6 +163,11 @@ class Implementation:
         return self.name.partition("[")[0]
 
     @property
+    def is_exact(self) -> bool:
+        """Whether it rounds the exact sum once, so that it has no order of addition."""
+        return self.algorithm.family == "exact"
+
+    @property
     def isolated(self) -> bool:
         """Whether it runs in a process of its own."""
         return self.knobs.get("xla", "default") != "default"
@@ -280,6 +285,18 @@ def implementation(name: str) -> Implementation:
             raise ValueError(f"`implementation` is {name!r} with knob {item!r}, expected {expected}")
         given[knob] = known[knob].check(knob, value)
     return _with_knobs(base, framework, algorithm, given)
+
+
+def is_exact(name: str) -> bool:
+    """Return whether the implementation of that name is exact; False for a name that is not known here.
+
+    >>> is_exact("numpy.exact"), is_exact("jax.taps"), is_exact("my own object")
+    (True, False, False)
+    """
+    try:
+        return implementation(name).is_exact
+    except ValueError:
+        return False
 
 
 def counterpart(framework: str, family: str) -> Implementation | None:
