@@ -30,17 +30,9 @@ from typing import Any
 
 import numpy as np
 
-from bridge.case import Case
 from bridge.numerics.errorfree import two_product, two_sum
 from bridge.numerics.formats import FLOAT64, Format, cast, format_of, round_integer
-from bridge.numerics.products import (
-    Block,
-    Products,
-    bias_gradient_products,
-    input_gradient_products,
-    kernel_gradient_products,
-    output_products,
-)
+from bridge.numerics.products import Block, Products
 
 _U = FLOAT64.unit_roundoff
 _TINY = FLOAT64.smallest_subnormal
@@ -66,31 +58,6 @@ class ExactSum:
     reference_error: np.ndarray
     magnitude: np.ndarray
     products: Products
-
-
-def exact(case: Case) -> ExactSum:
-    """The convolution, correctly rounded: arrays of shape `(*batch, *output_spatial, C*M)`.
-
-    >>> x = np.array([[[2.0**24], [1.0], [-(2.0**24)]]], np.float32)
-    >>> exact(Case(x, np.ones((3, 1, 1), np.float32), padding="VALID")).value.item()
-    1.0
-    """
-    return exact_sum(output_products(case))
-
-
-def exact_input_gradient(case: Case, dy: np.ndarray) -> ExactSum:
-    """The gradient of sum(dy y) by the input, correctly rounded: arrays of x's shape."""
-    return exact_sum(input_gradient_products(case, dy))
-
-
-def exact_kernel_gradient(case: Case, dy: np.ndarray) -> ExactSum:
-    """The gradient of sum(dy y) by the kernel, correctly rounded: arrays of the kernel's shape."""
-    return exact_sum(kernel_gradient_products(case, dy))
-
-
-def exact_bias_gradient(case: Case, dy: np.ndarray) -> ExactSum:
-    """The gradient of sum(dy y) by the bias, correctly rounded: arrays of shape `(C*M,)`."""
-    return exact_sum(bias_gradient_products(case, dy))
 
 
 def exact_sum(products: Products) -> ExactSum:
