@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from bridge.accumulation.order import Rounding
 from bridge.accumulation.probe import Subject
 from bridge.accumulation.tree import BIAS, Leaf, Tree
-from bridge.numerics import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Format, exact, round_to, truncate_to
+from bridge.numerics import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Format, round_to
 
 #: What stands for 1 in probes of small parts of 1, so that those are normal numbers in float16 too.
 _ONE = 2.0**14
@@ -27,20 +27,12 @@ class Inputs(NamedTuple):
     output: Rounding | None
 
     def full(self, fmt: Format) -> bool:
-        """Whether operands and results keep all the bits of `fmt`."""
+        """Return whether operands and results keep all the bits of `fmt`."""
         return all(rounding == Rounding(fmt) for rounding in self)
 
 
-def readers(subject: Subject, tap: int) -> np.ndarray:
-    """Which output elements read the input under a tap: bool, flat."""
-    g = subject.case.geometry
-    valid = g.valid_taps().reshape(*g.output_spatial, g.taps)[..., tap, None]
-    return np.broadcast_to(valid, g.output_shape).ravel()
-
-
-def most_read_tap(subject: Subject) -> int:
-    g = subject.case.geometry
-    return int(g.valid_taps().reshape(-1, g.taps).sum(axis=0).argmax())
+def most_read_term(subject: Subject) -> int:
+    return int(subject.reads.reshape(-1, subject.sums.terms).sum(axis=0).argmax())
 
 
 def agreed(y: np.ndarray, where: np.ndarray) -> float | None:
@@ -54,13 +46,13 @@ def input_rounding(subject: Subject) -> Inputs:
 
     One product tells that nothing is rounded but the result; what else is, several tell.
     """
-    tap, fmt = most_read_tap(subject), subject.format
-    where = readers(subject, tap)
+    term, fmt = most_read_term(subject), subject.format
+    where = subject.readers(term)
     narrower = [f for f in (FLOAT32, TF32, BFLOAT16) if f.precision < fmt.precision]
     if fmt is FLOAT32:
         narrower.append(FLOAT16)
     roundings = [Rounding(fmt), *(Rounding(f, truncated) for truncated in (False, True) for f in narrower)]
-    candidates = [Inputs(*choice) for choice in itertools.product(roundings, repeat=3)]
+    candidates = list(itertools.product(roundings, repeat=3))
     candidates.sort(key=lambda choice: sum(rounding != Rounding(fmt) for rounding in choice))
     pairs = np.random.default_rng(0).uniform(1, 2, (_PAIRS, 2))
     if fmt is not FLOAT16:
@@ -68,45 +60,34 @@ def input_rounding(subject: Subject) -> Inputs:
         for first, scales in enumerate(((2.0**-18, 2.0**8), (2.0**8, 2.0**-18), (2.0**-9, 2.0**-9)), start=1):
             pairs[first::4] *= scales
     for x, w in round_to(pairs, fmt).tolist():
-        x = x if subject.products else 1.0
+        x = x if subject.sums.multiplies else 1.0
         weights = np.zeros(len(subject.names))
-        weights[tap] = w
+        weights[term] = w
         y = agreed(subject.probe(x, weights), where)
         # Products of two float64 numbers are rounded here by float64 itself, of all others not at all.
-        candidates = [
-            choice
-            for choice in candidates
-            if y == rounded(rounded(x, choice.x) * rounded(w, choice.kernel), choice.output)
-        ]
+        candidates = [(of_x, of_w, of_y) for of_x, of_w, of_y in candidates if y == of_y(of_x(x) * of_w(w))]
         if not candidates:
             return Inputs(None, None, None)
-        if candidates[0].full(fmt):
+        if Inputs(*candidates[0]).full(fmt):
             break
-    return candidates[0]
-
-
-def rounded(x: float, rounding: Rounding | None) -> float:
-    """x in that format."""
-    if rounding is None:
-        return x
-    return (truncate_to if rounding.toward_zero else round_to)(np.array(x), rounding.format).item()
+    return Inputs(*candidates[0])
 
 
 def flushed_subnormals(subject: Subject, inputs: Inputs) -> tuple[str, ...]:
     """Which of "x", "kernel" and "output" lose subnormal numbers: a quarter of the smallest normal one."""
-    tap = most_read_tap(subject)
-    where = readers(subject, tap)
+    term = most_read_term(subject)
+    where = subject.readers(term)
 
     def product(x: float, w: float) -> float | None:
         weights = np.zeros(len(subject.names))
-        weights[tap] = w
+        weights[term] = w
         return agreed(subject.probe(x, weights), where)
 
     tiny = {
         name: (rounding.format if rounding else subject.format).smallest_normal / 4
         for name, rounding in zip(Inputs._fields, inputs)
     }
-    if not subject.products:
+    if not subject.sums.multiplies:
         return ("output",) if product(1.0, tiny["output"]) == 0 else ()
     root = 2.0 ** (np.log2(tiny["output"]) // 2)
     answers = {
@@ -224,10 +205,9 @@ def compensates(subject: Subject, tree: Tree, where: np.ndarray, p: int) -> bool
 
 def padding_taps(subject: Subject) -> str | None:
     """An infinite weight under a tap in the padding: skipped, the sum stays finite; multiplied by zero, it is NaN."""
-    taps = range(subject.case.geometry.taps)
-    tap = min(taps, key=lambda tap: int(readers(subject, tap).sum()))
-    padded = ~readers(subject, tap)
-    if not padded.any() or not subject.products:
+    tap = min(range(subject.sums.terms), key=lambda tap: int(subject.readers(tap).sum()))
+    padded = ~subject.readers(tap)
+    if not padded.any():
         return None
     weights = np.zeros(len(subject.names))
     weights[tap] = np.inf
@@ -237,37 +217,7 @@ def padding_taps(subject: Subject) -> str | None:
 
 def starts_from_zero(subject: Subject) -> np.ndarray:
     """Whether the sum of nothing but -0 is +0: bool, flat."""
-    weights = np.full(len(subject.names), -1.0 if subject.products else -0.0)
+    weights = np.full(len(subject.names), -1.0 if subject.sums.multiplies else -0.0)
     if subject.names[-1] == BIAS:
         weights[-1] = -0.0
-    return ~np.signbit(subject.probe(0.0 if subject.products else 1.0, weights))
-
-
-def algorithm(subject: Subject) -> str:
-    """What computes a convolution, but not as sums of products: named by what a number reaches that it should not."""
-    g = subject.case.geometry
-    if 0 in g.x_shape or not subject.products:
-        return ""
-    position = tuple(n // 2 for n in g.spatial)
-    image: tuple[Any, ...] = (0,) * len(g.batch)
-    reads = np.ones((), bool)
-    for source, at in zip(g.sources, position):
-        reads = np.logical_and.outer(reads, (source == at).any(axis=1))
-
-    def impulse(background: float, height: float, first_weight: float) -> tuple[np.ndarray, np.ndarray]:
-        """`(actual, exact)`, first image and channel: one input, and the first tap, unlike the others."""
-        x, kernel = np.full(g.x_shape, background), np.ones(g.kernel_shape)
-        x[(*image, *position, 0)] = height
-        kernel.reshape(g.taps, g.features)[0] = first_weight
-        bias = None if subject.case.bias is None else np.zeros(g.features)
-        arrays = (None if a is None else a.astype(subject.case.dtype) for a in (x, kernel, bias))
-        case = subject.case.replace(**dict(zip(("x", "kernel", "bias"), arrays)))
-        return subject.output(case)[(*image, ..., 0)], exact(case).value[(*image, ..., 0)]
-
-    touched = ~np.isfinite(impulse(1.0, np.inf, 1.0)[0])
-    if touched.all() and not reads.all():
-        return "; one infinite input reaches every output of its image, as through an FFT"
-    large = 2.0 ** (subject.format.precision + 4)
-    if (touched & ~reads).any() or not np.array_equal(*impulse(0.0, 1.0, large)):
-        return "; inputs or weights are mixed before they are multiplied, as by Winograd's transforms"
-    return ""
+    return ~np.signbit(subject.probe(0.0 if subject.sums.multiplies else 1.0, weights))

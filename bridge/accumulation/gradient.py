@@ -8,14 +8,16 @@ flipped kernel.
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bridge.accumulation._reveal import reveal
 from bridge.accumulation.order import AccumulationOrder
-from bridge.accumulation.probe import Runs
-from bridge.case import Case
-from bridge.implementations import Implementation
+
+if TYPE_CHECKING:  # they import JAX, and this package needs NumPy alone
+    from bridge.case import Case
+    from bridge.implementations import Implementation
 
 
 def has_input_gradient_case(case: Case) -> bool:
@@ -30,6 +32,7 @@ def input_gradient_case(case: Case, dy: np.ndarray) -> Case:
       ValueError: a channel multiplier above 1, or circular or reflecting padding: those gradients are no depthwise
         convolution.
 
+    >>> from bridge import Case
     >>> x, kernel = np.ones((1, 5, 1), np.float32), np.arange(3, dtype=np.float32).reshape(3, 1, 1)
     >>> case = Case(x, kernel, padding="VALID", strides=2)
     >>> adjoint = input_gradient_case(case, np.ones((1, 2, 1), np.float32))
@@ -50,9 +53,10 @@ def input_gradient_case(case: Case, dy: np.ndarray) -> Case:
     ):
         before = span - 1 - low
         padding.append((before, (n - 1) * spread + span - ((out - 1) * stride + 1) - before))
-    return Case(
-        dy,
-        np.ascontiguousarray(np.flip(case.kernel, tuple(range(g.rank)))),
+    return case.replace(
+        x=dy,
+        kernel=np.ascontiguousarray(np.flip(case.kernel, tuple(range(g.rank)))),
+        bias=None,
         strides=g.input_dilation,
         padding=tuple(padding),
         kernel_dilation=g.kernel_dilation,
@@ -83,5 +87,4 @@ class InputGradient:
 
 def reveal_input_gradient(implementation: Implementation, case: Case, dy: np.ndarray) -> AccumulationOrder:
     """In which order an implementation adds the gradient by the input; replay it on `input_gradient_case(case, dy)`."""
-    gradient: Runs = InputGradient(implementation, case)
-    return reveal(gradient, input_gradient_case(case, dy))
+    return reveal(InputGradient(implementation, case), input_gradient_case(case, dy))

@@ -48,7 +48,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from bridge.implementations import Emulation
+from bridge.implementations.algorithm import Emulation
 from jaxdw.jaxprs import called, closed, equations, evaluate, inner, is_jaxpr
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from bridge.case import DTYPES, Case
-from bridge.implementations import ImplementationError, implementation
+from bridge.implementations.algorithm import ImplementationError
+from bridge.implementations.registry import implementation
 from bridge.memory import lack_of_memory
 from bridge.process import last_line, run_module
 

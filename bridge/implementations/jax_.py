@@ -17,7 +17,8 @@ from jax import lax
 
 import jaxdw
 from bridge.case import DTYPES, Case
-from bridge.implementations import Algorithm, Knob, declared, emulated, isolated, user
+from bridge.implementations import emulated, isolated, user
+from bridge.implementations.algorithm import Algorithm, Knob, declared
 from bridge.numerics import BFLOAT16, Arithmetic
 from jaxdw.methods.grouped import lax_grouped
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from bridge import numerics
 from bridge.case import Case
-from bridge.implementations import Algorithm, Knob
+from bridge.implementations.algorithm import Algorithm, Knob
 from bridge.numerics import FLOAT64, Arithmetic
 
 KNOBS: dict[str, Knob] = {}

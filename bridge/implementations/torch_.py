@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from bridge.case import DTYPES, Case
-from bridge.implementations import Algorithm, Knob, declared, user
+from bridge.implementations import user
+from bridge.implementations.algorithm import Algorithm, Knob, declared
 from bridge.numerics import BFLOAT16, TF32, Arithmetic
 from jaxdw.geometry import Geometry
 from jaxdw.methods.taps import bias_comes_first
