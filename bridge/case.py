@@ -21,6 +21,16 @@ DTYPES = {
 }
 
 
+def options(geometry: Geometry) -> dict[str, Any]:
+    """Return strides, padding and dilations as `jaxdw.depthwise_conv` and `Case` take them."""
+    return {
+        "strides": geometry.strides,
+        "padding": geometry.padding if geometry.padding_mode == "zeros" else geometry.padding_mode.upper(),
+        "kernel_dilation": geometry.kernel_dilation,
+        "input_dilation": geometry.input_dilation,
+    }
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
     """Input, kernel, bias and geometry of one depthwise convolution.

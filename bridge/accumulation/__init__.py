@@ -7,7 +7,7 @@ from bridge.accumulation.convolution import MOST_TAPS, ConvolutionSums, check_ta
 from bridge.accumulation.order import AccumulationOrder, Fingerprint, NotASum, Rounding
 from bridge.accumulation.sums import SumsOfProducts
 from bridge.accumulation.tree import BIAS, Tree
-from bridge.accumulation.vectors import DotProduct, PlainSum, reveal_dot, reveal_sum
+from bridge.accumulation.vectors import DotProduct, reveal_dot, reveal_sum
 
 __all__ = [
     "BIAS",
@@ -17,7 +17,6 @@ __all__ = [
     "DotProduct",
     "Fingerprint",
     "NotASum",
-    "PlainSum",
     "Rounding",
     "SumsOfProducts",
     "Tree",

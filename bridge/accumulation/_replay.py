@@ -133,10 +133,9 @@ def _output(y: np.ndarray, order: AccumulationOrder) -> np.ndarray:
 def _multiply_padding(y: np.ndarray, sums: SumsOfProducts) -> None:
     """Change sums as zero times a weight does: to NaN if the weight is not finite, from -0 to +0."""
     negative_zero = (y == 0) & np.signbit(y)
-    reads = sums.reads()
     for term, w in enumerate(sums.weights):
         if negative_zero.any() or not np.isfinite(w).all():
-            padded = ~reads[..., term]
+            padded = ~sums.reads[..., term]
             np.copyto(y, np.nan, where=padded & ~np.isfinite(w))
             np.copyto(y, 0.0, where=negative_zero & padded & ~np.signbit(w))
 

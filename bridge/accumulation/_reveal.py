@@ -67,7 +67,7 @@ def reveal_subject(subject: Subject, draws: int = 1) -> AccumulationOrder:
     flushed = measure.flushed_subnormals(subject, inputs)
 
     before = subject.runs
-    narrow = not _as_if_wide(drawn, subject.reads, outputs)
+    narrow = not _as_if_wide(drawn, outputs)
     fused = sums.multiplies and inputs.full(subject.format)
     partition, masks = reveal_order(subject, fused=fused, fused_first=narrow, subnormals=not flushed)
     order_runs = subject.runs - before
@@ -115,14 +115,14 @@ def _of_nothing(subject: Subject) -> AccumulationOrder:
     return AccumulationOrder(subject.name, sums.layout, sums.dtype, (), none, (), none.astype(bool), unseen)
 
 
-def _as_if_wide(drawn: list[SumsOfProducts], reads: np.ndarray, outputs: list[np.ndarray]) -> bool:
+def _as_if_wide(drawn: list[SumsOfProducts], outputs: list[np.ndarray]) -> bool:
     """Return whether some elements are what a float64 accumulator gives, of products rounded or not."""
     shape, dtype = drawn[0].shape, drawn[0].dtype
     if dtype == np.float64:
         return False
     size = outputs[0].size
     at = np.unravel_index(np.arange(0, size, max(1, size // _SAMPLE)), shape)
-    read = np.broadcast_to(reads, (*shape, drawn[0].terms))[at]
+    read = np.broadcast_to(drawn[0].reads, (*shape, drawn[0].terms))[at]
     rounded_too, exact_too = True, True
     for sums, y in zip(drawn, outputs):
         operands = sums.operands(at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -39,58 +40,29 @@ def check_taps(option: str, geometry: Geometry, most: int) -> None:
 
 
 class ConvolutionSums(SumsOfProducts):
-    """The sums of a case: `data` is the case, terms are its taps in raster order."""
+    """The sums of a case: `data` is the case, its taps in raster order are the terms, its geometry is the layout."""
 
-    data: Case
-
-    @property
-    def layout(self) -> Geometry:
-        return self.data.geometry
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.layout.output_shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.data.dtype
-
-    @property
-    def terms(self) -> int:
-        return self.layout.taps
-
-    @property
-    def has_bias(self) -> bool:
-        return self.data.bias is not None
-
-    @property
-    def weights(self) -> np.ndarray:
-        return self.data.kernel.reshape(self.terms, self.layout.features)
-
-    def reads(self) -> np.ndarray:
-        g = self.layout
-        return g.valid_taps().reshape(*g.output_spatial, 1, g.taps)
+    @classmethod
+    def of(cls, case: Case) -> ConvolutionSums:
+        g = case.geometry
+        weights, reads = case.kernel.reshape(g.taps, g.features), g.valid_taps().reshape(*g.output_spatial, 1, g.taps)
+        return cls(case, g, case.dtype, g.output_shape, weights, reads, case.bias is not None)
 
     def uniform(self, x: float, weights: np.ndarray) -> ConvolutionSums:
-        g, dtype = self.layout, self.dtype
-        kernel = np.broadcast_to(weights[: g.taps].astype(dtype).reshape(*g.kernel_size, 1, 1), g.kernel_shape)
-        bias = np.full(g.features, weights[-1]).astype(dtype) if self.has_bias else None
-        return self._with(np.full(g.x_shape, x).astype(dtype), np.ascontiguousarray(kernel), bias)
-
-    def random(self, seed: int) -> ConvolutionSums:
-        rng = np.random.default_rng(seed)
-
-        def normal(array: np.ndarray) -> np.ndarray:
-            return rng.standard_normal(array.shape).astype(self.dtype)
-
-        return self.changed(normal, normal)
+        g, bias = self.layout, self.data.bias
+        kernel = np.empty_like(self.data.kernel)
+        kernel.reshape(g.taps, g.features)[:] = weights[: g.taps, None].astype(self.dtype)
+        return self._with(
+            np.full_like(self.data.x, x), kernel, None if bias is None else np.full_like(bias, weights[-1])
+        )
 
     def changed(self, x: Change, w: Change) -> ConvolutionSums:
         case = self.data
         return self._with(x(case.x), w(case.kernel), None if case.bias is None else w(case.bias))
 
     def _with(self, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None) -> ConvolutionSums:
-        return ConvolutionSums(self.data.replace(x=x, kernel=kernel, bias=bias))
+        case = self.data.replace(x=x, kernel=kernel, bias=bias)
+        return dataclasses.replace(self, data=case, weights=kernel.reshape(self.weights.shape))
 
     def exact(self) -> np.ndarray:
         return exact(self.data).value
@@ -149,7 +121,7 @@ class ConvolutionSums(SumsOfProducts):
 
 def as_sums(data: Case | SumsOfProducts) -> SumsOfProducts:
     """Return sums as they are, and those of a case."""
-    return data if isinstance(data, SumsOfProducts) else ConvolutionSums(data)
+    return data if isinstance(data, SumsOfProducts) else ConvolutionSums.of(data)
 
 
 def _as_slice(index: np.ndarray) -> slice | np.ndarray:

@@ -32,7 +32,7 @@ class Inputs(NamedTuple):
 
 
 def most_read_term(subject: Subject) -> int:
-    return int(subject.reads.reshape(-1, subject.sums.terms).sum(axis=0).argmax())
+    return int(subject.sums.reads.reshape(-1, subject.sums.terms).sum(axis=0).argmax())
 
 
 def agreed(y: np.ndarray, where: np.ndarray) -> float | None:

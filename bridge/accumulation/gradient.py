@@ -12,9 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bridge.accumulation._reveal import reveal
-from bridge.accumulation.order import AccumulationOrder
-
 if TYPE_CHECKING:  # they import JAX, and this package needs NumPy alone
     from bridge.case import Case
     from bridge.implementations import Implementation
@@ -83,8 +80,3 @@ class InputGradient:
         bias = None if self.case.bias is None else np.zeros_like(self.case.bias)
         forward = self.case.replace(x=np.zeros_like(self.case.x), kernel=kernel, bias=bias)
         return self.implementation.input_gradient(forward, adjoint.x)
-
-
-def reveal_input_gradient(implementation: Implementation, case: Case, dy: np.ndarray) -> AccumulationOrder:
-    """In which order an implementation adds the gradient by the input; replay it on `input_gradient_case(case, dy)`."""
-    return reveal(InputGradient(implementation, case), input_gradient_case(case, dy))

@@ -36,7 +36,6 @@ class Subject:
       name: of the implementation.
       sums: whose layout and dtype count, not their data.
       names: the leaves: the terms in order, then the bias where there is one.
-      reads: which terms each element adds: bool, broadcasts to `(*shape, terms)`.
       runs: how often the implementation has run.
     """
 
@@ -48,7 +47,6 @@ class Subject:
         self.name = getattr(implementation, "name", getattr(implementation, "__name__", "function"))
         self.sums = sums
         self.names: tuple[Leaf, ...] = (*range(sums.terms), *([BIAS] if sums.has_bias else []))
-        self.reads = sums.reads()
         self.runs = 0
 
     @property
@@ -81,15 +79,15 @@ class Subject:
 
     def readers(self, term: int) -> np.ndarray:
         """Return which elements read the input of a term: bool, flat."""
-        return np.broadcast_to(self.reads[..., term], self.sums.shape).ravel()
+        return np.broadcast_to(self.sums.reads[..., term], self.sums.shape).ravel()
 
     def partition(self) -> Partition:
         """Return the elements grouped by the terms that they read; the bias is the first leaf to insert."""
-        terms = self.sums.terms
-        kinds, kind = np.unique(np.packbits(self.reads.reshape(-1, terms), axis=1), axis=0, return_inverse=True)
+        terms, reads = self.sums.terms, self.sums.reads
+        kinds, kind = np.unique(np.packbits(reads.reshape(-1, terms), axis=1), axis=0, return_inverse=True)
         bias = [terms] if self.sums.has_bias else []
         leaf_sets = [(*bias, *np.flatnonzero(np.unpackbits(row, count=terms)).tolist()) for row in kinds]
-        labels = np.broadcast_to(kind.reshape(self.reads.shape[:-1]), self.sums.shape).ravel()
+        labels = np.broadcast_to(kind.reshape(reads.shape[:-1]), self.sums.shape).ravel()
         return Partition(leaf_sets, labels)
 
 

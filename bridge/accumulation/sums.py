@@ -24,56 +24,32 @@ class SumsOfProducts(abc.ABC):
 
     Attributes:
       data: what an implementation computes the sums from.
+      layout: decides which products each element adds. A revealed order holds for one layout and dtype.
+      dtype: of data and output.
+      shape: of the output.
+      weights: `(terms, ...)`: those of each term broadcast to the shape of the output.
+      reads: which products each element adds: bool, broadcasts to `(*shape, terms)`.
+      has_bias: whether each element adds a number that is no product.
+      multiplies: whether implementations multiply; if not, x is 1 and the weights are the terms.
     """
 
     data: Any
+    layout: Any
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    weights: np.ndarray
+    reads: np.ndarray
+    has_bias: bool = False
+    multiplies: bool = True
 
     @property
-    @abc.abstractmethod
-    def layout(self) -> Any:
-        """What decides which products each element adds. A revealed order holds for one layout."""
-
-    @property
-    @abc.abstractmethod
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the output."""
-
-    @property
-    @abc.abstractmethod
-    def dtype(self) -> np.dtype:
-        """The dtype of data and output."""
-
-    @property
-    @abc.abstractmethod
     def terms(self) -> int:
         """The greatest number of products that one element adds."""
-
-    @property
-    def has_bias(self) -> bool:
-        """Whether each element adds a number that is no product."""
-        return False
-
-    @property
-    def multiplies(self) -> bool:
-        """Whether implementations multiply; if not, x is 1 and the weights are the terms."""
-        return True
-
-    @property
-    @abc.abstractmethod
-    def weights(self) -> np.ndarray:
-        """The weights, term by term: each broadcasts to the shape of the output."""
-
-    @abc.abstractmethod
-    def reads(self) -> np.ndarray:
-        """Return which products each element adds: bool, broadcasts to `(*shape, terms)`."""
+        return len(self.weights)
 
     @abc.abstractmethod
     def uniform(self, x: float, weights: np.ndarray) -> Self:
         """Return the sums with every x the same, and the same weights `(terms,)`, and bias last, for every element."""
-
-    @abc.abstractmethod
-    def random(self, seed: int) -> Self:
-        """Return the sums of normal random numbers: the same ones at every call, so that results can be repeated."""
 
     @abc.abstractmethod
     def changed(self, x: Change, w: Change) -> Self:
@@ -86,6 +62,15 @@ class SumsOfProducts(abc.ABC):
     @abc.abstractmethod
     def exact(self) -> np.ndarray:
         """Return the exact sums, rounded once."""
+
+    def random(self, seed: int) -> Self:
+        """Return the sums of normal random numbers: the same ones at every call, so that results can be repeated."""
+        rng = np.random.default_rng(seed)
+
+        def normal(array: np.ndarray) -> np.ndarray:
+            return rng.standard_normal(array.shape).astype(self.dtype)
+
+        return self.changed(normal if self.multiplies else np.ones_like, normal)
 
     def transform(self, output: Callable[[Self], np.ndarray]) -> str:
         """Return a phrase that names the transform by which `output` computes, if it does not add products."""

@@ -1,6 +1,6 @@
 """Everything that can run a Case, by name: `torch.conv2d`, `jax.taps`, `torch.conv2d[mkldnn=off]`."""
 
-from bridge.implementations.algorithm import FAMILIES, Algorithm, Emulation, ImplementationError, Knob, declared
+from bridge.implementations.algorithm import Algorithm, Emulation, ImplementationError, Knob, declared
 from bridge.implementations.registry import (
     FRAMEWORKS,
     Implementation,
@@ -12,7 +12,6 @@ from bridge.implementations.registry import (
 )
 
 __all__ = [
-    "FAMILIES",
     "FRAMEWORKS",
     "Algorithm",
     "Emulation",

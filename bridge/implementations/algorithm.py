@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -15,16 +16,6 @@ class ImplementationError(RuntimeError):
     """An implementation failed, or returned something of another shape or dtype; the message names it."""
 
 
-#: What algorithms do, in words. Those of one family are counterparts: they differ in their framework alone.
-FAMILIES = {
-    "convolution": "the framework's own convolution",
-    "windows": "windows, then one einsum over the taps",
-    "channel loop": "windows, then a loop of matrix products over the channels",
-    "taps": "shifted multiply-add, tap by tap",
-    "exact": "the exact sum, rounded once",
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class Algorithm:
     """One row of a framework's table.
@@ -32,8 +23,9 @@ class Algorithm:
     Attributes:
       compute: takes a Case and every knob, returns the output.
       arithmetic: takes a Case and every knob, returns the declared arithmetic.
-      about: one line for a listing.
-      family: a key of `FAMILIES`, or the name of a user's own function.
+      family: "convolution" (the framework's own), "windows" (then one einsum over the taps), "channel loop" (windows,
+        then a matrix product per channel), "taps" (shifted multiply-add, tap by tap), "exact", or the name of a user's
+        own function. Algorithms of one family differ in their framework alone.
       code: how to write it in the user's own code.
       seconds: takes a Case, how often to repeat, and every knob; returns the seconds of each repetition, arrays at hand
         and the result waited for.
@@ -46,7 +38,6 @@ class Algorithm:
 
     compute: Callable[..., np.ndarray]
     arithmetic: Callable[..., Arithmetic]
-    about: str
     family: str
     code: str
     seconds: Callable[..., list[float]]
@@ -127,6 +118,16 @@ class Knob:
         else:
             known = [each for each in (*self.code, *self.emulated) if self.platform(each) == self.platform(value)]
         return [other for other in known if other != value]
+
+
+def time_calls(call: Callable[[], object], repetitions: int) -> list[float]:
+    """Return the seconds of each of several calls."""
+    times = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return times
 
 
 def declared(case: Case, dtype: str, *, flushes_subnormals: bool, output_roundings: int) -> Arithmetic:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bridge.case import DTYPES, Case
+from bridge.case import DTYPES, Case, options
 from bridge.implementations.algorithm import ImplementationError
 from bridge.implementations.registry import implementation
 from bridge.memory import lack_of_memory
@@ -45,7 +45,6 @@ def seconds(name: str, case: Case, repetitions: int, *, environment: Mapping[str
 
 
 def _start(folder: Path, name: str, case: Case, repetitions: int, environment: Mapping[str, str]) -> None:
-    g = case.geometry
     for label, array in (("x", case.x), ("kernel", case.kernel), ("bias", case.bias)):
         if array is not None:
             _save(folder / f"{label}.npy", array)
@@ -53,12 +52,7 @@ def _start(folder: Path, name: str, case: Case, repetitions: int, environment: M
         "implementation": name,
         "dtype": case.dtype.name,
         "repetitions": repetitions,
-        "options": {
-            "strides": g.strides,
-            "padding": g.padding if g.padding_mode == "zeros" else g.padding_mode.upper(),
-            "kernel_dilation": g.kernel_dilation,
-            "input_dilation": g.input_dilation,
-        },
+        "options": options(case.geometry),
     }
     (folder / "job.json").write_text(json.dumps(job))
     words = " ".join(f"{key}={value}" for key, value in environment.items())

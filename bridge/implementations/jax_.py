@@ -7,8 +7,8 @@ import dataclasses
 import functools
 import math
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,9 @@ import numpy as np
 from jax import lax
 
 import jaxdw
-from bridge.case import DTYPES, Case
+from bridge.case import DTYPES, Case, options
 from bridge.implementations import emulated, isolated, user
-from bridge.implementations.algorithm import Algorithm, Knob, declared
+from bridge.implementations.algorithm import Algorithm, Knob, declared, time_calls
 from bridge.numerics import BFLOAT16, Arithmetic
 from jaxdw.methods.grouped import lax_grouped
 
@@ -65,13 +65,8 @@ def seconds(name: str, compute: Compute, case: Case, repetitions: int, *, xla: s
     """The times of compute(x, kernel, bias, geometry, precision), arrays at hand and the result waited for."""
     if xla != "default":
         return isolated.seconds(_spelled(name, knobs), case, repetitions, environment=_flags(xla))
-    times = []
     with _ready(compute, case, **knobs) as call:
-        for _ in range(repetitions):
-            start = time.perf_counter()
-            call().block_until_ready()
-            times.append(time.perf_counter() - start)
-    return times
+        return time_calls(lambda: call().block_until_ready(), repetitions)
 
 
 def _spelled(name: str, knobs: Mapping[str, str]) -> str:
@@ -150,14 +145,8 @@ def grouped(x, kernel, bias, geometry, precision):
 
 def unfold_matmul(x, kernel, bias, geometry, precision):
     """The question's loop, in JAX: one channel at a time, windows and a matrix product; the bias added after."""
-    windows = jaxdw.unfold(
-        x,
-        geometry.kernel_size,
-        strides=geometry.strides,
-        padding=_words(geometry),
-        kernel_dilation=geometry.kernel_dilation,
-        input_dilation=geometry.input_dilation,
-    ).reshape(math.prod(geometry.batch), -1, geometry.taps, geometry.channels)
+    windows = jaxdw.unfold(x, geometry.kernel_size, **options(geometry))
+    windows = windows.reshape(math.prod(geometry.batch), -1, geometry.taps, geometry.channels)
     weights = kernel.reshape(geometry.taps, geometry.channels, geometry.multiplier)
 
     def channel(operands):
@@ -173,30 +162,15 @@ def method(name):
     """jaxdw's method of that name."""
 
     def compute(x, kernel, bias, geometry, precision):
-        return jaxdw.depthwise_conv(
-            x,
-            kernel,
-            bias,
-            strides=geometry.strides,
-            padding=_words(geometry),
-            kernel_dilation=geometry.kernel_dilation,
-            input_dilation=geometry.input_dilation,
-            method=name,
-            precision=precision,
-        )
+        return jaxdw.depthwise_conv(x, kernel, bias, method=name, precision=precision, **options(geometry))
 
     return compute
-
-
-def _words(geometry):
-    return geometry.padding if geometry.padding_mode == "zeros" else geometry.padding_mode.upper()
 
 
 def _algorithm(
     name: str,
     compute: Compute,
     roundings: int,
-    about: str,
     family: str,
     code: str,
     *,
@@ -221,7 +195,6 @@ def _algorithm(
     return Algorithm(
         functools.partial(run, name, compute),
         arithmetic,
-        about,
         family,
         code,
         functools.partial(seconds, name, compute),
@@ -232,58 +205,31 @@ def _algorithm(
     )
 
 
+def _of_jaxdw(name: str, roundings: int, family: str = "taps", **options: Any) -> Algorithm:
+    code = f'jaxdw.depthwise_conv(x, kernel, bias, ..., method="{name}")'
+    return _algorithm(f"jax.{name}", method(name), roundings, family, code, **options)
+
+
 ALGORITHMS = {
     "grouped": _algorithm(
         "jax.grouped",
         grouped,
         2,
-        "lax.conv_general_dilated with one group a channel",
         "convolution",
         "lax.conv_general_dilated(x, kernel, ..., feature_group_count=C)",
     ),
-    "patches": _algorithm(
-        "jax.patches",
-        method("patches"),
-        1,
-        "lax.conv_general_dilated_patches, then einsum",
-        "windows",
-        'jaxdw.depthwise_conv(x, kernel, bias, ..., method="patches")',
-        window_copies=2,
-    ),
+    "patches": _of_jaxdw("patches", 1, "windows", window_copies=2),
     "unfold_matmul": _algorithm(
         "jax.unfold_matmul",
         unfold_matmul,
         2,
-        "a loop over channels: windows, then matmul",
         "channel loop",
         "jaxdw.unfold and jnp.matmul, channel by channel",
         window_copies=2,
     ),
-    "taps": _algorithm(
-        "jax.taps",
-        method("taps"),
-        1,
-        "shifted multiply-add in raster order",
-        "taps",
-        'jaxdw.depthwise_conv(x, kernel, bias, ..., method="taps")',
-    ),
-    "rows": _algorithm(
-        "jax.rows",
-        method("rows"),
-        2,
-        "shifted multiply-add, a chain for each kernel row",
-        "taps",
-        'jaxdw.depthwise_conv(x, kernel, bias, ..., method="rows")',
-    ),
-    "pallas": _algorithm(
-        "jax.pallas",
-        method("pallas"),
-        1,
-        "the sum of taps by a kernel written for GPUs and TPUs; interpreted on a CPU, and slow",
-        "taps",
-        'jaxdw.depthwise_conv(x, kernel, bias, ..., method="pallas")',
-        interpreted=True,
-    ),
+    "taps": _of_jaxdw("taps", 1),
+    "rows": _of_jaxdw("rows", 2),
+    "pallas": _of_jaxdw("pallas", 1, interpreted=True),
 }
 
 
@@ -294,7 +240,7 @@ def user_algorithm(name: str, function: Callable[..., jax.Array]) -> Algorithm:
         del precision  # the function's own business
         return user.call(name, function, jax.Array, geometry.output_shape, x, kernel, bias)
 
-    return _algorithm(name, compute, 2, name, name, name)
+    return _algorithm(name, compute, 2, name, name)
 
 
 def environment() -> dict[str, str]:

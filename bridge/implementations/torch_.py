@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 
 from bridge.case import DTYPES, Case
 from bridge.implementations import user
-from bridge.implementations.algorithm import Algorithm, Knob, declared
+from bridge.implementations.algorithm import Algorithm, Knob, declared, time_calls
 from bridge.numerics import BFLOAT16, TF32, Arithmetic
 from jaxdw.geometry import Geometry
 from jaxdw.methods.taps import bias_comes_first
@@ -77,13 +76,8 @@ def run(compute: Compute, case: Case, **knobs: str) -> np.ndarray:
 
 def seconds(compute: Compute, case: Case, repetitions: int, **knobs: str) -> list[float]:
     """The times of compute(x, weight, bias, geometry), tensors at hand."""
-    times = []
     with _ready(compute, case, **knobs) as (call, _), torch.inference_mode():
-        for _ in range(repetitions):
-            start = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - start)
-    return times
+        return time_calls(call, repetitions)
 
 
 def input_gradient(compute: Compute, case: Case, dy: np.ndarray, **knobs: str) -> np.ndarray:
@@ -290,7 +284,7 @@ def _fold(y: torch.Tensor, g: Geometry) -> torch.Tensor:
 
 
 def _algorithm(
-    compute: Compute, bias_is_rounded_twice: bool, about: str, family: str, code: str, *, window_copies: int = 0
+    compute: Compute, bias_is_rounded_twice: bool, family: str, code: str, *, window_copies: int = 0
 ) -> Algorithm:
     def arithmetic(
         case: Case, *, dtype: str, fp32_precision: str, matmul_precision: str, **exact_settings: str
@@ -313,7 +307,6 @@ def _algorithm(
     return Algorithm(
         functools.partial(run, compute),
         arithmetic,
-        about,
         family,
         code,
         functools.partial(seconds, compute),
@@ -326,21 +319,18 @@ ALGORITHMS = {
     "conv2d": _algorithm(
         conv,
         False,
-        "F.conv1d, F.conv2d or F.conv3d with groups = channels",
         "convolution",
         "F.conv2d(x, weight, bias, ..., groups=C)",
     ),
     "unfold_matmul": _algorithm(
         unfold_matmul,
         True,
-        "a loop over channels: F.unfold, matmul, F.fold",
         "channel loop",
         "F.unfold and torch.matmul, channel by channel",
     ),
     "unfold_einsum": _algorithm(
         unfold_einsum,
         True,
-        "F.unfold, then one einsum over the taps",
         "windows",
         'torch.einsum("nctl,cmt->ncml", F.unfold(x, ...).reshape(N, C, taps, -1), weight.reshape(C, M, taps))',
         window_copies=2,
@@ -348,7 +338,6 @@ ALGORITHMS = {
     "taps": _algorithm(
         taps,
         False,
-        "shifted multiply-add in raster order, multiply and add apart",
         "taps",
         "y = y + x[..., i:i+H, j:j+W] * weight[:, 0, i, j, None, None], tap by tap",
     ),
@@ -361,7 +350,7 @@ def user_algorithm(name: str, function: Callable[..., torch.Tensor]) -> Algorith
     def compute(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, g: Geometry) -> torch.Tensor:
         return user.call(name, function, torch.Tensor, (len(x), g.features, *g.output_spatial), x, weight, bias)
 
-    return _algorithm(compute, True, name, name, name)
+    return _algorithm(compute, True, name, name)
 
 
 def environment() -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Formats, ULP, correctly rounded references and rigorous bounds of sums of products. NumPy only."""
 
 from bridge.numerics._exact import ExactSum, exact_sum
-from bridge.numerics.bounds import Arithmetic, difference_bound, error_bound, probabilistic_bound
+from bridge.numerics.bounds import Arithmetic, difference_bound, error_bound
 from bridge.numerics.convolution import (
     bias_gradient_products,
     exact,
@@ -52,7 +52,6 @@ __all__ = [
     "kernel_gradient_products",
     "ordered",
     "output_products",
-    "probabilistic_bound",
     "round_integer",
     "round_to",
     "same_bits",
