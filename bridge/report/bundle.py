@@ -27,7 +27,7 @@ from bridge.diagnosis import Diagnosis, Verdict, parity, same_bits
 from bridge.environment import environment
 from bridge.files import parse_npy, read_json, read_regular
 from bridge.implementations import Implementation, implementation
-from bridge.report.schema import CaseRecord, Report
+from bridge.records import CaseRecord, Document, Record, first_problem
 
 #: Name and version of the manifest's schema.
 SCHEMA: Literal["jaxdw.bundle/2"] = "jaxdw.bundle/2"
@@ -40,7 +40,7 @@ _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 Given = Literal["x", "kernel", "bias"]
 
 
-class ArrayRecord(pydantic.BaseModel):
+class ArrayRecord(Record):
     """One array: its file, the SHA-256 of that file, and what it holds."""
 
     file: Annotated[str, pydantic.Field(pattern=r"^[a-z0-9-]+\.npy$")]
@@ -61,7 +61,7 @@ class SavedCase(CaseRecord):
     padding_word: str | None
 
 
-class SavedVerdict(pydantic.BaseModel):
+class SavedVerdict(Record):
     """The verdict of one pair."""
 
     a: str
@@ -69,13 +69,10 @@ class SavedVerdict(pydantic.BaseModel):
     verdict: Verdict
 
 
-class Manifest(pydantic.BaseModel):
+class Manifest(Document):
     """What a bundle holds."""
 
-    model_config = pydantic.ConfigDict(populate_by_name=True)
-
-    schema_: Literal["jaxdw.bundle/2"] = pydantic.Field(default=SCHEMA, alias="schema")
-    environment: dict[str, str]
+    schema_: Literal["jaxdw.bundle/2"] = SCHEMA
     case: SavedCase
     arrays: dict[Given, ArrayRecord]
     outputs: list[OutputRecord]
@@ -129,13 +126,13 @@ def save_bundle(diagnosis: Diagnosis, folder: Path) -> None:
         word = case.padding if isinstance(case.padding, str) else None
         manifest = Manifest(
             environment=environment(),
-            case=SavedCase(**dict(Report.of(diagnosis).case), padding_word=word),
+            case=SavedCase(**dict(CaseRecord.of_case(case)), padding_word=word),
             arrays=arrays,
             outputs=outputs,
             verdict=diagnosis.verdict,
             verdicts=[SavedVerdict(a=c.a, b=c.b, verdict=c.verdict) for c in diagnosis.comparisons],
         )
-        (temporary / _MANIFEST).write_text(manifest.model_dump_json(by_alias=True, indent=2) + "\n", encoding="utf-8")
+        (temporary / _MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         os.chmod(temporary, 0o755)
         if folder.is_dir():
             folder.rmdir()
@@ -288,9 +285,7 @@ def _manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate(content)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{path} is malformed: `{where}`: {first['msg']}") from None
+        raise ValueError(f"{path} is malformed: {first_problem(error)}") from None
 
 
 def _refuse(path: Path, schema: object) -> None:

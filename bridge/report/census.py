@@ -13,9 +13,9 @@ from rich.table import Table
 
 from bridge._census.record import CensusLayerRecord, CensusRecord
 from bridge.diagnosis import Verdict
+from bridge.records import CaseRecord
 from bridge.report import pictures
 from bridge.report.html import template
-from bridge.report.schema import CaseRecord
 from bridge.report.terminal import styled
 
 
