@@ -18,7 +18,7 @@ import numpy as np
 import typer
 from rich.markup import escape
 
-from bridge.accumulation.reveal import MOST_TAPS, check_taps
+from bridge.accumulation import MOST_TAPS, check_taps
 from bridge.case import DTYPES, Case
 from bridge.console import Console, complain, printable
 from bridge.diagnosis import Diagnosis, Verdict

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge._census.calls import Capture, CapturedCall
-from bridge.accumulation.reveal import MOST_TAPS
+from bridge.accumulation import MOST_TAPS
 from bridge.diagnosis import Comparison, Diagnosis, Verdict, compare, parity
 from bridge.implementations import Implementation, implementation
 from bridge.numerics import same_bits
