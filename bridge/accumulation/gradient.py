@@ -11,9 +11,9 @@ import dataclasses
 
 import numpy as np
 
+from bridge.accumulation._reveal import reveal
 from bridge.accumulation.order import AccumulationOrder
 from bridge.accumulation.probe import Runs
-from bridge.accumulation.reveal import reveal
 from bridge.case import Case
 from bridge.implementations import Implementation
 

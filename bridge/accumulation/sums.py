@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from bridge.accumulation._reveal import reveal_subject
 from bridge.accumulation.order import AccumulationOrder
 from bridge.accumulation.probe import Subject
-from bridge.accumulation.reveal import reveal_subject
 from bridge.case import Case
 
 #: Sets of random data that a scalar is held against: one alone may agree by chance.

@@ -59,10 +59,10 @@ def census(
     Exit codes are those of `parity` for the weakest verdict; 2 also where a model could not be run, 4 where no model
     has a depthwise layer.
     """
-    from bridge.census import DEFAULT
-    from bridge.census.record import Settings, append_record, finished, read_records
-    from bridge.census.survey import exit_code, survey
-    from bridge.census.zoo import expand
+    from bridge._census.census import DEFAULT
+    from bridge._census.record import CensusSettings, append_record, finished, read_records
+    from bridge._census.survey import exit_code, survey
+    from bridge._census.zoo import expand
     from bridge.report.census import census_html, print_census, summary
 
     check_outputs("jaxdw.census", out=out, html=html)
@@ -72,7 +72,7 @@ def census(
     names = expand(models)
     if weights is not None and (len(names) > 1 or pretrained):
         raise ValueError(f"`--weights` is {weights}, expected one model and not --pretrained: got {', '.join(names)}")
-    settings = Settings(
+    settings = CensusSettings(
         size=size,
         batch=batch,
         seed=seed,

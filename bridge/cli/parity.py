@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from bridge.accumulation.reveal import MOST_TAPS, check_taps
+from bridge.accumulation import MOST_TAPS, check_taps
 from bridge.cli.cases import CaseOptions, allow_depth
 from bridge.cli.options import FailOnOption, HtmlOption, JsonOption, MaxTapsOption
 from bridge.cli.output import check_outputs, command_line, compiler_faults, console, exit_code, show

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from bridge.accumulation import MOST_TAPS, check_taps
 from bridge.accumulation import reveal as reveal_order
-from bridge.accumulation.reveal import MOST_TAPS, check_taps
 from bridge.cli.cases import CaseOptions, allow_depth
 from bridge.cli.options import JsonOption, MaxTapsOption
 from bridge.cli.output import check_outputs, console, summarise

@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bridge.accumulation import AccumulationOrder, replay, reveal
+from bridge.accumulation import MOST_TAPS, AccumulationOrder, replay, reveal
 from bridge.accumulation.gradient import InputGradient, has_input_gradient_case, input_gradient_case
-from bridge.accumulation.reveal import MOST_TAPS
 from bridge.case import Case
 from bridge.diagnosis.comparison import Comparison, compare_sides
 from bridge.diagnosis.integers import IntegerTest, integer_test

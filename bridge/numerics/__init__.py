@@ -1,7 +1,6 @@
 """Formats, ULP, correctly rounded references and rigorous bounds. NumPy only."""
 
-from bridge.numerics.bounds import Arithmetic, difference_bound, error_bound, probabilistic_bound
-from bridge.numerics.exact import (
+from bridge.numerics._exact import (
     ExactSum,
     exact,
     exact_bias_gradient,
@@ -9,6 +8,7 @@ from bridge.numerics.exact import (
     exact_kernel_gradient,
     exact_sum,
 )
+from bridge.numerics.bounds import Arithmetic, difference_bound, error_bound, probabilistic_bound
 from bridge.numerics.formats import (
     BFLOAT16,
     FLOAT16,

@@ -76,7 +76,7 @@ from typing import Any
 
 import numpy as np
 
-from bridge.numerics.exact import ExactSum, rounded_up
+from bridge.numerics._exact import ExactSum, rounded_up
 from bridge.numerics.formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Format, format_of
 
 _TINY = FLOAT64.smallest_subnormal

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from bridge.accumulation import parting
+from bridge.accumulation import divergence
 from bridge.diagnosis import Comparison, Diagnosis, Verdict
 from bridge.implementations import implementation
 from bridge.implementations import knobs as knob_table
@@ -43,7 +43,7 @@ def _why(diagnosis: Diagnosis, reference: str, differing: list[Comparison]) -> s
     told = [c.b for c in differing if c.b in orders and c.verdict is Verdict.EXPLAINED]
     if reference not in orders or not told:
         return ""
-    partings = " ".join(parting(orders[reference], orders[name]) for name in told)
+    partings = " ".join(divergence(orders[reference], orders[name]) for name in told)
     return f"Why: {partings} Replaying these orders in NumPy gives every bit of each."
 
 

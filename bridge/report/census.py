@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from bridge.census.record import LayerRecord, ModelRecord
+from bridge._census.record import CensusLayerRecord, CensusRecord
 from bridge.diagnosis import Verdict
 from bridge.records import CaseRecord
 from bridge.report import pictures
@@ -19,7 +19,7 @@ from bridge.report.html import template
 from bridge.report.terminal import styled
 
 
-def print_census(records: Sequence[ModelRecord], implementations: Sequence[str], console: Console) -> None:
+def print_census(records: Sequence[CensusRecord], implementations: Sequence[str], console: Console) -> None:
     """One row a model, then whatever is not ROUNDING or stronger, then the sum."""
     reference, *others = implementations
     table = Table(
@@ -42,7 +42,7 @@ def print_census(records: Sequence[ModelRecord], implementations: Sequence[str],
     console.print(escape(summary(records)), highlight=False)
 
 
-def summary(records: Sequence[ModelRecord]) -> str:
+def summary(records: Sequence[CensusRecord]) -> str:
     """What was counted, in one sentence."""
     ran = [record for record in records if record.layers]
     layers = [layer for record in ran for layer in record.layers]
@@ -62,7 +62,7 @@ def summary(records: Sequence[ModelRecord]) -> str:
     )
 
 
-def census_html(records: Sequence[ModelRecord], implementations: Sequence[str], *, command: str) -> str:
+def census_html(records: Sequence[CensusRecord], implementations: Sequence[str], *, command: str) -> str:
     """The whole census as a page.
 
     Args:
@@ -105,7 +105,7 @@ def geometry(case: CaseRecord) -> str:
     return ", ".join(parts)
 
 
-def _row(record: ModelRecord) -> list[str]:
+def _row(record: CensusRecord) -> list[str]:
     if not record.layers:
         return ["0", "[red]failed[/]" if record.error else "none", *[""] * (len(record.settings.implementations) + 1)]
     return [
@@ -117,7 +117,7 @@ def _row(record: ModelRecord) -> list[str]:
     ]
 
 
-def _remarks(record: ModelRecord) -> list[str]:
+def _remarks(record: CensusRecord) -> list[str]:
     """What a reader must see: errors, verdicts that do not pass, layers that did not run or were passed over."""
     remarks = [f"could not be run: {escape(record.error)}"] if record.error else []
     for layer in record.layers:
@@ -130,7 +130,7 @@ def _remarks(record: ModelRecord) -> list[str]:
     return remarks
 
 
-def _why(layer: LayerRecord) -> str:
+def _why(layer: CensusLayerRecord) -> str:
     c = layer.weakest
     told = [f"{c.a} and {c.b}", c.cause or c.verdict.meaning, c.place, f"fix: {c.fix}" if c.fix else ""]
     return escape("; ".join(filter(None, told)))

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from bridge.accumulation import AccumulationOrder, NotASum, Tree, parting
+from bridge.accumulation import AccumulationOrder, NotASum, Tree, divergence
 from bridge.accumulation.drawing import tree_svg
 from bridge.case import Case
 from bridge.environment import environment
@@ -49,7 +49,7 @@ def print_orders(orders: Sequence[AccumulationOrder], console: Console, *, every
         highlight=False,
     )
     for other in orders[1:]:
-        console.print(parting(orders[0], other), highlight=False, markup=False)
+        console.print(divergence(orders[0], other), highlight=False, markup=False)
 
 
 def orders_to_json(orders: Sequence[AccumulationOrder], case: Case) -> str:
@@ -59,7 +59,7 @@ def orders_to_json(orders: Sequence[AccumulationOrder], case: Case) -> str:
         "environment": environment(),
         "case": describe(case),
         "orders": [order.to_json() for order in orders],
-        "partings": [parting(orders[0], other) for other in orders[1:]],
+        "partings": [divergence(orders[0], other) for other in orders[1:]],
     }
     return json.dumps(record, indent=2) + "\n"
 

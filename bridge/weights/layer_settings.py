@@ -11,7 +11,7 @@ import numpy as np
 
 from bridge.weights.names import plain_names, without_wrappers
 from bridge.weights.rules import RuleBook
-from bridge.weights.trees import Layer
+from bridge.weights.trees import FlaxLayer
 from jaxdw.geometry import Geometry, spatial_tuple
 
 #: Paddings of PyTorch by the name that `Geometry` has for them; Flax has no "replicate".
@@ -46,7 +46,7 @@ def live_layers(source: Any, prefix: str | None) -> dict[str, Any]:
 
 
 def differences(
-    live: Mapping[str, Any], layers: Mapping[str, Layer], book: RuleBook, *, padded_before: bool
+    live: Mapping[str, Any], layers: Mapping[str, FlaxLayer], book: RuleBook, *, padded_before: bool
 ) -> Iterator[Difference]:
     """The settings of a live model that are not those of the Flax layer that takes the weights.
 

@@ -18,7 +18,7 @@ _WORDS = ("SAME", "REFLECT", "CIRCULAR", "SAME_LOWER")
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
+class CapturedCall:
     """A depthwise convolution that ran.
 
     Attributes:
@@ -67,7 +67,7 @@ class Capture:
       convolutions: how many convolutions ran, depthwise or not.
     """
 
-    calls: Sequence[Call]
+    calls: Sequence[CapturedCall]
     idle: Sequence[str]
     passed_over: Sequence[str]
     convolutions: int

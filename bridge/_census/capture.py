@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bridge._census.calls import Capture, CapturedCall, padding_word
 from bridge.case import DTYPES
-from bridge.census.calls import Call, Capture, padding_word
 from bridge.diagnosis.runs import digest
 from bridge.implementations.torch_ import to_numpy, to_tensor
 from bridge.weights.layouts import CONVOLUTION
@@ -95,7 +95,7 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, module: torch.nn.Module, folder: Path) -> None:
         super().__init__()
         self.folder = folder
-        self.calls: dict[tuple, Call] = {}  # by what was computed
+        self.calls: dict[tuple, CapturedCall] = {}  # by what was computed
         self.ran: collections.Counter[str] = collections.Counter()
         self.passed_over: list[str] = []
         self.convolutions = 0
@@ -169,7 +169,7 @@ class _Recorder(TorchDispatchMode):
             return
         path = self.folder / f"{len(self.calls)}.safetensors"
         write_safetensors(path, {**arrays, "y": _channels_last(y)})
-        self.calls[key] = Call(name, kind, path, strides, padded, dilations, _layout(y), note)
+        self.calls[key] = CapturedCall(name, kind, path, strides, padded, dilations, _layout(y), note)
 
     def _label(self, weight: torch.Tensor) -> tuple[str, str]:
         """The layer's name, with the number of its call after the first, and the class of the running module."""

@@ -12,7 +12,7 @@ import numpy as np
 from bridge.case import Case
 from bridge.diagnosis import Comparison, Verdict, compare
 from bridge.diagnosis.target import Expected
-from bridge.model.expected import ELEMENTWISE, expected, of_sums, sums
+from bridge.model.operation_bounds import ELEMENTWISE, expected, of_sums, sums
 from bridge.model.operations import Operation
 from bridge.numerics import BFLOAT16, FLOAT16, TF32, Format, round_to, same_bits, ulp_distance
 from bridge.weights.layouts import CONVOLUTION

@@ -11,7 +11,7 @@ from typing import BinaryIO, Literal
 
 import pydantic
 
-from bridge.census.census import LayerDiagnosis
+from bridge._census.census import LayerDiagnosis
 from bridge.diagnosis import Verdict
 from bridge.files import locked, read_regular
 from bridge.records import CaseRecord, ComparisonRecord, IntegerTestRecord
@@ -24,7 +24,7 @@ SCHEMA: Literal["jaxdw.census/2"] = "jaxdw.census/2"
 _START = f'{{"schema":"{SCHEMA}"'.encode()
 
 
-class Settings(pydantic.BaseModel):
+class CensusSettings(pydantic.BaseModel):
     """What was asked for; a model is not run again for the same."""
 
     size: int | None
@@ -36,7 +36,7 @@ class Settings(pydantic.BaseModel):
     explain: bool
 
 
-class LayerRecord(pydantic.BaseModel):
+class CensusLayerRecord(pydantic.BaseModel):
     """One depthwise convolution; `integer_tests` are those that failed."""
 
     layer: str
@@ -51,7 +51,7 @@ class LayerRecord(pydantic.BaseModel):
     seconds: float
 
     @classmethod
-    def of(cls, diagnosis: LayerDiagnosis, seconds: float) -> LayerRecord:
+    def of(cls, diagnosis: LayerDiagnosis, seconds: float) -> CensusLayerRecord:
         report = Report.of(diagnosis)
         return cls(
             layer=diagnosis.layer,
@@ -78,18 +78,18 @@ class LayerRecord(pydantic.BaseModel):
         return max([self.own, *self.comparisons, *tests], key=lambda each: each.verdict.rank())
 
 
-class ModelRecord(pydantic.BaseModel):
+class CensusRecord(pydantic.BaseModel):
     """One model; `verdict` is None where no depthwise convolution ran, `error` why it could not be run."""
 
     model_config = pydantic.ConfigDict(populate_by_name=True)
 
     schema_: Literal["jaxdw.census/2"] = pydantic.Field(default=SCHEMA, alias="schema")
     model: str
-    settings: Settings
+    settings: CensusSettings
     environment: dict[str, str]
     seconds: float
     verdict: Verdict | None
-    layers: list[LayerRecord]
+    layers: list[CensusLayerRecord]
     idle: list[str]
     passed_over: list[str]
     error: str
@@ -123,7 +123,7 @@ class ModelRecord(pydantic.BaseModel):
         return [sum(layer.comparisons[at].verdict is Verdict.IDENTICAL for layer in self.layers) for at in others]
 
 
-def read_records(path: Path) -> list[ModelRecord]:
+def read_records(path: Path) -> list[CensusRecord]:
     """Return every whole line of a file of results; none if there is no file. A last line that was cut is left out.
 
     Raises:
@@ -137,7 +137,7 @@ def read_records(path: Path) -> list[ModelRecord]:
             _check_cut(path, line)
             break
         try:
-            records.append(ModelRecord.model_validate_json(line))
+            records.append(CensusRecord.model_validate_json(line))
         except pydantic.ValidationError as error:
             first = error.errors()[0]
             raise ValueError(
@@ -146,7 +146,7 @@ def read_records(path: Path) -> list[ModelRecord]:
     return records
 
 
-def append_record(path: Path, record: ModelRecord) -> None:
+def append_record(path: Path, record: CensusRecord) -> None:
     """Add a line, whole or not at all; what an interrupted run left of one is removed first.
 
     Other runs may add to the same file meanwhile: no line is lost.
@@ -168,7 +168,9 @@ def append_record(path: Path, record: ModelRecord) -> None:
             raise type(error)(error.errno, f"{path} was not written: {error.strerror}") from error
 
 
-def finished(records: Sequence[ModelRecord], settings: Settings, environment: dict[str, str]) -> dict[str, ModelRecord]:
+def finished(
+    records: Sequence[CensusRecord], settings: CensusSettings, environment: dict[str, str]
+) -> dict[str, CensusRecord]:
     """The latest result of each model that ran with these settings on this machine and these versions."""
     return {
         record.model: record

@@ -6,14 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from bridge.weights.architectures import ARCHITECTURES, coverage
 from bridge.weights.rules import Rule, RuleBook
-from bridge.weights.trees import Tree
+from bridge.weights.trees import ParameterTree
 
 #: An architecture ("torchvision.mobilenet_v2"), or a network whose library the names tell ("mobilenet_v2"), or rules of
 #: one's own.
 Rules = str | Sequence[Rule]
 
 
-def choose_rules(rules: Rules | None, torch: Sequence[str], tree: Tree, automatic: bool = True) -> tuple[str, RuleBook]:
+def choose_rules(
+    rules: Rules | None, torch: Sequence[str], tree: ParameterTree, automatic: bool = True
+) -> tuple[str, RuleBook]:
     """Rules for names of PyTorch and a tree of Flax, and what to call them.
 
     Rules of one's own add to those that the tree and the names choose, and come before them, unless not `automatic`.

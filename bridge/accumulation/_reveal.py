@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from bridge.accumulation import fingerprint as measure
+from bridge.accumulation._replay import default_accumulator, replay
 from bridge.accumulation.order import AccumulationOrder, Fingerprint, NotASum, Rounding, where_bias_enters
 from bridge.accumulation.partition import Partition, fused_leaves
 from bridge.accumulation.probe import Runs, Subject, reveal_order, reveal_rounding_of_products
-from bridge.accumulation.replay import default_accumulator, replay
 from bridge.accumulation.tree import Tree
 from bridge.case import Case
 from bridge.numerics import cast, same_bits

@@ -28,7 +28,7 @@ LIBRARIES = {"timm": "timm", "torchvision": "torchvision.models"}
 _KINDS = "timm:NAME, torchvision:NAME, transformers:FOLDER or package.module:factory"
 
 
-class Subject(NamedTuple):
+class ModelAndInputs(NamedTuple):
     """A model and what to run it on, as `bridge.census` takes them."""
 
     module: Any
@@ -49,7 +49,7 @@ def expand(patterns: Sequence[str]) -> list[str]:
 
 def make(
     name: str, *, size: int | None, batch: int, seed: int, pretrained: bool = False, weights: Path | None = None
-) -> Subject:
+) -> ModelAndInputs:
     """A model in eval mode with random weights, and a random input.
 
     Args:
@@ -63,7 +63,7 @@ def make(
     Raises:
       ValueError: the model cannot be made or the weights do not fit; the message says why.
     """
-    from bridge.census.capture import seeded
+    from bridge._census.capture import seeded
 
     rng = np.random.default_rng(seed)
     source, _, own = name.partition(":")
@@ -75,14 +75,14 @@ def make(
             pretrained = pretrained or loaded
         else:
             made = _of_factory(name)
-            if isinstance(made, Subject):
+            if isinstance(made, ModelAndInputs):
                 return made if weights is None else made._replace(module=_loaded(made.module, weights))
             module, pretrained = made, True
     if weights is not None:
         module = _loaded(module, weights)
     elif not pretrained:
         draw_weights(module, rng)
-    return Subject(module.eval(), _inputs(module, name, size, batch, rng))
+    return ModelAndInputs(module.eval(), _inputs(module, name, size, batch, rng))
 
 
 def draw_weights(module: Any, rng: np.random.Generator) -> None:
@@ -202,7 +202,7 @@ def _of_factory(name: str) -> Any:
             f"`model` is {name!r}, which returned a {type(parts[0]).__name__}, "
             "expected a torch.nn.Module, or one and its inputs"
         )
-    return Subject(*parts) if len(parts) == 2 else made
+    return ModelAndInputs(*parts) if len(parts) == 2 else made
 
 
 def _is_module(value: Any) -> bool:

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from bridge.census.calls import Call
-from bridge.census.census import diagnose
-from bridge.census.record import LayerRecord, ModelRecord, Settings
-from bridge.census.zoo import make
+from bridge._census.calls import CapturedCall
+from bridge._census.census import diagnose
+from bridge._census.record import CensusLayerRecord, CensusRecord, CensusSettings
+from bridge._census.zoo import make
 from bridge.diagnosis import Verdict
 from bridge.environment import environment
 from bridge.implementations import ImplementationError
@@ -20,24 +20,24 @@ from bridge.memory import lack_of_memory
 
 _log = logging.getLogger("bridge")
 
-Track = Callable[[Sequence[Call]], Iterable[Call]]
+Track = Callable[[Sequence[CapturedCall]], Iterable[CapturedCall]]
 
 
-def survey(name: str, settings: Settings, weights: Path | None = None, track: Track = iter) -> ModelRecord:
+def survey(name: str, settings: CensusSettings, weights: Path | None = None, track: Track = iter) -> CensusRecord:
     """Makes one model, runs it, and diagnoses its depthwise convolutions.
 
     Args:
-      name: as `bridge.census.zoo.expand` gives it.
+      name: as `bridge._census.zoo.expand` gives it.
       settings: of the model, its input and the comparison.
       weights: a checkpoint to load.
       track: wraps the loop over the captured calls, for a progress bar.
 
     A model that cannot be made, run or diagnosed has an `error`, and the layers that were diagnosed before.
     """
-    from bridge.census.capture import capture
+    from bridge._census.capture import capture
 
     start = time.perf_counter()
-    layers: list[LayerRecord] = []
+    layers: list[CensusLayerRecord] = []
     idle: Sequence[str] = ()
     passed_over: Sequence[str] = ()
     error = ""
@@ -59,12 +59,12 @@ def survey(name: str, settings: Settings, weights: Path | None = None, track: Tr
             for call in track(captured.calls):
                 before = time.perf_counter()
                 found = diagnose(call, settings.implementations, explain=settings.explain)
-                layers.append(LayerRecord.of(found, time.perf_counter() - before))
+                layers.append(CensusLayerRecord.of(found, time.perf_counter() - before))
         except Exception as failure:  # a model is anybody's code, and may not fit into memory: the others go on
             named = isinstance(failure, (ValueError, ImplementationError))
             error = lack_of_memory(failure) or f"{'' if named else type(failure).__name__ + ': '}{failure}"
     _release_programs()
-    return ModelRecord(
+    return CensusRecord(
         model=name,
         settings=settings,
         environment=environment(),
@@ -83,7 +83,7 @@ def _release_programs() -> None:
         sys.modules["jax"].clear_caches()
 
 
-def exit_code(records: Sequence[ModelRecord], fail_on: Verdict | None = None) -> int:
+def exit_code(records: Sequence[CensusRecord], fail_on: Verdict | None = None) -> int:
     """1 for CONVENTION, BUG or NONFINITE; 2 if a model could not be run; 4 if INCONCLUSIVE or nothing was compared;
     3 for PRECISION; 0 else. `fail_on`: not 0 for this verdict or a weaker one.
     """

@@ -6,7 +6,7 @@ from bridge.accumulation.order import AccumulationOrder, NotASum
 from bridge.accumulation.tree import BIAS, Tree
 
 
-def parting(a: AccumulationOrder, b: AccumulationOrder) -> str:
+def divergence(a: AccumulationOrder, b: AccumulationOrder) -> str:
     """One sentence: the first addition at which two orders part, in the largest class of elements that differ.
 
     Operands before what adds them, both orders are lists of additions; the first one that only one list has is told.

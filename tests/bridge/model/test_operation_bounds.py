@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge import Verdict
-from bridge.model.expected import expected, sums, windows
-from bridge.model.isolated import judge
+from bridge.model.operation_bounds import expected, sums, windows
+from bridge.model.operation_verdicts import judge
 from bridge.model.operations import Operation
 from bridge.numerics import BFLOAT16, TF32, round_to
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bridge.accumulation.reveal import MOST_TAPS
-from bridge.census.calls import Call, Capture
+from bridge._census.calls import Capture, CapturedCall
+from bridge.accumulation import MOST_TAPS
 from bridge.diagnosis import Comparison, Diagnosis, Verdict, compare, parity
 from bridge.implementations import Implementation, implementation
 from bridge.numerics import same_bits
@@ -72,7 +72,7 @@ def census(
     >>> [(each.layer, each.verdict.passes) for each in census(model, torch.randn(1, 8, 6, 6))]
     [('0', True)]
     """
-    from bridge.census.capture import capture
+    from bridge._census.capture import capture
 
     with tempfile.TemporaryDirectory(prefix="jaxdw-census-") as folder:
         captured = capture(torch_module, inputs, Path(folder))
@@ -83,7 +83,7 @@ def census(
 
 
 def diagnose(
-    call: Call, implementations: Sequence[str | Implementation] = DEFAULT, *, explain: bool | None = False
+    call: CapturedCall, implementations: Sequence[str | Implementation] = DEFAULT, *, explain: bool | None = False
 ) -> LayerDiagnosis:
     """`parity` on one captured call, and the model's own output held against `torch.conv2d`. Its file is removed."""
     case, y = call.load()
