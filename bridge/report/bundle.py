@@ -1,6 +1,6 @@
 """A diagnosis on disk, to be repeated elsewhere: inputs, outputs, environment and hashes in one folder.
 
-    manifest.json    what is here; `Manifest` is its schema
+    manifest.json    what is here; `BundleManifest` is its schema
     x.npy, kernel.npy, bias.npy (where there is a bias), output-0.npy, output-1.npy, ...
 
 bfloat16, which .npy cannot name, is stored as its bits (uint16); the manifest has the dtype.
@@ -69,7 +69,7 @@ class SavedVerdict(Record):
     verdict: Verdict
 
 
-class Manifest(Document):
+class BundleManifest(Document):
     """What a bundle holds."""
 
     schema_: Literal["jaxdw.bundle/2"] = SCHEMA
@@ -84,7 +84,7 @@ class Manifest(Document):
 class Bundle:
     """A bundle that was read: the manifest, and the arrays that it names."""
 
-    manifest: Manifest
+    manifest: BundleManifest
     case: Case
     outputs: Mapping[str, np.ndarray]
 
@@ -124,7 +124,7 @@ def save_bundle(diagnosis: Diagnosis, folder: Path) -> None:
             for number, (name, y) in enumerate(diagnosis.outputs.items())
         ]
         word = case.padding if isinstance(case.padding, str) else None
-        manifest = Manifest(
+        manifest = BundleManifest(
             environment=environment(),
             case=SavedCase(**dict(CaseRecord.of_case(case)), padding_word=word),
             arrays=arrays,
@@ -271,7 +271,7 @@ def _read(folder: Path, record: ArrayRecord) -> np.ndarray:
     return array
 
 
-def _manifest(folder: Path) -> Manifest:
+def _manifest(folder: Path) -> BundleManifest:
     path = folder / _MANIFEST
     try:
         content: Any = read_json(path)
@@ -283,7 +283,7 @@ def _manifest(folder: Path) -> Manifest:
     if schema != SCHEMA:
         _refuse(path, schema)
     try:
-        return Manifest.model_validate(content)
+        return BundleManifest.model_validate(content)
     except pydantic.ValidationError as error:
         raise ValueError(f"{path} is malformed: {first_problem(error)}") from None
 

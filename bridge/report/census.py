@@ -14,7 +14,6 @@ from rich.table import Table
 from bridge._census.record import CensusLayerRecord, CensusRecord
 from bridge.diagnosis import Verdict
 from bridge.records import CaseRecord
-from bridge.report import pictures
 from bridge.report.html import template
 from bridge.report.terminal import styled
 
@@ -75,11 +74,11 @@ def census_html(records: Sequence[CensusRecord], implementations: Sequence[str],
         records=records,
         reference=implementations[0],
         others=implementations[1:],
+        case="Census of depthwise layers",
         verdict=weakest or Verdict.INCONCLUSIVE,
-        summary=summary(records),
+        meaning=summary(records),
         environment=records[-1].environment if records else {},
         command=command,
-        ramp=pictures.ramp_css(),
     )
 
 

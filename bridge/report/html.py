@@ -14,6 +14,7 @@ import markupsafe
 from bridge.case import Case
 from bridge.console import printable
 from bridge.diagnosis import Comparison, Diagnosis, Verdict
+from bridge.diagnosis.attribution import Attribution
 from bridge.environment import environment
 from bridge.report import pictures
 from bridge.report.answer import answer
@@ -27,7 +28,7 @@ _WARNS = (Verdict.PRECISION, Verdict.INCONCLUSIVE)
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
+class GroupedFinding:
     """A verdict with its name, cause, fix and place, and all pairs or integer tests that it was found in."""
 
     verdict: Verdict
@@ -51,7 +52,7 @@ def to_html(
     diagnosis: Diagnosis,
     *,
     command: str,
-    attribution: pictures.Attribution | None = None,
+    attribution: Attribution | None = None,
     orders: Mapping[str, Sequence[tuple[str, str]]] | None = None,
     compiler: Sequence[str] = (),
 ) -> str:
@@ -74,6 +75,7 @@ def to_html(
     return template("page.html.jinja", breakable=_breakable).render(
         case=describe(diagnosis.case),
         verdict=diagnosis.verdict,
+        meaning=diagnosis.verdict.meaning,
         sentences=answer(diagnosis),
         compiler=compiler,
         findings=_findings(diagnosis),
@@ -87,7 +89,6 @@ def to_html(
         letters={name: each.letter for each in classes for name in each.names},
         pictured=[_pictured(each) for each in differences(diagnosis, pairs=_PAIRS, channels=_CHANNELS)],
         class_pairs=len(classes) * (len(classes) - 1) // 2,
-        ramp=pictures.ramp_css(),
         orders=orders or {},
         settings=_settings(diagnosis.case),
         environment=environment(),
@@ -106,6 +107,7 @@ def template(name: str, **filters: Callable[..., Any]) -> jinja2.Template:
         finalize=lambda value: type(value)(printable(value)) if isinstance(value, str) else value,
     )
     templates.filters |= {"tone": tone, **filters}
+    templates.globals["ramp"] = pictures.ramp_css()
     return templates.get_template(name)
 
 
@@ -131,13 +133,13 @@ def _pictured(each: Difference) -> Pictured:
     return Pictured(each, [pictures.heatmap(one, each.scale or 1.0) for one in each.maps], charts)
 
 
-def _findings(diagnosis: Diagnosis) -> list[Finding]:
+def _findings(diagnosis: Diagnosis) -> list[GroupedFinding]:
     """What was found, weakest verdict first; what has one verdict, name, cause, fix and place is one finding."""
-    found: dict[tuple[Verdict, str, str, str, str], Finding] = {}
+    found: dict[tuple[Verdict, str, str, str, str], GroupedFinding] = {}
 
     def add(verdict: Verdict, c: Comparison, where: str) -> None:
         key = (verdict, c.name, c.cause, c.fix, c.place)
-        found.setdefault(key, Finding(*key, [])).found_in.append(where)
+        found.setdefault(key, GroupedFinding(*key, [])).found_in.append(where)
 
     for c in diagnosis.comparisons:
         if c.verdict is not Verdict.IDENTICAL:

@@ -96,14 +96,15 @@ def model_html(parity: ModelParity, *, command: str) -> str:
       parity: what to show.
       command: the shell command that repeats it.
     """
-    return template("model.html.jinja", figure=_figure, of_bound=of_bound, why=why).render(
+    return template("model.html.jinja", of_bound=of_bound).render(
+        case=f"{parity.name}, images {'x'.join(map(str, parity.images))}, PyTorch and JAX",
+        verdict=parity.verdict,
+        meaning=summary(parity),
         parity=parity,
-        summary=summary(parity),
         remarks=remarks(parity),
         chart=growth_chart(parity.layers),
         environment=environment(),
         command=command,
-        ramp="",
     )
 
 

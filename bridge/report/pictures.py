@@ -9,11 +9,11 @@ import math
 import struct
 import zlib
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 
 from bridge.diagnosis import Comparison, Diagnosis
+from bridge.diagnosis.attribution import Attribution
 from bridge.report.differences import Bin, BitClass, Map, class_pairs
 
 #: Viridis (Nathaniel Smith, Stefan van der Walt, 2015, CC0) without its darkest end, which a dark page would swallow.
@@ -24,26 +24,6 @@ _NOT_FINITE = (224, 49, 49)
 _SAME, _FIRST, _LAST, _BAD = 0, 1, 254, 255
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-class Attribution(Protocol):
-    """A difference split into shares that sum, with what is unexplained, to the total.
-
-    Attributes:
-      shares: what each factor adds; negative where it makes the difference smaller.
-      unexplained: what no factor accounts for.
-      total: the whole difference.
-      unit: of all of them.
-    """
-
-    @property
-    def shares(self) -> Sequence[tuple[str, float]]: ...
-    @property
-    def unexplained(self) -> float: ...
-    @property
-    def total(self) -> float: ...
-    @property
-    def unit(self) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +123,7 @@ class Graph:
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class WaterfallBar:
     """A bar of a waterfall, from where the one before ended. `kind`: "more", "less", "unexplained" or "total"."""
 
     label: str
@@ -162,7 +142,7 @@ class Waterfall:
     height: float
     right: float
     zero: float
-    steps: Sequence[Step]
+    steps: Sequence[WaterfallBar]
     summary: str
 
 
@@ -310,10 +290,10 @@ def waterfall(attribution: Attribution) -> Waterfall:
     for number, ((label, value), start) in enumerate(zip(rows, ends)):
         kind = "unexplained" if number == len(rows) - 1 else "less" if value < 0 else "more"
         x = (min(start, start + value) - lowest) * unit
-        steps.append(Step(label, number * height, x, abs(value) * unit, f"{value:+.3g}", kind))
+        steps.append(WaterfallBar(label, number * height, x, abs(value) * unit, f"{value:+.3g}", kind))
     x = (min(0.0, attribution.total) - lowest) * unit
     total = f"{attribution.total:.3g}"
-    steps.append(Step("total", len(rows) * height, x, abs(attribution.total) * unit, total, "total"))
+    steps.append(WaterfallBar("total", len(rows) * height, x, abs(attribution.total) * unit, total, "total"))
     summary = "; ".join(f"{step.label} {step.value}" for step in steps)
     return Waterfall(width, (len(rows) + 1) * height, right, -lowest * unit, steps, f"{summary} ({attribution.unit})")
 
