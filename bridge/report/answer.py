@@ -1,4 +1,4 @@
-"""The answer in plain sentences."""
+"""The answer of a diagnosis in plain sentences."""
 
 from __future__ import annotations
 

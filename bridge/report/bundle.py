@@ -56,7 +56,7 @@ class OutputRecord(ArrayRecord):
 
 
 class SavedCase(CaseRecord):
-    """The case; `padding_word` is the padding as it was asked for, where that was a word such as "SAME"."""
+    """The case. `padding_word` is the padding that was asked for, if it was a word such as "SAME"."""
 
     padding_word: str | None
 
@@ -70,7 +70,7 @@ class SavedVerdict(Record):
 
 
 class BundleManifest(Document):
-    """What a bundle holds."""
+    """The contents of a bundle."""
 
     schema_: Literal["jaxdw.bundle/2"] = SCHEMA
     case: SavedCase
@@ -82,7 +82,7 @@ class BundleManifest(Document):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bundle:
-    """A bundle that was read: the manifest, and the arrays that it names."""
+    """A bundle in memory: the manifest, and the arrays that it names."""
 
     manifest: BundleManifest
     case: Case
@@ -90,7 +90,7 @@ class Bundle:
 
 
 def check_new_folder(folder: Path) -> None:
-    """Fails before the work if `save_bundle` could not write the folder after it.
+    """Fail before the work if `save_bundle` could not write the folder after it.
 
     Raises:
       OSError: the folder holds something, is a file, or its parent is missing or closed.
@@ -107,7 +107,7 @@ def check_new_folder(folder: Path) -> None:
 
 
 def save_bundle(diagnosis: Diagnosis, folder: Path) -> None:
-    """Writes the bundle to a temporary folder beside it, then renames; an interrupted run leaves no part of it.
+    """Write the bundle to a temporary folder, then rename that; an interrupted run leaves no part of it.
 
     Raises:
       OSError: as `check_new_folder` says.
@@ -143,7 +143,7 @@ def save_bundle(diagnosis: Diagnosis, folder: Path) -> None:
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """Reads a bundle and checks every hash.
+    """Read a bundle and check every hash.
 
     Raises:
       ValueError: a manifest that is malformed or of a newer schema, a missing file, or one that was cut or changed.
@@ -173,7 +173,7 @@ def load_bundle(folder: Path) -> Bundle:
 
 
 def replay_bundle(folder: Path, *, import_functions: bool = False) -> tuple[Diagnosis, list[str]]:
-    """The diagnosis repeated on this machine, and what changed since the bundle was saved.
+    """Repeat a diagnosis on this machine, and return it with what changed since the bundle was saved.
 
     Args:
       folder: what `save_bundle` wrote.

@@ -56,13 +56,13 @@ def to_html(
     orders: Mapping[str, Sequence[tuple[str, str]]] | None = None,
     compiler: Sequence[str] = (),
 ) -> str:
-    """The whole report.
+    """Return the whole report as a page.
 
     Args:
       diagnosis: what to show.
       command: the shell command that repeats it.
       attribution: shares of the difference, for the waterfall.
-      orders: for the names of implementations that add alike, each distinct order as (caption, `<svg>` element).
+      orders: for the names of implementations with one order, each distinct tree as (caption, `<svg>` element).
       compiler: what is wrong with JAX's compiler here, in sentences.
 
     Returns:
@@ -97,7 +97,7 @@ def to_html(
 
 
 def template(name: str, **filters: Callable[..., Any]) -> jinja2.Template:
-    """A page's template; all pages have the filter `tone`."""
+    """Return a template; all have the filter `tone` and the colours of the maps, `ramp`."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -112,13 +112,13 @@ def template(name: str, **filters: Callable[..., Any]) -> jinja2.Template:
 
 
 def tone(verdict: Verdict | str) -> str:
-    """The colour of a verdict: "pass", "warn" or "fail"."""
+    """Return the colour of a verdict: "pass", "warn" or "fail"."""
     verdict = Verdict(verdict)
     return "pass" if verdict.passes else "warn" if verdict in _WARNS else "fail"
 
 
 def _breakable(name: str) -> markupsafe.Markup:
-    """A name that may break after its dots, underscores and commas, and before its brackets."""
+    """Return a name that may break after its dots, underscores and commas, and before its brackets."""
     return markupsafe.Markup(re.sub(r"([._,])|(\[)", r"\1<wbr>\2", str(markupsafe.escape(name))))
 
 
@@ -134,7 +134,7 @@ def _pictured(each: Difference) -> Pictured:
 
 
 def _findings(diagnosis: Diagnosis) -> list[GroupedFinding]:
-    """What was found, weakest verdict first; what has one verdict, name, cause, fix and place is one finding."""
+    """Return what was found, weakest verdict first; equal verdict, name, cause, fix and place are one finding."""
     found: dict[tuple[Verdict, str, str, str, str], GroupedFinding] = {}
 
     def add(verdict: Verdict, c: Comparison, where: str) -> None:
@@ -151,7 +151,7 @@ def _findings(diagnosis: Diagnosis) -> list[GroupedFinding]:
 
 
 def _settings(case: Case) -> dict[str, str]:
-    """The case, row by row."""
+    """Return the case, row by row."""
     g = case.geometry
     return {
         "input": f"{g.x_shape}, channels last",

@@ -319,7 +319,7 @@ def test_a_report_replaces_files_alone(tmp_path):
     link.symlink_to(target)
     names = ("--implementations", "torch.conv2d,jax.taps")
     code, _, error = jaxdw("parity", *names, "--json", pipe)
-    assert code == 2 and "is no regular file" in error and pipe.is_fifo()
+    assert code == 2 and "is not a regular file" in error and pipe.is_fifo()
     assert jaxdw("parity", *names, "--json", link)[0] == 0
     assert link.is_symlink() and json.loads(target.read_text()) and target.stat().st_mode & 0o777 == 0o600
 
