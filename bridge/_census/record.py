@@ -14,7 +14,8 @@ import pydantic
 from bridge._census.census import LayerDiagnosis
 from bridge.diagnosis import Verdict
 from bridge.files import locked, read_regular
-from bridge.report.schema import CaseRecord, ComparisonRecord, IntegerTestRecord, Report
+from bridge.records import CaseRecord, ComparisonRecord, IntegerTestRecord
+from bridge.report.schema import Report
 
 #: Name and version of the schema. The version grows when a field is added, removed or changes its meaning.
 SCHEMA: Literal["jaxdw.census/2"] = "jaxdw.census/2"

@@ -49,7 +49,7 @@ _MEANING = {
     Verdict.IDENTICAL: "every bit equal",
     Verdict.EXPLAINED: "replaying both orders of addition reproduces both sides bit for bit",
     Verdict.ROUNDING: "every element within the proved bound of rounding",
-    Verdict.PRECISION: "beyond that bound, within that of a named lower precision",
+    Verdict.PRECISION: "outside the rounding bound, but explained by a named lower precision",
     Verdict.CONVENTION: "a named mistake explains it",
     Verdict.BUG: "more than rounding can be",
     Verdict.NONFINITE: "NaN or infinity on one side only, or in different places",

@@ -9,7 +9,7 @@ import pydantic
 from bridge.diagnosis import Verdict
 from bridge.environment import environment
 from bridge.model.parity import ModelParity
-from bridge.report.schema import ComparisonRecord, Number
+from bridge.records import ComparisonRecord, Number
 
 #: Name and version of the schema. The version grows when a field is added, removed or changes its meaning.
 SCHEMA: Literal["jaxdw.model/2"] = "jaxdw.model/2"
