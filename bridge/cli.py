@@ -21,12 +21,11 @@ from rich.markup import escape
 from bridge.accumulation.reveal import MOST_TAPS, check_taps
 from bridge.case import DTYPES, Case
 from bridge.console import Console, complain, printable
-from bridge.diagnosis import Diagnosis, Verdict
+from bridge.diagnosis import DEFAULT, Diagnosis, Verdict
 from bridge.diagnosis import parity as run_parity
 from bridge.diagnosis.attribution import attribute as run_attribution
 from bridge.diagnosis.attribution import most_different
 from bridge.diagnosis.elimination import eliminate
-from bridge.diagnosis.parity import DEFAULT
 from bridge.diagnosis.runs import Runs
 from bridge.environment import environment
 from bridge.files import check_writable, read_npy, write_atomically

@@ -36,7 +36,7 @@ from fractions import Fraction
 import numpy as np
 
 from bridge.case import Case
-from bridge.diagnosis.parity import Diagnosis
+from bridge.diagnosis.diagnosis import Diagnosis
 from bridge.diagnosis.runs import Runs, Unrunnable, neighbours
 from bridge.implementations import Implementation, counterpart, implementation, knobs
 from bridge.numerics import exact, same_bits

@@ -20,7 +20,8 @@ from typing import Protocol
 import numpy as np
 
 from bridge.case import Case
-from bridge.diagnosis.comparison import Comparison, compare
+from bridge.diagnosis._compare import compare
+from bridge.diagnosis.comparison import Comparison
 from bridge.diagnosis.verdict import Verdict
 from bridge.numerics import Arithmetic, exact, same_bits
 

@@ -132,10 +132,9 @@ class Target:
     def expected(
         self, arithmetic: Arithmetic, case: Case, dy: np.ndarray | None = None, flat: np.ndarray | None = None
     ) -> Expected:
-        """The same quantity of another case in some arithmetic; at the elements `flat` only, where given."""
-        if flat is not None and self.quantity == "y":
-            at = np.unravel_index(flat, case.geometry.output_shape)
-            return Expected.of(exact_sum(sampled_products(case, at)), arithmetic)
+        """Return the same quantity of another case in some arithmetic; at the elements `flat` only, if given."""
+        if self.quantity == "y":
+            return Expected.of(exact_output(case, flat), arithmetic)
         total = exact_sum(products(case, self.quantity, self.dy if dy is None else dy))
         whole = Expected.of(total, arithmetic)
         return whole if flat is None else whole.at(flat)
@@ -156,10 +155,13 @@ def products(case: Case, quantity: str, dy: np.ndarray | None) -> Products:
     return output_products(case) if dy is None else _GRADIENTS[quantity](case, dy)
 
 
-def sampled_products(case: Case, at: tuple[np.ndarray, ...]) -> Products:
-    """The products of some outputs: `at` has one index array an axis of the output."""
+def exact_output(case: Case, flat: np.ndarray | None = None) -> ExactSum:
+    """Return the exact output of a case; at the elements `flat` only, if given."""
+    if flat is None:
+        return exact_sum(output_products(case))
+    at = np.unravel_index(flat, case.geometry.output_shape)
     bias = None if case.bias is None else case.bias[at[-1]]
-    return Products.of(sampled_terms(case, at), at[-1].shape, bias)
+    return exact_sum(Products.of(sampled_terms(case, at), flat.shape, bias))
 
 
 def sampled_terms(case: Case, at: tuple[np.ndarray, ...]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:

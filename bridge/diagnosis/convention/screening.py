@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 
 from bridge.case import Case
-from bridge.diagnosis.mistakes import Mistake
-from bridge.diagnosis.pointwise import scaled
+from bridge.diagnosis.convention.mistake import Mistake
+from bridge.diagnosis.output import Output
 from bridge.diagnosis.target import Expected
-
-if TYPE_CHECKING:
-    from bridge.diagnosis.side import Side
 
 #: Elements that are looked at.
 _SCREENED = 40
@@ -28,84 +24,78 @@ class Screen:
     """A few elements of a side, half of them from outside its bound, on which thousands of hypotheses can be tried.
 
     Attributes:
-      side: whose output it is.
+      output: whose output it is.
       flat: the indices of the elements.
     """
 
-    side: Side
+    output: Output
     flat: np.ndarray
 
     @classmethod
-    def of(cls, side: Side) -> Screen:
+    def of(cls, output: Output) -> Screen:
         rng = np.random.default_rng(3)
-        return cls(side, rng.permutation(side.sample)[:_SCREENED])
+        return cls(output, rng.permutation(output.sample)[:_SCREENED])
 
     @functools.cached_property
     def y(self) -> np.ndarray:
-        return self.side.y.ravel()[self.flat].astype(np.float64)
+        return self.output.y.ravel()[self.flat].astype(np.float64)
 
     @functools.cached_property
     def _scale(self) -> float:
         """The greatest bound over magnitude of the case itself, for as many products as there are taps."""
-        exact, allowed = self.side.target.exact, self.side.expected.allowed
+        exact, allowed = self.output.target.exact, self.output.expected.allowed
         with np.errstate(all="ignore"):
             ratio = allowed / exact.magnitude
         usable = np.isfinite(ratio) & (exact.magnitude > 0)
         counted = max(1, int(np.max(exact.products.count, initial=1)))
-        return (
-            float(ratio[usable].max(initial=0.0)) * (exact_terms(self.side) + 1) / counted if usable.any() else np.inf
-        )
+        terms = self.output.target.case.terms
+        return float(ratio[usable].max(initial=0.0)) * (terms + 1) / counted if usable.any() else np.inf
 
     def expected(self, mistake: Mistake) -> Expected:
         """What the mistake must give there, before a function of each element, to within `_SLACK` bounds or so."""
-        if mistake.case is self.side.target.case:
-            whole = self.side.expected
+        if mistake.case is self.output.target.case:
+            whole = self.output.expected
             return (whole.rearranged(mistake.rearrange) if mistake.rearrange else whole).at(self.flat)
-        total, size = sums(mistake.case, self._at(mistake))
-        return Expected(total, _SLACK * self._scale * size + self._tiny)
+        return self._within(*sums(mistake.case, self._at(mistake)))
 
-    def scaled(self, mistake: Mistake) -> Iterator[Mistake]:
-        """The mistake with its input scaled too, where that brings each element near."""
+    def factor(self, mistake: Mistake) -> float | None:
+        """Return the factor of the input that brings each element near, beside the mistake; None if none does."""
         at = self._at(mistake)
         bias = np.zeros(len(self.flat)) if mistake.case.bias is None else mistake.case.bias[at[-1]].astype(np.float64)
         products = sums(mistake.case, at)[0] - bias
         power = float(products @ products)
         factor = float((self.y - bias) @ products) / power if power else 0.0
-        if not power or not np.isfinite(factor) or abs(factor) in (0.0, 1.0):
-            return
-        total, size = sums(mistake.case, at, lambda x: factor * x)
-        if self.passes(Expected(total, _SLACK * self._scale * size + self._tiny)):
-            yield from scaled(mistake, factor, self.side)
+        if not np.isfinite(factor) or abs(factor) in (0.0, 1.0):
+            return None
+        return factor if self._passes(*sums(mistake.case, at, lambda x: factor * x)) else None
 
     def reads(self, of: Callable[[np.ndarray], np.ndarray]) -> bool:
         """Whether the case with `of` applied to its input brings each element near; the input is not copied."""
-        case = self.side.target.case
-        total, size = sums(case, np.unravel_index(self.flat, self.side.y.shape), of)
-        return self.passes(Expected(total, _SLACK * self._scale * size + self._tiny))
+        case = self.output.target.case
+        return self._passes(*sums(case, np.unravel_index(self.flat, self.output.y.shape), of))
 
     def _at(self, mistake: Mistake) -> tuple[np.ndarray, ...]:
         """Where the elements are in the mistake's output before it is rearranged."""
         source = self.flat
         if mistake.rearrange is not None:
             source = mistake.rearrange(self._indices).ravel()[self.flat]
-        return np.unravel_index(source, self.side.y.shape)
+        return np.unravel_index(source, self.output.y.shape)
 
     @functools.cached_property
     def _indices(self) -> np.ndarray:
-        return np.arange(self.side.y.size).reshape(self.side.y.shape)
+        return np.arange(self.output.y.size).reshape(self.output.y.shape)
 
-    @property
-    def _tiny(self) -> float:
-        return 1e3 * exact_terms(self.side) * self.side.arithmetic.output.smallest_normal
+    def _within(self, total: np.ndarray, size: np.ndarray) -> Expected:
+        """`_SLACK` bounds around sums of some sizes."""
+        tiny = 1e3 * self.output.target.case.terms * self.output.arithmetic.output.smallest_normal
+        return Expected(total, _SLACK * self._scale * size + tiny)
 
     def passes(self, expected: Expected) -> bool:
-        """Whether each element is near what is expected, but for one."""
+        """Return whether each element but one is near what is expected."""
         return int(np.count_nonzero(np.abs(self.y - expected.reference) > expected.allowed)) <= 1
 
-
-def exact_terms(side: Side) -> int:
-    """Products and bias of one output."""
-    return side.target.case.terms
+    def _passes(self, total: np.ndarray, size: np.ndarray) -> bool:
+        return self.passes(self._within(total, size))
 
 
 def sums(

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bridge.case import Case
-from bridge.diagnosis.mistakes import Mistake
-
-if TYPE_CHECKING:
-    from bridge.diagnosis.side import Side
+from bridge.diagnosis.convention.mistake import Mistake
+from bridge.diagnosis.output import Output
 
 #: Output positions on which two channels must agree to match.
 _POSITIONS = 12
@@ -22,23 +19,23 @@ _LONGEST = 2048
 _BLOCK = 1 << 22
 
 
-def matched(side: Side) -> Iterator[Mistake]:
+def permutations(output: Output) -> Iterator[Mistake]:
     """A permutation of input channels, kernel channels, bias, or along one axis of the output."""
-    if side.target.quantity == "y":
-        yield from _channels(side)
-        yield from _biases(side)
-    yield from _axes(side)
+    if output.target.quantity == "y":
+        yield from _channels(output)
+        yield from _biases(output)
+    yield from _axes(output)
 
 
-def _channels(side: Side) -> Iterator[Mistake]:
+def _channels(output: Output) -> Iterator[Mistake]:
     """Output o as the product of every input channel with kernel o, and of its input channel with every kernel.
 
     Where there is a bias, what is compared is how each differs from its mean: the bias may be another channel's too.
     """
-    case, g = side.target.case, side.target.case.geometry
+    case, g = output.target.case, output.target.case.geometry
     if g.channels == 1 or g.features > _LONGEST or 0 in g.x_shape:
         return
-    windows, wanted, size_of_rest = _windows(side)
+    windows, wanted, size_of_rest = _windows(output)
     kernel = case.kernel.reshape(g.taps, g.features).astype(np.float64)
     own = np.arange(g.features) // g.multiplier
 
@@ -49,7 +46,7 @@ def _channels(side: Side) -> Iterator[Mistake]:
         """(c, o): whether x (P, taps, c) with w (taps, o) is y at all positions, to a few times what rounding does."""
         columns = np.moveaxis(x, 1, -1)
         product, size = columns @ w, np.abs(columns) @ np.abs(w)
-        u = side.arithmetic.accumulator.unit_roundoff * (g.taps + 4) + 2 * side.arithmetic.output.unit_roundoff
+        u = output.arithmetic.accumulator.unit_roundoff * (g.taps + 4) + 2 * output.arithmetic.output.unit_roundoff
         y, other = (a[:, None, features] for a in (wanted, size_of_rest))
         return (np.abs(centred(product) - centred(y)) <= 4 * u * (size + other).max(axis=0)).all(axis=0)
 
@@ -98,9 +95,9 @@ def _channels(side: Side) -> Iterator[Mistake]:
         )
 
 
-def _windows(side: Side) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _windows(output: Output) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Windows `(P, taps, C)` at the positions that read most of the input; there y - b and |y| + |b|, `(P, C*M)`."""
-    case, g = side.target.case, side.target.case.geometry
+    case, g = output.target.case, output.target.case.geometry
     valid = g.valid_taps().reshape(*g.output_spatial, -1).sum(axis=-1)
     full = np.argwhere(valid == valid.max())
     rng = np.random.default_rng(0)
@@ -112,20 +109,20 @@ def _windows(side: Side) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         index = [source[out, k] for source, out, k in zip(g.sources, rows.T, tap)]
         inside = np.logical_and.reduce([i >= 0 for i in index])
         windows[inside, t] = case.x[(*batch.T, *index)][inside]
-    y = side.y[at].astype(np.float64)
+    y = output.y[at].astype(np.float64)
     bias = np.zeros(g.features) if case.bias is None else case.bias.astype(np.float64)
     return windows, y - bias, np.abs(y) + np.abs(bias)
 
 
-def _biases(side: Side) -> Iterator[Mistake]:
+def _biases(output: Output) -> Iterator[Mistake]:
     """Which bias each output channel has: the one nearest to the mean of what the products leave."""
-    case = side.target.case
-    if case.bias is None or not side.y.size:
+    case = output.target.case
+    if case.bias is None or not output.y.size:
         return
-    axes = tuple(range(side.y.ndim - 1))
+    axes = tuple(range(output.y.ndim - 1))
     b = case.bias.astype(np.float64)
     with np.errstate(all="ignore"):
-        residual = side.y.astype(np.float64) - side.expected.reference
+        residual = output.y.astype(np.float64) - output.expected.reference
         seen = np.median(residual, axis=axes) + b
         if not np.isfinite(seen).all() or len(b) > _LONGEST:
             return
@@ -140,28 +137,28 @@ def _biases(side: Side) -> Iterator[Mistake]:
         )
 
 
-def _axes(side: Side) -> Iterator[Mistake]:
+def _axes(output: Output) -> Iterator[Mistake]:
     """Slices of the output along one axis that match other slices of the exact result."""
-    batch = len(side.target.case.geometry.batch)
-    reference, allowed = side.expected
-    for axis in range(side.y.ndim):
-        n = side.y.shape[axis]
+    batch = len(output.target.case.geometry.batch)
+    reference, allowed = output.expected
+    for axis in range(output.y.ndim):
+        n = output.y.shape[axis]
         if not 1 < n <= _LONGEST:
             continue
         rng = np.random.default_rng(0)
-        elsewhere = tuple(rng.integers(0, m, _POSITIONS) for k, m in enumerate(side.y.shape) if k != axis)
-        rows = [np.moveaxis(np.moveaxis(a, axis, -1)[elsewhere], 0, -1) for a in (side.y, reference, allowed)]
+        elsewhere = tuple(rng.integers(0, m, _POSITIONS) for k, m in enumerate(output.y.shape) if k != axis)
+        rows = [np.moveaxis(np.moveaxis(a, axis, -1)[elsewhere], 0, -1) for a in (output.y, reference, allowed)]
         source = _matching_slices(*rows)
         if not _is_permutation(source):
             continue
-        kind = "batch entries" if axis < batch else "channels" if axis == side.y.ndim - 1 else "positions"
-        if side.target.quantity != "y":
+        kind = "batch entries" if axis < batch else "channels" if axis == output.y.ndim - 1 else "positions"
+        if output.target.quantity != "y":
             kind = "slices"
         yield Mistake(
             "outputs permuted",
             f"has the {kind} along axis {axis} of its output {_order(source)}",
             f"undo the permutation of axis {axis}: np.take(y, {_short(np.argsort(source))}, axis={axis})",
-            side.target.case,
+            output.target.case,
             functools.partial(np.take, indices=source, axis=axis),
             f"{kind}, axis {axis} of the output",
         )

@@ -1,24 +1,24 @@
-"""parity: run a case through implementations, and compare every pair."""
+"""Run a case through implementations, and compare every pair."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from bridge.accumulation import AccumulationOrder, replay, reveal
+from bridge.accumulation import replay, reveal
 from bridge.accumulation.gradient import InputGradient, has_input_gradient_case, input_gradient_case
 from bridge.accumulation.reveal import MOST_TAPS
 from bridge.case import Case
-from bridge.diagnosis.comparison import Comparison, compare_sides
-from bridge.diagnosis.integers import IntegerTest, integer_test
-from bridge.diagnosis.side import Side
+from bridge.diagnosis._compare import compare_outputs
+from bridge.diagnosis.diagnosis import Diagnosis
+from bridge.diagnosis.integers import integer_test
+from bridge.diagnosis.judgement import Judgement
+from bridge.diagnosis.output import Output
 from bridge.diagnosis.target import Target
-from bridge.diagnosis.verdict import Verdict
 from bridge.implementations import Implementation, implementation
 from bridge.memory import check_fits
 
@@ -38,56 +38,8 @@ DEFAULT = (
 #: Output elements times taps up to which `parity` explains without being asked.
 EXPLAINED_UNASKED = 1_000_000
 
-
 #: Bytes for each element of a result that the exact sums, the bounds and a comparison take at once; measured.
 _WORKING_BYTES = 128
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Diagnosis:
-    """The comparisons of every pair of implementations on one case.
-
-    Attributes:
-      case: what was computed.
-      outputs: each implementation's output, by name, in the order they were asked for.
-      comparisons: one for each pair, in the same order.
-      integer_tests: one for each implementation, against the exact result on small integers; it catches what hides
-        inside the bound.
-      orders: each implementation's revealed order of addition, but for numpy.exact, which has none; empty if they
-        were not asked for.
-      quantity, dy: what the outputs are: "y", or "dx", the gradient of sum(dy y) by the input.
-    """
-
-    case: Case
-    outputs: Mapping[str, np.ndarray]
-    comparisons: Sequence[Comparison]
-    integer_tests: Sequence[IntegerTest] = ()
-    orders: Sequence[AccumulationOrder] = ()
-    quantity: str = "y"
-    dy: np.ndarray | None = None
-
-    @property
-    def verdict(self) -> Verdict:
-        """The weakest verdict of any pair; where all pass, that of an integer test that failed, which they hid."""
-        verdict = max((c.verdict for c in self.comparisons), key=Verdict.rank, default=Verdict.IDENTICAL)
-        hidden = [t.verdict for t in self.integer_tests] if verdict.passes else []
-        return max([verdict, *hidden], key=Verdict.rank)
-
-    @property
-    def names(self) -> list[str]:
-        return list(self.outputs)
-
-    def between(self, a: str, b: str) -> Comparison:
-        """The comparison of two implementations, whichever came first."""
-        for comparison in self.comparisons:
-            if {comparison.a, comparison.b} == {a, b}:
-                return comparison
-        raise ValueError(f"`a` and `b` are {a!r} and {b!r}, expected two of {', '.join(self.names)}")
-
-    def identical_to(self, name: str) -> list[str]:
-        """The other implementations with the same bits as this one."""
-        others = (other for other in self.outputs if other != name)
-        return [other for other in others if self.between(name, other).verdict is Verdict.IDENTICAL]
 
 
 def parity(
@@ -98,7 +50,7 @@ def parity(
     quantity: str = "y",
     dy: np.ndarray | None = None,
 ) -> Diagnosis:
-    """Runs the case through each implementation and compares every pair.
+    """Run the case through each implementation and compare every pair.
 
     Args:
       case: input, kernel, bias and geometry.
@@ -139,7 +91,7 @@ def parity(
         f"The comparison of {len(chosen)} implementations with {size} elements each",
         size * (_WORKING_BYTES + len(chosen) * case.dtype.itemsize),
     )
-    sides, tests, orders = [], [], []
+    outputs, tests, orders = [], [], []
     for each in chosen:
         _log.info("running %s", each.name)
         arithmetic = each.arithmetic(case, quantity)
@@ -153,9 +105,16 @@ def parity(
                 orders.append(reveal(each if dy is None else InputGradient(each, case), subject))
                 replayed = replay(orders[-1], subject)
         emulated = each if isinstance(each, Implementation) and each.emulation else None
-        sides.append(Side.of(each.name, y, target, arithmetic, replayed, emulated))
+        outputs.append(Output.of(each.name, y, target, arithmetic, replayed, emulated))
         if dy is None:
             tests.append(integer_test(each, case, arithmetic))
     _log.info("comparing %s", ", ".join(names))
-    comparisons = [compare_sides(a, b) for a, b in itertools.combinations(sides, 2)]
-    return Diagnosis(case, {side.name: side.y for side in sides}, comparisons, tests, orders, quantity, dy)
+    judged = [Judgement(output, _evidence) for output in outputs]
+    comparisons = [compare_outputs(a, b) for a, b in itertools.combinations(judged, 2)]
+    return Diagnosis(case, {output.name: output.y for output in outputs}, comparisons, tests, orders, quantity, dy)
+
+
+def _evidence(output: Output) -> str:
+    from bridge.diagnosis.compiler_evidence import compiler_evidence  # loads JAX and the audit
+
+    return compiler_evidence(output)

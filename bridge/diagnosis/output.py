@@ -1,4 +1,4 @@
-"""Side: one output, the bound that its declared arithmetic promises, and where it breaks that promise."""
+"""Output: one array to compare, and the bound that its declared arithmetic promises."""
 
 from __future__ import annotations
 
@@ -7,12 +7,7 @@ import functools
 
 import numpy as np
 
-from bridge.diagnosis.emulation import on_platform
-from bridge.diagnosis.explain import explain
-from bridge.diagnosis.finding import Finding
-from bridge.diagnosis.mistakes import Mistake
-from bridge.diagnosis.one_sided import one_sided
-from bridge.diagnosis.shapes import likely_cause
+from bridge.diagnosis.shape_hints import likely_cause
 from bridge.diagnosis.target import Expected, Target
 from bridge.implementations import Implementation
 from bridge.numerics import Arithmetic
@@ -22,16 +17,16 @@ _SAMPLE = 384
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Side:
-    """One array that is to be compared.
+class Output:
+    """One array to compare.
 
     Attributes:
-      name: what the report calls it.
-      y: the output.
-      target: what it was to compute.
-      arithmetic: what its implementation declares to compute in.
-      replayed: y recomputed in its revealed order of addition; None if that was not tried.
-      emulated: what made y, where it emulates a platform.
+      name: its name in the report.
+      y: the array.
+      target: the quantity that it should hold.
+      arithmetic: the arithmetic that its implementation declares.
+      replayed: y recomputed in its revealed accumulation order; None if that was not tried.
+      emulated: the implementation of y, if it emulates a platform.
     """
 
     name: str
@@ -50,8 +45,8 @@ class Side:
         arithmetic: Arithmetic | None = None,
         replayed: np.ndarray | None = None,
         emulated: Implementation | None = None,
-    ) -> Side:
-        """A side whose array is checked against the target; no arithmetic means the weakest conventional one."""
+    ) -> Output:
+        """Check the array against the target; no arithmetic means the weakest conventional one."""
         if not isinstance(y, np.ndarray):
             raise TypeError(f"`{name}` is a {type(y).__name__}, expected a NumPy array")
         if y.shape != target.shape:
@@ -63,7 +58,7 @@ class Side:
 
     @property
     def bound(self) -> np.ndarray:
-        """float64, |y - exact| at most, per element."""
+        """Greatest |y - exact| per element, float64."""
         return self.target.bound(self.arithmetic)
 
     @property
@@ -73,17 +68,17 @@ class Side:
 
     @functools.cached_property
     def outside(self) -> np.ndarray:
-        """Where y is proved not to be a conventional sum in the declared arithmetic."""
+        """Elements of y that cannot be a conventional sum in the declared arithmetic, bool."""
         return (self.expected.ratio(self.y) > 1) & np.isfinite(self.y)
 
     @functools.cached_property
     def worst_ratio(self) -> float:
-        """The greatest |y - exact| / bound."""
+        """Greatest |y - exact| / bound."""
         return float(self.expected.ratio(self.y).max(initial=0.0, where=np.isfinite(self.y)))
 
     @functools.cached_property
     def sample(self) -> np.ndarray:
-        """Flat indices of some elements, half of them from outside the bound where there are as many. Repeatable."""
+        """Flat indices of some elements; half of them lie outside the bound if there are enough. Repeatable."""
         rng = np.random.default_rng(0)
         outside = np.flatnonzero(self.outside)
         anywhere = np.flatnonzero(np.isfinite(self.y))
@@ -91,31 +86,13 @@ class Side:
         return np.unique(np.concatenate(chosen))
 
     def unexplained_by(self, expected: Expected, flat: np.ndarray | None = None) -> np.ndarray:
-        """Where y is finite and not as expected; `flat` names the elements where they are a sample."""
+        """Finite elements of y that are not as expected, bool; of the elements `flat` only, if given."""
         y, outside = (self.y, self.outside) if flat is None else (self.y.ravel()[flat], self.outside.ravel()[flat])
         return expected.unexplained(y, outside) & np.isfinite(y)
 
     def explained_by(self, expected: Expected, flat: np.ndarray | None = None) -> bool:
-        """Whether every element is as expected; `flat` names them where they are a sample."""
+        """Return whether every element is as expected; of the elements `flat` only, if given."""
         return not self.unexplained_by(expected, flat).any()
-
-    @functools.cached_property
-    def nearly(self) -> list[tuple[Mistake, np.ndarray]]:
-        """The mistakes that explain all but a few elements, and where these are; filled by who tries them."""
-        return []
-
-    @functools.cached_property
-    def one_sided(self) -> str:
-        """How its errors lie to one side of the exact result, in words; empty where their signs may be random."""
-        return one_sided(self)
-
-    @functools.cached_property
-    def finding(self) -> Finding | None:
-        """Why it is outside its bound; None if it is not."""
-        if not self.outside.any():
-            return None
-        found = explain(self)
-        return found if self.emulated is None else on_platform(self, self.emulated, found)
 
 
 def weakest(target: Target) -> Arithmetic:
