@@ -26,7 +26,7 @@ from bridge.diagnosis import parity as run_parity
 from bridge.diagnosis.attribution import attribute as run_attribution
 from bridge.diagnosis.attribution import most_different
 from bridge.diagnosis.elimination import eliminate
-from bridge.diagnosis.runs import Runs
+from bridge.diagnosis.runs import CaseRuns
 from bridge.environment import environment
 from bridge.files import check_writable, read_npy, write_atomically
 from bridge.implementations import implementation
@@ -257,7 +257,7 @@ def parity(
     attribution = elimination = None
     pair = most_different(diagnosis) if attribute else None
     if pair is not None:
-        runs = Runs(case)
+        runs = CaseRuns(case)
         outputs = diagnosis.outputs[pair[0]], diagnosis.outputs[pair[1]]
         attribution = run_attribution(case, *pair, outputs=outputs, runs=runs)
         print_attribution(attribution, _console())

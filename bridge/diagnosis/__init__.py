@@ -1,4 +1,4 @@
-"""Comparing outputs, and saying what their difference is."""
+"""Compare outputs, and find out why they differ."""
 
 from bridge.diagnosis._compare import compare as compare
 from bridge.diagnosis._parity import DEFAULT as DEFAULT
@@ -9,7 +9,6 @@ from bridge.diagnosis.finding import Finding as Finding
 from bridge.diagnosis.integers import IntegerTest as IntegerTest
 from bridge.diagnosis.integers import integer_case as integer_case
 from bridge.diagnosis.integers import integer_test as integer_test
-from bridge.diagnosis.integers import integers_agree as integers_agree
 from bridge.diagnosis.output import Output as Output
 from bridge.diagnosis.target import Target as Target
 from bridge.diagnosis.verdict import Verdict as Verdict

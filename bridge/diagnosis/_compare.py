@@ -59,9 +59,9 @@ def compare(
     >>> compare(y, y, case).verdict, compare(y, wrong, case).verdict
     (<Verdict.IDENTICAL: 'IDENTICAL'>, <Verdict.BUG: 'BUG'>)
     """
-    target = Target.of(case, quantity, dy, reference)
+    target = Target(case, quantity, dy, reference)
     a, b = (
-        Judgement(Output.of(name, y, target, arithmetic, again))
+        Judgement(Output(name, y, target, arithmetic, again))
         for name, y, arithmetic, again in zip(names, (actual, expected), arithmetics, replayed)
     )
     return compare_outputs(a, b)

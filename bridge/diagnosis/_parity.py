@@ -83,7 +83,7 @@ def parity(
         )
     if quantity not in ("y", "dx"):
         raise ValueError(f"`quantity` is {quantity!r}, expected 'y' or 'dx'")
-    target = Target.of(case, quantity, dy)
+    target = Target(case, quantity, dy)
     # a gradient that is itself a depthwise convolution is explained as that convolution
     subject = case if dy is None else input_gradient_case(case, dy) if has_input_gradient_case(case) else None
     size = math.prod(target.shape)
@@ -105,7 +105,7 @@ def parity(
                 orders.append(reveal(each if dy is None else InputGradient(each, case), subject))
                 replayed = replay(orders[-1], subject)
         emulated = each if isinstance(each, Implementation) and each.emulation else None
-        outputs.append(Output.of(each.name, y, target, arithmetic, replayed, emulated))
+        outputs.append(Output(each.name, y, target, arithmetic, replayed, emulated))
         if dy is None:
             tests.append(integer_test(each, case, arithmetic))
     _log.info("comparing %s", ", ".join(names))

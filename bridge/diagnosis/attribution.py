@@ -37,7 +37,7 @@ import numpy as np
 
 from bridge.case import Case
 from bridge.diagnosis.diagnosis import Diagnosis
-from bridge.diagnosis.runs import Runs, Unrunnable, neighbours
+from bridge.diagnosis.runs import CaseRuns, Unrunnable, neighbours
 from bridge.implementations import Implementation, counterpart, implementation, knobs
 from bridge.numerics import exact, same_bits
 
@@ -165,7 +165,7 @@ def attribute(
     *,
     outputs: tuple[np.ndarray, np.ndarray] | None = None,
     isolated: bool = True,
-    runs: Runs | None = None,
+    runs: CaseRuns | None = None,
 ) -> Attribution:
     """Which settings make up the difference of two implementations.
 
@@ -191,7 +191,7 @@ def attribute(
     if len(chosen) > MOST_FACTORS:
         named = ", ".join(factor.name for factor in chosen)
         raise ValueError(f"`a` and `b` differ in {len(chosen)} settings ({named}), expected at most {MOST_FACTORS}")
-    runs = Runs(case) if runs is None else runs
+    runs = CaseRuns(case) if runs is None else runs
     reference = exact(case).reference
     scale = _rms(reference[np.isfinite(reference)]) or 1.0
     y_a, y_b = runs.output(left), runs.output(right)
@@ -312,7 +312,7 @@ def _cell(
     changed: tuple[str, ...],
     y_a: np.ndarray,
     scale: float,
-    runs: Runs,
+    runs: CaseRuns,
 ) -> Configuration:
     try:
         each = configured(a, b, chosen, changed)
@@ -326,7 +326,7 @@ def _cell(
 
 
 def _flips(
-    side: Implementation, before: np.ndarray, reference: np.ndarray, runs: Runs, *, isolated: bool
+    side: Implementation, before: np.ndarray, reference: np.ndarray, runs: CaseRuns, *, isolated: bool
 ) -> list[Flip]:
     flips = []
     for setting, each in neighbours(side, runs.case):

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from bridge.case import Case
-from bridge.diagnosis.runs import Runs, Unrunnable, digest, neighbours
+from bridge.diagnosis.runs import CaseRuns, Unrunnable, digest, neighbours
 from bridge.implementations import Implementation, implementation, implementations, knobs
 
 #: Rounds in which the times are measured, after one that is not counted.
@@ -98,7 +98,7 @@ class Elimination:
 
 
 def eliminate(
-    case: Case, a: str | Implementation, b: str | Implementation, *, isolated: bool = True, runs: Runs | None = None
+    case: Case, a: str | Implementation, b: str | Implementation, *, isolated: bool = True, runs: CaseRuns | None = None
 ) -> Elimination:
     """The cheapest verified change that makes two implementations identical on this case.
 
@@ -118,14 +118,14 @@ def eliminate(
     'jax.taps'
     """
     left, right = (implementation(each) if isinstance(each, str) else each for each in (a, b))
-    runs = Runs(case) if runs is None else runs
+    runs = CaseRuns(case) if runs is None else runs
     for side in (left, right):
         if runs.digest(side) is None:
             raise Unrunnable(f"{side.name} failed: {runs.failures[side.name]}")
     if runs.digest(left) == runs.digest(right):
         return Elimination(left.name, right.name, True, (), runs.tried, ())
     around = [_one_change(side, case, isolated=isolated) for side in (left, right)]
-    another = Runs(_another_draw(case))
+    another = CaseRuns(_another_draw(case))
     found: list[Pair] = []
     for step in (_on_one_side(left, right, around), _defaults(left, right), _on_both_sides(around, runs)):
         equal = (pair for pair in step if _same(runs, *pair) and _same(another, *pair))
@@ -169,14 +169,14 @@ def _plain(side: Implementation) -> list[Implementation]:
     return [implementation(name).on(side.emulation.platform if side.emulation else "") for name in own]
 
 
-def _on_both_sides(around: Sequence[Sequence[Implementation]], runs: Runs) -> Iterator[Pair]:
+def _on_both_sides(around: Sequence[Sequence[Implementation]], runs: CaseRuns) -> Iterator[Pair]:
     """Pairs of changes whose digests agree, the least intrusive first."""
     orders = [{each.name: order for order, each in enumerate(side)} for side in around]
     equal = [(a, b) for a, b in itertools.product(around[0], around[1]) if _same(runs, a, b)]
     yield from sorted(equal, key=lambda pair: sum(order[each.name] for order, each in zip(orders, pair)))
 
 
-def _same(runs: Runs, a: Implementation, b: Implementation) -> bool:
+def _same(runs: CaseRuns, a: Implementation, b: Implementation) -> bool:
     digest = runs.digest(a)
     return digest is not None and digest == runs.digest(b)
 

@@ -69,4 +69,4 @@ def _is_within_bound(output: Output, way: Implementation) -> bool:
     target = output.target
     y = way.run(target.case) if target.dy is None else way.input_gradient(target.case, target.dy)
     arithmetic = way.arithmetic(target.case, target.quantity)
-    return not dataclasses.replace(output, name=way.name, y=y, arithmetic=arithmetic).outside.any()
+    return not dataclasses.replace(output, name=way.name, y=y, declared=arithmetic).outside.any()

@@ -24,7 +24,7 @@ class Output:
       name: its name in the report.
       y: the array.
       target: the quantity that it should hold.
-      arithmetic: the arithmetic that its implementation declares.
+      declared: the arithmetic that its implementation declares; None means the weakest conventional one.
       replayed: y recomputed in its revealed accumulation order; None if that was not tried.
       emulated: the implementation of y, if it emulates a platform.
     """
@@ -32,21 +32,12 @@ class Output:
     name: str
     y: np.ndarray
     target: Target
-    arithmetic: Arithmetic
+    declared: Arithmetic | None = None
     replayed: np.ndarray | None = None
     emulated: Implementation | None = None
 
-    @classmethod
-    def of(
-        cls,
-        name: str,
-        y: np.ndarray,
-        target: Target,
-        arithmetic: Arithmetic | None = None,
-        replayed: np.ndarray | None = None,
-        emulated: Implementation | None = None,
-    ) -> Output:
-        """Check the array against the target; no arithmetic means the weakest conventional one."""
+    def __post_init__(self) -> None:
+        name, y, target = self.name, self.y, self.target
         if not isinstance(y, np.ndarray):
             raise TypeError(f"`{name}` is a {type(y).__name__}, expected a NumPy array")
         if y.shape != target.shape:
@@ -54,7 +45,17 @@ class Output:
             raise ValueError(f"`{name}` has shape {y.shape}, expected {target.shape}{': ' + hint if hint else ''}")
         if y.dtype != target.case.dtype:
             raise TypeError(f"`{name}` has dtype {y.dtype}, expected {target.case.dtype}, the dtype of the case")
-        return cls(name, y, target, arithmetic or weakest(target), replayed, emulated)
+
+    @functools.cached_property
+    def arithmetic(self) -> Arithmetic:
+        """Arithmetic that y must keep to.
+
+        The weakest allows any order in the dtype's customary accumulator, subnormals flushed or not, and the bias
+        added before or after.
+        """
+        twice = self.target.quantity == "y" and self.target.case.bias is not None
+        weakest = Arithmetic.of(self.y.dtype, flushes_subnormals=True, output_roundings=2 if twice else 1)
+        return self.declared or weakest
 
     @property
     def bound(self) -> np.ndarray:
@@ -93,9 +94,3 @@ class Output:
     def explained_by(self, expected: Expected, flat: np.ndarray | None = None) -> bool:
         """Return whether every element is as expected; of the elements `flat` only, if given."""
         return not self.unexplained_by(expected, flat).any()
-
-
-def weakest(target: Target) -> Arithmetic:
-    """Any order in the dtype's customary accumulator, subnormals flushed or not, the bias added before or after."""
-    twice = target.quantity == "y" and target.case.bias is not None
-    return Arithmetic.of(target.case.dtype, flushes_subnormals=True, output_roundings=2 if twice else 1)

@@ -126,10 +126,10 @@ def differences(diagnosis: Diagnosis, *, pairs: int, channels: int) -> Iterator[
     if not chosen:
         return
     case = diagnosis.case
-    target = Target.of(case)
+    target = Target(case)
 
     def side(name: str) -> Output:
-        return Output.of(name, diagnosis.outputs[name], target, _declared(name, case))
+        return Output(name, diagnosis.outputs[name], target, _declared(name, case))
 
     for class_a, class_b, comparison in chosen:
         both = (class_a, class_b) if comparison.a in class_a.names else (class_b, class_a)

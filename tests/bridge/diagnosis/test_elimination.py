@@ -7,7 +7,7 @@ import pytest
 
 from bridge import Case, implementation
 from bridge.diagnosis.elimination import MOST_CHANGES, Change, Elimination, eliminate
-from bridge.diagnosis.runs import Runs, Unrunnable
+from bridge.diagnosis.runs import CaseRuns, Unrunnable
 from bridge.implementations import jax_
 from bridge.numerics import same_bits
 from tests.bridge.diagnosis.test_attribution import draw
@@ -63,7 +63,7 @@ def test_a_flag_of_xla_is_found(seed, monkeypatch):
     code = {name: jax_.KNOBS["xla"].code[name] for name in ("default", "AVX")}
     monkeypatch.setitem(jax_.KNOBS, "xla", dataclasses.replace(jax_.KNOBS["xla"], code=code))
     case = question(seed)
-    runs = Runs(case)
+    runs = CaseRuns(case)
     result = eliminate(case, "torch.taps", "jax.taps", runs=runs)
     flagged = implementation("jax.taps[xla=AVX]")
     if runs.digest(flagged) == runs.digest(implementation("torch.taps")):  # a processor of another kind has no AVX
