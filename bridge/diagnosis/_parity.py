@@ -115,6 +115,6 @@ def parity(
 
 
 def _evidence(output: Output) -> str:
-    from bridge.diagnosis.compiler_evidence import compiler_evidence  # loads JAX and the audit
+    from bridge.diagnosis.precision.compiler_evidence import compiler_evidence  # loads JAX and the audit
 
     return compiler_evidence(output)

@@ -8,13 +8,13 @@ import functools
 import numpy as np
 
 from bridge.diagnosis.convention.search import Search
-from bridge.diagnosis.emulation import Evidence, on_platform
 from bridge.diagnosis.finding import Finding
 from bridge.diagnosis.localisation import localise
 from bridge.diagnosis.one_sided import one_sided
 from bridge.diagnosis.output import Output
-from bridge.diagnosis.precision import lower_accumulator, lower_precision
-from bridge.diagnosis.quantised import quantised
+from bridge.diagnosis.precision.emulation import Evidence, on_platform
+from bridge.diagnosis.precision.quantised import quantised
+from bridge.diagnosis.precision.search import lower_accumulator, lower_precision
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -53,8 +53,8 @@ class Output:
         The weakest allows any order in the dtype's customary accumulator, subnormals flushed or not, and the bias
         added before or after.
         """
-        twice = self.target.quantity == "y" and self.target.case.bias is not None
-        weakest = Arithmetic.of(self.y.dtype, flushes_subnormals=True, output_roundings=2 if twice else 1)
+        roundings = 2 if self.target.has_bias else 1
+        weakest = Arithmetic.of(self.y.dtype, flushes_subnormals=True, output_roundings=roundings)
         return self.declared or weakest
 
     @property

@@ -110,12 +110,20 @@ class Target:
         return self.exact.value.shape
 
     @property
+    def has_bias(self) -> bool:
+        """True if a bias enters the quantity."""
+        return self.quantity == "y" and self.case.bias is not None
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """Names of the operands that are multiplied."""
+        return tuple(name for name in OPERANDS[self.quantity] if name != "bias")
+
+    @property
     def decides(self) -> bool:
         """False if every term is zero; then every conventional computation gives zeros, right or wrong."""
-        operands = {name: self.operand(name) for name in OPERANDS[self.quantity]}
-        bias = operands.pop("bias", None)
-        has_products = all(operand is not None and operand.any() for operand in operands.values())
-        return bool(self.exact.value.size) and (has_products or (bias is not None and bool(bias.any())))
+        has_products = all(self.operand(name).any() for name in self.factors)
+        return bool(self.exact.value.size) and (has_products or (self.has_bias and bool(self.operand("bias").any())))
 
     @property
     def affordable(self) -> bool:
@@ -124,9 +132,11 @@ class Target:
             self.quantity == "y" or self.case.geometry.taps * math.prod(self.case.geometry.output_shape) < _AFFORDABLE
         )
 
-    def operand(self, name: str) -> np.ndarray | None:
-        """Return x, kernel, bias or dy; None for the last two if there is none."""
-        return self.dy if name == "dy" else getattr(self.case, name)
+    def operand(self, name: str) -> np.ndarray:
+        """Return x, kernel, bias or dy."""
+        array = self.dy if name == "dy" else getattr(self.case, name)
+        assert array is not None, name
+        return array
 
     def expected(self, arithmetic: Arithmetic, case: Case, flat: np.ndarray | None = None) -> Expected:
         """Return the same quantity of another case in some arithmetic; at the elements `flat` only, if given."""

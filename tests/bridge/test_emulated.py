@@ -23,9 +23,9 @@ from bridge import Case, Verdict, cli, implementation, parity
 from bridge.audit.audit import audit
 from bridge.audit.compiling import Subject
 from bridge.audit.platforms import platform
-from bridge.diagnosis import compiler_evidence, emulation
 from bridge.diagnosis.attribution import attribute
 from bridge.diagnosis.elimination import eliminate
+from bridge.diagnosis.precision import compiler_evidence, emulation
 from bridge.implementations import emulated, jax_, knobs
 from bridge.implementations.emulated import Parts
 from bridge.numerics import same_bits
@@ -297,9 +297,9 @@ NAMED = {
     ("jax.patches[precision=tpu-high]", 2, False): ("bfloat16_3x", "three products for each one", "a TPU"),
     ("jax.grouped[precision=gpu-default]", 1, False): ("tf32", "rounded to tf32;", "an NVIDIA GPU"),
     ("jax.grouped[precision=tpu-default]", 1, True): ("bfloat16", "the gradient rounded", "a TPU"),
-    ("jax.patches[precision=tpu-default]", 1, True): ("bfloat16", "what each window gives back rounded", "a TPU"),
-    ("jax.patches[precision=tpu-high]", 2, True): ("bfloat16_3x", "what each window gives back rounded", "a TPU"),
-    ("jax.patches[precision=gpu-default]", 2, True): ("tf32", "what each window gives back rounded", "an NVIDIA GPU"),
+    ("jax.patches[precision=tpu-default]", 1, True): ("bfloat16", "each window's contribution rounded", "a TPU"),
+    ("jax.patches[precision=tpu-high]", 2, True): ("bfloat16_3x", "each window's contribution rounded", "a TPU"),
+    ("jax.patches[precision=gpu-default]", 2, True): ("tf32", "each window's contribution rounded", "an NVIDIA GPU"),
 }
 
 
@@ -426,7 +426,7 @@ def test_a_change_neither_leaves_a_platform_nor_emulates_one(value, seed, full):
         pytest.skip("with the full counts: as for the TPU")
     case, _ = normal_case(seed)
     there = eliminate(case, "torch.conv2d", f"jax.grouped[precision={value}]", isolated=False)
-    assert there.best is not None and "times as long" not in " ".join(there.sentences())
+    assert there.best is not None and "Time: " not in " ".join(there.sentences())
     for change in there.changes:
         assert implementation(change.b).emulation.platform == value.partition("-")[0]
         assert implementation(change.b).input_bits(case) == 24
