@@ -9,7 +9,7 @@ import numpy as np
 
 from bridge.diagnosis.convention.search import Search
 from bridge.diagnosis.finding import Finding
-from bridge.diagnosis.localisation import localise
+from bridge.diagnosis.localisation.locate import locate
 from bridge.diagnosis.one_sided import one_sided
 from bridge.diagnosis.output import Output
 from bridge.diagnosis.precision.emulation import Evidence, on_platform
@@ -62,4 +62,4 @@ def _explain(output: Output) -> Finding:
             ):
                 if (finding := tried()) is not None:
                     return finding
-        return localise(output, search.near_misses)
+        return locate(output, search.near_misses)

@@ -1,9 +1,9 @@
-"""Errors that lie to one side: within the bound of rounding, and yet not random.
+"""Test for one-sided errors: within the bound of rounding, and yet not random.
 
-Rounding to nearest errs up as often as down, by symmetry, but for a share of at most u of the cases where the numbers
-that are rounded are not evenly spread within a unit in the last place. So of n independent errors the share of one sign
-is beyond 1/2 + u + t with probability 2 exp(-2 n t^2) at most (Hoeffding 1963). Elements with one exact result count
-once: where windows are alike, so are their errors.
+Rounding to nearest errs up as often as down, by symmetry. The exception is a share of at most u of the cases, because
+the numbers that are rounded are not uniformly distributed within a unit in the last place. So of n independent errors
+the share of one sign is beyond 1/2 + u + t with probability 2 exp(-2 n t^2) at most (Hoeffding 1963). Elements with the
+same exact result count once: equal windows have equal errors.
 
 Reference. W. Hoeffding, Probability inequalities for sums of bounded random variables, JASA 58, 1963.
 """
@@ -17,12 +17,12 @@ import numpy as np
 from bridge.diagnosis.output import Output
 from bridge.numerics import format_of
 
-#: Probability of a false alarm on one output, shared out among the tests of it.
+#: Probability of a false alarm on one output, divided among the tests of it.
 _FALSE_ALARM = 1e-9
 
 
 def one_sided(output: Output) -> str:
-    """Which way the errors of y lie, up or away from zero, in all of y or in one channel; empty for neither."""
+    """Return the direction of the errors, up or away from zero, in all of y or in one channel; empty for none."""
     reference, doubt = output.target.exact.reference, output.target.exact.reference_error
     with np.errstate(all="ignore"):
         error = output.y.astype(np.float64) - reference
@@ -50,8 +50,8 @@ def one_sided(output: Output) -> str:
             lie = f"{max(up[first], n[first] - up[first])} of the {n[first]} elements{words} with an error lie"
             return (
                 f"{output.name} is one-sided: {lie} {way if 2 * up[first] > n[first] else other} the exact result, "
-                f"{_mean_ulp(error[mine], reference[mine], output):+.2g} ULP on average; a systematic error, since "
-                f"rounding to nearest alone would do so with a probability below {_FALSE_ALARM:g}"
+                f"{_mean_ulp(error[mine], reference[mine], output):+.2g} ULP on average. That is a systematic error: "
+                f"by rounding to nearest alone its probability is below {_FALSE_ALARM:g}"
             )
     return ""
 
@@ -59,7 +59,7 @@ def one_sided(output: Output) -> str:
 def _beyond_chance(
     group: np.ndarray, positive: np.ndarray, groups: int, probability: float, output: Output
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`(positive errors, errors, the groups with more of one sign than chance gives)` for each group."""
+    """Return `(positive errors, errors)` of each group, and the groups with more of one sign than chance gives."""
     n = np.bincount(group, minlength=groups)
     up = np.bincount(group, positive, groups).astype(int)
     with np.errstate(all="ignore"):
@@ -69,7 +69,7 @@ def _beyond_chance(
 
 
 def _mean_ulp(error: np.ndarray, reference: np.ndarray, output: Output) -> float:
-    """The mean of the signed error in units in the last place."""
+    """Return the mean of the signed error in units in the last place."""
     fmt = format_of(output.y.dtype)
     exponent = np.maximum(np.frexp(reference)[1] - 1, fmt.min_exponent)
     return float(np.mean(error / np.ldexp(1.0, exponent - fmt.precision + 1)))

@@ -1,6 +1,6 @@
-"""Tests of whether what an output differs by looks random, as rounding does.
+"""Statistical tests of whether the errors of an output look random, as rounding does.
 
-They are statistical: an alarm has a probability below 1e-11 if errors are random.
+If errors are random, an alarm has a probability below 1e-11.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from bridge.diagnosis.faults import designs
+from bridge.diagnosis.localisation.faults import designs
 from bridge.diagnosis.output import Output
 from bridge.diagnosis.target import Expected
 
-#: Elements that are carried back to the input, and random signs to compare with.
-_BACK = 1 << 14
+#: Most errors whose gradient by the input is computed, and draws of signs: the real ones and random ones.
+_ERRORS = 1 << 14
 _DRAWS = 33
 
 
 def systematic(output: Output, expected: Expected) -> bool:
-    """Whether what y differs from `expected` by correlates with a tap or is offset, in some channel: not rounding.
+    """Return whether y - expected correlates with a tap, or has an offset, in some channel. Rounding has neither.
 
-    A regression's t-statistic beyond 7 has a chance below 1e-11 if errors are random, whatever their size. Windows that
-    lie mostly in the padding are left out: many are the same but for one number, and so are their errors.
+    If errors are random, whatever their size, a regression's t-statistic is beyond 7 with a probability below 1e-11.
+    Windows that lie mostly in the padding are left out: many differ in one number only, and so do their errors.
     """
     if output.target.quantity != "y":
         return False
@@ -36,24 +36,24 @@ def systematic(output: Output, expected: Expected) -> bool:
         beta, _, rank, _ = np.linalg.lstsq(design, residual, rcond=1e-9)
         noise = residual - design @ beta
         variance = noise @ noise / max(1, rows - rank)
-        spread = np.sqrt(np.maximum(np.diag(np.linalg.pinv(design.T @ design)) * variance, 0))
-        if (np.abs(beta) > 7 * spread).any():
+        standard_error = np.sqrt(np.maximum(np.diag(np.linalg.pinv(design.T @ design)) * variance, 0))
+        if (np.abs(beta) > 7 * standard_error).any():
             return True
     return False
 
 
 def follows_inputs(output: Output, expected: Expected) -> bool:
-    """Whether what y differs from `expected` by is what errors of the input would do: not rounding of the sum.
+    """Return whether y - expected looks like the effect of errors of the input, and not like rounding of the sum.
 
     Errors d of the input make r = K d, so that K' r is greater than for errors that are independent from output to
-    output. Those keep their distribution when their signs are drawn anew: K' r is compared with that of random signs,
-    and is beyond 7 standard deviations by chance with a probability below 1e-11.
+    output. Independent errors keep their distribution if their signs are drawn anew. So K' r is compared with that of
+    random signs; it is beyond 7 standard deviations by chance with a probability below 1e-11.
     """
     g = output.target.case.geometry
     if output.target.quantity != "y" or g.taps == 1 or not output.y.size:
         return False
     batch = tuple(slice(1) for _ in g.batch)
-    features = slice(min(g.channels, max(1, _BACK // math.prod(g.output_spatial) // g.multiplier)) * g.multiplier)
+    features = slice(min(g.channels, max(1, _ERRORS // math.prod(g.output_spatial) // g.multiplier)) * g.multiplier)
     residual = (output.y.astype(np.float64) - expected.reference)[batch][..., features].reshape(*g.output_spatial, -1)
     residual[~np.isfinite(residual)] = 0
     signs = np.random.default_rng(2).choice([-1.0, 1.0], (_DRAWS, *residual.shape))

@@ -1,11 +1,11 @@
 """Faults of an output: taps, biases or whole channels that are off, found by regression.
 
-The residual of an output channel is regressed on what each tap reads. If tap t is off by d_t,
+The residual of an output channel is regressed on the inputs x_t of each tap t. If tap t is off by d_t,
 
     y - exact = sum_t d_t x_t + d_b + rounding,
 
 which is linear in d with noise no greater than the bound. Taps enter one at a time, the most correlated first
-(orthogonal matching pursuit; Pati, Rezaiifar & Krishnaprasad 1993), until what remains is rounding: so the fewest are
+(orthogonal matching pursuit; Pati, Rezaiifar & Krishnaprasad 1993), until the rest is rounding. So the fewest are
 named. Rows are weighted by 1 / (bound + n u |y - exact|), which makes the noise uniform. d_t over the tap's weight is
 its scale less one; d_b is the bias.
 """
@@ -18,13 +18,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from bridge.diagnosis.localisation.support import index_words
 from bridge.diagnosis.output import Output
-from bridge.diagnosis.support import indices
 from bridge.diagnosis.target import Expected, sampled_terms
 
-#: Channels that are regressed; of more, these many, spread evenly.
+#: Most channels that are regressed; of more, this many at equal distances.
 _CHANNELS = 48
-#: Taps that are named; with more, the whole kernel of a channel is.
+#: Most taps, and most kinds of faults, that are named one by one.
 _TAPS = 4
 #: A fitted residual above this many bounds is not rounding. The fit adds its own error to that of y.
 _FITS = 2.0
@@ -32,13 +32,13 @@ _FITS = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """What is wrong with one output channel.
+    """The error of one output channel.
 
     Attributes:
-      channel: which.
-      taps: the taps that are off, with the factor by which each is scaled (None where its weight is zero) and the
-        amount it is off by.
-      bias: what is added to every output, or 0.
+      channel: the index of the channel.
+      taps: the taps that are off, each with the factor by which it is scaled (None if its weight is zero) and the
+        amount by which it is off.
+      bias: the number that is added to every output, or 0.
       scale: the factor of the whole channel, or None.
     """
 
@@ -49,7 +49,7 @@ class Fault:
 
 
 def regress(output: Output, flat: np.ndarray) -> list[Fault]:
-    """The faults of taps, bias or scale that explain all of the elements `flat`; empty if such faults do not."""
+    """Return the faults of taps, bias or scale that explain all of the elements `flat`; empty if none do."""
     if not output.outside.ravel()[flat].any():
         return []
     faults = []
@@ -66,13 +66,11 @@ def regress(output: Output, flat: np.ndarray) -> list[Fault]:
 
 
 def holds(output: Output, fault: Fault, inside: np.ndarray) -> bool:
-    """Whether the fault explains its channel at every element that is `inside`: it was fitted on some of them."""
+    """Return whether the fault, fitted on some elements of its channel, explains all that are `inside`."""
     case, g, channel = output.target.case, output.target.case.geometry, fault.channel
     reference, allowed = (a[..., channel] for a in output.expected)
     difference = output.y[..., channel].astype(np.float64) - reference
-    predicted: np.ndarray = (
-        np.full(difference.shape, fault.bias) if fault.scale is None else (fault.scale - 1) * reference
-    )
+    predicted = fault.bias if fault.scale is None else (fault.scale - 1) * reference
     for tap, _, amount in fault.taps:
         taken, valid = case.x[..., channel // g.multiplier].astype(np.float64), np.ones((), bool)
         for axis, (source, t) in enumerate(zip(g.sources, tap)):
@@ -89,7 +87,7 @@ def holds(output: Output, fault: Fault, inside: np.ndarray) -> bool:
 def designs(
     output: Output, flat: np.ndarray, expected: Expected
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """For some affected channels `(channel, x under each tap and 1, residual, reference)`, rows over their bound."""
+    """Yield `(channel, x under each tap and 1, residual, reference)` of affected channels, each row over its bound."""
     g, case = output.target.case.geometry, output.target.case
     rng = np.random.default_rng(1)
     outside = output.outside.ravel()[flat]
@@ -111,14 +109,14 @@ def designs(
         reference, allowed = expected.at(chosen)
         usable = np.isfinite(allowed) & np.isfinite(reference)
         difference = (output.y.ravel()[chosen].astype(np.float64) - reference)[usable]
-        # what is wrongly added is rounded too; and a window of padding alone would outweigh all others
+        # the error is rounded too; and a window of padding alone would outweigh all others
         noise = allowed[usable] + (g.taps + 1) * output.arithmetic.output.unit_roundoff * np.abs(difference)
         weight = 1 / np.maximum(noise, 1e-4 * noise.max(initial=1e-300))
         yield int(channel), design[usable] * weight[:, None], difference * weight, reference[usable] * weight
 
 
 def _scaled(channel: int, residual: np.ndarray, reference: np.ndarray) -> Fault | None:
-    """The whole channel times one factor."""
+    """Return the fault that the whole channel is scaled; None if that does not explain it."""
     power = reference @ reference
     if not power:
         return None
@@ -127,7 +125,7 @@ def _scaled(channel: int, residual: np.ndarray, reference: np.ndarray) -> Fault 
 
 
 def _pursue(output: Output, channel: int, design: np.ndarray, residual: np.ndarray) -> Fault | None:
-    """The fewest taps, and perhaps the bias, that leave no more than rounding."""
+    """Return the fewest taps, and the bias if needed, that leave no more than rounding; None if none do."""
     size = np.linalg.norm(design, axis=0)
     chosen: list[int] = []
     left = residual
@@ -158,7 +156,7 @@ def _pursue(output: Output, channel: int, design: np.ndarray, residual: np.ndarr
 
 
 def _fit(design: np.ndarray, residual: np.ndarray, columns: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Least squares on some columns: `(coefficients, what is left)`."""
+    """Return `(coefficients, remainder)` of least squares on some columns."""
     beta = np.linalg.lstsq(design[:, columns], residual, rcond=1e-12)[0]
     return beta, residual - design[:, columns] @ beta
 
@@ -180,7 +178,7 @@ def fault_words(output: Output, faults: list[Fault]) -> str:
         elif len(channels) == 1:
             who = f"channel {channels[0]}"
         else:
-            who = f"channels {indices(np.array(sorted(channels)), features)}"
+            who = f"channels {index_words(np.array(sorted(channels)), features)}"
         phrases.append(words.replace("{}", who))
     if len(groups) > _TAPS:
         phrases.append(f"and more: {affected} of {features} channels are wrong")
@@ -190,6 +188,7 @@ def fault_words(output: Output, faults: list[Fault]) -> str:
 
 
 def fault_name(faults: list[Fault]) -> str:
+    """Return the short name of the faults."""
     scales = [f.scale for f in faults if f.scale is not None]
     if len(scales) == len(faults):
         return "sign" if all(abs(s + 1) < 1e-3 for s in scales) else "channel scaled"
@@ -201,7 +200,7 @@ def fault_name(faults: list[Fault]) -> str:
 
 
 def _one_fault(fault: Fault) -> str:
-    """One fault, with a place for its channels."""
+    """Return one fault in words, with {} in place of its channels."""
     if fault.scale is not None:
         return "{} " + _scale_words(fault.scale)
     parts = []

@@ -9,18 +9,18 @@ import numpy as np
 
 from bridge.diagnosis.output import Output
 
-#: Violations expected in an index along an axis that has none, for its absence to mean something.
+#: An index without wrong elements means something only if at least this many were to be expected.
 _EXPECTED = 4.0
 
 
 class Restriction(NamedTuple):
-    """One way in which the wrong elements are confined.
+    """A part of the output outside of which no element is wrong.
 
     Attributes:
       name: "border", "interior", "batch", "positions", "taps" or "channels".
       words: the same, with its indices.
-      axis: the axis that it restricts, None for borders and interior.
-      indices: those of the axis that are affected.
+      axis: the axis that it restricts; None for borders and interior.
+      indices: the indices of the axis that are affected.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Restriction(NamedTuple):
 
 
 class Support(NamedTuple):
-    """Where the wrong elements are confined; no restriction means everywhere."""
+    """The intersection of restrictions; none means everywhere."""
 
     restrictions: tuple[Restriction, ...]
 
@@ -44,7 +44,7 @@ class Support(NamedTuple):
 
     @property
     def is_by_position(self) -> bool:
-        """Whether only some positions of the output are affected."""
+        """True if only some positions of the output are affected."""
         return any(r.name in ("border", "interior", "positions") for r in self.restrictions)
 
     def only(self, name: str) -> Support:
@@ -62,21 +62,20 @@ class Support(NamedTuple):
 
 
 def support(output: Output) -> Support:
-    """The indices of each axis, and the borders, to which the wrong elements are confined."""
+    """Return the indices of each axis, and the borders, to which the wrong elements are confined."""
     outside = output.outside
     count = np.count_nonzero(outside)
     found = list(_border_or_interior(output))
     for axis, n in enumerate(outside.shape):
         hit = np.flatnonzero(outside.any(axis=tuple(a for a in range(outside.ndim) if a != axis)))
-        # an index without wrong elements says something only where some were to be expected
         if len(hit) < n and count / len(hit) >= _EXPECTED:
             name, words = _axis_words(output, axis)
-            found.append(Restriction(name, f"in {words} {indices(hit, n)}", axis, tuple(hit.tolist())))
+            found.append(Restriction(name, f"in {words} {index_words(hit, n)}", axis, tuple(hit.tolist())))
     return Support(tuple(found))
 
 
 def border(output: Output) -> np.ndarray:
-    """Whether an output's window reaches into the padding: bool `(*output_spatial, 1)`."""
+    """Return which windows reach into the padding: bool `(*output_spatial, 1)`."""
     g = output.target.case.geometry
     full = np.ones((), bool)
     for axis in range(g.rank):
@@ -100,7 +99,7 @@ def _border_or_interior(output: Output) -> Iterator[Restriction]:
 
 
 def _axis_words(output: Output, axis: int) -> tuple[str, str]:
-    """What an axis of the output or of a gradient is: `(name, words)`."""
+    """Return `(name, words)` of an axis of the output or of a gradient."""
     last, batch = output.y.ndim - 1, len(output.target.case.geometry.batch)
     if axis == last:
         return "channels", "channels"
@@ -108,18 +107,16 @@ def _axis_words(output: Output, axis: int) -> tuple[str, str]:
         return "taps", f"taps of axis {axis}"
     if axis < batch:
         return "batch", "batch entries" if batch == 1 else f"batch axis {axis},"
-    return "positions", {1: ["positions"], 2: ["rows", "columns"], 3: ["planes", "rows", "columns"]}[last - batch][
-        axis - batch
-    ]
+    spatial = ["positions"] if last - batch == 1 else ["planes", "rows", "columns"][batch - last :]
+    return "positions", spatial[axis - batch]
 
 
-def indices(hit: np.ndarray, n: int) -> str:
+def index_words(hit: np.ndarray, n: int) -> str:
+    """Return some of n indices in words."""
     if len(hit) == 1:
         return f"{hit[0]}{' (the last)' if hit[0] == n - 1 else ''}"
-    if len(hit) > 2 and (np.diff(hit) == 1).all():
-        return f"{hit[0]} to {hit[-1]} of {n}"
     steps = np.diff(hit)
     if len(hit) > 2 and (steps == steps[0]).all():
-        return f"{hit[0]} to {hit[-1]} in steps of {steps[0]}, of {n}"
+        return f"{hit[0]} to {hit[-1]}{'' if steps[0] == 1 else f' in steps of {steps[0]},'} of {n}"
     shown = ", ".join(map(str, hit[:8]))
     return f"{shown}{f', ... ({len(hit)} of {n})' if len(hit) > 8 else ''}"

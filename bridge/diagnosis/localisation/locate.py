@@ -10,11 +10,11 @@ import numpy as np
 
 from bridge.diagnosis.convention.mistake import Mistake
 from bridge.diagnosis.convention.search import named_within
-from bridge.diagnosis.faults import fault_name, fault_words, holds, regress
 from bridge.diagnosis.finding import Finding
+from bridge.diagnosis.localisation.faults import fault_name, fault_words, holds, regress
+from bridge.diagnosis.localisation.support import Support, support
 from bridge.diagnosis.one_sided import one_sided
 from bridge.diagnosis.output import Output
-from bridge.diagnosis.support import Support, support
 from bridge.diagnosis.verdict import Verdict
 from bridge.numerics import ulp_distance
 
@@ -24,7 +24,7 @@ _ULPS = 2
 _LISTED = 8
 
 
-def localise(output: Output, near_misses: list[tuple[Mistake, np.ndarray]]) -> Finding:
+def locate(output: Output, near_misses: list[tuple[Mistake, np.ndarray]]) -> Finding:
     """Return the finding BUG with its place.
 
     Args:
@@ -52,7 +52,7 @@ def localise(output: Output, near_misses: list[tuple[Mistake, np.ndarray]]) -> F
             words = fault_words(output, faults)
             if place.is_by_position:
                 return _confined(output, place, words)
-            where = ", ".join(filter(None, [words, place.words]))
+            where = f"{words}, {place.words}" if place.words else words
             return Finding(Verdict.BUG, fault_name(faults), f"{output.name}: {where}", place=where)
     if near_misses:
         return _near_miss(output, *min(near_misses, key=lambda found: np.count_nonzero(found[1])))
