@@ -4,8 +4,8 @@ Least squares gives the scale and the shift. Each pair is then a hypothesis like
 bound, element by element.
 
 Let R be the exact result without its bias, and V the sum of the weights under taps that read the input, which is the
-convolution of ones. Of the input a x + b the layer gives a R + b V + bias, since padding stays zero. After the layer,
-s y + t. Numbers that people write, such as 1/255, replace the fitted ones where they are near.
+convolution of ones. From the input a x + b the layer computes a R + b V + bias, since padding stays zero. A map after
+the layer gives s y + t. Numbers that people write, such as 1/255, replace the fitted ones where they are near.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from bridge.diagnosis.output import Output
 from bridge.diagnosis.target import Expected, exact_output
 from bridge.numerics import cast, format_of
 
-#: Roundings of (x - m) / s, and of its rounded constants.
-_AFFINE = 4
-#: Factors of images that people write, and how.
+#: Roundings of (x - m) / s, and of its constants.
+_ROUNDINGS = 4
+#: Factors of images that people write, and how they write them.
 _FACTORS = {
     1 / 255: "x/255",
     1 / 256: "x/256",
@@ -38,19 +38,19 @@ _FACTORS = {
     2.0: "2*x",
     0.5: "x/2",
 }
-#: Of these, elements that are not clipped show what an affine map before them did.
+#: Functions after an affine map, by the range in which elements are not clipped and so show the map.
 _CLIPS = {"": (-np.inf, np.inf), "ReLU": (0.0, np.inf), "ReLU6": (0.0, 6.0)}
 _BY_NAME = {function.name: function for function in FUNCTIONS}
 
 
 def scaled(first: Mistake, factor: float, output: Output) -> Iterator[Mistake]:
-    """A mistake with its input scaled too."""
-    for also in _inputs(first.case, np.array([[factor, 0.0]]), fit_tolerance(output)):
+    """Yield a mistake with its input scaled too."""
+    for also in _inputs(output, np.array([[factor, 0.0]]), first.case):
         yield first.then(also)
 
 
 def affine(output: Output) -> Iterator[Mistake]:
-    """The input or the output scaled and shifted, by one number or by one a channel, and perhaps clipped after."""
+    """Yield the input or the output scaled and shifted, by one number or one per channel, and perhaps clipped after."""
     fits = _Fits(output)
     if not fits.many:
         return
@@ -63,7 +63,7 @@ def affine(output: Output) -> Iterator[Mistake]:
 
 
 def _clipped(mistake: Mistake, function: Function, output: Output) -> Mistake:
-    """The affine mistake with a function after it."""
+    """Return the affine mistake with a function after it."""
     before, u = mistake.after, format_of(output.y.dtype).unit_roundoff
     also = applied_after(mistake, [function], output)
 
@@ -75,7 +75,7 @@ def _clipped(mistake: Mistake, function: Function, output: Output) -> Mistake:
 
 
 class _Fits:
-    """What is regressed on what: arrays `(positions, features)`."""
+    """The arrays of the regressions, each `(positions, features)`."""
 
     def __init__(self, output: Output) -> None:
         case = output.target.case
@@ -87,12 +87,12 @@ class _Fits:
         self.usable = np.isfinite(self.y) & np.isfinite(reference) & np.isfinite(allowed) & (allowed > 0)
         self.weight = 1 / np.where(self.usable, allowed, 1.0)
         outside = output.outside.reshape(-1, self.features).any(axis=0)
-        self.widefitted = bool(2 * np.count_nonzero(outside) > self.features)
+        self.is_widespread = bool(2 * np.count_nonzero(outside) > self.features)
 
     @property
     def many(self) -> bool:
-        """Whether most channels are wrong, and positions enough to fit two numbers to each."""
-        return self.widefitted and len(self.y) >= 2 * PER_NUMBER
+        """True if most channels are wrong, with enough positions to fit two numbers to each."""
+        return self.is_widespread and len(self.y) >= 2 * PER_NUMBER
 
     @functools.cached_property
     def of_ones(self) -> np.ndarray:
@@ -103,7 +103,7 @@ class _Fits:
         return np.broadcast_to(total, g.output_shape).reshape(-1, self.features)
 
     def solve(self, columns: list[np.ndarray], y: np.ndarray, inside: np.ndarray, group: int) -> np.ndarray:
-        """`(features // group, columns)`: least squares over each `group` of features."""
+        """Return `(features // group, columns)`: least squares over each `group` of features."""
         weight = np.where(inside, self.weight, 0.0)
         design = np.stack([np.where(inside, column, 0.0) * weight for column in columns], axis=-1)
         target = np.where(inside, y, 0.0) * weight
@@ -122,20 +122,18 @@ def _affine_of(output: Output, fits: _Fits, inside: np.ndarray) -> Iterator[Mist
     without = fits.y - fits.bias
     ones = np.ones_like(fits.y)
     if (a := fits.solve([fits.without_bias], without, inside, everything)[0, 0]) not in (0.0, -1.0):
-        yield from _inputs(fits.case, np.array([[a, 0.0]]), fit_tolerance(output))
+        yield from _inputs(output, np.array([[a, 0.0]]), case)
     if (a := fits.solve([fits.exact], fits.y, inside, everything)[0, 0]) and case.bias is not None:
         yield from _outputs(output, np.array([[a, 0.0]]))
-    yield from _inputs(
-        fits.case, fits.solve([fits.without_bias, fits.of_ones], without, inside, everything), fit_tolerance(output)
-    )
+    yield from _inputs(output, fits.solve([fits.without_bias, fits.of_ones], without, inside, everything), case)
     yield from _outputs(output, fits.solve([fits.exact, ones], fits.y, inside, everything))
     by_input = fits.solve([fits.without_bias, fits.of_ones], without, inside, per_input)
     by_output = fits.solve([fits.exact, ones], fits.y, inside, 1)
-    inputs, outputs = _inputs(fits.case, by_input, fit_tolerance(output)), _outputs(output, by_output)
-    if per_input == 1 and np.ptp(fits.of_ones, axis=0).max() == 0:  # nothing tells them apart; images have few channels
-        alike = "; without padding, {} gives the same numbers"
-        inputs = _with_cause(inputs, alike.format("a BatchNorm after the layer"))
-        outputs = _with_cause(outputs, alike.format("an input that is normalised by channel"))
+    inputs, outputs = _inputs(output, by_input, case), _outputs(output, by_output)
+    if per_input == 1 and np.ptp(fits.of_ones, axis=0).max() == 0:  # both give the same y; images have few channels
+        same = "; without padding, {} gives the same numbers"
+        inputs = _with_cause(inputs, same.format("a BatchNorm after the layer"))
+        outputs = _with_cause(outputs, same.format("an input that is normalised by channel"))
         if everything > 4:
             inputs, outputs = outputs, inputs
     if everything > 1:
@@ -148,7 +146,7 @@ def _with_cause(found: Iterator[Mistake], more: str) -> Iterator[Mistake]:
 
 
 def _nice(a: np.ndarray, b: np.ndarray, tolerance: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Numbers as people write them where the fitted ones are near, and the fitted ones."""
+    """Yield the numbers that people write, where the fitted ones are near, then the fitted ones."""
     near, shift = a.copy(), b.copy()
     for i, value in enumerate(a):
         known = [c for c in (1.0, *_FACTORS) if abs(value - c) <= tolerance * c]
@@ -165,34 +163,29 @@ def _nice(a: np.ndarray, b: np.ndarray, tolerance: float) -> Iterator[tuple[np.n
         yield a, b
 
 
-def _inputs(case: Case, found: np.ndarray, tolerance: float) -> Iterator[Mistake]:
-    """a x + b in place of x, for one pair (a, b) or one for each input channel."""
+def _inputs(output: Output, found: np.ndarray, case: Case) -> Iterator[Mistake]:
+    """Yield a x + b in place of the case's x, for one pair (a, b) or one per input channel."""
     if not np.isfinite(found).all() or not found[:, 0].all():
         return
-    u, wide = format_of(case.dtype).unit_roundoff, case.x.astype(np.float64)
+    u, wide, tolerance = format_of(case.dtype).unit_roundoff, case.x.astype(np.float64), fit_tolerance(output)
     for a, b in _nice(found[:, 0], found[:, 1], tolerance):
         if (np.abs(a + 1) < tolerance).all() and not b.any():
             return  # the wrong sign has a name of its own
         x = cast(a * wide + b, case.dtype)
         words, undo = _of_x(a, b)
-        plain = not b.any()
-        same = (
-            ": the kernel or the output may be scaled as well, with the same numbers"
-            if plain and case.bias is None
-            else ""
-        )
+        also = ": the kernel or the output may be scaled as well, with the same numbers"
         yield Mistake(
-            "input scaled" if plain else "input normalised",
-            f"reads {words} in place of x{same}",
-            f"give both sides the same input: {undo}",
+            "input normalised" if b.any() else "input scaled",
+            f"reads {words} in place of x{'' if b.any() or case.bias is not None else also}",
+            f"give both implementations the same input: {undo}",
             case.replace(x=x),
             place="x",
-            error_of_x=_AFFINE * u * (np.abs(a * wide) + np.abs(b)),
+            error_of_x=_ROUNDINGS * u * (np.abs(a * wide) + np.abs(b)),
         )
 
 
 def _of_x(a: np.ndarray, b: np.ndarray) -> tuple[str, str]:
-    """What was read, and how to undo it."""
+    """Return the input that was read, and how to undo it."""
     if len(a) == 1:
         factor, shift = float(a[0]), float(b[0])
         scaled = _FACTORS.get(factor, "x" if factor == 1 else f"{factor:.6g}*x")
@@ -213,7 +206,7 @@ def _of_x(a: np.ndarray, b: np.ndarray) -> tuple[str, str]:
 
 
 def _outputs(output: Output, found: np.ndarray) -> Iterator[Mistake]:
-    """s y + t in place of y, for one pair (s, t) or one for each output channel."""
+    """Yield s y + t in place of y, for one pair (s, t) or one per output channel."""
     case = output.target.case
     if not np.isfinite(found).all() or not found[:, 0].all():
         return
@@ -226,37 +219,31 @@ def _outputs(output: Output, found: np.ndarray) -> Iterator[Mistake]:
         def after(expected: Expected, channel: np.ndarray, s: np.ndarray = s, t: np.ndarray = t) -> Expected:
             scale, shift = (a[channel if len(a) > 1 else np.zeros_like(channel)] for a in (s, t))
             reference = scale * expected.reference
-            extra = _AFFINE * u * (np.abs(reference) + np.abs(shift))
+            extra = _ROUNDINGS * u * (np.abs(reference) + np.abs(shift))
             return Expected(reference + shift, np.abs(scale) * expected.allowed + extra)
 
         yield Mistake(name, cause, fix, case, place="output", after=after)
 
 
 def _whole(s: float, t: float) -> tuple[str, str, str]:
-    words = (
-        f"{s:.6g} times the output"
-        if not t
-        else f"the output plus {t:.6g}"
-        if s == 1
-        else f"{s:.6g} y + {t:.6g} for an output y"
-    )
-    return (
-        ("output scaled" if not t else "output shifted"),
-        f"gives {words}",
-        "give both sides the same scale and shift after the layer",
-    )
+    fix = "give both implementations the same scale and shift after the layer"
+    if not t:
+        return "output scaled", f"gives {s:.6g} times the output", fix
+    shifted = f"the output plus {t:.6g}" if s == 1 else f"{s:.6g} y + {t:.6g} for an output y"
+    return "output shifted", f"gives {shifted}", fix
 
 
 def _batch_norm(output: Output, s: np.ndarray, t: np.ndarray) -> tuple[str, str, str]:
-    """What one factor and one term for each channel are: another bias, BatchNorm with another eps, or BatchNorm."""
+    """Return what one factor and one term per channel are: another bias, BatchNorm with another eps, or BatchNorm."""
     fitted = f"factors {s.min():.6g} to {s.max():.6g}, terms {t.min():.4g} to {t.max():.4g}"
     tolerance = fit_tolerance(output)
     if (np.abs(s - 1) <= tolerance).all():
-        what = "a bias, which the case has not" if output.target.case.bias is None else "another bias"
+        added = output.target.case.bias is None
+        what = "a bias, which the case does not have" if added else "another bias"
         return (
-            "bias added" if output.target.case.bias is None else "bias",
-            f"has {what}: it is off by one term for each channel, {t.min():.4g} to {t.max():.4g}",
-            "give both sides the same bias",
+            "bias added" if added else "bias",
+            f"has {what}: it is off by one term per channel, {t.min():.4g} to {t.max():.4g}",
+            "give both implementations the same bias",
         )
     axes = tuple(range(output.y.ndim - 1))
     y = output.y.astype(np.float64)
@@ -266,20 +253,19 @@ def _batch_norm(output: Output, s: np.ndarray, t: np.ndarray) -> tuple[str, str,
             "BatchNorm",
             f"is the case's result with each channel shifted and scaled to mean 0 and deviation 1 ({fitted}): "
             "a BatchNorm that normalises by this very batch, as in training",
-            "use the running statistics on both sides (model.eval(), use_running_average=True), or no BatchNorm",
+            "use the running statistics in both (model.eval(), use_running_average=True), or no BatchNorm",
         )
-    one_sided = (s <= 1 + tolerance).all() or (s >= 1 - tolerance).all()
-    if one_sided and np.abs(s - 1).max() < 0.25:
+    below = s.min() < 1 - tolerance
+    if not (below and s.max() > 1 + tolerance) and np.abs(s - 1).max() < 0.25:
         return (
             "BatchNorm eps",
-            f"is the case's result times one factor and plus one term for each channel ({fitted}), with all factors "
-            f"{'below' if s.min() < 1 - tolerance else 'above'} 1, as of a BatchNorm with "
-            f"{'a greater' if s.min() < 1 - tolerance else 'a smaller'} eps",
-            "give the BatchNorm the same eps on both sides: PyTorch's is 1e-5, Keras's and many JAX models' 1e-3",
+            f"is the case's result times one factor and plus one term per channel ({fitted}), with all factors "
+            f"{'below' if below else 'above'} 1, as of a BatchNorm with a {'greater' if below else 'smaller'} eps",
+            "give the BatchNorm the same eps in both: PyTorch's is 1e-5, Keras's and many JAX models' 1e-3",
         )
     return (
         "BatchNorm",
-        f"is the case's result times one factor and plus one term for each channel ({fitted}), as of a BatchNorm that "
+        f"is the case's result times one factor and plus one term per channel ({fitted}), as of a BatchNorm that "
         "only one of the two has",
-        "apply the BatchNorm on both sides, or fold it into the kernel and the bias of the case",
+        "apply the BatchNorm in both implementations, or fold it into the kernel and the bias of the case",
     )

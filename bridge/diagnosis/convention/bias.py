@@ -12,7 +12,7 @@ from bridge.diagnosis.convention.mistake import Mistake
 
 
 def biases(case: Case) -> Iterator[Mistake]:
-    """The bias missing, doubled, subtracted, or in another order of channels."""
+    """Yield the bias missing, doubled, subtracted, or in another order of channels."""
     if case.bias is None:
         return
     g, b = case.geometry, case.bias
@@ -26,8 +26,7 @@ def biases(case: Case) -> Iterator[Mistake]:
     order = channel_order(case)
     if g.multiplier > 1:
         for permutation in (order, np.argsort(order)):
-            changed.append(
-                ("bias permuted", "has the bias in the order m*C+c", "order the bias as c*M+m", b[permutation])
-            )
+            cause, fix = "has the bias in the order m*C+c", "order the bias as c*M+m"
+            changed.append(("bias permuted", cause, fix, b[permutation]))
     for name, cause, fix, bias in changed:
         yield Mistake(name, cause, fix, case.replace(bias=bias), place="bias")

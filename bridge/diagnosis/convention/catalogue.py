@@ -1,8 +1,8 @@
-"""The named mistakes: what an implementation that misreads a convention computes instead.
+"""Catalogue of the named mistakes, in the order in which they are tried.
 
-Each is another case, a rearrangement of its output, a function of each element of it, or several of these; so its exact
-result and its bound can be computed like those of the case itself. Where two mistakes compute the same - a flip of a
-symmetric kernel, SAME and symmetric padding at stride 1 - the first one here is the one that is named.
+A mistake is another case, a rearrangement of its output, a function of each element of it, or several of these. So its
+exact result and its bound can be computed like those of the case itself. If two mistakes compute the same, such as SAME
+and symmetric padding at stride 1, the first one here is named.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bridge.diagnosis.convention.strides import steps
 
 
 def mistakes(case: Case) -> Iterator[Mistake]:
-    """Every mistake that leaves the output's shape as it is, the likeliest first."""
+    """Yield every mistake that leaves the output's shape as it is, the likeliest first."""
     shape = case.geometry.output_shape
     families = (padding_words, kernels, biases, steps, padding_modes, layouts, channel_orders, shifts, edges)
     for family in families:
@@ -31,9 +31,9 @@ def mistakes(case: Case) -> Iterator[Mistake]:
 
 
 def pairs(case: Case) -> Iterator[tuple[Mistake, Callable[[], Iterator[Mistake]]]]:
-    """Each mistake, with the mistakes of later families, or of its own, that may have been made beside it.
+    """Yield each mistake, with the mistakes of later families, or of its own, that may have been made beside it.
 
-    The shape of the output need be right only after both.
+    The shape of the output needs to be right only after both.
     """
     families = (channel_orders, kernels, biases, steps, padding_words, padding_modes, layouts, shifts)
     for number, family in enumerate(families):

@@ -13,7 +13,7 @@ from bridge.diagnosis.convention.mistake import Mistake
 
 
 def channel_orders(case: Case) -> Iterator[Mistake]:
-    """Output channel m*C+c where c*M+m is meant, in the kernel, in the output, and in both."""
+    """Yield output channel m*C+c where c*M+m is meant: in the kernel, the bias, the output, or several of them."""
     g = case.geometry
     if g.multiplier == 1 or g.channels == 1:
         return
@@ -33,7 +33,7 @@ def channel_orders(case: Case) -> Iterator[Mistake]:
     operands = ("output", "kernel") if bias is None else ("output", "kernel", "bias")
     for number in range(1, len(operands) + 1):
         for chosen in itertools.combinations(operands, number):
-            if chosen == ("bias",):  # among the mistakes of the bias
+            if chosen == ("bias",):  # `biases` has it
                 continue
             for orders in itertools.product((order, inverse), repeat=number):
                 how = dict(zip(chosen, orders))
@@ -50,6 +50,6 @@ def channel_orders(case: Case) -> Iterator[Mistake]:
 
 
 def channel_order(case: Case) -> np.ndarray:
-    """Where output m*C+c of the other order is in ours."""
+    """Return the place c*M+m in our order of each channel m*C+c of the other order."""
     g = case.geometry
     return np.arange(g.features).reshape(g.channels, g.multiplier).T.ravel()

@@ -1,10 +1,10 @@
-"""Functions of each element, before or after the layer: ReLU, SiLU and others that were applied by mistake.
+"""Functions of each element that were applied before or after the layer by mistake: ReLU, SiLU and others.
 
 The functions come from a table. Each is a hypothesis like the others: y must lie within its bound, element by element.
 
 *The bound after a function.* With f of Lipschitz constant L, |f(z) - f(r)| <= L |z - r|, so what is allowed grows by L.
-Evaluating f adds at most `_ROUNDINGS` units roundoff of the greatest number on its way: of |z| for those that multiply
-by z, of 1 for those between -1 and 1. Functions that only choose or clip add nothing.
+Evaluating f adds at most `_ROUNDINGS` units roundoff of its greatest intermediate number: of |z| for functions that
+multiply by z, of 1 for functions between -1 and 1. Functions that only choose or clip add nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bridge.numerics import Products, cast, exact_sum, format_of
 
 #: Units roundoff that evaluating a function costs: 4 of a library's exp, tanh or erf, and 4 operations around it.
 _ROUNDINGS = 8
-#: Elements a fitted number must be drawn from.
+#: Least number of elements per fitted number.
 PER_NUMBER = 8
 
 
@@ -31,11 +31,11 @@ class Function:
     """A function of each element.
 
     Attributes:
-      name: what people call it.
-      of: itself, in float64.
+      name: its usual name.
+      of: the function itself, in float64.
       lipschitz: |f(a) - f(b)| <= lipschitz |a - b|.
-      size: the greatest number on the way from z to f(z); None where f rounds nothing.
-      code: how it is written.
+      size: the greatest intermediate number from z to f(z); None if f rounds nothing.
+      code: how to write it.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Function:
     code: str
 
     def after(self, expected: Expected, u: float) -> Expected:
-        """What is expected of f where `expected` is of its argument."""
+        """Return what is expected of f if `expected` is expected of its argument."""
         allowed = self.lipschitz * expected.allowed
         if self.size is not None:
             allowed = allowed + _ROUNDINGS * u * (self.size(expected.reference) + expected.allowed)
@@ -82,7 +82,7 @@ def _more(z: np.ndarray) -> np.ndarray:
 
 _SELU = 1.0507009873554805
 
-#: From those that are met most.
+#: The functions, the most frequent first.
 FUNCTIONS = (
     Function("ReLU", lambda z: np.maximum(z, 0), 1, None, "relu"),
     Function("ReLU6", lambda z: np.clip(z, 0, 6), 1, None, "relu6"),
@@ -107,7 +107,7 @@ FUNCTIONS = (
 
 
 def leaky(output: Output) -> Iterator[Function]:
-    """Leaky ReLU after the layer, with the slope that negative elements show."""
+    """Yield leaky ReLU after the layer, with the slope that negative elements show."""
     reference, allowed = output.expected.at(output.sample)
     y = output.y.ravel()[output.sample].astype(np.float64)
     negative = reference < -8 * allowed
@@ -116,7 +116,7 @@ def leaky(output: Output) -> Iterator[Function]:
 
 
 def leaky_before(output: Output) -> Iterator[Function]:
-    """Leaky ReLU before the layer: then y = conv(max(x, 0)) + slope conv(min(x, 0)) + bias."""
+    """Yield leaky ReLU before the layer: y = conv(max(x, 0)) + slope conv(min(x, 0)) + bias."""
     case = output.target.case
     at = np.unravel_index(output.sample, output.y.shape)
     terms = sampled_terms(case.replace(bias=None), at)
@@ -138,12 +138,12 @@ def _with_slope(output: Output, slope: float) -> Iterator[Function]:
 
 
 def applied_after(mistake: Mistake, functions: list[Function], output: Output) -> Mistake:
-    """The mistake with a function after it; others that are near enough to explain y as well are named beside it."""
+    """Return the mistake with the first function after it; the cause names the others, which explain y as well."""
     first, u = functions[0], format_of(output.y.dtype).unit_roundoff
     also = Mistake(
         f"{first.name} after",
-        f"has {first.name} applied after the layer{_or(functions[1:])}, which the case has not",
-        f"leave out {first.name} ({first.code}), or apply it to both sides",
+        f"has {first.name} applied after the layer{_or(functions[1:])}, which the case does not have",
+        f"leave out {first.name} ({first.code}), or apply it in both implementations",
         mistake.case,
         place="output",
         after=lambda expected, _: first.after(expected, u),
@@ -152,7 +152,7 @@ def applied_after(mistake: Mistake, functions: list[Function], output: Output) -
 
 
 def applied_before(output: Output, near: Callable[[Callable[[np.ndarray], np.ndarray]], bool]) -> Iterator[Mistake]:
-    """Functions of the input that come near y; those that do the same to every element of x are one mistake."""
+    """Yield functions of the input that come near y; those that give the same x are one mistake."""
     case = output.target.case
     u, wide = format_of(case.dtype).unit_roundoff, case.x.astype(np.float64)
     found: dict[bytes, tuple[np.ndarray, list[Function]]] = {}
@@ -165,8 +165,8 @@ def applied_before(output: Output, near: Callable[[Callable[[np.ndarray], np.nda
     for x, (function, *others) in found.values():
         yield Mistake(
             f"{function.name} before",
-            f"has {function.name} applied to its input{_or(others)}, which the case has not",
-            f"leave out {function.name} ({function.code}) before the layer, or apply it on both sides",
+            f"has {function.name} applied to its input{_or(others)}, which the case does not have",
+            f"leave out {function.name} ({function.code}) before the layer, or apply it in both implementations",
             case.replace(x=x),
             place="x",
             error_of_x=None if function.size is None else _ROUNDINGS * u * function.size(wide),
@@ -174,9 +174,9 @@ def applied_before(output: Output, near: Callable[[Callable[[np.ndarray], np.nda
 
 
 def _or(others: list[Function]) -> str:
-    return f" (or {', '.join(f.name for f in others)}: these values do not tell them apart)" if others else ""
+    return f" (or {', '.join(f.name for f in others)}: these values do not distinguish them)" if others else ""
 
 
 def fit_tolerance(output: Output) -> float:
-    """How near a fitted number must be to one that people write."""
+    """Return how near a fitted number must be to one that people write."""
     return 64 * format_of(output.y.dtype).unit_roundoff

@@ -12,7 +12,7 @@ from bridge.diagnosis.convention.mistake import Mistake
 
 
 def kernels(case: Case) -> Iterator[Mistake]:
-    """The kernel flipped, transposed, or read in another layout."""
+    """Yield the kernel flipped, transposed, or read in another layout."""
     rank, kernel = case.geometry.rank, case.kernel
     axes = range(rank)
     for n in range(rank, 0, -1):

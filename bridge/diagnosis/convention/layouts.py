@@ -13,7 +13,7 @@ from bridge.diagnosis.convention.mistake import Mistake
 
 
 def layouts(case: Case) -> Iterator[Mistake]:
-    """Images read in another order of axes."""
+    """Yield images that were read in another order of axes."""
     g = case.geometry
     batch = len(g.batch)
     first, last = ("NCHW", "NHWC") if g.rank == 2 else ("channels-first", "channels-last")
@@ -52,7 +52,7 @@ def layouts(case: Case) -> Iterator[Mistake]:
 
 
 def edges(case: Case) -> Iterator[Mistake]:
-    """The first or last row or column left at zero, or a copy of its neighbour."""
+    """Yield the first or last row or column left at zero, or a copy of its neighbour."""
     g = case.geometry
     batch = len(g.batch)
     for axis in range(batch, batch + g.rank):
@@ -60,23 +60,20 @@ def edges(case: Case) -> Iterator[Mistake]:
         if n < 2:
             continue
         for edge, neighbour, word in ((0, 1, "first"), (n - 1, n - 2, "last")):
-
-            def zeroed(y: np.ndarray, axis: int = axis, edge: int = edge) -> np.ndarray:
-                y = y.copy()
-                np.moveaxis(y, axis, 0)[edge] = 0
-                return y
-
-            def repeated(y: np.ndarray, axis: int = axis, edge: int = edge, neighbour: int = neighbour) -> np.ndarray:
-                index = np.arange(y.shape[axis])
-                index[edge] = neighbour
-                return np.take(y, index, axis)
-
-            for how, done in ((zeroed, "left at zero"), (repeated, "a copy of the one beside it")):
+            for source, done in ((None, "left at zero"), (neighbour, "a copy of the one beside it")):
                 yield Mistake(
                     "row or column cropped",
                     f"has the {word} position along axis {axis} of the output {done}",
                     f"compute all {n} positions of axis {axis}: the output was cropped by one",
                     case,
-                    how,
+                    functools.partial(_with_edge, axis=axis, edge=edge, source=source),
                     f"output axis {axis}, {word} position",
                 )
+
+
+def _with_edge(y: np.ndarray, axis: int, edge: int, source: int | None) -> np.ndarray:
+    """Return y with one index of an axis copied from another, or zero."""
+    y = y.copy()
+    slices = np.moveaxis(y, axis, 0)
+    slices[edge] = 0 if source is None else slices[source]
+    return y

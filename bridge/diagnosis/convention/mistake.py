@@ -1,4 +1,4 @@
-"""Mistake: a hypothesis on what was computed instead."""
+"""Mistake: a hypothesis on what was computed instead of the case."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Mistake:
     """A hypothesis on what was computed.
 
     Attributes:
-      name: short and stable, such as "kernel flipped".
-      cause: what was done, to follow the name of the output.
+      name: a short, stable name, such as "kernel flipped".
+      cause: a sentence without its subject, which is the name of the output.
       fix: what to change.
-      case: what was computed instead.
-      rearrange: what happened to its output; None for nothing.
-      place: what part of the computation it concerns.
-      after: what a function of each element makes of the expected output, given its channels; None for nothing.
-      error_of_x: how far each element of the case's x may be from what was computed, of x's shape; None for nothing.
+      case: the case that was computed instead.
+      rearrange: how its output was rearranged; None if it was not.
+      place: the part of the computation that it concerns.
+      after: returns the expected output after a function of each element, given its channels; None for no function.
+      error_of_x: how far each element of the case's x may be from the x that was read, of x's shape; None for nowhere.
     """
 
     name: str
@@ -40,11 +40,11 @@ class Mistake:
 
     @property
     def is_exact(self) -> bool:
-        """Whether nothing is allowed but what the declared arithmetic of the mistaken case is."""
+        """True if nothing is allowed beyond the declared arithmetic of the mistaken case."""
         return self.after is None and self.error_of_x is None
 
     def then(self, second: Mistake) -> Mistake:
-        """Both mistakes, where the second was made in this one's case."""
+        """Return both mistakes; the second was made in this one's case."""
         first = self.rearrange
         rearrange = second.rearrange or first
         if first is not None and second.rearrange is not None:
@@ -66,7 +66,7 @@ class Mistake:
 
 
 def of_options(case: Case, other: Case, name: str, *options: str) -> Mistake:
-    """A mistake in options of the call."""
+    """Return the mistake that options of the call were those of another case."""
     right, wrong = ([f"{o}={_as_called(c, o)}" for o in options] for c in (case, other))
     meant = [f"{o}={getattr(case.geometry, o)}" for o in options if isinstance(getattr(case, o), str)]
     got = [f"{o}={getattr(other.geometry, o)}" for o in options if isinstance(getattr(other, o), str)]
@@ -81,6 +81,6 @@ def of_options(case: Case, other: Case, name: str, *options: str) -> Mistake:
 
 
 def _as_called(case: Case, option: str) -> str:
-    """The word that the user gave, or the numbers an axis."""
+    """Return the word that the user gave, or the numbers per axis."""
     given = getattr(case, option)
     return spelled(given if isinstance(given, str) else getattr(case.geometry, option))

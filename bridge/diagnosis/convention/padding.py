@@ -14,7 +14,7 @@ from jaxdw.geometry import Geometry, Padding
 
 
 def padding_words(case: Case) -> Iterator[Mistake]:
-    """Other words for padding, and axes or sides swapped. A word and its numbers are the same padding."""
+    """Yield other words for padding, and axes or ends swapped. A word and its numbers are the same padding."""
     g = case.geometry
     against = "SAME against symmetric padding"
     if_symmetric = against if g.symmetric_padding is not None else "padding"
@@ -37,7 +37,7 @@ def padding_words(case: Case) -> Iterator[Mistake]:
 
 
 def shifts(case: Case) -> Iterator[Mistake]:
-    """Other amounts of zeros: off by one or two, or by a stride, which shifts the output by a row."""
+    """Yield other amounts of zeros: off by one or two, or by a stride, which shifts the output by a row."""
     g = case.geometry
 
     def moved(shift: tuple[int, ...]) -> Padding:
@@ -58,7 +58,7 @@ def shifts(case: Case) -> Iterator[Mistake]:
 
 
 def padding_modes(case: Case) -> Iterator[Mistake]:
-    """Zeros, periodic and reflecting padding, and repeated edges, mistaken for each other; on one border alone, too."""
+    """Yield zero, periodic, reflecting and replicating padding mistaken for each other, on all borders or on one."""
     g = case.geometry
     modes: dict[str, Literal["constant", "wrap", "reflect", "edge"]]
     modes = {"zeros": "constant", "circular": "wrap", "reflect": "reflect", "replicate": "edge"}
@@ -102,7 +102,7 @@ def padding_modes(case: Case) -> Iterator[Mistake]:
 
 
 def _of_paddings(case: Case, named: list[tuple[str, Padding]]) -> Iterator[Mistake]:
-    """Those that differ. Where the size of the output is fixed, only the zeros in front matter."""
+    """Yield those that differ. The size of the output is fixed, so only the zeros in front matter."""
     g = case.geometry
     if g.padding_mode != "zeros" or 0 in g.output_shape:
         return
@@ -119,7 +119,7 @@ def _of_paddings(case: Case, named: list[tuple[str, Padding]]) -> Iterator[Mista
 
 
 def _pair(case: Case, axis: int, low: int) -> tuple[int, int]:
-    """(low, high) that leaves the output's size as it is; high is low if it can be, else the case's own, else least."""
+    """Return (low, high) that keeps the output's size; high is low if possible, else the case's own, else least."""
     g = case.geometry
     dilated = (g.spatial[axis] - 1) * g.input_dilation[axis] + 1 if g.spatial[axis] else 0
     least = (g.output_spatial[axis] - 1) * g.strides[axis] + g.spans[axis] - dilated - low
@@ -128,12 +128,12 @@ def _pair(case: Case, axis: int, low: int) -> tuple[int, int]:
 
 
 def half(g: Geometry) -> tuple[tuple[int, int], ...]:
-    """k // 2 on both sides."""
+    """Return k // 2 at both ends of each axis."""
     return tuple((k // 2, k // 2) for k in g.kernel_size)
 
 
 def _numbers(case: Case, word: str) -> tuple[tuple[int, int], ...] | None:
-    """What a word for padding is in numbers, for this case; None where it does not fit."""
+    """Return the numbers of a word for padding, for this case; None if it does not fit."""
     try:
         return case.replace(padding=word).geometry.padding
     except ValueError:

@@ -1,4 +1,4 @@
-"""Permutations that the numbers themselves show: which input channel, kernel channel or row each output matches."""
+"""Permutations found in the values: the input channel, kernel channel, bias or slice that each output matches."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from bridge.case import Case
 from bridge.diagnosis.convention.mistake import Mistake
 from bridge.diagnosis.output import Output
 
-#: Output positions on which two channels must agree to match.
+#: Output positions on which two channels are compared.
 _POSITIONS = 12
-#: Rows above which an axis is not matched with itself: the comparison is quadratic.
+#: Longest axis that is matched with itself: the comparison is quadratic.
 _LONGEST = 2048
-#: Numbers of a block of the comparison.
+#: Most numbers of a block of the comparison.
 _BLOCK = 1 << 22
 
 
 def permutations(output: Output) -> Iterator[Mistake]:
-    """A permutation of input channels, kernel channels, bias, or along one axis of the output."""
+    """Yield a permutation of input channels, kernel channels, bias, or along one axis of the output."""
     if output.target.quantity == "y":
         yield from _channels(output)
         yield from _biases(output)
@@ -28,9 +28,9 @@ def permutations(output: Output) -> Iterator[Mistake]:
 
 
 def _channels(output: Output) -> Iterator[Mistake]:
-    """Output o as the product of every input channel with kernel o, and of its input channel with every kernel.
+    """Compare output o with every input channel times kernel o, and with its input channel times every kernel.
 
-    Where there is a bias, what is compared is how each differs from its mean: the bias may be another channel's too.
+    If there is a bias, differences from the mean are compared: the bias may be another channel's too.
     """
     case, g = output.target.case, output.target.case.geometry
     if g.channels == 1 or g.features > _LONGEST or 0 in g.x_shape:
@@ -43,7 +43,7 @@ def _channels(output: Output) -> Iterator[Mistake]:
         return a if case.bias is None else a - a.mean(axis=0)
 
     def close(x: np.ndarray, w: np.ndarray, features: slice | np.ndarray) -> np.ndarray:
-        """(c, o): whether x (P, taps, c) with w (taps, o) is y at all positions, to a few times what rounding does."""
+        """Return (c, o): whether x (P, taps, c) with w (taps, o) is y at all positions, to a few times rounding."""
         columns = np.moveaxis(x, 1, -1)
         product, size = columns @ w, np.abs(columns) @ np.abs(w)
         u = output.arithmetic.accumulator.unit_roundoff * (g.taps + 4) + 2 * output.arithmetic.output.unit_roundoff
@@ -51,7 +51,7 @@ def _channels(output: Output) -> Iterator[Mistake]:
         return (np.abs(centred(product) - centred(y)) <= 4 * u * (size + other).max(axis=0)).all(axis=0)
 
     def with_bias(x: np.ndarray, w: np.ndarray) -> tuple[Case, str]:
-        """The case with the bias in the order that x (P, taps, C*M) with w leaves over, and that order in words."""
+        """Return the case with its bias in the order of what y has beyond x (P, taps, C*M) with w, and that order."""
         if case.bias is None:
             return case, ""
         left = np.median(wanted - np.einsum("ptf,tf->pf", x, w), axis=0) + case.bias
@@ -96,7 +96,7 @@ def _channels(output: Output) -> Iterator[Mistake]:
 
 
 def _windows(output: Output) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Windows `(P, taps, C)` at the positions that read most of the input; there y - b and |y| + |b|, `(P, C*M)`."""
+    """Return windows `(P, taps, C)` at positions that read most of the input, and y - b and |y| + |b|, `(P, C*M)`."""
     case, g = output.target.case, output.target.case.geometry
     valid = g.valid_taps().reshape(*g.output_spatial, -1).sum(axis=-1)
     full = np.argwhere(valid == valid.max())
@@ -115,7 +115,7 @@ def _windows(output: Output) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _biases(output: Output) -> Iterator[Mistake]:
-    """Which bias each output channel has: the one nearest to the mean of what the products leave."""
+    """Find the bias of each output channel: the one nearest to the median of y less the products."""
     case = output.target.case
     if case.bias is None or not output.y.size:
         return
@@ -138,7 +138,7 @@ def _biases(output: Output) -> Iterator[Mistake]:
 
 
 def _axes(output: Output) -> Iterator[Mistake]:
-    """Slices of the output along one axis that match other slices of the exact result."""
+    """Find slices of the output along one axis that match other slices of the exact result."""
     batch = len(output.target.case.geometry.batch)
     reference, allowed = output.expected
     for axis in range(output.y.ndim):
@@ -165,7 +165,7 @@ def _axes(output: Output) -> Iterator[Mistake]:
 
 
 def _matching_slices(y: np.ndarray, reference: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """For each row of y the row of the reference within what is allowed, itself if it is one; -1 for none."""
+    """Return for each row of y the row of the reference that it matches, preferably its own; -1 for none."""
     y = y.astype(np.float64)
     source = np.full(len(y), -1)
     step = max(1, _BLOCK // y.size)
@@ -178,14 +178,14 @@ def _matching_slices(y: np.ndarray, reference: np.ndarray, allowed: np.ndarray) 
 
 
 def _first(matches: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """For each column of a table the row that matches: its own if that does, else the first, else -1."""
+    """Return for each column of a table the row that matches: its own if that does, else the first, else -1."""
     columns = np.arange(matches.shape[1])
     best = np.where(matches.any(axis=0), matches.argmax(axis=0), -1)
     return np.where(matches[own, columns], own, best)
 
 
 def _is_permutation(source: np.ndarray) -> bool:
-    """Of its indices, and not the identity."""
+    """Return whether it permutes its indices, and is not the identity."""
     indices = np.arange(len(source))
     return bool((source != indices).any() and np.array_equal(np.sort(source), indices))
 

@@ -1,4 +1,4 @@
-"""Screening: whether a hypothesis can be right, from a few elements in plain float64. It proves nothing."""
+"""Screen hypotheses on a few elements in plain float64, at little cost. It proves nothing."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from bridge.diagnosis.convention.mistake import Mistake
 from bridge.diagnosis.output import Output
 from bridge.diagnosis.target import Expected
 
-#: Elements that are looked at.
+#: Number of elements.
 _SCREENED = 40
-#: Bounds from the expected value within which an element passes. The bound is scaled from the case's own.
+#: An element passes within this many bounds of the expected value. The bound is scaled from the case's own.
 _SLACK = 8.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Screen:
-    """A few elements of a side, half of them from outside its bound, on which thousands of hypotheses can be tried.
+    """A few elements of an output, half of them from outside its bound, on which thousands of hypotheses can be tried.
 
     Attributes:
-      output: whose output it is.
-      flat: the indices of the elements.
+      output: the output.
+      flat: the flat indices of the elements.
     """
 
     output: Output
@@ -42,7 +42,7 @@ class Screen:
 
     @functools.cached_property
     def _scale(self) -> float:
-        """The greatest bound over magnitude of the case itself, for as many products as there are taps."""
+        """Greatest bound over magnitude of the case itself, for as many products as there are taps."""
         exact, allowed = self.output.target.exact, self.output.expected.allowed
         with np.errstate(all="ignore"):
             ratio = allowed / exact.magnitude
@@ -52,7 +52,7 @@ class Screen:
         return float(ratio[usable].max(initial=0.0)) * (terms + 1) / counted if usable.any() else np.inf
 
     def expected(self, mistake: Mistake) -> Expected:
-        """What the mistake must give there, before a function of each element, to within `_SLACK` bounds or so."""
+        """Return what the mistake gives, before a function of each element, to within some `_SLACK` bounds."""
         if mistake.case is self.output.target.case:
             whole = self.output.expected
             return (whole.rearranged(mistake.rearrange) if mistake.rearrange else whole).at(self.flat)
@@ -70,12 +70,12 @@ class Screen:
         return factor if self._passes(*sums(mistake.case, at, lambda x: factor * x)) else None
 
     def reads(self, of: Callable[[np.ndarray], np.ndarray]) -> bool:
-        """Whether the case with `of` applied to its input brings each element near; the input is not copied."""
+        """Return whether the case with `of` applied to its input comes near each element; the input is not copied."""
         case = self.output.target.case
         return self._passes(*sums(case, np.unravel_index(self.flat, self.output.y.shape), of))
 
     def _at(self, mistake: Mistake) -> tuple[np.ndarray, ...]:
-        """Where the elements are in the mistake's output before it is rearranged."""
+        """Return the indices of the elements in the mistake's output before it is rearranged."""
         source = self.flat
         if mistake.rearrange is not None:
             source = mistake.rearrange(self._indices).ravel()[self.flat]
@@ -86,7 +86,7 @@ class Screen:
         return np.arange(self.output.y.size).reshape(self.output.y.shape)
 
     def _within(self, total: np.ndarray, size: np.ndarray) -> Expected:
-        """`_SLACK` bounds around sums of some sizes."""
+        """Return sums with `_SLACK` bounds of their sizes."""
         tiny = 1e3 * self.output.target.case.terms * self.output.arithmetic.output.smallest_normal
         return Expected(total, _SLACK * self._scale * size + tiny)
 
@@ -101,9 +101,10 @@ class Screen:
 def sums(
     case: Case, at: tuple[np.ndarray, ...], of: Callable[[np.ndarray], np.ndarray] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`(sum x w + b, sum |x w| + |b|)` in float64 at some outputs: `at` has one index array an axis of the output.
+    """Return `(sum x w + b, sum |x w| + |b|)` in float64 at some outputs.
 
-    With `of`, that function of x is in its place, and the sizes are no smaller than those of x and of 1.
+    `at` has one index array per axis of the output. `of` is a function to apply to x; the sizes are then no smaller
+    than those of x and of 1.
     """
     g = case.geometry
     *leading, feature = at
@@ -113,7 +114,7 @@ def sums(
         return total, np.abs(total)
 
     def grid(index: np.ndarray, axis: int | None = None) -> np.ndarray:
-        """One index an output, or one an output and tap of an axis, to broadcast over all taps."""
+        """Return one index per output, or one per output and tap of an axis, to broadcast over all taps."""
         return index.reshape(len(feature), *(index.shape[1] if a == axis else 1 for a in range(g.rank)))
 
     sources = [grid(source[out], axis) for axis, (source, out) in enumerate(zip(g.sources, spatial))]

@@ -12,9 +12,9 @@ from jaxdw.geometry import Padding
 
 
 def steps(case: Case) -> Iterator[Mistake]:
-    """Strides and dilations mistaken; padding as it was, and as the same word would have it."""
+    """Yield mistaken strides and dilations, with the case's own padding and with others."""
     g = case.geometry
-    s, d, spread = g.strides, g.kernel_dilation, g.input_dilation
+    s, d = g.strides, g.kernel_dilation
     ones = (1,) * g.rank
     changes: list[tuple[str, dict[str, Any]]] = [
         ("stride and dilation swapped", {"strides": d, "kernel_dilation": s}),
@@ -23,7 +23,7 @@ def steps(case: Case) -> Iterator[Mistake]:
         ("dilation ignored", {"kernel_dilation": ones}),
         ("stride ignored", {"strides": ones}),
         ("input dilation ignored", {"input_dilation": ones}),
-        ("input and kernel dilation swapped", {"input_dilation": d, "kernel_dilation": spread}),
+        ("input and kernel dilation swapped", {"input_dilation": d, "kernel_dilation": g.input_dilation}),
     ]
     if max(d) == 1:
         changes += [("dilation", {"kernel_dilation": (n,) * g.rank}) for n in (2, 3)]
@@ -42,9 +42,9 @@ def steps(case: Case) -> Iterator[Mistake]:
 
 
 def _paddings_beside(case: Case) -> Iterator[Padding]:
-    """The case's padding as it was given and in numbers; and, where it is a word's, other words and their numbers.
+    """Yield the case's padding as it was given and in numbers, then other words and the numbers of symmetric padding.
 
-    Who writes numbers may have meant a word, and the other way round.
+    A user who writes numbers may have meant a word, and the other way round.
     """
     g = case.geometry
     yield case.padding

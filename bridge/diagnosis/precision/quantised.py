@@ -1,8 +1,7 @@
-"""PRECISION: operands that were quantised to 8-bit integers by one of the customary rules.
+"""Search for operands that were quantised to 8-bit integers by one of the customary rules.
 
-A rule says what scale, and what zero point, an array gets. The operands are quantised by it and the exact result of
-that is computed; y must lie within the bound of the declared arithmetic, and of the four roundings that scaling and
-rescaling may add.
+A rule gives the scale and the zero point of an array. The operands are quantised by it, and the exact result of that is
+computed. y must lie within the bound of the declared arithmetic, plus the four roundings of scaling and rescaling.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from bridge.diagnosis.verdict import Verdict
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
-    """How an array becomes integers.
+class QuantisationRule:
+    """A rule for the integers of an array.
 
     Attributes:
       words: the rule in words.
       levels: the greatest integer: 127 for signed integers, 255 for unsigned ones with a zero point.
-      axis: the axis of which each index has its own scale; None for one scale.
+      axis: the axis of which each index has its own scale; None for one scale for all.
     """
 
     words: str
@@ -35,7 +34,7 @@ class Rule:
     axis: int | None = None
 
     def quantise(self, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-        """The array as its integers stand for it, computed in `dtype`."""
+        """Return the values of the array's integers, computed in `dtype`."""
         wide = array.astype(dtype)
         over = None if self.axis is None else tuple(a for a in range(array.ndim) if a != self.axis % array.ndim)
         top, bottom = (reduce(wide, axis=over, keepdims=True, initial=0).astype(dtype) for reduce in (np.max, np.min))
@@ -50,16 +49,23 @@ class Rule:
         return ((np.clip(np.rint(wide / scale) + zero, 0, levels) - zero) * scale).astype(dtype)
 
 
-_ONE = (Rule("one scale, max|{0}|/127", 127), Rule("one scale and a zero point, from its least to its greatest", 255))
-_OF_X = (*_ONE, Rule("a scale for each channel", 127, -1), Rule("a scale for each batch entry", 127, 0))
-_OF_KERNEL = (*_ONE[:1], Rule("a scale for each output channel", 127, -1), *_ONE[1:])
+_ONE = (
+    QuantisationRule("one scale, max|{0}|/127", 127),
+    QuantisationRule("one scale and a zero point, from its least to its greatest", 255),
+)
+_OF_X = (
+    *_ONE,
+    QuantisationRule("a scale for each channel", 127, -1),
+    QuantisationRule("a scale for each batch entry", 127, 0),
+)
+_OF_KERNEL = (*_ONE[:1], QuantisationRule("a scale for each output channel", 127, -1), *_ONE[1:])
 
 
 def quantised(output: Output) -> Finding | None:
-    """The rule by which quantised operands predict y; None if none does."""
+    """Return the rule by which quantised operands predict y; None if none does."""
     if output.target.quantity != "y" or not np.isfinite(output.target.case.x.astype(np.float64)).all():
         return None
-    known: dict[tuple[str, Rule, np.dtype], np.ndarray] = {}
+    known: dict[tuple[str, QuantisationRule, np.dtype], np.ndarray] = {}
     for of_x, of_kernel in itertools.product((None, *_OF_X), (None, *_OF_KERNEL)):
         rules = {name: rule for name, rule in (("x", of_x), ("kernel", of_kernel)) if rule is not None}
         for case in _cases(output, rules, known):
@@ -69,9 +75,9 @@ def quantised(output: Output) -> Finding | None:
 
 
 def _cases(
-    output: Output, rules: dict[str, Rule], known: dict[tuple[str, Rule, np.dtype], np.ndarray]
+    output: Output, rules: dict[str, QuantisationRule], known: dict[tuple[str, QuantisationRule, np.dtype], np.ndarray]
 ) -> Iterator[Case]:
-    """The case with quantised operands; of half precision as float32, rounded to it again, and in it throughout."""
+    """Yield the case with quantised operands; for half precision in float32, rounded from it, and in it throughout."""
     case = output.target.case
     if not rules:
         return
@@ -93,7 +99,7 @@ def _predicts(output: Output, case: Case, flat: np.ndarray | None) -> bool:
     return output.explained_by(Expected(expected.reference, expected.allowed + 4 * u * total.magnitude), flat)
 
 
-def _finding(output: Output, rules: dict[str, Rule]) -> Finding:
+def _finding(output: Output, rules: dict[str, QuantisationRule]) -> Finding:
     words = " and ".join(
         f"{WORDS[name]} quantised to int8 with {rule.words.format(name)}" for name, rule in rules.items()
     )
@@ -102,6 +108,6 @@ def _finding(output: Output, rules: dict[str, Rule]) -> Finding:
         "int8 inputs",
         f"{output.name} was computed with {words}; "
         f"the rest is within the bound of {output.arithmetic.accumulator.name}",
-        f"compute {output.name} without quantisation, or quantise both sides alike",
+        f"compute {output.name} without quantisation, or quantise both implementations by the same rule",
         f"inputs: {', '.join(rules)}",
     )

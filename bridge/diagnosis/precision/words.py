@@ -64,7 +64,7 @@ def _formats(output: Output, hypothesis: Rounded) -> str:
     half = dataclasses.replace(hypothesis, format=FLOAT16)
     given = {name: output.target.operand(name) for name in hypothesis.operands}
     same = all(np.array_equal(half.round(name, a), hypothesis.round(name, a)) for name, a in given.items())
-    return "tf32 (or float16: these values do not tell them apart)" if same else "tf32"
+    return "tf32 (or float16: these values do not distinguish them)" if same else "tf32"
 
 
 def _fix(output: Output, hypothesis: Rounded) -> str:
