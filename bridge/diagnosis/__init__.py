@@ -5,10 +5,7 @@ from bridge.diagnosis._parity import DEFAULT as DEFAULT
 from bridge.diagnosis._parity import parity as parity
 from bridge.diagnosis.comparison import Comparison as Comparison
 from bridge.diagnosis.diagnosis import Diagnosis as Diagnosis
-from bridge.diagnosis.finding import Finding as Finding
-from bridge.diagnosis.integers import IntegerTest as IntegerTest
 from bridge.diagnosis.integers import integer_case as integer_case
 from bridge.diagnosis.integers import integer_test as integer_test
 from bridge.diagnosis.output import Output as Output
-from bridge.diagnosis.target import Target as Target
 from bridge.diagnosis.verdict import Verdict as Verdict

@@ -24,7 +24,7 @@ from bridge.memory import check_fits
 
 _log = logging.getLogger("bridge")
 
-#: What `parity` compares when it is not told.
+#: The implementations that `parity` compares by default.
 DEFAULT = (
     "torch.conv2d",
     "torch.unfold_matmul",
@@ -35,10 +35,10 @@ DEFAULT = (
     "numpy.exact",
 )
 
-#: Output elements times taps up to which `parity` explains without being asked.
+#: Most output elements times taps for which `parity` explains by default.
 EXPLAINED_UNASKED = 1_000_000
 
-#: Bytes for each element of a result that the exact sums, the bounds and a comparison take at once; measured.
+#: Bytes per element of a result that the exact sums, the bounds and a comparison take at once; measured.
 _WORKING_BYTES = 128
 
 
@@ -54,16 +54,16 @@ def parity(
 
     Args:
       case: input, kernel, bias and geometry.
-      implementations: names or Implementations; None: PyTorch's convolution, the question's unfold and multiply
-        in two ways, lax's convolution, jaxdw's methods and the exact result.
-      explain: reveal each implementation's order of addition and replay it, which can prove EXPLAINED and takes about
-        2 n runs for n taps; None: where the output is small and the window has at most `MOST_TAPS` taps.
+      implementations: names or Implementations; None compares PyTorch's convolution, its unfold and multiply in two
+        ways, lax's convolution, jaxdw's methods and the exact result.
+      explain: reveal each implementation's accumulation order and replay it, which can prove EXPLAINED and takes about
+        2 n runs for n taps; None does so if the output is small and the window has at most `MOST_TAPS` taps.
       quantity: "y", the output, or "dx", the gradient of sum(dy y) by the input, from each framework's own
-        differentiation; of a gradient no integers are tested.
+        differentiation. No integers are tested for a gradient.
       dy: the gradient by the output, of its shape and dtype, for "dx".
 
     Raises:
-      ValueError: an unknown name, one named twice, or fewer than two; a quantity that does not fit.
+      ValueError: an unknown name, a name given twice, fewer than two names, or another quantity.
     """
     if isinstance(implementations, str):
         raise TypeError(f"`implementations` is {implementations!r}, expected a list of names or Implementations")
@@ -101,7 +101,7 @@ def parity(
         else:
             y = each.run(case) if dy is None else each.input_gradient(case, dy)
             if explain and subject is not None:
-                _log.info("revealing the order of addition of %s", each.name)
+                _log.info("revealing the accumulation order of %s", each.name)
                 orders.append(reveal(each if dy is None else InputGradient(each, case), subject))
                 replayed = replay(orders[-1], subject)
         emulated = each if isinstance(each, Implementation) and each.emulation else None

@@ -200,11 +200,10 @@ def attribute(
         if y.shape != y_a.shape or y.dtype != y_a.dtype:
             raise ValueError(f"`{name}` is {y.dtype} {y.shape}, expected {y_a.dtype} {y_a.shape}")
 
-    cells: dict[tuple[str, ...], Configuration] = {}
-    for changed in _subsets([factor.name for factor in chosen]):
-        cells[changed] = _cell(left, right, chosen, changed, y_a, scale, runs)
-    known = {frozenset(changed): Fraction(cell.value) for changed, cell in cells.items() if cell.value is not None}
-    rows = shapley([factor.name for factor in chosen], known.get)
+    names = [factor.name for factor in chosen]
+    cells = [_cell(left, right, chosen, changed, y_a, scale, runs) for changed in _subsets(names)]
+    known = {frozenset(cell.changed): Fraction(cell.value) for cell in cells if cell.value is not None}
+    rows = shapley(names, known.get)
     return Attribution(
         left.name,
         right.name,
@@ -213,7 +212,7 @@ def attribute(
         chosen,
         rows,
         Fraction(_value(given_b, given_a, scale)),
-        list(cells.values()),
+        cells,
         (_greatest_difference(y_a, reference), _greatest_difference(y_b, reference)),
         [
             flip
@@ -238,9 +237,11 @@ def factors(a: Implementation, b: Implementation) -> list[Factor]:
     found = []
     if a.framework != b.framework:
         found.append(Factor("framework", "framework", a.framework, b.framework))
-    if _family(a) != _family(b) or (a.framework == b.framework and a.base != b.base):
+    if a.algorithm.family != b.algorithm.family or (a.framework == b.framework and a.base != b.base):
         found.append(Factor("algorithm", "algorithm", _word(a, b), _word(b, a)))
-    if len(found) == 2 and not (counterpart(a.framework, _family(b)) or counterpart(b.framework, _family(a))):
+    if len(found) == 2 and not (
+        counterpart(a.framework, b.algorithm.family) or counterpart(b.framework, a.algorithm.family)
+    ):
         found = [Factor(_TOGETHER, _TOGETHER, a.base, b.base)]
     specs = {**knobs(a.framework), **knobs(b.framework)}
     for name, spec in sorted(specs.items()):
@@ -266,7 +267,7 @@ def configured(
         by_algorithm = together if together.framework == framework else b
     base: Implementation | None = by_algorithm
     if by_algorithm.framework != framework:
-        base = counterpart(framework, _family(by_algorithm))
+        base = counterpart(framework, by_algorithm.algorithm.family)
     if base is None:
         raise Unrunnable(f"{framework} has no counterpart of {by_algorithm.base}")
     levels = {knob: source.get(knob, a).knobs.get(knob, spec.default) for knob, spec in knobs(framework).items()}
@@ -296,13 +297,9 @@ def _subsets(names: Sequence) -> list[tuple]:
     return [chosen for size in range(len(names) + 1) for chosen in itertools.combinations(names, size)]
 
 
-def _family(each: Implementation) -> str:
-    return each.algorithm.family
-
-
 def _word(each: Implementation, other: Implementation) -> str:
     """Return an algorithm's family, or its name if the other has the same family."""
-    return _family(each) if _family(each) != _family(other) else each.base
+    return each.algorithm.family if each.algorithm.family != other.algorithm.family else each.base
 
 
 def _cell(
@@ -314,15 +311,14 @@ def _cell(
     scale: float,
     runs: CaseRuns,
 ) -> Configuration:
+    name = ""
     try:
         each = configured(a, b, chosen, changed)
-    except Unrunnable as error:
-        return Configuration(changed, "", reason=str(error))
-    try:
+        name = each.name
         y = runs.output(each)
     except Unrunnable as error:
-        return Configuration(changed, each.name, reason=str(error))
-    return Configuration(changed, each.name, _value(y, y_a, scale), int(np.count_nonzero(~same_bits(y, y_a))))
+        return Configuration(changed, name, reason=str(error))
+    return Configuration(changed, name, _value(y, y_a, scale), int(np.count_nonzero(~same_bits(y, y_a))))
 
 
 def _flips(

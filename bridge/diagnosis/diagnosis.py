@@ -21,12 +21,12 @@ class Diagnosis:
     Attributes:
       case: what was computed.
       outputs: each implementation's output, by name, in the order they were asked for.
-      comparisons: one for each pair, in the same order.
-      integer_tests: one for each implementation, against the exact result on small integers; it catches what hides
-        inside the bound.
-      orders: each implementation's revealed order of addition, but for numpy.exact, which has none; empty if they
-        were not asked for.
-      quantity, dy: what the outputs are: "y", or "dx", the gradient of sum(dy y) by the input.
+      comparisons: one per pair, in the same order.
+      integer_tests: one per implementation, against the exact result on small integers; it finds what is too small
+        for the bound.
+      orders: each implementation's revealed accumulation order, but for the exact result, which has none; empty if
+        none was asked for.
+      quantity, dy: the quantity of the outputs: "y", or "dx", the gradient of sum(dy y) by the input.
     """
 
     case: Case
@@ -39,7 +39,7 @@ class Diagnosis:
 
     @property
     def verdict(self) -> Verdict:
-        """The weakest verdict of any pair; where all pass, that of an integer test that failed, which they hid."""
+        """The weakest verdict of any pair; if all pass, that of an integer test that failed."""
         verdict = max((c.verdict for c in self.comparisons), key=Verdict.rank, default=Verdict.IDENTICAL)
         hidden = [t.verdict for t in self.integer_tests] if verdict.passes else []
         return max([verdict, *hidden], key=Verdict.rank)
@@ -49,13 +49,13 @@ class Diagnosis:
         return list(self.outputs)
 
     def between(self, a: str, b: str) -> Comparison:
-        """The comparison of two implementations, whichever came first."""
+        """Return the comparison of two implementations, in either order."""
         for comparison in self.comparisons:
             if {comparison.a, comparison.b} == {a, b}:
                 return comparison
         raise ValueError(f"`a` and `b` are {a!r} and {b!r}, expected two of {', '.join(self.names)}")
 
     def identical_to(self, name: str) -> list[str]:
-        """The other implementations with the same bits as this one."""
+        """Return the other implementations with the same bits as this one."""
         others = (other for other in self.outputs if other != name)
         return [other for other in others if self.between(name, other).verdict is Verdict.IDENTICAL]

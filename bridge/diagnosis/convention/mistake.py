@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -42,6 +43,12 @@ class Mistake:
     def is_exact(self) -> bool:
         """True if nothing is allowed beyond the declared arithmetic of the mistaken case."""
         return self.after is None and self.error_of_x is None
+
+    def source_of(self, flat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Return the flat indices, before the rearrangement, of elements of an output of some shape."""
+        if self.rearrange is None:
+            return flat
+        return self.rearrange(np.arange(math.prod(shape)).reshape(shape)).ravel()[flat]
 
     def then(self, second: Mistake) -> Mistake:
         """Return both mistakes; the second was made in this one's case."""

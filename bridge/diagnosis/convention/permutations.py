@@ -10,6 +10,7 @@ import numpy as np
 from bridge.case import Case
 from bridge.diagnosis.convention.mistake import Mistake
 from bridge.diagnosis.output import Output
+from bridge.diagnosis.target import sampled_terms
 
 #: Output positions on which two channels are compared.
 _POSITIONS = 12
@@ -60,6 +61,16 @@ def _channels(output: Output) -> Iterator[Mistake]:
             return case, ""
         return case.replace(bias=case.bias[order]), f" and the bias in the order {_short(order)}"
 
+    def permuted(name: str, has: str, source: np.ndarray, operand: str, biased: Case, and_bias: str) -> Mistake:
+        return Mistake(
+            f"{name} channels permuted",
+            f"{has} in the order {_short(source)}{and_bias}",
+            f"undo the permutation of the {name} channels: {operand}[..., {_short(np.argsort(source))}]"
+            + (", and that of the bias" if and_bias else ""),
+            biased.replace(**{operand: getattr(case, operand)[..., source]}),
+            place=f"{name} channels" + (", bias" if and_bias else ""),
+        )
+
     step = max(1, _BLOCK // (_POSITIONS * g.channels))
     input_of = np.full(g.features, -1)
     for start in range(0, g.features, step):
@@ -68,14 +79,7 @@ def _channels(output: Output) -> Iterator[Mistake]:
     source = input_of[:: g.multiplier]
     if _is_permutation(source) and (input_of == np.repeat(source, g.multiplier)).all():
         biased, and_bias = with_bias(windows[..., input_of], kernel)
-        yield Mistake(
-            "input channels permuted",
-            f"reads the input channels in the order {_short(source)}{and_bias}",
-            f"undo the permutation of the input channels: x[..., {_short(np.argsort(source))}]"
-            + (", and that of the bias" if and_bias else ""),
-            biased.replace(x=case.x[..., source]),
-            place="input channels" + (", bias" if and_bias else ""),
-        )
+        yield permuted("input", "reads the input channels", source, "x", biased, and_bias)
     kernel_of = np.full(g.features, -1)
     for c in range(g.channels):
         features = np.flatnonzero(own == c)
@@ -85,14 +89,7 @@ def _channels(output: Output) -> Iterator[Mistake]:
             break
     if _is_permutation(kernel_of):
         biased, and_bias = with_bias(windows[..., own], kernel[:, kernel_of])
-        yield Mistake(
-            "kernel channels permuted",
-            f"has the kernel's channels in the order {_short(kernel_of)}{and_bias}",
-            f"undo the permutation of the kernel's channels: kernel[..., {_short(np.argsort(kernel_of))}]"
-            + (", and that of the bias" if and_bias else ""),
-            biased.replace(kernel=case.kernel[..., kernel_of]),
-            place="kernel channels" + (", bias" if and_bias else ""),
-        )
+        yield permuted("kernel", "has the kernel's channels", kernel_of, "kernel", biased, and_bias)
 
 
 def _windows(output: Output) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -104,11 +101,9 @@ def _windows(output: Output) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rows = full[rng.choice(len(full), _POSITIONS)]
     batch = np.stack([rng.integers(0, n, _POSITIONS) for n in g.batch], axis=1) if g.batch else rows[:, :0]
     at = (*batch.T, *rows.T)
-    windows = np.zeros((_POSITIONS, g.taps, g.channels))
-    for t, tap in enumerate(np.ndindex(g.kernel_size)):
-        index = [source[out, k] for source, out, k in zip(g.sources, rows.T, tap)]
-        inside = np.logical_and.reduce([i >= 0 for i in index])
-        windows[inside, t] = case.x[(*batch.T, *index)][inside]
+    each = (*(np.repeat(index, g.channels) for index in at), np.tile(np.arange(g.channels) * g.multiplier, _POSITIONS))
+    columns = [np.where(valid, x, 0).reshape(_POSITIONS, g.channels) for x, _, valid in sampled_terms(case, each)]
+    windows = np.stack(columns, axis=1).astype(np.float64)
     y = output.y[at].astype(np.float64)
     bias = np.zeros(g.features) if case.bias is None else case.bias.astype(np.float64)
     return windows, y - bias, np.abs(y) + np.abs(bias)

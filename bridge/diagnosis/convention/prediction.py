@@ -34,9 +34,7 @@ def _before_function(output: Output, mistake: Mistake, flat: np.ndarray | None) 
     if mistake.case is target.case:
         expected = output.expected if rearrange is None else output.expected.rearranged(rearrange)
         return expected if flat is None else expected.at(flat)
-    source = flat
-    if flat is not None and rearrange is not None:
-        source = rearrange(np.arange(output.y.size).reshape(output.y.shape)).ravel()[flat]
+    source = None if flat is None else mistake.source_of(flat, output.y.shape)
     expected = target.expected(output.arithmetic, mistake.case, flat=source)
     if mistake.error_of_x is not None:
         error = exact_output(_of_errors(mistake.case, mistake.error_of_x), source).reference

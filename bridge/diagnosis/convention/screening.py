@@ -25,16 +25,14 @@ class Screen:
 
     Attributes:
       output: the output.
-      flat: the flat indices of the elements.
     """
 
     output: Output
-    flat: np.ndarray
 
-    @classmethod
-    def of(cls, output: Output) -> Screen:
-        rng = np.random.default_rng(3)
-        return cls(output, rng.permutation(output.sample)[:_SCREENED])
+    @functools.cached_property
+    def flat(self) -> np.ndarray:
+        """Flat indices of the elements."""
+        return np.random.default_rng(3).permutation(self.output.sample)[:_SCREENED]
 
     @functools.cached_property
     def y(self) -> np.ndarray:
@@ -76,14 +74,7 @@ class Screen:
 
     def _at(self, mistake: Mistake) -> tuple[np.ndarray, ...]:
         """Return the indices of the elements in the mistake's output before it is rearranged."""
-        source = self.flat
-        if mistake.rearrange is not None:
-            source = mistake.rearrange(self._indices).ravel()[self.flat]
-        return np.unravel_index(source, self.output.y.shape)
-
-    @functools.cached_property
-    def _indices(self) -> np.ndarray:
-        return np.arange(self.output.y.size).reshape(self.output.y.shape)
+        return np.unravel_index(mistake.source_of(self.flat, self.output.y.shape), self.output.y.shape)
 
     def _within(self, total: np.ndarray, size: np.ndarray) -> Expected:
         """Return sums with `_SLACK` bounds of their sizes."""

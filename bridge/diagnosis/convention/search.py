@@ -7,7 +7,6 @@ Before that, `Screen` drops most hypotheses at little cost. One mistake is prefe
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Iterator
 
@@ -42,11 +41,8 @@ class Search:
         self.output = output
         self.near_misses: list[tuple[Mistake, np.ndarray]] = []
         self._case = output.target.case
+        self._screen = Screen(output)
         self._is_y = output.target.quantity == "y"
-
-    @functools.cached_property
-    def _screen(self) -> Screen:
-        return Screen.of(self.output)
 
     def one_mistake(self) -> Finding | None:
         """Return the first mistake that explains all of y; None if none does."""
