@@ -13,7 +13,7 @@ from bridge.cli.cases import CaseOptions, allow_depth
 from bridge.cli.options import JsonOption, MaxTapsOption
 from bridge.cli.output import check_outputs, console, summarise
 from bridge.cli.parse import parse_names
-from bridge.diagnosis.parity import DEFAULT
+from bridge.diagnosis import DEFAULT
 from bridge.files import write_atomically
 from bridge.implementations import implementation, is_exact
 from bridge.progress import track
