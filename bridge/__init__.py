@@ -1,4 +1,4 @@
-"""PyTorch and JAX depthwise convolutions compared: what the difference is, proved."""
+"""Compare depthwise convolutions of PyTorch and JAX, and prove what their difference is."""
 
 # ruff: noqa: E402
 import os

@@ -19,7 +19,7 @@ from bridge.numerics import FLOAT32, FLOAT64, cast, format_of
 if TYPE_CHECKING:  # it imports JAX, and this package needs NumPy alone
     from bridge.case import Case
 
-#: Elements at a time: a handful of float64 arrays of them stay in a core's cache.
+#: Elements per step: a handful of float64 arrays of them stay in a core's cache.
 _BLOCK = 1 << 15
 
 #: Trees between two lines of progress.
@@ -29,11 +29,11 @@ _log = logging.getLogger("bridge")
 
 
 def replay(order: AccumulationOrder, case: Case | SumsOfProducts) -> np.ndarray:
-    """What the implementation computes for this case, if its order is as revealed: bit for bit.
+    """Return what the implementation computes for this case, bit for bit, if its order is as revealed.
 
-    Trees are walked node by node, for blocks of output elements. Fused multiply-adds round once, as the hardware's do;
-    subnormal numbers are flushed where the implementation's were. A zero that a fused multiply-add underflows to, in a
-    sum that starts from zero, may have the other sign.
+    Trees are walked node by node, for blocks of output elements. Fused multiply-adds round once, as in hardware.
+    Subnormal numbers are flushed where the implementation flushed them. A zero to which a fused multiply-add
+    underflows, in a sum that starts from zero, may have the other sign.
 
     Args:
       order: what `reveal` returned for the same geometry and dtype.
@@ -89,7 +89,7 @@ def _rounded_inputs(order: AccumulationOrder, sums: SumsOfProducts) -> SumsOfPro
 
 
 def _walk(tree: Tree, operands: Operands, order: AccumulationOrder) -> np.ndarray:
-    """The sum by one tree, before it is rounded to the output's dtype."""
+    """Return the sum by one tree, before it is rounded to the output's dtype."""
     fingerprint = order.fingerprint
     rounding = fingerprint.accumulator or default_accumulator(order.dtype)
     flushes = "output" in fingerprint.flushed
@@ -118,7 +118,7 @@ def _walk(tree: Tree, operands: Operands, order: AccumulationOrder) -> np.ndarra
 
 
 def default_accumulator(dtype: np.dtype) -> Rounding:
-    """What to assume where no element adds three terms: float64 for float64, and float32 for the rest."""
+    """Return the accumulator to assume where no element adds three terms: float64 for float64, else float32."""
     return Rounding(FLOAT64 if dtype == np.float64 else FLOAT32)
 
 
@@ -163,7 +163,7 @@ def _extent(present: np.ndarray) -> slice:
 
 
 def _boxes(box: tuple[slice, ...]) -> Iterator[tuple[slice, ...]]:
-    """The box cut along its first axes, until each part holds about a block."""
+    """Yield parts of a box, cut along its first axes until each part holds about a block."""
     sizes = [axis.stop - axis.start for axis in box]
     steps, room = [], _BLOCK
     for size in reversed(sizes):

@@ -1,4 +1,4 @@
-"""Reveal, check and name: the whole of what `reveal` does, from the first run to the verdict on the last element."""
+"""Reveal an accumulation order: probe, read the trees, and check them by replay on random data."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _STRAYS = 0.01
 
 
 def reveal(implementation: Any, case: Case | SumsOfProducts) -> AccumulationOrder:
-    """In which order, and in what arithmetic, an implementation computes every output element of a geometry.
+    """Reveal the order and the arithmetic in which an implementation computes every output element of a geometry.
 
-    The order is found by masks (see `bridge.accumulation.masks`), in about as many runs as a window has taps, and then
-    held against random data and the case's own: an element whose replay differs in one bit has no tree.
+    Masks find the order (see `bridge.accumulation.masks`), in about as many runs as a window has taps. It is then
+    replayed on random data and on the case's own: an element whose replay differs in one bit has no tree.
 
     Args:
       implementation: a `bridge.Implementation`, anything with `.run(case)`, or a function of a case.
@@ -56,7 +56,7 @@ def reveal(implementation: Any, case: Case | SumsOfProducts) -> AccumulationOrde
 
 
 def reveal_subject(subject: Subject, draws: int = 1) -> AccumulationOrder:
-    """`reveal`, of an implementation that is already wrapped, held against `draws` sets of random data."""
+    """Reveal the order of a subject, and check it by replay on `draws` sets of random data."""
     sums = subject.sums
     if 0 in sums.shape:
         return _of_nothing(subject)
@@ -103,7 +103,7 @@ def reveal_subject(subject: Subject, draws: int = 1) -> AccumulationOrder:
     for data, y in zip((*drawn, sums), (*outputs, subject.output(sums))):
         if data is not sums:
             order = _refused(order, np.isnan(y.astype(np.float64)), "NaN from finite numbers of moderate size")
-        order = _held_against(subject, order, data, y)
+        order = _without_strays(subject, order, data, y)
     return _counted(order, subject.runs)
 
 
@@ -138,7 +138,7 @@ def _as_if_wide(drawn: list[SumsOfProducts], outputs: list[np.ndarray]) -> bool:
 
 
 def _accumulator(subject: Subject, partition: Partition, inputs: measure.Inputs) -> Rounding | None:
-    """The accumulator of the largest group that adds three terms or more."""
+    """Return the accumulator of the largest group that adds three terms or more."""
     groups = [group for group in partition.groups if group.settled and not group.exact and len(group.leaves) > 2]
     if not groups:
         return None
@@ -148,7 +148,7 @@ def _accumulator(subject: Subject, partition: Partition, inputs: measure.Inputs)
 
 
 def _accumulator_holds_products(subject: Subject, inputs: measure.Inputs, accumulator: Rounding | None) -> bool:
-    """Whether a product has no more bits than the accumulator, so that it can enter exactly."""
+    """Return whether a product has no more bits than the accumulator, so that it can enter exactly."""
     bits = sum((rounding.format if rounding else subject.format).precision for rounding in (inputs.x, inputs.kernel))
     return bits <= (accumulator or default_accumulator(subject.sums.dtype)).format.precision
 
@@ -160,7 +160,7 @@ def _bias(
     inputs: measure.Inputs,
     accumulator: Rounding | None,
 ) -> str | None:
-    """Where the bias enters the most frequent tree."""
+    """Return where the bias enters the most frequent tree."""
     where = where_bias_enters(trees[0]) if trees else None
     output = inputs.output or Rounding(subject.format)
     if where == "last" and measure.rounds_before_bias(subject, trees[0], labels.ravel() == 0, output, accumulator):
@@ -176,7 +176,7 @@ def _products(trees: list[Tree]) -> str | None:
 
 
 def _collect(subject: Subject, partition: Partition) -> tuple[list[Tree], np.ndarray, list[str]]:
-    """The distinct trees, the most frequent first, and for each element its tree or its refusal."""
+    """Return the distinct trees, the most frequent first, and for each element its tree or its refusal."""
     beyond = subject.sums.transform(subject.output) if any(group.refusal for group in partition.groups) else ""
     outcomes: dict[Tree | str, int] = {}
     of_group: list[Tree | str] = []
@@ -198,7 +198,7 @@ def _collect(subject: Subject, partition: Partition) -> tuple[list[Tree], np.nda
 
 
 def _refused(order: AccumulationOrder, where: np.ndarray, reason: str) -> AccumulationOrder:
-    """The order without the trees of the elements `where`; the reason names the first, and how many."""
+    """Return the order without the trees of the elements `where`; the reason names the first, and how many."""
     where = where & (order.labels >= 0)
     if not where.any():
         return order
@@ -208,8 +208,10 @@ def _refused(order: AccumulationOrder, where: np.ndarray, reason: str) -> Accumu
     return dataclasses.replace(order, labels=labels, refusals=(*order.refusals, refusal))
 
 
-def _held_against(subject: Subject, order: AccumulationOrder, data: SumsOfProducts, y: np.ndarray) -> AccumulationOrder:
-    """The order without what its replay does not reproduce."""
+def _without_strays(
+    subject: Subject, order: AccumulationOrder, data: SumsOfProducts, y: np.ndarray
+) -> AccumulationOrder:
+    """Return the order without the elements that its replay does not reproduce."""
     wrong = ~same_bits(replay(order, data), y) & (order.labels >= 0)
     for label, tree in enumerate(order.trees):
         of_tree = order.labels == label
@@ -228,7 +230,7 @@ def _held_against(subject: Subject, order: AccumulationOrder, data: SumsOfProduc
 
 
 def _counted(order: AccumulationOrder, runs: int) -> AccumulationOrder:
-    """The order with the runs that it took, and without trees that no element has left."""
+    """Return the order with the runs that it took, and without trees that no element has left."""
     counts = np.bincount(order.labels[order.labels >= 0], minlength=len(order.trees))
     kept = np.flatnonzero(counts)
     renumbered = np.zeros(len(counts) + 1, np.int32)

@@ -1,4 +1,4 @@
-"""The sums of products of a depthwise convolution: its taps are the terms, the cases are the data."""
+"""The sums of products of a depthwise convolution: its taps are the terms, its cases are the data."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def check_taps(option: str, geometry: Geometry, most: int) -> None:
     """
     if geometry.taps > most:
         raise ValueError(
-            f"`{option}` on windows of {geometry.taps} taps: an order of addition takes a run for each tap, and a "
-            f"replay for each set of taps that an output has, which may be hours; expected at most {most} taps, or "
+            f"`{option}` on windows of {geometry.taps} taps: an order of addition takes one run per tap, and one "
+            f"replay per set of taps that an output has, which may be hours; expected at most {most} taps, or "
             f"`--max-taps {geometry.taps}`"
         )
 
@@ -91,7 +91,7 @@ class ConvolutionSums(SumsOfProducts):
         return operands
 
     def transform(self, output: Callable[[ConvolutionSums], np.ndarray]) -> str:
-        """Name the transform by what a number reaches that it should not reach."""
+        """Name the transform by the outputs that a number reaches and should not reach."""
         g = self.layout
         if 0 in g.x_shape:
             return ""
@@ -102,7 +102,7 @@ class ConvolutionSums(SumsOfProducts):
             reads = np.logical_and.outer(reads, (source == at).any(axis=1))
 
         def impulse(background: float, height: float, first_weight: float) -> tuple[np.ndarray, np.ndarray]:
-            """`(actual, exact)`, first image and channel: one input, and the first tap, unlike the others."""
+            """Return `(actual, exact)` of the first image and channel, where one input and the first tap differ."""
             x, kernel = np.full(g.x_shape, background), np.ones(g.kernel_shape)
             x[(*image, *position, 0)] = height
             kernel.reshape(g.taps, g.features)[0] = first_weight

@@ -1,4 +1,4 @@
-"""Probes of an implementation's arithmetic: one run each, where its answer is the expected one."""
+"""Probes of an implementation's arithmetic: one run each, if its answer is the expected one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PAIRS = 12
 
 
 class Inputs(NamedTuple):
-    """What x and weights are rounded to before they are multiplied, and what a result is rounded to."""
+    """The roundings of x and of the weights before they are multiplied, and of the result."""
 
     x: Rounding | None
     kernel: Rounding | None
@@ -36,15 +36,15 @@ def most_read_term(subject: Subject) -> int:
 
 
 def agreed(y: np.ndarray, where: np.ndarray) -> float | None:
-    """The value that all those elements have; None where there are none, or they differ."""
+    """Return the value that all those elements have; None where there are none, or they differ."""
     values = y[where].astype(np.float64)
     return float(values[0]) if len(values) and (values == values[0]).all() else None
 
 
 def input_rounding(subject: Subject) -> Inputs:
-    """Which roundings, the fewest, give what comes out for single products of numbers with every bit in use.
+    """Return the fewest roundings that give what comes out for single products of numbers with every bit in use.
 
-    One product tells that nothing is rounded but the result; what else is, several tell.
+    One product shows that nothing but the result is rounded. Several show which other numbers are.
     """
     term, fmt = most_read_term(subject), subject.format
     where = subject.readers(term)
@@ -74,7 +74,7 @@ def input_rounding(subject: Subject) -> Inputs:
 
 
 def flushed_subnormals(subject: Subject, inputs: Inputs) -> tuple[str, ...]:
-    """Which of "x", "kernel" and "output" lose subnormal numbers: a quarter of the smallest normal one."""
+    """Return which of "x", "kernel" and "output" lose a subnormal number: a quarter of the smallest normal one."""
     term = most_read_term(subject)
     where = subject.readers(term)
 
@@ -99,7 +99,7 @@ def flushed_subnormals(subject: Subject, inputs: Inputs) -> tuple[str, ...]:
 
 
 def accumulator(subject: Subject, tree: Tree, where: np.ndarray, inputs: Inputs) -> Rounding | None:
-    """The accumulator of the elements `where`, which add in the order `tree`; None where it does not show.
+    """Return the accumulator of the elements `where`, which add in the order `tree`; None where it does not show.
 
     (1 + v) - 1 with v = 1.25 2^-p is 2^(1-p) in a p-bit accumulator that rounds to nearest, 0 in a narrower one
     and in one that truncates, and v in a wider one. v = 2^(1-p) is the least that a p-bit accumulator holds beside 1.
@@ -134,7 +134,7 @@ def accumulator(subject: Subject, tree: Tree, where: np.ndarray, inputs: Inputs)
 def rounds_before_bias(
     subject: Subject, tree: Tree, where: np.ndarray, output: Rounding, accumulator: Rounding | None
 ) -> bool:
-    """Whether the bias is added to a sum that was first rounded to the output's format."""
+    """Return whether the bias is added to a sum that was first rounded to the output's format."""
     if accumulator is None or output.format.precision >= accumulator.format.precision:
         return False
     pairs = ((i, k) for i, k, j in absorbing_triples(tree) if j == BIAS)
@@ -146,7 +146,7 @@ def rounds_before_bias(
 
 
 def remainder(subject: Subject, triple: tuple[Leaf, Leaf, Leaf], where: np.ndarray, part: float) -> float | None:
-    """(1 + part) - 1, added in this order by leaves i, k and j of the elements `where`."""
+    """Return (1 + part) - 1, added in this order by leaves i, k and j of the elements `where`."""
     weights = np.zeros(len(subject.names))
     for leaf, value in zip(triple, (1.0, part, -1.0)):
         weights[subject.names.index(leaf)] = value * _ONE
@@ -155,7 +155,7 @@ def remainder(subject: Subject, triple: tuple[Leaf, Leaf, Leaf], where: np.ndarr
 
 
 def absorbing_triples(tree: Tree) -> Iterator[tuple[Leaf, Leaf, Leaf]]:
-    """Leaves (i, k, j) where i and k meet in an addition of two before j joins."""
+    """Yield leaves (i, k, j) where i and k meet in an addition of two before j joins."""
     for node in tree.nodes():
         for below in node.children:
             parts = _operand_leaves(below)
@@ -166,13 +166,13 @@ def absorbing_triples(tree: Tree) -> Iterator[tuple[Leaf, Leaf, Leaf]]:
 
 
 def _operand_leaves(node: Tree) -> list[tuple[Leaf, ...]]:
-    """The leaves of each operand of an addition, a fused product included."""
+    """Return the leaves of each operand of an addition, a fused product included."""
     own: list[tuple[Leaf, ...]] = [(node.leaf,)] if node.kind == "fma" and node.leaf is not None else []
     return [child.leaves for child in node.children] + own
 
 
 def holds_products(subject: Subject, tree: Tree, where: np.ndarray) -> bool:
-    """Whether products reach an accumulator that is wide enough for them unrounded.
+    """Return whether products reach an accumulator that is wide enough for them unrounded.
 
     With a + b = p + 1, (1 + 2^-a)(1 + 2^-b) - (1 + 2^-a) is 2^-b + 2^-(p+1), or 2^-b where the product is first
     rounded to the p bits of its operands.
@@ -189,7 +189,7 @@ def holds_products(subject: Subject, tree: Tree, where: np.ndarray) -> bool:
 
 
 def compensates(subject: Subject, tree: Tree, where: np.ndarray, p: int) -> bool:
-    """Whether 1 + 0.75 2^-p + 0.75 2^-p exceeds 1, though each part alone is lost: what was dropped came back."""
+    """Return whether 1 + 0.75 2^-p + 0.75 2^-p exceeds 1: each part alone is lost, so a dropped one came back."""
     for node in tree.nodes():
         below = node.children[0] if node.children else None
         if below is None or len(below.leaves) != 2 or len(node.leaves) != 3:
@@ -204,7 +204,7 @@ def compensates(subject: Subject, tree: Tree, where: np.ndarray, p: int) -> bool
 
 
 def padding_taps(subject: Subject) -> str | None:
-    """An infinite weight under a tap in the padding: skipped, the sum stays finite; multiplied by zero, it is NaN."""
+    """Return how taps in the padding are treated, by an infinite weight: NaN where it is multiplied by zero."""
     tap = min(range(subject.sums.terms), key=lambda tap: int(subject.readers(tap).sum()))
     padded = ~subject.readers(tap)
     if not padded.any():
@@ -216,7 +216,7 @@ def padding_taps(subject: Subject) -> str | None:
 
 
 def starts_from_zero(subject: Subject) -> np.ndarray:
-    """Whether the sum of nothing but -0 is +0: bool, flat."""
+    """Return whether the sum of nothing but -0 is +0: bool, flat."""
     weights = np.full(len(subject.names), -1.0 if subject.sums.multiplies else -0.0)
     if subject.names[-1] == BIAS:
         weights[-1] = -0.0

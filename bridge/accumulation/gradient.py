@@ -1,8 +1,7 @@
 """The gradient by the input as a convolution of its own, so that its order of addition can be revealed and replayed.
 
-With multiplier 1 and zero padding, dx is the depthwise convolution of dy with the flipped kernel: strides and input
-dilation change places, and the padding is what makes every dy meet the inputs that it came from. Its taps count in the
-flipped kernel.
+With multiplier 1 and zero padding, dx is the depthwise convolution of dy with the flipped kernel. Strides and input
+dilation change places. The padding lets every dy meet the inputs that it came from. Taps count in the flipped kernel.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ if TYPE_CHECKING:  # they import JAX, and this package needs NumPy alone
 
 
 def has_input_gradient_case(case: Case) -> bool:
-    """Whether the gradient by the input is a depthwise convolution: multiplier 1, and padding that is zeros."""
+    """Return whether the gradient by the input is a depthwise convolution: multiplier 1, and padding that is zeros."""
     return case.geometry.multiplier == 1 and case.geometry.padding_mode == "zeros"
 
 
 def input_gradient_case(case: Case, dy: np.ndarray) -> Case:
-    """The convolution whose output is the gradient of sum(dy y) by x.
+    """Return the convolution whose output is the gradient of sum(dy y) by x.
 
     Raises:
       ValueError: a channel multiplier above 1, or circular or reflecting padding: those gradients are no depthwise
@@ -45,11 +44,11 @@ def input_gradient_case(case: Case, dy: np.ndarray) -> Case:
     if dy.shape != g.output_shape or dy.dtype != case.dtype:
         raise ValueError(f"`dy` is {dy.dtype} {dy.shape}, expected {case.dtype} {g.output_shape}")
     padding = []
-    for n, out, stride, spread, span, (low, _) in zip(
+    for n, out, stride, dilation, span, (low, _) in zip(
         g.spatial, g.output_spatial, g.strides, g.input_dilation, g.spans, g.padding
     ):
         before = span - 1 - low
-        padding.append((before, (n - 1) * spread + span - ((out - 1) * stride + 1) - before))
+        padding.append((before, (n - 1) * dilation + span - ((out - 1) * stride + 1) - before))
     return case.replace(
         x=dy,
         kernel=np.ascontiguousarray(np.flip(case.kernel, tuple(range(g.rank)))),
@@ -74,7 +73,7 @@ class InputGradient:
         return self.implementation.name
 
     def run(self, adjoint: Case) -> np.ndarray:
-        """dx for the kernel and the dy that the convolution `adjoint` holds."""
+        """Return dx for the kernel and the dy that the convolution `adjoint` holds."""
         g = self.case.geometry
         kernel = np.ascontiguousarray(np.flip(adjoint.kernel, tuple(range(g.rank))))
         bias = None if self.case.bias is None else np.zeros_like(self.case.bias)

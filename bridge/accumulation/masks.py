@@ -42,7 +42,7 @@ class Masks:
     capacity: int
 
     def unit_sets(self, others: Sequence[int]) -> Iterator[Sequence[int]]:
-        """The leaves to count, in as many runs as the capacity needs; one at least."""
+        """Yield the leaves to count, in as many runs as the capacity needs, at least one."""
         step = self.capacity if self.unit else max(1, len(others))
         for start in range(0, max(1, len(others)), step):
             yield others[start : start + step]

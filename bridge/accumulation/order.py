@@ -1,4 +1,4 @@
-"""What a probe reveals: which tree each output element is summed by, and in what arithmetic."""
+"""Accumulation orders: the tree by which each output element is summed, and the arithmetic."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bridge.numerics import Format, round_to, truncate_to
 
 @dataclasses.dataclass(frozen=True)
 class Rounding:
-    """A format, and how numbers are brought into it.
+    """A format, and the direction of rounding into it.
 
     >>> from bridge.numerics import TF32
     >>> str(Rounding(TF32, toward_zero=True))
@@ -122,12 +122,12 @@ class AccumulationOrder:
         return float(np.mean(self.labels >= 0)) if self.labels.size else 1.0
 
     def tree(self, index: tuple[int, ...]) -> Tree | NotASum:
-        """The tree of one output element, or why there is none."""
+        """Return the tree of one output element, or why there is none."""
         label = int(self.labels[index])
         return self.trees[label] if label >= 0 else self.refusals[-1 - label]
 
     def elements(self, tree: Tree | NotASum) -> np.ndarray:
-        """Which elements have this tree or refusal: bool of the output's shape."""
+        """Return which elements have this tree or refusal: bool of the output's shape."""
         if isinstance(tree, Tree):
             return self.labels == (self.trees.index(tree) if tree in self.trees else len(self.trees))
         return self.labels == (-1 - self.refusals.index(tree) if tree in self.refusals else len(self.trees))

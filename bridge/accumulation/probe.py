@@ -92,7 +92,7 @@ class Subject:
 
 
 def ask(subject: Subject, partition: Partition, masks: Masks, i: int, j: int) -> None:
-    """One question of all elements: +M at leaf i, -M at leaf j."""
+    """Ask all elements one question: +M at leaf i, -M at leaf j."""
     terms = len(subject.names)
     answers = []
     for units in masks.unit_sets([leaf for leaf in range(terms) if leaf not in (i, j)]):
@@ -123,7 +123,7 @@ def settle(subject: Subject, partition: Partition, masks: Masks, most: int | Non
 
 
 def most_shared(leaf: int, partners: tuple[int, ...], groups: list[Group]) -> int:
-    """The partner for `leaf` that most groups can answer; the first of several."""
+    """Return the partner for `leaf` that most groups can answer; the first of several."""
     if len(partners) == 1:
         return partners[0]
     sharing = [set(group.leaves) for group in groups if leaf in group.leaves]
@@ -131,7 +131,7 @@ def most_shared(leaf: int, partners: tuple[int, ...], groups: list[Group]) -> in
 
 
 def reveal_order(subject: Subject, *, fused: bool, fused_first: bool, subnormals: bool) -> tuple[Partition, Masks]:
-    """Every element's tree, by the first masks that suit the implementation.
+    """Find every element's tree, by the first masks that suit the implementation.
 
     Args:
       subject: what to probe.
@@ -158,7 +158,7 @@ def reveal_order(subject: Subject, *, fused: bool, fused_first: bool, subnormals
 
 
 def reveal_rounding_of_products(subject: Subject, partition: Partition, accumulator: Format) -> None:
-    """Which products enter unrounded, in runs of their own: for each leaf, one beside a leaf of its sibling."""
+    """Find out which products enter unrounded, in runs of their own: one per leaf, beside a leaf of its sibling."""
     masks = masking.product_rounding(subject.format, accumulator)
     while True:
         wanting = [(group, leaf) for group in partition.groups for leaf in _unknown_products(group, subject.names)]

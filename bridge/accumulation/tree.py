@@ -78,40 +78,40 @@ class Tree:
 
     @classmethod
     def of(cls, leaf: Leaf) -> Tree:
-        """One product, or the bias."""
+        """Return the leaf of one product, or of the bias."""
         if leaf != BIAS and (isinstance(leaf, bool) or not isinstance(leaf, (int, np.integer)) or leaf < 0):
             raise ValueError(f"`leaf` is {leaf!r}, expected a tap (0, 1, ...) or {BIAS!r}")
         return cls("leaf", leaf if leaf == BIAS else int(leaf))
 
     @classmethod
     def add(cls, *operands: Tree) -> Tree:
-        """One rounded addition of two operands, or one multi-way addition of more."""
+        """Return one rounded addition of two operands, or one multi-way addition of more."""
         if len(operands) < 2 or any(not operand.leaves for operand in operands):
             raise ValueError(f"`operands` are {operands}, expected two or more trees with leaves")
         return cls("add", None, operands)
 
     @classmethod
     def fma(cls, tap: Leaf | None, addend: Tree) -> Tree:
-        """fma(x_tap, w_tap, addend)."""
+        """Return fma(x_tap, w_tap, addend)."""
         if not isinstance(tap, (int, np.integer)) or not addend.leaves:
             raise ValueError(f"`tap` is {tap!r} and `addend` {addend}, expected a tap and a tree with leaves")
         return cls("fma", cls.of(tap).leaf, (addend,))
 
     @classmethod
     def exact(cls, leaves: Sequence[Leaf]) -> Tree:
-        """The exact sum, rounded once: no order at all."""
+        """Return the exact sum, rounded once: it has no order."""
         if len(leaves) < 2:
             raise ValueError(f"`leaves` are {leaves!r}, expected two or more")
         return cls("exact", None, [cls.of(leaf) for leaf in leaves])
 
     @classmethod
     def empty(cls) -> Tree:
-        """The sum of nothing: what a window that lies wholly in the padding adds."""
+        """Return the sum of nothing: that of a window that lies wholly in the padding."""
         return cls("empty")
 
     @classmethod
     def chain(cls, leaves: Sequence[Leaf], *, fused: bool = False) -> Tree:
-        """The leaves added one after another, from the first.
+        """Return the leaves added one after another, from the first.
 
         >>> Tree.chain([0, 1, 2]), Tree.chain(["b", 0, 1], fused=True)
         (Tree('(0+1)+2'), Tree('F[1, F[0, b]]'))
@@ -128,7 +128,7 @@ class Tree:
         return Tree.parse, (str(self),)
 
     def nodes(self) -> Iterator[Tree]:
-        """Every node, operands before what adds them; the root is the last."""
+        """Yield every node, operands before the node that adds them; the root is the last."""
         stack = [(self, False)]
         while stack:
             node, below_done = stack.pop()
@@ -160,7 +160,7 @@ class Tree:
 
     @classmethod
     def parse(cls, text: str) -> Tree:
-        """The tree that a text form describes; operands may stand in any order.
+        """Return the tree that a text form describes; operands may stand in any order.
 
         Raises:
           ValueError: not a text form; the message says where.
@@ -208,7 +208,7 @@ class Tree:
         raise ValueError(f"`text` is {text!r}, expected (tree+tree), F[tap, tree] or E[leaf, leaf]")
 
     def to_json(self) -> Any:
-        """Nested lists: a leaf is its tap or "b", else [kind, operand, ...]; an fma's first operand is its tap."""
+        """Return nested lists: a leaf is its tap or "b", else [kind, operand, ...]; an fma has its tap first."""
         built: dict[Tree, Any] = {}
         for node in self.nodes():
             below = [built.pop(child) for child in node.children]

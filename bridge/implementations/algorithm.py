@@ -1,4 +1,4 @@
-"""What a framework's table holds: algorithms, the knobs that they take, and the arithmetic that they declare."""
+"""Algorithms of a framework, the knobs that they take, and the arithmetic that they declare."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ImplementationError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Algorithm:
-    """One row of a framework's table.
+    """One algorithm of a framework.
 
     Attributes:
       compute: takes a Case and every knob, returns the output.
@@ -49,7 +49,7 @@ class Algorithm:
 
 @dataclasses.dataclass(frozen=True)
 class Emulation:
-    """What a value of a knob stands for on a platform that need not be there.
+    """The meaning of a knob's value on a platform that need not be there.
 
     Attributes:
       platform: "tpu" or "gpu"; about: in words.
@@ -94,24 +94,24 @@ class Knob:
         return value
 
     def platform(self, value: str) -> str:
-        """The platform that the value emulates; empty for none."""
+        """Return the platform that the value emulates; empty for none."""
         return self.emulated[value].platform if value in self.emulated else ""
 
     def on(self, platform: str, value: str) -> str:
-        """The value on the platform that is emulated, "" being none; the same where it is not told apart there."""
+        """Return the value on an emulated platform ("" for none); the value itself if it is the same there."""
         there = (key for key, each in self.emulated.items() if (each.platform, each.value) == (platform, value))
         return next(there, value)
 
     def how_to(self, value: str) -> str:
-        """How to write the value in the user's own code."""
+        """Return how to write the value in the user's own code."""
         if isinstance(self.code, str):
             return f"without {self.code.format('...')}" if value == self.default else self.code.format(value)
         return str(self.emulated[value]) if value in self.emulated else self.code[value]
 
     def others(self, value: str) -> list[str]:
-        """The other values worth a try: all of a list on the same platform, and 1 of the integers.
+        """Return the other values worth a try: all of a list on the same platform, and 1 of the integers.
 
-        A platform is nothing that a setting changes, so none is tried in place of another.
+        A setting does not change the platform, so no platform is tried in place of another.
         """
         if isinstance(self.code, str):
             known = [self.default, "1"]
@@ -131,9 +131,9 @@ def time_calls(call: Callable[[], object], repetitions: int) -> list[float]:
 
 
 def declared(case: Case, dtype: str, *, flushes_subnormals: bool, output_roundings: int) -> Arithmetic:
-    """The conventional arithmetic of an implementation that computes in the dtype named, "same" being the case's.
+    """Return the conventional arithmetic of an implementation that computes in a dtype; "same" is the case's dtype.
 
-    In a narrower dtype the inputs are rounded to it first; in a wider one the result is rounded to the case's last.
+    A narrower dtype rounds the inputs first. A wider one rounds the result to the case's dtype last.
     """
     given, working = format_of(case.dtype), format_of(case.dtype if dtype == "same" else DTYPES[dtype])
     arithmetic = Arithmetic.of(working.dtype, flushes_subnormals=flushes_subnormals, output_roundings=output_roundings)

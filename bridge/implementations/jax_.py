@@ -54,7 +54,7 @@ Compute = Callable[..., jax.Array]  # of x, kernel, bias or None, geometry, prec
 
 
 def run(name: str, compute: Compute, case: Case, *, xla: str, **knobs: str) -> np.ndarray:
-    """The output of compute(x, kernel, bias, geometry, precision); under XLA flags, from a process of its own."""
+    """Return compute(x, kernel, bias, geometry, precision); under XLA flags, from a process of its own."""
     if xla != "default":
         return isolated.run(_spelled(name, knobs), case, environment=_flags(xla))
     with _ready(compute, case, **knobs) as call:
@@ -62,7 +62,7 @@ def run(name: str, compute: Compute, case: Case, *, xla: str, **knobs: str) -> n
 
 
 def seconds(name: str, compute: Compute, case: Case, repetitions: int, *, xla: str, **knobs: str) -> list[float]:
-    """The times of compute(x, kernel, bias, geometry, precision), arrays at hand and the result waited for."""
+    """Return the seconds of each call of compute, with arrays at hand, until the result is ready."""
     if xla != "default":
         return isolated.seconds(_spelled(name, knobs), case, repetitions, environment=_flags(xla))
     with _ready(compute, case, **knobs) as call:
@@ -78,7 +78,7 @@ def _flags(xla: str) -> dict[str, str]:
 
 
 def input_gradient(compute: Compute, case: Case, dy: np.ndarray, *, xla: str, **knobs: str) -> np.ndarray:
-    """The gradient of sum(dy y) by x, from `jax.vjp`."""
+    """Return the gradient of sum(dy y) by x, from `jax.vjp`."""
     if xla != "default":
         raise ValueError(f"`xla` is {xla!r} for a gradient, expected 'default': flags are set for outputs only")
 
@@ -90,7 +90,7 @@ def input_gradient(compute: Compute, case: Case, dy: np.ndarray, *, xla: str, **
 def _ready(
     compute: Compute, case: Case, *more: np.ndarray, dtype: str, jit: str, precision: str
 ) -> Iterator[Callable[[], jax.Array]]:
-    """A call of compute on JAX arrays in the computation's dtype: the case's, and more."""
+    """Yield a call of compute on JAX arrays in the computation's dtype: those of the case, and more."""
     working = case.dtype if dtype == "same" else DTYPES[dtype]
     compute, asked = _on(compute, precision, working)
     wide = "float64" in (case.dtype.name, working.name)
@@ -102,7 +102,7 @@ def _ready(
 
 
 def _on(compute: Compute, precision: str, working: np.dtype) -> tuple[Compute, lax.Precision]:
-    """compute on the platform that the value emulates, if it does, and the precision to call it with."""
+    """Return compute, on the platform that the value emulates if it does, and the precision to call it with."""
     if precision not in KNOBS["precision"].emulated:
         return compute, lax.Precision(precision)
     emulated.check(precision, working)
@@ -111,7 +111,7 @@ def _on(compute: Compute, precision: str, working: np.dtype) -> tuple[Compute, l
 
 
 def _coarsest(compute: Compute, case: Case, dtype: str, precision: str) -> emulated.Parts | None:
-    """What the platform that the value emulates rounds operands to; None where it rounds none, or there is none."""
+    """Return the coarsest rounding of operands on the platform that the value emulates; None if nothing is rounded."""
     working = case.dtype if dtype == "same" else DTYPES[dtype]
     there, asked = _on(compute, precision, working)
     if not isinstance(there, emulated.On) or 0 in case.geometry.output_shape:
@@ -129,7 +129,7 @@ def _call(*arrays, compute, geometry, precision):
 
 @dataclasses.dataclass(frozen=True)
 class _Pullback:
-    """From x, kernel, bias and dy to the gradient by x. A dy that were a constant would be folded into the program."""
+    """Maps x, kernel, bias and dy to the gradient by x. As a constant, dy would be folded into the program."""
 
     compute: Compute
 
@@ -139,12 +139,12 @@ class _Pullback:
 
 
 def grouped(x, kernel, bias, geometry, precision):
-    """`lax.conv_general_dilated` in the arrays' own dtype, as `flax.nnx.Conv` calls it, and the bias added after."""
+    """Call `lax.conv_general_dilated` in the arrays' own dtype as `flax.nnx.Conv` does, and add the bias after it."""
     return lax_grouped(x, kernel, bias, geometry, (precision, precision))
 
 
 def unfold_matmul(x, kernel, bias, geometry, precision):
-    """The question's loop, in JAX: one channel at a time, windows and a matrix product; the bias added after."""
+    """Loop over channels: windows times weights, as `torch.unfold_matmul` does; the bias is added after."""
     windows = jaxdw.unfold(x, geometry.kernel_size, **options(geometry))
     windows = windows.reshape(math.prod(geometry.batch), -1, geometry.taps, geometry.channels)
     weights = kernel.reshape(geometry.taps, geometry.channels, geometry.multiplier)
@@ -159,7 +159,7 @@ def unfold_matmul(x, kernel, bias, geometry, precision):
 
 
 def method(name):
-    """jaxdw's method of that name."""
+    """Return jaxdw's method of that name as a function of arrays, geometry and precision."""
 
     def compute(x, kernel, bias, geometry, precision):
         return jaxdw.depthwise_conv(x, kernel, bias, method=name, precision=precision, **options(geometry))
@@ -234,7 +234,10 @@ ALGORITHMS = {
 
 
 def user_algorithm(name: str, function: Callable[..., jax.Array]) -> Algorithm:
-    """A user's function of arrays, channels last: x `(*batch, *spatial, C)`, kernel `(*kernel_size, 1, C*M)`, bias."""
+    """Return the algorithm of a user's function.
+
+    It takes arrays, channels last: x `(*batch, *spatial, C)`, kernel `(*kernel_size, 1, C*M)`, bias.
+    """
 
     def compute(x, kernel, bias, geometry, precision):
         del precision  # the function's own business
@@ -244,7 +247,7 @@ def user_algorithm(name: str, function: Callable[..., jax.Array]) -> Algorithm:
 
 
 def environment() -> dict[str, str]:
-    """What may change JAX's bits here."""
+    """Return what may change JAX's bits here."""
     return {
         "jax": jax.__version__,
         "jaxlib": jax.lib.__version__,

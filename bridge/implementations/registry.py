@@ -42,33 +42,33 @@ class Implementation:
 
     @property
     def base(self) -> str:
-        """The name without knobs."""
+        """The name without its knobs."""
         return self.name.partition("[")[0]
 
     @property
     def is_exact(self) -> bool:
-        """Whether it rounds the exact sum once, so that it has no order of addition."""
+        """Return whether it rounds the exact sum once, so that it has no order of addition."""
         return self.algorithm.family == "exact"
 
     @property
     def isolated(self) -> bool:
-        """Whether it runs in a process of its own."""
+        """Return whether it runs in a process of its own."""
         return self.knobs.get("xla", "default") != "default"
 
     @property
     def emulation(self) -> Emulation | None:
-        """What it emulates, if it does."""
+        """The platform and the setting that it emulates, if it does."""
         known = knobs(self.framework)
         return next((e for knob, value in self.knobs.items() if (e := known[knob].emulated.get(value))), None)
 
     def on(self, platform: str, **values: str) -> Implementation:
-        """The same with all knobs at their defaults but these, on the platform that is emulated; "" is none."""
+        """Return it on an emulated platform ("" for none), with these knobs and all others at their defaults."""
         known = knobs(self.framework)
         there = {knob: spec.on(platform, values.get(knob, spec.default)) for knob, spec in known.items()}
         return self.changed(**there)
 
     def run(self, case: Case) -> np.ndarray:
-        """The output `(*batch, *output_spatial, C*M)` of the case, of the case's dtype.
+        """Return the output `(*batch, *output_spatial, C*M)` of the case, of the case's dtype.
 
         Raises:
           ImplementationError: the framework or a user's function failed, there is not memory enough, or the output
@@ -85,14 +85,14 @@ class Implementation:
         return y
 
     def input_gradient(self, case: Case, dy: np.ndarray) -> np.ndarray:
-        """The gradient of sum(dy y) by x, of x's shape and dtype, from the framework's own differentiation."""
+        """Return the gradient of sum(dy y) by x, of x's shape and dtype, from the framework's own differentiation."""
         if 0 in case.geometry.output_shape or 0 in case.geometry.x_shape:
             return np.zeros(case.geometry.x_shape, case.dtype)
         with self._failures_named(case):
             return self.algorithm.input_gradient(case, dy, **self.knobs)
 
     def seconds(self, case: Case, repetitions: int = 1) -> list[float]:
-        """Seconds of each repetition, arrays at hand and the result waited for."""
+        """Return the seconds of each repetition, with arrays at hand, until the result is ready."""
         with self._failures_named(case):
             return self.algorithm.seconds(case, repetitions, **self.knobs)
 
@@ -114,9 +114,9 @@ class Implementation:
             raise ImplementationError(f"{self.name} failed on {_shapes(case)}: {said}") from error
 
     def arithmetic(self, case: Case, quantity: str = "y") -> Arithmetic:
-        """The arithmetic that this implementation declares for the case: what its bound is computed from.
+        """Return the arithmetic that this implementation declares for the case. Its bound is computed from it.
 
-        Of a gradient ("dx") in float16 or bfloat16 it declares no more than that partial sums may be rounded to it.
+        For a gradient ("dx") in float16 or bfloat16, partial sums may be rounded to that dtype.
         """
         if quantity == "y":
             return self.algorithm.arithmetic(case, **self.knobs)
@@ -126,7 +126,7 @@ class Implementation:
         return dataclasses.replace(declared, product=declared.output, accumulator=declared.output)
 
     def input_bits(self, case: Case) -> int:
-        """Bits of the significands that operands of products are left with."""
+        """Return the bits of the significands that operands of products are left with."""
         bits = self.algorithm.input_bits(case, **self.knobs)
         if bits is None:
             declared = self.arithmetic(case).input
@@ -134,7 +134,7 @@ class Implementation:
         return bits
 
     def changed(self, **values: str) -> Implementation:
-        """The same with some knobs at other values.
+        """Return it with some knobs at other values.
 
         >>> implementation("torch.conv2d[threads=1]").changed(mkldnn="off").name
         'torch.conv2d[mkldnn=off,threads=1]'
@@ -148,7 +148,7 @@ class Implementation:
 
 
 def implementation(name: str) -> Implementation:
-    """The implementation of that name; `package.module:function` is a user's own, in PyTorch or JAX.
+    """Return the implementation of that name; `package.module:function` is a user's own, in PyTorch or JAX.
 
     Raises:
       ValueError: no such implementation, knob or value; the message lists what there is.
@@ -183,7 +183,7 @@ def is_exact(name: str) -> bool:
 
 
 def counterpart(framework: str, family: str) -> Implementation | None:
-    """The framework's implementation of that family, at its default knobs; None if it has none.
+    """Return the framework's implementation of that family, at its default knobs; None if it has none.
 
     >>> counterpart("torch", "taps").name
     'torch.taps'
@@ -193,7 +193,7 @@ def counterpart(framework: str, family: str) -> Implementation | None:
 
 
 def implementations(*, interpreted: bool = True) -> list[str]:
-    """The names of all implementations, without knobs; of those that a CPU does not interpret, if so asked."""
+    """Return the names of all implementations, without knobs; with or without those that a CPU interprets."""
     return [
         f"{framework}.{name}"
         for framework in FRAMEWORKS
@@ -203,12 +203,12 @@ def implementations(*, interpreted: bool = True) -> list[str]:
 
 
 def knobs(framework: str) -> Mapping[str, Knob]:
-    """The knobs that the implementations of a framework take."""
+    """Return the knobs that the implementations of a framework take."""
     return _tables(framework)[1]
 
 
 def _algorithm(name: str, base: str) -> tuple[str, Algorithm]:
-    """The framework and the algorithm of a name without its knobs."""
+    """Return the framework and the algorithm of a name without its knobs."""
     if ":" in base:
         from bridge.implementations import user
 

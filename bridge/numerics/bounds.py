@@ -118,24 +118,24 @@ class Arithmetic:
 
     @classmethod
     def of(cls, dtype: Any, **changes: Any) -> Arithmetic:
-        """The conventional arithmetic of a dtype: its own, but float32 sums for bfloat16 and float16."""
+        """Return the conventional arithmetic of a dtype: its own, but float32 sums for bfloat16 and float16."""
         output = format_of(dtype)
         inner = FLOAT32 if output in (BFLOAT16, FLOAT16) else output
         return dataclasses.replace(cls(inner, inner, output), **changes)
 
     @property
     def parts(self) -> int:
-        """r, into how many parts an input is split."""
+        """r, the number of parts of an input."""
         return {1: 1, 3: 2, 6: 3}[self.passes]
 
     def flush_threshold(self, fmt: Format) -> float:
-        """Numbers of `fmt` below it may become zero."""
+        """Return the number of `fmt` below which numbers may become zero."""
         kept = not self.flushes_subnormals or (fmt == FLOAT16 and self.accumulator != FLOAT16)
         return 0.0 if kept else fmt.smallest_normal
 
 
 def error_bound(arithmetic: Arithmetic, total: ExactSum) -> np.ndarray:
-    """|computed - exact| at most, for each element: float64 of the sums' shape, infinite where nothing is promised.
+    """Return a bound of |computed - exact| for each element: float64, infinite where nothing is promised.
 
     Compare with `total.reference`, and allow for `total.reference_error`.
 
@@ -174,18 +174,18 @@ def error_bound(arithmetic: Arithmetic, total: ExactSum) -> np.ndarray:
 
 
 def difference_bound(bound_a: np.ndarray, bound_b: np.ndarray) -> np.ndarray:
-    """|a - b| at most, for two results within their bounds of one exact sum: the sum of the bounds, rounded up."""
+    """Return a bound of |a - b| for two results within their bounds of one exact sum: their sum, rounded up."""
     return np.nextafter(np.add(bound_a, bound_b), np.inf)
 
 
 def _product_roundoff(arithmetic: Arithmetic, given: Format) -> float:
-    """u_p: 0 where twice the inputs' bits fit."""
+    """Return u_p: 0 where twice the inputs' bits fit."""
     bits = given.precision if arithmetic.input is None else min(given.precision, arithmetic.input.precision)
     return 0.0 if 2 * bits <= arithmetic.product.precision else arithmetic.product.unit_roundoff
 
 
 def _underflow(arithmetic: Arithmetic, n: np.ndarray, m: np.ndarray) -> np.ndarray:
-    """U of (2)."""
+    """Return U of (2)."""
     formats = (arithmetic.product, arithmetic.accumulator)
     smallest = max(arithmetic.flush_threshold(fmt) for fmt in formats)
     if smallest:
@@ -194,14 +194,14 @@ def _underflow(arithmetic: Arithmetic, n: np.ndarray, m: np.ndarray) -> np.ndarr
 
 
 def _input_roundoff(arithmetic: Arithmetic, given: Format) -> Fraction:
-    """u_x."""
+    """Return u_x."""
     if arithmetic.input is None or arithmetic.input.precision >= given.precision:
         return Fraction(0)
     return Fraction(arithmetic.input.unit_roundoff) * (2 if arithmetic.input_truncated else 1)
 
 
 def _input_coefficients(arithmetic: Arithmetic, given: Format) -> tuple[float, float, float, float]:
-    """(3): coefficients of S and of Q in the error, and in P, rounded up."""
+    """Return the coefficients in (3) of S and of Q in the error, and in P, rounded up."""
     u, r = _input_roundoff(arithmetic, given), arithmetic.parts
     pairs = list(itertools.product(range(1, r + 1), repeat=2))
     kept = [u ** (i + j - 2) for i, j in pairs if i + j <= r + 1]
@@ -216,7 +216,7 @@ def _input_coefficients(arithmetic: Arithmetic, given: Format) -> tuple[float, f
 
 
 def _absolute_loss(a: np.ndarray, arithmetic: Arithmetic, given: Format) -> np.ndarray:
-    """t(a), for operands a (float64, in the format `given`)."""
+    """Return t(a), for operands a (float64, in the format `given`)."""
     fmt, r = arithmetic.input or given, arithmetic.parts
     size = np.abs(a)
     flushed = arithmetic.flush_threshold(fmt)
@@ -231,7 +231,7 @@ def _absolute_loss(a: np.ndarray, arithmetic: Arithmetic, given: Format) -> np.n
 
 
 def _absolute_losses(arithmetic: Arithmetic, total: ExactSum) -> np.ndarray | None:
-    """Q of (3), or None where it is zero everywhere."""
+    """Return Q of (3), or None where it is zero everywhere."""
     products = total.products
     given = format_of(products.dtype)
 
@@ -269,6 +269,6 @@ def _round_output(arithmetic: Arithmetic, total: ExactSum, E: np.ndarray) -> Non
 
 
 def _up(value: Fraction) -> float:
-    """The least float64 not below `value`."""
+    """Return the least float64 not below `value`."""
     nearest = float(value)
     return nearest if Fraction(nearest) >= value else math.nextafter(nearest, math.inf)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # it imports JAX, and this package needs NumPy alone
 
 
 def exact(case: Case) -> ExactSum:
-    """The convolution, correctly rounded: arrays of shape `(*batch, *output_spatial, C*M)`.
+    """Return the convolution, correctly rounded: arrays of shape `(*batch, *output_spatial, C*M)`.
 
     >>> from bridge import Case
     >>> x = np.array([[[2.0**24], [1.0], [-(2.0**24)]]], np.float32)
@@ -32,22 +32,22 @@ def exact(case: Case) -> ExactSum:
 
 
 def exact_input_gradient(case: Case, dy: np.ndarray) -> ExactSum:
-    """The gradient of sum(dy y) by the input, correctly rounded: arrays of x's shape."""
+    """Return the gradient of sum(dy y) by the input, correctly rounded: arrays of x's shape."""
     return exact_sum(input_gradient_products(case, dy))
 
 
 def exact_kernel_gradient(case: Case, dy: np.ndarray) -> ExactSum:
-    """The gradient of sum(dy y) by the kernel, correctly rounded: arrays of the kernel's shape."""
+    """Return the gradient of sum(dy y) by the kernel, correctly rounded: arrays of the kernel's shape."""
     return exact_sum(kernel_gradient_products(case, dy))
 
 
 def exact_bias_gradient(case: Case, dy: np.ndarray) -> ExactSum:
-    """The gradient of sum(dy y) by the bias, correctly rounded: arrays of shape `(C*M,)`."""
+    """Return the gradient of sum(dy y) by the bias, correctly rounded: arrays of shape `(C*M,)`."""
     return exact_sum(bias_gradient_products(case, dy))
 
 
 def output_products(case: Case) -> Products:
-    """The products of the convolution itself, of shape `(*batch, *output_spatial, C*M)`."""
+    """Return the products of the convolution itself, of shape `(*batch, *output_spatial, C*M)`."""
     g = case.geometry
     x = _with_zero_plane(np.repeat(case.x, g.multiplier, axis=-1), len(g.batch), g.rank)
     kernel = case.kernel.astype(np.float64)
@@ -65,7 +65,7 @@ def output_products(case: Case) -> Products:
 
 
 def input_gradient_products(case: Case, dy: np.ndarray) -> Products:
-    """The products of dx, the gradient by the input: dy w over all (output, tap) that read an input. Shape of x."""
+    """Return the products of dx, of x's shape: dy w over all (output, tap) that read an input."""
     g = case.geometry
     dy = _checked_dy(case, dy)
     outputs = _with_zero_plane(case.split_channels(dy), len(g.batch), g.rank)
@@ -88,7 +88,7 @@ def input_gradient_products(case: Case, dy: np.ndarray) -> Products:
 
 
 def kernel_gradient_products(case: Case, dy: np.ndarray) -> Products:
-    """The products of dkernel: x dy over the batch and all outputs whose tap reads the input. Shape of the kernel."""
+    """Return the products of dkernel, of its shape: x dy over the batch and all outputs whose tap reads the input."""
     g = case.geometry
     dy = _checked_dy(case, dy)
     x = _with_zero_plane(np.repeat(case.x, g.multiplier, axis=-1), len(g.batch), g.rank)
@@ -114,7 +114,7 @@ def kernel_gradient_products(case: Case, dy: np.ndarray) -> Products:
 
 
 def bias_gradient_products(case: Case, dy: np.ndarray) -> Products:
-    """The terms of dbias: dy times one, over the batch and all outputs. Shape `(C*M,)`."""
+    """Return the terms of dbias, of shape `(C*M,)`: dy times one, over the batch and all outputs."""
     g = case.geometry
     dy = _checked_dy(case, dy)
     rows = dy.astype(np.float64).reshape(-1, g.features)
@@ -138,19 +138,19 @@ def _checked_dy(case: Case, dy: np.ndarray) -> np.ndarray:
 
 
 def _whole_space(block: Block, rank: int) -> Block:
-    """The block's batch and channels, at every position."""
+    """Return the block's batch and channels, at every position."""
     return (*block[: -rank - 1], *(slice(None),) * rank, block[-1])
 
 
 def _with_zero_plane(x: np.ndarray, first: int, rank: int) -> np.ndarray:
-    """x in float64 with a plane of zeros after each spatial axis: index -1, which means padding, then reads a zero."""
+    """Return float64 x with a plane of zeros after each spatial axis: index -1, the padding, then reads a zero."""
     extended = np.zeros([n + (first <= axis < first + rank) for axis, n in enumerate(x.shape)])
     extended[tuple(slice(n) for n in x.shape)] = x
     return extended
 
 
 def _gather(x: np.ndarray, indices: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """x `(*batch, *spatial, C)` at the indices of each spatial axis, and which of them are not padding."""
+    """Return x `(*batch, *spatial, C)` at the indices of each spatial axis, and which of them are not padding."""
     first = x.ndim - 1 - len(indices)
     for axis, index in enumerate(indices, first):
         x = np.take(x, index, axis)
@@ -158,17 +158,17 @@ def _gather(x: np.ndarray, indices: Sequence[np.ndarray]) -> tuple[np.ndarray, n
 
 
 def _outer(vectors: Sequence[np.ndarray]) -> np.ndarray:
-    """The product of one vector an axis, shape (len(v) for v in vectors)."""
+    """Return the product of one vector per axis, of shape (len(v) for v in vectors)."""
     return functools.reduce(np.multiply.outer, vectors)
 
 
 def _along_rows(w: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """w `(C,)` repeated along the last spatial axis: NumPy's inner loop then runs over a row and not over C."""
+    """Return w `(C,)` repeated along the last spatial axis: NumPy's inner loop then runs over a row, not over C."""
     return np.ascontiguousarray(np.broadcast_to(w, shape[-2:]))
 
 
 def _readers(source: np.ndarray, size: int) -> list[tuple[int, np.ndarray]]:
-    """`(tap, output)` pairs, where output `(size,)` says which output reads each input under that tap, -1 for none.
+    """Return `(tap, output)` pairs: output `(size,)` reads each input under that tap, -1 for none.
 
     Periodic and reflecting padding let several outputs read one input under the same tap: one pair for each.
     """

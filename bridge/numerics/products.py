@@ -35,7 +35,7 @@ class Term(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Products:
-    """What is added: element by element, the sum over terms of x w, and the bias where there is one.
+    """Sums of products: for each element the sum over terms of x w, and the bias where there is one.
 
     Attributes:
       shape: of the output.
@@ -63,7 +63,7 @@ class Products:
         shape: Sequence[int],
         bias: np.ndarray | None = None,
     ) -> Products:
-        """From arrays: each term's `(x, w, valid)` broadcast to `shape`; all x and w, and the bias, have one dtype.
+        """Return the sums of terms `(x, w, valid)`, which broadcast to `shape`; all arrays have one dtype.
 
         >>> ones = np.ones((2, 3), np.float32)
         >>> Products.of([(ones, ones[:, :1], True), (ones, ones, ones > 1)], (2, 3)).count
@@ -93,11 +93,11 @@ class Products:
         )
 
     def blocks(self) -> Iterator[Block]:
-        """Slices that cut the output into blocks of at most about `limit` elements."""
+        """Yield slices that cut the output into blocks of at most about `limit` elements."""
         return blocks(self.shape, self.limit)
 
     def bias_block(self, block: Block) -> np.ndarray | None:
-        """The bias in float64, broadcast to a block's shape."""
+        """Return the bias in float64, broadcast to a block's shape."""
         return None if self.bias is None else np.broadcast_to(self.bias, self.shape)[block].astype(np.float64)
 
 

@@ -257,7 +257,7 @@ def in_a_kernel(x, kernel):
     [
         (f"{__name__}:in_a_kernel[precision=tpu-high]", np.float32, "expected no product within 'pallas_call'"),
         ("jax.taps[precision=tpu-default]", np.float64, "`precision` is 'tpu-default' for float64 arrays, expected fl"),
-        ("jax.grouped[precision=tpu-high]", np.float16, "what a TPU rounds float16 operands to is not documented"),
+        ("jax.grouped[precision=tpu-high]", np.float16, "how a TPU rounds float16 operands is not documented"),
         (f"{__name__}:with_a_fixed_algorithm[precision=gpu-high]", np.float32, "expected default, high or highest to"),
     ],
 )
