@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from bridge.accumulation.order import AccumulationOrder, Rounding
 from bridge.accumulation.sums import Change, Operands, SumsOfProducts
 from bridge.accumulation.tree import BIAS, Tree
 from bridge.numerics import FLOAT32, FLOAT64, cast, format_of
+from bridge.numerics.products import blocks
 
 if TYPE_CHECKING:  # it imports JAX, and this package needs NumPy alone
     from bridge.case import Case
@@ -141,36 +141,17 @@ def _multiply_padding(y: np.ndarray, sums: SumsOfProducts) -> None:
 
 
 def _blocks(where: np.ndarray) -> Iterator[tuple]:
-    """Yield indices of the elements: slices where they fill a box, index arrays where not."""
+    """Yield indices of the elements: a slice per axis where they are all of a range, index arrays where not."""
     if not where.any():
         return
-    box = tuple(_extent(np.asarray(where.any(axis=_all_but(axis, where.ndim)))) for axis in range(where.ndim))
-    if where[box].all():
-        yield from _boxes(box)
+    ranges = []
+    for axis in range(where.ndim):
+        present = np.flatnonzero(where.any(axis=tuple(other for other in range(where.ndim) if other != axis)))
+        ranges.append(slice(int(present[0]), int(present[-1]) + 1))
+    if where[tuple(ranges)].all():
+        for block in blocks([each.stop - each.start for each in ranges], _BLOCK):
+            yield tuple(slice(whole.start + part.start, whole.start + part.stop) for whole, part in zip(ranges, block))
         return
     flat = np.flatnonzero(where)
     for start in range(0, len(flat), _BLOCK):
         yield np.unravel_index(flat[start : start + _BLOCK], where.shape)
-
-
-def _all_but(axis: int, ndim: int) -> tuple[int, ...]:
-    return tuple(other for other in range(ndim) if other != axis)
-
-
-def _extent(present: np.ndarray) -> slice:
-    found = np.flatnonzero(present)
-    return slice(int(found[0]), int(found[-1]) + 1)
-
-
-def _boxes(box: tuple[slice, ...]) -> Iterator[tuple[slice, ...]]:
-    """Yield parts of a box, cut along its first axes until each part holds about a block."""
-    sizes = [axis.stop - axis.start for axis in box]
-    steps, room = [], _BLOCK
-    for size in reversed(sizes):
-        steps.append(max(1, min(size, room)))
-        room //= max(1, size)
-    cuts = [
-        [slice(start, min(start + step, axis.stop)) for start in range(axis.start, axis.stop, step)]
-        for axis, step in zip(box, reversed(steps))
-    ]
-    return itertools.product(*cuts)

@@ -1,7 +1,7 @@
 """From sizes of common subtrees to the tree: leaves are inserted one at a time.
 
 Let l(i, j) be the number of leaves under the lowest common ancestor of leaves i and j, in the whole tree. The
-ancestors of a leaf are nested, so l tells them apart: FPRev (Xie et al., USENIX ATC 2025) asks for l from a pivot to
+ancestors of a leaf are nested, so l distinguishes them: FPRev (Xie et al., USENIX ATC 2025) asks for l from a pivot to
 all other leaves and recurses. Here leaf t joins the tree of the leaves before it, whose nodes carry their l. One l(t,
 s) says where on the way from s to the root t branches off: between two nodes, which settles t, or at a node, and then
 the search goes on below that node's other operands. A good guess of s settles t at once, n - 1 questions in all:

@@ -27,8 +27,8 @@ class Algorithm:
         then a matrix product per channel), "taps" (shifted multiply-add, tap by tap), "exact", or the name of a user's
         own function. Algorithms of one family differ in their framework alone.
       code: how to write it in the user's own code.
-      seconds: takes a Case, how often to repeat, and every knob; returns the seconds of each repetition, arrays at hand
-        and the result waited for.
+      seconds: takes a Case, how often to repeat, and every knob; returns the seconds of each repetition, with arrays
+        at hand, until the result is ready.
       input_gradient: takes a Case, the gradient dy by the output, and every knob; returns the gradient by x.
       input_bits: takes a Case and every knob, returns bits of the significands that operands of products are left with,
         where the declared arithmetic does not say it: where a platform is emulated.

@@ -170,7 +170,7 @@ def _product(platform: str, equation: JaxprEqn, lhs: jax.Array, rhs: jax.Array) 
     """Return a convolution or matrix product of float32 operands as the platform rounds them; of others, as it is."""
 
     def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
-        # at highest, so that a machine with rounding of its own adds none to it
+        # at highest, so that a machine that rounds operands itself does not round these
         highest = (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
         return equation.primitive.bind(a, b, **{**equation.params, "precision": highest})
 
@@ -182,7 +182,7 @@ def _product(platform: str, equation: JaxprEqn, lhs: jax.Array, rhs: jax.Array) 
     if not small:
         return leading
     rest = sum(small[1:], small[0])
-    # of infinities the rest has only NaN and wrong signs
+    # infinite operands give NaN and wrong signs in all but the leading product
     return jnp.where(jnp.isfinite(rest), rest, jnp.zeros_like(rest)) + leading
 
 

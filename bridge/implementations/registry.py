@@ -17,7 +17,7 @@ from bridge.implementations.algorithm import Algorithm, Emulation, Implementatio
 from bridge.memory import check_fits, check_starts, lack_of_memory
 from bridge.numerics import Arithmetic, format_of
 
-#: Where each framework's implementations are; a framework is imported when one of its own is asked for.
+#: The module of each framework's implementations; it is imported when one of them is used.
 FRAMEWORKS = {
     "torch": "bridge.implementations.torch_",
     "jax": "bridge.implementations.jax_",

@@ -81,7 +81,7 @@ def _framework(name: str, function: Callable[..., Any], module: ModuleType) -> s
         both = " and ".join(sorted(found)) or "neither torch nor jax"
         raise ValueError(
             f"`implementation` is {name!r}, whose module imports {both}, "
-            "expected one of them: it tells what the function is given. "
+            "expected one of them, since it decides what the function is given. "
             "torch: tensors, channels first; jax: arrays, channels last"
         )
     return found.pop()
