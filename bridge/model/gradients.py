@@ -12,11 +12,11 @@ from flax import nnx
 
 from bridge.case import Case
 from bridge.diagnosis import Comparison, Verdict, compare
-from bridge.model.expected import MatrixSum, of_sums, windows
-from bridge.model.isolated import NAMES, compared
+from bridge.model.operation_bounds import MatrixSum, of_sums, windows
+from bridge.model.operation_verdicts import NAMES, compared
 from bridge.model.operations import Gradient
 from bridge.weights.layouts import CONVOLUTION
-from bridge.weights.manifest import Manifest
+from bridge.weights.manifest import WeightsManifest
 from jaxdw.models import MobileNet
 from jaxdw.nnx import DepthwiseConv
 
@@ -44,7 +44,7 @@ class LayerGradients:
 
 
 def gradient_parity(
-    module: Any, model: MobileNet, images: np.ndarray, labels: np.ndarray, manifest: Manifest
+    module: Any, model: MobileNet, images: np.ndarray, labels: np.ndarray, manifest: WeightsManifest
 ) -> list[LayerGradients]:
     """One result for each convolution, in the order of the way back.
 

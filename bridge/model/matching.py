@@ -16,8 +16,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from bridge.model.operations import INPUT, Operation
-from bridge.model.steps import IMAGES, Step
-from bridge.weights.manifest import Manifest
+from bridge.model.steps import IMAGES, ModelStep
+from bridge.weights.manifest import WeightsManifest
 
 #: Kinds of a step that are another kind of operation in PyTorch.
 _CONVOLUTIONS = ("convolution", "linear")
@@ -76,7 +76,7 @@ class Matching:
     left: Sequence[int]
 
 
-def match(every: Sequence[Step], done: Sequence[Operation], manifest: Manifest) -> Matching:
+def match(every: Sequence[ModelStep], done: Sequence[Operation], manifest: WeightsManifest) -> Matching:
     """Match every step with the operations that ran."""
     return _Matcher(every, done, manifest).matching()
 
@@ -87,7 +87,7 @@ class _Matcher:
     `_values` holds, for a step, the places whose result its result is: several once something was missing after it.
     """
 
-    def __init__(self, every: Sequence[Step], done: Sequence[Operation], manifest: Manifest) -> None:
+    def __init__(self, every: Sequence[ModelStep], done: Sequence[Operation], manifest: WeightsManifest) -> None:
         self._every = {step.name: step for step in every}
         self._done = done
         self._layers = {
@@ -124,7 +124,7 @@ class _Matcher:
         self._claimed.update(found.operations)
         self._values[name] = [found.output]
 
-    def _of_layer(self, step: Step) -> Counterpart | str:
+    def _of_layer(self, step: ModelStep) -> Counterpart | str:
         """The operation that took the layer's parameters."""
         layer, (name,) = self._layers[step.name], step.inputs
         if len(places := self._by_layer[layer]) != 1:
@@ -142,7 +142,7 @@ class _Matcher:
             wiring = f"it reads {name} in JAX, and {self._named(read)} in PyTorch"
         return Counterpart((places[0],), (read,), places[0], wiring)
 
-    def _of_inputs(self, step: Step) -> Counterpart | str:
+    def _of_inputs(self, step: ModelStep) -> Counterpart | str:
         """The operation on the results that the step's inputs are."""
         if absent := [name for name in step.inputs if name not in self._values]:
             return f"its input {absent[0]} has no counterpart"
@@ -165,7 +165,7 @@ class _Matcher:
             self._pass(name, read, step.name)
         return found[0]
 
-    def _among(self, step: Step, known: Sequence[Sequence[int]]) -> list[Counterpart]:
+    def _among(self, step: ModelStep, known: Sequence[Sequence[int]]) -> list[Counterpart]:
         """The operations of a step's kind, for any of the results that each of its inputs may be."""
         return [
             Counterpart((place,), inputs, place)

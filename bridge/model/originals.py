@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bridge.census.zoo import draw_weights
+from bridge._census.zoo import draw_weights
 from bridge.files import open_regular, read_npy
 from bridge.libraries import import_library
 from bridge.weights.architectures import ARCHITECTURES, Architecture
-from bridge.weights.choice import choose_rules
 from bridge.weights.convert import to_flax
-from bridge.weights.manifest import Manifest
+from bridge.weights.manifest import WeightsManifest
 from bridge.weights.read import load_weights, tensors_of
-from bridge.weights.trees import Tree, empty_model
+from bridge.weights.rule_lookup import choose_rules
+from bridge.weights.trees import ParameterTree, empty_model
 
 #: Where no other size is said, the side of an image.
 SIZE = 224
@@ -47,7 +47,7 @@ def architecture_of(name: str, weights: Mapping[str, np.ndarray] | None = None) 
         networks = dict.fromkeys(each.model for each in ARCHITECTURES.values())
         raise ValueError(f"`network` is {name!r}, expected one of {', '.join((*networks, *ARCHITECTURES))}")
     if weights is not None:
-        return ARCHITECTURES[choose_rules(name, list(weights), Tree.of({}))[0]]
+        return ARCHITECTURES[choose_rules(name, list(weights), ParameterTree.of({}))[0]]
     return known[0]
 
 
@@ -86,7 +86,7 @@ class Pair(NamedTuple):
     name: str
     module: Any
     model: Any
-    manifest: Manifest
+    manifest: WeightsManifest
 
 
 def compared_pair(network: str, *, weights: Path | None = None, seed: int = 0, width: float = 1.0) -> Pair:

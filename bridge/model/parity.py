@@ -12,16 +12,16 @@ import numpy as np
 from flax import nnx
 
 from bridge.diagnosis import Comparison, Verdict
-from bridge.model.isolated import judge, judge_others, recognized
 from bridge.model.matching import Counterpart, Missing, described, match
+from bridge.model.operation_verdicts import judge, judge_others, recognized
 from bridge.model.operations import INPUT, Operation
-from bridge.model.steps import IMAGES, Step, steps
-from bridge.weights.manifest import Manifest
+from bridge.model.steps import IMAGES, ModelStep, steps
+from bridge.weights.manifest import WeightsManifest
 from jaxdw.models import MobileNet
 
 _log = logging.getLogger("bridge")
 
-Track = Callable[[Sequence[Step]], Iterable[Step]]
+Track = Callable[[Sequence[ModelStep]], Iterable[ModelStep]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +133,7 @@ class ModelParity:
 
 
 def model_parity(
-    module: Any, model: MobileNet, images: np.ndarray, manifest: Manifest, *, name: str = "", track: Track = iter
+    module: Any, model: MobileNet, images: np.ndarray, manifest: WeightsManifest, *, name: str = "", track: Track = iter
 ) -> ModelParity:
     """Two comparisons of every operation of a MobileNet, in eval mode and float32.
 
@@ -206,7 +206,7 @@ class _Values(NamedTuple):
         return self.images if place == INPUT else self.done[place].output
 
 
-def _layer(step: Step, counterpart: Counterpart, values: _Values) -> LayerParity:
+def _layer(step: ModelStep, counterpart: Counterpart, values: _Values) -> LayerParity:
     """One step and what PyTorch computes there."""
     ranks = [values.running[name].ndim for name in step.inputs]
     received = [_as_rank(values.at(place), rank) for place, rank in zip(counterpart.inputs, ranks)]

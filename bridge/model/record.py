@@ -9,13 +9,13 @@ import pydantic
 from bridge.diagnosis import Verdict
 from bridge.environment import environment
 from bridge.model.parity import ModelParity
-from bridge.report.schema import ComparisonRecord, Number
+from bridge.records import ComparisonRecord, Number
 
 #: Name and version of the schema. The version grows when a field is added, removed or changes its meaning.
 SCHEMA: Literal["jaxdw.model/2"] = "jaxdw.model/2"
 
 
-class LayerRecord(pydantic.BaseModel):
+class OperationRecord(pydantic.BaseModel):
     """One operation; the fields are those of `bridge.model.LayerParity`, and its verdict."""
 
     model_config = pydantic.ConfigDict(from_attributes=True)
@@ -56,7 +56,7 @@ class ModelReport(pydantic.BaseModel):
     images: tuple[int, ...]
     verdict: Verdict
     first_wrong: str | None
-    layers: list[LayerRecord]
+    layers: list[OperationRecord]
     left: list[str]
     logits: LogitsRecord
 
@@ -68,7 +68,7 @@ class ModelReport(pydantic.BaseModel):
             images=parity.images,
             verdict=parity.verdict,
             first_wrong=None if parity.first_wrong is None else parity.first_wrong.name,
-            layers=[LayerRecord.model_validate(layer) for layer in parity.layers],
+            layers=[OperationRecord.model_validate(layer) for layer in parity.layers],
             left=list(parity.left),
             logits=LogitsRecord.model_validate(parity.logits),
         )

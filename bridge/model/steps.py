@@ -36,11 +36,11 @@ _NETWORK = {name: getattr(MobileNet, name) for name in ("__call__", "features", 
 _LIBRARIES = {"jax", "jaxlib", "flax", "jaxdw"}
 
 #: Gives steps, and returns the name of the last.
-Built = Generator["Step", None, str]
+Built = Generator["ModelStep", None, str]
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class ModelStep:
     """One operation.
 
     Attributes:
@@ -73,7 +73,7 @@ _layer = nnx.jit(lambda layer, x: layer(x))
 _function = jax.jit(lambda run, *inputs: run(*inputs), static_argnums=0)
 
 
-def steps(model: MobileNet) -> Sequence[Step]:
+def steps(model: MobileNet) -> Sequence[ModelStep]:
     """The operations of a model in eval mode, in order; the last one gives its output.
 
     Raises:
@@ -92,7 +92,7 @@ def steps(model: MobileNet) -> Sequence[Step]:
     return list(_network(model))
 
 
-def walk(every: Sequence[Step], images: Any, *, compiled: bool = True) -> dict[str, jax.Array]:
+def walk(every: Sequence[ModelStep], images: Any, *, compiled: bool = True) -> dict[str, jax.Array]:
     """The result of every step, each fed by those before it."""
     values = {IMAGES: images}
     for step in every:
@@ -101,7 +101,7 @@ def walk(every: Sequence[Step], images: Any, *, compiled: bool = True) -> dict[s
     return values
 
 
-def _network(model: MobileNet) -> Iterator[Step]:
+def _network(model: MobileNet) -> Iterator[ModelStep]:
     last = yield from _unit("stem", model.stem, IMAGES)
     for i, block in enumerate(model.blocks):
         last = yield from _block(f"blocks.{i}", block, last)
@@ -152,7 +152,7 @@ def _gated(path: str, gate: SqueezeExcite, given: str) -> Built:
 
 
 def _of_layer(path: str, layer: Any, given: str) -> Built:
-    yield Step(path, _kind(path, layer), (given,), layer, layer)
+    yield ModelStep(path, _kind(path, layer), (given,), layer, layer)
     return path
 
 
@@ -171,14 +171,14 @@ def _calls_its_own(module: nnx.Module, known: type[nnx.Module]) -> bool:
 
 
 def _opaque(path: str, module: nnx.Module, given: str) -> Built:
-    yield Step(path, type(module).__name__, (given,), module, module, is_opaque=True)
+    yield ModelStep(path, type(module).__name__, (given,), module, module, is_opaque=True)
     return path
 
 
 def _activation(path: str, function: Callable[[jax.Array], jax.Array], given: str) -> Built:
     kind = activation_name(function)
     name = f"{path}.{'activation' if kind == NAMELESS else kind.removeprefix('own ').replace(' ', '_')}"
-    yield Step(name, kind, (given,), function, is_activation=True)
+    yield ModelStep(name, kind, (given,), function, is_activation=True)
     return name
 
 
@@ -204,7 +204,7 @@ def activation_name(function: Callable[[jax.Array], jax.Array]) -> str:
 
 
 def _step(path: str, kind: str, inputs: tuple[str, ...], run: Callable[..., jax.Array]) -> Built:
-    yield Step(path, kind, inputs, run)
+    yield ModelStep(path, kind, inputs, run)
     return path
 
 

@@ -1,6 +1,6 @@
 """A diagnosis on disk, to be repeated elsewhere: inputs, outputs, environment and hashes in one folder.
 
-    manifest.json    what is here; `Manifest` is its schema
+    manifest.json    what is here; `BundleManifest` is its schema
     x.npy, kernel.npy, bias.npy (where there is a bias), output-0.npy, output-1.npy, ...
 
 bfloat16, which .npy cannot name, is stored as its bits (uint16); the manifest has the dtype.
@@ -23,11 +23,12 @@ import numpy as np
 import pydantic
 
 from bridge.case import DTYPES, Case
-from bridge.diagnosis import Diagnosis, Verdict, parity, same_bits
+from bridge.diagnosis import Diagnosis, Verdict, parity
 from bridge.environment import environment
 from bridge.files import parse_npy, read_json, read_regular
 from bridge.implementations import Implementation, implementation
-from bridge.report.schema import CaseRecord, Report
+from bridge.numerics import same_bits
+from bridge.records import CaseRecord, Document, Record, first_problem
 
 #: Name and version of the manifest's schema.
 SCHEMA: Literal["jaxdw.bundle/2"] = "jaxdw.bundle/2"
@@ -40,7 +41,7 @@ _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 Given = Literal["x", "kernel", "bias"]
 
 
-class ArrayRecord(pydantic.BaseModel):
+class ArrayRecord(Record):
     """One array: its file, the SHA-256 of that file, and what it holds."""
 
     file: Annotated[str, pydantic.Field(pattern=r"^[a-z0-9-]+\.npy$")]
@@ -56,12 +57,12 @@ class OutputRecord(ArrayRecord):
 
 
 class SavedCase(CaseRecord):
-    """The case; `padding_word` is the padding as it was asked for, where that was a word such as "SAME"."""
+    """The case. `padding_word` is the padding that was asked for, if it was a word such as "SAME"."""
 
     padding_word: str | None
 
 
-class SavedVerdict(pydantic.BaseModel):
+class SavedVerdict(Record):
     """The verdict of one pair."""
 
     a: str
@@ -69,13 +70,10 @@ class SavedVerdict(pydantic.BaseModel):
     verdict: Verdict
 
 
-class Manifest(pydantic.BaseModel):
-    """What a bundle holds."""
+class BundleManifest(Document):
+    """The contents of a bundle."""
 
-    model_config = pydantic.ConfigDict(populate_by_name=True)
-
-    schema_: Literal["jaxdw.bundle/2"] = pydantic.Field(default=SCHEMA, alias="schema")
-    environment: dict[str, str]
+    schema_: Literal["jaxdw.bundle/2"] = SCHEMA
     case: SavedCase
     arrays: dict[Given, ArrayRecord]
     outputs: list[OutputRecord]
@@ -85,15 +83,15 @@ class Manifest(pydantic.BaseModel):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bundle:
-    """A bundle that was read: the manifest, and the arrays that it names."""
+    """A bundle in memory: the manifest, and the arrays that it names."""
 
-    manifest: Manifest
+    manifest: BundleManifest
     case: Case
     outputs: Mapping[str, np.ndarray]
 
 
 def check_new_folder(folder: Path) -> None:
-    """Fails before the work if `save_bundle` could not write the folder after it.
+    """Fail before the work if `save_bundle` could not write the folder after it.
 
     Raises:
       OSError: the folder holds something, is a file, or its parent is missing or closed.
@@ -110,7 +108,7 @@ def check_new_folder(folder: Path) -> None:
 
 
 def save_bundle(diagnosis: Diagnosis, folder: Path) -> None:
-    """Writes the bundle to a temporary folder beside it, then renames; an interrupted run leaves no part of it.
+    """Write the bundle to a temporary folder, then rename that; an interrupted run leaves no part of it.
 
     Raises:
       OSError: as `check_new_folder` says.
@@ -127,15 +125,15 @@ def save_bundle(diagnosis: Diagnosis, folder: Path) -> None:
             for number, (name, y) in enumerate(diagnosis.outputs.items())
         ]
         word = case.padding if isinstance(case.padding, str) else None
-        manifest = Manifest(
+        manifest = BundleManifest(
             environment=environment(),
-            case=SavedCase(**dict(Report.of(diagnosis).case), padding_word=word),
+            case=SavedCase(**dict(CaseRecord.of_case(case)), padding_word=word),
             arrays=arrays,
             outputs=outputs,
             verdict=diagnosis.verdict,
             verdicts=[SavedVerdict(a=c.a, b=c.b, verdict=c.verdict) for c in diagnosis.comparisons],
         )
-        (temporary / _MANIFEST).write_text(manifest.model_dump_json(by_alias=True, indent=2) + "\n", encoding="utf-8")
+        (temporary / _MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         os.chmod(temporary, 0o755)
         if folder.is_dir():
             folder.rmdir()
@@ -146,7 +144,7 @@ def save_bundle(diagnosis: Diagnosis, folder: Path) -> None:
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """Reads a bundle and checks every hash.
+    """Read a bundle and check every hash.
 
     Raises:
       ValueError: a manifest that is malformed or of a newer schema, a missing file, or one that was cut or changed.
@@ -176,7 +174,7 @@ def load_bundle(folder: Path) -> Bundle:
 
 
 def replay_bundle(folder: Path, *, import_functions: bool = False) -> tuple[Diagnosis, list[str]]:
-    """The diagnosis repeated on this machine, and what changed since the bundle was saved.
+    """Repeat a diagnosis on this machine, and return it with what changed since the bundle was saved.
 
     Args:
       folder: what `save_bundle` wrote.
@@ -274,7 +272,7 @@ def _read(folder: Path, record: ArrayRecord) -> np.ndarray:
     return array
 
 
-def _manifest(folder: Path) -> Manifest:
+def _manifest(folder: Path) -> BundleManifest:
     path = folder / _MANIFEST
     try:
         content: Any = read_json(path)
@@ -286,11 +284,9 @@ def _manifest(folder: Path) -> Manifest:
     if schema != SCHEMA:
         _refuse(path, schema)
     try:
-        return Manifest.model_validate(content)
+        return BundleManifest.model_validate(content)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{path} is malformed: `{where}`: {first['msg']}") from None
+        raise ValueError(f"{path} is malformed: {first_problem(error)}") from None
 
 
 def _refuse(path: Path, schema: object) -> None:

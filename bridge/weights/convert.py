@@ -9,23 +9,23 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from bridge.weights.architectures import ARCHITECTURES, looks_like
-from bridge.weights.choice import Rules, choose_rules, covering, named_rules
 from bridge.weights.hints import hints
+from bridge.weights.layer_settings import differences, live_layers
 from bridge.weights.layouts import LAYOUTS, SAME
-from bridge.weights.manifest import Form, Kept, Manifest, Moved
+from bridge.weights.manifest import Form, Kept, Moved, WeightsManifest
 from bridge.weights.mismatch import Misfits
 from bridge.weights.names import unwrapped
 from bridge.weights.read import load_weights, native, prepared, tensors_of
+from bridge.weights.rule_lookup import Rules, choose_rules, covering, named_rules
 from bridge.weights.rules import Place, Rule, RuleBook
-from bridge.weights.settings import differences, live_layers
-from bridge.weights.trees import Tree
+from bridge.weights.trees import ParameterTree
 
 
 class Converted(NamedTuple):
     """Weights in the other framework's form, and the manifest."""
 
     weights: Any
-    manifest: Manifest
+    manifest: WeightsManifest
 
 
 def to_flax(
@@ -74,7 +74,7 @@ def to_flax(
     else:
         weights = {name: native(name, array) for name, array in weights.items()}
         weights = unwrapped(weights) if prefix is None and not merge else prepared(weights, prefix, merge)
-    tree = Tree.of(target)
+    tree = ParameterTree.of(target)
     label, book = choose_rules(rules, list(weights), tree, automatic)
     misfits, places = _match({name: book.from_torch(name) for name in weights}, "flax")
     wanted = {flax: tuple(leaf.shape) for flax, leaf in tree.leaves.items()}
@@ -102,10 +102,10 @@ def to_flax(
     moved = [_moved(place, weights[place.torch], arrays[flax]) for flax, place in places.items()]
     placed = {place.torch for place in places.values()}
     kept = [Kept.of(name, array) for name, array in weights.items() if name not in placed]
-    return Converted(tree.build(arrays), Manifest(rules=label, moved=moved, kept=kept))
+    return Converted(tree.build(arrays), WeightsManifest(rules=label, moved=moved, kept=kept))
 
 
-def to_torch(tree: Any, by: Manifest | Rules, *, tensors: bool = False) -> Converted:
+def to_torch(tree: Any, by: WeightsManifest | Rules, *, tensors: bool = False) -> Converted:
     """Weights of Flax in PyTorch's form, every tensor accounted for.
 
     Args:
@@ -125,8 +125,8 @@ def to_torch(tree: Any, by: Manifest | Rules, *, tensors: bool = False) -> Conve
     >>> to_torch({"stem": {"kernel": kernel}}, [Rule("conv1", "stem", "conv")]).weights["conv1.weight"].shape
     (8, 1, 3, 3)
     """
-    leaves = {name: _values(name, leaf) for name, leaf in Tree.of(tree).leaves.items()}
-    if isinstance(by, Manifest):
+    leaves = {name: _values(name, leaf) for name, leaf in ParameterTree.of(tree).leaves.items()}
+    if isinstance(by, WeightsManifest):
         label, rules, book = f"the manifest, which was made by the rules of {by.rules}", by.rules, RuleBook(())
         recorded = _places_of(by)
         found = {name: recorded.get(name, []) for name in leaves}
@@ -149,7 +149,7 @@ def to_torch(tree: Any, by: Manifest | Rules, *, tensors: bool = False) -> Conve
 
     arrays = {name: np.asarray(p.layout.to_torch(leaves[str(p.flax)]), order="C") for name, p in places.items()}
     moved = [_moved(place, arrays[name], leaves[str(place.flax)]) for name, place in places.items()]
-    manifest = Manifest(rules=rules, moved=moved, kept=[Kept.of(name, array) for name, array in kept.items()])
+    manifest = WeightsManifest(rules=rules, moved=moved, kept=[Kept.of(name, array) for name, array in kept.items()])
     state = arrays | kept
     return Converted(tensors_of(state) if tensors else state, manifest)
 
@@ -192,7 +192,7 @@ def _moved(place: Place, torch: np.ndarray, flax: np.ndarray) -> Moved:
     )
 
 
-def _places_of(manifest: Manifest) -> dict[str, list[Place]]:
+def _places_of(manifest: WeightsManifest) -> dict[str, list[Place]]:
     places: dict[str, list[Place]] = {}
     for record in manifest.moved:
         if record.layout not in LAYOUTS:

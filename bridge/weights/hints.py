@@ -12,13 +12,13 @@ from bridge.weights.merge import in_parts
 from bridge.weights.mismatch import Misfits, Shape
 from bridge.weights.rules import Place
 from bridge.weights.safetensors_ import octets
-from bridge.weights.trees import Layer, Tree
+from bridge.weights.trees import FlaxLayer, ParameterTree
 
 #: Names that adapters of PEFT, loralib and diffusers have.
 _ADAPTER = re.compile(r"(^|[._])lora([._]|$)|(^|\.)(ia3_l|modules_to_save|base_layer)(\.|$)", re.IGNORECASE)
 
 
-def hints(misfits: Misfits, weights: Mapping[str, np.ndarray], tree: Tree) -> Iterator[str]:
+def hints(misfits: Misfits, weights: Mapping[str, np.ndarray], tree: ParameterTree) -> Iterator[str]:
     """Yield the causes, in words.
 
     Args:
@@ -61,7 +61,7 @@ def _parts(misfits: Misfits, weights: Mapping[str, np.ndarray]) -> Iterator[str]
         )
 
 
-def _without_kind(misfits: Misfits, tree: Tree) -> Iterator[str]:
+def _without_kind(misfits: Misfits, tree: ParameterTree) -> Iterator[str]:
     found: dict[str, str] = {}
     for name in misfits.missing:
         parts = name.split(".")
@@ -123,7 +123,7 @@ def _matrices(place: Place, shape: Shape, wanted: Shape) -> Iterator[str]:
         )
 
 
-def _groups(place: Place, shape: Shape, wanted: Shape, layers: Mapping[str, Layer]) -> Iterator[str]:
+def _groups(place: Place, shape: Shape, wanted: Shape, layers: Mapping[str, FlaxLayer]) -> Iterator[str]:
     """Another number of groups: the same taps and outputs, and other inputs of one output."""
     if place.layout is not CONVOLUTION or len(shape) != len(wanted):
         return

@@ -58,7 +58,7 @@ class Kept(pydantic.BaseModel):
         return array
 
 
-class Manifest(pydantic.BaseModel):
+class WeightsManifest(pydantic.BaseModel):
     """Every tensor of a conversion.
 
     Attributes:
@@ -75,7 +75,7 @@ class Manifest(pydantic.BaseModel):
     kept: list[Kept]
 
     @classmethod
-    def read(cls, path: Path) -> Manifest:
+    def read(cls, path: Path) -> WeightsManifest:
         """Raises ValueError where the file is no manifest."""
         try:
             return cls.model_validate_json(read_regular(path))

@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
+from bridge.weights.layer_settings import Difference
 from bridge.weights.rules import Place, RuleBook
-from bridge.weights.settings import Difference
 
 #: Names that are tried without a prefix, of as many as there may be.
 _TRIED = 1000

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bridge.files import atomic_folder, check_tree
-from bridge.weights.trees import Tree, nested
+from bridge.weights.trees import ParameterTree, nested
 
 
 def write_orbax(path: Path, leaves: Mapping[str, np.ndarray], track: Callable[[Iterable], Iterable] = iter) -> None:
@@ -58,7 +58,7 @@ def read_orbax(path: Path) -> dict[str, np.ndarray]:
         except Exception as error:  # Orbax and tensorstore raise almost anything on a damaged folder
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ValueError(f"{path} is no whole Orbax checkpoint: {reason}") from None
-    return {name.removesuffix(".value"): leaf for name, leaf in Tree.of(tree).leaves.items()}
+    return {name.removesuffix(".value"): leaf for name, leaf in ParameterTree.of(tree).leaves.items()}
 
 
 def _map(tree, leaf):

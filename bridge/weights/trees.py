@@ -16,7 +16,7 @@ from bridge.weights.layouts import KINDS
 
 
 @dataclasses.dataclass(frozen=True)
-class Layer:
+class FlaxLayer:
     """A Flax layer: its kind among `bridge.weights.KINDS`, and the module, which has what no checkpoint holds."""
 
     kind: str
@@ -24,7 +24,7 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tree:
+class ParameterTree:
     """A tree of parameters, flat.
 
     Attributes:
@@ -39,7 +39,7 @@ class Tree:
     """
 
     leaves: Mapping[str, Any]
-    layers: Mapping[str, Layer]
+    layers: Mapping[str, FlaxLayer]
     build: Callable[[Mapping[str, np.ndarray]], Any]
     others: Mapping[str, str] = dataclasses.field(default_factory=dict)
     bare: Sequence[str] = ()
@@ -47,7 +47,7 @@ class Tree:
     is_module: bool = False
 
     @classmethod
-    def of(cls, target: Any) -> Tree:
+    def of(cls, target: Any) -> ParameterTree:
         """The tree of an `nnx.Module`, an `nnx.State`, Linen variables or a nested dictionary.
 
         Raises:
@@ -86,7 +86,7 @@ class Tree:
         return cls({name: paths[path] for path, name in names.items()}, {}, build)
 
     @classmethod
-    def _of_state(cls, state: Any, layers: Mapping[str, Layer]) -> Tree:
+    def _of_state(cls, state: Any, layers: Mapping[str, FlaxLayer]) -> ParameterTree:
         from flax import nnx
 
         variables = {path: v for path, v in nnx.to_flat_state(state) if not isinstance(v, nnx.RngState)}
@@ -141,7 +141,7 @@ def _on_device(name: str, value: np.ndarray) -> Any:
     return jnp.asarray(value)
 
 
-def _layers(module: Any) -> Iterator[tuple[str, Layer]]:
+def _layers(module: Any) -> Iterator[tuple[str, FlaxLayer]]:
     from flax import nnx
 
     from jaxdw.nnx import DepthwiseConv
@@ -156,10 +156,10 @@ def _layers(module: Any) -> Iterator[tuple[str, Layer]]:
     for path, layer in nnx.iter_modules(module):
         for types, kind in kinds.items():
             if isinstance(layer, types):
-                yield _dotted(path), Layer(kind, layer)
+                yield _dotted(path), FlaxLayer(kind, layer)
 
 
-def _others(module: Any, known: Mapping[str, Layer]) -> dict[str, str]:
+def _others(module: Any, known: Mapping[str, FlaxLayer]) -> dict[str, str]:
     """Flax's own layers that are neither known nor mere containers."""
     from flax import nnx
 
@@ -188,7 +188,7 @@ def _is_flax(kind: type) -> bool:
     return any(base.__module__.startswith("flax.nnx.nn.") for base in kind.__mro__)
 
 
-def _belongs(name: str, layers: Mapping[str, Layer], others: Mapping[str, str]) -> bool:
+def _belongs(name: str, layers: Mapping[str, FlaxLayer], others: Mapping[str, str]) -> bool:
     """Whether a parameter is one that its layer's kind moves, or of a layer whose kind is not known."""
     path, _, leaf = name.rpartition(".")
     if path in layers:

@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 import bridge
+from bridge._census.capture import capture
+from bridge._census.census import LayerDiagnosis, diagnose
 from bridge.case import DTYPES
-from bridge.census import LayerDiagnosis
-from bridge.census.capture import capture
-from bridge.census.census import diagnose
 from bridge.diagnosis import Verdict
 from bridge.numerics import exact
 from bridge.weights import read_safetensors, write_safetensors

@@ -6,7 +6,7 @@ import pytest
 import typer.testing
 
 from bridge import cli
-from bridge.census import record, survey
+from bridge._census import record, survey
 from bridge.diagnosis import Verdict
 from tests.references import reference
 
@@ -112,10 +112,10 @@ def test_exit_codes_are_those_of_the_weakest_verdict(change, verdict, code, tmp_
 
 
 def planted(verdict=None, error=""):
-    settings = record.Settings(
+    settings = record.CensusSettings(
         size=None, batch=1, seed=0, pretrained=False, weights=None, implementations=("a", "b"), explain=False
     )
-    return record.ModelRecord(
+    return record.CensusRecord(
         model="m",
         settings=settings,
         environment={},
