@@ -361,11 +361,14 @@ INPUTS = {
     "2x - 1": (r"input normalised.*2\*x - 1", lambda x, r: 2 * x - 1),
     "x/127.5 - 1": ("input normalised.*x/127.5 - 1", lambda x, r: x / np.float32(127.5) - 1),
     "(x - m)/s": (r"\(x - 0.45\)/0.225", lambda x, r: (x - np.float32(0.45)) / np.float32(0.225)),
-    "(x - m)/s by channel": (r"\(x - m\)/s for each channel", lambda x, r: (x - spread(r, x)) / np.exp(spread(r, x))),
+    "(x - m)/s by channel": (
+        r"\(x - m\)/s for each channel",
+        lambda x, r: (x - per_channel(r, x)) / np.exp(per_channel(r, x)),
+    ),
 }
 
 
-def spread(rng, x):
+def per_channel(rng, x):
     return rng.uniform(-1, 1, x.shape[-1]).astype(np.float32)
 
 
