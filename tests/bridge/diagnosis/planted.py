@@ -444,6 +444,13 @@ def zeroed(case, rng):
     return np.where(rng.random(case.geometry.output_shape) < 0.5, np.float32(0), in_order(case))
 
 
+plant(
+    "the other sign, no padding",
+    "BUG",
+    "^sign .*every channel has the other sign",
+    lambda c, r: -in_order(c),
+    padding=0,
+)
 plant("one ULP up", "ROUNDING", "one-sided rounding.*above the exact result", one_ulp)
 plant("a transposed window at one phase", "BUG", "positions .*in rows 1 to 9 in steps of 2.*transposed", at_one_phase)
 plant("one replicated border", "CONVENTION", "one border.*'replicate' before the start of axis 1", one_border)
