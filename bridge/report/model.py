@@ -46,7 +46,7 @@ def print_model(parity: ModelParity, console: Console) -> None:
 def summary(parity: ModelParity) -> str:
     """Return the answer in a few sentences.
 
-    `growth` never decides a verdict. It is the difference that accumulates as both networks run free.
+    `growth` never decides a verdict. It is the difference that accumulates when each network runs end to end.
     """
     found = Counter(layer.verdict for layer in parity.layers if layer.isolated is not None)
     counts = ", ".join(f"{found[verdict]} {verdict}" for verdict in Verdict if found[verdict])
@@ -60,12 +60,12 @@ def summary(parity: ModelParity) -> str:
     else:
         told.append("Growth is only rounding: no operation adds more than its rounding bound.")
     if growth := max((layer.growth for layer in parity.layers if layer.growth is not None), default=None):
-        told.append(f"Running free, the networks differ by at most {growth:.2g} of a layer's norm.")
+        told.append(f"Run end to end, the networks differ by at most {growth:.2g} of a layer's norm.")
     logits = parity.logits
     told.append(
-        f"Logits differ by at most {logits.max_abs:.2g} (greatest {logits.scale:.2g}); the same top {logits.top} on "
-        f"{logits.same_top:.0%} of images, in the same order on {logits.same_order:.0%}, "
-        f"the same first on {logits.same_first:.0%}."
+        f"Logits differ by at most {logits.max_abs:.2g} (greatest {logits.scale:.2g}). The top {logits.top} are "
+        f"the same on {logits.same_top:.0%} of images, in the same order on {logits.same_order:.0%}, "
+        f"with the same first on {logits.same_first:.0%}."
     )
     return " ".join(told)
 
