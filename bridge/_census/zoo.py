@@ -17,6 +17,7 @@ from bridge.files import check_tree
 from bridge.implementations.torch_ import to_tensor
 from bridge.libraries import import_library, with_torchvision
 from bridge.process import import_named
+from bridge.torch_models import seeded
 from bridge.weights.read import load_weights, tensors_of
 
 #: The side of an image where nobody says another.
@@ -63,8 +64,6 @@ def make(
     Raises:
       ValueError: the model cannot be made or the weights do not fit; the message says why.
     """
-    from bridge._census.capture import seeded
-
     rng = np.random.default_rng(seed)
     source, _, own = name.partition(":")
     with seeded(seed):

@@ -199,7 +199,7 @@ def test_an_error_that_the_model_catches_mixes_no_names_up(seed):
             models.broken(),
             (1, 3, 8, 8),
             ValueError,
-            r"of Sequential on `inputs` of shape \(1, 3, 8, 8\) failed in 1\.1",
+            r"of Sequential on tensors of shape \(1, 3, 8, 8\) failed in 1\.1",
         ),
         (models.small(), (1, 4, 8, 8), ValueError, "failed in 0: RuntimeError"),
         (models.number(), (1, 3, 8, 8), TypeError, "`module` is a int, expected a torch.nn.Module"),
