@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bridge._census.calls import Capture, CapturedCall, padding_word
+from bridge._census.calls import Capture, CapturedCall, named_padding
 from bridge.case import DTYPES
 from bridge.diagnosis.runs import digest
 from bridge.implementations.torch_ import to_numpy
@@ -110,19 +110,19 @@ class _Recorder(Recorder):
     def _as_given(
         self, received: np.ndarray, pads: tuple[int, ...], window: Geometry
     ) -> tuple[np.ndarray, Padding, str]:
-        """Return the layer's own input and its padding's word where that is proved; else what the convolution saw.
+        """Return the layer's own input and its padding's name where that is proved; else what the convolution saw.
 
         The third is a note: what a reader must know of how it was captured.
         """
         _, module, given = self.running[-1]
         if given is not None and given.ndim == received.ndim:
             x = channels_last(given)
-            if word := padding_word(x, received, pads, window):
-                return x, word, ""
+            if name := named_padding(x, received, pads, window):
+                return x, name, ""
         mode = getattr(module, "padding_mode", "zeros")
         if mode == "zeros":
             return received, pads, ""
-        return received, pads, f"padding_mode={mode!r} has no word here: the input was captured after its padding"
+        return received, pads, f"padding_mode={mode!r} has no name here: the input was captured after its padding"
 
 
 def _incomparable(x: torch.Tensor, transposed: bool) -> str:

@@ -31,13 +31,13 @@ _KINDS = {
     "mul": "multiply",
 }
 
-#: A clamp between two numbers that has a name.
+#: Clamps between two numbers that have a name.
 _CLAMPS: Mapping[tuple[Any, Any], str] = {(0, 6): "relu6", (0, None): "relu"}
 
-#: Operators that are elementwise and that PyTorch does not tag so.
+#: Operators that are elementwise although PyTorch does not tag them so.
 _ELEMENTWISE = {"hardswish"}
 
-#: Move elements, or add zeros around them.
+#: Operators that move elements, or add zeros around them.
 _MOVES = {"clone", "_to_copy", "copy", "constant_pad_nd", "contiguous", "_unsafe_view"}
 
 

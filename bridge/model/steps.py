@@ -1,4 +1,4 @@
-"""A MobileNet of `jaxdw.models` as the list of its operations, each a call of its own."""
+"""A MobileNet of `jaxdw.models` as the list of its operations. Each can be run by itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxdw.nnx import DepthwiseConv
 #: The name of the input.
 IMAGES = "images"
 
-#: What functions are called where their own name is not the one of PyTorch's operation.
+#: Names of functions whose own name is not that of PyTorch's operation.
 _ACTIVATIONS: Mapping[Any, str] = {
     nnx.hard_swish: "hard swish",
     nnx.hard_sigmoid: "hard sigmoid",
@@ -25,17 +25,17 @@ _ACTIVATIONS: Mapping[Any, str] = {
     nnx.hard_tanh: "hardtanh",
 }
 
-#: What a lambda is called.
+#: The name of a lambda.
 NAMELESS = "a function without a name"
 
-#: How the parts of a model are called whose operations are known.
+#: The `__call__` of the modules whose operations are known.
 _CALLS = {known: known.__call__ for known in (InvertedResidual, ConvNormAct, SqueezeExcite)}
 _NETWORK = {name: getattr(MobileNet, name) for name in ("__call__", "features", "classify")}
 
-#: Where functions come from whose names say what they compute.
+#: Libraries whose functions' names say what they compute.
 _LIBRARIES = {"jax", "jaxlib", "flax", "jaxdw"}
 
-#: Gives steps, and returns the name of the last.
+#: A generator that yields steps, and returns the name of the last.
 Built = Generator["ModelStep", None, str]
 
 
@@ -50,8 +50,8 @@ class ModelStep:
       inputs: the names of the steps whose results it takes, or `IMAGES`.
       run: the operation on arrays.
       layer: the layer that `run` calls, or None.
-      is_activation: whether it is what stands where a model has an activation.
-      is_opaque: whether it is a part of the model whose operations are not known.
+      is_activation: true where the model has an activation.
+      is_opaque: true for a module whose operations are not known.
     """
 
     name: str
@@ -63,18 +63,30 @@ class ModelStep:
     is_opaque: bool = False
 
     def compiled(self, *inputs: Any) -> jax.Array:
-        """The result, compiled by itself: what no neighbour is fused with."""
+        """Return the result, compiled by itself, so that no neighbour is fused with it."""
         if self.layer is not None:
-            return _layer(self.layer, *inputs)
-        return _function(self.run, *inputs)
+            return run_module(self.layer, *inputs)
+        return _run_function(self.run, *inputs)
 
 
-_layer = nnx.jit(lambda layer, x: layer(x))
-_function = jax.jit(lambda run, *inputs: run(*inputs), static_argnums=0)
+@nnx.jit
+def run_module(module: Any, x: Any) -> jax.Array:
+    """Run a module as one compiled program."""
+    return module(x)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run_function(function: Callable[..., jax.Array], *inputs: Any) -> jax.Array:
+    return function(*inputs)
+
+
+def in_eval_mode(model: MobileNet) -> MobileNet:
+    """Return a view of a model that uses its running statistics and drops nothing out."""
+    return nnx.view(model, use_running_average=True, deterministic=True)
 
 
 def steps(model: MobileNet) -> Sequence[ModelStep]:
-    """The operations of a model in eval mode, in order; the last one gives its output.
+    """Return the operations of a model in eval mode, in order; the last one gives its output.
 
     Raises:
       TypeError: a subclass of MobileNet that computes something else.
@@ -93,7 +105,7 @@ def steps(model: MobileNet) -> Sequence[ModelStep]:
 
 
 def walk(every: Sequence[ModelStep], images: Any, *, compiled: bool = True) -> dict[str, jax.Array]:
-    """The result of every step, each fed by those before it."""
+    """Return the result of every step by name, each fed by those before it."""
     values = {IMAGES: images}
     for step in every:
         run = step.compiled if compiled else step.run
@@ -183,9 +195,9 @@ def _activation(path: str, function: Callable[[jax.Array], jax.Array], given: st
 
 
 def activation_name(function: Callable[[jax.Array], jax.Array]) -> str:
-    """Return the name of an activation: that of PyTorch's operation where there is one.
+    """Return the name of an activation, which is that of PyTorch's operation where there is one.
 
-    A function that is of no library may have any name, and is called its own.
+    A function of no known library may have any name, so its name begins with "own".
 
     >>> import functools
     >>> [activation_name(f) for f in (nnx.swish, nnx.gelu, functools.partial(nnx.gelu, approximate=False), lambda x: x)]
