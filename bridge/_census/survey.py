@@ -44,14 +44,8 @@ def survey(name: str, settings: CensusSettings, weights: Path | None = None, tra
     with tempfile.TemporaryDirectory(prefix="jaxdw-census-") as folder:
         try:
             _log.info("%s: making it", name)
-            subject = make(
-                name,
-                size=settings.size,
-                batch=settings.batch,
-                seed=settings.seed,
-                pretrained=settings.pretrained,
-                weights=weights,
-            )
+            asked = settings.model_dump(include={"size", "batch", "seed", "pretrained"})
+            subject = make(name, weights=weights, **asked)
             _log.info("%s: running it", name)
             captured = capture(*subject, Path(folder))
             del subject  # its weights make room for the diagnosis

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,9 +34,6 @@ _NETWORK = {name: getattr(MobileNet, name) for name in ("__call__", "features", 
 
 #: Libraries whose functions' names say what they compute.
 _LIBRARIES = {"jax", "jaxlib", "flax", "jaxdw"}
-
-#: A generator that yields steps, and returns the name of the last.
-Built = Generator["ModelStep", None, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +98,9 @@ def steps(model: MobileNet) -> Sequence[ModelStep]:
             f"`model` is a {type(model).__name__} with `{'`, `'.join(own)}` of its own, expected those of "
             "`jaxdw.models.MobileNet`: the operations of others are not known"
         )
-    return list(_network(model))
+    found = _Steps()
+    found.network(model)
+    return found
 
 
 def walk(every: Sequence[ModelStep], images: Any, *, compiled: bool = True) -> dict[str, jax.Array]:
@@ -113,59 +112,65 @@ def walk(every: Sequence[ModelStep], images: Any, *, compiled: bool = True) -> d
     return values
 
 
-def _network(model: MobileNet) -> Iterator[ModelStep]:
-    last = yield from _unit("stem", model.stem, IMAGES)
-    for i, block in enumerate(model.blocks):
-        last = yield from _block(f"blocks.{i}", block, last)
-    if model.head is not None:
-        last = yield from _unit("head", model.head, last)
-    last = yield from _step("mean", "mean", (last,), global_average_pool)
-    if model.hidden is not None:
-        last = yield from _of_layer("hidden", model.hidden, last)
-        last = yield from _activation("hidden", model.architecture.activation, last)
-    if model.classifier is not None:
-        yield from _of_layer("classifier", model.classifier, last)
+class _Steps(list[ModelStep]):
+    """The steps so far. Each method adds the steps of one module, and returns the name of the last."""
 
+    def add(self, name: str, kind: str, inputs: tuple[str, ...], run: Callable[..., jax.Array], **fields: Any) -> str:
+        self.append(ModelStep(name, kind, inputs, run, **fields))
+        return name
 
-def _block(path: str, block: InvertedResidual, given: str) -> Built:
-    if _calls_its_own(block, InvertedResidual):
-        return (yield from _opaque(path, block, given))
-    last = given
-    if block.expand is not None:
-        last = yield from _unit(f"{path}.expand", block.expand, last)
-    last = yield from _unit(f"{path}.depthwise", block.depthwise, last)
-    if block.squeeze_excite is not None:
-        last = yield from _gated(f"{path}.squeeze_excite", block.squeeze_excite, last)
-    last = yield from _unit(f"{path}.project", block.project, last)
-    if block.residual:
-        last = yield from _step(f"{path}.add", "add", (given, last), _add)
-    return last
+    def network(self, model: MobileNet) -> None:
+        last = self.unit("stem", model.stem, IMAGES)
+        for i, block in enumerate(model.blocks):
+            last = self.block(f"blocks.{i}", block, last)
+        if model.head is not None:
+            last = self.unit("head", model.head, last)
+        last = self.add("mean", "mean", (last,), global_average_pool)
+        if model.hidden is not None:
+            last = self.layer("hidden", model.hidden, last)
+            last = self.activation("hidden", model.architecture.activation, last)
+        if model.classifier is not None:
+            self.layer("classifier", model.classifier, last)
 
+    def block(self, path: str, block: InvertedResidual, given: str) -> str:
+        if _has_own_call(block, InvertedResidual):
+            return self.opaque(path, block, given)
+        last = given
+        if block.expand is not None:
+            last = self.unit(f"{path}.expand", block.expand, last)
+        last = self.unit(f"{path}.depthwise", block.depthwise, last)
+        if block.squeeze_excite is not None:
+            last = self.squeeze_excite(f"{path}.squeeze_excite", block.squeeze_excite, last)
+        last = self.unit(f"{path}.project", block.project, last)
+        return self.add(f"{path}.add", "add", (given, last), _add) if block.residual else last
 
-def _unit(path: str, unit: ConvNormAct, given: str) -> Built:
-    if _calls_its_own(unit, ConvNormAct):
-        return (yield from _opaque(path, unit, given))
-    last = yield from _of_layer(f"{path}.conv", unit.conv, given)
-    last = yield from _of_layer(f"{path}.norm", unit.norm, last)
-    if unit.activation is not None:
-        last = yield from _activation(path, unit.activation, last)
-    return last
+    def unit(self, path: str, unit: ConvNormAct, given: str) -> str:
+        if _has_own_call(unit, ConvNormAct):
+            return self.opaque(path, unit, given)
+        last = self.layer(f"{path}.conv", unit.conv, given)
+        last = self.layer(f"{path}.norm", unit.norm, last)
+        return last if unit.activation is None else self.activation(path, unit.activation, last)
 
+    def squeeze_excite(self, path: str, module: SqueezeExcite, given: str) -> str:
+        if _has_own_call(module, SqueezeExcite):
+            return self.opaque(path, module, given)
+        last = self.add(f"{path}.mean", "mean", (given,), global_average_pool)
+        last = self.layer(f"{path}.reduce", module.reduce, last)
+        last = self.activation(f"{path}.reduce", module.activation, last)
+        last = self.layer(f"{path}.expand", module.expand, last)
+        last = self.activation(f"{path}.expand", module.gate, last)
+        return self.add(f"{path}.multiply", "multiply", (given, last), _gate)
 
-def _gated(path: str, gate: SqueezeExcite, given: str) -> Built:
-    if _calls_its_own(gate, SqueezeExcite):
-        return (yield from _opaque(path, gate, given))
-    last = yield from _step(f"{path}.mean", "mean", (given,), global_average_pool)
-    last = yield from _of_layer(f"{path}.reduce", gate.reduce, last)
-    last = yield from _activation(f"{path}.reduce", gate.activation, last)
-    last = yield from _of_layer(f"{path}.expand", gate.expand, last)
-    last = yield from _activation(f"{path}.expand", gate.gate, last)
-    return (yield from _step(f"{path}.multiply", "multiply", (given, last), _gate))
+    def layer(self, path: str, layer: Any, given: str) -> str:
+        return self.add(path, _kind(path, layer), (given,), layer, layer=layer)
 
+    def activation(self, path: str, function: Callable[[jax.Array], jax.Array], given: str) -> str:
+        kind = activation_name(function)
+        name = "activation" if kind == NAMELESS else kind.removeprefix("own ").replace(" ", "_")
+        return self.add(f"{path}.{name}", kind, (given,), function, is_activation=True)
 
-def _of_layer(path: str, layer: Any, given: str) -> Built:
-    yield ModelStep(path, _kind(path, layer), (given,), layer, layer)
-    return path
+    def opaque(self, path: str, module: nnx.Module, given: str) -> str:
+        return self.add(path, type(module).__name__, (given,), module, layer=module, is_opaque=True)
 
 
 def _kind(path: str, layer: Any) -> str:
@@ -178,20 +183,8 @@ def _kind(path: str, layer: Any) -> str:
     return "convolution"
 
 
-def _calls_its_own(module: nnx.Module, known: type[nnx.Module]) -> bool:
+def _has_own_call(module: nnx.Module, known: type[nnx.Module]) -> bool:
     return type(module).__call__ is not _CALLS[known]
-
-
-def _opaque(path: str, module: nnx.Module, given: str) -> Built:
-    yield ModelStep(path, type(module).__name__, (given,), module, module, is_opaque=True)
-    return path
-
-
-def _activation(path: str, function: Callable[[jax.Array], jax.Array], given: str) -> Built:
-    kind = activation_name(function)
-    name = f"{path}.{'activation' if kind == NAMELESS else kind.removeprefix('own ').replace(' ', '_')}"
-    yield ModelStep(name, kind, (given,), function, is_activation=True)
-    return name
 
 
 def activation_name(function: Callable[[jax.Array], jax.Array]) -> str:
@@ -213,11 +206,6 @@ def activation_name(function: Callable[[jax.Array], jax.Array]) -> str:
         return NAMELESS
     library = (getattr(function, "__module__", None) or "").partition(".")[0]
     return name if library in _LIBRARIES else f"own {name}"
-
-
-def _step(path: str, kind: str, inputs: tuple[str, ...], run: Callable[..., jax.Array]) -> Built:
-    yield ModelStep(path, kind, inputs, run)
-    return path
 
 
 def _add(x: jax.Array, y: jax.Array) -> jax.Array:
