@@ -340,11 +340,11 @@ def _convolve(call: Call, partition: _Partition, method: str) -> jax.Array:
     """Compute one device's part from its block of x and its channels of kernel and bias."""
     x, result = call.x, call.result
     wide = _arrays.accumulator(result)
-    # Here, so that their gradients are summed over the devices once these are small, and before they are rounded.
+    # Cast here: gradients are then added over the devices when they are small, and before they are rounded.
     axes = varying_axes(x)
     kernel = varying_along(call.kernel.astype(wide), axes)
     bias = None if call.bias is None else varying_along(call.bias.astype(wide), axes)
-    bias_first = starts_from_bias(method, partition.whole)  # whatever padding the shard has
+    bias_first = starts_from_bias(method, partition.whole)  # the shard's own padding does not matter
     start = bias if bias_first else None
     dtype = result if bias is None or bias_first else wide
     function = None if method == "auto" else METHODS[method].function
