@@ -42,7 +42,7 @@ def depthwise_conv(
       method: "taps" (PyTorch's order of the sum on CPU, without a channel multiplier), "rows" (faster for large
         kernels), "pallas" (as "taps", by hand-written kernels for NVIDIA GPUs and TPUs, interpreted on a CPU),
         "patches", "grouped", or "auto". `jaxdw.methods` has the table. "auto" is the fastest known where the program
-        runs: on a CPU "taps" under 49 taps and "rows" from there, elsewhere "taps".
+        runs: on a CPU without compiled kernels "rows" from 49 taps on, else "taps".
       precision: as for `lax.conv_general_dilated`. It matters on GPU and TPU, for "patches" and "grouped";
         the others always compute at full precision.
       preferred_element_type: dtype to accumulate and return in, no narrower than the arrays'; None: the arrays' own.

@@ -111,7 +111,7 @@ def check_method(method: Any) -> None:
     _arrays.check_choice("method", method, NAMES)
 
 
-def resolve(method: str, geometry: Geometry, platform: str | None, compiled: bool) -> tuple[Order, Lowering]:
+def resolve(method: str, geometry: Geometry, platform: str | None, compiled: bool = False) -> tuple[Order, Lowering]:
     """Return the order of the sum of a method and its lowering on a platform.
 
     Args:

@@ -20,6 +20,7 @@ from bridge.case import DTYPES, Case, options
 from bridge.implementations import emulated, isolated, user
 from bridge.implementations.algorithm import Algorithm, Knob, declared, time_calls
 from bridge.numerics import BFLOAT16, Arithmetic
+from jaxdw import native
 from jaxdw.lowerings.lax_convolutions import lax_grouped
 
 #: Named sets of XLA flags that change which instructions or libraries XLA:CPU uses.
@@ -252,6 +253,7 @@ def environment() -> dict[str, str]:
         "jax": jax.__version__,
         "jaxlib": jax.lib.__version__,
         "jaxdw": jaxdw.__version__,
+        "jaxdw on CPU": native.status(),
         "jax backend": jax.default_backend(),
         "jax devices": ", ".join(str(d) for d in jax.devices()),
         "jax default matmul precision": str(jax.config.jax_default_matmul_precision),

@@ -110,10 +110,12 @@ Geometry geometry_of(ffi::AnyBuffer x, const char* kernel_name, ffi::AnyBuffer k
   read("padding", padding, -most + 1, g.padding);
   read("kernel_dilation", kernel_dilation, 1, g.kernel_dilation);
   read("input_dilation", input_dilation, 1, g.input_dilation);
-  for (const char* name : {kernel_name, y_name}) {
-    ffi::AnyBuffer buffer = name == kernel_name ? kernel : y;
-    expect(type_of(name, buffer) == type_of("x", x), "`" + std::string(name) + "` has another element type than `x`");
-  }
+  Type type = type_of("x", x);
+  auto same_type = [type](const char* name, ffi::AnyBuffer buffer) {
+    expect(type_of(name, buffer) == type, "`" + std::string(name) + "` has another element type than `x`");
+  };
+  same_type(kernel_name, kernel);
+  same_type(y_name, y);
   return g;
 }
 

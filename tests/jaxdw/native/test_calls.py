@@ -1,0 +1,207 @@
+"""Calls of the compiled kernels: bad ones are errors, threads do not block each other, XLA serves without them."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxdw
+from jaxdw import native
+from jaxdw.geometry import Geometry
+from jaxdw.native import calls
+from tests.jaxdw.native import arrays
+
+needs_kernels = pytest.mark.skipif(not native.is_available(), reason=native.status())
+
+X, KERNEL, Y = (2, 1, 6, 5, 4), (1, 3, 3, 4), (2, 1, 6, 5, 4)
+ATTRIBUTES = {
+    "strides": [1, 1, 1],
+    "padding": [0, 1, 1],
+    "kernel_dilation": [1, 1, 1],
+    "input_dilation": [1, 1, 1],
+    "bias_last": False,
+}
+
+
+def call(x=X, kernel=KERNEL, y=Y, bias=None, dtypes=(np.float32,) * 3, target=None, **attributes):
+    """The handler of the convolution, called as no lowering calls it."""
+    attributes = {
+        name: np.array(value, np.int64) if isinstance(value, list) else value
+        for name, value in (ATTRIBUTES | attributes).items()
+        if value is not None
+    }
+    operands = [jnp.zeros(x, dtypes[0]), jnp.zeros(kernel, dtypes[1])]
+    operands += [] if bias is None else [jnp.zeros(bias, dtypes[0])]
+    run = jax.ffi.ffi_call(target or native.CONV, jax.ShapeDtypeStruct(y, dtypes[2]))
+    return jax.jit(lambda *operands: run(*operands, **attributes))(*operands).block_until_ready()
+
+
+BAD_CALLS = {
+    "x of four axes": ({"x": (2, 6, 5, 4)}, r"`x` has shape \(2, 6, 5, 4\), expected 5 axes"),
+    "kernel of five axes": ({"kernel": (1, 3, 3, 1, 4)}, "`kernel` has shape .*, expected 4 axes"),
+    "y of one axis": ({"y": (8,)}, "`y` has shape .*, expected 5 axes"),
+    "other channels": ({"kernel": (1, 3, 3, 5)}, "`kernel` has shape .*, expected 4 channels"),
+    "other outputs": ({"y": (2, 1, 6, 5, 8)}, "`y` has shape .*, expected 4 channels"),
+    "other images": ({"y": (3, 1, 6, 5, 4)}, "`y` has shape .*, expected 2 images"),
+    "no input": ({"x": (2, 1, 0, 5, 4)}, "`x` has shape .*, expected sizes from 1"),
+    "whole numbers": ({"dtypes": (np.int32,) * 3}, "`x` has an element type"),
+    "two types": ({"dtypes": (np.float32, np.float16, np.float32)}, "`kernel` has another element type than `x`"),
+    "another type out": ({"dtypes": (np.float32, np.float32, np.float16)}, "`y` has another element type than `x`"),
+    "a long bias": ({"bias": (5,)}, r"`bias` has shape \(5\), expected \(4\)"),
+    "a bias of two axes": ({"bias": (4, 1)}, "`bias` has shape"),
+    "no stride": ({"strides": [1, 0, 1]}, "`strides` is .*, expected numbers from 1"),
+    "huge stride": ({"strides": [1, 2**40, 1]}, "`strides` is .*, expected numbers from 1 to"),
+    "two strides": ({"strides": [1, 1]}, "`strides` has 2 numbers, expected one for each of 3 spatial axes"),
+    "huge padding": ({"padding": [0, -(2**62), 0]}, "`padding` is"),
+    "no dilation": ({"kernel_dilation": [1, 1, -3]}, "`kernel_dilation` is"),
+    "no input dilation": ({"input_dilation": [0, 1, 1]}, "`input_dilation` is"),
+    "an attribute is missing": ({"padding": None}, "padding"),
+    "an attribute of another type": ({"strides": True}, "strides"),
+}
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_a_call_that_does_not_fit_is_an_error_that_names_the_argument(name):
+    changed, message = BAD_CALLS[name]
+    with pytest.raises(Exception, match=message):
+        call(**changed)
+    assert call().shape == Y
+
+
+@needs_kernels
+def test_random_calls_give_errors_or_zeros(seed, full):
+    """Shapes and numbers that need not fit each other: a sum of zeros, or an error."""
+    rng = np.random.default_rng(seed)
+    results = set()
+    for _ in range(300 if full else 40):
+        sizes = rng.integers(1, 6, 12)
+        fits = rng.random() < 0.7
+        channels = (sizes[3],) * 3 if fits else rng.integers(1, 4, 3)
+        images = (sizes[4],) * 2 if fits else rng.integers(1, 3, 2)
+        try:
+            y = call(
+                x=(images[0], *sizes[:3], channels[0]),
+                kernel=(*sizes[5:8], channels[1]),
+                y=(images[1], *rng.integers(1, 40, 3), channels[2]),
+                strides=rng.integers(0, 5, 3).tolist(),
+                padding=rng.integers(-20, 20, 3).tolist(),
+                kernel_dilation=rng.integers(0 if rng.random() < 0.2 else 1, 9, 3).tolist(),
+                input_dilation=rng.integers(1, 5, 3).tolist(),
+            )
+            assert not np.asarray(y).any()
+            results.add("zeros")
+        except (ValueError, RuntimeError) as error:
+            assert "`" in str(error)
+            results.add("error")
+    assert results == {"zeros", "error"}
+
+
+@needs_kernels
+def test_an_instruction_set_that_is_not_here_is_an_error():
+    x = np.ones((1, 4, 2), np.float32)
+    geometry = Geometry.of(x.shape, (3, 1, 2))
+    with pytest.raises(ValueError, match="`isa` is 'sse9', expected"):
+        arrays.conv(x, np.ones((3, 1, 2), np.float32), None, geometry, isa="sse9")
+    with pytest.raises(ValueError, match=r"`geometry` is .*, expected multiplier 1"):
+        calls.conv(0, 0, None, 0, Geometry.of((1, 4, 2), (3, 1, 4)), "float32")
+
+
+PROGRAM = """
+import warnings
+warnings.simplefilter("error")
+import numpy as np, jaxdw
+from jaxdw import native
+x, kernel = np.ones((1, 5, 6, 4), np.float32), np.ones((3, 3, 1, 4), np.float32)
+try:
+    assert float(jaxdw.depthwise_conv(x, kernel).sum()) == 4 * 13 * 16
+    print(native.status())
+except (ValueError, RuntimeWarning) as error:
+    print(type(error).__name__, error)
+"""
+
+
+def run(**environment):
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM], env={**os.environ, **environment}, check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_without_the_kernels_xla_computes():
+    assert run(JAXDW_NATIVE="off") == "no compiled kernels: JAXDW_NATIVE is off\n"
+
+
+@pytest.mark.parametrize(
+    "variable, value, message",
+    [
+        ("JAXDW_NATIVE", "no", "ValueError `JAXDW_NATIVE` is 'no', expected 'on' or 'off'"),
+        pytest.param("JAXDW_ISA", "sse9", "ValueError `JAXDW_ISA` is 'sse9', expected one of", marks=needs_kernels),
+        pytest.param("JAXDW_ISA", "scalar", "compiled kernels: scalar", marks=needs_kernels),
+    ],
+)
+def test_the_environment_chooses_the_kernels(variable, value, message):
+    assert run(**{variable: value}).startswith(message)
+
+
+def test_a_library_that_cannot_be_loaded_is_one_warning(tmp_path, monkeypatch):
+    (tmp_path / "libjaxdw_kernels.so").write_bytes(b"of another machine")
+    monkeypatch.setattr(native, "__path__", [str(tmp_path)])
+    native._status.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match=r"libjaxdw_kernels\.so cannot be used: .*") as warned:
+            assert not native.is_available() and not native.is_available()
+        assert len(warned) == 1 and native.status().startswith("no compiled kernels: libjaxdw_kernels.so cannot be")
+        with pytest.raises(native.UnavailableError, match="cannot be used"):
+            native.library()
+    finally:
+        native._status.cache_clear()
+
+
+STRESS = """
+import functools, jax, jax.numpy as jnp, numpy as np, jaxdw
+from jax.sharding import PartitionSpec as P
+assert jax.device_count() == 8
+rng = np.random.default_rng(0)
+kernel = rng.standard_normal((3, 3, 1, 32), np.float32)
+conv = functools.partial(jaxdw.depthwise_conv, method="taps")
+
+def step(x, kernel):
+    y, pull = jax.vjp(conv, x, kernel)
+    return y, *pull(y)
+
+mesh = jax.make_mesh((8,), ("batch",))
+on_devices = jax.pmap(step, in_axes=(0, None))
+shared = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P("batch"), P()), out_specs=(P("batch"), P("batch"), P())))
+x = rng.standard_normal((8, 2, 40, 40, 32), np.float32)
+expected = [np.stack(parts) for parts in zip(*(jax.jit(step)(part, kernel) for part in x))]
+text = shared.lower(x.reshape(16, 40, 40, 32), kernel).as_text()
+assert text.count("jaxdw_conv") >= 2 and "jaxdw_kernel_gradient" in text
+for _ in range(100):
+    results = [on_devices(x, kernel) for _ in range(3)]  # dispatched before the first is waited for
+    whole = shared(x.reshape(16, 40, 40, 32), kernel)
+    for result in results:
+        assert all((np.asarray(a) == b).all() for a, b in zip(result, expected))
+    assert (np.asarray(whole[0]) == expected[0].reshape(16, 40, 40, 32)).all()
+    assert (np.asarray(whole[1]) == expected[1].reshape(16, 40, 40, 32)).all()
+print("done")
+"""
+
+
+@needs_kernels
+def test_no_call_of_eight_virtual_devices_waits_for_ever():
+    """A call waits only for parts that have begun: with eight devices on few threads all of them advance."""
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    command = [sys.executable, "-W", "ignore", "-c", STRESS]
+    done = subprocess.run(command, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True, text=True, timeout=500)
+    assert done.stdout == "done\n", done.stderr
+
+
+@needs_kernels
+def test_a_program_with_the_kernels_has_no_loop_of_its_own_and_compiles_to_a_call():
+    x, kernel = jnp.ones((1, 8, 9, 4)), jnp.ones((3, 3, 1, 4))
+    text = jax.jit(lambda x, k: jaxdw.depthwise_conv(x, k, method="taps")).lower(x, kernel).as_text()
+    assert f"@{native.CONV}" in text and "multiply" not in text
