@@ -6,7 +6,7 @@ READY := .venv/.ready
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS)
 
-.PHONY: parity test test-all test-versions lint bench census tpu clean setup
+.PHONY: parity test test-all test-native test-versions lint bench census tpu clean setup
 .DEFAULT_GOAL := parity
 
 parity: $(READY)  ## answer the question: why unfold + matmul differs from F.conv2d, and what has the same bits
@@ -17,6 +17,10 @@ test: $(READY)  ## the tests, with a sample of the random cases
 
 test-all: $(READY)  ## the tests, with every random case
 	@$(PYTEST) --full
+
+test-native: $(READY)  ## the compiled kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check cmake
+	@PATH=$(abspath $(BIN)):$$PATH $(BIN)/python tests/sanitizers.py
 
 test-versions: $(READY)  ## the tests on the oldest, the newest and other versions, into docs/versions.md; over an hour
 	@$(BIN)/python tests/versions.py

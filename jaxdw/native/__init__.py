@@ -47,13 +47,16 @@ def library() -> ctypes.CDLL:
 @functools.cache
 def _status() -> tuple[ctypes.CDLL | None, str]:
     switch = os.environ.get("JAXDW_NATIVE", "on")
-    if switch not in ("on", "off"):
-        raise ValueError(f"`JAXDW_NATIVE` is {switch!r}, expected 'on' or 'off'")
     if switch == "off":
         return None, "JAXDW_NATIVE is off"
-    files = sorted(file for folder in __path__ for file in Path(folder).glob("libjaxdw_kernels.*") if file.is_file())
-    if not files:
-        return None, "jaxdw was installed without a C++ compiler"
+    if switch == "on":
+        files = [file for folder in __path__ for file in Path(folder).glob("libjaxdw_kernels.*")]
+        if not files:
+            return None, "jaxdw was installed without a C++ compiler"
+    else:
+        files = [Path(switch)]
+        if not files[0].is_file():
+            raise ValueError(f"`JAXDW_NATIVE` is {switch!r}, expected 'on', 'off' or the file of a library")
     try:
         loaded = ctypes.CDLL(str(files[0]))
         _check_isa(loaded)
