@@ -217,7 +217,7 @@ def _layer(step: ModelStep, counterpart: Counterpart, values: _Values) -> LayerP
     try:
         fed = run(*received)
     except (TypeError, ValueError) as error:
-        isolated: Comparison | str = f"it does not take what PyTorch's received: {error}"
+        isolated: Comparison | str = f"it does not accept PyTorch's operands: {error}"
     else:
         kind = recognized(step.kind, run, received[0]) if step.is_activation else step.kind
         isolated = _judged(step.name, kind, counterpart, values, fed)
