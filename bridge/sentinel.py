@@ -1,4 +1,4 @@
-"""Whether the compiler is right: small programs whose exact integer results are known, run in other processes.
+"""A check of JAX's compiler: small programs with known exact integer results, run in child processes.
 
 A checker that says "bug" or "rounding" must know when the compiler itself is wrong. Each probe is a program on small
 integers, compiled by `jax.jit` and run operation by operation, against the same integers computed by NumPy. There are
@@ -30,10 +30,10 @@ from bridge.process import Overtime, last_line, run_module
 #: A function for `jax.jit`, its arguments, and the exact result.
 Program = tuple[Callable[..., Any], tuple[np.ndarray, ...], np.ndarray]
 
-#: Processor seconds after which a probe hangs, which no load of the machine changes. A sound one takes less than one.
+#: Processor seconds after which a probe counts as hanging, whatever the load. A sound probe takes less than one.
 TIME_LIMIT = 20
 
-#: Seconds after which a child hangs that does nothing.
+#: Seconds after which a child that uses no processor time counts as hanging.
 CHILD_TIME_LIMIT = 300
 
 #: Bytes of private memory that a child may have, with 64 MiB for each core: a compiler that never ends allocates on.
@@ -73,7 +73,7 @@ class Probe:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a probe gave: `wrong` says how it is wrong, `skipped` why it could not run; both empty where it is right."""
+    """The result of a probe: `wrong` says how it is wrong, `skipped` why it could not run; a right one has neither."""
 
     name: str
     wrong: str = ""
@@ -89,7 +89,7 @@ def _wide(*arrays: np.ndarray) -> list[np.ndarray]:
 
 
 def _numpy(function: Callable[[Any], Callable[..., Any]], *arguments: np.ndarray) -> Program:
-    """A program that is written once for `jax.numpy` and for NumPy, which gets 64-bit integers."""
+    """Return a program that is written once for `jax.numpy` and for NumPy, which gets 64-bit integers."""
     import jax.numpy as jnp
 
     return function(jnp), arguments, function(np)(*_wide(*arguments))
@@ -110,7 +110,7 @@ def _layer_then_rows_times_matrix() -> Program:
 
 
 def _squares_of_rows(rows: Callable[[Any], Any], x: np.ndarray, exact: np.ndarray) -> Program:
-    """The sum of the squares of matrix @ row, for each row: vmapped, which XLA hands to its library in blocks."""
+    """Return the sum of the squares of matrix @ row, per row: vmapped, which XLA hands to its library in blocks."""
     import jax
     import jax.numpy as jnp
 
@@ -205,7 +205,7 @@ def _batched_dots() -> Program:
 
 
 def _windows_dot() -> Program:
-    """The contraction of `jax.patches`: windows and kernel, channel by channel."""
+    """Return the contraction of `jax.patches`: windows and kernel, channel by channel."""
     a, b = _ints(2, 15, 14, 9, 8), _ints(9, 8)
     return _numpy(lambda np: lambda a, b: np.einsum("nhwtc,tc->nhwc", a, b), a, b)
 
@@ -273,7 +273,7 @@ def _scanned() -> Program:
 
 
 def _looped() -> Program:
-    """Rows written one after the other, as the loops over taps and windows do."""
+    """Return a loop that writes rows one after the other, as the loops over taps and windows do."""
     from jax import lax
 
     def moved(x):
@@ -312,7 +312,7 @@ def _lax_convolution(groups: int, strides: tuple[int, int], dilation: int) -> Pr
 
 
 def _taps(x: np.ndarray, kernel: np.ndarray, strides, padding) -> Iterator[tuple[tuple, tuple]]:
-    """Each tap's index, and the slices of the padded input that it multiplies."""
+    """Yield each tap's index, and the slices of the padded input that it multiplies."""
     sizes = [n + low + high for n, (low, high) in zip(x.shape[1:-1], padding)]
     for tap in np.ndindex(kernel.shape[:-2]):
         windows = zip(tap, sizes, kernel.shape[:-2], strides)
@@ -320,13 +320,13 @@ def _taps(x: np.ndarray, kernel: np.ndarray, strides, padding) -> Iterator[tuple
 
 
 def _convolved(x: np.ndarray, kernel: np.ndarray, *, strides, padding) -> np.ndarray:
-    """The depthwise convolution with multiplier 1, in integers."""
+    """Return the depthwise convolution with multiplier 1, in integers."""
     wide = np.pad(x, ((0, 0), *padding, (0, 0)))
     return sum(wide[where] * kernel[tap][0] for tap, where in _taps(x, kernel, strides, padding))
 
 
 def _gradients(x: np.ndarray, kernel: np.ndarray, dy: np.ndarray, *, strides, padding) -> np.ndarray:
-    """The gradients of sum(dy * y) by the input and the kernel, in integers, raveled and joined."""
+    """Return the gradients of sum(dy * y) by the input and the kernel, in integers, raveled and joined."""
     wide = np.pad(x, ((0, 0), *padding, (0, 0)))
     dx, dk = np.zeros_like(wide), np.zeros_like(kernel)
     for tap, where in _taps(x, kernel, strides, padding):
@@ -472,7 +472,7 @@ def examine(probes: Sequence[Probe] = PROBES, *, eager: bool = True) -> Iterator
 
 
 def _batch(names: list[str], eager: bool) -> list[Outcome]:
-    """The outcomes of one child: those of all names, or up to the one that ended it."""
+    """Return the outcomes of one child: those of all names, or up to the one that ended it."""
     output, ended = _run_child([*(["--eager"] if eager else []), *names], CHILD_TIME_LIMIT)
     outcomes, running = [], ""
     for line in output.splitlines():
@@ -499,14 +499,14 @@ def _run_child(arguments: list[str], timeout: float) -> tuple[str, str]:
         return done.stdout, f"did not end in {TIME_LIMIT} s of processor time"
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        outside = name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP")  # for want of memory, or by the user
+        outside = name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP")  # for lack of memory, or by the user
         return done.stdout, f"was ended {'from outside, ' * outside}by {name}"
     said = last_line(done.stderr)
     return done.stdout, f"ended with exit code {done.returncode}: {said[:200]}"
 
 
 def main(probes: Sequence[Probe] = PROBES) -> None:
-    """The child, where names are given; otherwise a line for each probe."""
+    """Run the named probes, as the child does; without names run all in children, and print a line for each."""
     names = [argument for argument in sys.argv[1:] if argument != "--eager"]
     if not names:
         print("\n".join(listing(list(examine(probes)))))
@@ -555,7 +555,7 @@ def _line(error: Exception) -> str:
 
 
 def _differs(how: str, got: np.ndarray, exact: np.ndarray) -> str:
-    """How many elements are wrong, and the first; empty where all are right."""
+    """Return how many elements are wrong, and the first; empty where all are right."""
     if got.shape != exact.shape:
         return f"{how}, the shape is {got.shape}, expected {exact.shape}"
     if not (off := got != exact).any():
@@ -567,7 +567,7 @@ def _differs(how: str, got: np.ndarray, exact: np.ndarray) -> str:
 
 
 def quick_findings() -> list[Outcome]:
-    """The quick probes that are wrong here, from the cache where this environment was examined before."""
+    """Return the quick probes that are wrong here; from the cache if this environment was examined before."""
     path = _cache_file()
     if (known := _read(path)) is not None:
         return known
@@ -583,12 +583,12 @@ def _probe(name: str) -> Probe:
 
 
 def avoidable(outcome: Outcome) -> bool:
-    """Whether a probe is wrong here that is right in another version."""
+    """Return True for a probe that is wrong here and right in another version."""
     return bool(outcome.wrong) and not _probe(outcome.name).everywhere
 
 
 def sentences(findings: Sequence[Outcome]) -> list[str]:
-    """What a report says above its verdict: which programs are wrong, and what avoids it; none if all are right."""
+    """Return the lines above a report's verdict: which programs are wrong, and what avoids it; none if all right."""
     if not findings:
         return []
     probes = [_probe(finding.name) for finding in findings]
@@ -601,7 +601,7 @@ def sentences(findings: Sequence[Outcome]) -> list[str]:
 
 
 def listing(outcomes: Sequence[Outcome]) -> list[str]:
-    """How many probes are right, and for each of the others what is wrong, where it is known and what avoids it."""
+    """Return how many probes are right; for each of the others what is wrong, the known issue, and what avoids it."""
     run = [outcome for outcome in outcomes if not outcome.skipped]
     wrong = [outcome for outcome in run if outcome.wrong]
     lines = [f"Compiler: {len(run) - len(wrong)} of {len(run)} programs on small integers have the exact result."]
@@ -622,7 +622,7 @@ def listing(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def _cache_file() -> Path:
-    """The file for this environment: what can change a result is in its name."""
+    """Return the cache file of this environment; its name is a hash of all that can change a result."""
     from bridge.environment import processor
 
     parts = [
@@ -637,7 +637,7 @@ def _cache_file() -> Path:
 
 
 def _read(path: Path) -> list[Outcome] | None:
-    """What was found before; None where there is no readable file of it."""
+    """Return what was found before; None where no readable file says it."""
     if not path.is_file():
         return None
     names = {probe.name for probe in PROBES}

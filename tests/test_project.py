@@ -61,7 +61,7 @@ def test_a_version_that_is_newer_than_the_tested_ones_is_named(monkeypatch):
     assert requirements.untested() == ""
     monkeypatch.setattr(requirements, "TESTED", {**requirements.TESTED, "jax": (0, 7)})
     assert re.fullmatch(
-        r"Warning: jax [\d.]+ is newer than what was tested: up to jax 0\.7, .*", requirements.untested()
+        r"Warning: jax [\d.]+ is newer than the tested versions, up to jax 0\.7, .*", requirements.untested()
     )
 
 

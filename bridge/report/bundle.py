@@ -1,6 +1,6 @@
 """A diagnosis on disk, to be repeated elsewhere: inputs, outputs, environment and hashes in one folder.
 
-    manifest.json    what is here; `Manifest` is its schema
+    manifest.json    what is here; `BundleManifest` is its schema
     x.npy, kernel.npy, bias.npy (where there is a bias), output-0.npy, output-1.npy, ...
 
 bfloat16, which .npy cannot name, is stored as its bits (uint16); the manifest has the dtype.
@@ -23,10 +23,11 @@ import numpy as np
 import pydantic
 
 from bridge.case import DTYPES, Case
-from bridge.diagnosis import Diagnosis, Verdict, parity, same_bits
+from bridge.diagnosis import Diagnosis, Verdict, parity
 from bridge.environment import environment
 from bridge.files import parse_npy, read_json, read_regular
 from bridge.implementations import Implementation, implementation
+from bridge.numerics import same_bits
 from bridge.records import CaseRecord, Document, Record, first_problem
 
 #: Name and version of the manifest's schema.
@@ -56,7 +57,7 @@ class OutputRecord(ArrayRecord):
 
 
 class SavedCase(CaseRecord):
-    """The case; `padding_word` is the padding as it was asked for, where that was a word such as "SAME"."""
+    """The case. `padding_word` is the padding that was asked for, if it was a word such as "SAME"."""
 
     padding_word: str | None
 
@@ -69,8 +70,8 @@ class SavedVerdict(Record):
     verdict: Verdict
 
 
-class Manifest(Document):
-    """What a bundle holds."""
+class BundleManifest(Document):
+    """The contents of a bundle."""
 
     schema_: Literal["jaxdw.bundle/2"] = SCHEMA
     case: SavedCase
@@ -82,15 +83,15 @@ class Manifest(Document):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bundle:
-    """A bundle that was read: the manifest, and the arrays that it names."""
+    """A bundle in memory: the manifest, and the arrays that it names."""
 
-    manifest: Manifest
+    manifest: BundleManifest
     case: Case
     outputs: Mapping[str, np.ndarray]
 
 
 def check_new_folder(folder: Path) -> None:
-    """Fails before the work if `save_bundle` could not write the folder after it.
+    """Fail before the work if `save_bundle` could not write the folder after it.
 
     Raises:
       OSError: the folder holds something, is a file, or its parent is missing or closed.
@@ -107,7 +108,7 @@ def check_new_folder(folder: Path) -> None:
 
 
 def save_bundle(diagnosis: Diagnosis, folder: Path) -> None:
-    """Writes the bundle to a temporary folder beside it, then renames; an interrupted run leaves no part of it.
+    """Write the bundle to a temporary folder, then rename that; an interrupted run leaves no part of it.
 
     Raises:
       OSError: as `check_new_folder` says.
@@ -124,7 +125,7 @@ def save_bundle(diagnosis: Diagnosis, folder: Path) -> None:
             for number, (name, y) in enumerate(diagnosis.outputs.items())
         ]
         word = case.padding if isinstance(case.padding, str) else None
-        manifest = Manifest(
+        manifest = BundleManifest(
             environment=environment(),
             case=SavedCase(**dict(CaseRecord.of_case(case)), padding_word=word),
             arrays=arrays,
@@ -143,7 +144,7 @@ def save_bundle(diagnosis: Diagnosis, folder: Path) -> None:
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """Reads a bundle and checks every hash.
+    """Read a bundle and check every hash.
 
     Raises:
       ValueError: a manifest that is malformed or of a newer schema, a missing file, or one that was cut or changed.
@@ -173,7 +174,7 @@ def load_bundle(folder: Path) -> Bundle:
 
 
 def replay_bundle(folder: Path, *, import_functions: bool = False) -> tuple[Diagnosis, list[str]]:
-    """The diagnosis repeated on this machine, and what changed since the bundle was saved.
+    """Repeat a diagnosis on this machine, and return it with what changed since the bundle was saved.
 
     Args:
       folder: what `save_bundle` wrote.
@@ -271,7 +272,7 @@ def _read(folder: Path, record: ArrayRecord) -> np.ndarray:
     return array
 
 
-def _manifest(folder: Path) -> Manifest:
+def _manifest(folder: Path) -> BundleManifest:
     path = folder / _MANIFEST
     try:
         content: Any = read_json(path)
@@ -283,7 +284,7 @@ def _manifest(folder: Path) -> Manifest:
     if schema != SCHEMA:
         _refuse(path, schema)
     try:
-        return Manifest.model_validate(content)
+        return BundleManifest.model_validate(content)
     except pydantic.ValidationError as error:
         raise ValueError(f"{path} is malformed: {first_problem(error)}") from None
 

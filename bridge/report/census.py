@@ -14,13 +14,12 @@ from rich.table import Table
 from bridge._census.record import CensusLayerRecord, CensusRecord
 from bridge.diagnosis import Verdict
 from bridge.records import CaseRecord
-from bridge.report import pictures
 from bridge.report.html import template
 from bridge.report.terminal import styled
 
 
 def print_census(records: Sequence[CensusRecord], implementations: Sequence[str], console: Console) -> None:
-    """One row a model, then whatever is not ROUNDING or stronger, then the sum."""
+    """Print one row per model, then every layer that is weaker than ROUNDING, then the totals."""
     reference, *others = implementations
     table = Table(
         title=f"Depthwise layers by verdict, and how many have the bits of {reference}",
@@ -43,7 +42,7 @@ def print_census(records: Sequence[CensusRecord], implementations: Sequence[str]
 
 
 def summary(records: Sequence[CensusRecord]) -> str:
-    """What was counted, in one sentence."""
+    """Return the counts in one sentence."""
     ran = [record for record in records if record.layers]
     layers = [layer for record in ran for layer in record.layers]
     verdicts: Counter[Verdict] = Counter()
@@ -63,7 +62,7 @@ def summary(records: Sequence[CensusRecord]) -> str:
 
 
 def census_html(records: Sequence[CensusRecord], implementations: Sequence[str], *, command: str) -> str:
-    """The whole census as a page.
+    """Return the whole census as a page.
 
     Args:
       records: what to show.
@@ -75,16 +74,16 @@ def census_html(records: Sequence[CensusRecord], implementations: Sequence[str],
         records=records,
         reference=implementations[0],
         others=implementations[1:],
+        case="Census of depthwise layers",
         verdict=weakest or Verdict.INCONCLUSIVE,
-        summary=summary(records),
+        meaning=summary(records),
         environment=records[-1].environment if records else {},
         command=command,
-        ramp=pictures.ramp_css(),
     )
 
 
 def geometry(case: CaseRecord) -> str:
-    """Kernel, stride, padding, dilation and multiplier in a few words.
+    """Return kernel, stride, padding, dilation and multiplier in a few words.
 
     >>> window = {"strides": (2, 2), "padding": ((1, 1), (1, 1)), "padding_mode": "zeros", "kernel_dilation": (1, 1)}
     >>> sizes = {"x": (1, 9, 9, 4), "kernel": (3, 3, 1, 8), "bias": None, "output": (1, 5, 5, 8)}
@@ -118,7 +117,7 @@ def _row(record: CensusRecord) -> list[str]:
 
 
 def _remarks(record: CensusRecord) -> list[str]:
-    """What a reader must see: errors, verdicts that do not pass, layers that did not run or were passed over."""
+    """Return errors, verdicts that do not pass, and layers that did not run or were passed over."""
     remarks = [f"could not be run: {escape(record.error)}"] if record.error else []
     for layer in record.layers:
         if not layer.verdict.passes:
@@ -137,7 +136,7 @@ def _why(layer: CensusLayerRecord) -> str:
 
 
 def _window(case: CaseRecord) -> tuple:
-    """Everything of a geometry but the sizes of the data."""
+    """Return the geometry without the sizes of the data."""
     return case.kernel[:-2], case.kernel[-1] // case.x[-1], case.strides, case.kernel_dilation, case.padding_mode
 
 

@@ -20,7 +20,7 @@ from bridge.report.terminal import styled
 
 
 def print_model(parity: ModelParity, console: Console) -> None:
-    """One row an operation, what is wrong, and the answer in a few sentences."""
+    """Print one row per operation, what is wrong, and the answer in a few sentences."""
     table = Table(
         title=f"{escape(parity.name)}, {'x'.join(map(str, parity.images))}: PyTorch and JAX",
         box=rich.box.SIMPLE_HEAD,
@@ -44,9 +44,9 @@ def print_model(parity: ModelParity, console: Console) -> None:
 
 
 def summary(parity: ModelParity) -> str:
-    """What was found, in a few sentences.
+    """Return the answer in a few sentences.
 
-    `growth` never decides: it is what each operation's own difference becomes, carried through the network.
+    `growth` never decides a verdict. It is the difference that accumulates as both networks run free.
     """
     found = Counter(layer.verdict for layer in parity.layers if layer.isolated is not None)
     counts = ", ".join(f"{found[verdict]} {verdict}" for verdict in Verdict if found[verdict])
@@ -56,9 +56,9 @@ def summary(parity: ModelParity) -> str:
         wrong = parity.first_wrong
         told.append(f"The first that is wrong is {wrong.name} ({wrong.torch} in PyTorch): {why(wrong)}.")
     elif parity.not_compared or parity.left:
-        told.append("None of them is wrong; of the others nothing is said.")
+        told.append("None of them is wrong. The others were not compared.")
     else:
-        told.append("Growth is only rounding: no operation adds more than its own rounding can be.")
+        told.append("Growth is only rounding: no operation adds more than its rounding bound.")
     if growth := max((layer.growth for layer in parity.layers if layer.growth is not None), default=None):
         told.append(f"Running free, the networks differ by at most {growth:.2g} of a layer's norm.")
     logits = parity.logits
@@ -71,39 +71,40 @@ def summary(parity: ModelParity) -> str:
 
 
 def remarks(parity: ModelParity) -> list[str]:
-    """Whatever does not pass or was not compared, each with its reason."""
+    """Return a line for each operation that does not pass or was not compared, with its reason."""
     lines = [f"{layer.name}: {layer.verdict}: {why(layer)}" for layer in parity.layers if layer.is_wrong]
     lines += [f"{layer.name} was not compared: {layer.reason}" for layer in parity.not_compared]
     return lines + [f"{name} of PyTorch was not compared: it has no counterpart" for name in parity.left]
 
 
 def why(layer: LayerParity) -> str:
-    """Why an operation does not pass."""
+    """Return why an operation does not pass."""
     c = layer.isolated
     told = (layer.cause, c.place if c else "", f"fix: {c.fix}" if c and c.fix else "")
     return "; ".join(filter(None, told))
 
 
 def of_bound(layer: LayerParity) -> float | None:
-    """The greater of both sides' shares of the bound."""
+    """Return the greater of the two results' errors, as a share of the bound."""
     return None if layer.isolated is None else max(layer.isolated.side_bound_ratios)
 
 
 def model_html(parity: ModelParity, *, command: str) -> str:
-    """The whole report as a page.
+    """Return the whole report as a page.
 
     Args:
       parity: what to show.
       command: the shell command that repeats it.
     """
-    return template("model.html.jinja", figure=_figure, of_bound=of_bound, why=why).render(
+    return template("model.html.jinja", of_bound=of_bound).render(
+        case=f"{parity.name}, images {'x'.join(map(str, parity.images))}, PyTorch and JAX",
+        verdict=parity.verdict,
+        meaning=summary(parity),
         parity=parity,
-        summary=summary(parity),
         remarks=remarks(parity),
         chart=growth_chart(parity.layers),
         environment=environment(),
         command=command,
-        ramp="",
     )
 
 
@@ -124,7 +125,7 @@ class GrowthChart:
     Attributes:
       width, height, left, right, top, bottom: of the picture and of its frame.
       line: the points of a polyline, "x,y x,y", where layers differ.
-      dots: one a layer whose results differ, coloured by its isolated verdict.
+      dots: one per layer whose results differ, coloured by its isolated verdict.
       ticks: `(y, power of ten)`.
       summary: the picture in words.
     """
@@ -142,7 +143,7 @@ class GrowthChart:
 
 
 def growth_chart(layers: Sequence[LayerParity]) -> GrowthChart | None:
-    """None where nothing differs."""
+    """Return the chart, or None where nothing differs."""
     grown = [(i, layer) for i, layer in enumerate(layers) if layer.growth]
     if not grown:
         return None

@@ -16,7 +16,7 @@ SCHEMA: Literal["jaxdw.parity/2"] = "jaxdw.parity/2"
 
 
 class OrderRecord(Record):
-    """The order in which an implementation adds."""
+    """The accumulation order of an implementation."""
 
     implementation: str
     dtype: str
@@ -26,7 +26,7 @@ class OrderRecord(Record):
 
 
 class FactorRecord(Record):
-    """A setting in which two sides differ, and its share of their difference."""
+    """A setting that differs in a pair, and its share of their difference."""
 
     label: str
     name: str
@@ -59,7 +59,7 @@ class FlipRecord(Record):
 
 
 class AttributionRecord(Record):
-    """What the difference of one pair is made of: the shares and `unexplained` sum to `total`, in `unit`."""
+    """The shares of one pair's difference: they and `unexplained` sum to `total`, in `unit`."""
 
     a: str
     b: str
@@ -88,7 +88,7 @@ class AttributionRecord(Record):
 
 
 class ChangeRecord(Record):
-    """A change that makes the pair identical: what to write, and median seconds of the changed sides."""
+    """A change that makes the pair identical: what to write, and median seconds of what changed."""
 
     a: str
     b: str
@@ -100,7 +100,7 @@ class ChangeRecord(Record):
 
 
 class EliminationRecord(Record):
-    """The changes that were found and verified, the cheapest first; `failed` has what could not be run, and why."""
+    """The changes that were found and verified, the cheapest first; `failed` lists what could not run, and why."""
 
     a: str
     b: str

@@ -27,7 +27,7 @@ def test_only_an_empty_file_or_one_of_the_same_kind_is_overwritten(tmp_path):
         b"<!doctype html><p>jaxdw.parity",
     ):
         path.write_bytes(held)
-        with pytest.raises(FileExistsError, match=r"is no report of the kind jaxdw\.parity"):
+        with pytest.raises(FileExistsError, match=r"is not a report of the kind jaxdw\.parity"):
             files.check_writable(path, "jaxdw.parity")
 
 
