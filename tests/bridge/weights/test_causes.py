@@ -1,4 +1,4 @@
-"""What weights in the wild have: a cause in words for each, what to do, and the right values once it was done."""
+"""Causes of a mismatch in real checkpoints: each is named with its fix, and the fix gives the right values."""
 
 import functools
 import io
