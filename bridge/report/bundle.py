@@ -11,9 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +22,7 @@ import pydantic
 from bridge.case import DTYPES, Case
 from bridge.diagnosis import Diagnosis, Verdict, parity
 from bridge.environment import environment
-from bridge.files import parse_npy, read_json, read_regular
+from bridge.files import atomic_folder, check_free, parse_npy, read_json, read_regular
 from bridge.implementations import Implementation, implementation
 from bridge.numerics import same_bits
 from bridge.records import CaseRecord, Document, Record, first_problem
@@ -96,51 +93,37 @@ def check_new_folder(folder: Path) -> None:
     Raises:
       OSError: the folder holds something, is a file, or its parent is missing or closed.
     """
-    folder = folder.absolute()
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file, expected a folder to make")
     if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty, expected a folder to make")
-    if not folder.parent.is_dir():
-        raise FileNotFoundError(f"{folder} cannot be written: there is no folder {folder.parent}")
-    if not os.access(folder.parent, os.W_OK):
-        raise PermissionError(f"{folder} cannot be written: permission denied")
+    check_free(folder.absolute(), force=True)
 
 
 def save_bundle(diagnosis: Diagnosis, folder: Path) -> None:
-    """Write the bundle to a temporary folder, then rename that; an interrupted run leaves no part of it.
+    """Write the bundle whole; an interrupted run leaves no part of it.
 
     Raises:
       OSError: as `check_new_folder` says.
     """
     check_new_folder(folder)
-    folder = folder.absolute()
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        case = diagnosis.case
-        given: dict[Given, np.ndarray | None] = {"x": case.x, "kernel": case.kernel, "bias": case.bias}
-        arrays = {name: _write(temporary, name, a) for name, a in given.items() if a is not None}
-        outputs = [
-            OutputRecord(implementation=name, **dict(_write(temporary, f"output-{number}", y)))
-            for number, (name, y) in enumerate(diagnosis.outputs.items())
-        ]
-        word = case.padding if isinstance(case.padding, str) else None
+    case = diagnosis.case
+    given: dict[Given, np.ndarray | None] = {"x": case.x, "kernel": case.kernel, "bias": case.bias}
+    with atomic_folder(folder.absolute()) as new:
         manifest = BundleManifest(
             environment=environment(),
-            case=SavedCase(**dict(CaseRecord.of_case(case)), padding_word=word),
-            arrays=arrays,
-            outputs=outputs,
+            case=SavedCase(
+                **dict(CaseRecord.of_case(case)), padding_word=case.padding if isinstance(case.padding, str) else None
+            ),
+            arrays={name: _write(new, name, array) for name, array in given.items() if array is not None},
+            outputs=[
+                OutputRecord(implementation=name, **dict(_write(new, f"output-{number}", y)))
+                for number, (name, y) in enumerate(diagnosis.outputs.items())
+            ],
             verdict=diagnosis.verdict,
-            verdicts=[SavedVerdict(a=c.a, b=c.b, verdict=c.verdict) for c in diagnosis.comparisons],
+            verdicts=[SavedVerdict.model_validate(each) for each in diagnosis.comparisons],
         )
-        (temporary / _MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        os.chmod(temporary, 0o755)
-        if folder.is_dir():
-            folder.rmdir()
-        os.rename(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
+        (new / _MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
 def load_bundle(folder: Path) -> Bundle:

@@ -235,7 +235,7 @@ def test_windows_of_many_taps_are_not_revealed_unless_it_is_asked_for(jaxdw):
         assert code == 2 and "windows of 144 taps" in error and "`--max-taps 144`" in error
     two = ("--implementations", "torch.conv2d,numpy.exact")
     code, out, error = jaxdw("parity", *wide, *two)
-    assert code == 0 and "EXPLAINED" not in out and "no order of addition is revealed" in error
+    assert code == 0 and "EXPLAINED" not in out and "no accumulation order is revealed" in error
 
 
 def test_text_is_made_printable_and_nothing_else():
