@@ -32,7 +32,7 @@ import torch
 
 import jaxdw
 from bridge import Case
-from bridge.accumulation import AccumulationOrder, parting, reveal
+from bridge.accumulation import AccumulationOrder, divergence, reveal
 from bridge.bench import jax_peers, torch_peers
 from bridge.bench.figures import spread
 from bridge.bench.measure import interleaved
@@ -316,7 +316,7 @@ def fingerprints(run: Run) -> list[str]:
                 record.order = OrderRecord.model_validate(order.to_json() | {"implementation": name})
                 record.same_order = _same_trees(order, expected)
                 record.same_bits = float(same_bits(subject(case), theirs).mean())
-                record.parting = parting(expected, dataclasses.replace(order, implementation=name))
+                record.parting = divergence(expected, dataclasses.replace(order, implementation=name))
             except Exception as error:  # of a library: any kind, and the others still count
                 record.failed = _first_line(error)
             run.report.fingerprints.append(record)

@@ -206,16 +206,15 @@ def with_a_loop(x, kernel):
     return lax.scan(add, jnp.zeros((1, 2, 2, 6)), (windows, weights))[0]
 
 
-def at_highest(x, kernel):
+def convolved(x, kernel, precision=None):
+    numbers = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(
-        x,
-        kernel,
-        (1, 1),
-        "VALID",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=3,
-        precision="highest",
+        x, kernel, (1, 1), "VALID", dimension_numbers=numbers, feature_group_count=3, precision=precision
     )
+
+
+def at_highest(x, kernel):
+    return convolved(x, kernel, "highest")
 
 
 def test_the_function_of_a_user_is_looked_into(seed):
@@ -225,6 +224,19 @@ def test_the_function_of_a_user_is_looked_into(seed):
         own = implementation(f"{__name__}:with_a_loop[precision={value}]").run(case)
         named = implementation(f"{__name__}:at_highest[precision={value}]").run(case)
         assert not np.array_equal(own, plain) and np.array_equal(named, plain)
+
+
+def checkpointed(x, kernel):
+    return jax.checkpoint(convolved)(x, kernel)
+
+
+@pytest.mark.parametrize("value", ["tpu-default", "tpu-high", "gpu-default"])
+def test_a_product_within_a_checkpoint_is_rounded_as_outside_of_it(value, seed):
+    case, dy = exact_case(np.random.default_rng(seed), 2)
+    inside, outside = implementation(f"{__name__}:checkpointed"), implementation("jax.grouped")
+    inside, outside = (each.changed(precision=value) for each in (inside, outside))
+    assert same_bits(inside.run(case), outside.run(case)).all()
+    assert same_bits(inside.input_gradient(case, dy), outside.input_gradient(case, dy)).all()
 
 
 def with_a_fixed_algorithm(x, kernel):
@@ -245,7 +257,7 @@ def in_a_kernel(x, kernel):
     [
         (f"{__name__}:in_a_kernel[precision=tpu-high]", np.float32, "expected no product within 'pallas_call'"),
         ("jax.taps[precision=tpu-default]", np.float64, "`precision` is 'tpu-default' for float64 arrays, expected fl"),
-        ("jax.grouped[precision=tpu-high]", np.float16, "what a TPU rounds float16 operands to is not documented"),
+        ("jax.grouped[precision=tpu-high]", np.float16, "how a TPU rounds float16 operands is not documented"),
         (f"{__name__}:with_a_fixed_algorithm[precision=gpu-high]", np.float32, "expected default, high or highest to"),
     ],
 )
@@ -456,7 +468,7 @@ def test_the_command_shows_it_in_every_report(tmp_path, uncompiled):
     assert result.exit_code == 3 and all(len(line) <= 80 for line in result.output.splitlines())
     for words in ("a TPU may do so at precision=", "the input rounded to bfloat16", "tried here, and within the bound"):
         assert words in text
-    assert "have, of the others, only emulations: jax.taps[precision=tpu-default]" in text
+    assert "Only these emulated implementations match jax.taps bit for bit: jax.taps[precision=tpu-default]" in text
     (_, first, *_), page = (
         json.loads((tmp_path / "r.json").read_text())["comparisons"],
         (tmp_path / "r.html").read_text(),
