@@ -87,7 +87,7 @@ def parity(
         arithmetic = each.arithmetic(case, quantity)
         replayed = None
         if is_exact(each.name):
-            y = replayed = target.exact.value  # the one result that no order of addition can change
+            y = replayed = target.exact.value  # the one result that no accumulation order can change
         else:
             y = each.run(case) if dy is None else each.input_gradient(case, dy)
             if explain and subject is not None:
