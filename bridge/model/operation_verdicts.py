@@ -202,11 +202,11 @@ def lower_precision(operation: Operation, ours: np.ndarray, found: Comparison) -
         within = total.expected()
         wrong = [
             name
-            for name, y, ratio in zip(NAMES, (ours, operation.output), found.side_bound_ratios)
+            for name, y, ratio in zip(NAMES, (ours, operation.output), found.own_bound_ratios)
             if ratio > 1 and not (within.ratio(y) <= 1).all()
         ]
         if not wrong:
-            sides = " and ".join(name for name, ratio in zip(NAMES, found.side_bound_ratios) if ratio > 1)
+            sides = " and ".join(name for name, ratio in zip(NAMES, found.own_bound_ratios) if ratio > 1)
             return dataclasses.replace(
                 found,
                 verdict=Verdict.PRECISION,

@@ -47,7 +47,7 @@ def test_another_order_of_addition_is_rounding(rng):
     result = compare(in_order(case), backwards(case), case)
     assert result.verdict is Verdict.ROUNDING
     assert 0 < result.max_bound_ratio <= 1
-    assert max(result.side_bound_ratios) <= 1
+    assert max(result.own_bound_ratios) <= 1
 
 
 def test_two_sides_are_each_held_to_their_own_bound(rng):
@@ -59,7 +59,7 @@ def test_two_sides_are_each_held_to_their_own_bound(rng):
     at = np.unravel_index(np.argmax(bound / np.abs(total.reference)), a.shape)  # where the format resolves the bound
     a[at], b[at] = total.reference[at] + 1.5 * bound[at], total.reference[at] + 0.4 * bound[at]
     result = compare(a, b, case)
-    assert result.max_bound_ratio <= 1 < result.side_bound_ratios[0]
+    assert result.max_bound_ratio <= 1 < result.own_bound_ratios[0]
     assert (result.verdict, result.name, result.where) == (Verdict.BUG, "single element", at)
 
 
