@@ -1,4 +1,4 @@
-"""For every planted cause the right verdict and the right name, over random geometries; and never a pass."""
+"""Every planted cause gets the right verdict and the right name, over random geometries, and never passes."""
 
 import zlib
 
