@@ -104,7 +104,7 @@ class ComparisonRecord(Record):
     max_abs: Number
     max_ulp: int
     max_bound_ratio: Number
-    side_bound_ratios: tuple[Number, Number]
+    own_bound_ratios: tuple[Number, Number]
     where: tuple[int, ...] | None
     explained: int | None
     name: str

@@ -57,7 +57,7 @@ def _alone(attribution: Attribution, side: str, error: float) -> Table:
         table.add_column(heading, justify="right")
     table.add_row("as it is", "", "", f"{error:.2g}")
     for flip in attribution.flips:
-        if flip.side != side:
+        if flip.before != side:
             continue
         if flip.different is None:
             table.add_row(escape(f"{flip.name}: {flip.reason}"), "", "", "")

@@ -86,7 +86,7 @@ def why(layer: LayerParity) -> str:
 
 def of_bound(layer: LayerParity) -> float | None:
     """Return the greater of the two results' errors, as a share of the bound."""
-    return None if layer.isolated is None else max(layer.isolated.side_bound_ratios)
+    return None if layer.isolated is None else max(layer.isolated.own_bound_ratios)
 
 
 def model_html(parity: ModelParity, *, command: str) -> str:

@@ -27,7 +27,7 @@ def assert_verified(result, case):
 
 
 def test_the_question_in_pytorch_has_an_answer(seed):
-    """Which routes over windows have the bits of the convolution depends on the processor; the convolution has."""
+    """The processor decides which methods over windows have the bits of the convolution; the convolution has them."""
     result = eliminate(question(seed), "torch.conv2d", "torch.unfold_matmul", isolated=False)
     changed = {(change.a, change.b) for change in result.changes}
     assert not result.identical and ("torch.conv2d", "torch.conv2d") in changed

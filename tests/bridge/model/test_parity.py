@@ -101,7 +101,7 @@ def test_every_operation_of_a_twin_is_rounding_or_stronger(clean):
         "mean": 1,
         "linear": 1,
     }
-    assert all(max(layer.isolated.side_bound_ratios) <= 1 for layer in clean.layers)
+    assert all(max(layer.isolated.own_bound_ratios) <= 1 for layer in clean.layers)
     assert "only rounding" in summary(clean)
 
 
