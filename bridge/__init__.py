@@ -1,4 +1,4 @@
-"""PyTorch and JAX depthwise convolutions compared: what the difference is, proved."""
+"""Compare depthwise convolutions of PyTorch and JAX, and prove what their difference is."""
 
 # ruff: noqa: E402
 import os
@@ -39,9 +39,9 @@ if _left:  # from where these two packages may have been found
 
 #: The public names, by the module that each is imported from when it is first used: most modules load a framework.
 _PUBLIC = {
+    "bridge._census.census": ("census",),
     "bridge.accumulation": ("replay", "reveal"),
     "bridge.case": ("Case",),
-    "bridge.census": ("census",),
     "bridge.diagnosis": ("Comparison", "Diagnosis", "Verdict", "compare", "parity"),
     "bridge.implementations": ("Implementation", "implementation", "implementations"),
     "bridge.testing": ("testing",),
@@ -51,10 +51,10 @@ _MODULES = {name: module for module, names in _PUBLIC.items() for name in names}
 
 if TYPE_CHECKING:  # the same names for type checkers and editors
     from bridge import testing as testing
+    from bridge._census.census import census as census
     from bridge.accumulation import replay as replay
     from bridge.accumulation import reveal as reveal
     from bridge.case import Case as Case
-    from bridge.census import census as census
     from bridge.diagnosis import Comparison as Comparison
     from bridge.diagnosis import Diagnosis as Diagnosis
     from bridge.diagnosis import Verdict as Verdict
@@ -78,3 +78,7 @@ def __getattr__(name: str) -> Any:
     module = importlib.import_module(_MODULES[name])
     globals()[name] = value = getattr(module, name, module)
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

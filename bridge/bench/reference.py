@@ -6,8 +6,8 @@ has up to twelve bits, more than TF32 (11) and bfloat16 (8) hold: a way which ro
 
 *Blocks* divide by a root, which integers do not survive. Let y = a (sum x w - m) + b with a = s / sqrt(v + e), over n
 products, u = 2^-24, g(k) = (1 + u)^k - 1. The sum is within g(n) S of the exact one, S = sum |x w|, and the
-normalization as in `bridge.model.expected` adds nine roundings; where a is multiplied into the weights beforehand, each
-product carries those roundings instead, and m and b one more leaf of the sum. Either way
+normalization as in `bridge.model.operation_bounds` adds nine roundings; where a is multiplied into the weights
+beforehand, each product carries those roundings instead, and m and b one more leaf of the sum. Either way
 
     |computed - y| <= g(n + 10) M + lambda (2 n + 18) (1 + |a|) (1 + X) (1 + W) + lambda (S + |m|) (1 + 1/sqrt(v + e)),
     M = (S + |m|) |a| + |b|

@@ -10,7 +10,7 @@ from typing import Literal
 import pydantic
 
 from bridge.audit import Audit
-from bridge.report.schema import CaseRecord
+from bridge.records import CaseRecord
 
 #: Name and version of the schema. The version grows when a field is added, removed or changes its meaning.
 SCHEMA: Literal["jaxdw.audit/1"] = "jaxdw.audit/1"
