@@ -38,7 +38,7 @@ def jaxdw(monkeypatch, capfd):
             cli.run()
         signal.alarm(0)
         out, error = capfd.readouterr()
-        assert not RAW.search(out) and not RAW.search(error) and "a fault of jaxdw" not in error
+        assert not RAW.search(out) and not RAW.search(error) and "a bug in jaxdw" not in error
         return ended.value.code, out, error
 
     return run
