@@ -53,7 +53,7 @@ JSON = {
     "deep": (b"[" * 100_000, "recursion"),
     "twice": (b'{"a": 1, "a": 2}', "duplicate keys 'a'"),
     "NaN": (b'{"a": NaN}', "NaN is not a JSON number"),
-    "infinite": (b'{"a": -Infinity}', "-Infinity is no number"),
+    "infinite": (b'{"a": -Infinity}', "-Infinity is not a JSON number"),
     "not UTF-8": (b'{"\xff": 1}', "codec can't decode"),
     "long number": (b"1" * 10_000, "4300 digits"),
     "cut": (b'{"a": ', "Expecting value"),
