@@ -1,4 +1,4 @@
-"""PyTorch and JAX depthwise convolutions compared: what the difference is, proved."""
+"""Compare depthwise convolutions of PyTorch and JAX, and prove what their difference is."""
 
 # ruff: noqa: E402
 import os
@@ -78,3 +78,7 @@ def __getattr__(name: str) -> Any:
     module = importlib.import_module(_MODULES[name])
     globals()[name] = value = getattr(module, name, module)
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

@@ -20,6 +20,7 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
 from jaxdw.geometry import Geometry
+from jaxdw.jaxprs import called, evaluate
 
 
 class NotTapwise(Exception):
@@ -106,7 +107,9 @@ def _read(traced: ClosedJaxpr, geometry: Geometry, dtype: np.dtype) -> Traced:
     """The program as one of taps, tried on shapes."""
     closed_over, leading = tuple(traced.consts), (*geometry.batch, *geometry.output_spatial)
     windows = jax.ShapeDtypeStruct(geometry.windows_shape, dtype)
-    flat = jax.make_jaxpr(functools.partial(_without_calls, traced.jaxpr))(closed_over, [windows])
+    flat = jax.make_jaxpr(lambda *arrays: evaluate(ClosedJaxpr(traced.jaxpr, arrays[:-1]), arrays[-1:], _inlined))(
+        *closed_over, windows
+    )
     first, then = _apart(flat, leading, geometry.channels)
     whole = Traced(traced.jaxpr, closed_over, first, then, leading, geometry.channels)
 
@@ -126,42 +129,10 @@ def grid(taps: Iterable[jax.Array], kernel_size: Sequence[int]) -> np.ndarray:
     return cells
 
 
-def _without_calls(jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
-    """Evaluates a program; where it only calls another, that one's own operations."""
-    values: dict[Any, Any] = dict(zip(jaxpr.constvars, constants, strict=True))
-    values.update(zip(jaxpr.invars, arguments, strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else values[atom]
-
-    for equation in jaxpr.eqns:
-        called = _called(equation)
-        if called is not None:
-            outputs = _without_calls(called.jaxpr, called.consts, [read(atom) for atom in equation.invars])
-        else:
-            inputs = _variables(equation.invars)
-            alone = Jaxpr((), inputs, equation.outvars, [equation], equation.effects, jaxpr.debug_info)
-            outputs = jaxpr_as_fun(ClosedJaxpr(alone, ()))(*map(read, inputs))
-        values.update(zip(equation.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-#: Operations that only call a program, by the parameter that holds it.
-_CALLS = {
-    "jit": "jaxpr",
-    "remat2": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-}
-
-
-def _called(equation: JaxprEqn) -> ClosedJaxpr | None:
-    name = _CALLS.get(equation.primitive.name)
-    if name is None:
-        return None
-    called = equation.params[name]
-    return called if isinstance(called, ClosedJaxpr) else ClosedJaxpr(called, ())  # one class in JAX 0.12
+def _inlined(equation: JaxprEqn, operands: list[Any]) -> list[Any] | None:
+    """Results of an equation that only calls a program, by that program's own operations; else None."""
+    program = called(equation)
+    return None if program is None else evaluate(program, operands, _inlined)
 
 
 def _apart(closed: ClosedJaxpr, leading: tuple[int, ...], channels: int) -> tuple[ClosedJaxpr, Jaxpr]:

@@ -2,18 +2,23 @@
 
 from bridge.accumulation._divergence import divergence
 from bridge.accumulation._replay import replay
-from bridge.accumulation._reveal import MOST_TAPS, check_taps, reveal
+from bridge.accumulation._reveal import reveal
+from bridge.accumulation.convolution import MOST_TAPS, ConvolutionSums, check_taps
 from bridge.accumulation.order import AccumulationOrder, Fingerprint, NotASum, Rounding
-from bridge.accumulation.sums import reveal_dot, reveal_sum
+from bridge.accumulation.sums import SumsOfProducts
 from bridge.accumulation.tree import BIAS, Tree
+from bridge.accumulation.vectors import DotProduct, reveal_dot, reveal_sum
 
 __all__ = [
     "BIAS",
     "MOST_TAPS",
     "AccumulationOrder",
+    "ConvolutionSums",
+    "DotProduct",
     "Fingerprint",
     "NotASum",
     "Rounding",
+    "SumsOfProducts",
     "Tree",
     "check_taps",
     "divergence",

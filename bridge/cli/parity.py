@@ -17,7 +17,7 @@ from bridge.diagnosis import parity as run_parity
 from bridge.diagnosis.attribution import attribute as run_attribution
 from bridge.diagnosis.attribution import most_different
 from bridge.diagnosis.elimination import eliminate
-from bridge.diagnosis.runs import Runs
+from bridge.diagnosis.runs import CaseRuns
 from bridge.files import write_atomically
 from bridge.progress import log
 from bridge.report import Report
@@ -92,7 +92,7 @@ def parity(
     attribution = elimination = None
     pair = most_different(diagnosis) if attribute else None
     if pair is not None:
-        runs = Runs(case)
+        runs = CaseRuns(case)
         outputs = diagnosis.outputs[pair[0]], diagnosis.outputs[pair[1]]
         attribution = run_attribution(case, *pair, outputs=outputs, runs=runs)
         print_attribution(attribution, console())

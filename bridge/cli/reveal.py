@@ -13,9 +13,9 @@ from bridge.cli.cases import CaseOptions, allow_depth
 from bridge.cli.options import JsonOption, MaxTapsOption
 from bridge.cli.output import check_outputs, console, summarise
 from bridge.cli.parse import parse_names
-from bridge.diagnosis.parity import DEFAULT
+from bridge.diagnosis import DEFAULT
 from bridge.files import write_atomically
-from bridge.implementations import implementation
+from bridge.implementations import implementation, is_exact
 from bridge.progress import track
 from bridge.report.orders import orders_to_json, print_orders
 from bridge.report.terminal import describe
@@ -42,7 +42,7 @@ def reveal(
     case = given.case()
     check_taps("reveal", case.geometry, max_taps)
     allow_depth(case.geometry.taps)
-    chosen = parse_names(implementations) or [name for name in DEFAULT if name != "numpy.exact"]
+    chosen = parse_names(implementations) or [name for name in DEFAULT if not is_exact(name)]
     orders = [reveal_order(implementation(name), case) for name in track(chosen, "revealing the accumulation order")]
     console().print(f"[bold]{escape(describe(case))}[/]\n", highlight=False)
     print_orders(orders, console(), every=every)

@@ -1,8 +1,8 @@
 """Correctly rounded sums of products.
 
-What is exact, rounded once: the reference that every implementation is measured against. After Ziv (1991): sum in
-float64, bound the error of that sum by delta, and if both ends of [s - delta, s + delta] round to the same number, it
-is the correctly rounded one, since rounding is monotone. The few sums that this leaves undecided are taken up again:
+The exact sum, rounded once, is the reference that every implementation is measured against. After Ziv (1991): sum in
+float64 and bound the error of that sum by delta. If both ends of [s - delta, s + delta] round to the same number, it
+is the correctly rounded one, since rounding is monotone. The few sums that this leaves undecided are computed again:
 
 1. where every rounding error of the sum, computed by TwoSum and TwoProduct, is zero, the float64 sum is exact;
 2. else as integers: the products over their common power of two, in Python's integers.
@@ -30,17 +30,9 @@ from typing import Any
 
 import numpy as np
 
-from bridge.case import Case
 from bridge.numerics.errorfree import two_product, two_sum
 from bridge.numerics.formats import FLOAT64, Format, cast, format_of, round_integer
-from bridge.numerics.products import (
-    Block,
-    Products,
-    bias_gradient_products,
-    input_gradient_products,
-    kernel_gradient_products,
-    output_products,
-)
+from bridge.numerics.products import Block, Products
 
 _U = FLOAT64.unit_roundoff
 _TINY = FLOAT64.smallest_subnormal
@@ -68,33 +60,8 @@ class ExactSum:
     products: Products
 
 
-def exact(case: Case) -> ExactSum:
-    """The convolution, correctly rounded: arrays of shape `(*batch, *output_spatial, C*M)`.
-
-    >>> x = np.array([[[2.0**24], [1.0], [-(2.0**24)]]], np.float32)
-    >>> exact(Case(x, np.ones((3, 1, 1), np.float32), padding="VALID")).value.item()
-    1.0
-    """
-    return exact_sum(output_products(case))
-
-
-def exact_input_gradient(case: Case, dy: np.ndarray) -> ExactSum:
-    """The gradient of sum(dy y) by the input, correctly rounded: arrays of x's shape."""
-    return exact_sum(input_gradient_products(case, dy))
-
-
-def exact_kernel_gradient(case: Case, dy: np.ndarray) -> ExactSum:
-    """The gradient of sum(dy y) by the kernel, correctly rounded: arrays of the kernel's shape."""
-    return exact_sum(kernel_gradient_products(case, dy))
-
-
-def exact_bias_gradient(case: Case, dy: np.ndarray) -> ExactSum:
-    """The gradient of sum(dy y) by the bias, correctly rounded: arrays of shape `(C*M,)`."""
-    return exact_sum(bias_gradient_products(case, dy))
-
-
 def exact_sum(products: Products) -> ExactSum:
-    """Each sum of `products`, correctly rounded in their dtype. O(output) memory, whatever the number of terms."""
+    """Return each sum of `products`, correctly rounded in their dtype, in O(output) memory."""
     fmt = format_of(products.dtype)
     value = np.empty(products.shape, products.dtype)
     reference, error, magnitude = (np.empty(products.shape) for _ in range(3))
@@ -117,7 +84,7 @@ def exact_sum(products: Products) -> ExactSum:
 
 
 def _dot(products: Products, block: Block, may_skip: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`(s, delta, S)`: the float64 sum of products that are exact in float64, its error and its magnitude."""
+    """Return `(s, delta, S)`: the float64 sum of products that are exact in float64, its error and its magnitude."""
     s, magnitude = _start(products, block)
     product = np.empty_like(s)
     added, tallest = 1, 1
@@ -138,7 +105,7 @@ def _dot(products: Products, block: Block, may_skip: bool) -> tuple[np.ndarray, 
 
 
 def _ziv(s: np.ndarray, delta: np.ndarray, fmt: Format) -> tuple[np.ndarray, np.ndarray]:
-    """s rounded to `fmt`, and where delta leaves open what the exact sum rounds to."""
+    """Return s rounded to `fmt`, and where delta leaves open to which number the exact sum rounds."""
     low, high = cast(s - delta, fmt.dtype), cast(s + delta, fmt.dtype)
     # around zero, the sign of a result that underflows is open too
     undecided = (low != high) | ((np.abs(s) <= delta) & (delta > 0))
@@ -150,7 +117,7 @@ def _ziv(s: np.ndarray, delta: np.ndarray, fmt: Format) -> tuple[np.ndarray, np.
 
 
 def _dot2(products: Products, block: Block, may_skip: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """`(value, s, error, S)` of float64 sums by Dot2; value is NaN where it is not decided."""
+    """Return `(value, s, error, S)` of float64 sums by Dot2; value is NaN where it is not decided."""
     s, magnitude = _start(products, block)
     c = np.zeros_like(s)
     added, tallest, count = 1, 1, 1
@@ -178,7 +145,7 @@ def _dot2(products: Products, block: Block, may_skip: bool) -> tuple[np.ndarray,
 
 
 def _start(products: Products, block: Block) -> tuple[np.ndarray, np.ndarray]:
-    """The sum and its magnitude before the first product: the bias, or zero."""
+    """Return the sum and its magnitude before the first product: the bias, or zero."""
     bias = products.bias_block(block)
     if bias is None:
         shape = tuple(rows.stop - rows.start for rows in block)
@@ -187,14 +154,14 @@ def _start(products: Products, block: Block) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rounded_up(magnitude: np.ndarray, height: int, underflows: int = 0) -> np.ndarray:
-    """At least the sum that float64 computed as `magnitude`, of non-negative numbers with relative errors u."""
+    """Return at least the sum that float64 computed as `magnitude`, of non-negative numbers with relative errors u."""
     magnitude *= 1 + (height + 3) * 2 * _U
     magnitude += underflows * _TINY  # each product may have lost half of it
     return magnitude
 
 
 def _tree_two_sum(p: np.ndarray, e: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The sum of p over its first axis, halved again and again, and the sum of all errors and of e."""
+    """Return the sum of p over its first axis, halved again and again, and the sum of all errors and of e."""
     while len(p) > 1:
         half = len(p) // 2
         s, q = two_sum(p[:half], p[half : 2 * half])
@@ -220,7 +187,7 @@ def _settle(
 
 
 def _gathered(products: Products, block: Block, at: tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The operands x, w `(terms, elements)` of some elements of a block; the bias is one more product, with 1."""
+    """Return the operands x, w `(terms, elements)` of some elements of a block; the bias is a product with 1."""
     shape = tuple(rows.stop - rows.start for rows in block)
     chosen: tuple[Any, ...] = (slice(None), *at)
 
@@ -239,7 +206,7 @@ def _gathered(products: Products, block: Block, at: tuple[np.ndarray, ...]) -> t
 
 
 def _exactly(x: np.ndarray, w: np.ndarray, fmt: Format) -> tuple[np.ndarray, np.ndarray]:
-    """sum(x w) over the first axis, rounded once to `fmt`, and rounded once to float64: both float64."""
+    """Return sum(x w) over the first axis, rounded once to `fmt`, and rounded once to float64: both float64."""
     finite = (np.isfinite(x) & np.isfinite(w)).all(axis=0)
     # infinities, NaN and the signs of their partners decide such a sum; finite products must not overflow in it
     x, w = (np.where(finite | ~np.isfinite(a), a, np.sign(a)) for a in (x, w))
@@ -254,7 +221,7 @@ def _exactly(x: np.ndarray, w: np.ndarray, fmt: Format) -> tuple[np.ndarray, np.
 
 
 def _sum_with_residue(x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The float64 sum of products, and the sum of the sizes of its errors: zero where it is exact."""
+    """Return the float64 sum of products, and the sum of the sizes of its errors: zero where it is exact."""
     p, e = two_product(x, w)
     # TwoProduct is exact where no part of it underflows
     exact_product = (np.abs(p) >= 2.0**-960) | (x == 0) | (w == 0)
@@ -267,7 +234,7 @@ def _sum_with_residue(x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _integer_sum(x: np.ndarray, w: np.ndarray) -> tuple[int, int]:
-    """`(total, exponent)` with sum(x w) = total 2^exponent, for finite vectors."""
+    """Return `(total, exponent)` with sum(x w) = total 2^exponent, for finite vectors."""
     product = _significand(x).astype(object) * _significand(w).astype(object)
     exponent = np.frexp(x)[1].astype(np.int64) + np.frexp(w)[1] - 2 * FLOAT64.precision
     exponent = np.where((x != 0) & (w != 0), exponent, exponent.max())
@@ -276,5 +243,5 @@ def _integer_sum(x: np.ndarray, w: np.ndarray) -> tuple[int, int]:
 
 
 def _significand(x: np.ndarray) -> np.ndarray:
-    """x as an integer times 2^(frexp exponent - 53)."""
+    """Return x as an integer times 2^(frexp exponent - 53)."""
     return np.ldexp(np.frexp(x)[0], FLOAT64.precision).astype(np.int64)

@@ -6,7 +6,7 @@ import re
 
 from bridge.accumulation import divergence
 from bridge.diagnosis import Comparison, Diagnosis, Verdict
-from bridge.implementations import implementation
+from bridge.implementations import implementation, is_exact
 from bridge.implementations import knobs as knob_table
 
 LIBRARY = {"torch": "PyTorch", "jax": "JAX", "numpy": "NumPy"}
@@ -15,7 +15,7 @@ LIBRARY = {"torch": "PyTorch", "jax": "JAX", "numpy": "NumPy"}
 def answer(diagnosis: Diagnosis) -> list[str]:
     """Return the sentences: do they differ, why, is it rounding or a bug, and which implementations have equal bits."""
     reference = diagnosis.names[0]
-    others = [diagnosis.between(reference, name) for name in diagnosis.names[1:] if name != "numpy.exact"]
+    others = [diagnosis.between(reference, name) for name in diagnosis.names[1:] if not is_exact(name)]
     differing = [c for c in others if c.different]
     sentences = [
         _differ(reference, others, differing),
@@ -95,7 +95,7 @@ def _sentence(label: str, text: str) -> str:
 
 
 def _same_bits(diagnosis: Diagnosis, reference: str) -> str:
-    equal = [name for name in diagnosis.identical_to(reference) if name != "numpy.exact"]
+    equal = [name for name in diagnosis.identical_to(reference) if not is_exact(name)]
     same = [_how_to(name) for name in equal if not _emulates(name)]
     if equal and not same:
         return f"Only these emulated implementations match {reference} bit for bit: {', '.join(equal)}."

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from bridge.case import Case
-from bridge.diagnosis import Comparison, Diagnosis, Side, same_bits
+from bridge.diagnosis import Comparison, Diagnosis, Output
 from bridge.diagnosis.target import Target
 from bridge.implementations import implementation
-from bridge.numerics import Arithmetic, difference_bound, ulp_distance
+from bridge.numerics import Arithmetic, difference_bound, same_bits, ulp_distance
 
 #: Bins per decade of the ratio to the bound.
 _BINS_PER_DECADE = 4
@@ -126,10 +126,10 @@ def differences(diagnosis: Diagnosis, *, pairs: int, channels: int) -> Iterator[
     if not chosen:
         return
     case = diagnosis.case
-    target = Target.of(case)
+    target = Target(case)
 
-    def side(name: str) -> Side:
-        return Side.of(name, diagnosis.outputs[name], target, _declared(name, case))
+    def side(name: str) -> Output:
+        return Output(name, diagnosis.outputs[name], target, _declared(name, case))
 
     for class_a, class_b, comparison in chosen:
         both = (class_a, class_b) if comparison.a in class_a.names else (class_b, class_a)
@@ -182,7 +182,7 @@ def _declared(name: str, case: Case) -> Arithmetic | None:
 
 
 def _difference(
-    comparison: Comparison, classes: tuple[BitClass, BitClass], side_a: Side, side_b: Side, channels: int
+    comparison: Comparison, classes: tuple[BitClass, BitClass], side_a: Output, side_b: Output, channels: int
 ) -> Difference:
     a, b = side_a.y, side_b.y
     place = np.flatnonzero(~same_bits(a, b))

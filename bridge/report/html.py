@@ -16,6 +16,7 @@ from bridge.console import printable
 from bridge.diagnosis import Comparison, Diagnosis, Verdict
 from bridge.diagnosis.attribution import Attribution
 from bridge.environment import environment
+from bridge.implementations import is_exact
 from bridge.report import pictures
 from bridge.report.answer import answer
 from bridge.report.differences import Difference, bit_classes, differences
@@ -71,7 +72,7 @@ def to_html(
     """
     classes = bit_classes(diagnosis)
     names = diagnosis.names
-    references = [names[0]] + ["numpy.exact"] * ("numpy.exact" in names[1:])
+    references = [names[0]] + [name for name in names[1:] if is_exact(name)]
     return template("page.html.jinja", breakable=_breakable).render(
         case=describe(diagnosis.case),
         verdict=diagnosis.verdict,

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from bridge.case import Case
 from bridge.diagnosis import Diagnosis, Verdict
+from bridge.implementations import is_exact
 from bridge.report.answer import answer
 
 #: Width that the figures of the table leave for a name at 80 columns.
@@ -30,7 +31,7 @@ def print_diagnosis(diagnosis: Diagnosis, console: Console, compiler: Sequence[s
     """Print the tables, the matrix of equal bits, what is wrong with the compiler, and the answer in sentences."""
     what = "" if diagnosis.quantity == "y" else "Gradient by the input. "
     console.print(f"[bold]{what}{escape(describe(diagnosis.case))}[/]", highlight=False)
-    against = [diagnosis.names[0]] + ["numpy.exact"] * ("numpy.exact" in diagnosis.names[1:])
+    against = [diagnosis.names[0]] + [name for name in diagnosis.names[1:] if is_exact(name)]
     for reference in against:
         console.print()
         console.print(_table(diagnosis, reference))
@@ -69,7 +70,7 @@ def styled(verdict: Verdict) -> str:
 
 
 def _table(diagnosis: Diagnosis, reference: str) -> Table:
-    exact = " (the exact sum, rounded once)" if reference == "numpy.exact" else ""
+    exact = " (the exact sum, rounded once)" if is_exact(reference) else ""
     elements = diagnosis.outputs[reference].size
     title = f"Against {escape(reference)}{exact}, {elements} elements"
     table = Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)

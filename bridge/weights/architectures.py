@@ -1,4 +1,4 @@
-"""The rules of the MobileNets of torchvision, timm and transformers, and which architecture a set of names is of.
+"""The rules of the MobileNets of torchvision, timm and transformers, and the architecture that a set of names shows.
 
 The paths in Flax are those of `jaxdw.models.MobileNet`, the same for every original.
 """
@@ -15,7 +15,7 @@ from bridge.weights.rules import Rule, RuleBook
 #: The parts of a block, in the order in which data passes them.
 PARTS = ("expand", "depthwise", "squeeze_excite", "project")
 
-#: For each block of a network, which parts it has.
+#: For each block of a network, its parts.
 Blocks = Sequence[tuple[str, ...]]
 
 _PLAIN, _WIDE, _SQUEEZED = ("depthwise", "project"), ("expand", "depthwise", "project"), PARTS
@@ -42,7 +42,7 @@ class Architecture:
         return f"{self.library}.{self.model}"
 
     def rules(self, flax: Iterable[str] = ()) -> tuple[Rule, ...]:
-        """Its rules; for the parts that the blocks of these Flax parameters have, as small widths drop some."""
+        """Return its rules, for the parts in the blocks of these Flax parameters: small widths drop some parts."""
         blocks = _blocks_of(flax)
         return tuple(self.table(blocks if len(blocks) == len(self.blocks) else self.blocks))
 
@@ -73,35 +73,28 @@ def _squeeze_excite(reduce: str, expand: str, block: int) -> Iterator[Rule]:
     yield Rule(expand, f"blocks.{block}.squeeze_excite.expand", "pointwise")
 
 
-def _torchvision_v2(blocks: Blocks) -> Iterator[Rule]:
-    yield from _norm_act("features.0.0", "features.0.1", "stem", "conv")
-    for i, parts in enumerate(blocks):
-        for position, part in enumerate(parts):
-            at = f"features.{i + 1}.conv.{position}"
-            if part == "project":  # not in a Sequential of its own: the normalization is the next one
-                yield from _block_part(at, f"features.{i + 1}.conv.{position + 1}", i, part)
-            else:
-                yield from _block_part(f"{at}.0", f"{at}.1", i, part)
-    yield from _norm_act(f"features.{len(blocks) + 1}.0", f"features.{len(blocks) + 1}.1", "head")
-    yield Rule("classifier.1", "classifier", "linear")
+def _torchvision(inside: str, *classifier: Rule) -> Callable[[Blocks], Iterator[Rule]]:
+    """Return torchvision's rules for blocks whose parts are in a Sequential named `inside`."""
 
+    def rules(blocks: Blocks) -> Iterator[Rule]:
+        yield from _norm_act("features.0.0", "features.0.1", "stem", "conv")
+        for i, parts in enumerate(blocks):
+            for position, part in enumerate(parts):
+                at = f"features.{i + 1}.{inside}.{position}"
+                if part == "squeeze_excite":
+                    yield from _squeeze_excite(f"{at}.fc1", f"{at}.fc2", i)
+                elif part == "project" and inside == "conv":  # V2 has no Sequential here: the next is the normalization
+                    yield from _block_part(at, f"features.{i + 1}.conv.{position + 1}", i, part)
+                else:
+                    yield from _block_part(f"{at}.0", f"{at}.1", i, part)
+        yield from _norm_act(f"features.{len(blocks) + 1}.0", f"features.{len(blocks) + 1}.1", "head")
+        yield from classifier
 
-def _torchvision_v3(blocks: Blocks) -> Iterator[Rule]:
-    yield from _norm_act("features.0.0", "features.0.1", "stem", "conv")
-    for i, parts in enumerate(blocks):
-        for position, part in enumerate(parts):
-            at = f"features.{i + 1}.block.{position}"
-            if part == "squeeze_excite":
-                yield from _squeeze_excite(f"{at}.fc1", f"{at}.fc2", i)
-            else:
-                yield from _block_part(f"{at}.0", f"{at}.1", i, part)
-    yield from _norm_act(f"features.{len(blocks) + 1}.0", f"features.{len(blocks) + 1}.1", "head")
-    yield Rule("classifier.0", "hidden", "linear")
-    yield Rule("classifier.3", "classifier", "linear")
+    return rules
 
 
 def _timm(stages: Sequence[int], head: Callable[[int], Iterator[Rule]]) -> Callable[[Blocks], Iterator[Rule]]:
-    """timm counts blocks within stages, and calls convolutions by their place in the two types of block."""
+    """Return timm's rules. It counts blocks within stages, and names convolutions by their place in a type of block."""
     places = [f"blocks.{stage}.{b}" for stage, count in enumerate(stages) for b in range(count)]
 
     def rules(blocks: Blocks) -> Iterator[Rule]:
@@ -155,6 +148,11 @@ def _transformers_v2(blocks: Blocks) -> Iterator[Rule]:
     yield Rule("classifier", "classifier", "linear")
 
 
+_TORCHVISION_V2 = _torchvision("conv", Rule("classifier.1", "classifier", "linear"))
+_TORCHVISION_V3 = _torchvision(
+    "block", Rule("classifier.0", "hidden", "linear"), Rule("classifier.3", "classifier", "linear")
+)
+
 _V1 = (_PLAIN,) * 13
 _V2 = (_PLAIN,) + (_WIDE,) * 16
 _V3_SMALL = (("depthwise", "squeeze_excite", "project"), _WIDE, _WIDE) + (_SQUEEZED,) * 8
@@ -163,9 +161,9 @@ _V3_LARGE = (_PLAIN, _WIDE, _WIDE) + (_SQUEEZED,) * 3 + (_WIDE,) * 4 + (_SQUEEZE
 ARCHITECTURES: Mapping[str, Architecture] = {
     architecture.name: architecture
     for architecture in (
-        Architecture("torchvision", "mobilenet_v2", _V2, _torchvision_v2),
-        Architecture("torchvision", "mobilenet_v3_small", _V3_SMALL, _torchvision_v3),
-        Architecture("torchvision", "mobilenet_v3_large", _V3_LARGE, _torchvision_v3),
+        Architecture("torchvision", "mobilenet_v2", _V2, _TORCHVISION_V2),
+        Architecture("torchvision", "mobilenet_v3_small", _V3_SMALL, _TORCHVISION_V3),
+        Architecture("torchvision", "mobilenet_v3_large", _V3_LARGE, _TORCHVISION_V3),
         Architecture("timm", "mobilenet_v1", _V1, _timm((1, 2, 2, 6, 2), lambda _: iter(()))),
         Architecture("timm", "mobilenet_v2", _V2, _timm((1, 2, 3, 4, 3, 3, 1), _timm_v2_head)),
         Architecture("timm", "mobilenet_v3_small", _V3_SMALL, _timm((1, 2, 3, 2, 3), _timm_v3_head)),
@@ -175,7 +173,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     )
 }
 
-#: Names that only one family of networks has; for saying what a foreign checkpoint is of.
+#: Names that only one family of networks has, to say of which network a foreign checkpoint is.
 _TELLTALES = {
     "a ResNet": r"(^|\.)layer[1-4]\.\d+\.conv[12]\.weight$",
     "a DenseNet": r"denseblock\d+\.denselayer\d+\.",
@@ -191,12 +189,12 @@ _TELLTALES = {
 }
 
 
-#: More names than any network has that is known here.
+#: More names than any network has whose rules are known here.
 _MOST_NAMES = 10_000
 
 
 def coverage(book: RuleBook, torch: Sequence[str]) -> float:
-    """How well rules fit names, 0 to 1: the share of names that they place, times the share of rules that place one."""
+    """Return how well rules fit names, 0 to 1: the share of placed names, times the share of rules that place one."""
     if len(torch) > _MOST_NAMES:
         return 0.0
     used: set[Rule] = set()
@@ -209,7 +207,7 @@ def coverage(book: RuleBook, torch: Sequence[str]) -> float:
 
 
 def rank_architectures(torch: Sequence[str]) -> list[tuple[float, Architecture]]:
-    """Every known architecture with its coverage of these names, best first."""
+    """Return every known architecture with its coverage of these names, best first."""
     scored = [(coverage(book, torch), ARCHITECTURES[name]) for name, book in _books().items()]
     return sorted(scored, key=lambda pair: -pair[0])
 
@@ -220,7 +218,7 @@ def _books() -> Mapping[str, RuleBook]:
 
 
 def looks_like(torch: Sequence[str]) -> str | None:
-    """In words, which network these names are of; None where nothing is known of them.
+    """Name the network that these names are of; None where it is not known.
 
     >>> looks_like(["layer1.0.conv1.weight", "fc.weight"])
     'a ResNet'

@@ -1,4 +1,4 @@
-"""Everything that keeps weights from fitting, collected, and what probably caused it."""
+"""Collect everything that keeps weights from fitting, and its likely causes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class WeightsMismatch(ValueError):
 
 @dataclasses.dataclass
 class Misfits:
-    """What does not fit, by how. "Names" are those of the side that is converted, "places" those of the other.
+    """The names that do not fit, by kind. Names are those of the source framework, places those of the other.
 
     Attributes:
       unexpected: names that no rule places.
@@ -49,24 +49,24 @@ class Misfits:
     hints: list[str] = dataclasses.field(default_factory=list)
 
     def named(self) -> set[str | None]:
-        """The places of Flax that an ambiguity already speaks of."""
+        """Return the places of Flax that are among the ambiguities."""
         return {place.flax for places in self.ambiguous.values() for place in places}
 
     def __bool__(self) -> bool:
         return any(getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "hints")
 
     def throw(self, label: str, looks: str | None, names: Sequence[str], book: RuleBook) -> NoReturn:
-        """Raises WeightsMismatch with all of them, causes first.
+        """Raise WeightsMismatch with all of them, causes first.
 
         Args:
-          label: whose rules were used.
-          looks: what network the names look like, where that is another one.
+          label: the rules that were used.
+          looks: the network that the names look like, where it is another one.
           names: all names that were to be converted.
           book: the rules.
         """
         causes = list(self._causes(looks, names, book))
         lettered = "; ".join(f"({letter}) {cause}" for letter, cause in zip("abcdefghijklmnopqrstuvwxyz", causes))
-        lines = [f"the weights do not fit by {label}." + (f" Likely causes: {lettered}." if causes else "")]
+        lines = [f"the weights do not fit (rules: {label})." + (f" Likely causes: {lettered}." if causes else "")]
         for title, items in self._lists():
             if items:
                 lines += [f"{title} ({len(items)}):", *(f"  {item}" for item in items)]
@@ -77,15 +77,15 @@ class Misfits:
         several = {name: " or ".join(f"{p.rule}" for p in places) for name, places in self.ambiguous.items()}
         yield "several rules for", [f"{name}: {rules}" for name, rules in several.items()]
         yield "several tensors for", [f"{place}: {', '.join(names)}" for place, names in self.collisions.items()]
-        yield "no place in the target for", [f"{place.torch}, which goes to {place.flax}" for place in self.unplaced]
+        yield "no place in the target for", [f"{place.torch}, which becomes {place.flax}" for place in self.unplaced]
         needed = self.missing.items()
         yield "missing", [f"{place} {shape}, from {name or 'no rule'}" for place, (shape, name) in needed]
         yield (
             "another shape",
             [f"{p.torch} {shape} for {p.flax} {wanted} ({p.layout.name})" for p, shape, wanted in self.shapes],
         )
-        yield "not of its layer's shape", self.misshapen
-        yield "gone since the manifest", self.absent
+        yield "of a shape that the layer cannot have", self.misshapen
+        yield "in the manifest and not in the tree", self.absent
         yield "another setting", [difference.said for difference in self.settings]
 
     def _causes(self, looks: str | None, names: Sequence[str], book: RuleBook) -> Iterator[str]:
@@ -109,10 +109,10 @@ class Misfits:
             fixes[difference.flax][difference.fix.partition("=")[0]][difference.fix] = None
         for flax, wanted in fixes.items():
             fix = " and ".join(_some(values) for values in wanted.values())
-            yield f"{flax} has other settings than the model, which no checkpoint holds: build it with {fix}"
+            yield f"{flax} has other settings than the model, and no checkpoint holds settings: build it with {fix}"
 
     def _prefix(self, names: Sequence[str], book: RuleBook) -> Iterator[str]:
-        """A prefix without which the rules know the names."""
+        """Yield a prefix without which the rules know the names."""
         parts = [name.split(".") for name in self.unexpected]
         heads = collections.Counter(".".join(each[:depth]) for each in parts for depth in range(1, min(len(each), 5)))
         for head, count in heads.most_common(12):
@@ -147,5 +147,5 @@ def _outputs(place: Place, shape: Shape) -> int:
 
 
 def _is_turned(place: Place, shape: Shape, wanted: Shape) -> bool:
-    """Whether a shape that does not fit would, had the axes been moved before."""
+    """Return True where a shape that does not fit would fit with its axes moved."""
     return shape == wanted or place.layout.flax_shape(shape[1::-1] + shape[2:]) == wanted

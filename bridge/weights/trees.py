@@ -1,13 +1,13 @@
-"""Flax's trees of parameters as flat mappings from dotted paths, and back: NNX modules and states, Linen variables.
+"""Turn Flax's trees of parameters into flat mappings by dotted path, and back: NNX modules and states, Linen variables.
 
-The one file here that touches Flax, and only where the caller already has: a plain dictionary needs none of it.
+This is the one file here that imports Flax. A plain dictionary needs none of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from bridge.weights.layouts import KINDS
 
 @dataclasses.dataclass(frozen=True)
 class FlaxLayer:
-    """A Flax layer: its kind among `bridge.weights.KINDS`, and the module, which has what no checkpoint holds."""
+    """A Flax layer: its kind among `bridge.weights.KINDS`, and the module, which has the settings."""
 
     kind: str
     module: Any
@@ -30,12 +30,12 @@ class ParameterTree:
     Attributes:
       leaves: parameters and statistics by path, anything with `shape` and `dtype`. Linen's collections ("params",
         "batch_stats") are no part of a path.
-      layers: NNX modules by path, those whose kind is known; empty for a bare tree.
-      others: the types of Flax's own layers whose kind is not known, by path: ConvTranspose, LinearGeneral.
-      bare: the paths of parameters that stand in no layer, in the user's own modules; empty for a bare tree.
-      in_sequence: for the paths below an `nnx.Sequential` those of PyTorch's, which has no `layers` in them.
-      is_module: whether it is an NNX module, and no bare tree.
-      build: a tree of the same kind and structure with other values.
+      layers: NNX modules of a known kind by path; empty for a bare tree.
+      others: the types of Flax's own layers of an unknown kind by path: ConvTranspose, LinearGeneral.
+      bare: the paths of parameters that are in no layer, in the user's own modules; empty for a bare tree.
+      in_sequence: for paths below an `nnx.Sequential` those of PyTorch, which have no `layers` in them.
+      is_module: True for an NNX module, False for a bare tree.
+      build: makes a tree of the same kind and structure from other values.
     """
 
     leaves: Mapping[str, Any]
@@ -48,7 +48,7 @@ class ParameterTree:
 
     @classmethod
     def of(cls, target: Any) -> ParameterTree:
-        """The tree of an `nnx.Module`, an `nnx.State`, Linen variables or a nested dictionary.
+        """Return the tree of an `nnx.Module`, an `nnx.State`, Linen variables or a nested dictionary.
 
         Raises:
           TypeError: something else.
@@ -58,13 +58,9 @@ class ParameterTree:
             from flax import nnx
 
             if isinstance(target, nnx.Module):
-                tree = cls._of_state(nnx.state(target), dict(_layers(target)))
-                others = _others(target, tree.layers)
-                bare = [name for name in tree.leaves if not _belongs(name, tree.layers, others)]
-                short = _in_sequence(target, [*tree.layers, *bare])
-                return dataclasses.replace(tree, others=others, bare=bare, in_sequence=short, is_module=True)
+                return cls._of_module(target)
             if isinstance(target, nnx.State):
-                return cls._of_state(target, {})
+                return cls._of_state(target)
         if not isinstance(target, Mapping):
             raise TypeError(
                 f"`target` is a {type(target).__name__}, expected an nnx.Module, an nnx.State, Linen variables or a "
@@ -86,7 +82,33 @@ class ParameterTree:
         return cls({name: paths[path] for path, name in names.items()}, {}, build)
 
     @classmethod
-    def _of_state(cls, state: Any, layers: Mapping[str, FlaxLayer]) -> ParameterTree:
+    def _of_module(cls, module: Any) -> ParameterTree:
+        from flax import nnx
+
+        from jaxdw.nnx import DepthwiseConv
+
+        kinds = {
+            (nnx.Conv, DepthwiseConv): "conv",
+            (nnx.Linear,): "linear",
+            (nnx.BatchNorm,): "batch_norm",
+            (nnx.LayerNorm, nnx.GroupNorm, nnx.RMSNorm, nnx.InstanceNorm): "norm",
+            (nnx.Embed,): "embedding",
+        }
+        layers, others, sequences = {}, {}, set()
+        for path, part in ((_dotted(path), part) for path, part in nnx.iter_modules(module)):
+            if kind := next((kind for types, kind in kinds.items() if isinstance(part, types)), None):
+                layers[path] = FlaxLayer(kind, part)
+            elif isinstance(part, nnx.Sequential):
+                sequences.add(path)
+            elif not isinstance(part, (nnx.List, nnx.Dict)) and _is_flax(type(part)):
+                others[path] = type(part).__name__
+        tree = cls._of_state(nnx.state(module))
+        bare = [name for name in tree.leaves if not _belongs(name, layers, others)]
+        short = dict(_in_sequence([*layers, *bare], sequences))
+        return dataclasses.replace(tree, layers=layers, others=others, bare=bare, in_sequence=short, is_module=True)
+
+    @classmethod
+    def _of_state(cls, state: Any) -> ParameterTree:
         from flax import nnx
 
         variables = {path: v for path, v in nnx.to_flat_state(state) if not isinstance(v, nnx.RngState)}
@@ -98,11 +120,11 @@ class ParameterTree:
                 [(path, variables[path].replace(_on_device(name, values[name]))) for path, name in names.items()]
             )
 
-        return cls({name: variables[path].get_value() for path, name in names.items()}, layers, build)
+        return cls({name: variables[path].get_value() for path, name in names.items()}, {}, build)
 
 
 def empty_model(model: str, library: str, **options: Any) -> Any:
-    """A network of `jaxdw.models` that has shapes and no values."""
+    """Return a network of `jaxdw.models` that has shapes and no values."""
     from flax import nnx
 
     import jaxdw.models
@@ -112,7 +134,7 @@ def empty_model(model: str, library: str, **options: Any) -> Any:
 
 
 def nested(leaves: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Nested dictionaries from dotted paths.
+    """Return nested dictionaries from dotted paths.
 
     >>> nested({"blocks.0.kernel": 1, "blocks.0.bias": 2})
     {'blocks': {'0': {'kernel': 1, 'bias': 2}}}
@@ -128,7 +150,7 @@ def nested(leaves: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _on_device(name: str, value: np.ndarray) -> Any:
-    """A JAX array of the same bytes; JAX would narrow 64 bits without a word where they are not enabled."""
+    """Return a JAX array of the same bytes; JAX would narrow 64 bits silently where they are not enabled."""
     import jax
     import jax.numpy as jnp
 
@@ -141,47 +163,13 @@ def _on_device(name: str, value: np.ndarray) -> Any:
     return jnp.asarray(value)
 
 
-def _layers(module: Any) -> Iterator[tuple[str, FlaxLayer]]:
-    from flax import nnx
-
-    from jaxdw.nnx import DepthwiseConv
-
-    kinds = {
-        (nnx.Conv, DepthwiseConv): "conv",
-        (nnx.Linear,): "linear",
-        (nnx.BatchNorm,): "batch_norm",
-        (nnx.LayerNorm, nnx.GroupNorm, nnx.RMSNorm, nnx.InstanceNorm): "norm",
-        (nnx.Embed,): "embedding",
-    }
-    for path, layer in nnx.iter_modules(module):
-        for types, kind in kinds.items():
-            if isinstance(layer, types):
-                yield _dotted(path), FlaxLayer(kind, layer)
-
-
-def _others(module: Any, known: Mapping[str, FlaxLayer]) -> dict[str, str]:
-    """Flax's own layers that are neither known nor mere containers."""
-    from flax import nnx
-
-    containers = (nnx.List, nnx.Dict, nnx.Sequential)
-    return {
-        _dotted(path): type(layer).__name__
-        for path, layer in nnx.iter_modules(module)
-        if _dotted(path) not in known and not isinstance(layer, containers) and _is_flax(type(layer))
-    }
-
-
-def _in_sequence(module: Any, paths: Sequence[str]) -> dict[str, str]:
-    from flax import nnx
-
-    found = {_dotted(path) for path, each in nnx.iter_modules(module) if isinstance(each, nnx.Sequential)}
-    result = {}
+def _in_sequence(paths: Iterable[str], sequences: Container[str]) -> Iterator[tuple[str, str]]:
+    """Yield each path below an `nnx.Sequential`, and the same path without the sequence's `layers`."""
     for path in paths:
         parts = path.split(".")
-        short = [p for i, p in enumerate(parts) if p != "layers" or ".".join(parts[:i]) not in found]
+        short = [p for i, p in enumerate(parts) if p != "layers" or ".".join(parts[:i]) not in sequences]
         if len(short) < len(parts):
-            result[path] = ".".join(short)
-    return result
+            yield path, ".".join(short)
 
 
 def _is_flax(kind: type) -> bool:
@@ -189,7 +177,7 @@ def _is_flax(kind: type) -> bool:
 
 
 def _belongs(name: str, layers: Mapping[str, FlaxLayer], others: Mapping[str, str]) -> bool:
-    """Whether a parameter is one that its layer's kind moves, or of a layer whose kind is not known."""
+    """Return True for a parameter that its layer's kind moves, or one of a layer of unknown kind."""
     path, _, leaf = name.rpartition(".")
     if path in layers:
         return leaf in {entry[0] for entry in KINDS[layers[path].kind].values() if entry is not None}
@@ -197,7 +185,7 @@ def _belongs(name: str, layers: Mapping[str, FlaxLayer], others: Mapping[str, st
 
 
 def _collections(variables: Mapping[Any, Any]) -> tuple[Any, ...]:
-    """Linen's collections at the top of its variables; none in another tree."""
+    """Return Linen's collections at the top of its variables; none in another tree."""
     return tuple(variables) if "params" in variables and all(map(_is_dict, variables.values())) else ()
 
 

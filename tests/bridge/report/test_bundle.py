@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bridge
-from bridge.diagnosis import same_bits
+from bridge.numerics import same_bits
 from bridge.report import bundle as bundles
 from bridge.report.bundle import load_bundle, replay_bundle, save_bundle
 from tests.bridge.report import planted

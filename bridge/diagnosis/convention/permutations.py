@@ -1,44 +1,42 @@
-"""Permutations that the numbers themselves show: which input channel, kernel channel or row each output matches."""
+"""Permutations found in the values: the input channel, kernel channel, bias or slice that each output matches."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bridge.case import Case
-from bridge.diagnosis.mistakes import Mistake
+from bridge.diagnosis.convention.mistake import Mistake
+from bridge.diagnosis.output import Output
+from bridge.diagnosis.target import sampled_terms
 
-if TYPE_CHECKING:
-    from bridge.diagnosis.side import Side
-
-#: Output positions on which two channels must agree to match.
+#: Output positions on which two channels are compared.
 _POSITIONS = 12
-#: Rows above which an axis is not matched with itself: the comparison is quadratic.
+#: Longest axis that is matched with itself: the comparison is quadratic.
 _LONGEST = 2048
-#: Numbers of a block of the comparison.
+#: Most numbers of a block of the comparison.
 _BLOCK = 1 << 22
 
 
-def matched(side: Side) -> Iterator[Mistake]:
-    """A permutation of input channels, kernel channels, bias, or along one axis of the output."""
-    if side.target.quantity == "y":
-        yield from _channels(side)
-        yield from _biases(side)
-    yield from _axes(side)
+def permutations(output: Output) -> Iterator[Mistake]:
+    """Yield a permutation of input channels, kernel channels, bias, or along one axis of the output."""
+    if output.target.quantity == "y":
+        yield from _channels(output)
+        yield from _biases(output)
+    yield from _axes(output)
 
 
-def _channels(side: Side) -> Iterator[Mistake]:
-    """Output o as the product of every input channel with kernel o, and of its input channel with every kernel.
+def _channels(output: Output) -> Iterator[Mistake]:
+    """Compare output o with every input channel times kernel o, and with its input channel times every kernel.
 
-    Where there is a bias, what is compared is how each differs from its mean: the bias may be another channel's too.
+    If there is a bias, differences from the mean are compared: the bias may be another channel's too.
     """
-    case, g = side.target.case, side.target.case.geometry
+    case, g = output.target.case, output.target.case.geometry
     if g.channels == 1 or g.features > _LONGEST or 0 in g.x_shape:
         return
-    windows, wanted, size_of_rest = _windows(side)
+    windows, wanted, size_of_rest = _windows(output)
     kernel = case.kernel.reshape(g.taps, g.features).astype(np.float64)
     own = np.arange(g.features) // g.multiplier
 
@@ -46,15 +44,15 @@ def _channels(side: Side) -> Iterator[Mistake]:
         return a if case.bias is None else a - a.mean(axis=0)
 
     def close(x: np.ndarray, w: np.ndarray, features: slice | np.ndarray) -> np.ndarray:
-        """(c, o): whether x (P, taps, c) with w (taps, o) is y at all positions, to a few times what rounding does."""
+        """Return (c, o): whether x (P, taps, c) with w (taps, o) is y at all positions, to a few times rounding."""
         columns = np.moveaxis(x, 1, -1)
         product, size = columns @ w, np.abs(columns) @ np.abs(w)
-        u = side.arithmetic.accumulator.unit_roundoff * (g.taps + 4) + 2 * side.arithmetic.output.unit_roundoff
+        u = output.arithmetic.accumulator.unit_roundoff * (g.taps + 4) + 2 * output.arithmetic.output.unit_roundoff
         y, other = (a[:, None, features] for a in (wanted, size_of_rest))
         return (np.abs(centred(product) - centred(y)) <= 4 * u * (size + other).max(axis=0)).all(axis=0)
 
     def with_bias(x: np.ndarray, w: np.ndarray) -> tuple[Case, str]:
-        """The case with the bias in the order that x (P, taps, C*M) with w leaves over, and that order in words."""
+        """Return the case with its bias in the order of what y has beyond x (P, taps, C*M) with w, and that order."""
         if case.bias is None:
             return case, ""
         left = np.median(wanted - np.einsum("ptf,tf->pf", x, w), axis=0) + case.bias
@@ -62,6 +60,16 @@ def _channels(side: Side) -> Iterator[Mistake]:
         if not _is_permutation(order):
             return case, ""
         return case.replace(bias=case.bias[order]), f" and the bias in the order {_short(order)}"
+
+    def permuted(name: str, has: str, source: np.ndarray, operand: str, biased: Case, and_bias: str) -> Mistake:
+        return Mistake(
+            f"{name} channels permuted",
+            f"{has} in the order {_short(source)}{and_bias}",
+            f"undo the permutation of the {name} channels: {operand}[..., {_short(np.argsort(source))}]"
+            + (", and that of the bias" if and_bias else ""),
+            biased.replace(**{operand: getattr(case, operand)[..., source]}),
+            place=f"{name} channels" + (", bias" if and_bias else ""),
+        )
 
     step = max(1, _BLOCK // (_POSITIONS * g.channels))
     input_of = np.full(g.features, -1)
@@ -71,14 +79,7 @@ def _channels(side: Side) -> Iterator[Mistake]:
     source = input_of[:: g.multiplier]
     if _is_permutation(source) and (input_of == np.repeat(source, g.multiplier)).all():
         biased, and_bias = with_bias(windows[..., input_of], kernel)
-        yield Mistake(
-            "input channels permuted",
-            f"reads the input channels in the order {_short(source)}{and_bias}",
-            f"undo the permutation of the input channels: x[..., {_short(np.argsort(source))}]"
-            + (", and that of the bias" if and_bias else ""),
-            biased.replace(x=case.x[..., source]),
-            place="input channels" + (", bias" if and_bias else ""),
-        )
+        yield permuted("input", "reads the input channels", source, "x", biased, and_bias)
     kernel_of = np.full(g.features, -1)
     for c in range(g.channels):
         features = np.flatnonzero(own == c)
@@ -88,44 +89,35 @@ def _channels(side: Side) -> Iterator[Mistake]:
             break
     if _is_permutation(kernel_of):
         biased, and_bias = with_bias(windows[..., own], kernel[:, kernel_of])
-        yield Mistake(
-            "kernel channels permuted",
-            f"has the kernel's channels in the order {_short(kernel_of)}{and_bias}",
-            f"undo the permutation of the kernel's channels: kernel[..., {_short(np.argsort(kernel_of))}]"
-            + (", and that of the bias" if and_bias else ""),
-            biased.replace(kernel=case.kernel[..., kernel_of]),
-            place="kernel channels" + (", bias" if and_bias else ""),
-        )
+        yield permuted("kernel", "has the kernel's channels", kernel_of, "kernel", biased, and_bias)
 
 
-def _windows(side: Side) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Windows `(P, taps, C)` at the positions that read most of the input; there y - b and |y| + |b|, `(P, C*M)`."""
-    case, g = side.target.case, side.target.case.geometry
+def _windows(output: Output) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return windows `(P, taps, C)` at positions that read most of the input, and y - b and |y| + |b|, `(P, C*M)`."""
+    case, g = output.target.case, output.target.case.geometry
     valid = g.valid_taps().reshape(*g.output_spatial, -1).sum(axis=-1)
     full = np.argwhere(valid == valid.max())
     rng = np.random.default_rng(0)
     rows = full[rng.choice(len(full), _POSITIONS)]
     batch = np.stack([rng.integers(0, n, _POSITIONS) for n in g.batch], axis=1) if g.batch else rows[:, :0]
     at = (*batch.T, *rows.T)
-    windows = np.zeros((_POSITIONS, g.taps, g.channels))
-    for t, tap in enumerate(np.ndindex(g.kernel_size)):
-        index = [source[out, k] for source, out, k in zip(g.sources, rows.T, tap)]
-        inside = np.logical_and.reduce([i >= 0 for i in index])
-        windows[inside, t] = case.x[(*batch.T, *index)][inside]
-    y = side.y[at].astype(np.float64)
+    each = (*(np.repeat(index, g.channels) for index in at), np.tile(np.arange(g.channels) * g.multiplier, _POSITIONS))
+    columns = [np.where(valid, x, 0).reshape(_POSITIONS, g.channels) for x, _, valid in sampled_terms(case, each)]
+    windows = np.stack(columns, axis=1).astype(np.float64)
+    y = output.y[at].astype(np.float64)
     bias = np.zeros(g.features) if case.bias is None else case.bias.astype(np.float64)
     return windows, y - bias, np.abs(y) + np.abs(bias)
 
 
-def _biases(side: Side) -> Iterator[Mistake]:
-    """Which bias each output channel has: the one nearest to the mean of what the products leave."""
-    case = side.target.case
-    if case.bias is None or not side.y.size:
+def _biases(output: Output) -> Iterator[Mistake]:
+    """Find the bias of each output channel: the one nearest to the median of y less the products."""
+    case = output.target.case
+    if case.bias is None or not output.y.size:
         return
-    axes = tuple(range(side.y.ndim - 1))
+    axes = tuple(range(output.y.ndim - 1))
     b = case.bias.astype(np.float64)
     with np.errstate(all="ignore"):
-        residual = side.y.astype(np.float64) - side.expected.reference
+        residual = output.y.astype(np.float64) - output.expected.reference
         seen = np.median(residual, axis=axes) + b
         if not np.isfinite(seen).all() or len(b) > _LONGEST:
             return
@@ -140,35 +132,35 @@ def _biases(side: Side) -> Iterator[Mistake]:
         )
 
 
-def _axes(side: Side) -> Iterator[Mistake]:
-    """Slices of the output along one axis that match other slices of the exact result."""
-    batch = len(side.target.case.geometry.batch)
-    reference, allowed = side.expected
-    for axis in range(side.y.ndim):
-        n = side.y.shape[axis]
+def _axes(output: Output) -> Iterator[Mistake]:
+    """Find slices of the output along one axis that match other slices of the exact result."""
+    batch = len(output.target.case.geometry.batch)
+    reference, allowed = output.expected
+    for axis in range(output.y.ndim):
+        n = output.y.shape[axis]
         if not 1 < n <= _LONGEST:
             continue
         rng = np.random.default_rng(0)
-        elsewhere = tuple(rng.integers(0, m, _POSITIONS) for k, m in enumerate(side.y.shape) if k != axis)
-        rows = [np.moveaxis(np.moveaxis(a, axis, -1)[elsewhere], 0, -1) for a in (side.y, reference, allowed)]
+        elsewhere = tuple(rng.integers(0, m, _POSITIONS) for k, m in enumerate(output.y.shape) if k != axis)
+        rows = [np.moveaxis(np.moveaxis(a, axis, -1)[elsewhere], 0, -1) for a in (output.y, reference, allowed)]
         source = _matching_slices(*rows)
         if not _is_permutation(source):
             continue
-        kind = "batch entries" if axis < batch else "channels" if axis == side.y.ndim - 1 else "positions"
-        if side.target.quantity != "y":
+        kind = "batch entries" if axis < batch else "channels" if axis == output.y.ndim - 1 else "positions"
+        if output.target.quantity != "y":
             kind = "slices"
         yield Mistake(
             "outputs permuted",
             f"has the {kind} along axis {axis} of its output {_order(source)}",
             f"undo the permutation of axis {axis}: np.take(y, {_short(np.argsort(source))}, axis={axis})",
-            side.target.case,
+            output.target.case,
             functools.partial(np.take, indices=source, axis=axis),
             f"{kind}, axis {axis} of the output",
         )
 
 
 def _matching_slices(y: np.ndarray, reference: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """For each row of y the row of the reference within what is allowed, itself if it is one; -1 for none."""
+    """Return for each row of y the row of the reference that it matches, preferably its own; -1 for none."""
     y = y.astype(np.float64)
     source = np.full(len(y), -1)
     step = max(1, _BLOCK // y.size)
@@ -181,14 +173,14 @@ def _matching_slices(y: np.ndarray, reference: np.ndarray, allowed: np.ndarray) 
 
 
 def _first(matches: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """For each column of a table the row that matches: its own if that does, else the first, else -1."""
+    """Return for each column of a table the row that matches: its own if that does, else the first, else -1."""
     columns = np.arange(matches.shape[1])
     best = np.where(matches.any(axis=0), matches.argmax(axis=0), -1)
     return np.where(matches[own, columns], own, best)
 
 
 def _is_permutation(source: np.ndarray) -> bool:
-    """Of its indices, and not the identity."""
+    """Return whether it permutes its indices, and is not the identity."""
     indices = np.arange(len(source))
     return bool((source != indices).any() and np.array_equal(np.sort(source), indices))
 

@@ -1,20 +1,18 @@
-"""What an output of the wrong shape looks like, in words to add to an error."""
+"""Hints on an output of the wrong shape, in words for an error."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bridge.case import Case
+from bridge.diagnosis.target import Target
 from jaxdw.geometry import Geometry
-
-if TYPE_CHECKING:
-    from bridge.diagnosis.target import Target
 
 
 def likely_cause(shape: tuple[int, ...], target: Target) -> str:
-    """Which axes look swapped, or which padding or stride gives this shape; empty if nothing is recognised."""
+    """Return the axes that look swapped, or an option that gives this shape, in words; empty if none is found."""
     expected = target.shape
     if len(shape) != len(expected):
         return f"expected {len(expected)} axes, found {len(shape)}"
@@ -27,15 +25,16 @@ def likely_cause(shape: tuple[int, ...], target: Target) -> str:
         return f"the batch is {shape[:batch]}, expected {g.batch}"
     if shape[-1] != g.features:
         return f"{shape[-1]} channels on the last axis, expected {g.features}"
-    found = next(
-        ((words, case) for words, case in _alternatives(target.case) if case.geometry.output_shape == shape), None
-    )
-    hint = f"{found[0]} gives this shape{_uncut(g, found[1].geometry)}" if found else ""
-    return "; ".join(filter(None, [_extra(shape, expected), hint]))
+    differences = [(axis, n - m) for axis, (n, m) in enumerate(zip(shape, expected)) if n != m]
+    words = " and ".join(f"{abs(d)} {'more' if d > 0 else 'fewer'} along axis {axis}" for axis, d in differences)
+    for option, case in _alternatives(target.case):
+        if case.geometry.output_shape == shape:
+            return f"{words}; {option} gives this shape{_uncut(g, case.geometry)}"
+    return words
 
 
 def _uncut(g: Geometry, other: Geometry) -> str:
-    """What to add where causal padding was made by padding both ends, and the surplus at the end was left."""
+    """Return a hint if causal padding was made by padding both ends, and the surplus at the end was left."""
     causal = [pair == (span - 1, 0) and span > 1 for pair, span in zip(g.padding, g.spans)]
     both = [pair == (span - 1, span - 1) for pair, span in zip(other.padding, other.spans)]
     left = any(c and b for c, b in zip(causal, both)) and g.spans == other.spans
@@ -54,14 +53,8 @@ def _order(shape: tuple[int, ...], expected: tuple[int, ...], batch: int) -> str
     return f"the axes look transposed by {order}"
 
 
-def _extra(shape: tuple[int, ...], expected: tuple[int, ...]) -> str:
-    differences = [(axis, n - m) for axis, (n, m) in enumerate(zip(shape, expected)) if n != m]
-    words = [f"{abs(d)} {'more' if d > 0 else 'fewer'} along axis {axis}" for axis, d in differences]
-    return " and ".join(words)
-
-
 def _alternatives(case: Case) -> Iterator[tuple[str, Case]]:
-    """Other options a user may have set, as people write them, the likeliest first; those that cannot be are left out.
+    """Yield other options that a user may have set, in words, with the case; the likeliest first, and no invalid ones.
 
     One option is likelier than two, a word or a number for all axes than pairs, and causal padding than other pairs.
     """
@@ -104,12 +97,12 @@ def _alternatives(case: Case) -> Iterator[tuple[str, Case]]:
 
 
 def _distance(g: Geometry, n: int) -> int:
-    """How far padding by n is from the case's."""
+    """Return how far padding by n is from the case's."""
     return sum(abs(n - low) + abs(n - high) for low, high in g.padding)
 
 
 def _short(value: Any) -> str:
-    """An option's value in the shortest way to write it: one number for all axes, or one for both ends of an axis."""
+    """Return an option's value as shortly as possible: one number for all axes, or one for both ends of an axis."""
     while isinstance(value, tuple):
         inner = tuple(pair[0] if isinstance(pair, tuple) and len(set(pair)) == 1 else pair for pair in value)
         if len(set(inner)) == 1 and not isinstance(inner[0], tuple):
@@ -121,5 +114,5 @@ def _short(value: Any) -> str:
 
 
 def spelled(value: Any) -> str:
-    """An option's value as it stands in a call."""
+    """Return an option's value as code."""
     return f'"{value}"' if isinstance(value, str) else str(value)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bridge.accumulation import Tree, reveal_dot, reveal_sum
+from bridge.accumulation import DotProduct, Tree, replay, reveal_dot, reveal_sum
 
 SIZES = (4, 8, 16, 32, 64, 128, 256)
 
@@ -108,7 +108,7 @@ def test_a_sum_has_the_tree_that_fprev_finds_in_no_more_calls(name, n, full):
         pytest.skip("only in the full run")
     order = reveal_sum(SUMS[name], n)
     tree, calls = fprev_sum(SUMS[name], n)
-    assert order.tree((0, 0)) is tree
+    assert order.tree((0,)) is tree
     assert order.fingerprint.order_runs <= calls
 
 
@@ -119,7 +119,7 @@ def test_a_dot_product_has_the_tree_that_fprev_finds_in_no_more_calls(name, n, f
         pytest.skip("only in the full run")
     order = reveal_dot(DOTS[name], n)
     tree, calls = fprev_dot(DOTS[name], n)
-    assert unfused(order.tree((0, 0))) is tree
+    assert unfused(order.tree((0,))) is tree
     assert order.fingerprint.order_runs <= calls
 
 
@@ -127,7 +127,7 @@ def test_a_dot_product_has_the_tree_that_fprev_finds_in_no_more_calls(name, n, f
 def test_sums_of_other_dtypes_are_revealed(dtype, accumulator):
     """NumPy adds float16 numbers in float32."""
     order = reveal_sum(np.add.reduce, 24, dtype)
-    assert order.tree((0, 0)) is reveal_sum(np.add.reduce, 24).tree((0, 0))
+    assert order.tree((0,)) is reveal_sum(np.add.reduce, 24).tree((0,))
     assert str(order.fingerprint.accumulator) == accumulator
 
 
@@ -143,6 +143,19 @@ def test_a_wide_accumulator_of_rounded_products_is_told_from_one_of_exact_produc
         assert order.trees == (Tree.chain(range(8)),)
         assert order.fingerprint.products == products
         assert str(order.fingerprint.accumulator) == "float64"
+
+
+@pytest.mark.parametrize("multiplies", [False, True])
+def test_the_order_of_a_vector_is_replayed_on_other_numbers(multiplies, seed):
+    def in_pairs(x, w):
+        return np.add.reduce(x * w)
+
+    order = reveal_dot(in_pairs, 20) if multiplies else reveal_sum(np.add.reduce, 20)
+    ones = np.ones(20, np.float32)
+    sums = DotProduct.of(ones, ones, multiplies=multiplies).random(seed)
+    assert replay(order, sums) == in_pairs(*sums.data)
+    with pytest.raises(ValueError, match="expected what was revealed: float32 20"):
+        replay(order, DotProduct.of(ones[:9], ones[:9]))
 
 
 @pytest.mark.parametrize("n", [0, -1, 2.0, True])

@@ -1,8 +1,7 @@
-"""PRECISION: operands that were quantised to 8-bit integers by one of the customary rules.
+"""Search for operands that were quantised to 8-bit integers by one of the customary rules.
 
-A rule says what scale, and what zero point, an array gets. The operands are quantised by it and the exact result of
-that is computed; y must lie within the bound of the declared arithmetic, and of the four roundings that scaling and
-rescaling may add.
+A rule gives the scale and the zero point of an array. The operands are quantised by it, and the exact result of that is
+computed. y must lie within the bound of the declared arithmetic, plus the four roundings of scaling and rescaling.
 """
 
 from __future__ import annotations
@@ -10,28 +9,24 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bridge.case import Case
 from bridge.diagnosis.finding import Finding
-from bridge.diagnosis.target import WORDS, Expected, products, sampled_products
+from bridge.diagnosis.output import Output
+from bridge.diagnosis.target import WORDS, Expected, exact_output
 from bridge.diagnosis.verdict import Verdict
-from bridge.numerics import exact_sum
-
-if TYPE_CHECKING:
-    from bridge.diagnosis.side import Side
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
-    """How an array becomes integers.
+class QuantisationRule:
+    """A rule for the integers of an array.
 
     Attributes:
       words: the rule in words.
       levels: the greatest integer: 127 for signed integers, 255 for unsigned ones with a zero point.
-      axis: the axis of which each index has its own scale; None for one scale.
+      axis: the axis of which each index has its own scale; None for one scale for all.
     """
 
     words: str
@@ -39,7 +34,7 @@ class Rule:
     axis: int | None = None
 
     def quantise(self, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-        """The array as its integers stand for it, computed in `dtype`."""
+        """Return the values of the array's integers, computed in `dtype`."""
         wide = array.astype(dtype)
         over = None if self.axis is None else tuple(a for a in range(array.ndim) if a != self.axis % array.ndim)
         top, bottom = (reduce(wide, axis=over, keepdims=True, initial=0).astype(dtype) for reduce in (np.max, np.min))
@@ -54,27 +49,36 @@ class Rule:
         return ((np.clip(np.rint(wide / scale) + zero, 0, levels) - zero) * scale).astype(dtype)
 
 
-_ONE = (Rule("one scale, max|{0}|/127", 127), Rule("one scale and a zero point, from its least to its greatest", 255))
-_OF_X = (*_ONE, Rule("a scale for each channel", 127, -1), Rule("a scale for each batch entry", 127, 0))
-_OF_KERNEL = (*_ONE[:1], Rule("a scale for each output channel", 127, -1), *_ONE[1:])
+_ONE = (
+    QuantisationRule("one scale, max|{0}|/127", 127),
+    QuantisationRule("one scale and a zero point, from its least to its greatest", 255),
+)
+_OF_X = (
+    *_ONE,
+    QuantisationRule("a scale for each channel", 127, -1),
+    QuantisationRule("a scale for each batch entry", 127, 0),
+)
+_OF_KERNEL = (*_ONE[:1], QuantisationRule("a scale for each output channel", 127, -1), *_ONE[1:])
 
 
-def quantised(side: Side) -> Finding | None:
-    """The rule by which quantised operands predict y; None if none does."""
-    if side.target.quantity != "y" or not np.isfinite(side.target.case.x.astype(np.float64)).all():
+def quantised(output: Output) -> Finding | None:
+    """Return the rule by which quantised operands predict y; None if none does."""
+    if output.target.quantity != "y" or not np.isfinite(output.target.case.x.astype(np.float64)).all():
         return None
-    known: dict[tuple[str, Rule, np.dtype], np.ndarray] = {}
+    known: dict[tuple[str, QuantisationRule, np.dtype], np.ndarray] = {}
     for of_x, of_kernel in itertools.product((None, *_OF_X), (None, *_OF_KERNEL)):
         rules = {name: rule for name, rule in (("x", of_x), ("kernel", of_kernel)) if rule is not None}
-        for case in _cases(side, rules, known):
-            if _predicts(side, case, side.sample) and _predicts(side, case, None):
-                return _finding(side, rules)
+        for case in _cases(output, rules, known):
+            if _predicts(output, case, output.sample) and _predicts(output, case, None):
+                return _finding(output, rules)
     return None
 
 
-def _cases(side: Side, rules: dict[str, Rule], known: dict[tuple[str, Rule, np.dtype], np.ndarray]) -> Iterator[Case]:
-    """The case with quantised operands; of half precision as float32, rounded to it again, and in it throughout."""
-    case = side.target.case
+def _cases(
+    output: Output, rules: dict[str, QuantisationRule], known: dict[tuple[str, QuantisationRule, np.dtype], np.ndarray]
+) -> Iterator[Case]:
+    """Yield the case with quantised operands; for half precision in float32, rounded from it, and in it throughout."""
+    case = output.target.case
     if not rules:
         return
     half = case.dtype.itemsize == 2
@@ -88,23 +92,22 @@ def _cases(side: Side, rules: dict[str, Rule], known: dict[tuple[str, Rule, np.d
         yield case.replace(**{name: None if a is None else a.astype(kept) for name, a in operands.items()})
 
 
-def _predicts(side: Side, case: Case, flat: np.ndarray | None) -> bool:
-    shape = case.geometry.output_shape
-    terms = products(case, "y", None) if flat is None else sampled_products(case, np.unravel_index(flat, shape))
-    total = exact_sum(terms)
-    expected = Expected.of(total, side.arithmetic)
-    u = side.arithmetic.accumulator.unit_roundoff
-    return side.explained_by(Expected(expected.reference, expected.allowed + 4 * u * total.magnitude), flat)
+def _predicts(output: Output, case: Case, flat: np.ndarray | None) -> bool:
+    total = exact_output(case, flat)
+    expected = Expected.of(total, output.arithmetic)
+    u = output.arithmetic.accumulator.unit_roundoff
+    return output.explained_by(Expected(expected.reference, expected.allowed + 4 * u * total.magnitude), flat)
 
 
-def _finding(side: Side, rules: dict[str, Rule]) -> Finding:
+def _finding(output: Output, rules: dict[str, QuantisationRule]) -> Finding:
     words = " and ".join(
         f"{WORDS[name]} quantised to int8 with {rule.words.format(name)}" for name, rule in rules.items()
     )
     return Finding(
         Verdict.PRECISION,
         "int8 inputs",
-        f"{side.name} was computed with {words}; the rest is within the bound of {side.arithmetic.accumulator.name}",
-        f"compute {side.name} without quantisation, or quantise both sides alike",
+        f"{output.name} was computed with {words}; "
+        f"the rest is within the bound of {output.arithmetic.accumulator.name}",
+        f"compute {output.name} without quantisation, or quantise both implementations by the same rule",
         f"inputs: {', '.join(rules)}",
     )
