@@ -38,9 +38,9 @@ def audit(
     json: JsonOption = None,
     html: HtmlOption = None,
 ) -> None:
-    """Compile each method for a platform that need not be there, and say what the compiler made of it.
+    """Compile each method for a platform that need not be there, and show what the compiler made of it.
 
-    Nothing is run. Exit codes: 2 unusable arguments, or a METHOD that was named could not be compiled, or none could.
+    Nothing is run. Exit code 2: arguments are unusable, a named METHOD could not be compiled, or none could.
     """
     from bridge.audit import Subject
     from bridge.audit import audit as run_audit
