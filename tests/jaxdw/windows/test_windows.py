@@ -13,8 +13,8 @@ from hypothesis import given
 from jax import lax
 
 import jaxdw
-from jaxdw import windows
 from jaxdw.geometry import Geometry
+from jaxdw.windows import extraction, mapping
 from tests import oracle
 from tests.strategies import problems
 
@@ -100,7 +100,7 @@ def test_patches_copy_ordinary_numbers_on_cpu(full):
 def test_patches_spread_one_nonfinite_number_over_its_windows(value, instead):
     x = np.zeros((7, 1), np.float32)
     x[3] = value
-    slices, patches = (np.asarray(jaxdw.unfold(x, (3,), method=method))[..., 0] for method in windows.UNFOLD_METHODS)
+    slices, patches = (np.asarray(jaxdw.unfold(x, (3,), method=method))[..., 0] for method in extraction.UNFOLD_METHODS)
     reads = np.array([[position + tap - 1 == 3 for tap in range(3)] for position in range(7)])
     np.testing.assert_array_equal(slices, np.where(reads, value, 0))
     poisoned = reads.any(axis=1, keepdims=True)
@@ -110,7 +110,7 @@ def test_patches_spread_one_nonfinite_number_over_its_windows(value, instead):
 def test_patches_flush_subnormals_on_cpu():
     x = np.full((4, 2), 2.0**-140, np.float32)
     slices, patches = (
-        np.asarray(jaxdw.unfold(x, (2,), padding="VALID", method=method)) for method in windows.UNFOLD_METHODS
+        np.asarray(jaxdw.unfold(x, (2,), padding="VALID", method=method)) for method in extraction.UNFOLD_METHODS
     )
     assert (slices == np.float32(2.0**-140)).all()
     assert (patches == 0).all()
@@ -168,7 +168,7 @@ def test_fold_is_the_adjoint_of_unfold(full):
 
 @st.composite
 def torch_folds(draw):
-    """What torch's fold takes: 2-D, symmetric padding that is not negative, at least one window."""
+    """Arguments that torch's fold accepts: 2-D, symmetric padding that is not negative, at least one window."""
     two = st.tuples
     kernel_size = draw(two(st.integers(1, 5), st.integers(1, 5)))
     options = {
@@ -364,7 +364,7 @@ def test_map_windows_holds_the_windows_of_one_step_forward_and_backward():
         4 * math.prod(size)
         for size in (shape, (*geometry.batch, *geometry.padded_spatial, geometry.channels), geometry.windows_shape)
     )
-    step = windows.STEP_BYTES
+    step = mapping.STEP_BYTES
 
     def energy(x):
         return jaxdw.map_windows(lambda w: (w * w).sum((-3, -2)), x, kernel_size)
@@ -470,7 +470,7 @@ BAD = {
     "an integer kernel size": (
         lambda: jaxdw.unfold(X, 3),
         TypeError,
-        "`kernel_size` is 3, expected a tuple with one int a spatial axis, such as (3,) for 1-D or (3, 3) for images",
+        "`kernel_size` is 3, expected a tuple with one int per spatial axis, such as (3,) for 1-D or (3, 3) for images",
     ),
     "unfold's rank": (
         lambda: jaxdw.unfold(X[0, 0], (3, 3)),
@@ -500,7 +500,7 @@ BAD = {
     "an integer spatial": (
         lambda: jaxdw.fold(W, 5),
         TypeError,
-        "`spatial` is 5, expected a tuple with one int a spatial axis, such as (5,) for 1-D or (5, 5) for images",
+        "`spatial` is 5, expected a tuple with one int per spatial axis, such as (5,) for 1-D or (5, 5) for images",
     ),
     "a negative spatial": (
         lambda: jaxdw.fold(W, (5, -5)),

@@ -1,14 +1,14 @@
 """The convolution and its kernel's gradient as two hand-written GPU kernels (Pallas, compiled by Triton).
 
-XLA runs a loop over the taps as one fusion that reads x once a tap and pads it beforehand; cuDNN's grouped convolution
-may round float32 to TF32. Here x is read where it lies, padding is a mask, and a program computes a tile of a few
-output rows, some columns and some channels: a row of x that several of its output rows need is loaded once. Products
-enter the sum in raster order, in float32 or wider, by one FMA each: the sum of the method "taps".
+XLA runs a loop over the taps as one fusion that reads x once per tap and pads it before. cuDNN's grouped convolution
+may round float32 to TF32. Here x is read without a copy, and padding is a mask. A program computes a tile of a few
+output rows, some columns and some channels, and loads a row of x once for all of its output rows that need it. Products
+are added in raster order, in float32 or wider, by one fused multiply-add each: the sum of the method "taps".
 
-The zeros of input dilation are not read: along an axis that is dilated n-fold, output positions fall into classes
-(phases) that read different taps, and each class is a convolution without dilation.
+The zeros of input dilation are not read. Along an axis with input dilation, output positions form classes (phases) that
+read different taps, and each class is a convolution without dilation.
 
-None of this has run on a GPU: the sizes of the tiles are reasoned, not measured.
+Nobody has run this on a GPU: the sizes of the tiles are derived, not measured.
 """
 
 from __future__ import annotations
@@ -29,39 +29,42 @@ from jax.experimental.pallas import triton
 
 from jaxdw._compat import struct_like
 from jaxdw.geometry import Geometry
-from jaxdw.sums.padded import pad_repeated
+from jaxdw.lowerings.ordered_sum import Order
+from jaxdw.padding import pad_repeated
 
 THREADS = 4 * 32
 
-#: What a thread loads at once.
+#: Bytes that a thread loads at once.
 LOAD_BYTES = 16
 
-#: Products over the rows and columns of a kernel that a program spells out at most; beyond, it loops over the taps.
+#: Most unrolled products over the rows and columns of a kernel; with more, a program loops over the taps.
 MOST_UNROLLED = 256
 
-#: Output rows of a program; sums of a thread, and its FMAs with one plane of the kernel: beyond, registers are spilled.
+#: Most output rows of a program, sums of a thread, and FMAs of a thread with one plane of the kernel; more would spill
+#: registers.
 MOST_ROWS, MOST_SUMS, MOST_FMAS = 4, 32, 784
 
-#: Taps whose sums a program of the kernel gradient holds.
+#: Most taps of a program of the kernel gradient.
 MOST_TAPS = 16
 
 #: Programs that keep a large card busy: eight for each of 132 multiprocessors.
 ENOUGH_PROGRAMS = 8 * 132
 
 
-def sum_in_kernel(
+def conv(
     x: jax.Array,
     kernel: jax.Array,
     bias: jax.Array | None,
     geometry: Geometry,
+    order: Order,
     compute: np.dtype,
     dtype: np.dtype,
     *,
     interpret: bool = False,
 ) -> jax.Array:
-    """y `(*batch, *output_spatial, C*M)` of dtype `dtype`, summed in `compute` from the bias or 0, in raster order.
+    """Return y `(*batch, *output_spatial, C*M)` of dtype `dtype`, added in `compute` from the bias or 0.
 
-    `interpret` runs the kernel as JAX operations, on any backend.
+    The only `order` is "raster". `interpret` runs the kernel as JAX operations, on any backend.
     """
     x, geometry = pad_repeated(x, geometry)
     volume = _Volume.of(geometry)
@@ -82,12 +85,12 @@ def sum_in_kernel(
     return y.reshape(geometry.output_shape)
 
 
-def kernel_gradient_in_kernel(
+def kernel_gradient(
     x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np.dtype, dtype: np.dtype, *, interpret: bool = False
 ) -> jax.Array:
-    """`(*kernel_size, 1, C*M)` of dtype `dtype`: for each tap, the sum in `compute` of what it read times dy.
+    """Return `(*kernel_size, 1, C*M)` of dtype `dtype`: for each tap, the sum in `compute` of what it read times dy.
 
-    Each program sums over some output rows of some images; what they found is summed afterwards.
+    Each program adds over some output rows of some images; then the results of the programs are added.
     """
     x, geometry = pad_repeated(x, geometry)
     volume = _Volume.of(geometry)
@@ -112,14 +115,14 @@ _Sums = tuple[jax.Array, ...]
 
 
 class _Arithmetic(NamedTuple):
-    """How a sum starts, and how a product enters it."""
+    """The start of a sum, and the addition of a product."""
 
     zeros: Callable[[tuple[int, ...], np.dtype], jax.Array]
     fma: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class _Axis(NamedTuple):
-    """One spatial axis: output o reads at tap t the input (o * stride + t * dilation - low) / spread, if whole.
+    """One spatial axis: output o reads at tap t the input (o * stride + t * dilation - low) / input_dilation, if whole.
 
     Outputs `k * period + phase` read input `k * step + base(phase, tap)`, for every k.
     """
@@ -129,27 +132,27 @@ class _Axis(NamedTuple):
     taps: int
     stride: int
     dilation: int
-    spread: int
+    input_dilation: int
     low: int
 
     @property
     def period(self) -> int:
-        return self.spread // math.gcd(self.stride, self.spread)
+        return self.input_dilation // math.gcd(self.stride, self.input_dilation)
 
     @property
     def step(self) -> int:
-        return self.period * self.stride // self.spread
+        return self.period * self.stride // self.input_dilation
 
     def base(self, phase: int, tap: int) -> int | None:
-        """None: the tap reads a zero of the dilation."""
+        """Return the first input of a phase under a tap, or None if the tap reads a zero of the dilation."""
         position = phase * self.stride + tap * self.dilation - self.low
-        return None if position % self.spread else position // self.spread
+        return None if position % self.input_dilation else position // self.input_dilation
 
     def source(self, output: Any, tap: Any) -> tuple[Any, Any]:
-        """What an output reads at a tap, both known only as it runs, and whether that exists."""
+        """Return the input that an output reads at a tap, both known only at run time, and if it exists."""
         position = output * self.stride + tap * self.dilation - self.low
-        index = position if self.spread == 1 else lax.div(position, jnp.int32(self.spread))
-        whole = position == index * self.spread
+        index = position if self.input_dilation == 1 else lax.div(position, jnp.int32(self.input_dilation))
+        whole = position == index * self.input_dilation
         return index, (position >= 0) & whole & (index < self.size)
 
 
@@ -164,16 +167,7 @@ class _Volume(NamedTuple):
     @classmethod
     def of(cls, geometry: Geometry) -> _Volume:
         axes = [_Axis(1, 1, 1, 1, 1, 1, 0)] * (3 - geometry.rank)
-        for size, outputs, taps, stride, dilation, spread, (low, _) in zip(
-            geometry.spatial,
-            geometry.output_spatial,
-            geometry.kernel_size,
-            geometry.strides,
-            geometry.kernel_dilation,
-            geometry.input_dilation,
-            geometry.padding,
-        ):
-            axes.append(_Axis(size, outputs, taps, stride, dilation, spread, low))
+        axes += [_Axis(*axis[:-1]) for axis in geometry.axes]
         depth, rows, columns = axes
         return cls(math.prod(geometry.batch), geometry.channels, geometry.multiplier, (depth, rows, columns))
 
@@ -191,7 +185,7 @@ class _Volume(NamedTuple):
 
     @property
     def output_elements(self) -> int:
-        """Of one image."""
+        """Number per image."""
         return math.prod(self.outputs) * self.features
 
     def channel(self, feature: jax.Array) -> jax.Array:
@@ -199,7 +193,7 @@ class _Volume(NamedTuple):
 
 
 class _ConvTile(NamedTuple):
-    """What one program of the convolution computes: rows and columns count classes of outputs, not outputs."""
+    """The outputs of one program of the convolution; rows and columns count outputs of one phase."""
 
     unrolled: bool
     phases: tuple[int, int]
@@ -224,7 +218,7 @@ class _ConvTile(NamedTuple):
 
     @property
     def programs(self) -> int:
-        """Of one image."""
+        """Number per image."""
         return math.prod(self.blocks)
 
     @property
@@ -235,7 +229,7 @@ class _ConvTile(NamedTuple):
 
 
 class _GradientTile(NamedTuple):
-    """What one program of the kernel gradient sums over, and for which taps and features."""
+    """The outputs over which one program of the kernel gradient adds, and its taps and features."""
 
     images: int
     lines: int
@@ -265,14 +259,15 @@ class _GradientTile(NamedTuple):
 
     @property
     def programs(self) -> int:
-        """Of one part."""
+        """Number per part."""
         return self.groups * self.blocks
 
 
 def _vector(features: int, columns: int, elements: int) -> tuple[int, int]:
-    """Powers of two that cover both numbers with the least to spare, of `elements` together or all there are.
+    """Return powers of two, with product `elements` or less, that cover both numbers with the fewest idle elements.
 
-    At least eight features, the bytes that memory moves at once; of equals the nearest to 64 features.
+    There are at least eight features, the bytes that memory moves at once. Of equal choices, the nearest to 64 features
+    is taken.
     """
 
     def cost(tile: tuple[int, int]) -> tuple[int, int, float]:
@@ -296,8 +291,11 @@ def _call(
     part: Callable[[Any], Any],
     interpret: bool,
 ) -> jax.Array:
-    """The output of `programs` programs, each of which sees its part of the output and, of operands with two axes, its
-    images: `together` of them, or one without an axis for it."""
+    """Return the output of `programs` programs.
+
+    Each has its part of the output, and of operands with two axes its images: `together` of them, or one without an
+    axis.
+    """
 
     def spec(operand: jax.Array) -> pl.BlockSpec:
         if operand.ndim == 1:
@@ -345,7 +343,7 @@ def _conv_program(
 
 
 def _unrolled(x, weight, sums, position, feature, volume, tile, compute, fma):
-    """Each row and column of x that the tile needs, loaded once and added to every sum it is in."""
+    """Load each row and column of x that the tile needs once, and add it to all of its sums."""
     (plane, top, columns), (depth, rows, cols) = position, volume.axes
     users = defaultdict(list)
     for index, (row, row_phase, column_phase) in enumerate(tile.sums):
@@ -369,7 +367,7 @@ def _unrolled(x, weight, sums, position, feature, volume, tile, compute, fma):
 
 
 def _looped(x, weight, sums, position, feature, volume, tile, compute, fma):
-    """One tap after the other, for kernels with many."""
+    """Add one tap after the other, for kernels with many taps."""
     (plane, top, columns), (depth, rows, cols) = position, volume.axes
 
     def add(tap: Any, sums: _Sums) -> _Sums:
@@ -429,7 +427,7 @@ def _read(
     compute: np.dtype,
     image: Any = None,
 ) -> jax.Array:
-    """`(columns, features)` of x at a plane, a row, and columns; 0 where `inside`, of the columns, is False."""
+    """Return x at a plane, a row, and columns: `(columns, features)`, 0 at columns that are not `inside`."""
     sizes, channel = [axis.size for axis in volume.axes], volume.channel(feature)
     offset, mask = _elements(at, inside, sizes, channel, volume.channels, feature < volume.features)
     return _load(x, offset if image is None else (image, offset), mask, compute)
@@ -438,7 +436,7 @@ def _read(
 def _elements(
     at: Sequence[Any], inside: jax.Array, sizes: Sequence[int], channel: jax.Array, channels: int, exists: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Offsets within an image `(*sizes, channels)`, and which of them there are: both `(columns, features)`."""
+    """Return offsets within an image `(*sizes, channels)`, and a mask of those that exist: `(columns, features)`."""
     return (_ravel(at, sizes) * channels)[:, None] + channel[None, :], inside[:, None] & exists[None, :]
 
 
@@ -447,7 +445,7 @@ def _load(ref: Any, at: Any, mask: jax.Array, dtype: np.dtype) -> jax.Array:
 
 
 def _fma(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
-    """a * b + c, rounded once. b may have one column. Triton, as XLA calls it, never fuses the two by itself."""
+    """Return a * b + c, rounded once; b may have one column. Triton, as XLA calls it, never fuses the two itself."""
     letter, suffix = ("d", "f64") if c.dtype.itemsize == 8 else ("f", "f32")
     (total,) = triton.elementwise_inline_asm(
         f"fma.rn.{suffix} $0, $1, $2, $3;",
@@ -460,12 +458,12 @@ def _fma(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
 
 
 def _multiply_add(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
-    """The same wherever the compiler of JAX's operations fuses the two, as XLA:CPU mostly does."""
+    """Return the same if the compiler of JAX's operations fuses the two, as XLA:CPU mostly does."""
     return c + a * b
 
 
 def _opaque_zeros(shape: tuple[int, ...], dtype: np.dtype) -> jax.Array:
-    """Zeros that XLA does not know for such: it would leave out the first addition, and round the first product."""
+    """Return zeros that XLA does not see: it would remove the first addition, and round the first product."""
     return lax.optimization_barrier(jnp.zeros(shape, dtype))
 
 
@@ -481,7 +479,7 @@ def _ravel(index: Sequence[Any], sizes: Sequence[int]) -> Any:
 
 
 def _unravel(index: Any, sizes: Sequence[int]) -> tuple[Any, ...]:
-    """The index along each axis, the last running fastest."""
+    """Return the index along each axis, the last axis fastest."""
     found = []
     for size in reversed(sizes[1:]):
         found.append(lax.rem(index, jnp.int32(size)))

@@ -1,4 +1,4 @@
-"""A depthwise convolution with a function of the windows before the kernel."""
+"""A depthwise convolution with a function of the windows before the product with the kernel."""
 
 from __future__ import annotations
 
@@ -13,20 +13,24 @@ import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxdw import _arrays, tapwise
+from jaxdw import _arrays
 from jaxdw._compat import varying_axes
+from jaxdw.call import Call
 from jaxdw.geometry import Geometry, Padding
-from jaxdw.sums.boxes import LEAST_CHANNELS, Boxes, interleaved, step
-from jaxdw.sums.order import Term, accumulate, zero_like, zero_of_its_own
-from jaxdw.tapwise import Traced
-from jaxdw.windows import pad, tap_slices, weighted_sum, windows_of
+from jaxdw.lowerings.cpu_fused import LEAST_CHANNELS, Regions, constant_step, interleaved
+from jaxdw.lowerings.ordered_sum import Term, accumulate, zero_like, zero_of_its_own
+from jaxdw.padding import pad, tap_slices
+from jaxdw.windows import window_tracing
+from jaxdw.windows.contraction import weighted_sum
+from jaxdw.windows.extraction import windows_of
+from jaxdw.windows.window_tracing import Traced
 
-#: A function of this many operations on all taps together is carried out tap by tap; the program holds them all.
+#: Most operations, on all taps together, of a function that is computed tap by tap; the program has them all.
 MOST_OPERATIONS = 1200
 
-#: And of no more than this many, and this many taps, in each of the boxes that the output is cut into on CPU. Of more,
-#: from a padded copy of x: compiling all boxes would take seconds.
-MOST_OPERATIONS_IN_BOXES, MOST_TAPS_IN_BOXES = 100, 25
+#: Most operations and taps of a function that is computed in regions of the output on CPU. A larger one reads a padded
+#: copy of x: compiling all regions would take seconds.
+MOST_OPERATIONS_IN_REGIONS, MOST_TAPS_IN_REGIONS = 100, 25
 
 
 def windowed_conv(
@@ -41,24 +45,25 @@ def windowed_conv(
     input_dilation: int | Sequence[int] | None = 1,
     preferred_element_type: jax.typing.DTypeLike | None = None,
 ) -> jax.Array:
-    """`contract(fn(unfold(x, ...)), kernel, bias)`, under `jax.jit` without the windows in memory where fn allows.
+    """Compute `contract(fn(unfold(x, ...)), kernel, bias)`, under `jax.jit` without windows in memory if fn allows.
 
-    fn allows it where it treats all output positions and channels alike, each on its own: elementwise functions, sums,
-    means, products and extremes over the taps, and slicing, reordering or broadcasting taps, with arrays of its own
-    that do not vary over the output. It is then carried out tap by tap, in one loop with the convolution, as fast as
-    the convolution where fn is simple. Any other function (a sort, a sum over channels) gets all windows at once, and
-    so does any function outside of `jax.jit`, where a derivative is taken, and of arrays in parts on several devices.
+    fn allows it if it treats every output position and channel in the same way and on its own: elementwise functions,
+    sums, means, products and extremes over the taps, and slicing, reordering or broadcasting taps, with arrays of its
+    own that do not vary over the output. It is then computed tap by tap, in one loop with the convolution. With a
+    simple fn that takes as long as the convolution.
 
-    The sum is in the order of `contract`. On CPU every bit is that of `contract(fn(unfold(x, ...)), kernel, bias)`
-    where fn rounds nothing: where it compares, chooses, negates and moves numbers, or all that it computes is exact.
-    Where it rounds, a result may differ by roundings: sums over the taps are in raster order, XLA may round a product
-    and a sum together, and of float16 and bfloat16 it may leave out roundings on the way. Other backends are tested for
-    none of this.
+    fn gets all windows at once in these cases: (a) it is another function, such as a sort or a sum over channels;
+    (b) outside of `jax.jit`; (c) in a derivative; (d) arrays are sharded over devices.
+
+    The sum is in the order of `contract`. On CPU every bit is that of `contract(fn(unfold(x, ...)), kernel, bias)` if
+    fn rounds nothing: it compares, selects, negates and moves numbers, or all its results are exact. If fn rounds, a
+    result may differ by roundings: sums over the taps are in raster order, XLA may round a product and a sum together,
+    and it may omit intermediate roundings of float16 and bfloat16. Other backends are not tested for this.
 
     Args:
       fn: takes windows `(*batch, *output_spatial, *kernel_size, C)` and returns an array of that shape and dtype. As
-        for `jax.jit` it must be pure: it is traced, and may be called twice. A method of a Flax Linen module that has
-        state is not; use `jaxdw.linen.DepthwiseConv(window_fn=...)`, which calls it once, on all windows.
+        for `jax.jit` it must be pure: it is traced, and may be called twice. A method of a Flax Linen module with state
+        is not pure; use `jaxdw.linen.DepthwiseConv(window_fn=...)`, which calls it once, on all windows.
       x, kernel, bias, strides, padding, kernel_dilation, input_dilation, preferred_element_type: as for
         `depthwise_conv`.
 
@@ -74,50 +79,41 @@ def windowed_conv(
     """
     if not callable(fn):
         raise TypeError(f"`fn` is {fn!r}, expected a function of windows")
-    x, kernel = _arrays.as_array("x", x), _arrays.as_array("kernel", kernel)
-    bias = None if bias is None else _arrays.as_array("bias", bias)
-    geometry = Geometry.of(
-        x.shape,
-        kernel.shape,
-        None if bias is None else bias.shape,
+    call = Call.of(
+        x,
+        kernel,
+        bias,
         strides=strides,
         padding=padding,
         kernel_dilation=kernel_dilation,
         input_dilation=input_dilation,
+        preferred_element_type=preferred_element_type,
     )
-    _, result = _arrays.promote({"x": x, "kernel": kernel, "bias": bias}, preferred_element_type)
-    return windowed("fn", fn, x, kernel, bias, geometry, result)
+    return run(call, fn, "fn")
 
 
-def windowed(
-    name: str,
-    fn: Callable[[jax.Array], jax.Array],
-    x: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None,
-    geometry: Geometry,
-    result: np.dtype,
-) -> jax.Array:
-    """`windowed_conv` for checked arrays, x of the dtype that fn works in; `name` is that of fn in messages."""
-    traced = tapwise.trace(fn, geometry, x.dtype) if _worth_tracing(geometry) else None
-    if traced is None or traced.operations > MOST_OPERATIONS or _shared_out(x, kernel, bias, *traced.closed_over):
+def run(call: Call, fn: Callable[[jax.Array], jax.Array], name: str) -> jax.Array:
+    """Compute `windowed_conv` of a call whose x has the dtype that fn works in; errors call fn by `name`."""
+    (x, kernel, bias), geometry, result = call.arrays, call.geometry, call.result
+    traced = window_tracing.trace(fn, geometry, x.dtype) if _worth_tracing(geometry) else None
+    if traced is None or traced.operations > MOST_OPERATIONS or _any_sharded(x, kernel, bias, *traced.closed_over):
         return weighted_sum(applied(name, fn, windows_of(x, geometry)), kernel, bias, result)
 
     @jax.custom_jvp
-    def run(closed_over: tuple[Any, ...], x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    def tap_by_tap(closed_over: tuple[Any, ...], x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
         dtype = _arrays.accumulator(result)
         constants = traced.constants(closed_over)
         y = lax.platform_dependent(
             constants,
             x,
             kernel,
-            cpu=functools.partial(_in_boxes, traced, geometry, dtype),
+            cpu=functools.partial(_in_regions, traced, geometry, dtype),
             default=functools.partial(_from_padded, traced, geometry, dtype),
         )
         return (y if bias is None else y + jnp.broadcast_to(bias.astype(dtype), y.shape)).astype(result)
 
     def derivative(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-        """By way of the windows: the derivative of fn is its own, and its windows hold what it needs."""
+        """Differentiate through the windows: fn has its own derivative, which needs them."""
         values, structure = jax.tree.flatten(primals)
         directions = jax.tree.leaves(tangents)
         moving = [i for i, direction in enumerate(directions) if not isinstance(direction, SymbolicZero)]
@@ -131,12 +127,12 @@ def windowed(
 
         return jax.jvp(along, [values[i] for i in moving], [directions[i] for i in moving])
 
-    run.defjvp(derivative, symbolic_zeros=True)
-    return run(traced.closed_over, x, kernel, bias)
+    tap_by_tap.defjvp(derivative, symbolic_zeros=True)
+    return tap_by_tap(traced.closed_over, x, kernel, bias)
 
 
 def applied(name: str, fn: Callable[[jax.Array], jax.Array], windows: jax.Array) -> jax.Array:
-    """fn(windows), if that is windows again."""
+    """Return fn(windows), checked to be windows again."""
     result = fn(windows)
     if not isinstance(result, jax.Array):
         raise TypeError(f"`{name}` returned a {type(result).__name__}, expected a JAX array")
@@ -149,13 +145,13 @@ def applied(name: str, fn: Callable[[jax.Array], jax.Array], windows: jax.Array)
 
 
 def _worth_tracing(geometry: Geometry) -> bool:
-    """Whether one program will hold all this: operation by operation it would be slower than the windows."""
+    """Return True under `jax.jit`: operation by operation, taps would be slower than windows."""
     compiled = isinstance(jnp.add(1, 1), jax.core.Tracer) and not geometry.is_symbolic
-    return compiled and 0 not in geometry.windows_shape and 0 not in geometry.x_shape
+    return compiled and not geometry.is_empty
 
 
-def _shared_out(*arrays: jax.Array | None) -> bool:
-    """Whether one of them is in parts on several devices, by its type."""
+def _any_sharded(*arrays: jax.Array | None) -> bool:
+    """Return True if the type of one of them says that it is sharded."""
     present = [array for array in arrays if array is not None]
     return any(_arrays.is_sharded(array) or varying_axes(array) for array in present)
 
@@ -163,38 +159,38 @@ def _shared_out(*arrays: jax.Array | None) -> bool:
 def _from_padded(
     traced: Traced, geometry: Geometry, dtype: np.dtype, constants: Sequence[Any], x: jax.Array, kernel: jax.Array
 ) -> jax.Array:
-    """y `(*batch, *output_spatial, C*M)`; every tap is a slice of a padded copy of x."""
+    """Return y `(*batch, *output_spatial, C*M)`; every tap is a slice of a padded copy of x."""
     weights = kernel.astype(dtype).reshape(geometry.taps, geometry.channels, geometry.multiplier)
     values = list(tap_slices(pad(x, geometry), geometry, geometry.output_spatial))
     shape = values[0].shape
-    results = traced.of_taps(constants, tapwise.grid(values, geometry.kernel_size))
+    results = traced.of_taps(constants, window_tracing.grid(values, geometry.kernel_size))
     values = [jnp.broadcast_to(value.astype(dtype), shape) for value in results.flat]
 
-    def of(weights: jax.Array) -> jax.Array:
+    def output(weights: jax.Array) -> jax.Array:
         terms = (Term(value, weights[index], 0) for index, value in enumerate(values))
         return accumulate(terms, zero_like(weights[0]), None, shape, "raster", zero_of_its_own(0, dtype))
 
-    outputs = [of(weights[..., m]) for m in range(geometry.multiplier)]
+    outputs = [output(weights[..., m]) for m in range(geometry.multiplier)]
     return jnp.stack(outputs, axis=-1).reshape(geometry.output_shape)
 
 
-def _in_boxes(
+def _in_regions(
     traced: Traced, geometry: Geometry, dtype: np.dtype, constants: Sequence[Any], x: jax.Array, kernel: jax.Array
 ) -> jax.Array:
-    """The same on XLA:CPU, from x where it lies; see `jaxdw.sums.boxes`."""
-    many = traced.operations > MOST_OPERATIONS_IN_BOXES or geometry.taps > MOST_TAPS_IN_BOXES
+    """Return the same on XLA:CPU, read from x itself; see `jaxdw.lowerings.cpu_fused`."""
+    many = traced.operations > MOST_OPERATIONS_IN_REGIONS or geometry.taps > MOST_TAPS_IN_REGIONS
     if many or geometry.channels < LEAST_CHANNELS or math.prod(geometry.spatial) >= 2**31:
         return _from_padded(traced, geometry, dtype, constants, x, kernel)
     x, kernel = lax.optimization_barrier((x, kernel))
     flat = x.reshape(-1, *geometry.spatial, geometry.channels)
     weights = kernel.astype(dtype).reshape(geometry.taps, geometry.channels, geometry.multiplier)
     outputs = [
-        _WindowedBoxes(traced, constants, flat, weights, m, geometry).assemble(()) for m in range(geometry.multiplier)
+        _WindowedRegions(traced, constants, flat, weights, m, geometry).assemble(()) for m in range(geometry.multiplier)
     ]
     return interleaved(outputs, geometry)
 
 
-class _WindowedBoxes(Boxes):
+class _WindowedRegions(Regions):
     def __init__(
         self, traced: Traced, constants: Sequence[Any], x: jax.Array, weights: jax.Array, m: int, geometry: Geometry
     ):
@@ -202,10 +198,10 @@ class _WindowedBoxes(Boxes):
         self.traced, self.constants = traced, constants
 
     def terms(self, tables: tuple[np.ndarray, ...]) -> Iterator[Term]:
-        """Padding counts here: the function need not take 0 to 0."""
+        """Yield the terms of all taps, padding too: the function may map 0 to another number."""
         shape = (self.x.shape[0], *map(len, tables), self.geometry.channels)
         kernel_size = self.geometry.kernel_size
-        taps = tapwise.grid((self.read(tables, tap, shape) for tap in np.ndindex(*kernel_size)), kernel_size)
+        taps = window_tracing.grid((self.read(tables, tap, shape) for tap in np.ndindex(*kernel_size)), kernel_size)
         for index, value in enumerate(self.traced.of_taps(self.constants, taps).flat):
             weight = lax.index_in_dim(self.weights, index, keepdims=False)
             yield Term(jnp.broadcast_to(value.astype(weight.dtype), shape), weight, 0)
@@ -214,5 +210,5 @@ class _WindowedBoxes(Boxes):
         columns = [table[:, t] for table, t in zip(tables, tap)]
         if any((column < 0).all() for column in columns):
             return jnp.zeros(shape, self.x.dtype)
-        steps = [step(column) for column in columns]
+        steps = [constant_step(column) for column in columns]
         return self.sliced(columns, steps) if all(steps) else self.gathered(columns)

@@ -1,7 +1,7 @@
 """The two sums over many products as loops: the program does not grow with the kernel.
 
-Unrolled, hundreds of products take seconds to compile, and thousands take minutes. Here the body of a loop has a few
-dozen of them, and the sums are carried in memory: a chain of fused multiply-adds goes on from there with the same bits.
+Hundreds of unrolled products take seconds to compile, and thousands take minutes. Here the body of a loop has a few
+dozen of them, and the sums are kept in memory. A chain of fused multiply-adds continues from there with the same bits.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import numpy as np
 from jax import lax
 
 from jaxdw.geometry import Geometry
-from jaxdw.sums.narrow import widened
-from jaxdw.sums.order import Order, zero_of_its_own
-from jaxdw.windows import pad
+from jaxdw.lowerings.bfloat16_bits import widened
+from jaxdw.lowerings.ordered_sum import Order, zero_of_its_own
+from jaxdw.padding import pad
 
-#: Products in the body of a loop, at least; there are less than twice as many.
+#: Least number of products in the body of a loop; it has less than twice as many.
 UNROLLED = 24
 
-#: XLA:CPU copies a slice that this many places read. A slice that fewer read is computed in each of them, from an
-#: offset that only the loop knows, and LLVM does not vectorise that: the loop is ten times as slow.
+#: XLA:CPU copies a slice that at least this many places read. It computes a slice with fewer readers in each of them,
+#: from an offset that only the loop knows. LLVM does not vectorise that, and the loop takes ten times as long.
 LEAST_READERS = 16
 
 
-class Walk(NamedTuple):
+class AffineIndex(NamedTuple):
     """The inputs along one axis: output o reads, under tap t, position first + t * step + o * stride."""
 
     first: int
@@ -37,24 +37,28 @@ class Walk(NamedTuple):
     stride: int
 
 
-def chain_in_loop(x: jax.Array, weights: jax.Array, start: jax.Array, walks: Sequence[Walk], order: Order) -> jax.Array:
-    """start `(images, *outputs, C)` plus the sum over the taps of x `(images, *spatial, C)` times weights
-    `(*kernel_size, C)`, which is in `order`; start is +0 where the order is not "raster"."""
+def chain_in_loop(
+    x: jax.Array, weights: jax.Array, start: jax.Array, indices: Sequence[AffineIndex], order: Order
+) -> jax.Array:
+    """Return start `(images, *outputs, C)` plus the sum over the taps in this order; start is +0 unless it is "raster".
+
+    The products are of x `(images, *spatial, C)` and weights `(*kernel_size, C)`.
+    """
     rank, channels = x.ndim - 2, x.shape[-1]
     kernel_size, outputs = weights.shape[:rank], start.shape[1:-1]
     zero = jnp.broadcast_to(zero_of_its_own(0, start.dtype), start.shape)
 
     def of_block(taps: Sequence[jax.Array | int], counts: Sequence[int], total: jax.Array, order: Order) -> jax.Array:
-        """total and the products of a block of taps, `counts` of them along each axis, from `taps` on."""
-        corner = [walk.first + tap * walk.step for walk, tap in zip(walks, taps)]
-        sizes = [(n - 1) * walk.stride + (count - 1) * walk.step + 1 for walk, n, count in zip(walks, outputs, counts)]
+        """Return total plus the products of a block of taps, `counts` of them along each axis, from `taps` on."""
+        corner = [index.first + tap * index.step for index, tap in zip(indices, taps)]
+        sizes = [(n - 1) * i.stride + (count - 1) * i.step + 1 for i, n, count in zip(indices, outputs, counts)]
         block = lax.dynamic_slice(x, (0, *corner, 0), (x.shape[0], *sizes, channels))
         own = lax.dynamic_slice(weights, (*taps, 0), (*counts, channels))
         row = total if order == "raster" else zero
         for tap in np.ndindex(*counts):
-            begin = [t * walk.step for t, walk in zip(tap, walks)]
-            end = [b + (n - 1) * walk.stride + 1 for b, n, walk in zip(begin, outputs, walks)]
-            strides = (1, *(walk.stride for walk in walks), 1)
+            begin = [t * index.step for t, index in zip(tap, indices)]
+            end = [b + (n - 1) * index.stride + 1 for b, n, index in zip(begin, outputs, indices)]
+            strides = (1, *(index.stride for index in indices), 1)
             value = lax.slice(block, (0, *begin, 0), (x.shape[0], *end, channels), strides)
             row = row + widened(value, total.dtype) * jnp.broadcast_to(own[tap], total.shape)
             if order == "rows" and tap[-1] == counts[-1] - 1:
@@ -63,7 +67,7 @@ def chain_in_loop(x: jax.Array, weights: jax.Array, start: jax.Array, walks: Seq
 
     if order == "raster":
         return _over(kernel_size, functools.partial(of_block, order="raster"), start)
-    total = jnp.full_like(start, -0.0)  # it leaves every number as it is, a zero too
+    total = jnp.full_like(start, -0.0)  # adding to -0 changes no number, not even a zero
     if len(_pieces(kernel_size[-1], UNROLLED)) == 1:
         return _over(kernel_size, functools.partial(of_block, order="rows"), total)
 
@@ -77,7 +81,7 @@ def chain_in_loop(x: jax.Array, weights: jax.Array, start: jax.Array, walks: Seq
 
 
 def kernel_gradient_in_loop(x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np.dtype) -> jax.Array:
-    """`(*kernel_size, 1, C*M)` in dtype `compute`: for each tap, the sum of what it read times dy.
+    """Return `(*kernel_size, 1, C*M)` in dtype `compute`: for each tap, the sum of what it read times dy.
 
     A step adds to the sums of all taps the products of a block of outputs.
     """
@@ -111,9 +115,9 @@ def _over(
     of_block: Callable[[Sequence[jax.Array | int], Sequence[int], jax.Array], jax.Array],
     total: jax.Array,
 ) -> jax.Array:
-    """of_block(first, counts, total) for blocks of an array of these sizes, one after the other in raster order.
+    """Apply of_block(first, counts, total) to each block of an array of these sizes, in raster order.
 
-    A block is a part of a row, or where rows are short a part of a plane.
+    A block is a part of a row, or a part of a plane where rows are short.
     """
     *outer, size = sizes
     behind: tuple[int, ...] = ()
@@ -135,21 +139,21 @@ def _over(
 def _over_axis(
     size: int, least: int, of_piece: Callable[[jax.Array | int, int, jax.Array], jax.Array], total: jax.Array
 ) -> jax.Array:
-    """of_piece(first, count, total) for pieces of an axis, one after the other."""
+    """Apply of_piece(first, count, total) to each piece of an axis, in order."""
     count, *others = _pieces(size, least)
-    alike = 1 + others.count(count)
-    total = lax.fori_loop(0, alike, lambda i, total: of_piece(i * count, count, total), total)
-    rest = size - alike * count
-    return of_piece(alike * count, rest, total) if rest else total
+    equal = 1 + others.count(count)
+    total = lax.fori_loop(0, equal, lambda i, total: of_piece(i * count, count, total), total)
+    rest = size - equal * count
+    return of_piece(equal * count, rest, total) if rest else total
 
 
 def _pieces(size: int, least: int) -> list[int]:
-    """A size as a sum of numbers from `least` to less than twice that, where it is as large; all but the last equal."""
+    """Return parts of a size: equal but for the last, and from `least` to less than twice that, if it is as large."""
     number = max(1, size // least)
     count = size // number
     return [count] * (number - 1) + [size - (number - 1) * count]
 
 
 def _unravelled(number: jax.Array, shape: Sequence[int]) -> tuple[jax.Array, ...]:
-    """The index of what is `number`th, in raster order, in an array of this shape."""
+    """Return the index of element `number`, in raster order, of an array of this shape."""
     return jnp.unravel_index(number, tuple(shape)) if shape else ()

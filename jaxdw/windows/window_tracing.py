@@ -1,8 +1,8 @@
-"""A function of windows, carried out tap by tap, so that XLA never has to make the windows.
+"""A function of windows, computed tap by tap, so that XLA need not compute the windows.
 
-The function is traced to a jaxpr, and that is read again with an array for each tap in place of the array of windows.
-What can be read so leaves the output positions and the channels alone: elementwise functions, sums, products and
-extremes over the taps, and choosing, reordering or broadcasting taps. The rest, a sort for one, cannot.
+The function is traced to a jaxpr. That is then evaluated with one array per tap in place of the array of windows. It
+must not mix output positions or channels: elementwise functions, sums, products and extremes over the taps, and
+selecting, reordering or broadcasting taps are possible. Other functions, such as a sort, are not.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from jaxdw.jaxprs import called, evaluate
 
 
 class NotTapwise(Exception):
-    """The function does what cannot be done tap by tap."""
+    """The function cannot be computed tap by tap."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-    """A function of windows as a program, apart from the arrays that it closes over.
+    """A function of windows as a program, without the arrays that it closes over.
 
     Attributes:
-      program: from windows to windows, with those arrays as constants.
-      closed_over: those arrays.
-      first: from the closed-over arrays to all that is computed from them alone.
-      then: from that and the windows to windows.
+      program: from windows to windows, with the closed-over arrays as constants.
+      closed_over: these arrays.
+      first: from the closed-over arrays to everything that depends on them alone.
+      then: from its results and the windows to windows.
       leading: sizes of the windows' axes before those of the taps.
       channels: size of their last axis.
     """
@@ -49,7 +49,7 @@ class Traced:
 
     @property
     def operations(self) -> int:
-        """How many there are, those on each tap counted apart."""
+        """Number of operations; one on all taps counts once per tap."""
         return sum(
             max(math.prod(atom.aval.shape[len(self.leading) : -1]) for atom in (*equation.invars, *equation.outvars))
             for equation in self.then.eqns
@@ -57,20 +57,20 @@ class Traced:
         )
 
     def of_windows(self, closed_over: Sequence[Any], windows: jax.Array) -> jax.Array:
-        """The function itself, differentiable by its own rules."""
+        """Apply the function itself, differentiable by its own rules."""
         (result,) = jaxpr_as_fun(ClosedJaxpr(self.program, closed_over))(windows)
         return result
 
     def constants(self, closed_over: Sequence[Any]) -> list[Any]:
-        """What `of_taps` needs besides the taps."""
+        """Return the arguments of `of_taps` besides the taps."""
         return jaxpr_as_fun(self.first)(*closed_over)
 
     def of_taps(self, constants: Sequence[Any], taps: np.ndarray) -> np.ndarray:
-        """taps `(*kernel_size,)` of arrays `(*positions, C)`, each as one tap of the result: `(*positions, C)`, or
-        `(C,)` or `(1,)` where it is the same at all positions, or in all channels.
+        """Apply the function to taps: `(*kernel_size,)` of arrays `(*positions, C)`.
 
-        The positions may be some of the outputs, in any number of axes: the function treats all alike. Derivatives
-        that the function defines for itself are lost.
+        Each tap of the result is `(*positions, C)`, or `(C,)` or `(1,)` if it is the same at all positions, or also in
+        all channels. The positions may be some of the outputs, in any number of axes: the function treats all in the
+        same way. Derivatives that the function defines for itself are lost.
         """
         values: dict[Any, Any] = dict(zip(self.then.invars, [*constants, _Taps(taps)], strict=True))
         count = len(self.leading)
@@ -81,7 +81,7 @@ class Traced:
         for equation in self.then.eqns:
             rule = _RULES.get(equation.primitive.name)
             shape = equation.outvars[0].aval.shape
-            if rule is None or not _alike(shape, self.leading, self.channels):
+            if rule is None or not _is_windows_shape(shape, self.leading, self.channels):
                 raise NotTapwise(f"{equation.primitive.name} to shape {shape}")
             inputs = [read(atom) for atom in equation.invars]
             values[equation.outvars[0]] = _Taps(rule(inputs, equation, count, shape[count:-1]))
@@ -92,8 +92,7 @@ class Traced:
 
 
 def trace(fn: Callable[[jax.Array], Any], geometry: Geometry, dtype: np.dtype) -> Traced | None:
-    """fn as a function of taps, or None where it is none, fails, has effects, or does not return windows like those it
-    is given."""
+    """Return fn as a function of taps, or None if it is none, fails, has effects, or does not return such windows."""
     windows = jax.ShapeDtypeStruct(geometry.windows_shape, dtype)
     try:
         traced, result = jax.make_jaxpr(fn, return_shape=True)(windows)
@@ -104,13 +103,13 @@ def trace(fn: Callable[[jax.Array], Any], geometry: Geometry, dtype: np.dtype) -
 
 
 def _read(traced: ClosedJaxpr, geometry: Geometry, dtype: np.dtype) -> Traced:
-    """The program as one of taps, tried on shapes."""
+    """Return the program as a function of taps, tried on shapes."""
     closed_over, leading = tuple(traced.consts), (*geometry.batch, *geometry.output_spatial)
     windows = jax.ShapeDtypeStruct(geometry.windows_shape, dtype)
     flat = jax.make_jaxpr(lambda *arrays: evaluate(ClosedJaxpr(traced.jaxpr, arrays[:-1]), arrays[-1:], _inlined))(
         *closed_over, windows
     )
-    first, then = _apart(flat, leading, geometry.channels)
+    first, then = _split_at_windows(flat, leading, geometry.channels)
     whole = Traced(traced.jaxpr, closed_over, first, then, leading, geometry.channels)
 
     def attempt(closed_over: Sequence[Any], taps: Sequence[jax.Array]) -> list[jax.Array]:
@@ -122,7 +121,7 @@ def _read(traced: ClosedJaxpr, geometry: Geometry, dtype: np.dtype) -> Traced:
 
 
 def grid(taps: Iterable[jax.Array], kernel_size: Sequence[int]) -> np.ndarray:
-    """Arrays, one a tap in raster order, as an array of objects `(*kernel_size,)`."""
+    """Return arrays, one per tap in raster order, as an array of objects `(*kernel_size,)`."""
     cells = np.empty(tuple(kernel_size), object)
     for place, tap in zip(np.ndindex(*kernel_size), taps, strict=True):
         cells[place] = tap
@@ -130,15 +129,16 @@ def grid(taps: Iterable[jax.Array], kernel_size: Sequence[int]) -> np.ndarray:
 
 
 def _inlined(equation: JaxprEqn, operands: list[Any]) -> list[Any] | None:
-    """Results of an equation that only calls a program, by that program's own operations; else None."""
+    """Return the results of an equation that only calls a program, by the program's own operations; else None."""
     program = called(equation)
     return None if program is None else evaluate(program, operands, _inlined)
 
 
-def _apart(closed: ClosedJaxpr, leading: tuple[int, ...], channels: int) -> tuple[ClosedJaxpr, Jaxpr]:
-    """The program from `(*constants, windows)` in two: what does not depend on the windows, and the rest.
+def _split_at_windows(closed: ClosedJaxpr, leading: tuple[int, ...], channels: int) -> tuple[ClosedJaxpr, Jaxpr]:
+    """Split a program from `(*constants, windows)` into the part that does not depend on the windows, and the rest.
 
-    The rest includes what makes a small array as large as the windows. What the result does not need is in neither.
+    The rest includes broadcasts of small arrays to the size of the windows. Equations that the result does not need are
+    in neither part.
     """
     jaxpr = closed.jaxpr
     *constants, windows = jaxpr.invars
@@ -150,7 +150,7 @@ def _apart(closed: ClosedJaxpr, leading: tuple[int, ...], channels: int) -> tupl
             needed.update(_variables(equation.invars))
     first, then, late = [], [], {windows}
     for equation in equations:
-        if late.intersection(_variables(equation.invars)) or _spreads(equation, leading, channels):
+        if late.intersection(_variables(equation.invars)) or _broadcasts_over_positions(equation, leading, channels):
             then.append(equation)
             late.update(equation.outvars)
         else:
@@ -168,31 +168,33 @@ def _variables(atoms: Iterable[Any]) -> list[Any]:
     return [atom for atom in atoms if not isinstance(atom, Literal)]
 
 
-def _spreads(equation: JaxprEqn, leading: tuple[int, ...], channels: int) -> bool:
-    """Whether it makes an array as large as windows that is the same at all output positions."""
-    if equation.primitive.name != "broadcast_in_dim" or not _alike(equation.params["shape"], leading, channels):
+def _broadcasts_over_positions(equation: JaxprEqn, leading: tuple[int, ...], channels: int) -> bool:
+    """Return True if the result is as large as windows, and the same at all output positions."""
+    if equation.primitive.name != "broadcast_in_dim" or not _is_windows_shape(
+        equation.params["shape"], leading, channels
+    ):
         return False
     sizes = zip(equation.invars[0].aval.shape, equation.params["broadcast_dimensions"])
     return all(size == 1 for size, axis in sizes if axis < len(leading))
 
 
-def _alike(shape: tuple[int, ...], leading: tuple[int, ...], channels: int) -> bool:
-    """Whether a shape is `(*leading, ..., channels)`."""
+def _is_windows_shape(shape: tuple[int, ...], leading: tuple[int, ...], channels: int) -> bool:
+    """Return True if a shape is `(*leading, ..., channels)`."""
     return len(shape) > len(leading) and (*shape[: len(leading)], shape[-1]) == (*leading, channels)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Taps:
-    """An array `(*leading, *cells.shape, C)` in the function's eyes, as one array a cell.
+    """An array `(*leading, *cells.shape, C)` of the function, as one array per cell.
 
-    Each is `(*positions, C)`; or `(C,)` or `(1,)` where it is the same at all positions, and perhaps in all channels.
+    Each is `(*positions, C)`, or `(C,)` or `(1,)` if it is the same at all positions, or also in all channels.
     """
 
     cells: np.ndarray
 
 
-# Each rule takes the operands, the equation, the number of leading axes and the shape of the result's cells, and makes
-# these. Sizes of the result's other axes have been checked: they are those of the windows.
+# Each rule takes the operands, the equation, the number of leading axes and the shape of the result's cells, and
+# returns the cells. Sizes of the result's other axes have been checked: they are those of the windows.
 
 
 def _elementwise(inputs: Sequence[Any], equation: JaxprEqn, leading: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -207,7 +209,7 @@ def _elementwise(inputs: Sequence[Any], equation: JaxprEqn, leading: int, shape:
 
 
 def _cells(value: Any, leading: int) -> np.ndarray:
-    """What meets in an elementwise operation: taps, or a number or an array that is the same at every output."""
+    """Return the cells of an operand: taps, or a number or an array that is the same at every output."""
     if isinstance(value, _Taps):
         return value.cells
     if any(size != 1 for size in value.shape[:leading]):
@@ -216,18 +218,18 @@ def _cells(value: Any, leading: int) -> np.ndarray:
 
 
 def _rows(value: jax.Array) -> np.ndarray:
-    """value `(*cells, C)` as its cells."""
+    """Return value `(*cells, C)` as its cells."""
     rows = value.reshape(math.prod(value.shape[:-1]), value.shape[-1])
     return grid((rows[row] for row in range(len(rows))), value.shape[:-1])
 
 
 def _broadcast(inputs: Sequence[Any], equation: JaxprEqn, leading: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Of taps, to more of them; of an array that is the same at all output positions, to taps."""
+    """Broadcast taps to more of them, or an array that is the same at all output positions to taps."""
     (value,) = inputs
     axes, last = equation.params["broadcast_dimensions"], leading + len(shape)
     if isinstance(value, _Taps):
         if axes[:leading] != tuple(range(leading)) or axes[-1] != last:
-            raise NotTapwise("output positions or channels made taps")
+            raise NotTapwise("output positions or channels that become taps")
         cells, axes = value.cells, axes[leading:-1]
     else:
         sizes = dict(zip(axes, value.shape))
@@ -240,7 +242,7 @@ def _broadcast(inputs: Sequence[Any], equation: JaxprEqn, leading: int, shape: t
 
 
 def _reshape(inputs: Sequence[Any], equation: JaxprEqn, leading: int, shape: tuple[int, ...]) -> np.ndarray:
-    """A squeeze, too. With outputs and channels of the same sizes, what is left is a reshape of the cells."""
+    """Reshape or squeeze the cells: the sizes of outputs and channels stay the same."""
     if equation.params.get("dimensions") is not None and equation.primitive.name == "reshape":
         raise NotTapwise("reshape after a transposition")
     return inputs[0].cells.reshape(shape)
@@ -274,7 +276,7 @@ def _stack(inputs: Sequence[Any], equation: JaxprEqn, leading: int, shape: tuple
 
 
 def _reduce(combine: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[..., np.ndarray]:
-    """Over taps in raster order."""
+    """Return the rule of a reduction over taps, in raster order."""
 
     def rule(inputs: Sequence[Any], equation: JaxprEqn, leading: int, shape: tuple[int, ...]) -> np.ndarray:
         cells = inputs[0].cells
@@ -292,14 +294,14 @@ def _reduce(combine: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[..
 
 
 def _tap_axes(axes: Sequence[int], leading: int, count: int) -> tuple[int, ...]:
-    """These axes of an array as axes of its cells, of which there are `count`."""
+    """Return these axes of an array as axes of its cells, which have `count` axes."""
     own = tuple(axis - leading for axis in axes)
     if any(not 0 <= axis < count for axis in own):
         raise NotTapwise("along output positions or channels")
     return own
 
 
-#: Operations whose result at one place depends on their operands at that place alone.
+#: Operations whose result at one position depends on their operands at that position alone.
 ELEMENTWISE = (
     *("add", "add_any", "sub", "mul", "div", "rem", "neg", "abs", "sign", "square", "sqrt", "rsqrt", "cbrt"),
     *("integer_pow", "pow", "exp", "exp2", "expm1", "log", "log1p", "logistic", "tanh", "sinh", "cosh"),

@@ -14,9 +14,9 @@ from hypothesis import given
 from jax import ad_checkpoint, lax
 
 import jaxdw
-from jaxdw import tapwise
 from jaxdw.geometry import Geometry
-from jaxdw.windows import pad, tap_slices
+from jaxdw.padding import pad, tap_slices
+from jaxdw.windows import window_tracing
 from tests.programs import release_programs
 from tests.strategies import problems
 
@@ -103,7 +103,7 @@ TAP_BY_TAP = {
         w * everywhere(COLUMNS[:1], w) + everywhere(FULL[:, :1], w) - everywhere(FULL[1:2, 1:2], w)
     ),
     "an outer product": lambda w: w + everywhere(COLUMNS, w) * everywhere(CHANNELS, w),
-    "an array as large as the windows, alike at all outputs": lambda w: w * jnp.broadcast_to(FULL, w.shape),
+    "an array as large as the windows, the same at all outputs": lambda w: w * jnp.broadcast_to(FULL, w.shape),
     "a NumPy array": lambda w: w * np.asarray(FULL).reshape(1, 1, 1, 3, 3, 9),
     "an element of an array": lambda w: w * FULL[1, 2, 3],
     "nothing but zeros": jnp.zeros_like,
@@ -201,7 +201,7 @@ BY_WINDOWS = {
 }
 
 
-#: What JAX 0.8 makes a gather of, so that it needs the windows.
+#: JAX 0.8 makes a gather of these, which needs the windows.
 GATHERED = ("a row, indexed", "every other tap") if jax.__version_info__ < (0, 9) else ()
 
 
@@ -214,13 +214,13 @@ def windowed_equals_definition(fn):
 
 @pytest.mark.parametrize("name", TAP_BY_TAP)
 def test_what_is_carried_out_tap_by_tap_gives_what_it_gives_on_windows(name):
-    assert (tapwise.trace(TAP_BY_TAP[name], GEOMETRY, X.dtype) is None) == (name in GATHERED)
+    assert (window_tracing.trace(TAP_BY_TAP[name], GEOMETRY, X.dtype) is None) == (name in GATHERED)
     windowed_equals_definition(TAP_BY_TAP[name])
 
 
 @pytest.mark.parametrize("name", BY_WINDOWS)
 def test_every_other_function_gets_all_windows(name, full):
-    assert tapwise.trace(BY_WINDOWS[name], GEOMETRY, X.dtype) is None
+    assert window_tracing.trace(BY_WINDOWS[name], GEOMETRY, X.dtype) is None
     if full or name in ("sort", "outputs and taps transposed"):
         windowed_equals_definition(BY_WINDOWS[name])
 
@@ -275,7 +275,7 @@ ELEMENTWISE = {
 
 def test_every_elementwise_operation_is_one():
     """Every bit of every tap is that of the windows."""
-    assert set(ELEMENTWISE) == set(tapwise.ELEMENTWISE)
+    assert set(ELEMENTWISE) == set(window_tracing.ELEMENTWISE)
     x = X[0] / 2
     geometry = Geometry.of_windows(x.shape, (2,))
 
@@ -284,10 +284,12 @@ def test_every_elementwise_operation_is_one():
         return {name: operation(windows).astype(x.dtype) for name, operation in ELEMENTWISE.items()}
 
     def by_taps(x):
-        taps = tapwise.grid(tap_slices(pad(x, geometry), geometry, geometry.output_spatial), (2,))
+        taps = window_tracing.grid(tap_slices(pad(x, geometry), geometry, geometry.output_spatial), (2,))
         results = {}
         for name, operation in ELEMENTWISE.items():
-            traced = tapwise.trace(lambda w, operation=operation: operation(w).astype(w.dtype), geometry, x.dtype)
+            traced = window_tracing.trace(
+                lambda w, operation=operation: operation(w).astype(w.dtype), geometry, x.dtype
+            )
             assert traced is not None, name
             assert name in [equation.primitive.name for equation in traced.then.eqns]
             tap = traced.of_taps(traced.constants(traced.closed_over), taps)
@@ -372,7 +374,7 @@ def test_every_bit_is_that_of_contract_where_the_function_rounds_nothing(name, d
     def fn(w):
         return jnp.where(w < w.max(taps, keepdims=True), jnp.flip(w, -2), -jnp.abs(w))
 
-    assert 0 not in geometry.output_shape and tapwise.trace(fn, geometry, x.dtype) is not None
+    assert 0 not in geometry.output_shape and window_tracing.trace(fn, geometry, x.dtype) is not None
     actual = jax.jit(lambda *operands: jaxdw.windowed_conv(fn, *operands, **options))(x, kernel, bias)
     expected = definition(fn, x, kernel, bias, **options)
     assert (np.asarray(actual).tobytes(), actual.dtype) == (np.asarray(expected).tobytes(), expected.dtype)

@@ -1,17 +1,18 @@
 """The convolution and its kernel's gradient as two hand-written TPU kernels (Pallas, compiled by Mosaic).
 
-x is read where it lies, a block of whole tiles at a time: channels in the lanes, and columns or images in the sublanes;
-or, where channels are few, columns in the lanes and channels in the sublanes, whichever leaves the fewest idle: XLA
-keeps such arrays so too. What two blocks share is read twice. A program first spreads its block out in a scratch of
-float32, channels in the lanes: the zeros of padding and of input dilation are written there, never to HBM. There a tap
-is one load of 8 sublanes from any sublane, strided where the convolution is: an 8 x 128 tile of 32 bits lies in VMEM
-row by row. What is loaded once is added to every row of outputs that reads it. Products enter the sum in raster order,
-from the bias or 0, in float32: a product is rounded and then added, as the program is written.
+The kernels read x without a copy, in blocks of whole tiles. Channels are in the lanes, and columns or images in the
+sublanes. With few channels, columns are in the lanes and channels in the sublanes, if that leaves fewer of them idle:
+XLA chooses the same layouts. Inputs of two blocks are read twice.
 
-Where there are fewer than 128 channels, lanes are idle. Mosaic has no float64; float16 is converted outside of the
-kernel. A channel multiplier reads x once and writes one array of outputs for each multiple, which XLA interleaves.
+A program first writes its block into a scratch of float32, channels in the lanes. It writes the zeros of padding and of
+input dilation there, never to HBM. From the scratch a tap is one load of 8 sublanes, from any sublane, strided as the
+convolution is: VMEM holds an 8 x 128 tile of 32 bits row by row. A loaded value is added to every row of outputs that
+reads it. Products are added in raster order, from the bias or 0, in float32. A product is rounded and then added.
 
-None of this has run on a TPU: the sizes of the blocks are reasoned, not measured.
+With fewer than 128 channels, lanes are idle. Mosaic has no float64; float16 is converted outside of the kernel. With a
+channel multiplier, x is read once, and one array of outputs per multiple is written, which XLA interleaves.
+
+Nobody has run this on a TPU: the sizes of the blocks are derived, not measured.
 """
 
 from __future__ import annotations
@@ -31,31 +32,29 @@ from jax.experimental.pallas import tpu
 
 from jaxdw._compat import struct_like
 from jaxdw.geometry import Geometry
-from jaxdw.sums.padded import of_padded, pad_repeated, sum_of_padded
-from jaxdw.sums.tiles import LANES, SUBLANES
+from jaxdw.lowerings.ordered_sum import Order
+from jaxdw.lowerings.tpu_tiles import LANES, SUBLANES
+from jaxdw.padding import pad_repeated
 
-#: Bytes that a block of x or of y may take in VMEM, and what a program spreads out there: with two buffers a block,
-#: half of the 16 MiB that a kernel has by default.
+#: Most bytes of a block of x or of y in VMEM, and of the scratch. With two buffers per block they are half of the 16
+#: MiB that a kernel has by default.
 BLOCK_BYTES, SCRATCH_BYTES = 1 << 20, 3 << 20
 
-#: All that a program keeps there, of those 16 MiB.
-VMEM_BYTES = 14 << 20
-
-#: First sublanes of blocks that are not whole along the columns: whole tiles, of 16 bits too.
+#: Blocks that are parts of the columns start at multiples of this: whole tiles, of 16 bits too.
 ALIGNED = 16
 
-#: Tiles that a program sums into, of 64 registers, and those that lie side by side in a row.
+#: Most tiles of sums in a program, which has 64 registers, and most of them in one row.
 MOST_SUMS, MOST_WIDE = 24, 8
 
-#: Products over the rows and columns of a kernel that a program spells out at most; beyond, it loops over the taps.
+#: Most unrolled products over the rows and columns of a kernel; with more, a program loops over the taps.
 MOST_UNROLLED = 256
 
-#: Taps that a program of the kernel gradient sums at once.
+#: Taps that a program of the kernel gradient adds at once.
 MOST_TAPS = 16
 
 
 def _with_32_bit_indices(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """A TPU has no others, whatever `jax_enable_x64` says."""
+    """Disable 64-bit types: a TPU has no such indices."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> jax.Array:
@@ -66,28 +65,25 @@ def _with_32_bit_indices(function: Callable[..., jax.Array]) -> Callable[..., ja
 
 
 @_with_32_bit_indices
-def sum_in_kernel(
+def conv(
     x: jax.Array,
     kernel: jax.Array,
     bias: jax.Array | None,
     geometry: Geometry,
+    order: Order,
     compute: np.dtype,
     dtype: np.dtype,
     *,
     interpret: bool = False,
 ) -> jax.Array:
-    """y `(*batch, *output_spatial, C*M)` of dtype `dtype`, summed in `compute` from the bias or 0, in raster order.
+    """Return y `(*batch, *output_spatial, C*M)` of dtype `dtype`, added in `compute` from the bias or 0.
 
-    `interpret` runs the kernel as JAX operations, on any backend.
+    The only `order` is "raster". `interpret` runs the kernel as JAX operations, on any backend.
 
     Raises:
       ValueError: `compute` is not float32.
     """
     _check(compute)
-    if 0 in geometry.output_shape:
-        return jnp.zeros(geometry.output_shape, dtype)
-    if 0 in geometry.x_shape:
-        return sum_of_padded(x, kernel, bias, geometry, "raster", compute).astype(dtype)
     x, geometry = pad_repeated(x, geometry)
     volume = _Volume.of(geometry)
     x, stored = volume.arranged(_readable(x), 1), _storable(dtype)
@@ -113,20 +109,18 @@ def sum_in_kernel(
 
 
 @_with_32_bit_indices
-def kernel_gradient_in_kernel(
+def kernel_gradient(
     x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np.dtype, dtype: np.dtype, *, interpret: bool = False
 ) -> jax.Array:
-    """`(*kernel_size, 1, C*M)` of dtype `dtype`: for each tap, the sum in `compute` of what it read times dy.
+    """Return `(*kernel_size, 1, C*M)` of dtype `dtype`: for each tap, the sum in `compute` of what it read times dy.
 
-    A program sums over a block of outputs, in 8 sums which lie in the 8 sublanes, and then adds these up; what the
-    programs found is added one after the other.
+    A program adds over a block of outputs into 8 sums, in the 8 sublanes, and then adds these. The results of the
+    programs are added in order.
 
     Raises:
       ValueError: `compute` is not float32.
     """
     _check(compute)
-    if 0 in geometry.x_shape or 0 in geometry.output_shape:
-        return jnp.zeros(geometry.kernel_shape, dtype)
     x, geometry = pad_repeated(x, geometry)
     volume = _Volume.of(geometry)
     x, dy = volume.arranged(_readable(x), 1), volume.of_dy.arranged(_readable(dy), volume.multiplier)
@@ -150,15 +144,9 @@ def kernel_gradient_in_kernel(
     return jnp.moveaxis(gradient[:, : volume.taps], 0, -1).reshape(geometry.kernel_shape).astype(dtype)
 
 
-def fits(geometry: Geometry, gradient: bool) -> bool:
-    """Whether what a program, of the convolution or of the kernel's gradient, keeps on the chip is within limits."""
-    volume = _Volume.of(geometry if geometry.padding_mode == "zeros" else of_padded(geometry))
-    return volume.fits and volume.vmem_bytes(gradient) <= VMEM_BYTES
-
-
 def _check(compute: np.dtype) -> None:
     if compute != np.float32:
-        raise ValueError(f"`method` is 'pallas' with sums in {compute}, expected another: kernels for TPUs add float32")
+        raise ValueError(f"`method='pallas'` adds in float32 on TPUs, not in {compute}; use 'taps' or 'auto'")
 
 
 def _readable(array: jax.Array) -> jax.Array:
@@ -170,9 +158,9 @@ def _storable(dtype: np.dtype) -> np.dtype:
 
 
 class _Axis(NamedTuple):
-    """One axis: output o reads at tap t the input (o * stride + t * dilation - low) / spread, if whole.
+    """One axis: output o reads at tap t the input (o * stride + t * dilation - low) / input_dilation, if whole.
 
-    `tile` outputs are computed by one program. `in_sublanes`: blocks start at whole tiles.
+    One program computes `tile` outputs. If `in_sublanes`, blocks start at whole tiles.
     """
 
     size: int
@@ -180,7 +168,7 @@ class _Axis(NamedTuple):
     taps: int = 1
     stride: int = 1
     dilation: int = 1
-    spread: int = 1
+    input_dilation: int = 1
     low: int = 0
     in_sublanes: bool = False
     tile: int = 1
@@ -191,69 +179,69 @@ class _Axis(NamedTuple):
 
     @property
     def positions(self) -> int:
-        """From the first that a tile reads to the last, with the zeros of padding and dilation."""
+        """Number of positions that a tile reads, with the zeros of padding and dilation."""
         return (self.tile - 1) * self.stride + (self.taps - 1) * self.dilation + 1
 
     @property
     def block(self) -> int:
-        """Consecutive inputs that hold all that a tile reads."""
-        reads = (self.positions - 1) // self.spread + 1
+        """Number of consecutive inputs that contain all reads of a tile."""
+        reads = (self.positions - 1) // self.input_dilation + 1
         if self.in_sublanes and self.tiles == 1:
             return self.size
         if self.in_sublanes:
-            begins_whole = self.spread == 1 and not (self.tile * self.stride) % ALIGNED and not self.low % ALIGNED
-            reads = _whole(reads if begins_whole else reads + ALIGNED - 1, ALIGNED)
+            aligned = self.input_dilation == 1 and self.tile * self.stride % ALIGNED == 0 == self.low % ALIGNED
+            reads = _whole(reads if aligned else reads + ALIGNED - 1, ALIGNED)
         return min(self.size, reads)
 
     def first(self, index: Any) -> Any:
-        """The first position that a tile reads; input i is at position i * spread."""
+        """Return the first position that a tile reads; input i is at position i * input_dilation."""
         return -self.low if self.tiles == 1 else index * (self.tile * self.stride) - self.low
 
     def start(self, index: Any) -> Any:
-        """The first input of its block."""
+        """Return the first input of a tile's block."""
         if self.block == self.size:
             return 0
         aligned = ALIGNED if self.in_sublanes else 1
         last = (_whole(self.size, aligned) - self.block) // aligned
-        found = self.source(self.first(index) + self.spread - 1)
+        found = self.source(self.first(index) + self.input_dilation - 1)
         found = _quotient(found, aligned, -self.low)
         return _clip(found, last) * aligned
 
     @property
     def beyond(self) -> int:
-        """Inputs that there are not, at the end of the last block."""
+        """Number of positions of the last block after the end of the inputs."""
         return max(0, self.start(self.tiles - 1) + self.block - self.size)
 
     def reads(self, output: Any, tap: Any) -> Any:
-        """The position that a tap reads, counted from the first of the tile."""
+        """Return the position that a tap reads, counted from the first of the tile."""
         return output * self.stride + tap * self.dilation
 
     def source(self, position: Any) -> Any:
-        """The last input that is not beyond a position."""
-        return _quotient(position, self.spread, -self.low)
+        """Return the last input that is not after a position."""
+        return _quotient(position, self.input_dilation, -self.low)
 
     def offset(self, index: Any) -> Any:
-        """Where its block begins, counted from the first position."""
-        return self.start(index) * self.spread - self.first(index)
+        """Return the start of a tile's block, counted from the first position."""
+        return self.start(index) * self.input_dilation - self.first(index)
 
     @property
     def offsets(self) -> list[int]:
-        """For each tile."""
+        """`offset` of each tile."""
         return [self.offset(index) for index in range(self.tiles)]
 
     @property
     def front(self) -> int:
-        """What the scratch has before the first position, so that every block begins within it."""
+        """Size of the scratch before the first position, so that it contains the start of every block."""
         return max(0, -min(self.offsets))
 
     @property
     def extent(self) -> int:
-        """What the scratch has, so that every block ends within it too."""
-        return self.front + max(self.positions, max(self.offsets) + (self.block - 1) * self.spread + 1)
+        """Size of the scratch, so that it contains the end of every block too."""
+        return self.front + max(self.positions, max(self.offsets) + (self.block - 1) * self.input_dilation + 1)
 
     def borders(self, size: int) -> list[tuple[int, int]]:
-        """Where in a scratch of that size some block leaves zeros: from, to."""
-        if self.spread > 1:
+        """Return the ranges (first, end) of a scratch of this size that some block does not fill."""
+        if self.input_dilation > 1:
             return [(0, size)]
         parts = [(0, self.front + max(self.offsets)), (self.front + min(self.offsets) + self.block, size)]
         return [(low, high) for low, high in parts if low < high]
@@ -262,8 +250,8 @@ class _Axis(NamedTuple):
 class _Volume(NamedTuple):
     """A geometry with four axes before the channels, the last in the sublanes.
 
-    Images, planes, rows and columns; or planes, rows, columns and images. `x_turned`, `y_turned`: there the columns are
-    in the lanes and the channels in the sublanes, and a program turns them.
+    The axes are images, planes, rows and columns; or planes, rows, columns and images. If `x_turned` or `y_turned`,
+    that array has columns in the lanes and channels in the sublanes, and a program transposes them.
     """
 
     channels: int
@@ -278,16 +266,7 @@ class _Volume(NamedTuple):
     def of(cls, geometry: Geometry) -> _Volume:
         images = math.prod(geometry.batch)
         axes = [_Axis(images, images)] + [_Axis(1, 1)] * (3 - geometry.rank)
-        for size, outputs, taps, stride, dilation, spread, (low, _) in zip(
-            geometry.spatial,
-            geometry.output_spatial,
-            geometry.kernel_size,
-            geometry.strides,
-            geometry.kernel_dilation,
-            geometry.input_dilation,
-            geometry.padding,
-        ):
-            axes.append(_Axis(size, outputs, taps, stride, dilation, spread, low))
+        axes += [_Axis(*axis[:-1]) for axis in geometry.axes]
         images_last, x_turned, y_turned = _arrangement(images, geometry)
         if images_last:
             axes.append(axes.pop(0))
@@ -300,9 +279,9 @@ class _Volume(NamedTuple):
         return tiled
 
     def _tiled(self) -> _Volume:
-        """With tiles that fit, made smaller, one axis at a time, where that makes x be read the fewest times over.
+        """Return the volume with tiles that fit: made smaller along one axis at a time, by the fewest reads of x.
 
-        Of images in the sublanes, which share nothing, a program takes no more than it must.
+        Images in the sublanes have no reads in common, so a program has as few of them as possible.
         """
         volume = self
         if self.images_last and self.axes[-1].outputs > ALIGNED:
@@ -335,11 +314,11 @@ class _Volume(NamedTuple):
 
     @property
     def kernel_size(self) -> tuple[int, ...]:
-        """Taps in raster order, since the images have one."""
+        """Taps along each axis; they are in raster order, since images have only one."""
         return tuple(axis.taps for axis in self.axes)
 
     def arranged(self, array: jax.Array, multiplier: int) -> jax.Array:
-        """`(multiplier, *axes, C)` of x or dy `(*batch, *spatial, C * multiplier)`, the last two turned if x is."""
+        """Return `(multiplier, *axes, C)` of x or dy `(*batch, *spatial, C * multiplier)`, turned if x is."""
         rest = array.shape[array.ndim - 1 - self.rank : -1]
         array = array.reshape(-1, *(1,) * (3 - self.rank), *rest, self.channels, multiplier)
         array = jnp.moveaxis(array, -1, 0)
@@ -352,12 +331,12 @@ class _Volume(NamedTuple):
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Channels first, whose kernel is then read once; multiples last, so that x is."""
+        """Number of programs: channels first, so that a kernel is read once; multiples last, so that x is."""
         return (pl.cdiv(self.channels, self.lanes), *(axis.tiles for axis in self.axes), self.multiplier)
 
     @property
     def of_dy(self) -> _Volume:
-        """dy as what a kernel of one tap reads."""
+        """The volume of dy, as the input of a kernel of one tap."""
         axes = [_Axis(a.outputs, a.outputs, in_sublanes=a.in_sublanes, tile=a.tile) for a in self.axes]
         return self._replace(axes=tuple(axes), x_turned=self.y_turned)
 
@@ -372,13 +351,13 @@ class _Volume(NamedTuple):
 
     @property
     def wide(self) -> int:
-        """Columns that a program sums side by side: whole sublanes, as many as there are or a few equal parts."""
+        """Number of columns that a program adds together: whole sublanes, all of them or a few equal parts."""
         strips = pl.cdiv(self.axes[-1].tile, SUBLANES)
         return SUBLANES * pl.cdiv(strips, pl.cdiv(strips, MOST_WIDE))
 
     @property
     def high(self) -> int:
-        """Rows of outputs that a program sums at once: as many as the registers hold and as may be spelled out."""
+        """Number of rows of outputs that a program adds at once, limited by the registers and by MOST_UNROLLED."""
         *_, rows, columns = self.axes
         most = MOST_SUMS * SUBLANES // self.wide
         if self.unrolled:
@@ -387,7 +366,7 @@ class _Volume(NamedTuple):
 
     @property
     def common_rows(self) -> int:
-        """Rows of dy that a program multiplies at once: a divisor of the rows of every tile."""
+        """Number of rows of dy that a program multiplies at once: a divisor of the rows of every tile."""
         rows = self.axes[2]
         whole = math.gcd(rows.tile, rows.outputs - (rows.tiles - 1) * rows.tile)
         most = max(1, MOST_WIDE * SUBLANES // self.wide)
@@ -395,13 +374,13 @@ class _Volume(NamedTuple):
 
     @property
     def held(self) -> tuple[int, ...]:
-        """The shape of what a program spreads x out in."""
+        """Shape of the scratch that a program copies x to."""
         first, second, rows, columns = self.axes
         overhang = (_whole(columns.tile, self.wide) - columns.tile) * columns.stride
         return first.positions, second.positions, rows.extent, _whole(columns.extent + overhang, SUBLANES), self.lanes
 
     def read_spec(self, multiplier: int) -> pl.BlockSpec:
-        """Of an array that is so arranged; its blocks may overlap."""
+        """Return the blocks of an array in this arrangement; they may overlap."""
 
         def index(c: Any, *rest: Any) -> tuple[Any, ...]:
             starts = [axis.start(i) for axis, i in zip(self.axes, rest)] + [c * self.lanes if self.grid[0] > 1 else 0]
@@ -419,7 +398,7 @@ class _Volume(NamedTuple):
 
     @property
     def summed(self) -> tuple[int, ...]:
-        """The shape of what a program sums into before it turns it."""
+        """Shape of the sums of a program before it transposes them."""
         return (*(axis.tile for axis in self.axes), self.lanes)
 
     @property
@@ -431,27 +410,19 @@ class _Volume(NamedTuple):
         return pl.BlockSpec((None, rows, self.lanes), lambda c, *rest: (rest[-1], 0, c))
 
     def by_multiple(self, kernel: jax.Array) -> jax.Array:
-        """`(M, taps, C)` of a kernel, `(M, 1, C)` of a bias."""
+        """Return `(M, taps, C)` for a kernel, `(M, 1, C)` for a bias."""
         return jnp.moveaxis(kernel.reshape(-1, self.channels, self.multiplier), -1, 0)
 
     def x_bytes(self, itemsize: int) -> int:
-        """What the grid reads of x."""
+        """Return the bytes of x that the grid reads."""
         return self.block_bytes([axis.block for axis in self.axes], itemsize, self.x_turned) * math.prod(self.grid[:-1])
 
     def block_bytes(self, shape: Sequence[int], itemsize: int, turned: bool) -> int:
-        """Of a block of that shape before the channels, in whole tiles."""
+        """Return the bytes, in whole tiles, of a block of this shape before the channels."""
         return _bytes(_turned([*shape, self.lanes], turned), itemsize)
 
-    def vmem_bytes(self, gradient: bool) -> int:
-        """On the chip: two buffers a block, the scratches, the kernel or its gradient, in float32."""
-        x = self.block_bytes([axis.block for axis in self.axes], 4, self.x_turned)
-        y = self.block_bytes([axis.tile for axis in self.axes], 4, self.y_turned)
-        taps = _bytes([_whole(self.taps, MOST_TAPS), self.lanes])
-        scratch = self.of_dy.held if gradient else self.summed
-        return 2 * (x + y) + _bytes(self.held) + _bytes(scratch) + (2 + self.multiplier * gradient) * taps
-
     def cost(self, x: np.dtype, y: np.dtype) -> pl.CostEstimate:
-        """What the grid computes, reads and writes, in whole tiles: a block that follows itself is read once."""
+        """Return the cost of the grid in whole tiles; a block that follows itself is read once."""
         programs, lanes = math.prod(self.grid), _whole(self.lanes, LANES)
         outputs = math.prod(axis.tile for axis in self.axes)
         y_bytes = self.block_bytes([axis.tile for axis in self.axes], y.itemsize, self.y_turned) * programs
@@ -464,13 +435,13 @@ class _Volume(NamedTuple):
 
 
 def _arrangement(images: int, geometry: Geometry) -> tuple[bool, bool, bool]:
-    """Whether images are last, and whether x and y are turned: as XLA has them, so that nothing is copied beforehand.
+    """Return `images_last`, `x_turned` and `y_turned`, by XLA's layouts of x and y, so that few bytes are copied.
 
-    XLA has an array in the fewest tiles. Where a kernel wants it otherwise, it is read and written once more.
+    XLA keeps an array in the fewest tiles. For another layout it is read and written once more.
     """
 
     def moved(spatial: Sequence[int]) -> list[int]:
-        """With columns in the sublanes, with images there, with columns in the lanes."""
+        """Return the cost with columns in the sublanes, with images there, and with columns in the lanes."""
         *outer, columns = spatial
         channels = geometry.channels
         stored = [
@@ -488,13 +459,13 @@ def _arrangement(images: int, geometry: Geometry) -> tuple[bool, bool, bool]:
 
 
 def _turned(items: Sequence[Any], turned: bool) -> tuple[Any, ...]:
-    """The last two exchanged."""
+    """Return the items, the last two exchanged if turned."""
     *outer, columns, channels = items
     return (*outer, channels, columns) if turned else tuple(items)
 
 
 def _bytes(shape: Sequence[int], itemsize: int = 4) -> int:
-    """Of a block of that shape, in whole tiles."""
+    """Return the bytes of a block of this shape, in whole tiles."""
     *outer, sublanes, lanes = shape
     return math.prod(outer) * _whole(sublanes, SUBLANES * 4 // itemsize) * _whole(lanes, LANES) * itemsize
 
@@ -508,7 +479,7 @@ def _conv_program(x: Any, kernel: Any, *others: Any, volume: _Volume, compute: n
     *bias, y, held = others
     (into,) = turned or (y,)
     at = [pl.program_id(number) for number in range(1, 5)]
-    pl.when(pl.program_id(5) == 0)(lambda: _spread_out(x, held, at, volume))
+    pl.when(pl.program_id(5) == 0)(lambda: _write_padded(x, held, at, volume))
 
     first, second, rows, columns = volume.axes
     start = bias[0][...] if bias else jnp.zeros((1, volume.lanes), compute)
@@ -537,7 +508,7 @@ _Sums = tuple[jax.Array, ...]
 
 
 def _unrolled(held: Any, kernel: Any, sums: _Sums, output: tuple[Any, ...], volume: _Volume) -> _Sums:
-    """Each row and column of x that the sums need, loaded once and added to every sum it is in."""
+    """Load each row and column of x that the sums need once, and add it to all of its sums."""
     first, second, rows, columns = volume.axes
 
     def add(line: tuple[Any, ...], sums: _Sums) -> _Sums:
@@ -558,7 +529,7 @@ def _unrolled(held: Any, kernel: Any, sums: _Sums, output: tuple[Any, ...], volu
 
 
 def _looped(held: Any, kernel: Any, sums: _Sums, output: tuple[Any, ...], volume: _Volume) -> _Sums:
-    """One tap after the other, for kernels with many."""
+    """Add one tap after the other, for kernels with many taps."""
 
     def add(tap: tuple[Any, ...], sums: _Sums) -> _Sums:
         weight = kernel[pl.ds(_ravel(tap, volume.kernel_size), 1)]
@@ -581,8 +552,8 @@ def _gradient_program(
     compute: np.dtype,
 ) -> None:
     at, multiple = [pl.program_id(number) for number in range(1, 5)], pl.program_id(5)
-    pl.when(multiple == 0)(lambda: _spread_out(x, held, at, volume))
-    _spread_out(dy, held_dy, at, volume.of_dy)
+    pl.when(multiple == 0)(lambda: _write_padded(x, held, at, volume))
+    _write_padded(dy, held_dy, at, volume.of_dy)
     columns, wide = volume.axes[-1], volume.wide
     parts = pl.cdiv(columns.tile, wide)
     first = functools.reduce(jnp.logical_and, [i == 0 for i in at])
@@ -608,7 +579,7 @@ def _gradient_program(
                 output = (*line, step * high, left)
                 given = _read(held_dy, output, row, (0, 0, 0, 0), SUBLANES, volume.of_dy)
                 values = [_read(held, output, row, tap, SUBLANES, volume) for tap in taps]
-                if (parts - 1) * wide + beyond + SUBLANES > least:  # 0 times what lies beyond the outputs may be NaN
+                if (parts - 1) * wide + beyond + SUBLANES > least:  # 0 times a value after the outputs may be NaN
                     values = [jnp.where(sublane + left < width, value, 0) for value in values]
                 found = [total + value * given for total, value in zip(found, values)]
             return tuple(found)
@@ -632,8 +603,8 @@ def _gradient_program(
         gradient[...] = total[multiple]
 
 
-def _spread_out(block: Any, held: Any, at: Sequence[Any], volume: _Volume) -> None:
-    """Writes a block into the scratch, each input where the taps expect it, and 0 where there is none."""
+def _write_padded(block: Any, held: Any, at: Sequence[Any], volume: _Volume) -> None:
+    """Write a block into the scratch: each input at the position where the taps read it, and 0 elsewhere."""
     *outer, rows, columns = volume.axes
     top, left = (axis.front + axis.offset(i) for axis, i in zip((rows, columns), at[2:]))
 
@@ -642,7 +613,7 @@ def _spread_out(block: Any, held: Any, at: Sequence[Any], volume: _Volume) -> No
         for place, axis, i in zip(places, outer, at):
             position = axis.first(i) + place
             source = axis.source(position)
-            inside &= (source >= 0) & (source < axis.size) & (source * axis.spread == position)
+            inside &= (source >= 0) & (source < axis.size) & (source * axis.input_dilation == position)
             sources.append(_clip(source - axis.start(i), axis.block - 1))
         value = block[tuple(sources)].astype(held.dtype)
         value = jnp.swapaxes(value, 1, 2) if volume.x_turned else value
@@ -653,14 +624,15 @@ def _spread_out(block: Any, held: Any, at: Sequence[Any], volume: _Volume) -> No
         for low, high in columns.borders(held.shape[3]):
             nothing = jnp.zeros((held.shape[2], high - low, held.shape[4]), held.dtype)
             held[(*places, slice(None), pl.ds(low, high - low))] = nothing
-        put = pl.ds(top, rows.block, stride=rows.spread), pl.ds(left, columns.block, stride=columns.spread)
-        held[(*places, *put)] = jnp.where(inside, value, 0)
+        in_rows = pl.ds(top, rows.block, stride=rows.input_dilation)
+        in_columns = pl.ds(left, columns.block, stride=columns.input_dilation)
+        held[(*places, in_rows, in_columns)] = jnp.where(inside, value, 0)
 
     _loop(held.shape[:2], write, None)
 
 
 def _read(held: Any, output: Sequence[Any], row: int, tap: Sequence[Any], count: int, volume: _Volume) -> jax.Array:
-    """What a tap reads for some outputs side by side, the first of them so many rows beyond `output`."""
+    """Return the reads of a tap for `count` neighbouring outputs, the first of them `row` rows after `output`."""
     beyond = (0, 0, row, 0)
     *line, above, left = (
         axis.reads(o, 0) + axis.reads(b, t) for axis, o, b, t in zip(volume.axes, output, beyond, tap)
@@ -674,7 +646,7 @@ def _ravel(index: Sequence[Any], sizes: Sequence[int]) -> Any:
 
 
 def _loop(sizes: Sequence[Any], step: Callable[[tuple[Any, ...], Any], Any], carry: Any) -> Any:
-    """A step for each index, the last running fastest: loops within loops, since a division is many instructions."""
+    """Run a step for each index, the last axis fastest, in nested loops: a division takes many instructions."""
     if not sizes:
         return step((), carry)
     size, *rest = sizes
@@ -690,7 +662,7 @@ def _clip(number: Any, most: int) -> Any:
 
 
 def _unravel(index: Any, sizes: Sequence[int]) -> tuple[Any, ...]:
-    """The index along each axis, the last running fastest."""
+    """Return the index along each axis, the last axis fastest."""
     found = []
     for size in reversed(sizes[1:]):
         outer = _quotient(index, size, 0)
@@ -700,7 +672,7 @@ def _unravel(index: Any, sizes: Sequence[int]) -> tuple[Any, ...]:
 
 
 def _quotient(number: Any, divisor: int, least: int) -> Any:
-    """Rounded down, of a number that is `least` at least: the machine's own division rounds to 0."""
+    """Return the quotient, rounded down, of a number not below `least`: the hardware's division rounds to 0."""
     if divisor == 1:
         return number
     if isinstance(number, int):

@@ -1,8 +1,8 @@
 """The kernel's gradient on XLA:CPU: sums along rows, unrolled in one fused loop, then a small reduction.
 
-XLA's own gradient is a dense convolution over C x C channels, and a reduction for each tap reads everything once a
-tap. Here one loop makes, for every image, group of rows and tap, the sum along those rows of input times gradient; what
-is left to reduce is smaller than the output. Where a tap reads padding its products are left out, as in `boxes`.
+XLA's own gradient is a dense convolution over C x C channels, and one reduction per tap reads everything once per tap.
+Here one loop computes, for every image, group of rows and tap, the sum along those rows of input times gradient. What
+remains to reduce is smaller than the output. Products with padding are left out, as in `cpu_fused`.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ import numpy as np
 from jax import lax
 
 from jaxdw.geometry import Geometry
-from jaxdw.sums.looped import kernel_gradient_in_loop
-from jaxdw.sums.narrow import stored, widened
-from jaxdw.sums.padded import kernel_gradient_of_padded, of_padded
-from jaxdw.windows import pad
+from jaxdw.lowerings import generic
+from jaxdw.lowerings.bfloat16_bits import stored, widened
+from jaxdw.lowerings.cpu_loops import kernel_gradient_in_loop
+from jaxdw.padding import pad, padded_geometry
 
-#: Products unrolled in one loop at most, and in all loops together; compiling takes more than its share beyond.
+#: Most products unrolled in one loop, and in all loops together; beyond, compile time grows faster than the products.
 MOST_PRODUCTS = 600
 MOST_PRODUCTS_IN_ALL = 1200
 
 #: With more taps a loop goes over the outputs.
 MOST_UNROLLED_TAPS = 24
 
-#: Products a sum should have at least, so that what is left to reduce is small.
+#: Least number of products in a sum, so that little remains to reduce.
 LEAST_TERMS = 14
 
 
 def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np.dtype) -> jax.Array:
-    """`(*kernel_size, 1, C*M)` in dtype `compute`: for each tap, the sum of what it read times dy."""
+    """Return `(*kernel_size, 1, C*M)` in dtype `compute`: for each tap, the sum of what it read times dy."""
     x, dy = stored(x), stored(dy)
     if geometry.taps > MOST_UNROLLED_TAPS and not geometry.is_symbolic:
         return kernel_gradient_in_loop(x, dy, geometry, compute)
     if geometry.rank > 2 or max(geometry.input_dilation) > 1 or geometry.has_symbolic_axes:
-        return kernel_gradient_of_padded(x, dy, geometry, compute)
+        return generic.kernel_gradient(x, dy, geometry, compute)
     plane = _plane(geometry)
-    if not (plane.sources[1] >= 0).all(axis=1).any():  # every sum would gather columns of its own, ten times x together
-        return kernel_gradient_of_padded(x, dy, geometry, compute)
+    if not (plane.sources[1] >= 0).all(axis=1).any():  # else every sum gathers columns of its own, ten times x in all
+        return generic.kernel_gradient(x, dy, geometry, compute)
     sections = _sections(plane)
     if not _affordable(plane, sections):
         sections = [_Section(0, plane.output_spatial[0], plane.spatial[0], padded=True)]
     if not _affordable(plane, sections):
-        return kernel_gradient_of_padded(x, dy, geometry, compute)
+        return generic.kernel_gradient(x, dy, geometry, compute)
     per_channel = (geometry.channels, geometry.multiplier) if geometry.multiplier > 1 else (geometry.channels,)
     x, dy = x.reshape(plane.x_shape), dy.reshape(*plane.batch, *plane.output_spatial, *per_channel)
     total = functools.reduce(jnp.add, (_of_section(x, dy, plane, section, compute) for section in sections))
@@ -56,7 +56,7 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np
 
 
 def _plane(geometry: Geometry) -> Geometry:
-    """The same with one batch axis and two spatial axes."""
+    """Return the same geometry with one batch axis and two spatial axes."""
     plane = dataclasses.replace(geometry, batch=(math.prod(geometry.batch),))
     if geometry.rank == 2:
         return plane
@@ -72,7 +72,7 @@ def _plane(geometry: Geometry) -> Geometry:
 
 
 class _Section(NamedTuple):
-    """Output rows first to end, whose input is padded before (copied: few rows) or read where it lies."""
+    """Output rows first to end. Their input is padded before, a copy of few rows, or read from x itself."""
 
     first: int
     end: int
@@ -81,7 +81,7 @@ class _Section(NamedTuple):
 
 
 def _sections(geometry: Geometry) -> list[_Section]:
-    """All rows in one sum where they are few; else those that read no padding above or below, and those that do."""
+    """Return all rows in one sum if they are few; else the rows that read no padding above or below, and the others."""
     height = geometry.output_spatial[0]
     if geometry.padding_mode != "zeros":
         return [_Section(0, height, _together(geometry, height), padded=True)]
@@ -94,8 +94,10 @@ def _sections(geometry: Geometry) -> list[_Section]:
 
 
 def _together(geometry: Geometry, rows: int) -> int:
-    """The fewest rows that divide their number and make a sum long enough; at least half the taps, since what is
-    left to reduce is the taps over the terms as large as dy."""
+    """Return the fewest rows that divide their number and make a sum long enough.
+
+    A sum has at least half as many terms as there are taps: what remains to reduce has taps / terms of the size of dy.
+    """
     width = geometry.output_spatial[1]
     enough = max(LEAST_TERMS, geometry.taps // 2)
     divisors = [n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * width <= 8 * LEAST_TERMS)]
@@ -108,7 +110,7 @@ def _affordable(geometry: Geometry, sections: list[_Section]) -> bool:
 
 
 def _of_section(x: jax.Array, dy: jax.Array, geometry: Geometry, section: _Section, compute: np.dtype) -> jax.Array:
-    """`(taps * C*M,)`: the gradient from the output rows of one section."""
+    """Return `(taps * C*M,)`: the gradient from the output rows of one section."""
     first, end, together, padded = section
     own = _rows_of(geometry, first, end)
     if own.spatial[0] == 0:
@@ -116,14 +118,14 @@ def _of_section(x: jax.Array, dy: jax.Array, geometry: Geometry, section: _Secti
     top = 0 if own is geometry else max(0, first * geometry.strides[0] - geometry.padding[0][0])
     if padded:
         x = pad(lax.slice_in_dim(x, top, top + own.spatial[0], axis=1), own)
-        own, top = of_padded(own), 0
+        own, top = padded_geometry(own), 0
     sums = [_row_sums(x, dy, own, (top, first), tap, together, compute) for tap in range(own.kernel_size[0])]
     stacked = jnp.stack(sums, axis=2)  # (images, groups of rows, kernel height, kernel width, C[, M])
     return stacked.reshape(-1, geometry.taps * geometry.features).sum(axis=0)
 
 
 def _rows_of(geometry: Geometry, first: int, end: int) -> Geometry:
-    """The geometry of output rows first to end alone, on the input rows that they read."""
+    """Return the geometry of output rows first to end, on the input rows that they read."""
     if (first, end) == (0, geometry.output_spatial[0]):
         return geometry
     (low, _), *other = geometry.padding
@@ -144,10 +146,10 @@ def _row_sums(
     together: int,
     compute: np.dtype,
 ) -> jax.Array:
-    """For one row of the kernel, `(images, groups, kernel width, C[, M])`: sums over each group of output rows.
+    """Return, for one row of the kernel, sums over each group of output rows: `(images, groups, kernel width, C[, M])`.
 
-    `origin`: where the geometry's first input and output row lie in x and dy. Slices are taken from x and dy
-    themselves, since a slice of a slice with strides would be copied.
+    `origin` is the place of the geometry's first input row in x and of its first output row in dy. Slices are taken
+    from x and dy themselves: XLA would copy a strided slice of a slice.
     """
     (images,), trailing = geometry.batch, dy.shape[3:]
     groups = geometry.output_spatial[0] // together
@@ -186,7 +188,7 @@ def _row_sums(
 
 
 def _columns(line: jax.Array, index: np.ndarray) -> jax.Array:
-    """line `(images, rows, width, C)` at the columns of `index`: one gather for one use, as `boxes` explains."""
+    """Return line `(images, rows, width, C)` at the columns of `index`: one gather per use, as `cpu_fused` explains."""
     images, rows, _, channels = line.shape
     numbers = lax.GatherDimensionNumbers(offset_dims=(0, 1, 3), collapsed_slice_dims=(2,), start_index_map=(2,))
     return lax.gather(

@@ -23,11 +23,11 @@ from bridge.case import Case
 from bridge.numerics import Arithmetic, error_bound, exact, exact_input_gradient, exact_kernel_gradient
 from jaxdw import Geometry
 from jaxdw._compat import mesh_of_no_axis
-from jaxdw.sums import triton
+from jaxdw.lowerings import pallas_gpu
 from tests.programs import release_programs
 from tests.strategies import problems
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DTYPES = [np.float32, ml_dtypes.bfloat16, np.float16]
 
 #: Few channels, and more than the eight that a program takes together at least.
@@ -130,22 +130,22 @@ def test_each_kind_of_geometry_has_the_sums_of_taps(name, seed):
 
 def test_a_loop_over_the_taps_has_their_sums_too(seed, monkeypatch):
     """As large kernels have it, which take long to compile here."""
-    monkeypatch.setattr(triton, "MOST_UNROLLED", 8)
+    monkeypatch.setattr(pallas_gpu, "MOST_UNROLLED", 8)
     check(
         (2, 6, 5, 3), (3, 3, 1, 6), True, {"strides": (1, 2), "input_dilation": (2, 1), "padding": 2}, np.float32, seed
     )
 
 
 @pytest.mark.parametrize("programs, taps", [(1, 16), (4, 2), (64, 5)])
-def test_the_kernel_gradient_is_the_same_however_it_is_shared_out(programs, taps, monkeypatch):
+def test_the_kernel_gradient_is_the_same_for_every_number_of_programs(programs, taps, monkeypatch):
     """Over images, lines and taps, with as many programs as a larger problem would give each of these to do."""
-    monkeypatch.setattr(triton, "ENOUGH_PROGRAMS", programs)
-    monkeypatch.setattr(triton, "MOST_TAPS", taps)
+    monkeypatch.setattr(pallas_gpu, "ENOUGH_PROGRAMS", programs)
+    monkeypatch.setattr(pallas_gpu, "MOST_TAPS", taps)
     geometry = Geometry.of((6, 5, 4, 3), (3, 3, 1, 3), strides=(2, 1), padding=1)
     x, dy = whole_numbers(0, geometry.x_shape, geometry.output_shape)
     f32 = np.dtype(np.float32)
     found = jax.jit(
-        lambda x, dy: triton.kernel_gradient_in_kernel(x, dy, geometry, f32, f32, interpret=True),
+        lambda x, dy: pallas_gpu.kernel_gradient(x, dy, geometry, f32, f32, interpret=True),
     )(x, dy)
     kernel = np.zeros(geometry.kernel_shape, f32)
     expected = exact_kernel_gradient(Case(x, kernel, strides=(2, 1), padding=1), dy).value
@@ -186,7 +186,7 @@ def test_kernels_are_what_is_lowered_for_nvidia_gpus(dtype, options):
 
 @pytest.mark.parametrize("gradients", [False, True])
 def test_a_platform_without_kernels_is_told(gradients):
-    with pytest.raises(ValueError, match="`method` is 'pallas', expected another: there are kernels for NVIDIA GPUs"):
+    with pytest.raises(ValueError, match="`method='pallas'` supports only NVIDIA GPUs and TPUs; use 'taps' or 'auto'"):
         lowered("rocm", np.float32, gradients)
 
 
@@ -199,7 +199,7 @@ def test_on_eight_devices_the_kernels_are_those_of_one():
 
 
 def on_eight_devices():
-    """Rows, columns and channels shared out, two devices each: on whole numbers y and both gradients of one device."""
+    """Rows, columns and channels over two devices each: on whole numbers y and both gradients of one device."""
     import jaxdw.sharding
 
     assert jax.device_count() == 8

@@ -7,7 +7,7 @@ import pytest
 import jaxdw
 from bridge import Case
 from bridge.numerics import same_bits
-from jaxdw.methods.taps import bias_comes_first
+from jaxdw.bias import bias_comes_first
 from tests import oracle
 
 

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 
 from jaxdw import Geometry
-from jaxdw.sums import tiles
-from jaxdw.sums.padded import sum_of_padded
+from jaxdw.lowerings import generic, tpu_tiles
 from tests import oracle
 from tests.programs import release_programs
 from tests.strategies import problems
@@ -42,9 +41,9 @@ def test_whole_numbers_have_one_sum(order, full):
         bias = whole(rng, problem.kernel_shape[-1:]) if problem.bias and order == "raster" else None
         geometry = Geometry.of(problem.x_shape, problem.kernel_shape, **problem.options)
         hypothesis.assume(0 not in geometry.output_shape and 0 not in geometry.x_shape)
-        found = summed(tiles.sum_on_tiles, x, kernel, bias, geometry, order)
+        found = summed(tpu_tiles.conv, x, kernel, bias, geometry, order)
         assert found.shape == geometry.output_shape
-        np.testing.assert_array_equal(found, summed(sum_of_padded, x, kernel, bias, geometry, order))
+        np.testing.assert_array_equal(found, summed(generic.conv, x, kernel, bias, geometry, order))
         np.testing.assert_array_equal(found, oracle.depthwise(x, kernel, bias, **problem.options).y)
 
     check()
@@ -62,11 +61,11 @@ def test_what_becomes_a_convolution_has_the_same_sums(x_shape, kernel, options):
     kernel_shape = (kernel, kernel, 1, x_shape[-1])
     geometry = Geometry.of(x_shape, kernel_shape, **(CONVOLVED | options))
     flat = dataclasses.replace(geometry, batch=(int(np.prod(geometry.batch)),))
-    assert tiles._is_convolution(flat)
+    assert tpu_tiles._is_convolution(flat)
     rng = np.random.default_rng(0)
     x, weights = whole(rng, x_shape), whole(rng, kernel_shape)
-    found = summed(tiles.sum_on_tiles, x, weights, None, geometry)
-    np.testing.assert_array_equal(found, summed(sum_of_padded, x, weights, None, geometry))
+    found = summed(tpu_tiles.conv, x, weights, None, geometry)
+    np.testing.assert_array_equal(found, summed(generic.conv, x, weights, None, geometry))
 
 
 def test_only_the_sum_that_a_convolution_is_becomes_one(monkeypatch):
@@ -75,16 +74,16 @@ def test_only_the_sum_that_a_convolution_is_becomes_one(monkeypatch):
     def convolution(*_):
         raise AssertionError("a convolution")
 
-    monkeypatch.setattr(tiles, "_convolution", convolution)
+    monkeypatch.setattr(tpu_tiles, "_convolution", convolution)
     x, kernel, bias = jnp.ones((8, 8, 8, 65)), jnp.ones((3, 3, 1, 65)), jnp.ones(65)
     geometry = Geometry.of(x.shape, kernel.shape, **CONVOLVED)
     with pytest.raises(AssertionError, match="a convolution"):
-        summed(tiles.sum_on_tiles, x, kernel, None, geometry)
-    summed(tiles.sum_on_tiles, x, kernel, bias, geometry)
-    summed(tiles.sum_on_tiles, x, kernel, None, geometry, "rows")
+        summed(tpu_tiles.conv, x, kernel, None, geometry)
+    summed(tpu_tiles.conv, x, kernel, bias, geometry)
+    summed(tpu_tiles.conv, x, kernel, None, geometry, "rows")
     for changed in ({"strides": (2, 1)}, {"batch": (7,)}, {"spatial": (8, 9)}, {"kernel_dilation": (2, 2)}):
         other = dataclasses.replace(geometry, **changed)
-        summed(tiles.sum_on_tiles, jnp.ones(other.x_shape), kernel, None, other)
+        summed(tpu_tiles.conv, jnp.ones(other.x_shape), kernel, None, other)
 
 
 @pytest.mark.parametrize("order", ["raster", "rows"])
@@ -98,17 +97,17 @@ def test_only_the_sum_that_a_convolution_is_becomes_one(monkeypatch):
 )
 def test_a_sum_made_for_every_place_is_the_same_sum(x_shape, kernel_shape, options, order):
     geometry = Geometry.of(x_shape, kernel_shape, **options)
-    assert not tiles._copy_is_cheaper(geometry)
+    assert not tpu_tiles._copy_is_cheaper(geometry)
     rng = np.random.default_rng(0)
     x, kernel = (rng.standard_normal(shape).astype(np.float32) for shape in (x_shape, kernel_shape))
     bias = rng.standard_normal(kernel_shape[-1:]).astype(np.float32) if order == "raster" else None
-    found = summed(tiles.sum_on_tiles, x, kernel, bias, geometry, order)
-    np.testing.assert_array_equal(found, summed(sum_of_padded, x, kernel, bias, geometry, order))
+    found = summed(tpu_tiles.conv, x, kernel, bias, geometry, order)
+    np.testing.assert_array_equal(found, summed(generic.conv, x, kernel, bias, geometry, order))
 
 
 def test_few_channels_stay_where_they_are():
     """16 channels of 112 columns take eight times their size in lanes: a copy would cost more than it saves."""
     small, large = ((8, 112, 112, c) for c in (16, 64))
     kernel = (3, 3, 1, 16)
-    assert not tiles._copy_is_cheaper(Geometry.of(small, kernel, strides=2))
-    assert tiles._copy_is_cheaper(Geometry.of(large, (3, 3, 1, 64), strides=2))
+    assert not tpu_tiles._copy_is_cheaper(Geometry.of(small, kernel, strides=2))
+    assert tpu_tiles._copy_is_cheaper(Geometry.of(large, (3, 3, 1, 64), strides=2))
