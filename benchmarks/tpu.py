@@ -21,9 +21,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bridge.audit.audit import Finding, finding
-from bridge.audit.compiling import Subject, Way, compile_ways
-from bridge.audit.platforms import PLATFORMS, Platform, platform
+from bridge.audit import PLATFORMS, AuditFinding, AuditSubject, platform
+from bridge.audit.compiling import AuditMethod, compile_methods
+from bridge.audit.findings import finding
+from bridge.audit.platforms import Platform
 from bridge.bench.suites import Layer, layers_of
 from bridge.files import check_writable, write_atomically
 from jaxdw.choice import choose
@@ -76,9 +77,11 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def audited(layers: Sequence[Layer], batch: int, target: Platform) -> dict[str, dict[str, dict[str, Any]]]:
     """By layer and method: what the compiler says."""
-    jobs = [(layer, Way.parse(name), Subject(layer.geometry(batch))) for layer in layers for name in COMPILED]
+    jobs = [
+        (layer, AuditMethod.parse(name), AuditSubject(layer.geometry(batch))) for layer in layers for name in COMPILED
+    ]
     found: dict[str, dict[str, dict[str, Any]]] = {str(layer): {} for layer in layers}
-    for (layer, way, subject), compiled in zip(jobs, compile_ways([job[1:] for job in jobs], target)):
+    for (layer, way, subject), compiled in zip(jobs, compile_methods([job[1:] for job in jobs], target)):
         found[str(layer)][way.name] = numbers(finding(compiled, subject, target.backend))
     for layer in layers:
         method = choose(layer.geometry(batch), target.backend)
@@ -86,7 +89,7 @@ def audited(layers: Sequence[Layer], batch: int, target: Platform) -> dict[str, 
     return found
 
 
-def numbers(found: Finding) -> dict[str, Any]:
+def numbers(found: AuditFinding) -> dict[str, Any]:
     if found.error:
         return {"error": found.error}
     return {

@@ -642,30 +642,26 @@ def audit(
         str, typer.Option(help="What is asked of lax: default, high or highest, where METHOD does not say.")
     ] = "default",
     json: JsonOption = None,
-    html: Annotated[Path | None, typer.Option(help="Write the report as one HTML file that opens offline.")] = None,
 ) -> None:
     """Compile each method for a platform that need not be there, and say what the compiler made of it.
 
     Nothing is run. Exit codes: 2 unusable arguments, or a METHOD that was named could not be compiled, or none could.
     """
-    from bridge.audit import Subject
+    from bridge.audit import AuditSubject, platform
     from bridge.audit import audit as run_audit
-    from bridge.audit.platforms import platform
-    from bridge.report.audit import audit_html, print_audit
+    from bridge.report.audit import print_audit
     from bridge.report.audit_schema import AuditReport
 
-    _check_outputs("jaxdw.audit", {"--json": json, "--html": html})
+    _check_outputs("jaxdw.audit", {"--json": json})
     if missing := platform(on).missing:
         raise ValueError(missing)
-    subject = Subject(
+    subject = AuditSubject(
         _geometry(shape, kernel_size, strides, padding, dilation, multiplier), dtype, bias, gradient, precision
     )
     report = AuditReport.of(run_audit(_names(methods or []), subject, on))
     print_audit(report, _console())
     if json is not None:
         write_atomically(json, report.to_json())
-    if html is not None:
-        write_atomically(html, audit_html(report, command=shlex.join(["jaxdw", *sys.argv[1:]])))
     failed = [each for each in report.findings if each.error]
     _summary(f"{len(report.findings) - len(failed)} of {len(report.findings)} methods were compiled for {on}")
     raise typer.Exit(2 if failed and (methods or len(failed) == len(report.findings)) else 0)

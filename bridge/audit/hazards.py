@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from bridge.audit.hlo import Instruction, Module, Shape
 from bridge.audit.precision import Rounding
-from bridge.audit.steps import Step, products
+from bridge.audit.steps import ProgramStep, products
 from jaxdw.geometry import Geometry
 
 #: What the arguments are to people.
@@ -26,7 +26,7 @@ _MORE = 1.2
 
 def hazards(
     module: Module,
-    steps: Sequence[Step],
+    steps: Sequence[ProgramStep],
     roundings: Sequence[Rounding],
     geometry: Geometry,
     backend: str,
@@ -79,7 +79,7 @@ def _and(words: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
-def _windows(steps: Sequence[Step], geometry: Geometry) -> list[str]:
+def _windows(steps: Sequence[ProgramStep], geometry: Geometry) -> list[str]:
     """Steps that write an element for every tap of every output, as one array or as several."""
     every = geometry.taps * math.prod(geometry.batch + geometry.output_spatial) * geometry.channels
     given = math.prod(geometry.x_shape)
@@ -116,13 +116,13 @@ def _temporaries(temporary_bytes: int, padded_bytes: int) -> list[str]:
     return [f"temporaries take {temporary_bytes / padded_bytes:.3g} times the padded input"]
 
 
-def _loops(steps: Sequence[Step]) -> list[str]:
+def _loops(steps: Sequence[ProgramStep]) -> list[str]:
     times = max((each.times for each in steps), default=1)
     inner = sum(each.times == times for each in steps)
     return [] if times == 1 else [f"a loop of {times} rounds runs {inner} programs of its own in each"]
 
 
-def _hand_written(steps: Sequence[Step], backend: str) -> list[str]:
+def _hand_written(steps: Sequence[ProgramStep], backend: str) -> list[str]:
     found = []
     for each in steps:
         if each.kind == "hand-written kernel":
@@ -132,7 +132,7 @@ def _hand_written(steps: Sequence[Step], backend: str) -> list[str]:
     return found
 
 
-def _tiles(module: Module, steps: Sequence[Step], geometry: Geometry) -> list[str]:
+def _tiles(module: Module, steps: Sequence[ProgramStep], geometry: Geometry) -> list[str]:
     found = []
     size = math.prod(geometry.output_shape)
     strided = [each for c in module.computations.values() for each in c if each.elements * 2 >= size and _strides(each)]
@@ -149,7 +149,7 @@ def _tiles(module: Module, steps: Sequence[Step], geometry: Geometry) -> list[st
     return found
 
 
-def _copies(module: Module, steps: Sequence[Step], geometry: Geometry) -> list[str]:
+def _copies(module: Module, steps: Sequence[ProgramStep], geometry: Geometry) -> list[str]:
     """Steps that only move as many elements as the output has, or more; not those from one memory to another."""
     large = [each for each in steps if each.kind == "copy" and each.elements >= math.prod(geometry.output_shape)]
     names = [f"%{each.name}" for each in large if not _instruction(module, each).opcode.endswith("-start")]
@@ -159,7 +159,7 @@ def _copies(module: Module, steps: Sequence[Step], geometry: Geometry) -> list[s
     return [f"copies that compute nothing: {_and(shown)}"]
 
 
-def _instruction(module: Module, step: Step) -> Instruction:
+def _instruction(module: Module, step: ProgramStep) -> Instruction:
     return module.computations[step.computation].instructions[step.name]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import os
 from collections.abc import Mapping
 
 
@@ -160,8 +159,3 @@ def platform(name: str) -> Platform:
     if name not in PLATFORMS:
         raise ValueError(f"`--platform` is {name!r}, expected one of {', '.join(PLATFORMS)}")
     return PLATFORMS[name]
-
-
-def environment_for(target: Platform) -> dict[str, str]:
-    """The environment of a process that compiles for it: this one's, but for what the platform must have."""
-    return {**os.environ, **target.environment}

@@ -45,7 +45,7 @@ _LIBRARIES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class ProgramStep:
     """One instruction of the entry computation, or of what it calls.
 
     Attributes:
@@ -79,12 +79,12 @@ class Step:
         return f"{self.kind} ({self.detail})" if self.detail else self.kind
 
 
-def steps(module: Module, backend: str) -> list[Step]:
+def steps(module: Module, backend: str) -> list[ProgramStep]:
     """The steps of a program in the order of the text; `backend` is "cpu", "tpu" or "gpu"."""
     return list(_steps(module, module.entry, backend, 1, True))
 
 
-def passes(found: Sequence[Step], elements: int) -> list[Step]:
+def passes(found: Sequence[ProgramStep], elements: int) -> list[ProgramStep]:
     """Those that read or write an array of at least so many elements, as the output's."""
     return [each for each in found if each.elements >= elements]
 
@@ -100,7 +100,9 @@ def products(module: Module) -> dict[str, int]:
     return found
 
 
-def _steps(module: Module, computation: Computation, backend: str, times: int, outermost: bool) -> Iterator[Step]:
+def _steps(
+    module: Module, computation: Computation, backend: str, times: int, outermost: bool
+) -> Iterator[ProgramStep]:
     returned = _returned(computation) if outermost else set()
     for each in computation:
         if each.opcode in _FREE or each.opcode.endswith("-done") or target(each) in VIEWS:
@@ -119,7 +121,7 @@ def _steps(module: Module, computation: Computation, backend: str, times: int, o
         operands = [shape for name in each.operands for shape in _shapes(computation, name)]
         if each.opcode in ("slice", "slice-start", "dynamic-slice") and operands:  # of a whole, only the part is read
             operands = [dataclasses.replace(results[0], space=operands[0].space), *operands[1:]]
-        yield Step(
+        yield ProgramStep(
             each.name,
             computation.name,
             kind,

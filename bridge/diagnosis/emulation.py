@@ -12,7 +12,7 @@ from bridge.diagnosis.verdict import Verdict
 from bridge.implementations import Emulation, Implementation, counterpart, knobs
 
 if TYPE_CHECKING:
-    from bridge.audit.compiling import Subject
+    from bridge.audit.compiling import AuditSubject
     from bridge.audit.precision import Rounding
     from bridge.diagnosis.side import Side
 
@@ -79,16 +79,16 @@ def _is_within_bound(side: Side, way: Implementation) -> bool:
 
 def _evidence(side: Side, each: Implementation, there: Emulation) -> str:
     """What the platform's own compiler rounds, where it is installed and can be asked for this."""
-    from bridge.audit.compiling import Subject, Way
+    from bridge.audit.compiling import AuditMethod, AuditSubject
 
     case, target = side.target.case, COMPILED_FOR[there.platform]
     name = each.base.removeprefix("jax.") + ("" if there.value == "default" else f"[precision={there.value}]")
     try:
-        Way.parse(name)
+        AuditMethod.parse(name)
     except ValueError:  # no method of jaxdw
         return ""
     dtype = case.dtype.name if each.knobs["dtype"] == "same" else each.knobs["dtype"]
-    subject = Subject(case.geometry, dtype, case.bias is not None, side.target.quantity != "y")
+    subject = AuditSubject(case.geometry, dtype, case.bias is not None, side.target.quantity != "y")
     found = _compiled(name, subject, target)
     if found is None:
         return ""
@@ -103,10 +103,9 @@ def _evidence(side: Side, each: Implementation, there: Emulation) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(way: str, subject: Subject, target: str) -> tuple[Rounding, ...] | None:
+def _compiled(way: str, subject: AuditSubject, target: str) -> tuple[Rounding, ...] | None:
     """What the audit finds to be rounded; None where there is no compiler, or it fails."""
-    from bridge.audit.audit import audit
-    from bridge.audit.platforms import platform
+    from bridge.audit import audit, platform
 
     if platform(target).missing:
         return None
