@@ -34,12 +34,12 @@ import jaxdw
 from bridge import Case
 from bridge.accumulation import AccumulationOrder, parting, reveal
 from bridge.bench import jax_peers, torch_peers
-from bridge.bench.figures import spread
+from bridge.bench.figures import quartiles
 from bridge.bench.measure import interleaved
 from bridge.bench.problems import INPUTS, work
 from bridge.bench.reference import convolve, exactly, gradients
 from bridge.bench.schema import CopyRecord, RowRecord, SummaryRecord, WayRecord, summaries
-from bridge.bench.suites import Layer, layers_of
+from bridge.bench.suites import DepthwiseLayer, layers_of
 from bridge.case import DTYPES
 from bridge.environment import environment
 from bridge.files import check_writable, write_atomically
@@ -328,7 +328,7 @@ def times(run: Run, suite: str) -> list[str]:
     """The layers of a suite: checked on whole numbers that TF32 cannot hold, then timed in turns."""
     record = TimesSuiteRecord(suite=suite)
     run.report.suites.append(record)
-    known = {Layer.parse("6x5x4:3:1"): ("none",)} if run.quick else layers_of(suite)
+    known = {DepthwiseLayer.parse("6x5x4:3:1"): ("none",)} if run.quick else layers_of(suite)
     layers = sorted(known, key=lambda layer: -work(suite, layer, 1)[0])  # the largest are not what is left out
     left_out = []
     for start in range(0, len(layers), CHUNK):
@@ -544,14 +544,16 @@ def _copy_times(run: Run, nbytes: int) -> dict[str, float]:
         target = torch.empty_like(tensors[0])
         ways["torch"] = Enqueued(lambda turn: target.copy_(tensors[turn]), _torch_wait(run))
     found, _ = _timed(run, ways)
-    return {name: spread([ms for ms in each if ms is not None]).median for name, each in found.items()}
+    return {name: quartiles([ms for ms in each if ms is not None]).median for name, each in found.items()}
 
 
 def _torch_wait(run: Run) -> Callable[[Any], None]:
     return lambda _: torch.cuda.synchronize() if run.torch_device == "cuda" else None
 
 
-def _whole(xp: Any, suite: str, layer: Layer, batch: int, images: Any, turn: Any = 0, **where: Any) -> dict[str, Any]:
+def _whole(
+    xp: Any, suite: str, layer: DepthwiseLayer, batch: int, images: Any, turn: Any = 0, **where: Any
+) -> dict[str, Any]:
     """x, w and, of gradients, dy of some of the images: whole numbers whose sums float32 holds; x has a bit more than
     TF32 holds.
 
@@ -583,7 +585,7 @@ def _apart(batch: int) -> int:
     return max(1, batch - 1)
 
 
-def _jobs(suite: str, layer: Layer, batch: int) -> dict[str, tuple[Any, ...]]:
+def _jobs(suite: str, layer: DepthwiseLayer, batch: int) -> dict[str, tuple[Any, ...]]:
     """What JAX has to compile for a layer: ours and `lax`, and what makes the inputs of a turn."""
 
     def inputs(turn: jax.Array) -> tuple[jax.Array, ...]:
@@ -600,7 +602,7 @@ def _jobs(suite: str, layer: Layer, batch: int) -> dict[str, tuple[Any, ...]]:
 
 
 def _times_of(
-    run: Run, suite: str, layer: Layer, networks: tuple[str, ...], programs: Mapping[str, Any]
+    run: Run, suite: str, layer: DepthwiseLayer, networks: tuple[str, ...], programs: Mapping[str, Any]
 ) -> TimesRecord:
     """A row: of every way the first and the last image and dw are checked, then all are timed."""
     batch = run.report.batch
@@ -643,7 +645,7 @@ def _of_jax(program: Any, inputs: Sequence[tuple[jax.Array, ...]]) -> Enqueued:
     return Enqueued(lambda turn: program(*inputs[turn]), jax.block_until_ready)
 
 
-def _of_torch(run: Run, suite: str, layer: Layer, form: str, precision: str) -> Enqueued:
+def _of_torch(run: Run, suite: str, layer: DepthwiseLayer, form: str, precision: str) -> Enqueued:
     compute = torch_peers.convolution(layer)
     start = torch_peers.with_gradients(compute) if suite == "gradients" else torch_peers.forward(compute)
     calls = []
@@ -677,7 +679,7 @@ def _ends(results: Sequence[Any], batch: int, channels_first: bool) -> dict[str,
     }
 
 
-def _expected(suite: str, layer: Layer, batch: int) -> dict[str, np.ndarray]:
+def _expected(suite: str, layer: DepthwiseLayer, batch: int) -> dict[str, np.ndarray]:
     """What `_ends` must give, by NumPy; to dw the other images add nothing."""
     arrays = _whole(np, suite, layer, batch, np.arange(0, batch, _apart(batch), np.int32))
     expected = {"y": convolve(arrays["x"], arrays["w"], layer)}

@@ -25,7 +25,7 @@ from bridge.audit import PLATFORMS, AuditFinding, AuditSubject, platform
 from bridge.audit.compiling import AuditMethod, compile_methods
 from bridge.audit.findings import finding
 from bridge.audit.platforms import Platform
-from bridge.bench.suites import Layer, layers_of
+from bridge.bench.suites import DepthwiseLayer, layers_of
 from bridge.files import check_writable, write_atomically
 from jaxdw.choice import choose
 
@@ -69,13 +69,13 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="a JSON file")
     settings = parser.parse_args(arguments)
     try:
-        settings.layer = [Layer.parse(text, "--layer") for text in settings.layer]
+        settings.layer = [DepthwiseLayer.parse(text, "--layer") for text in settings.layer]
     except ValueError as error:
         parser.error(str(error))
     return settings
 
 
-def audited(layers: Sequence[Layer], batch: int, target: Platform) -> dict[str, dict[str, dict[str, Any]]]:
+def audited(layers: Sequence[DepthwiseLayer], batch: int, target: Platform) -> dict[str, dict[str, dict[str, Any]]]:
     """By layer and method: what the compiler says."""
     jobs = [
         (layer, AuditMethod.parse(name), AuditSubject(layer.geometry(batch))) for layer in layers for name in COMPILED

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 
-class Spread(NamedTuple):
+class Quartiles(NamedTuple):
     """Of some times, in their own unit: the quartiles; half of the times lie from `low` to `high`."""
 
     low: float
@@ -16,16 +16,16 @@ class Spread(NamedTuple):
     high: float
 
 
-def spread(times: Sequence[float]) -> Spread:
+def quartiles(times: Sequence[float]) -> Quartiles:
     """Quartiles with linear interpolation, the least and the greatest time being the ends (Hyndman & Fan's type 7).
 
-    >>> spread([4.0, 1.0, 2.0, 3.0, 5.0])
-    Spread(low=2.0, median=3.0, high=4.0)
+    >>> quartiles([4.0, 1.0, 2.0, 3.0, 5.0])
+    Quartiles(low=2.0, median=3.0, high=4.0)
     """
     if not times:
         raise ValueError("`times` is empty, expected at least one")
     low, median, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else (times[0],) * 3
-    return Spread(low, median, high)
+    return Quartiles(low, median, high)
 
 
 def geometric_mean(ratios: Sequence[float]) -> float:

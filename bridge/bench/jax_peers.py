@@ -16,7 +16,7 @@ from jax import lax
 import jaxdw
 from bridge.bench.problems import EPSILON, INPUTS, RATE, Problem, Way
 from bridge.bench.reference import Arrays
-from bridge.bench.suites import Layer
+from bridge.bench.suites import DepthwiseLayer
 from bridge.weights import to_flax, to_torch
 from jaxdw.choice import choose
 from jaxdw.models.blocks import ConvNormAct, relu6
@@ -32,12 +32,12 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _GRADIENTS = ("y", "dx", "dw")
 
 
-def convolution(layer: Layer, method: str = "auto") -> Convolution:
+def convolution(layer: DepthwiseLayer, method: str = "auto") -> Convolution:
     """jaxdw's."""
     return lambda x, w: jaxdw.depthwise_conv(x, w, strides=layer.stride, padding=layer.padding, method=method)
 
 
-def windowed(layer: Layer) -> Convolution:
+def windowed(layer: DepthwiseLayer) -> Convolution:
     """jaxdw's way to apply a function to every window before the kernel."""
     return lambda x, w: jaxdw.windowed_conv(signed_square, x, w, strides=layer.stride, padding=layer.padding)
 
@@ -57,7 +57,7 @@ def with_gradients(compute: Convolution) -> Callable[..., tuple[jax.Array, ...]]
     return all_three
 
 
-def grouped(layer: Layer, precision: lax.PrecisionLike = None) -> Convolution:
+def grouped(layer: DepthwiseLayer, precision: lax.PrecisionLike = None) -> Convolution:
     """`lax.conv_general_dilated` with one group a channel."""
     return lambda x, w: lax.conv_general_dilated(
         x,
@@ -70,7 +70,7 @@ def grouped(layer: Layer, precision: lax.PrecisionLike = None) -> Convolution:
     )
 
 
-def _flax(layer: Layer) -> Convolution:
+def _flax(layer: DepthwiseLayer) -> Convolution:
     conv = nnx.eval_shape(
         lambda: nnx.Conv(
             layer.channels,
@@ -87,7 +87,9 @@ def _flax(layer: Layer) -> Convolution:
     return lambda x, w: nnx.merge(graph, jax.tree.map(lambda _: w, state))(x)
 
 
-def _patches(layer: Layer, function: Callable[[jax.Array], jax.Array] = lambda windows: windows) -> Convolution:
+def _patches(
+    layer: DepthwiseLayer, function: Callable[[jax.Array], jax.Array] = lambda windows: windows
+) -> Convolution:
     def compute(x, w):
         windows = lax.conv_general_dilated_patches(
             x,
@@ -102,7 +104,7 @@ def _patches(layer: Layer, function: Callable[[jax.Array], jax.Array] = lambda w
     return compute
 
 
-def _block(layer: Layer, method: str) -> Callable[..., jax.Array]:
+def _block(layer: DepthwiseLayer, method: str) -> Callable[..., jax.Array]:
     """`ConvNormAct` of `jaxdw.models` in eval mode, its parameters and statistics given by name."""
     conventions = dataclasses.replace(ORIGINALS["torchvision"], method=method, bn_epsilon=EPSILON)
     unit = nnx.eval_shape(
@@ -148,7 +150,7 @@ def _waited(result: Any) -> Any:
     return result
 
 
-def _layer_way(make: Callable[[Layer], Callable[..., Any]], suite: str) -> Callable[[Problem, str], Way]:
+def _layer_way(make: Callable[[DepthwiseLayer], Callable[..., Any]], suite: str) -> Callable[[Problem, str], Way]:
     def of(problem: Problem, name: str) -> Way:
         assert problem.layer is not None
         compute = make(problem.layer)

@@ -286,7 +286,7 @@ def _growth(scales: Sequence[ScaleRecord], report: BenchReport, top: float) -> l
 
 def _costs(scale: ScaleRecord, measure: str) -> list[tuple[int, float]]:
     if measure == "time":
-        return [(point.value, point.spread.median) for point in scale.points]
+        return [(point.value, point.median) for point in scale.points]
     return [(point.value, point.temporary_bytes / 2**20) for point in scale.points if point.temporary_bytes]
 
 

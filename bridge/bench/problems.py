@@ -19,7 +19,7 @@ from bridge.bench.reference import (
     squarable,
     within,
 )
-from bridge.bench.suites import Layer
+from bridge.bench.suites import DepthwiseLayer
 
 #: Inputs in rotation, so that no way finds its own still in a cache.
 INPUTS = 3
@@ -63,7 +63,7 @@ class Problem:
     suite: str
     name: str
     networks: tuple[str, ...]
-    layer: Layer | None
+    layer: DepthwiseLayer | None
     inputs: Sequence[Arrays]
     checks: Callable[[], Sequence[Check]]
     nbytes: int | None
@@ -74,7 +74,7 @@ class Problem:
 
 def problem(suite: str, name: str, networks: tuple[str, ...], batch: int, seed: int) -> Problem:
     """A row of "layers", "gradients", "windows" or "blocks"."""
-    layer = Layer.parse(name)
+    layer = DepthwiseLayer.parse(name)
     # the row has its numbers whatever rows are measured with it
     rng = np.random.default_rng((seed, SEEDS.index(suite), layer.height, layer.width, layer.channels, layer.kernel))
     inputs = [_normal(suite, rng, layer, batch) for _ in range(INPUTS)]
@@ -84,10 +84,10 @@ def problem(suite: str, name: str, networks: tuple[str, ...], batch: int, seed: 
     )
 
 
-def work(suite: str, layer: Layer, batch: int) -> tuple[int, int | None]:
+def work(suite: str, layer: DepthwiseLayer, batch: int) -> tuple[int, int | None]:
     """The bytes that any way must move in float32, and the operations; see `Problem`.
 
-    >>> work("layers", Layer.parse("4x4x2:3:1"), 1)
+    >>> work("layers", DepthwiseLayer.parse("4x4x2:3:1"), 1)
     (328, 576)
     """
     g = layer.geometry(batch)
@@ -100,7 +100,7 @@ def work(suite: str, layer: Layer, batch: int) -> tuple[int, int | None]:
 SEEDS = ("layers", "gradients", "windows", "blocks")
 
 
-def _normal(suite: str, rng: np.random.Generator, layer: Layer, batch: int) -> Arrays:
+def _normal(suite: str, rng: np.random.Generator, layer: DepthwiseLayer, batch: int) -> Arrays:
     g = layer.geometry(batch)
     arrays = {"x": rng.standard_normal(g.x_shape, np.float32), "w": rng.standard_normal(g.kernel_shape, np.float32)}
     if suite == "gradients":
@@ -113,7 +113,7 @@ def _normal(suite: str, rng: np.random.Generator, layer: Layer, batch: int) -> A
 
 
 def _checks(
-    suite: str, rng: np.random.Generator, layer: Layer, batch: int, inputs: Sequence[Arrays]
+    suite: str, rng: np.random.Generator, layer: DepthwiseLayer, batch: int, inputs: Sequence[Arrays]
 ) -> Sequence[Check]:
     if suite == "blocks":
         y, bound = block(inputs[0], layer, EPSILON)

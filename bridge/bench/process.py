@@ -19,7 +19,7 @@ from pathlib import Path
 import pydantic
 import rich.progress
 
-from bridge.bench.schema import BenchReport, Settings
+from bridge.bench.schema import BenchReport, BenchSettings
 from bridge.console import Console, complain
 from bridge.files import read_regular
 from bridge.process import run_module
@@ -29,7 +29,7 @@ from bridge.progress import Level, Progress, track
 TIME_LIMIT = 86_400.0
 
 
-def measured(settings: Settings, level: Level = Level.NORMAL) -> BenchReport | int:
+def measured(settings: BenchSettings, level: Level = Level.NORMAL) -> BenchReport | int:
     """The report of a run in a process of its own; or, where that failed and said why, its exit code.
 
     Raises:
@@ -81,7 +81,7 @@ def check_threads(threads: int | None) -> None:
 
 
 def _main(folder: Path, level: Level) -> None:
-    settings = Settings.model_validate_json((folder / "settings.json").read_text())
+    settings = BenchSettings.model_validate_json((folder / "settings.json").read_text())
     if settings.threads is not None:  # before either framework starts its threads, which inherit it
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings.threads])
     from bridge.bench.run import run

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from bridge.bench.suites import Layer
+from bridge.bench.suites import DepthwiseLayer
 from bridge.numerics import FLOAT32
 
 Arrays = Mapping[str, np.ndarray]
@@ -79,7 +79,7 @@ def exactly(expected: Arrays) -> Callable[[Arrays], str]:
     return within(expected, dict.fromkeys(expected, 0.0))
 
 
-def integers(rng: np.random.Generator, layer: Layer, batch: int, fine: str) -> dict[str, np.ndarray]:
+def integers(rng: np.random.Generator, layer: DepthwiseLayer, batch: int, fine: str) -> dict[str, np.ndarray]:
     """x, w and dy as whole numbers, `fine` ("x" or "dy") with twelve bits, such that y, dx and dw are exact in float32.
 
     The other of x and dy is zero but at `_POSITIONS` positions, since dw sums their products over all positions.
@@ -95,14 +95,14 @@ def integers(rng: np.random.Generator, layer: Layer, batch: int, fine: str) -> d
     return {"x": x, "w": _whole(rng, g.kernel_shape, _COARSE), "dy": dy}
 
 
-def squarable(rng: np.random.Generator, layer: Layer, batch: int) -> dict[str, np.ndarray]:
+def squarable(rng: np.random.Generator, layer: DepthwiseLayer, batch: int) -> dict[str, np.ndarray]:
     """x and w as whole numbers, such that sums of x |x| w are exact in float32."""
     g = layer.geometry(batch)
     largest = math.isqrt((_EXACT - 1) // (_COARSE * g.taps))
     return {"x": _whole(rng, g.x_shape, largest), "w": _whole(rng, g.kernel_shape, _COARSE)}
 
 
-def convolve(x: np.ndarray, w: np.ndarray, layer: Layer) -> np.ndarray:
+def convolve(x: np.ndarray, w: np.ndarray, layer: DepthwiseLayer) -> np.ndarray:
     """y, tap by tap in x's dtype."""
     y = np.zeros(layer.geometry(len(x)).output_shape, x.dtype)
     for image, out in zip(x, y):
@@ -111,7 +111,7 @@ def convolve(x: np.ndarray, w: np.ndarray, layer: Layer) -> np.ndarray:
     return y
 
 
-def gradients(x: np.ndarray, w: np.ndarray, dy: np.ndarray, layer: Layer) -> tuple[np.ndarray, np.ndarray]:
+def gradients(x: np.ndarray, w: np.ndarray, dy: np.ndarray, layer: DepthwiseLayer) -> tuple[np.ndarray, np.ndarray]:
     """dx and dw of sum(y dy), tap by tap in x's dtype."""
     dx, dw = np.empty_like(x), np.zeros_like(w)
     p = layer.padding
@@ -125,7 +125,7 @@ def gradients(x: np.ndarray, w: np.ndarray, dy: np.ndarray, layer: Layer) -> tup
     return dx, dw
 
 
-def block(a: Arrays, layer: Layer, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+def block(a: Arrays, layer: DepthwiseLayer, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
     """ReLU6 of batch normalization of the convolution, in float64, and how far float32 may be from it.
 
     Args:
@@ -154,12 +154,12 @@ def _whole(rng: np.random.Generator, shape: tuple[int, ...], largest: int) -> np
     return rng.integers(-largest, largest, shape, np.int32, endpoint=True).astype(np.float32)
 
 
-def _padded(image: np.ndarray, layer: Layer) -> np.ndarray:
+def _padded(image: np.ndarray, layer: DepthwiseLayer) -> np.ndarray:
     p = layer.padding
     return np.pad(image, ((p, p), (p, p), (0, 0)))
 
 
-def _taps(layer: Layer, out: tuple[int, ...]) -> Iterator[tuple[tuple[int, int], slice, slice]]:
+def _taps(layer: DepthwiseLayer, out: tuple[int, ...]) -> Iterator[tuple[tuple[int, int], slice, slice]]:
     """Every tap, and the rows and columns of the padded image under it."""
     s = layer.stride
     for i, j in np.ndindex(layer.kernel, layer.kernel):

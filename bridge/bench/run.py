@@ -15,8 +15,8 @@ from bridge.bench.measure import measure
 from bridge.bench.models import model_problem
 from bridge.bench.problems import Problem, Way, problem
 from bridge.bench.scaling import scaling
-from bridge.bench.schema import OURS, BenchReport, RowRecord, Settings, SuiteRecord
-from bridge.bench.suites import SUITES, Layer, select
+from bridge.bench.schema import OURS, BenchReport, BenchSettings, RowRecord, SuiteRecord
+from bridge.bench.suites import SUITES, DepthwiseLayer, select
 from bridge.environment import environment
 from jaxdw.methods import METHODS
 
@@ -42,7 +42,7 @@ PEERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 TUNED = ("layers", "gradients")
 
 
-def check(settings: Settings) -> None:
+def check(settings: BenchSettings) -> None:
     """Raises ValueError where a suite, a filter or a peer is unknown or takes nothing, before anything is measured."""
     for suite in settings.suites:
         if suite not in SUITES:
@@ -64,7 +64,7 @@ def check(settings: Settings) -> None:
             )
 
 
-def run(settings: Settings, track: Track = lambda rows, _: rows) -> BenchReport:
+def run(settings: BenchSettings, track: Track = lambda rows, _: rows) -> BenchReport:
     """Measures what was asked for.
 
     Raises:
@@ -79,7 +79,7 @@ def run(settings: Settings, track: Track = lambda rows, _: rows) -> BenchReport:
     moved = [row.nbytes for suite in suites for row in suite.rows if row.nbytes is not None]
     copies = [] if settings.tune or not moved else copy_bandwidth(max(moved), settings.seed)
     base = next(iter(rows.get("scaling", ())), None)
-    scales = [] if base is None else scaling(Layer.parse(base), settings, track)
+    scales = [] if base is None else scaling(DepthwiseLayer.parse(base), settings, track)
     return BenchReport(
         environment=environment() | _circumstances(),
         settings=settings,
@@ -91,7 +91,7 @@ def run(settings: Settings, track: Track = lambda rows, _: rows) -> BenchReport:
     )
 
 
-def _suite(suite: str, rows: Mapping[str, tuple[str, ...]], settings: Settings, track: Track) -> SuiteRecord:
+def _suite(suite: str, rows: Mapping[str, tuple[str, ...]], settings: BenchSettings, track: Track) -> SuiteRecord:
     began = time.perf_counter()
     peers, skipped = ((), _interpreted()) if settings.tune else chosen_peers(suite, settings.peers)
     records = []
@@ -126,7 +126,7 @@ def chosen_peers(suite: str, asked: Sequence[str]) -> tuple[tuple[str, ...], dic
     return names, {}
 
 
-def _problem(suite: str, name: str, networks: tuple[str, ...], settings: Settings) -> Problem:
+def _problem(suite: str, name: str, networks: tuple[str, ...], settings: BenchSettings) -> Problem:
     if suite == "models":
         return model_problem(name, settings.size, settings.seed)
     return problem(suite, name, networks, settings.batch, settings.seed)

@@ -11,8 +11,8 @@ from bridge.bench import jax_peers
 from bridge.bench.figures import exponent
 from bridge.bench.measure import interleaved
 from bridge.bench.problems import problem
-from bridge.bench.schema import PointRecord, ScaleRecord, Settings
-from bridge.bench.suites import SCALES, Layer
+from bridge.bench.schema import BenchSettings, PointRecord, ScaleRecord
+from bridge.bench.suites import SCALES, DepthwiseLayer
 
 #: Of each work the suite whose problems it is.
 WORK = {"forward": "layers", "gradients": "gradients"}
@@ -21,7 +21,9 @@ WORK = {"forward": "layers", "gradients": "gradients"}
 _QUANTITIES = {"batch": "batch", "channels": "channels", "side": "positions", "kernel": "taps"}
 
 
-def scaling(base: Layer, settings: Settings, track: Callable[[Sequence[Any], str], Iterable[Any]]) -> list[ScaleRecord]:
+def scaling(
+    base: DepthwiseLayer, settings: BenchSettings, track: Callable[[Sequence[Any], str], Iterable[Any]]
+) -> list[ScaleRecord]:
     """Each quantity over two decades, forward and with both gradients, the others as in the base.
 
     Raises:
@@ -31,7 +33,7 @@ def scaling(base: Layer, settings: Settings, track: Callable[[Sequence[Any], str
     return [_scale(base, field, work, settings) for field, work in track(pairs, "scaling")]
 
 
-def _scale(base: Layer, field: str, work: str, settings: Settings) -> ScaleRecord:
+def _scale(base: DepthwiseLayer, field: str, work: str, settings: BenchSettings) -> ScaleRecord:
     points: dict[int, PointRecord] = {}
     calls: dict[str, Sequence[Callable[[], Any]]] = {}
     for value in SCALES[field]:
@@ -52,7 +54,7 @@ def _scale(base: Layer, field: str, work: str, settings: Settings) -> ScaleRecor
         quantity=_QUANTITIES[field],
         work=work,
         points=found,
-        time_exponent=_exponent(found, [point.spread.median for point in found]),
+        time_exponent=_exponent(found, [point.median for point in found]),
         memory_exponent=_exponent(found, [point.temporary_bytes for point in found]),
     )
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pydantic
 
-from bridge.bench.figures import Spread, geometric_mean, spread
+from bridge.bench.figures import geometric_mean, quartiles
 
 #: Name and version of the schema. The version grows when a field is added, removed or changes its meaning.
 SCHEMA: Literal["jaxdw.bench/1"] = "jaxdw.bench/1"
@@ -17,7 +17,7 @@ OURS = "jaxdw"
 EAGER = ("torch", "torch.channels_last")
 
 
-class Settings(pydantic.BaseModel):
+class BenchSettings(pydantic.BaseModel):
     """What was asked for.
 
     Attributes:
@@ -66,7 +66,7 @@ class WayRecord(pydantic.BaseModel):
 
     @classmethod
     def of(cls, name: str, milliseconds: list[float | None], first_call_seconds: float) -> WayRecord:
-        low, median, high = spread([ms for ms in milliseconds if ms is not None])
+        low, median, high = quartiles([ms for ms in milliseconds if ms is not None])
         return cls(
             name=name,
             milliseconds=milliseconds,
@@ -184,8 +184,9 @@ class PointRecord(pydantic.BaseModel):
     output_bytes: int
 
     @property
-    def spread(self) -> Spread:
-        return spread(self.milliseconds)
+    def median(self) -> float:
+        """Milliseconds."""
+        return quartiles(self.milliseconds).median
 
 
 class ScaleRecord(pydantic.BaseModel):
@@ -221,7 +222,7 @@ class BenchReport(pydantic.BaseModel):
 
     schema_: Literal["jaxdw.bench/1"] = pydantic.Field(default=SCHEMA, alias="schema")
     environment: dict[str, str]
-    settings: Settings
+    settings: BenchSettings
     copies: list[CopyRecord]
     suites: list[SuiteRecord]
     scaling: list[ScaleRecord]

@@ -61,10 +61,10 @@ _SPEC = re.compile(r"(\d+)x(\d+)x(\d+):(\d+):(\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
-class Layer:
+class DepthwiseLayer:
     """A depthwise layer with a square kernel of odd size, padded by kernel // 2 on every side as in PyTorch's networks.
 
-    >>> layer = Layer.parse("56x56x144:3:2")
+    >>> layer = DepthwiseLayer.parse("56x56x144:3:2")
     >>> layer.stride, str(layer), layer.geometry(8).output_shape
     (2, '56x56x144:3:2', (8, 28, 28, 144))
     """
@@ -76,7 +76,7 @@ class Layer:
     stride: int
 
     @classmethod
-    def parse(cls, text: str, name: str = "layer") -> Layer:
+    def parse(cls, text: str, name: str = "layer") -> DepthwiseLayer:
         """Of `height x width x channels : kernel : stride`; `name` is what an error calls it.
 
         Raises:
@@ -108,20 +108,20 @@ class Layer:
         )
 
 
-def layers_of(suite: str) -> dict[Layer, tuple[str, ...]]:
+def layers_of(suite: str) -> dict[DepthwiseLayer, tuple[str, ...]]:
     """The layers of "layers", "gradients", "windows" or "blocks", each once, with the networks that have it.
 
-    >>> layers_of("layers")[Layer.parse("112x112x96:3:2")]
+    >>> layers_of("layers")[DepthwiseLayer.parse("112x112x96:3:2")]
     ('MobileNetV2', 'EfficientNet-B0', 'MixNet-S')
     """
-    networks: dict[Layer, tuple[str, ...]] = {}
+    networks: dict[DepthwiseLayer, tuple[str, ...]] = {}
     for network, specs in NETWORKS.items():
-        for layer in map(Layer.parse, specs.split()):
+        for layer in map(DepthwiseLayer.parse, specs.split()):
             networks[layer] = (*networks.get(layer, ()), network)
     if suite in ("layers", "gradients"):
         return networks
     chosen = {"windows": WINDOWS, "blocks": BLOCKS}[suite]
-    return {layer: networks[layer] for layer in map(Layer.parse, chosen.split())}
+    return {layer: networks[layer] for layer in map(DepthwiseLayer.parse, chosen.split())}
 
 
 def model_rows(batch: int) -> tuple[str, ...]:
@@ -167,4 +167,4 @@ def select(suite: str, filters: Sequence[str], batch: int) -> dict[str, tuple[st
 def _own(filters: Sequence[str]) -> Iterator[str]:
     for text in filters:
         if ":" in text and _SPEC.fullmatch(text):
-            yield str(Layer.parse(text, "--layers"))
+            yield str(DepthwiseLayer.parse(text, "--layers"))

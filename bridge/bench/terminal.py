@@ -98,7 +98,7 @@ def _print_tuning(suite: SuiteRecord, console: Console) -> None:
         ratio = medians[row.auto] / medians[fastest] if row.auto in medians else None
         if ratio is not None:
             lost.append(ratio)
-        shown = (_milliseconds(way, spread=False) for way in row.ways)
+        shown = (_milliseconds(way, quartiles=False) for way in row.ways)
         table.add_row(
             escape(f"{row.batch}x{row.name}"),
             escape(row.auto or ""),
@@ -135,7 +135,7 @@ def _scale(scale: ScaleRecord) -> tuple[str, ...]:
         scale.quantity,
         scale.work,
         f"{first.value}-{last.value}",
-        f"{first.spread.median:.2g}-{last.spread.median:.3g}",
+        f"{first.median:.2g}-{last.median:.3g}",
         "" if scale.time_exponent is None else f"{scale.time_exponent:.2f}",
         f"{memory[0]:.2g}-{memory[1]:.3g}",
         "" if scale.memory_exponent is None else f"{scale.memory_exponent:.2f}",
@@ -168,11 +168,11 @@ def _table(title: str) -> Table:
     return Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
 
 
-def _milliseconds(way: WayRecord, *, spread: bool = True) -> str:
+def _milliseconds(way: WayRecord, *, quartiles: bool = True) -> str:
     if way.median is None or way.low is None or way.high is None:
         return "[bold red]wrong[/]" if way.wrong else "[yellow]failed[/]"
     median = f"{way.median:#.3g}"
-    return f"{median} ({way.low:#.3g}-{way.high:#.3g})" if spread else median
+    return f"{median} ({way.low:#.3g}-{way.high:#.3g})" if quartiles else median
 
 
 def _ratio(row: RowRecord, way: WayRecord | None) -> str:

@@ -16,7 +16,7 @@ from torch import nn
 
 from bridge.bench.problems import EPSILON, INPUTS, RATE, Problem, Way
 from bridge.bench.reference import Arrays
-from bridge.bench.suites import Layer
+from bridge.bench.suites import DepthwiseLayer
 from jaxdw.models.mobilenet import round_channels
 
 #: Of a layer's tensors by name, its result or results.
@@ -53,12 +53,14 @@ def copy_call(elements: int) -> Callable[[int], None]:
     return lambda turn: target.copy_(sources[turn])
 
 
-def convolution(layer: Layer) -> Compute:
+def convolution(layer: DepthwiseLayer) -> Compute:
     """`F.conv2d` with one group a channel."""
     return lambda x, w: F.conv2d(x, w, None, layer.stride, layer.padding, 1, layer.channels)
 
 
-def _unfold(layer: Layer, function: Callable[[torch.Tensor], torch.Tensor] = lambda windows: windows) -> Compute:
+def _unfold(
+    layer: DepthwiseLayer, function: Callable[[torch.Tensor], torch.Tensor] = lambda windows: windows
+) -> Compute:
     """`F.unfold` and a sum over the taps; as a product of matrices, one a channel."""
 
     def compute(x, w):
@@ -106,7 +108,7 @@ def with_gradients(compute: Compute) -> Callable[[Mapping[str, torch.Tensor]], C
 
 
 def _layer_way(
-    make: Callable[[Layer], Compute], suite: str, form: str = "contiguous", compiled: bool = False
+    make: Callable[[DepthwiseLayer], Compute], suite: str, form: str = "contiguous", compiled: bool = False
 ) -> Callable[[Problem, str], Way]:
     def of(problem: Problem, name: str) -> Way:
         assert problem.layer is not None

@@ -8,7 +8,7 @@ import typer.testing
 
 from bridge import cli
 from bridge.bench import process
-from bridge.bench.schema import Settings
+from bridge.bench.schema import BenchSettings
 
 SMALL = ("bench", "--layers", "6x5x4:3:1", "--batch", "1", "--rounds", "2", "--peers", "torch,lax.grouped")
 
@@ -70,5 +70,5 @@ def test_a_json_file_of_something_else_is_told_by_its_first_fault(tmp_path):
 
 
 def test_a_failure_of_the_process_is_an_exit_code_and_its_own_words(capfd):
-    assert process.measured(Settings(suites=("nothing",))) == 2
+    assert process.measured(BenchSettings(suites=("nothing",))) == 2
     assert capfd.readouterr().err.startswith("jaxdw: `--suite` is 'nothing'")

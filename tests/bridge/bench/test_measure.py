@@ -6,7 +6,7 @@ import pytest
 from bridge.bench import measure
 from bridge.bench.problems import Problem, Way, problem
 from bridge.bench.reference import convolve
-from bridge.bench.suites import Layer
+from bridge.bench.suites import DepthwiseLayer
 
 NAME = "6x5x4:3:2"
 
@@ -17,7 +17,7 @@ def layers(seed) -> Problem:
 
 
 def numpy_way(name, compute=convolve, log=None):
-    layer = Layer.parse(NAME)
+    layer = DepthwiseLayer.parse(NAME)
 
     def start(arrays):
         def call():

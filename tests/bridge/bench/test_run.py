@@ -11,7 +11,7 @@ from rich.console import Console
 
 from bridge.bench import jax_peers, models, pictures, run, scaling, torch_peers
 from bridge.bench.process import read_report
-from bridge.bench.schema import BEST, BenchReport, RowRecord, Settings, SuiteRecord, WayRecord
+from bridge.bench.schema import BEST, BenchReport, BenchSettings, RowRecord, SuiteRecord, WayRecord
 from bridge.bench.terminal import print_report
 from jaxdw.methods import METHODS
 
@@ -24,7 +24,7 @@ PEERS = {
 
 
 def measured(**settings) -> BenchReport:
-    settings = Settings(**{"batch": 2, "rounds": 1, "layers": ("6x5x4:3:2",), "peers": ("all",), **settings})
+    settings = BenchSettings(**{"batch": 2, "rounds": 1, "layers": ("6x5x4:3:2",), "peers": ("all",), **settings})
     return run.run(settings)
 
 
@@ -158,7 +158,7 @@ def test_the_means_are_those_of_known_ratios():
 def test_a_wrong_result_is_told_and_drawn_around():
     rows = [row("7x7x4:3:1", jaxdw=1.0, torch=2.0)]
     rows[0].ways.append(WayRecord.without_times("torch.channels_last", wrong="y is wrong in 1 of 9 elements"))
-    settings = Settings(suites=("layers",))
+    settings = BenchSettings(suites=("layers",))
     info = dict.fromkeys(["processor", "cores", "logical processors used", "torch", "torch threads"], "x")
     info |= dict.fromkeys(["jax", "jax platform", "jaxdw"], "x")
     report = BenchReport(
