@@ -34,11 +34,11 @@ import jaxdw
 from bridge import Case
 from bridge.accumulation import AccumulationOrder, parting, reveal
 from bridge.bench import jax_peers, torch_peers
-from bridge.bench.figures import quartiles
-from bridge.bench.measure import interleaved
-from bridge.bench.problems import INPUTS, work
-from bridge.bench.reference import convolve, exactly, gradients
-from bridge.bench.schema import CopyRecord, RowRecord, SummaryRecord, WayRecord, summaries
+from bridge.bench.copies import copy_milliseconds, copy_record
+from bridge.bench.measure import first_line, measure
+from bridge.bench.problems import INPUTS, Problem, Way, work
+from bridge.bench.reference import Arrays, Check, convolve, exactly, gradients
+from bridge.bench.schema import CopyRecord, RowRecord, SummaryRecord, compact_json, summaries
 from bridge.bench.suites import DepthwiseLayer, layers_of
 from bridge.case import DTYPES
 from bridge.environment import environment
@@ -232,11 +232,17 @@ class Run:
         return self.report.quick
 
     @property
+    def rounds(self) -> tuple[int, int, float]:
+        """Rounds, seed, and milliseconds of the calls in each round."""
+        rounds, milliseconds = QUICK_ROUNDS if self.quick else ROUNDS
+        return rounds, 0, milliseconds
+
+    @property
     def late(self) -> bool:
         return time.perf_counter() > self.until
 
     def save(self) -> None:
-        write_atomically(self.path, self.report.model_dump_json(by_alias=True, indent=1) + "\n")
+        write_atomically(self.path, compact_json(self.report.model_dump(mode="json", by_alias=True), depth=4))
 
 
 def machine(run: Run) -> list[str]:
@@ -259,8 +265,7 @@ def copies(run: Run) -> list[str]:
     for done, nbytes in enumerate(sizes):
         if run.late:
             return [f"copies of {size} bytes" for size in sizes[done:]]
-        rates = {name: nbytes / ms / 1e6 for name, ms in _copy_times(run, nbytes).items()}
-        run.report.copies.append(CopyRecord(nbytes=nbytes, gigabytes_a_second=rates))
+        run.report.copies.append(copy_record(nbytes, _copy_times(run, nbytes)))
         run.save()
     return []
 
@@ -318,7 +323,7 @@ def fingerprints(run: Run) -> list[str]:
                 record.same_bits = float(same_bits(subject(case), theirs).mean())
                 record.parting = parting(expected, dataclasses.replace(order, implementation=name))
             except Exception as error:  # of a library: any kind, and the others still count
-                record.failed = _first_line(error)
+                record.failed = first_line(error)
             run.report.fingerprints.append(record)
             run.save()
     return []
@@ -344,7 +349,7 @@ def times(run: Run, suite: str) -> list[str]:
             try:
                 record.rows.append(_times_of(run, suite, layer, known[layer], of_layer))
             except Exception as error:  # of a library or the card, out of memory for one: any kind
-                left_out.append(f"{layer}: {_first_line(error)}")
+                left_out.append(f"{layer}: {first_line(error)}")
             record.summaries = {name: summaries(record.rows, name) for name in OURS}
             run.save()
     return left_out
@@ -361,7 +366,7 @@ SECTIONS: dict[str, tuple[Callable[[Run], list[str]], float]] = {
 }
 
 
-def measure(run: Run) -> None:
+def run_sections(run: Run) -> None:
     """Every section in turn, whatever becomes of the one before it."""
     began, share = time.perf_counter(), 0.0
     for name, (section, part) in SECTIONS.items():
@@ -371,7 +376,7 @@ def measure(run: Run) -> None:
         try:
             left_out = section(run)
         except Exception as error:  # of a compiler, a library or the card: any kind
-            failed = _first_line(error)
+            failed = first_line(error)
         seconds = time.perf_counter() - start
         run.report.sections.append(SectionRecord(name=name, seconds=seconds, failed=failed, left_out=left_out))
         run.save()
@@ -393,10 +398,6 @@ def compiled(jobs: Mapping[Any, tuple[Callable[..., Any], *tuple[Any, ...]]]) ->
 
 def _words(x_shape: Sequence[int], kernel: Any, *options: Any) -> str:
     return f"x {tuple(x_shape)}, kernel {kernel}, " + ", ".join(map(str, options))
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 def _case(
@@ -450,7 +451,7 @@ def _judged(
             raise program
         results = [np.asarray(each) for each in program(*arrays)]
     except Exception as error:  # of a compiler or the card: any kind
-        yield CorrectnessRecord(**told, failed=_first_line(error))
+        yield CorrectnessRecord(**told, failed=first_line(error))
         return
     for (quantity, judge), result in zip(judges.items(), results):
         yield CorrectnessRecord(**told, quantity=quantity, **judge(result))
@@ -497,58 +498,12 @@ def _same_trees(order: AccumulationOrder, other: AccumulationOrder) -> bool:
     return all(min(a, b) >= 0 and order.trees[a] == other.trees[b] for a, b in pairs)
 
 
-@dataclasses.dataclass(frozen=True)
-class Enqueued:
-    """A way to compute: `call` takes the number of an input and enqueues, `wait` waits for what a call returned."""
-
-    call: Callable[[int], Any]
-    wait: Callable[[Any], Any]
-
-    def many(self, count: int) -> None:
-        for turn in range(count):
-            result = self.call(turn % INPUTS)
-        self.wait(result)
-
-
-def _timed(run: Run, ways: Mapping[str, Enqueued]) -> tuple[dict[str, list[float | None]], dict[str, float]]:
-    """Milliseconds of a call in each round, when as many are enqueued as fill it; and the seconds of each first call.
-
-    The ways take turns in every round, in an order shuffled anew.
-    """
-    rounds, milliseconds = QUICK_ROUNDS if run.quick else ROUNDS
-    counts, first = {}, {}
-    for name, way in ways.items():
-        start = time.perf_counter()
-        way.many(1)
-        first[name] = time.perf_counter() - start
-        way.many(INPUTS)
-        start = time.perf_counter()
-        way.many(INPUTS)
-        each = (time.perf_counter() - start) / INPUTS
-        counts[name] = max(1, min(1000, round(milliseconds / 1e3 / each)))
-    rounded = interleaved(
-        {name: [functools.partial(way.many, counts[name])] for name, way in ways.items()}, rounds, seed=0
-    )
-    per_call = {name: [None if ms is None else ms / counts[name] for ms in each] for name, each in rounded.items()}
-    return per_call, first
-
-
 def _copy_times(run: Run, nbytes: int) -> dict[str, float]:
     """Milliseconds of a copy that reads half of the bytes and writes the other half."""
-    count = nbytes // 8
-    program = jax.jit(lambda x: x + 1)  # the nearest to a copy that XLA does not leave out
-    sources = [jnp.full((count,), float(i)) for i in range(INPUTS)]
-    ways = {"jax": Enqueued(lambda turn: program(sources[turn]), jax.block_until_ready)}
+    ways = [jax_peers.copy_way(nbytes // 8, waits=False)]
     if run.torch_device is not None:
-        tensors = [torch.full((count,), float(i), device=run.torch_device) for i in range(INPUTS)]
-        target = torch.empty_like(tensors[0])
-        ways["torch"] = Enqueued(lambda turn: target.copy_(tensors[turn]), _torch_wait(run))
-    found, _ = _timed(run, ways)
-    return {name: quartiles([ms for ms in each if ms is not None]).median for name, each in found.items()}
-
-
-def _torch_wait(run: Run) -> Callable[[Any], None]:
-    return lambda _: torch.cuda.synchronize() if run.torch_device == "cuda" else None
+        ways.append(torch_peers.copy_way(nbytes // 8, run.torch_device))
+    return copy_milliseconds(ways, *run.rounds)
 
 
 def _whole(
@@ -605,66 +560,67 @@ def _times_of(
     run: Run, suite: str, layer: DepthwiseLayer, networks: tuple[str, ...], programs: Mapping[str, Any]
 ) -> TimesRecord:
     """A row: of every way the first and the last image and dw are checked, then all are timed."""
-    batch = run.report.batch
+    batch, (rounds, seed, fill) = run.report.batch, run.rounds
     inputs = [programs["inputs"](jnp.int32(turn)) for turn in range(INPUTS)]
-    makers: dict[str, Callable[[], Enqueued]] = {
-        name: functools.partial(_of_jax, program, inputs) for name, program in programs.items() if name != "inputs"
-    }
+    ways = [_way_of_jax(name, program, inputs, batch) for name, program in programs.items() if name != "inputs"]
     if run.torch_device is not None:
-        makers |= {name: functools.partial(_of_torch, run, suite, layer, *how) for name, how in OF_TORCH.items()}
-    ways, wrong, records = {}, {}, {}
-    expected = _expected(suite, layer, batch)
-    for name, make in makers.items():
-        try:
-            way = make()
-            wrong[name] = exactly(expected)(_ends(way.call(0), batch, channels_first=name in OF_TORCH))
-            ways[name] = way
-        except Exception as error:  # of a compiler, a library or the card: any kind
-            records[name] = WayRecord.without_times(name, failed=_first_line(error))
-    milliseconds, first = _timed(run, ways)
-    for name, each in milliseconds.items():
-        records[name] = WayRecord.of(name, each, first[name]).model_copy(update={"wrong": wrong[name]})
-    nbytes, flops = work(suite, layer, batch)
-    copy = min(run.report.copies, key=lambda copy: abs(math.log(copy.nbytes / nbytes)), default=None)
-    reached = {name: nbytes / way.median / 1e6 / copy.best for name, way in records.items() if copy and way.median}
+        ways += [_way_of_torch(name, run.torch_device, suite, layer, batch, *how) for name, how in OF_TORCH.items()]
+    each = _problem(suite, layer, networks, batch)
+    assert each.nbytes is not None
+    records = measure(each, ways, rounds, seed, fill=fill, time_wrong=True)
+    copy = min(run.report.copies, key=lambda copy: abs(math.log(copy.nbytes / each.nbytes)), default=None)
+    reached = {way.name: each.nbytes / way.median / 1e6 / copy.best for way in records if copy and way.median}
     return TimesRecord(
-        name=str(layer),
+        name=each.name,
         networks=networks,
         batch=batch,
-        nbytes=nbytes,
-        flops=flops,
-        ways=[records[name] for name in makers],
+        nbytes=each.nbytes,
+        flops=each.flops,
+        ways=records,
         copy_gigabytes_a_second=copy.best if copy else None,
         fraction_of_copy=reached,
     )
 
 
-def _of_jax(program: Any, inputs: Sequence[tuple[jax.Array, ...]]) -> Enqueued:
-    if isinstance(program, Exception):
-        raise program
-    return Enqueued(lambda turn: program(*inputs[turn]), jax.block_until_ready)
+def _problem(suite: str, layer: DepthwiseLayer, networks: tuple[str, ...], batch: int) -> Problem:
+    """A problem whose inputs are numbers of turns: each framework makes the arrays of a turn on the card."""
+    turns = [{"turn": np.array(turn)} for turn in range(INPUTS)]
+    nbytes, flops = work(suite, layer, batch)
+    checks = [Check(turns[0], exactly(_expected(suite, layer, batch)))]
+    return Problem(suite, str(layer), networks, layer, turns, lambda: checks, nbytes, flops)
 
 
-def _of_torch(run: Run, suite: str, layer: DepthwiseLayer, form: str, precision: str) -> Enqueued:
+def _way_of_jax(name: str, program: Any, inputs: Sequence[tuple[jax.Array, ...]], batch: int) -> Way:
+    def start(arrays: Arrays) -> Callable[[], Any]:
+        if isinstance(program, Exception):
+            raise program
+        given = inputs[int(arrays["turn"])]
+        return lambda: program(*given)
+
+    return Way(name, start, lambda results: _ends(results, batch, channels_first=False), jax.block_until_ready)
+
+
+def _way_of_torch(
+    name: str, device: str, suite: str, layer: DepthwiseLayer, batch: int, form: str, precision: str
+) -> Way:
     compute = torch_peers.convolution(layer)
-    start = torch_peers.with_gradients(compute) if suite == "gradients" else torch_peers.forward(compute)
-    calls = []
-    images = torch.arange(run.report.batch, dtype=torch.int32, device=run.torch_device)
-    for turn in range(INPUTS):
-        arrays = _whole(torch, suite, layer, run.report.batch, images, turn, device=run.torch_device)
-        placed = {
-            name: each.permute((3, 2, 0, 1) if name == "w" else (0, 3, 1, 2)).contiguous(
-                memory_format=torch_peers.FORMS[form]
-            )
-            for name, each in arrays.items()
-        }
-        calls.append(start(placed))
+    made = torch_peers.with_gradients(compute) if suite == "gradients" else torch_peers.forward(compute)
 
-    def call(turn: int) -> Any:
-        with _torch_setting(precision):
-            return calls[turn]()
+    def start(arrays: Arrays) -> Callable[[], Any]:
+        images = torch.arange(batch, dtype=torch.int32, device=device)
+        whole = _whole(torch, suite, layer, batch, images, int(arrays["turn"]), device=device)
+        run = made({name: torch_peers.in_form(name, each, form) for name, each in whole.items()})
 
-    return Enqueued(call, _torch_wait(run))
+        def call() -> Any:
+            with _torch_setting(precision):
+                return run()
+
+        return call
+
+    def fetch(results: Any) -> dict[str, np.ndarray]:
+        return _ends(results, batch, channels_first=True)
+
+    return Way(name, start, fetch, lambda _: torch_peers.synchronize(device))
 
 
 def _ends(results: Sequence[Any], batch: int, channels_first: bool) -> dict[str, np.ndarray]:
@@ -717,7 +673,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         without_torch=why_not,
     )
     run = Run(report, path, device)
-    measure(run)
+    run_sections(run)
     print(f"{dry_run or report.machine.get('device')}: wrote {path}", file=sys.stderr)
     return 1 if any(section.failed for section in report.sections) else 0
 

@@ -10,7 +10,6 @@ is a model of costs, and for hand-written kernels a count of their instructions.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from bridge.audit import PLATFORMS, AuditFinding, AuditSubject, platform
 from bridge.audit.compiling import AuditMethod, compile_methods
 from bridge.audit.findings import finding
 from bridge.audit.platforms import Platform
+from bridge.bench.schema import compact_json
 from bridge.bench.suites import DepthwiseLayer, layers_of
 from bridge.files import check_writable, write_atomically
 from jaxdw.choice import choose
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "dtype": "float32",
             "platforms": found,
         }
-        write_atomically(settings.out, json.dumps(whole, indent=1) + "\n")
+        write_atomically(settings.out, compact_json(whole, depth=3))
     return 0
 
 

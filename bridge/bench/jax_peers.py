@@ -14,7 +14,7 @@ from flax import nnx
 from jax import lax
 
 import jaxdw
-from bridge.bench.problems import EPSILON, INPUTS, RATE, Problem, Way
+from bridge.bench.problems import EPSILON, RATE, Problem, Way
 from bridge.bench.reference import Arrays
 from bridge.bench.suites import DepthwiseLayer
 from bridge.weights import to_flax, to_torch
@@ -259,11 +259,15 @@ def ways(problem: Problem, names: Sequence[str]) -> list[Way]:
     return [_WAYS[problem.suite][name](problem, name) for name in names if name in _WAYS[problem.suite]]
 
 
-def copy_call(elements: int) -> Callable[[int], None]:
-    """x + 1 for float32 x, from a source in turn: the nearest to a copy that XLA does not leave out."""
-    sources = [jnp.full((elements,), float(i)) for i in range(INPUTS)]
+def copy_way(elements: int, *, waits: bool = True) -> Way:
+    """Return x + 1 for float32 x: the nearest to a copy that XLA does not leave out."""
     program = jax.jit(lambda x: x + 1)
-    return lambda turn: program(sources[turn]).block_until_ready()
+
+    def start(arrays: Arrays) -> Callable[[], Any]:
+        source = jnp.full((elements,), arrays["value"])
+        return (lambda: program(source).block_until_ready()) if waits else (lambda: program(source))
+
+    return Way("jax", start, wait=jax.block_until_ready)
 
 
 _Makers = Mapping[str, Callable[[Problem, str], Way]]

@@ -37,14 +37,16 @@ class Way:
 
     Attributes:
       name: "jaxdw" or a peer's.
-      start: puts arrays where the framework wants them, and returns the call that computes and waits for the result.
-        The same program serves every start.
-      fetch: what a call returned, as NumPy arrays by name, channels last.
+      start: puts arrays where the framework wants them, and returns the call that computes. The same program serves
+        every start.
+      fetch: converts what a call returned to NumPy arrays by name, channels last.
+      wait: waits for what a call returned; needed only where the call itself does not wait.
     """
 
     name: str
     start: Callable[[Arrays], Callable[[], Any]]
-    fetch: Callable[[Any], dict[str, np.ndarray]]
+    fetch: Callable[[Any], dict[str, np.ndarray]] = lambda result: result
+    wait: Callable[[Any], Any] = lambda result: result
 
 
 @dataclasses.dataclass(frozen=True)

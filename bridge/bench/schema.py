@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 
@@ -65,8 +66,18 @@ class WayRecord(pydantic.BaseModel):
     failed: str = ""
 
     @classmethod
-    def of(cls, name: str, milliseconds: list[float | None], first_call_seconds: float) -> WayRecord:
-        low, median, high = quartiles([ms for ms in milliseconds if ms is not None])
+    def of(
+        cls,
+        name: str,
+        milliseconds: list[float | None],
+        first_call_seconds: float | None = None,
+        *,
+        wrong: str = "",
+        failed: str = "",
+    ) -> WayRecord:
+        """Return the record of these times, which may be none."""
+        timed = [ms for ms in milliseconds if ms is not None]
+        low, median, high = quartiles(timed) if timed else (None, None, None)
         return cls(
             name=name,
             milliseconds=milliseconds,
@@ -74,17 +85,6 @@ class WayRecord(pydantic.BaseModel):
             median=median,
             high=high,
             first_call_seconds=first_call_seconds,
-        )
-
-    @classmethod
-    def without_times(cls, name: str, *, wrong: str = "", failed: str = "") -> WayRecord:
-        return cls(
-            name=name,
-            milliseconds=[],
-            low=None,
-            median=None,
-            high=None,
-            first_call_seconds=None,
             wrong=wrong,
             failed=failed,
         )
@@ -241,7 +241,36 @@ class BenchReport(pydantic.BaseModel):
         ]
 
     def to_json(self) -> str:
-        return self.model_dump_json(by_alias=True, indent=1) + "\n"
+        return compact_json(self.model_dump(mode="json", by_alias=True), depth=4)
+
+
+def compact_json(value: Any, depth: int) -> str:
+    """Return JSON text whose containers have lines of their own down to `depth`; deeper ones are one line each.
+
+    >>> print(compact_json({"rows": [{"name": "a", "times": [1, 2]}] * 2}, depth=2), end="")
+    {
+     "rows": [
+      {"name": "a", "times": [1, 2]},
+      {"name": "a", "times": [1, 2]}
+     ]
+    }
+    """
+    return _json(value, depth, 0) + "\n"
+
+
+def _json(value: Any, depth: int, level: int) -> str:
+    if level >= depth or not isinstance(value, dict | list) or not value or (level > 1 and not _is_nested(value)):
+        return json.dumps(value, ensure_ascii=False)
+    parts = [_json(each, depth, level + 1) for each in (value.values() if isinstance(value, dict) else value)]
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(key, ensure_ascii=False)}: {part}" for key, part in zip(value, parts)]
+    indent = "\n" + " " * (level + 1)
+    first, last = "{}" if isinstance(value, dict) else "[]"
+    return f"{first}{indent}{f',{indent}'.join(parts)}{indent[:-1]}{last}"
+
+
+def _is_nested(value: dict[str, Any] | list[Any]) -> bool:
+    return any(isinstance(each, dict | list) for each in (value.values() if isinstance(value, dict) else value))
 
 
 def summaries(rows: Sequence[RowRecord], ours: str = OURS) -> list[SummaryRecord]:

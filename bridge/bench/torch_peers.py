@@ -14,7 +14,7 @@ import torch._dynamo
 import torch.nn.functional as F
 from torch import nn
 
-from bridge.bench.problems import EPSILON, INPUTS, RATE, Problem, Way
+from bridge.bench.problems import EPSILON, RATE, Problem, Way
 from bridge.bench.reference import Arrays
 from bridge.bench.suites import DepthwiseLayer
 from jaxdw.models.mobilenet import round_channels
@@ -46,11 +46,21 @@ def compile_problem() -> str:
     return ""
 
 
-def copy_call(elements: int) -> Callable[[int], None]:
-    """A copy of float32 into memory at hand, from a source in turn."""
-    sources = [torch.full((elements,), float(i)) for i in range(INPUTS)]
-    target = torch.zeros(elements)
-    return lambda turn: target.copy_(sources[turn])
+def copy_way(elements: int, device: str = "cpu") -> Way:
+    """Return a copy of float32 into memory at hand."""
+    target = torch.zeros(elements, device=device)
+
+    def start(arrays: Arrays) -> Callable[[], Any]:
+        source = torch.full((elements,), float(arrays["value"]), device=device)
+        return lambda: target.copy_(source)
+
+    return Way("torch", start, wait=lambda _: synchronize(device))
+
+
+def synchronize(device: str) -> None:
+    """Wait for everything that was enqueued on the device."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def convolution(layer: DepthwiseLayer) -> Compute:
@@ -131,15 +141,13 @@ def _fetched(suite: str, result: Sequence[torch.Tensor]) -> dict[str, np.ndarray
 
 def _placed(arrays: Arrays, form: str) -> dict[str, torch.Tensor]:
     """Images and weights in PyTorch's axes and a memory format; copies."""
-    axes = {"x": (0, 3, 1, 2), "dy": (0, 3, 1, 2), "images": (0, 3, 1, 2), "w": (3, 2, 0, 1)}
-    tensors = {}
-    for name, array in arrays.items():
-        if name in axes:
-            copied = np.array(array.transpose(axes[name]), order="C")
-            tensors[name] = torch.from_numpy(copied).contiguous(memory_format=FORMS[form])
-        else:
-            tensors[name] = torch.from_numpy(np.array(array))
-    return tensors
+    return {name: in_form(name, torch.from_numpy(np.array(array)), form) for name, array in arrays.items()}
+
+
+def in_form(name: str, tensor: torch.Tensor, form: str) -> torch.Tensor:
+    """Permute images (x, dy, images) and kernels (w) to PyTorch's axes, and lay them out in a memory format."""
+    axes = {"x": (0, 3, 1, 2), "dy": (0, 3, 1, 2), "images": (0, 3, 1, 2), "w": (3, 2, 0, 1)}.get(name)
+    return tensor if axes is None else tensor.permute(axes).contiguous(memory_format=FORMS[form])
 
 
 def _compiled(function: Any) -> Any:

@@ -157,7 +157,7 @@ def test_the_means_are_those_of_known_ratios():
 
 def test_a_wrong_result_is_told_and_drawn_around():
     rows = [row("7x7x4:3:1", jaxdw=1.0, torch=2.0)]
-    rows[0].ways.append(WayRecord.without_times("torch.channels_last", wrong="y is wrong in 1 of 9 elements"))
+    rows[0].ways.append(WayRecord.of("torch.channels_last", [], wrong="y is wrong in 1 of 9 elements"))
     settings = BenchSettings(suites=("layers",))
     info = dict.fromkeys(["processor", "cores", "logical processors used", "torch", "torch threads"], "x")
     info |= dict.fromkeys(["jax", "jax platform", "jaxdw"], "x")
