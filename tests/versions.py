@@ -31,7 +31,6 @@ TOOLS = (
     "pytest",
     "pytest-xdist",
     "hypothesis",
-    "optax",
     "safetensors",
     "ml_dtypes",
     "typer",
@@ -66,10 +65,11 @@ class Row:
 
 
 NEWEST = {"jax": "0.12.0.1", "flax": "0.12.12", "numpy": "2.5.5"}
+TORCH = {"torch": "2.15.0"}
 ROWS = {
     "oldest": Row("3.11", {"jax": "0.8.2", "flax": "0.12.4", "numpy": "2.0.2", "torch": "2.13.0"}),
     "between": Row("3.11", {"jax": "0.10.2", "flax": "0.12.8", "numpy": "2.4.6", "torch": "2.13.0"}),
-    "newest": Row("3.12", NEWEST),
+    "newest": Row("3.12", NEWEST | TORCH),
     "newest, Python 3.13": Row("3.13", NEWEST),
 }
 
@@ -95,6 +95,7 @@ def environment(name: str, row: Row) -> Path | None:
     """Return the Python of a row's environment, made anew where its pins have changed; None after one line of why."""
     folder = ENVIRONMENTS / re.sub(r"\W+", "-", name)
     pins = [*(f"{package}=={version}" for package, version in row.packages.items()), *map(_pinned, TOOLS)]
+    pins.append("optax")  # some releases of Flax need one of its versions alone
     python, ready = folder / "bin" / "python", folder / ".ready"
     if ready.exists() and ready.read_text().split() == pins:
         return python
@@ -106,18 +107,32 @@ def environment(name: str, row: Row) -> Path | None:
     subprocess.run([base, "-m", "venv", str(folder)], check=True)
     install = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", *pins]
     done = subprocess.run(install, capture_output=True, text=True, check=False)
+    if done.returncode and "torch" in row.packages:
+        packages = {package: version for package, version in row.packages.items() if package != "torch"}
+        print(f"{name}: without PyTorch {row.packages['torch']}: {_last_line(done)}", flush=True)
+        return environment(name, dataclasses.replace(row, packages=packages))
     if done.returncode:
-        why = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-        print(f"{name}: skipped, its packages cannot be installed: {why}", flush=True)
+        print(f"{name}: skipped, its packages cannot be installed: {_last_line(done)}", flush=True)
         return None
     ready.write_text(" ".join(pins))
     return python
+
+
+def _last_line(done: subprocess.CompletedProcess[str]) -> str:
+    return (done.stderr.strip().splitlines() or ["pip failed"])[-1]
 
 
 def _pinned(package: str) -> str:
     """Return the pin of constraints.txt, which any Python takes for these."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     return next(line for line in lines if line.partition("==")[0].strip() == package)
+
+
+def _installed(python: Path, package: str) -> str:
+    """Return the version of an installed package, empty where there is none."""
+    code = f"import importlib.metadata as m; print(m.version({package!r}))"
+    done = subprocess.run([str(python), "-P", "-c", code], capture_output=True, text=True, check=False)
+    return done.stdout.strip().partition("+")[0]
 
 
 def run(name: str, python: Path, *arguments: str) -> tuple[bool, str]:
@@ -153,16 +168,18 @@ def main() -> int:
     good = True
     for name in ["newest"] if options.sample else options.rows:
         row = ROWS[name]
+        if options.sample:
+            python = environment("sample", Row(row.python, NEWEST))
+            good &= python is None or run(name, python, *(f"tests/jaxdw/test_{test}" for test in SAMPLE))[0]
+            continue
         python = environment(name, row)
         if python is None:
             continue
-        if options.sample:
-            good &= run(name, python, *(f"tests/jaxdw/test_{test}" for test in SAMPLE))[0]
-            continue
         passed, words = run(name, python, "tests/jaxdw")
-        bridge_passed, bridge_words = run(name, python, "tests/bridge") if "torch" in row.packages else (True, "")
+        torch = _installed(python, "torch")
+        bridge_passed, bridge_words = run(name, python, "tests/bridge") if torch else (True, "")
         good &= passed and bridge_passed
-        versions = [row.packages.get(package, "") for package in ("jax", "flax", "numpy", "torch")]
+        versions = [*(row.packages[package] for package in ("jax", "flax", "numpy")), torch]
         day = datetime.date.today().isoformat()
         cells = [name, row.python, *versions, words, bridge_words, _processor(), day]
         write({name: f"| {' | '.join(cells)} |\n"})
