@@ -1,10 +1,10 @@
-"""The methods on an NVIDIA GPU: whether they are right, in which order and precision they add, and how fast they are.
+"""Check the methods on an NVIDIA GPU, reveal their accumulation orders and precisions, and time them.
 
 python benchmarks/gpu.py [--out FILE] [--budget SECONDS] [--batch IMAGES] [--quick]
 
-Writes one JSON file, and writes it again after every step, so that a run that is cut off keeps what it had. A section
-that fails says so in the file, and the next one runs. Without a GPU it is a dry run: tiny sizes on the CPU, whose times
-mean nothing, to see that the command works. docs/accelerators.md says what to make of the figures.
+The command writes one JSON file, and writes it again after every step: a run that is cut off keeps what it had. If a
+section fails, the file says so, and the next section runs. Without a GPU the command makes a dry run, to see that it
+works: tiny sizes on the CPU, whose times mean nothing. docs/accelerators.md explains the figures.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from bridge.report.schema import OrderRecord
 SCHEMA: Literal["jaxdw.gpu/1"] = "jaxdw.gpu/1"
 RESULTS = Path(__file__).parent / "results"
 
-#: (x, kernel, options): what the methods are checked on.
+#: (x, kernel, options): the methods are checked on these.
 GEOMETRIES: Sequence[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = (
     ((2, 14, 14, 33), (3, 3, 1, 33), {"padding": 1}),
     ((2, 28, 28, 64), (3, 3, 1, 64), {"strides": 2, "padding": 1}),
@@ -85,7 +85,7 @@ METHODS = (
     ("patches", "highest"),
 )
 
-#: (x, kernel side, stride, dtype): whose order of addition is revealed.
+#: (x, kernel side, stride, dtype): the accumulation orders of these convolutions are revealed.
 REVEALED = (
     ((2, 14, 14, 32), 3, 1, "float32"),
     ((2, 14, 14, 32), 3, 2, "float32"),
@@ -105,25 +105,30 @@ OF_JAX = (
     "patches[precision=highest]",
 )
 
-#: Ours, against which peers are measured.
+#: Methods of jaxdw that are timed against peers.
 OURS = ("pallas", "taps")
-#: PyTorch's ways: (memory format, precision of float32).
+#: PyTorch's peers: (memory format, precision of float32).
 OF_TORCH = {
     "torch": ("contiguous", "ieee"),
     "torch[tf32]": ("contiguous", "tf32"),
     "torch.channels_last": ("channels_last", "ieee"),
     "torch.channels_last[tf32]": ("channels_last", "tf32"),
 }
-#: Layers that are compiled together; rounds, and milliseconds of calls in each; the same of a quick run.
+#: Layers that are compiled together. Rounds, and milliseconds of calls in each round; the same for a quick run.
 CHUNK, ROUNDS, QUICK_ROUNDS = 8, (9, 8.0), (2, 1.0)
-#: Positions whose dy is not zero: 512 products of 4095 and 2 add up to less than 2^24.
+#: Positions whose dy is not zero: the sum of 512 products of 4095 and 2 is less than 2^24.
 POSITIONS = 512
-#: Bytes that the copies move, half of them read.
+#: Bytes that the copies move: one half is read, one half is written.
 COPIES = tuple(1 << power for power in range(22, 33))
 
 
 class SectionRecord(pydantic.BaseModel):
-    """One part of the run: why it failed, empty where it did not; what was left out, for want of time or as it says."""
+    """One section of the run.
+
+    Attributes:
+      failed: the reason for a failure; empty if there was none.
+      left_out: what was left out for lack of time, or for the reason that the entry gives.
+    """
 
     name: str
     seconds: float
@@ -136,9 +141,9 @@ class CorrectnessRecord(pydantic.BaseModel):
 
     Attributes:
       quantity: "y", "dx" or "dkernel".
-      misrounded: elements that are not the exact result rounded once.
-      bound_ratio: the greatest error over what float32 sums in any order, rounded once, may err; None if not finite.
-      within: the first arithmetic whose bound holds for every element; empty for none.
+      misrounded: the number of elements that are not the exact result rounded once.
+      bound_ratio: the greatest error over the bound of float32 sums in any order, rounded once; None if not finite.
+      within: the first arithmetic whose bound holds for every element; empty if no bound does.
     """
 
     geometry: str
@@ -153,12 +158,12 @@ class CorrectnessRecord(pydantic.BaseModel):
 
 
 class FingerprintRecord(pydantic.BaseModel):
-    """In which order and arithmetic something adds, and how that compares with oneDNN's on this machine's processor.
+    """The accumulation order and arithmetic of an implementation, compared with oneDNN on this machine's processor.
 
     Attributes:
-      same_order: whether every element has the tree that it has there.
-      same_bits: the share of elements, of normal random numbers, that have oneDNN's bits.
-      parting: where the two orders part, in words.
+      same_order: true if every element has the same tree as in oneDNN.
+      same_bits: the share of elements, for normal random numbers, that have oneDNN's bits.
+      parting: the first step at which the two orders diverge, in words.
     """
 
     geometry: str
@@ -171,13 +176,13 @@ class FingerprintRecord(pydantic.BaseModel):
 
 
 class TimesRecord(RowRecord):
-    """A row of `bridge.bench.schema`, its milliseconds those of one call of many that were enqueued together.
+    """A row of `bridge.bench.schema`. Its milliseconds are per call, of many calls that were enqueued together.
 
-    A way whose result is wrong has times all the same: one that rounds its inputs to TF32 is a peer, and is found out.
+    A way whose result is wrong is timed too: a peer that rounds its inputs to TF32 is a peer, and `wrong` says it.
 
     Attributes:
-      copy_gigabytes_a_second: 10^9 bytes a second of the copy that moves the most nearly as many bytes.
-      fraction_of_copy: of that bandwidth, what each way reaches, every operand counted once.
+      copy_gigabytes_a_second: 10^9 bytes per second of the copy whose size is nearest to this row's bytes.
+      fraction_of_copy: each way's bandwidth over the copy's, every operand counted once.
     """
 
     copy_gigabytes_a_second: float | None
@@ -185,7 +190,7 @@ class TimesRecord(RowRecord):
 
 
 class TimesSuiteRecord(pydantic.BaseModel):
-    """A suite; `summaries` has for each of ours the ratios of our times to the peers'."""
+    """A suite; `summaries` has, for each timed method of jaxdw, the ratios of its times to the peers' times."""
 
     suite: str
     rows: list[TimesRecord] = []
@@ -193,12 +198,12 @@ class TimesSuiteRecord(pydantic.BaseModel):
 
 
 class GpuReport(pydantic.BaseModel):
-    """A whole run, or what there was of it when it was cut off.
+    """A whole run, or the part of it that was done when it was cut off.
 
     Attributes:
-      dry_run: "dry run on cpu" where there was no GPU; empty where there was.
-      without_torch: why PyTorch did not compute on the GPU; empty where it did.
-      call_microseconds: what a call that computes next to nothing takes when many are enqueued: no way is below that.
+      dry_run: "dry run on cpu" if there was no GPU; else empty.
+      without_torch: the reason why PyTorch did not compute on the GPU; empty if it did.
+      call_microseconds: the time of a call that computes almost nothing, of many that are enqueued. No way is faster.
     """
 
     model_config = pydantic.ConfigDict(populate_by_name=True)
@@ -220,7 +225,13 @@ class GpuReport(pydantic.BaseModel):
 
 @dataclasses.dataclass
 class Run:
-    """A run under way: its report, where that is written, until when the section may take, and PyTorch's device."""
+    """A run in progress.
+
+    Attributes:
+      path: the file of the report.
+      torch_device: where PyTorch computes; None if it cannot.
+      until: when the current section must end, by `time.perf_counter`.
+    """
 
     report: GpuReport
     path: Path
@@ -246,7 +257,7 @@ class Run:
 
 
 def machine(run: Run) -> list[str]:
-    """The card, its driver, and versions."""
+    """Record the card, its driver, and versions."""
     run.report.machine = {"device": jax.devices()[0].device_kind} | environment()
     run.report.machine["torch cuda"] = str(torch.version.cuda)
     run.report.machine["torch cudnn"] = str(torch.backends.cudnn.version())
@@ -259,7 +270,7 @@ def machine(run: Run) -> list[str]:
 
 
 def copies(run: Run) -> list[str]:
-    """The bandwidth of copies by XLA and PyTorch, and what a call takes that copies next to nothing."""
+    """Time copies by XLA and PyTorch, and a call that copies almost nothing."""
     run.report.call_microseconds = {name: ms * 1e3 for name, ms in _copy_times(run, 8).items()}
     sizes = COPIES[:2] if run.quick else COPIES
     for done, nbytes in enumerate(sizes):
@@ -271,7 +282,7 @@ def copies(run: Run) -> list[str]:
 
 
 def correctness(run: Run) -> list[str]:
-    """Each method's y and gradients against the exact sums, with the bounds of `bridge.numerics`."""
+    """Hold each method's y and gradients to the exact sums, with the bounds of `bridge.numerics`."""
     geometries = QUICK if run.quick else GEOMETRIES
     dtypes = ("float32",) if run.quick else ("float32", "bfloat16", "float16")
     for done, (x_shape, kernel_shape, options) in enumerate(geometries):
@@ -302,7 +313,7 @@ def correctness(run: Run) -> list[str]:
 
 
 def fingerprints(run: Run) -> list[str]:
-    """Orders and precisions of everything that convolves on the card, beside oneDNN's on the processor."""
+    """Reveal the orders and precisions of every implementation on the card, and compare them with oneDNN's."""
     shapes = [((1, 5, 5, 4), 3, 1, "float32")] if run.quick else REVEALED
     for done, (x_shape, side, stride, dtype) in enumerate(shapes):
         if run.late:
@@ -322,7 +333,7 @@ def fingerprints(run: Run) -> list[str]:
                 record.same_order = _same_trees(order, expected)
                 record.same_bits = float(same_bits(subject(case), theirs).mean())
                 record.parting = parting(expected, dataclasses.replace(order, implementation=name))
-            except Exception as error:  # of a library: any kind, and the others still count
+            except Exception as error:  # a library raises any kind, and the others still count
                 record.failed = first_line(error)
             run.report.fingerprints.append(record)
             run.save()
@@ -330,11 +341,11 @@ def fingerprints(run: Run) -> list[str]:
 
 
 def times(run: Run, suite: str) -> list[str]:
-    """The layers of a suite: checked on whole numbers that TF32 cannot hold, then timed in turns."""
+    """Check the layers of a suite on whole numbers that TF32 cannot hold, then time them in turns."""
     record = TimesSuiteRecord(suite=suite)
     run.report.suites.append(record)
     known = {DepthwiseLayer.parse("6x5x4:3:1"): ("none",)} if run.quick else layers_of(suite)
-    layers = sorted(known, key=lambda layer: -work(suite, layer, 1)[0])  # the largest are not what is left out
+    layers = sorted(known, key=lambda layer: -work(suite, layer, 1)[0])  # so that the small layers are left out, if any
     left_out = []
     for start in range(0, len(layers), CHUNK):
         if run.late:
@@ -348,14 +359,14 @@ def times(run: Run, suite: str) -> list[str]:
             of_layer = {name: program for (of, name), program in programs.items() if of == layer}
             try:
                 record.rows.append(_times_of(run, suite, layer, known[layer], of_layer))
-            except Exception as error:  # of a library or the card, out of memory for one: any kind
+            except Exception as error:  # a library or the card raises any kind, such as out of memory
                 left_out.append(f"{layer}: {first_line(error)}")
             record.summaries = {name: summaries(record.rows, name) for name in OURS}
             run.save()
     return left_out
 
 
-#: Each section, and its share of the budget; what one does not need the next ones may have.
+#: Each section, and its share of the budget. The next sections may use what one leaves.
 SECTIONS: dict[str, tuple[Callable[[Run], list[str]], float]] = {
     "machine": (machine, 0.02),
     "copies": (copies, 0.05),
@@ -367,7 +378,7 @@ SECTIONS: dict[str, tuple[Callable[[Run], list[str]], float]] = {
 
 
 def run_sections(run: Run) -> None:
-    """Every section in turn, whatever becomes of the one before it."""
+    """Run every section in turn, also after a failure."""
     began, share = time.perf_counter(), 0.0
     for name, (section, part) in SECTIONS.items():
         share += part
@@ -375,7 +386,7 @@ def run_sections(run: Run) -> None:
         start, failed, left_out = time.perf_counter(), "", []
         try:
             left_out = section(run)
-        except Exception as error:  # of a compiler, a library or the card: any kind
+        except Exception as error:  # a compiler, a library or the card raises any kind
             failed = first_line(error)
         seconds = time.perf_counter() - start
         run.report.sections.append(SectionRecord(name=name, seconds=seconds, failed=failed, left_out=left_out))
@@ -384,12 +395,12 @@ def run_sections(run: Run) -> None:
 
 
 def compiled(jobs: Mapping[Any, tuple[Callable[..., Any], *tuple[Any, ...]]]) -> dict[Any, Any]:
-    """The program of each job (a function, and arrays or their shapes), or the error; as many at once as processors."""
+    """Compile each job (a function, and arrays or their shapes) on all processors; return the program or the error."""
 
     def program(job: tuple[Any, ...]) -> Any:
         try:
             return jax.jit(job[0]).lower(*job[1:]).compile()
-        except Exception as error:  # of the compiler: any kind
+        except Exception as error:  # the compiler raises any kind
             return error
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -403,7 +414,7 @@ def _words(x_shape: Sequence[int], kernel: Any, *options: Any) -> str:
 def _case(
     x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], options: Mapping[str, Any], dtype: np.dtype
 ) -> tuple[Case, np.ndarray]:
-    """A case of normal random numbers, and a dy."""
+    """Return a case of normal random numbers, and a dy."""
     rng = np.random.default_rng(0)
     x, kernel = (rng.standard_normal(shape).astype(dtype) for shape in (x_shape, kernel_shape))
     case = Case(x, kernel, **options)
@@ -417,7 +428,7 @@ def _with_gradients(options: Mapping[str, Any], method: str, precision: Any) -> 
 
 
 def _judge(total: ExactSum) -> Callable[[np.ndarray], dict[str, Any]]:
-    """What to say of a result that should be this sum."""
+    """Return a function that compares a result with the exact sum."""
     once = Arithmetic.of(total.value.dtype, flushes_subnormals=True)
     known = {"float32 sums, rounded once": once}
     if total.value.dtype == np.float32:
@@ -445,12 +456,12 @@ def _judge(total: ExactSum) -> Callable[[np.ndarray], dict[str, Any]]:
 def _judged(
     program: Any, arrays: Sequence[np.ndarray], judges: Mapping[str, Callable[..., Any]], told: Mapping[str, str]
 ) -> Iterator[CorrectnessRecord]:
-    """The record of y and of each gradient; one alone where the program could not be compiled, or failed."""
+    """Yield the record of y and of each gradient; or one record if the program could not be compiled, or failed."""
     try:
         if isinstance(program, Exception):
             raise program
         results = [np.asarray(each) for each in program(*arrays)]
-    except Exception as error:  # of a compiler or the card: any kind
+    except Exception as error:  # a compiler or the card raises any kind
         yield CorrectnessRecord(**told, failed=first_line(error))
         return
     for (quantity, judge), result in zip(judges.items(), results):
@@ -458,7 +469,7 @@ def _judged(
 
 
 def _subjects(run: Run) -> dict[str, Callable[[Case], np.ndarray]]:
-    """Everything whose order is revealed; of PyTorch its own kernel and cuDNN's, where it computes on the card."""
+    """Return every implementation to reveal; of PyTorch its own kernel and cuDNN's, if it computes on the card."""
     names = [f"jax.{name}" for name in (OF_JAX[:2] if run.quick else OF_JAX)]
     found: dict[str, Callable[[Case], np.ndarray]] = {name: implementation(name).run for name in names}
     if run.torch_device is None:
@@ -471,7 +482,7 @@ def _subjects(run: Run) -> dict[str, Callable[[Case], np.ndarray]]:
 
 
 def _torch_on(case: Case, *, device: str, form: str, precision: str, kernel: str) -> np.ndarray:
-    """`F.conv2d` of a case on a device, in a memory format; y channels last, as the case has it."""
+    """Run `F.conv2d` of a case on a device, in a memory format; return y channels last, as the case has it."""
     x = torch_.to_tensor(np.moveaxis(case.x, -1, 1))
     weight = torch_.to_tensor(np.moveaxis(case.kernel, (-1, -2), (0, 1)))
     x, weight = (each.to(device).contiguous(memory_format=torch_peers.FORMS[form]) for each in (x, weight))
@@ -482,7 +493,7 @@ def _torch_on(case: Case, *, device: str, form: str, precision: str, kernel: str
 
 @contextlib.contextmanager
 def _torch_setting(precision: str, kernel: str = "auto") -> Iterator[None]:
-    """What float32 may be rounded to in a convolution on the card, and whose depthwise kernel is taken."""
+    """Set the precision of float32 convolutions on the card, and choose the depthwise kernel."""
     of_all, of_convolutions = torch.backends.cudnn, torch.backends.cudnn.conv
     before = of_convolutions.fp32_precision, of_all.depthwise_kernel
     try:
@@ -493,13 +504,13 @@ def _torch_setting(precision: str, kernel: str = "auto") -> Iterator[None]:
 
 
 def _same_trees(order: AccumulationOrder, other: AccumulationOrder) -> bool:
-    """Whether every element has one tree in both."""
+    """Return true if every element has the same tree in both."""
     pairs = {(int(a), int(b)) for a, b in zip(order.labels.ravel(), other.labels.ravel())}
     return all(min(a, b) >= 0 and order.trees[a] == other.trees[b] for a, b in pairs)
 
 
 def _copy_times(run: Run, nbytes: int) -> dict[str, float]:
-    """Milliseconds of a copy that reads half of the bytes and writes the other half."""
+    """Return the milliseconds of a copy that reads half of the bytes and writes the other half."""
     ways = [jax_peers.copy_way(nbytes // 8, waits=False)]
     if run.torch_device is not None:
         ways.append(torch_peers.copy_way(nbytes // 8, run.torch_device))
@@ -509,11 +520,10 @@ def _copy_times(run: Run, nbytes: int) -> dict[str, float]:
 def _whole(
     xp: Any, suite: str, layer: DepthwiseLayer, batch: int, images: Any, turn: Any = 0, **where: Any
 ) -> dict[str, Any]:
-    """x, w and, of gradients, dy of some of the images: whole numbers whose sums float32 holds; x has a bit more than
-    TF32 holds.
+    """Return x, w and, for gradients, dy of some of the images, the same in NumPy, JAX and PyTorch.
 
-    The same in NumPy, JAX and PyTorch. dy is zero but at some positions of the first and the last image, since dw sums
-    over all of them.
+    They are whole numbers whose sums float32 holds. x has one bit more than TF32 holds. dy is zero except at some
+    positions of the first and the last image, since dw sums over all positions.
     """
     g = layer.geometry(batch)
 
@@ -529,19 +539,19 @@ def _whole(
         height, width = g.output_spatial
         every = -(-2 * height * width // POSITIONS)
         chosen = xp.arange(height * width, dtype=xp.int32, **where).reshape(1, height, width, 1) % every == 0
-        chosen = chosen & (images.reshape(-1, 1, 1, 1) % _apart(batch) == 0)
+        chosen = chosen & (images.reshape(-1, 1, 1, 1) % _last(batch) == 0)
         dy = numbers(images, g.output_shape, 5)
         arrays["dy"] = xp.where(chosen, dy, xp.zeros_like(dy))
     return arrays
 
 
-def _apart(batch: int) -> int:
-    """From the first image to the last."""
+def _last(batch: int) -> int:
+    """Return the index of the last image, at least 1: the step of a slice that takes the first and the last image."""
     return max(1, batch - 1)
 
 
 def _jobs(suite: str, layer: DepthwiseLayer, batch: int) -> dict[str, tuple[Any, ...]]:
-    """What JAX has to compile for a layer: ours and `lax`, and what makes the inputs of a turn."""
+    """Return what JAX has to compile for a layer: our methods, `lax`, and the function that makes the inputs."""
 
     def inputs(turn: jax.Array) -> tuple[jax.Array, ...]:
         return tuple(_whole(jnp, suite, layer, batch, jnp.arange(batch, dtype=jnp.int32), turn).values())
@@ -559,7 +569,7 @@ def _jobs(suite: str, layer: DepthwiseLayer, batch: int) -> dict[str, tuple[Any,
 def _times_of(
     run: Run, suite: str, layer: DepthwiseLayer, networks: tuple[str, ...], programs: Mapping[str, Any]
 ) -> TimesRecord:
-    """A row: of every way the first and the last image and dw are checked, then all are timed."""
+    """Check the first and the last image and dw of every way, then time all ways; return the row."""
     batch, (rounds, seed, fill) = run.report.batch, run.rounds
     inputs = [programs["inputs"](jnp.int32(turn)) for turn in range(INPUTS)]
     ways = [_way_of_jax(name, program, inputs, batch) for name, program in programs.items() if name != "inputs"]
@@ -583,7 +593,7 @@ def _times_of(
 
 
 def _problem(suite: str, layer: DepthwiseLayer, networks: tuple[str, ...], batch: int) -> Problem:
-    """A problem whose inputs are numbers of turns: each framework makes the arrays of a turn on the card."""
+    """Return a problem whose inputs are numbers of turns: each framework makes the arrays of a turn on the card."""
     turns = [{"turn": np.array(turn)} for turn in range(INPUTS)]
     nbytes, flops = work(suite, layer, batch)
     checks = [Check(turns[0], exactly(_expected(suite, layer, batch)))]
@@ -624,9 +634,9 @@ def _way_of_torch(
 
 
 def _ends(results: Sequence[Any], batch: int, channels_first: bool) -> dict[str, np.ndarray]:
-    """Of y and dx the first and the last image, and dw whole, channels last."""
+    """Return the first and the last image of y and dx, and the whole of dw, channels last."""
     named = zip(("y", "dx", "dw"), results, strict=False)
-    parts = {name: each if name == "dw" else each[:: _apart(batch)] for name, each in named}
+    parts = {name: each if name == "dw" else each[:: _last(batch)] for name, each in named}
     if not channels_first:
         return {name: np.asarray(part) for name, part in parts.items()}
     return {
@@ -636,8 +646,8 @@ def _ends(results: Sequence[Any], batch: int, channels_first: bool) -> dict[str,
 
 
 def _expected(suite: str, layer: DepthwiseLayer, batch: int) -> dict[str, np.ndarray]:
-    """What `_ends` must give, by NumPy; to dw the other images add nothing."""
-    arrays = _whole(np, suite, layer, batch, np.arange(0, batch, _apart(batch), np.int32))
+    """Return what `_ends` must return, by NumPy. The other images add nothing to dw."""
+    arrays = _whole(np, suite, layer, batch, np.arange(0, batch, _last(batch), np.int32))
     expected = {"y": convolve(arrays["x"], arrays["w"], layer)}
     if suite == "gradients":
         expected["dx"], expected["dw"] = gradients(arrays["x"], arrays["w"], arrays["dy"], layer)
@@ -686,7 +696,7 @@ def _default_path(dry_run: str) -> Path:
 
 
 def _torch_device(dry_run: str) -> tuple[str | None, str]:
-    """Where PyTorch computes, the processor in a dry run; or why it cannot compute on the card."""
+    """Return where PyTorch computes (the processor in a dry run), or the reason why it cannot use the card."""
     if dry_run:
         return "cpu", ""
     if torch.cuda.is_available():

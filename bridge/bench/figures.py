@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Quartiles(NamedTuple):
-    """Of some times, in their own unit: the quartiles; half of the times lie from `low` to `high`."""
+    """The quartiles of some times, in their own unit. Half of the times lie from `low` to `high`."""
 
     low: float
     median: float
@@ -17,7 +17,7 @@ class Quartiles(NamedTuple):
 
 
 def quartiles(times: Sequence[float]) -> Quartiles:
-    """Quartiles with linear interpolation, the least and the greatest time being the ends (Hyndman & Fan's type 7).
+    """Return the quartiles, with linear interpolation between the ordered times (Hyndman & Fan's type 7).
 
     >>> quartiles([4.0, 1.0, 2.0, 3.0, 5.0])
     Quartiles(low=2.0, median=3.0, high=4.0)
@@ -29,7 +29,7 @@ def quartiles(times: Sequence[float]) -> Quartiles:
 
 
 def geometric_mean(ratios: Sequence[float]) -> float:
-    """The mean of ratios: that of b / a is one over that of a / b.
+    """Return the mean of ratios. The mean of b / a is one over the mean of a / b.
 
     >>> geometric_mean([0.5, 2.0])
     1.0
@@ -38,7 +38,7 @@ def geometric_mean(ratios: Sequence[float]) -> float:
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """p of the law cost = c * size**p that fits best: the slope of the least-squares line through the logarithms.
+    """Return the p of the best fit cost = c * size**p: the slope of the least-squares line through the logarithms.
 
     >>> round(exponent([1, 10, 100], [3, 30, 300]), 6)
     1.0

@@ -1,4 +1,4 @@
-"""A whole run: every row of every suite, and the report."""
+"""Run all rows of all suites, and make the report."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from bridge.bench.suites import SUITES, DepthwiseLayer, select
 from bridge.environment import environment
 from jaxdw.methods import METHODS
 
-#: Goes through the rows of a suite, and shows how far it is.
+#: Iterates over the rows of a suite, and shows the progress.
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
 
-#: The peers of each suite: those that are measured where nothing else is asked for, and those that are known as well.
+#: The peers of each suite: the default ones, and the others that can be asked for.
 PEERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "layers": (
         ("torch", "torch.channels_last", "lax.grouped", "nnx.Conv"),
@@ -38,12 +38,12 @@ PEERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "models": (("torch", "torch.channels_last", "torch.compile"), ("lax.grouped",)),
 }
 
-#: What `tune` can compare the methods on.
+#: The suites that `tune` can compare the methods on.
 TUNED = ("layers", "gradients")
 
 
 def check(settings: BenchSettings) -> None:
-    """Raises ValueError where a suite, a filter or a peer is unknown or takes nothing, before anything is measured."""
+    """Raise ValueError if a suite or a peer is unknown, or if the filters select no row."""
     for suite in settings.suites:
         if suite not in SUITES:
             raise ValueError(f"`--suite` is {suite!r}, expected one of {', '.join(SUITES)} or all")
@@ -51,7 +51,7 @@ def check(settings: BenchSettings) -> None:
             raise ValueError(f"`--suite` is {suite!r} with `--tune`, expected one of {', '.join(TUNED)}")
     if not any(select(suite, settings.layers, settings.batch) for suite in settings.suites):
         raise ValueError(
-            f"`--layers` is {', '.join(settings.layers)!r}, which takes no row of {', '.join(settings.suites)}; "
+            f"`--layers` is {', '.join(settings.layers)!r}, which selects no row of {', '.join(settings.suites)}; "
             "expected a part of a row's or of a network's name, as 56x56 or MobileNetV2, or a whole layer as "
             "56x56x144:3:2"
         )
@@ -65,7 +65,7 @@ def check(settings: BenchSettings) -> None:
 
 
 def run(settings: BenchSettings, track: Track = lambda rows, _: rows) -> BenchReport:
-    """Measures what was asked for.
+    """Measure everything that the settings ask for.
 
     Raises:
       ValueError: settings that `check` refuses.
@@ -113,7 +113,7 @@ def _suite(suite: str, rows: Mapping[str, tuple[str, ...]], settings: BenchSetti
 
 
 def chosen_peers(suite: str, asked: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The peers of a suite that were asked for and can be had, and of the others why not."""
+    """Return the peers that were asked for and are available, and the reasons for those that are not."""
     default, more = PEERS[suite]
     if tuple(asked) == ("default",):
         names = default
@@ -141,14 +141,14 @@ def _methods(each: Problem) -> list[Way]:
 
 
 def _interpreted() -> dict[str, str]:
-    """Methods that are no program here, and why."""
+    """Return the methods that are not compiled here, and the reason."""
     if jax.default_backend() != "cpu":
         return {}
-    return {"pallas": "a CPU interprets its kernels operation by operation, so its time says nothing of them"}
+    return {"pallas": "a CPU interprets its kernels operation by operation, so its time says nothing about them"}
 
 
 def _circumstances() -> dict[str, str]:
-    """What bears on speed, beside the versions."""
+    """Return what affects speed, besides the versions."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "logical processors used": str(available),

@@ -1,4 +1,4 @@
-"""The cost model: how time and memory of jaxdw grow with batch, channels, size and kernel, measured."""
+"""The cost model: growth of jaxdw's time and memory with batch, channels, size and kernel, measured."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from bridge.bench.problems import problem
 from bridge.bench.schema import BenchSettings, PointRecord, ScaleRecord
 from bridge.bench.suites import SCALES, DepthwiseLayer
 
-#: Of each work the suite whose problems it is.
+#: The suite that has the problems of each kind of work.
 WORK = {"forward": "layers", "gradients": "gradients"}
 
-#: What a varied field counts: the side is squared, as is the kernel.
+#: The quantity that each varied field stands for: the side and the kernel are squared.
 _QUANTITIES = {"batch": "batch", "channels": "channels", "side": "positions", "kernel": "taps"}
 
 
 def scaling(
     base: DepthwiseLayer, settings: BenchSettings, track: Callable[[Sequence[Any], str], Iterable[Any]]
 ) -> list[ScaleRecord]:
-    """Each quantity over two decades, forward and with both gradients, the others as in the base.
+    """Vary each quantity over two decades, forward and with both gradients; the others are as in the base.
 
     Raises:
       RuntimeError: a result is wrong.
@@ -64,7 +64,7 @@ def _changed(field: str, value: int) -> dict[str, int]:
 
 
 def _exponent(points: Sequence[PointRecord], costs: Sequence[float]) -> float | None:
-    """Over the greater half of the decades; None where a cost there is zero."""
+    """Fit the exponent over the greater half of the decades; None if a cost there is zero."""
     middle = math.sqrt(points[0].value * points[-1].value)
     upper = [(point.value, cost) for point, cost in zip(points, costs) if point.value >= middle]
     if len(upper) < 2 or min(cost for _, cost in upper) <= 0:

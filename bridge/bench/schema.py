@@ -1,4 +1,4 @@
-"""What `jaxdw bench --json` writes."""
+"""The records that `jaxdw bench --json` writes."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from bridge.bench.figures import geometric_mean, quartiles
 #: Name and version of the schema. The version grows when a field is added, removed or changes its meaning.
 SCHEMA: Literal["jaxdw.bench/1"] = "jaxdw.bench/1"
 
-#: jaxdw's own way, and PyTorch's two eager ways, of which the best counts.
+#: The name of jaxdw's way, and those of PyTorch's two eager ways.
 OURS = "jaxdw"
 EAGER = ("torch", "torch.channels_last")
 
 
 class BenchSettings(pydantic.BaseModel):
-    """What was asked for.
+    """The settings of a run.
 
     Attributes:
-      suites: their names, in order; tune: whether jaxdw's methods are compared instead of peers.
-      batch: images at once; size: side of the images of "models".
-      rounds: in each of which every way runs once, slow ones fewer.
+      suites: their names, in order.
+      batch: images per call.
+      size: side of the images of "models".
+      rounds: in each round every way runs once; slow ways run in fewer rounds.
       layers: filters as for `bridge.bench.suites.select`.
-      peers: names, or "default" or "all" alone.
-      threads: logical processors that were used, or None for all.
-      alone: whether each way was timed as in a loop of its own.
+      peers: names, or only "default" or "all".
+      threads: logical processors to use, or None for all.
+      alone: time each way as in a loop of its own.
+      tune: compare jaxdw's methods instead of peers.
       seed: of data and order.
     """
 
@@ -49,11 +51,11 @@ class WayRecord(pydantic.BaseModel):
 
     Attributes:
       name: "jaxdw", a peer, or with `tune` a method of jaxdw.
-      milliseconds: of each round, None where the way sat out; empty where its result was wrong or it failed.
-      low, median, high: their quartiles, None where there are none.
-      first_call_seconds: of the first call, which compiles.
-      wrong: what was wrong with its result; empty where nothing was.
-      failed: why it could not run; empty where it could.
+      milliseconds: one per round, None for rounds without this way; empty if its result was wrong or it failed.
+      low, median, high: their quartiles, None if there are no times.
+      first_call_seconds: the time of the first call, which compiles.
+      wrong: the mistake in its result; empty if there is none.
+      failed: the reason why it could not run; empty if it could.
     """
 
     name: str
@@ -95,11 +97,11 @@ class RowRecord(pydantic.BaseModel):
 
     Attributes:
       name: height x width x channels : kernel : stride, or a row of "models".
-      networks: that have the layer.
-      nbytes: that any way must move at least, operands and results once each; None for whole models.
-      flops: two a product; None where other work is done too.
-      ways: jaxdw's first.
-      auto: with `tune`, the method that "auto" takes.
+      networks: the networks that have the layer.
+      nbytes: the least bytes that any way must move, operands and results once each; None for whole models.
+      flops: two per product; None if the work is more than sums of products.
+      ways: jaxdw's way is the first.
+      auto: with `tune`, the method that "auto" stands for.
     """
 
     name: str
@@ -111,7 +113,7 @@ class RowRecord(pydantic.BaseModel):
     auto: str | None = None
 
     def median(self, name: str) -> float | None:
-        """Milliseconds of a way, None where it was not timed."""
+        """Return the milliseconds of a way, None if it was not timed."""
         return next((way.median for way in self.ways if way.name == name), None)
 
     @property
@@ -120,17 +122,17 @@ class RowRecord(pydantic.BaseModel):
         return min((ms for ms in map(self.median, EAGER) if ms is not None), default=None)
 
     def ratio(self, peer: str, ours: str = OURS) -> float | None:
-        """Our median over the peer's, or over that of the best of PyTorch's eager ways for "best torch"."""
+        """Return our median over the peer's; "best torch" is the faster of PyTorch's eager ways."""
         own, theirs = self.median(ours), self.best_eager if peer == BEST else self.median(peer)
         return own / theirs if own is not None and theirs is not None else None
 
 
-#: What summaries call the faster of PyTorch's eager layouts, row by row.
+#: The name in summaries for the faster of PyTorch's eager layouts, row by row.
 BEST = "best torch"
 
 
 class SummaryRecord(pydantic.BaseModel):
-    """Our time over a peer's, over all rows where both were timed: below 1 ours is faster."""
+    """jaxdw's time over a peer's, over all rows where both were timed: below 1 jaxdw is faster."""
 
     peer: str
     rows: int
@@ -141,7 +143,7 @@ class SummaryRecord(pydantic.BaseModel):
 
 
 class SuiteRecord(pydantic.BaseModel):
-    """A suite; `skipped` has the peers that could not be had, and why."""
+    """A suite; `skipped` has the peers that were not available, and the reasons."""
 
     suite: str
     rows: list[RowRecord]
@@ -155,7 +157,7 @@ class SuiteRecord(pydantic.BaseModel):
 
 
 class CopyRecord(pydantic.BaseModel):
-    """Bandwidth of a copy that moves `nbytes`, half of them read and half written: 10^9 bytes a second, by whom."""
+    """Bandwidth of a copy that moves `nbytes`, half read and half written: 10^9 bytes per second, by framework."""
 
     nbytes: int
     gigabytes_a_second: dict[str, float]
@@ -190,14 +192,14 @@ class PointRecord(pydantic.BaseModel):
 
 
 class ScaleRecord(pydantic.BaseModel):
-    """How the cost of jaxdw grows with one quantity, the others as in the base.
+    """The growth of jaxdw's cost with one quantity. The others are as in the base.
 
     Attributes:
       quantity: "batch", "channels", "positions" or "taps".
       work: "forward" or "gradients" (forward and both gradients).
       points: from the smallest.
-      time_exponent: p where milliseconds go as value**p, over the greater half of the decades, where overhead is small.
-      memory_exponent: of temporary bytes; None where a program needs none.
+      time_exponent: the p of milliseconds ~ value**p, over the greater half of the decades, where overhead is small.
+      memory_exponent: the p of temporary bytes; None if a program needs none.
     """
 
     quantity: str
@@ -212,10 +214,11 @@ class BenchReport(pydantic.BaseModel):
 
     Attributes:
       environment: versions, processor, threads and flags.
-      settings: what was asked for.
-      copies: bandwidth of copies, in the same run; empty where no suite needs it.
+      settings: of the run.
+      copies: bandwidth of copies in the same run; empty if no suite needs it.
       suites: in order.
-      scaling: of the suite "scaling"; base: from which.
+      scaling: the results of the suite "scaling".
+      base: the layer that "scaling" started from.
     """
 
     model_config = pydantic.ConfigDict(populate_by_name=True)
@@ -231,7 +234,7 @@ class BenchReport(pydantic.BaseModel):
 
     @property
     def wrong(self) -> list[str]:
-        """Every way whose result was wrong, in words."""
+        """Every way whose result was wrong, with the mistake."""
         return [
             f"{suite.suite}, {row.name}: {way.name}: {way.wrong}"
             for suite in self.suites
@@ -274,7 +277,7 @@ def _is_nested(value: dict[str, Any] | list[Any]) -> bool:
 
 
 def summaries(rows: Sequence[RowRecord], ours: str = OURS) -> list[SummaryRecord]:
-    """Of every peer of `ours`, and of the best of PyTorch's eager ways."""
+    """Return a summary for every peer of `ours`, and for the faster of PyTorch's eager ways."""
     names = dict.fromkeys(way.name for row in rows for way in row.ways if way.name != ours)
     found = []
     for peer in (*names, *((BEST,) if all(name in names for name in EAGER) else ())):

@@ -37,13 +37,13 @@ def test_a_run_prints_and_writes_and_is_shown_again(tmp_path, monkeypatch, capfd
     "arguments, message",
     [
         (["--suite", "nothing"], "`--suite` is 'nothing'"),
-        (["--layers", "nothing"], "`--layers` is 'nothing', which takes no row of layers"),
+        (["--layers", "nothing"], "`--layers` is 'nothing', which selects no row of layers"),
         (["--peers", "nothing"], "`--peers` is 'nothing', expected default, all, or some of torch"),
         (["--threads", 10**6], f"`--threads` is 1000000, expected 1 to {len(os.sched_getaffinity(0))}"),
         (["--json", "missing/report.json"], "there is no folder missing"),
         (["--svg", "."], "is a folder, expected a file to write"),
         (["--json", "same", "--svg", "same"], "`--json` and `--svg` are both same, expected two files"),
-        (["--from-json", "README.md"], "expected what --json wrote"),
+        (["--from-json", "README.md"], "expected a report that --json wrote"),
         (["--from-json", "missing.json"], "missing.json"),
         (["--tune", "--suite", "blocks"], "`--suite` is 'blocks' with `--tune`"),
     ],
@@ -65,7 +65,7 @@ def test_nothing_less_than_one_is_taken(option):
 def test_a_json_file_of_something_else_is_told_by_its_first_fault(tmp_path):
     path = tmp_path / "other.json"
     path.write_text('{"schema": "jaxdw.parity/2"}')
-    with pytest.raises(ValueError, match="expected what --json wrote: schema"):
+    with pytest.raises(ValueError, match="expected a report that --json wrote: schema"):
         process.read_report(path)
 
 
