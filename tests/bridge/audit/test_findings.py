@@ -61,7 +61,7 @@ def read(name, gradient=False, **figures):
             "f32",
             [
                 "hand-written kernel %_run.1: what it rounds and keeps inside is not seen here, and the compiler's "
-                "estimate in seconds takes its author's word for what it costs",
+                "estimate in seconds uses the cost that its author declared",
                 WASTE,
             ],
         ),
@@ -251,7 +251,7 @@ def test_a_transposition_before_the_sum_is_a_copy(on_this_cpu):
         ("windows_in_memory", "multiplies 9 times as often as needed"),
         ("windows_in_memory", "temporaries take"),
         ("windows_in_memory", "copies that compute nothing"),
-        ("row_by_row", "a loop of 16 rounds runs"),
+        ("row_by_row", "a loop of 16 rounds starts"),
     ],
 )
 def test_a_planted_hazard_is_found(on_this_cpu, name, hazard):
