@@ -16,8 +16,8 @@ _ONE_BY_ONE = ("fusion", "call", "async-start")
 class Flow:
     """The arguments that each instruction depends on.
 
-    A tuple depends on everything that its parts depend on, and so does a loop or a branch. Their result may have too many
-    arguments, and never too few.
+    A tuple depends on everything that its parts depend on, and so does a loop or a branch. Their result may have too
+    many arguments, and never too few.
 
     >>> body = ["  %x = f32[2] parameter(0)", "  %k = f32[2] parameter(1)", "  ROOT %n = f32[2] negate(%k)"]
     >>> module = Module.parse("\\n".join(["ENTRY %f {", *body, "}"]))

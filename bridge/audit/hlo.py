@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import re
@@ -33,6 +34,8 @@ _HEADER = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) (\(.*\) -> .*)?\{
 _INSTRUCTION = re.compile(r"^\s+(?P<root>ROOT )?%?(?P<name>[\w.\-]+) = (?P<rest>.*)$")
 _SHAPE = re.compile(r"(?P<dtype>[a-z]\w*)\[(?P<sizes>[\d,<=]*)\](\{(?P<layout>[^{}]*)\})?")
 _NAME = re.compile(r"%?(?P<name>[\w.\-]+)$")
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"?|[(){}\[\],]')
+_DEPTH = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
 _INDEX_COMMENT = re.compile(r"/\*index=\d+\*/")
 
 
@@ -240,7 +243,7 @@ def _instruction(line: str, computation: str) -> Instruction | None:
     if match is None:
         return None
     rest = match["rest"]
-    end = _closing(rest, 0) if rest.startswith("(") else _first_space(rest)
+    end = _closing(rest, 0) if rest.startswith("(") else len(rest.partition(" ")[0])  # a layout has no spaces
     shapes = tuple(Shape.parse(found[0]) for found in _SHAPE.finditer(rest[:end]))
     opcode = re.match(r"\s*([a-z][\w\-]*)\(", rest[end:])
     if opcode is None:
@@ -264,54 +267,25 @@ def _operand(text: str) -> str:
     return match["name"] if match else text
 
 
-def _first_space(text: str) -> int:
-    """Return the position at which a shape ends; a layout has no spaces."""
-    found = text.find(" ")
-    return len(text) if found < 0 else found
-
-
 def _closing(text: str, start: int) -> int:
     """Return the position after the bracket that closes the one at `start`; quoted text does not count."""
-    depth, quoted, position = 0, False, start
-    while position < len(text):
-        character = text[position]
-        if quoted:
-            position += character == "\\"
-            quoted = character != '"'
-        elif character == '"':
-            quoted = True
-        elif character in "([{":
-            depth += 1
-        elif character in ")]}":
-            depth -= 1
-            if depth == 0:
-                return position + 1
-        position += 1
+    depth = 0
+    for token in _TOKEN.finditer(text, start):
+        depth += _DEPTH.get(token[0], 0)
+        if depth == 0:
+            return token.end()
     return len(text)
 
 
 def _split(text: str) -> list[str]:
     """Split at the commas outside of brackets and quotes."""
-    parts, start, position = [], 0, 0
-    while position < len(text):
-        character = text[position]
-        if character in "([{":
-            position = _closing(text, position)
-            continue
-        if character == '"':
-            position = _quote_end(text, position)
-            continue
-        if character == ",":
-            parts.append(text[start:position].strip())
-            start = position + 1
-        position += 1
-    parts.append(text[start:].strip())
+    cuts, depth = [-1], 0
+    for token in _TOKEN.finditer(text):
+        depth += _DEPTH.get(token[0], 0)
+        if token[0] == "," and depth == 0:
+            cuts.append(token.start())
+    parts = (text[start + 1 : stop].strip() for start, stop in itertools.pairwise([*cuts, len(text)]))
     return [part for part in parts if part]
-
-
-def _quote_end(text: str, start: int) -> int:
-    match = re.compile(r'"(?:[^"\\]|\\.)*"?').match(text, start)
-    return match.end() if match else len(text)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
