@@ -9,19 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import tpu
 from bridge.bench.suites import layers_of
 
 ROOT = Path(__file__).parents[2]
-
-
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "tpu.py", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-    )
 
 
 @pytest.mark.skipif(
@@ -30,9 +21,12 @@ def run(*arguments):
 def test_auto_keeps_float32_and_copies_little(tmp_path, seed):
     layers = random.Random(seed).sample(list(map(str, layers_of("layers"))), 2)
     names = [part for layer in layers for part in ("--layer", layer)]
-    done = run("--platform", "tpu:v5e", *names, "--out", str(tmp_path / "tpu.json"))
+    path = tmp_path / "tpu.json"
+    command = [sys.executable, ROOT / "benchmarks" / "tpu.py", "--platform", "tpu:v5e", *names, "--out", path]
+    variables = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
     assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "tpu.json").read_text())["platforms"]["tpu:v5e"]
+    rows = json.loads(path.read_text())["platforms"]["tpu:v5e"]
     assert list(rows) == layers
     for row in rows.values():
         auto = row["auto"]
@@ -40,8 +34,11 @@ def test_auto_keeps_float32_and_copies_little(tmp_path, seed):
         assert row["patches"]["optimal_seconds"] > auto["optimal_seconds"] and auto["estimated_cycles"] > 0
 
 
-def test_what_cannot_be_is_refused():
-    done = run("--platform", "tpu:v99")
-    assert done.returncode == 2 and "tpu:v6e" in done.stderr
-    done = run("--layer", "56x56")
-    assert done.returncode == 2 and "`--layer` is '56x56', expected height" in done.stderr
+@pytest.mark.parametrize(
+    "arguments, message",
+    [(["--platform", "tpu:v99"], "tpu:v6e"), (["--layer", "56x56"], "`--layer` is '56x56', expected height")],
+)
+def test_unusable_arguments_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        tpu.parsed(arguments)
+    assert end.value.code == 2 and message in capsys.readouterr().err
