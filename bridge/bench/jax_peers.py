@@ -168,7 +168,7 @@ def auto_method(problem: Problem) -> str:
 
 def way_and_memory(problem: Problem) -> tuple[Way, dict[str, int]]:
     """Return jaxdw's way for a problem of "layers" or "gradients", and the bytes that its program needs."""
-    program = _program(problem, convolution).lower(**_shapes(problem)).compile()
+    program = _program(problem, convolution).lower(**problem.inputs[0]).compile()
     memory = program.memory_analysis()
     needed = {
         "temporary_bytes": memory.temp_size_in_bytes,
@@ -182,10 +182,6 @@ def _program(problem: Problem, make: Callable[[DepthwiseLayer], Callable[..., An
     assert problem.layer is not None
     compute = make(problem.layer)
     return jax.jit(with_gradients(compute) if problem.suite == "gradients" else compute)
-
-
-def _shapes(problem: Problem) -> dict[str, jax.ShapeDtypeStruct]:
-    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in problem.inputs[0].items()}
 
 
 def _results(problem: Problem) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from bridge.bench import jax_peers, torch_peers
 from bridge.bench.copies import copy_bandwidth
 from bridge.bench.measure import measure
 from bridge.bench.models import model_problem
-from bridge.bench.problems import Problem, Way, problem
+from bridge.bench.problems import problem
 from bridge.bench.scaling import scaling
 from bridge.bench.schema import OURS, BenchReport, BenchSettings, RowRecord, SuiteRecord
 from bridge.bench.suites import SUITES, DepthwiseLayer, select
@@ -96,8 +96,14 @@ def _suite(suite: str, rows: Mapping[str, tuple[str, ...]], settings: BenchSetti
     peers, skipped = ((), _interpreted()) if settings.tune else chosen_peers(suite, settings.peers)
     records = []
     for name in track(list(rows), suite):
-        each = _problem(suite, name, rows[name], settings)
-        ways = _methods(each) if settings.tune else _ways(each, peers)
+        if suite == "models":
+            each = model_problem(name, settings.size, settings.seed)
+        else:
+            each = problem(suite, name, rows[name], settings.batch, settings.seed)
+        if settings.tune:
+            ways = [jax_peers.method_way(each, method) for method in METHODS if method not in skipped]
+        else:
+            ways = jax_peers.ways(each, [OURS]) + torch_peers.ways(each, peers) + jax_peers.ways(each, peers)
         records.append(
             RowRecord(
                 name=name,
@@ -115,29 +121,12 @@ def _suite(suite: str, rows: Mapping[str, tuple[str, ...]], settings: BenchSetti
 def chosen_peers(suite: str, asked: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
     """Return the peers that were asked for and are available, and the reasons for those that are not."""
     default, more = PEERS[suite]
-    if tuple(asked) == ("default",):
-        names = default
-    elif tuple(asked) == ("all",):
-        names = (*default, *more)
-    else:
-        names = tuple(name for name in (*default, *more) if name in asked)
+    known = (*default, *more)
+    groups: dict[tuple[str, ...], tuple[str, ...]] = {("default",): default, ("all",): known}
+    names = groups.get(tuple(asked)) or tuple(name for name in known if name in asked)
     if "torch.compile" in names and (reason := torch_peers.compile_problem()):
         return tuple(name for name in names if name != "torch.compile"), {"torch.compile": reason}
     return names, {}
-
-
-def _problem(suite: str, name: str, networks: tuple[str, ...], settings: BenchSettings) -> Problem:
-    if suite == "models":
-        return model_problem(name, settings.size, settings.seed)
-    return problem(suite, name, networks, settings.batch, settings.seed)
-
-
-def _ways(each: Problem, peers: Sequence[str]) -> list[Way]:
-    return jax_peers.ways(each, [OURS]) + torch_peers.ways(each, peers) + jax_peers.ways(each, peers)
-
-
-def _methods(each: Problem) -> list[Way]:
-    return [jax_peers.method_way(each, method) for method in METHODS if method not in _interpreted()]
 
 
 def _interpreted() -> dict[str, str]:

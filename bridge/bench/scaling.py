@@ -38,7 +38,8 @@ def _scale(base: DepthwiseLayer, field: str, work: str, settings: BenchSettings)
     calls: dict[str, Sequence[Callable[[], Any]]] = {}
     for value in SCALES[field]:
         batch = value if field == "batch" else settings.batch
-        layer = base if field == "batch" else dataclasses.replace(base, **_changed(field, value))
+        changed = {"batch": {}, "side": {"height": value, "width": value}}.get(field, {field: value})
+        layer = dataclasses.replace(base, **changed)
         each = problem(WORK[work], str(layer), (), batch, settings.seed)
         way, memory = jax_peers.way_and_memory(each)
         for check in each.checks():
@@ -57,10 +58,6 @@ def _scale(base: DepthwiseLayer, field: str, work: str, settings: BenchSettings)
         time_exponent=_exponent(found, [point.median for point in found]),
         memory_exponent=_exponent(found, [point.temporary_bytes for point in found]),
     )
-
-
-def _changed(field: str, value: int) -> dict[str, int]:
-    return {"height": value, "width": value} if field == "side" else {field: value}
 
 
 def _exponent(points: Sequence[PointRecord], costs: Sequence[float]) -> float | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import rich.box
 from rich.console import Console
 from rich.markup import escape
@@ -117,12 +119,7 @@ def size(number: float | None) -> str:
     >>> size(28906560.0), size(0), size(None)
     ('28.9 MB', '0 B', '')
     """
-    if number is None:
-        return ""
-    return next(
-        (f"{number / unit:.3g} {name}" for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if number >= unit),
-        f"{number:g} B",
-    )
+    return _in_units(number, {"GB": 1e9, "MB": 1e6, "kB": 1e3, "B": 0})
 
 
 def count(number: float | None) -> str:
@@ -131,11 +128,7 @@ def count(number: float | None) -> str:
     >>> count(3655860), count(990), count(None)
     ('3.66 M', '990', '')
     """
-    if number is None:
-        return ""
-    return next(
-        (f"{number / unit:.3g} {name}" for unit, name in ((1e6, "M"), (1e3, "k")) if number >= unit), f"{number:g}"
-    )
+    return _in_units(number, {"M": 1e6, "k": 1e3, "": 0})
 
 
 def seconds(number: float | None) -> str:
@@ -144,9 +137,15 @@ def seconds(number: float | None) -> str:
     >>> seconds(6.97e-05), seconds(0.0015), seconds(None)
     ('69.7 us', '1.5 ms', '')
     """
+    return _in_units(None if number is None else number * 1e6, {"ms": 1e3, "us": 0})
+
+
+def _in_units(number: float | None, units: Mapping[str, float]) -> str:
+    """Return a number in its largest unit, with three digits; the last unit is 1."""
     if number is None:
         return ""
-    return f"{number * 1e3:.3g} ms" if number >= 1e-3 else f"{number * 1e6:.3g} us"
+    name, unit = next((name, unit) for name, unit in units.items() if number >= unit)
+    return f"{number / (unit or 1):.3g} {name}".strip()
 
 
 def _table(report: AuditReport) -> Table:
