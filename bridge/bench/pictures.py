@@ -6,9 +6,10 @@ This file computes coordinates, in units of about a pixel.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Sequence
+
+import numpy as np
 
 from bridge.bench.schema import EAGER, OURS, BenchReport, CopyRecord, RowRecord, ScaleRecord, SuiteRecord
 from bridge.report.html import template
@@ -106,18 +107,15 @@ def to_svg(report: BenchReport) -> str:
         top = max(panel.y + panel.height for panel in small) + 60
     if not panels:
         raise ValueError("`--svg` has nothing to draw: `--tune` has no picture, nor has a run without times")
+    names = [suite.suite for suite in report.suites] + ["scaling"] * bool(report.scaling)
     info = report.environment
     foot = (
         f"{info['processor']}, {info['logical processors used']} logical processors, float32, torch {info['torch']}, "
         f"jax {info['jax']}, jaxdw {info['jaxdw']}"
     )
     return template("bench.svg.jinja").render(
-        panels=panels, width=_WIDTH, height=top + 6, foot=foot, title=f"jaxdw bench: {', '.join(_names(report))}"
+        panels=panels, width=_WIDTH, height=top + 6, foot=foot, title=f"jaxdw bench: {', '.join(names)}"
     )
-
-
-def _names(report: BenchReport) -> list[str]:
-    return [suite.suite for suite in report.suites] + ["scaling"] * bool(report.scaling)
 
 
 def _roofline(suite: SuiteRecord, copies: Sequence[CopyRecord], top: float) -> Panel | None:
@@ -181,16 +179,9 @@ def _clipped(roof: Sequence[tuple[float, float]], low: float, high: float) -> li
     """Return the part of a line through logarithmic points between low and high; it is level beyond its ends."""
     if not roof:
         return []
-
-    def at(value: float) -> float:
-        if value <= roof[0][0]:
-            return roof[0][1]
-        for (b0, g0), (b1, g1) in itertools.pairwise(roof):
-            if value <= b1:
-                return g0 * (g1 / g0) ** (math.log(value / b0) / math.log(b1 / b0))
-        return roof[-1][1]
-
-    return [(low, at(low)), *((b, g) for b, g in roof if low < b < high), (high, at(high))]
+    nbytes, rates = (np.log(each) for each in zip(*roof))
+    first, last = (float(np.exp(np.interp(math.log(end), nbytes, rates))) for end in (low, high))
+    return [(low, first), *((b, g) for b, g in roof if low < b < high), (high, last)]
 
 
 def _pairs(marks: Sequence[Mark]) -> list[Line]:

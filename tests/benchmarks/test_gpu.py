@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py, run dry on the CPU. No test here needs a GPU, and no time is held to anything."""
+"""benchmarks/gpu.py as a dry run on the CPU. No test needs a GPU, and no test checks a time."""
 
 import json
 import math
@@ -88,7 +88,7 @@ def test_a_run_that_is_cut_off_keeps_its_sections(tmp_path, monkeypatch):
         ("--batch", 0, "expected 1 or more"),
     ],
 )
-def test_bad_input_is_told_before_the_work(option, value, message, monkeypatch, capsys):
+def test_bad_input_is_reported_before_the_work(option, value, message, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "SECTIONS", {"never": (lambda _: pytest.fail("it worked first"), 1.0)})
     with pytest.raises(SystemExit) as end:
         gpu.main([option, str(value)])
@@ -109,7 +109,7 @@ def test_a_program_that_does_not_compile_costs_its_own_way_alone():
 
 
 @pytest.mark.parametrize("of", ["float32", "bfloat16", "float16"])
-def test_inputs_that_were_rounded_are_told_from_sums_that_were(of):
+def test_rounded_inputs_are_distinguished_from_rounded_sums(of):
     """A result is judged by the first arithmetic that explains it, and a wrong one by none."""
     dtype = DTYPES[of]
     case, _ = gpu._case((1, 8, 8, 64), (3, 3, 1, 64), {"padding": 1}, dtype)

@@ -195,7 +195,7 @@ def test_a_function_of_the_current_folder_without_torch(tmp_path):
     assert done.returncode == 0 and "own:f fused loop" in done.stdout, done.stderr
 
 
-def test_a_tpu_that_is_not_here(tmp_path):
+def test_a_tpu_that_is_not_present(tmp_path):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed: pip install 'jaxdw[tpu]'")
     (tmp_path / "own.py").write_text(OWN)

@@ -1,4 +1,4 @@
-"""What the audit says of programs: of real ones for a TPU and a GPU, kept as text, and of planted hazards on this CPU.
+"""Findings of the audit: on real programs for a TPU and a GPU, kept as text, and on planted hazards on this CPU.
 
 `data/` holds the compilers' text for input (8, 56, 56, 144), kernel 3x3, padding 1, float32, made by libtpu 0.0.42.1
 for a v5e and by jaxlib 0.10.2 with jax-cuda13-plugin for an H100; without places in source files, shardings, and the
@@ -98,7 +98,7 @@ def test_a_real_program_is_described(name, form, narrowest, hazards):
     assert (found.form, found.narrowest, list(found.hazards)) == (form, narrowest, hazards)
 
 
-def test_what_is_certain_and_what_is_left_to_the_hardware_is_told_apart():
+def test_certain_roundings_are_distinguished_from_those_that_hardware_decides():
     by_argument = {each.arguments: each for each in read("v5e_grouped").roundings}
     assert by_argument[("x",)].certain and not by_argument[("kernel",)].certain
     assert not any(each.certain for each in read("h100_grouped").roundings)

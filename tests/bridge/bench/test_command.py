@@ -1,4 +1,4 @@
-"""`jaxdw bench` as it is typed."""
+"""`jaxdw bench` on the command line."""
 
 import os
 import xml.etree.ElementTree
@@ -48,7 +48,7 @@ def test_a_run_prints_and_writes_and_is_shown_again(tmp_path, monkeypatch, capfd
         (["--tune", "--suite", "blocks"], "`--suite` is 'blocks' with `--tune`"),
     ],
 )
-def test_bad_input_is_told_before_the_work(arguments, message, monkeypatch, capsys):
+def test_bad_input_is_reported_before_the_work(arguments, message, monkeypatch, capsys):
     monkeypatch.setattr(process, "measured", lambda _: pytest.fail("it worked first"))
     monkeypatch.setattr("sys.argv", ["jaxdw", "bench", *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
@@ -62,7 +62,7 @@ def test_nothing_less_than_one_is_taken(option):
     assert jaxdw("bench", option, 0).exit_code == 2
 
 
-def test_a_json_file_of_something_else_is_told_by_its_first_fault(tmp_path):
+def test_a_json_file_of_something_else_is_refused_with_its_first_fault(tmp_path):
     path = tmp_path / "other.json"
     path.write_text('{"schema": "jaxdw.parity/2"}')
     with pytest.raises(ValueError, match="expected a report that --json wrote: schema"):

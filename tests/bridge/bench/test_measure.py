@@ -86,6 +86,19 @@ def test_alone_a_way_runs_on_the_other_inputs_before_it_is_timed(monkeypatch, la
     ] * 2
 
 
+def test_a_filled_round_enqueues_calls_and_waits_once(layers):
+    log = []
+    way = numpy_way("torch", log=log)
+    way = Way(way.name, way.start, way.fetch, wait=lambda result: log.append("wait"))
+    (record,) = measure.measure(layers, [way], 2, 0, fill=20.0)
+    *_, before, last = [index for index, each in enumerate(log) if each == "wait"]
+    count = last - before - 1
+    assert count > 3 and last == len(log) - 1
+    firsts = [arrays["x"].flat[0] for arrays in layers.inputs]
+    assert [first for _, first in log[before + 1 : last]] == [firsts[k % 3] for k in range(count)]
+    assert len(record.milliseconds) == 2 and 0 < record.median < 20.0  # of one call
+
+
 @pytest.mark.parametrize(
     "name, seconds, rounds, expected",
     [
@@ -101,7 +114,7 @@ def test_slow_ways_run_in_fewer_rounds(name, seconds, rounds, expected):
     assert measure._turns(name, seconds, rounds) == expected
 
 
-def test_rounds_that_a_way_sits_out_are_spread(monkeypatch, layers):
+def test_rounds_without_a_slow_way_are_evenly_distributed(monkeypatch, layers):
     monkeypatch.setattr(measure, "_turns", lambda name, *_: 3 if name == "slow" else 9)
     slow, fast = measure.measure(layers, [numpy_way("slow"), numpy_way("fast")], 9, 0)
     assert [ms is not None for ms in slow.milliseconds] == [False, False, True] * 3
