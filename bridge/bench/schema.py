@@ -1,4 +1,7 @@
-"""The records that `jaxdw bench --json` writes."""
+"""The records that `jaxdw bench --json` writes.
+
+docs/speed.md explains every field, and a test holds it to this file.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +22,7 @@ EAGER = ("torch", "torch.channels_last")
 
 
 class BenchSettings(pydantic.BaseModel):
-    """The settings of a run.
-
-    Attributes:
-      suites: their names, in order.
-      batch: images per call.
-      size: side of the images of "models".
-      rounds: in each round every way runs once; slow ways run in fewer rounds.
-      layers: filters as for `bridge.bench.suites.select`.
-      peers: names, or only "default" or "all".
-      threads: logical processors to use, or None for all.
-      alone: time each way as in a loop of its own.
-      tune: compare jaxdw's methods instead of peers.
-      seed: of data and order.
-    """
+    """The settings of a run."""
 
     suites: tuple[str, ...]
     batch: int = pydantic.Field(default=8, ge=1)
@@ -47,16 +37,7 @@ class BenchSettings(pydantic.BaseModel):
 
 
 class WayRecord(pydantic.BaseModel):
-    """One way to compute a row.
-
-    Attributes:
-      name: "jaxdw", a peer, or with `tune` a method of jaxdw.
-      milliseconds: one per round, None for rounds without this way; empty if its result was wrong or it failed.
-      low, median, high: their quartiles, None if there are no times.
-      first_call_seconds: the time of the first call, which compiles.
-      wrong: the mistake in its result; empty if there is none.
-      failed: the reason why it could not run; empty if it could.
-    """
+    """One way to compute a row."""
 
     name: str
     milliseconds: list[float | None]
@@ -93,16 +74,7 @@ class WayRecord(pydantic.BaseModel):
 
 
 class RowRecord(pydantic.BaseModel):
-    """One row of a suite.
-
-    Attributes:
-      name: height x width x channels : kernel : stride, or a row of "models".
-      networks: the networks that have the layer.
-      nbytes: the least bytes that any way must move, operands and results once each; None for whole models.
-      flops: two per product; None if the work is more than sums of products.
-      ways: jaxdw's way is the first.
-      auto: with `tune`, the method that "auto" stands for.
-    """
+    """One row of a suite."""
 
     name: str
     networks: tuple[str, ...]
@@ -168,14 +140,7 @@ class CopyRecord(pydantic.BaseModel):
 
 
 class PointRecord(pydantic.BaseModel):
-    """One size of one quantity in `scaling`.
-
-    Attributes:
-      value: images, channels, positions or taps.
-      name: of the layer; batch: images.
-      milliseconds: of each round.
-      temporary_bytes, argument_bytes, output_bytes: of the compiled program.
-    """
+    """One size of one quantity in `scaling`."""
 
     value: int
     name: str
@@ -192,15 +157,7 @@ class PointRecord(pydantic.BaseModel):
 
 
 class ScaleRecord(pydantic.BaseModel):
-    """The growth of jaxdw's cost with one quantity. The others are as in the base.
-
-    Attributes:
-      quantity: "batch", "channels", "positions" or "taps".
-      work: "forward" or "gradients" (forward and both gradients).
-      points: from the smallest.
-      time_exponent: the p of milliseconds ~ value**p, over the greater half of the decades, where overhead is small.
-      memory_exponent: the p of temporary bytes; None if a program needs none.
-    """
+    """The growth of jaxdw's cost with one quantity. The others are as in the base."""
 
     quantity: str
     work: str
@@ -210,16 +167,7 @@ class ScaleRecord(pydantic.BaseModel):
 
 
 class BenchReport(pydantic.BaseModel):
-    """A whole run.
-
-    Attributes:
-      environment: versions, processor, threads and flags.
-      settings: of the run.
-      copies: bandwidth of copies in the same run; empty if no suite needs it.
-      suites: in order.
-      scaling: the results of the suite "scaling".
-      base: the layer that "scaling" started from.
-    """
+    """A whole run."""
 
     model_config = pydantic.ConfigDict(populate_by_name=True)
 
