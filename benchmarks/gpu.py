@@ -32,7 +32,7 @@ import torch
 
 import jaxdw
 from bridge import Case
-from bridge.accumulation import AccumulationOrder, parting, reveal
+from bridge.accumulation import AccumulationOrder, divergence, reveal
 from bridge.bench import jax_peers, torch_peers
 from bridge.bench.copies import copy_milliseconds, copy_record
 from bridge.bench.measure import first_line, measure
@@ -332,7 +332,7 @@ def fingerprints(run: Run) -> list[str]:
                 record.order = OrderRecord.model_validate(order.to_json() | {"implementation": name})
                 record.same_order = _same_trees(order, expected)
                 record.same_bits = float(same_bits(subject(case), theirs).mean())
-                record.parting = parting(expected, dataclasses.replace(order, implementation=name))
+                record.parting = divergence(expected, dataclasses.replace(order, implementation=name))
             except Exception as error:  # a library raises any kind, and the others still count
                 record.failed = first_line(error)
             run.report.fingerprints.append(record)

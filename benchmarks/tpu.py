@@ -28,7 +28,7 @@ from bridge.bench.figures import geometric_mean
 from bridge.bench.schema import compact_json
 from bridge.bench.suites import DepthwiseLayer, layers_of
 from bridge.files import check_writable, write_atomically
-from jaxdw.choice import choose
+from jaxdw.auto import choose
 
 #: "auto" is one of the first two. It is not compiled again.
 COMPILED = ("taps", "pallas", "grouped", "grouped[precision=highest]", "patches")

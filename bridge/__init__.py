@@ -1,4 +1,4 @@
-"""PyTorch and JAX depthwise convolutions compared: what the difference is, proved."""
+"""Compare depthwise convolutions of PyTorch and JAX, and prove what their difference is."""
 
 # ruff: noqa: E402
 import os
@@ -28,16 +28,33 @@ def _left_current_folder() -> bool:
 
 _left = _left_current_folder()
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from bridge.process import find_packages
 from bridge.requirements import unmet
 
 if _left:  # from where these two packages may have been found
     find_packages()
 
-if not unmet():
+#: The public names, by the module that each is imported from when it is first used: most modules load a framework.
+_PUBLIC = {
+    "bridge._census.census": ("census",),
+    "bridge.accumulation": ("replay", "reveal"),
+    "bridge.case": ("Case",),
+    "bridge.diagnosis": ("Comparison", "Diagnosis", "Verdict", "compare", "parity"),
+    "bridge.implementations": ("Implementation", "implementation", "implementations"),
+    "bridge.testing": ("testing",),
+    "bridge.weights": ("Rule", "load_weights", "to_flax", "to_torch"),
+}
+_MODULES = {name: module for module, names in _PUBLIC.items() for name in names}
+
+if TYPE_CHECKING:  # the same names for type checkers and editors
     from bridge import testing as testing
+    from bridge._census.census import census as census
+    from bridge.accumulation import replay as replay
+    from bridge.accumulation import reveal as reveal
     from bridge.case import Case as Case
-    from bridge.census import census as census
     from bridge.diagnosis import Comparison as Comparison
     from bridge.diagnosis import Diagnosis as Diagnosis
     from bridge.diagnosis import Verdict as Verdict
@@ -50,7 +67,18 @@ if not unmet():
     from bridge.weights import load_weights as load_weights
     from bridge.weights import to_flax as to_flax
     from bridge.weights import to_torch as to_torch
-else:  # a base install: the command still runs, and says what it lacks
 
-    def __getattr__(name: str) -> object:
-        raise ImportError(f"bridge.{name} cannot be had: {unmet()}")
+
+def __getattr__(name: str) -> Any:
+    """Import a public name; on a base install say what it needs."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'bridge' has no attribute {name!r}")
+    if lacking := unmet():
+        raise ImportError(f"bridge.{name} is unavailable: {lacking}")
+    module = importlib.import_module(_MODULES[name])
+    globals()[name] = value = getattr(module, name, module)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

@@ -10,9 +10,9 @@ from bridge.requirements import unmet, versions
 
 
 def main() -> None:
-    """Run the command line; where its packages are missing or too old, one line says what to install.
+    """Run the command line. Where its packages are missing or too old, one line says what to install.
 
-    `--version` and `--help` are answered all the same.
+    `--version` and `--help` answer even then.
     """
     if line := unmet():
         asked = set(sys.argv[1:])
@@ -33,12 +33,12 @@ def main() -> None:
 
 
 def _help() -> str:
-    """The commands, a line each, as the command line's source has them: it cannot be imported without its packages."""
-    tree = ast.parse((Path(__file__).parent / "cli.py").read_text())
+    """Return the commands, one per line, from their source: it cannot be imported without its packages."""
     commands = [
         f"  {each.name:8} {(ast.get_docstring(each) or '').partition(chr(10))[0]}"
-        for each in tree.body
-        if isinstance(each, ast.FunctionDef) and any("app.command" in ast.unparse(d) for d in each.decorator_list)
+        for file in sorted((Path(__file__).parent / "cli").glob("*.py"))
+        for each in ast.parse(file.read_text()).body
+        if isinstance(each, ast.FunctionDef) and each.name == file.stem
     ]
     return "\n".join(["Usage: jaxdw [--version] [--help] COMMAND [ARGS]...", "", "Commands:", *commands])
 

@@ -1,4 +1,4 @@
-"""Case: one convolution's data and geometry, in NumPy, channels last."""
+"""The data and the geometry of one convolution, in NumPy, channels last."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ DTYPES = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
+
+
+def options(geometry: Geometry) -> dict[str, Any]:
+    """Return strides, padding and dilations as `jaxdw.depthwise_conv` and `Case` take them."""
+    return {
+        "strides": geometry.strides,
+        "padding": geometry.padding if geometry.padding_mode == "zeros" else geometry.padding_mode.upper(),
+        "kernel_dilation": geometry.kernel_dilation,
+        "input_dilation": geometry.input_dilation,
+    }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,15 +90,15 @@ class Case:
 
     @property
     def terms(self) -> int:
-        """Products that one output adds, and the bias where there is one."""
+        """The number of terms of one output: its products, and the bias where there is one."""
         return self.geometry.taps + (self.bias is not None)
 
     def replace(self, **changes: Any) -> Case:
-        """A copy with some fields changed."""
+        """Return a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
     def tap_terms(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """For each tap in raster order: `(x, w, valid)`.
+        """Yield `(x, w, valid)` for each tap in raster order.
 
         x is `(*batch, *output_spatial, C, 1)`, the inputs under that tap, 0 where `valid` is False; w is `(C, M)`;
         valid is bool `(*output_spatial, 1, 1)`, False where the tap reads padding. They broadcast to the output with
@@ -113,5 +123,5 @@ class Case:
             yield (x if valid.all() else np.where(valid, x, x.dtype.type(0))), w[tap], valid
 
     def split_channels(self, y: np.ndarray) -> np.ndarray:
-        """An output `(..., C*M)` with its channels as `(..., C, M)`."""
+        """Return an output `(..., C*M)` with its channels as `(..., C, M)`."""
         return y.reshape(*y.shape[:-1], self.geometry.channels, self.geometry.multiplier)

@@ -1,4 +1,4 @@
-"""What reaches the terminal: foreign text without control characters, and each failure as one line."""
+"""Text for the terminal: without control characters of other people's text, and each failure as one line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _UNPRINTABLE = re.compile(
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
 
-#: The most of an error that is shown: lines, and characters of a line.
+#: Limits of an error that is shown: lines, and characters per line.
 _LINES, _CHARACTERS = 1000, 2000
 
 
@@ -38,7 +38,7 @@ def printable(text: str) -> str:
 
 
 class Console(rich.console.Console):
-    """A rich console that shows all text as `printable` does, and text that is no sound markup as it is."""
+    """A rich console that shows all text as `printable` does. Text with broken markup is shown as it is."""
 
     def render_str(self, text: str, **options: Any) -> rich.text.Text:
         text = printable(text)  # before its width is measured

@@ -1,4 +1,4 @@
-"""What machine and versions a result was had on."""
+"""The machine and the versions on which a result was computed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 from bridge.implementations import FRAMEWORKS
 
-#: Instruction sets that change which kernels run, as the kernel names them.
+#: Instruction sets that decide which kernels run, by the names in /proc/cpuinfo.
 _INSTRUCTION_SETS = ("avx", "fma", "f16c", "avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "sve")
 
 
 def environment() -> dict[str, str]:
-    """Versions, processor, threads and flags, as words for a report."""
+    """Return versions, processor, threads and flags, as words for a report."""
     info = {
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and never in place of somebody else's; read only where they are plain files."""
+"""Files: written whole or not at all, never over other people's files; read only if they are regular files."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ except ImportError:  # not on Windows
 #: Seconds to wait for another writer of the same file, where the system has no locks that end with their process.
 _LOCK_WAIT = 60.0
 
-#: How the files that the commands write begin, by the schema that they hold.
+#: The beginning of the files that the commands write, by their schema.
 _BEGINNING = rb'\s*\{\s*"schema":\s*"%(schema)s/|(<!doctype html>\s*)?<!-- %(schema)s -->'
 
-#: What a path may be that is no regular file.
+#: Names for paths that are not regular files.
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -41,7 +41,7 @@ _KINDS = {
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write beside `path`, which takes its name when the block ends well; otherwise nothing stays.
+    """Open a new file, which replaces `path` when the block ends well; otherwise nothing stays.
 
     Raises:
       OSError: the disk is full or the folder is closed, with the name of the file.
@@ -64,10 +64,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill beside `path`, which takes its name when the block ends well; otherwise nothing stays.
-
-    What was at `path` is replaced only then.
-    """
+    """Make a new folder, which replaces `path` when the block ends well; otherwise nothing stays."""
     with _errors_named(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as room:
         new, old = Path(room, "new"), Path(room, "old")
         new.mkdir()
@@ -83,7 +80,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file whole; an interrupted run leaves no part of it."""
+    """Write a text file whole; an interrupted run leaves no part of it."""
     with atomic_file(path) as file:
         file.write(text.encode())
 
@@ -104,7 +101,7 @@ def check_writable(path: Path, schema: str) -> None:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, expected a file to write")
     if path.exists() and not path.is_file():
-        raise OSError(f"{path} is no regular file, expected one or a new name")
+        raise OSError(f"{path} is not a regular file, expected one or a new name")
     if path.exists() and not os.access(path, os.W_OK):
         raise PermissionError(f"{path} cannot be written: permission denied")
     if path.exists():
@@ -112,7 +109,7 @@ def check_writable(path: Path, schema: str) -> None:
             beginning = file.read(4096)
         if beginning and not re.match(_BEGINNING % {b"schema": re.escape(schema.encode())}, beginning):
             raise FileExistsError(
-                f"{path} exists and is no report of the kind {schema}, which alone is overwritten: "
+                f"{path} exists and is not a report of the kind {schema}; only such a report is overwritten: "
                 "choose a new name, or remove it"
             )
     check_free(path, force=True)
@@ -178,7 +175,7 @@ def parse_npy(data: bytes) -> np.ndarray:
 
 
 def check_tree(folder: Path) -> None:
-    """Refuse a folder that holds, at any depth, what another package's reader could wait for forever.
+    """Refuse a folder in which another package's reader could wait forever, at any depth.
 
     Raises:
       OSError: a pipe, a socket or a device is in it.
@@ -191,7 +188,7 @@ def check_tree(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(file: BinaryIO, path: Path) -> Iterator[None]:
-    """Keep other writers of a file that use this function out, in other processes too.
+    """Lock a file against other users of this function, in other processes too.
 
     Raises:
       TimeoutError: where the system has no locks of its own, another writer has held the file for a minute.
@@ -220,7 +217,7 @@ def locked(file: BinaryIO, path: Path) -> Iterator[None]:
 
 
 def check_free(path: Path, force: bool = False) -> None:
-    """Fails before the work if `path` is taken, or cannot be written.
+    """Fail before the work if `path` exists, or cannot be written.
 
     Raises:
       OSError: something is there and `force` is not set, or the folder is missing or closed.
@@ -239,7 +236,7 @@ def _check_regular(path: Path, mode: int) -> None:
 
 
 def _npy_header(file: BinaryIO, size: int) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype]:
-    """The shape, the memory order and the dtype, which the file of that size has the data for."""
+    """Return shape, memory order and dtype, having checked that a file of that size holds their data."""
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if file.read(4) == b"PK\x03\x04":
         raise ValueError("expected one array, found an archive of several (.npz)")

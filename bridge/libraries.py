@@ -1,4 +1,4 @@
-"""Libraries of PyTorch models, imported also where torchvision's compiled operators do not load."""
+"""Import libraries of PyTorch models, even where torchvision's compiled operators do not load."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _libraries: list[Any] = []
 
 
 def import_library(name: str) -> ModuleType:
-    """torchvision, timm or transformers, or a module of theirs.
+    """Import torchvision, timm or transformers, or a module of theirs.
 
     timm and transformers import torchvision where it is installed, so it comes first.
     """
@@ -34,9 +34,9 @@ def import_library(name: str) -> ModuleType:
 def with_torchvision(load: Callable[[], T]) -> T:
     """Return `load()`, which may import torchvision beside a PyTorch for which it was not built.
 
-    A CPU's PyTorch beside a torchvision for CUDA cannot load its compiled operators, as many users of CPU wheels have
-    it. Then its import fails, since it registers shape rules for two of them. Networks call none: the two are declared,
-    one line says so, and `load` is called again. Any other error is raised.
+    A torchvision for CUDA beside a PyTorch for CPUs, which many users have, cannot load its compiled operators. Then
+    its import fails, since it registers shape rules for two of them. Networks call neither: the two are declared, one
+    line says so, and `load` is called again. Any other error is raised.
     """
     try:
         return load()
@@ -49,7 +49,7 @@ def with_torchvision(load: Callable[[], T]) -> T:
 
 
 def _loads() -> bool:
-    """Whether torchvision's compiled library is loaded, as torchvision itself found."""
+    """Return True if torchvision's compiled library is loaded, as torchvision itself says."""
     extension = sys.modules.get("torchvision.extension")
     return extension is None or extension._has_ops()
 

@@ -1,4 +1,4 @@
-"""Memory: what there is, what an error says of it, and whether some work can fit at all."""
+"""Free memory, errors that mean a lack of it, and a check that work fits."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ try:
 except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
-#: How frameworks and the C++ library say that memory could not be had.
+#: Words by which frameworks and the C++ library report a failed allocation.
 _LACK = re.compile(
     r"RESOURCE_EXHAUSTED|out of memory|not enough memory|can't allocate memory|cannot allocate memory"
     r"|unable to allocate|failed to map segment|std::bad_alloc|failed to allocate|could not allocate",
     re.IGNORECASE,
 )
 
-#: Bytes from which on work is checked before it is done: to look what is free takes a while, too.
+#: Bytes from which on work is checked before it is done: the check itself takes time.
 _CHECKED = 1 << 26
 
 #: Address space of a process with both frameworks and their threads, on 2 cores: what is not yet loaded will be.
@@ -31,7 +31,7 @@ ADVICE = "Use a smaller `--shape` or `--batch`, fewer `--implementations`, or al
 
 
 class Free(NamedTuple):
-    """Bytes that can still be had, and what limits them."""
+    """Bytes that are free, and what limits them."""
 
     nbytes: int
     limit: str
@@ -41,7 +41,7 @@ class Free(NamedTuple):
 
 
 def free() -> Free | None:
-    """Return what can still be had on this machine, in this process and in its container; None where nothing says."""
+    """Return what is free on this machine, in this process and in its container; None where that is unknown."""
     return min(_limits(), key=lambda limit: limit.nbytes, default=None)
 
 
@@ -49,7 +49,7 @@ def check_fits(what: str, needed: int) -> None:
     """Refuse work that cannot fit.
 
     Raises:
-      MemoryError: more bytes are needed than can be had; the message says how many.
+      MemoryError: more bytes are needed than are free; the message gives both.
     """
     found = free() if needed >= _CHECKED else None
     if found is not None and needed > found.nbytes:
@@ -58,10 +58,10 @@ def check_fits(what: str, needed: int) -> None:
 
 @functools.cache
 def check_starts() -> None:
-    """Refuse to load the frameworks where they would crash for want of address space, which nothing can catch.
+    """Refuse to load the frameworks where they would crash for lack of address space, which nothing can catch.
 
     Raises:
-      MemoryError: the process may not reserve what they do.
+      MemoryError: the process may not reserve as much as they do.
     """
     for limit in _own_limits():
         if not limit.nbytes:
@@ -69,7 +69,7 @@ def check_starts() -> None:
 
 
 def lack_of_memory(error: BaseException | str) -> str:
-    """Return one line that says that memory was short, where that is what an error or a process's last words mean."""
+    """Return one line on the lack of memory, if an error or the last output of a process means that; else ""."""
     text = " ".join(str(error).split())
     if ADVICE in text:
         return text
@@ -105,7 +105,7 @@ def _limits() -> Iterator[Free]:
 
 
 def _own_limits() -> Iterator[Free]:
-    """What the process may still reserve, used or not."""
+    """Yield what the process may still reserve, used or not."""
     own = _table(Path("/proc/self/status"))
     for name, used, command in (("RLIMIT_AS", "VmSize", "ulimit -v"), ("RLIMIT_DATA", "VmData", "ulimit -d")):
         limit = -1 if resource is None else resource.getrlimit(getattr(resource, name))[0]
@@ -115,7 +115,7 @@ def _own_limits() -> Iterator[Free]:
 
 
 def _groups() -> Iterator[tuple[Path, str, str]]:
-    """The control groups of this process, and the names of their files: the limit and what is used."""
+    """Yield the control groups of this process, and the names of their files for the limit and the use."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:  # not Linux
@@ -135,7 +135,7 @@ def _groups() -> Iterator[tuple[Path, str, str]]:
 
 
 def _table(path: Path) -> dict[str, int]:
-    """Numbers by name, of a file with one on each line."""
+    """Return the numbers of a file with a name and a number per line."""
     try:
         lines = path.read_text().splitlines()
     except OSError:

@@ -1,7 +1,7 @@
-"""Modules of the current folder, and processes of their own: no code of a folder runs unless somebody named it.
+"""Child processes, and modules of the current folder: no code of that folder runs unless the user named it.
 
-Only the standard library is imported here: `python -P bridge/process.py PATH MODULE ARGUMENT...` is what a process of
-its own starts with, before anything else can be found.
+All child processes start here, by `python -P bridge/process.py PATH MODULE ARGUMENT...`. Nothing else can be found when
+a child starts, so only the standard library is imported here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PACKAGES = ("bridge", "jaxdw")
 
 
 class _Folder:
-    """A finder of modules in one folder: those that are named.
+    """A finder of named modules in one folder.
 
     A folder on `sys.path` would serve every import, also `import torch` or the search for an optional package.
     """
@@ -46,7 +46,7 @@ class _UsersFolder(_Folder):
 
 
 def _importer() -> str:
-    """The top-level name of the module that imports."""
+    """Return the top-level name of the module that imports."""
     frame = sys._getframe(2)
     name = ""
     while frame is not None:
@@ -136,18 +136,18 @@ def run_module(
 
 
 def last_line(text: str) -> str:
-    """The last line that says something, of what a process wrote before it ended."""
+    """Return the last line of a process's output that is not empty."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "it said nothing"
 
 
 def _is_current(entry: str) -> bool:
-    """Whether a part of a path is the current folder whichever that is: empty, or a dot."""
+    """Return True for a part of a path that means the current folder: empty, or a dot."""
     return os.path.normpath(entry) == "."
 
 
 def _safe(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what makes a Python process, or one that it starts, import from the current folder."""
+    """Return the environment without what makes Python, here or in a child, import from the current folder."""
     path = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if not _is_current(entry)]
     others = {key: value for key, value in environment.items() if key != "PYTHONPATH"}
     return others | {"PYTHONSAFEPATH": "1"} | ({"PYTHONPATH": os.pathsep.join(path)} if path else {})

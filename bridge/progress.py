@@ -1,4 +1,4 @@
-"""What the command says while it works: on a terminal the step it is at, elsewhere a plain line now and then.
+"""Progress of a command: on a terminal the present step, elsewhere a plain line now and then.
 
 `bridge` logs its steps to the logger "bridge", as any library does; nothing is shown unless a `Progress` is active.
 """
@@ -26,7 +26,7 @@ FIRST, BETWEEN = 2.0, 10.0
 
 
 class Level(enum.IntEnum):
-    """How much the command says."""
+    """The amount of output."""
 
     QUIET = 0
     NORMAL = 1
@@ -34,7 +34,7 @@ class Level(enum.IntEnum):
 
 
 def track(items: Iterable[T], description: str) -> Iterator[T]:
-    """Yield the items, and log which of how many is at work."""
+    """Yield the items, and log the number of each one."""
     every: Sequence[T] = list(items)
     for number, item in enumerate(every, start=1):
         log.info("%s: %d of %d", description, number, len(every))
@@ -42,17 +42,17 @@ def track(items: Iterable[T], description: str) -> Iterator[T]:
 
 
 class Progress(logging.Handler):
-    """Shows the steps that are logged while its block runs, on standard error.
+    """A logging handler that shows the steps that are logged while its block runs, on standard error.
 
-    A terminal shows the present step. Elsewhere a line says it after 2 s and then every 10 s, verbosely each step as it
-    starts. Warnings are a line each; quietly there is nothing.
+    A terminal shows the present step. Elsewhere a line shows it after 2 s and then every 10 s. At level VERBOSE each
+    step has a line. Each warning has a line. At level QUIET nothing is shown.
 
     Args:
-      level: how much to say.
+      level: the amount of output.
       threaded: False where no thread may run beside what is measured: then lines come with the steps only.
     """
 
-    #: The one that is active, or that was last.
+    #: The active instance, or the last one.
     current: ClassVar[Progress | None] = None
 
     def __init__(self, level: Level = Level.NORMAL, *, threaded: bool = True) -> None:

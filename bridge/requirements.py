@@ -1,4 +1,4 @@
-"""What `bridge` needs beyond a base install, and from which version on."""
+"""The packages that `bridge` needs beyond a base install, and their least versions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TESTED = {"jax": (0, 12), "flax": (0, 12), "torch": (2, 15)}
 
 
 def unmet() -> str:
-    """One line that says what is missing or too old; empty where all is well."""
+    """Return one line that names what is missing or too old; empty where all is well."""
     unfit = [name for name, version in NEEDED.items() if _installed(name) < version]
     if not unfit:
         return ""
@@ -31,7 +31,7 @@ def unmet() -> str:
 
 
 def versions() -> str:
-    """The versions of jaxdw, JAX, Flax, PyTorch and Python in one line; "none" of what is not installed.
+    """Return the versions of jaxdw, JAX, Flax, PyTorch and Python in one line; "none" if not installed.
 
     >>> versions().partition(" ")[0]
     'jaxdw'
@@ -43,18 +43,18 @@ def versions() -> str:
 
 
 def untested() -> str:
-    """Return one line that names what is newer than the tests have run with; empty where nothing is."""
+    """Return one line that names what is newer than the tested versions; empty where nothing is."""
     newer = [
         f"{name} {importlib.metadata.version(name)}" for name, most in TESTED.items() if _installed(name)[:2] > most
     ]
     if not newer:
         return ""
     known = ", ".join(f"{name} {'.'.join(map(str, most))}" for name, most in TESTED.items())
-    return f"Warning: {', '.join(newer)} is newer than what was tested: up to {known}."
+    return f"Warning: {', '.join(newer)} is newer than the tested versions, up to {known}."
 
 
 def _installed(name: str) -> tuple[int, ...]:
-    """The version of a package, () where there is none."""
+    """Return the version of a package, () if it is not installed."""
     return tuple(int(part) for part in re.findall(r"\d+", _version(name).partition("+")[0])[:3])
 
 

@@ -1,4 +1,4 @@
-"""Whether jaxdw has PyTorch's bits on this machine."""
+"""Compare the bits of jaxdw with those of PyTorch on this machine."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from bridge.case import Case
 from bridge.environment import environment
 from bridge.implementations import implementation
 from bridge.numerics import same_bits
+from jaxdw.bias import bias_comes_first
 from jaxdw.geometry import Geometry
-from jaxdw.methods.taps import bias_comes_first
 
 _log = logging.getLogger("bridge")
 
 
 @dataclasses.dataclass(frozen=True)
 class SelfTest:
-    """Attributes: elements compared, how many have equal bits, and one line for each case that has not."""
+    """The number of elements, how many have equal bits, and one line for each case that does not."""
 
     elements: int
     equal: int
@@ -54,20 +54,20 @@ def taps_against_torch(cases: int, seed: int, *, rank: int = 2, multiplier: int 
 
 
 def is_left_to_pytorch(geometry: Geometry, threads: int) -> bool:
-    """Whether PyTorch computes this float32 convolution of two channels or more by a matrix product of its own.
+    """Return whether PyTorch computes this float32 convolution of two or more channels by a matrix product of its own.
 
     With one thread it does so where the last two kernel sizes are 1, nothing is strided or dilated, and the batch is
-    below 16 (`use_mkldnn` in its Convolution.cpp). It gives the rest to oneDNN.
+    below 16 (`use_mkldnn` in its Convolution.cpp). It gives all others to oneDNN.
     """
     ones = (*geometry.kernel_size[-2:], *geometry.strides, *geometry.kernel_dilation)
     return threads == 1 and math.prod(geometry.batch) < 16 and max(ones) == 1
 
 
 def is_a_plain_loop(geometry: Geometry) -> bool:
-    """Whether oneDNN takes its reference loop, which rounds the products, for want of memory.
+    """Return whether oneDNN runs its reference loop, which rounds the products, for lack of memory.
 
-    Where its depthwise kernels do not serve it multiplies matrices, unless a channel's windows have more elements than
-    15 times x, kernel and y together (`scratchpad_limit` in its gemm_convolution_utils.cpp).
+    Where its depthwise kernels do not apply, it multiplies matrices, unless the windows of one channel have more
+    elements than 15 times x, kernel and y together (`scratchpad_limit` in its gemm_convolution_utils.cpp).
     """
     g = geometry
     if bias_comes_first(g) or (g.rank == 3 and max(g.kernel_dilation) == 1):
@@ -77,8 +77,8 @@ def is_a_plain_loop(geometry: Geometry) -> bool:
 
 
 def random_case(rng: np.random.Generator, *, rank: int = 2, multiplier: int | None = None) -> Case:
-    """Kernels of 1 to 7 (1 to 3 in 3-D), strides 1 to 3, dilation 1 to 2, padding 0 to 3 or SAME, C from 2 to 64,
-    multiplier 1 to 3, with and without bias.
+    """Draw a case: kernels of 1 to 7 (1 to 3 in 3-D), strides 1 to 3, dilation 1 to 2, padding 0 to 3 or SAME, C from
+    2 to 64, multiplier 1 to 3, with and without bias.
     """
     channels = int(rng.choice([2, 3, 4, 7, 8, 12, 16, 17, 32, 64]))
     multiplier = multiplier or int(rng.choice([1, 1, 1, 2, 3]))
@@ -100,8 +100,8 @@ def random_case(rng: np.random.Generator, *, rank: int = 2, multiplier: int | No
 
 
 def short_case(rng: np.random.Generator, *, rank: int) -> Case:
-    """Few channels, inputs of 1 to 11 that the kernel may exceed, padding from none to more than the dilated kernel,
-    mostly with a bias: what decides where PyTorch adds the bias.
+    """Draw a case with few channels, inputs of 1 to 11 that the kernel may exceed, and padding from none to more than
+    the dilated kernel, mostly with a bias: these sizes decide where PyTorch adds the bias.
     """
     channels = int(rng.choice([2, 2, 3, 4, 5, 8, 9, 16, 17, 32]))
     kernel = tuple(int(k) for k in rng.integers(1, {1: 12, 2: 8, 3: 4}[rank], rank))

@@ -1,4 +1,4 @@
-"""Whether the compiler is right: small programs whose exact integer results are known, run in other processes.
+"""A check of JAX's compiler: small programs with known exact integer results, run in child processes.
 
 A checker that says "bug" or "rounding" must know when the compiler itself is wrong. Each probe is a program on small
 integers, compiled by `jax.jit` and run operation by operation, against the same integers computed by NumPy. There are
@@ -30,10 +30,10 @@ from bridge.process import Overtime, last_line, run_module
 #: A function for `jax.jit`, its arguments, and the exact result.
 Program = tuple[Callable[..., Any], tuple[np.ndarray, ...], np.ndarray]
 
-#: Processor seconds after which a probe hangs, which no load of the machine changes. A sound one takes less than one.
+#: Processor seconds after which a probe counts as hanging, whatever the load. A sound probe takes less than one.
 TIME_LIMIT = 20
 
-#: Seconds after which a child hangs that does nothing.
+#: Seconds after which a child that uses no processor time counts as hanging.
 CHILD_TIME_LIMIT = 300
 
 #: Bytes of private memory that a child may have, with 64 MiB for each core: a compiler that never ends allocates on.
@@ -73,7 +73,7 @@ class Probe:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a probe gave: `wrong` says how it is wrong, `skipped` why it could not run; both empty where it is right."""
+    """The result of a probe: `wrong` says how it is wrong, `skipped` why it could not run; a right one has neither."""
 
     name: str
     wrong: str = ""
@@ -88,11 +88,18 @@ def _wide(*arrays: np.ndarray) -> list[np.ndarray]:
     return [array.astype(np.int64) for array in arrays]
 
 
-def _numpy(function: Callable[[Any], Callable[..., Any]], *arguments: np.ndarray) -> Program:
-    """A program that is written once for `jax.numpy` and for NumPy, which gets 64-bit integers."""
-    import jax.numpy as jnp
+def _on_integers(
+    function: Callable[[Any], Callable[..., Any]], *shapes: tuple[int, ...], dtype: str = "float32", most: int = 3
+) -> Callable[[], Program]:
+    """Return a program on integers up to `most`, written once for `jax.numpy` and for NumPy in 64 bits."""
 
-    return function(jnp), arguments, function(np)(*_wide(*arguments))
+    def program() -> Program:
+        import jax.numpy as jnp
+
+        arrays = [_ints(*shape, low=-most, high=most, dtype=dtype, seed=seed) for seed, shape in enumerate(shapes)]
+        return function(jnp), tuple(arrays), function(np)(*_wide(*arrays))
+
+    return program
 
 
 def _rows_times_matrix() -> Program:
@@ -110,23 +117,13 @@ def _layer_then_rows_times_matrix() -> Program:
 
 
 def _squares_of_rows(rows: Callable[[Any], Any], x: np.ndarray, exact: np.ndarray) -> Program:
-    """The sum of the squares of matrix @ row, for each row: vmapped, which XLA hands to its library in blocks."""
+    """Return the sum of the squares of matrix @ row, per row: vmapped, which XLA hands to its library in blocks."""
     import jax
     import jax.numpy as jnp
 
     matrix = np.array([[1, 2, 0], [0, 1, -1], [1, 0, 1]], np.float32)
     squares = jax.vmap(lambda row: jnp.sum((matrix @ row) ** 2))
     return lambda x: squares(rows(x)), (x,), ((exact @ matrix.T.astype(np.int64)) ** 2).sum(-1)
-
-
-def _rank_7() -> Program:
-    a, b = _ints(3, 1, 2, 2, 8, 8, 8), _ints(3, 1, 2, 2, 8, 8, 8, seed=1)
-    return _numpy(lambda np: lambda a, b: np.sum(a * b, axis=3), a, b)
-
-
-def _rank_8() -> Program:
-    weights, table = _ints(2, 2, 6), _ints(2, 2, 6, 9, 9, 9, 9, 9)
-    return _numpy(lambda np: lambda w, t: np.sum(w[..., None, None, None, None, None] * t, axis=2), weights, table)
 
 
 def _chain_of_tensors() -> Program:
@@ -185,72 +182,16 @@ def _arctangent() -> Program:
     return lambda x: jnp.round(jnp.arctan(x) * 1024), (x[clear],), np.rint(scaled[clear]).astype(np.int64)
 
 
-def _products_and_sums(dtype: str) -> Program:
-    a, b, c = (_ints(37, 53, dtype=dtype, seed=seed) for seed in range(3))
-    return _numpy(lambda np: lambda a, b, c: a * b + c - a * c * b, a, b, c)
-
-
-def _dots(dtype: str) -> Program:
-    a, b, v = _ints(65, 48, dtype=dtype), _ints(48, 57, dtype=dtype), _ints(57, dtype=dtype)
-    return _numpy(lambda np: lambda a, b, v: (a @ b) @ v, a, b, v)
-
-
-def _tall_dot() -> Program:
-    return _numpy(lambda np: lambda a, b: a @ b, _ints(33_000, 7), _ints(7, 5))
-
-
-def _batched_dots() -> Program:
-    a, b = _ints(6, 9, 17), _ints(6, 17, 10)
-    return _numpy(lambda np: lambda a, b: np.einsum("bij,bjk->kbi", a, b), a, b)
-
-
-def _windows_dot() -> Program:
-    """The contraction of `jax.patches`: windows and kernel, channel by channel."""
-    a, b = _ints(2, 15, 14, 9, 8), _ints(9, 8)
-    return _numpy(lambda np: lambda a, b: np.einsum("nhwtc,tc->nhwc", a, b), a, b)
-
-
-def _sums(axis: int | tuple[int, ...] | None) -> Program:
-    return _numpy(lambda np: lambda x: np.sum(x, axis=axis), _ints(5, 33, 40, 17))
-
-
-def _greatest() -> Program:
-    x = _ints(9, 301, 16, low=-99, high=99)
-    return _numpy(lambda np: lambda x: np.max(x, axis=1) + np.min(x, axis=1), x)
-
-
-def _long_sum() -> Program:
-    return _numpy(lambda np: lambda x: np.sum(x * x, axis=0), _ints(70_001, 3))
+def _sums(axis: int | tuple[int, ...] | None) -> Callable[[], Program]:
+    return _on_integers(lambda np: lambda x: np.sum(x, axis=axis), (5, 33, 40, 17))
 
 
 def _gathered() -> Program:
+    import jax.numpy as jnp
+
     x, rows, columns = _ints(41, 30, 6), _ints(50, low=0, high=40, dtype="int32"), _ints(50, low=0, high=29).astype("i")
-    return _numpy(lambda np: lambda x, i, j: x[i, j] + np.take(x[0], j, axis=0), x, rows, columns)
-
-
-def _selected() -> Program:
-    a, b = _ints(63, 65), _ints(63, 65, seed=1)
-    return _numpy(lambda np: lambda a, b: np.where(a > b, a - b, np.where(a == b, a * b, b)), a, b)
-
-
-def _padded_and_cut() -> Program:
-    x = _ints(3, 21, 22, 5)
-    pads = ((0, 0), (2, 1), (0, 3), (0, 0))
-    return _numpy(lambda np: lambda x: np.pad(x, pads)[:, 1:-2:2, ::3, 1:] * 2, x)
-
-
-def _transposed() -> Program:
-    x = _ints(4, 19, 33, 6)
-    return _numpy(lambda np: lambda x: np.transpose(x, (3, 0, 2, 1)).reshape(24, -1)[::-1], x)
-
-
-def _concatenated() -> Program:
-    a, b = _ints(7, 20, 5), _ints(7, 11, 5)
-    return _numpy(lambda np: lambda a, b: np.concatenate([a[:, 3:], b, a[:, :3] * 2], axis=1), a, b)
-
-
-def _running_sums() -> Program:
-    return _numpy(lambda np: lambda x: np.cumsum(x, axis=1), _ints(5, 1030, 3))
+    exact = x[rows, columns] + x[0][columns]
+    return lambda x, i, j: x[i, j] + jnp.take(x[0], j, axis=0), (x, rows, columns), exact.astype(np.int64)
 
 
 def _scanned() -> Program:
@@ -273,7 +214,7 @@ def _scanned() -> Program:
 
 
 def _looped() -> Program:
-    """Rows written one after the other, as the loops over taps and windows do."""
+    """Return a loop that writes rows one after the other, as the loops over taps and windows do."""
     from jax import lax
 
     def moved(x):
@@ -312,7 +253,7 @@ def _lax_convolution(groups: int, strides: tuple[int, int], dilation: int) -> Pr
 
 
 def _taps(x: np.ndarray, kernel: np.ndarray, strides, padding) -> Iterator[tuple[tuple, tuple]]:
-    """Each tap's index, and the slices of the padded input that it multiplies."""
+    """Yield each tap's index, and the slices of the padded input that it multiplies."""
     sizes = [n + low + high for n, (low, high) in zip(x.shape[1:-1], padding)]
     for tap in np.ndindex(kernel.shape[:-2]):
         windows = zip(tap, sizes, kernel.shape[:-2], strides)
@@ -320,13 +261,13 @@ def _taps(x: np.ndarray, kernel: np.ndarray, strides, padding) -> Iterator[tuple
 
 
 def _convolved(x: np.ndarray, kernel: np.ndarray, *, strides, padding) -> np.ndarray:
-    """The depthwise convolution with multiplier 1, in integers."""
+    """Return the depthwise convolution with multiplier 1, in integers."""
     wide = np.pad(x, ((0, 0), *padding, (0, 0)))
     return sum(wide[where] * kernel[tap][0] for tap, where in _taps(x, kernel, strides, padding))
 
 
 def _gradients(x: np.ndarray, kernel: np.ndarray, dy: np.ndarray, *, strides, padding) -> np.ndarray:
-    """The gradients of sum(dy * y) by the input and the kernel, in integers, raveled and joined."""
+    """Return the gradients of sum(dy * y) by the input and the kernel, in integers, raveled and joined."""
     wide = np.pad(x, ((0, 0), *padding, (0, 0)))
     dx, dk = np.zeros_like(wide), np.zeros_like(kernel)
     for tap, where in _taps(x, kernel, strides, padding):
@@ -383,7 +324,7 @@ PROBES = (
     ),
     Probe(
         "a sum of products in rank 7",
-        _rank_7,
+        _on_integers(lambda np: lambda a, b: np.sum(a * b, axis=3), *[(3, 1, 2, 2, 8, 8, 8)] * 2),
         quick=True,
         issue="jax-ml/jax#40412",
         affected="jaxlib 0.10.2",
@@ -391,7 +332,11 @@ PROBES = (
     ),
     Probe(
         "a broadcast product in rank 8, summed",
-        _rank_8,
+        _on_integers(
+            lambda np: lambda w, t: np.sum(w[..., None, None, None, None, None] * t, axis=2),
+            (2, 2, 6),
+            (2, 2, 6, 9, 9, 9, 9, 9),
+        ),
         issue="jax-ml/jax#39257",
         affected="jaxlib 0.10.2 and 0.11.0",
         avoid=_AVOID_YNN,
@@ -424,21 +369,60 @@ PROBES = (
         affected="reported for jaxlib 0.10.2; not seen on the machine where jaxdw is made",
         avoid="jaxlib 0.10.1",
     ),
-    *(Probe(f"products and sums, {t}", functools.partial(_products_and_sums, t)) for t in ("int32", "float32")),
-    Probe("dots, int32", functools.partial(_dots, "int32")),
-    Probe("dots, float32", functools.partial(_dots, "float32"), quick=True),
-    Probe("a dot of 33,000 rows", _tall_dot, quick=True),
-    Probe("batched dots", _batched_dots),
-    Probe("windows times kernel", _windows_dot, quick=True),
-    *(Probe(f"sums over axes {axis}", functools.partial(_sums, axis)) for axis in (1, (1, 2), (0, 1, 2), 3, None)),
-    Probe("a long sum of squares", _long_sum, quick=True),
-    Probe("the greatest and the least", _greatest),
+    *(
+        Probe(
+            f"products and sums, {t}",
+            _on_integers(lambda np: lambda a, b, c: a * b + c - a * c * b, *[(37, 53)] * 3, dtype=t),
+        )
+        for t in ("int32", "float32")
+    ),
+    *(
+        Probe(
+            f"dots, {t}",
+            _on_integers(lambda np: lambda a, b, v: (a @ b) @ v, (65, 48), (48, 57), (57,), dtype=t),
+            quick=t == "float32",
+        )
+        for t in ("int32", "float32")
+    ),
+    Probe("a dot of 33,000 rows", _on_integers(lambda np: lambda a, b: a @ b, (33_000, 7), (7, 5)), quick=True),
+    Probe(
+        "batched dots",
+        _on_integers(lambda np: lambda a, b: np.einsum("bij,bjk->kbi", a, b), (6, 9, 17), (6, 17, 10)),
+    ),
+    Probe(  # the contraction of `jax.patches`, channel by channel
+        "windows times kernel",
+        _on_integers(lambda np: lambda a, b: np.einsum("nhwtc,tc->nhwc", a, b), (2, 15, 14, 9, 8), (9, 8)),
+        quick=True,
+    ),
+    *(Probe(f"sums over axes {axis}", _sums(axis)) for axis in (1, (1, 2), (0, 1, 2), 3, None)),
+    Probe("a long sum of squares", _on_integers(lambda np: lambda x: np.sum(x * x, axis=0), (70_001, 3)), quick=True),
+    Probe(
+        "the greatest and the least",
+        _on_integers(lambda np: lambda x: np.max(x, axis=1) + np.min(x, axis=1), (9, 301, 16), most=99),
+    ),
     Probe("gathers", _gathered, quick=True),
-    Probe("selects", _selected),
-    Probe("padding and strided slices", _padded_and_cut, quick=True),
-    Probe("transposes and reversals", _transposed),
-    Probe("concatenations", _concatenated),
-    Probe("running sums", _running_sums),
+    Probe(
+        "selects",
+        _on_integers(lambda np: lambda a, b: np.where(a > b, a - b, np.where(a == b, a * b, b)), *[(63, 65)] * 2),
+    ),
+    Probe(
+        "padding and strided slices",
+        _on_integers(
+            lambda np: lambda x: np.pad(x, ((0, 0), (2, 1), (0, 3), (0, 0)))[:, 1:-2:2, ::3, 1:] * 2, (3, 21, 22, 5)
+        ),
+        quick=True,
+    ),
+    Probe(
+        "transposes and reversals",
+        _on_integers(lambda np: lambda x: np.transpose(x, (3, 0, 2, 1)).reshape(24, -1)[::-1], (4, 19, 33, 6)),
+    ),
+    Probe(
+        "concatenations",
+        _on_integers(
+            lambda np: lambda a, b: np.concatenate([a[:, 3:], b, a[:, :3] * 2], axis=1), (7, 20, 5), (7, 11, 5)
+        ),
+    ),
+    Probe("running sums", _on_integers(lambda np: lambda x: np.cumsum(x, axis=1), (5, 1030, 3))),
     Probe("a scan", _scanned),
     Probe("a loop that writes rows", _looped),
     *(
@@ -472,7 +456,7 @@ def examine(probes: Sequence[Probe] = PROBES, *, eager: bool = True) -> Iterator
 
 
 def _batch(names: list[str], eager: bool) -> list[Outcome]:
-    """The outcomes of one child: those of all names, or up to the one that ended it."""
+    """Return the outcomes of one child: those of all names, or up to the one that ended it."""
     output, ended = _run_child([*(["--eager"] if eager else []), *names], CHILD_TIME_LIMIT)
     outcomes, running = [], ""
     for line in output.splitlines():
@@ -499,14 +483,14 @@ def _run_child(arguments: list[str], timeout: float) -> tuple[str, str]:
         return done.stdout, f"did not end in {TIME_LIMIT} s of processor time"
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        outside = name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP")  # for want of memory, or by the user
+        outside = name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP")  # for lack of memory, or by the user
         return done.stdout, f"was ended {'from outside, ' * outside}by {name}"
     said = last_line(done.stderr)
     return done.stdout, f"ended with exit code {done.returncode}: {said[:200]}"
 
 
 def main(probes: Sequence[Probe] = PROBES) -> None:
-    """The child, where names are given; otherwise a line for each probe."""
+    """Run the named probes, as the child does; without names run all in children, and print a line for each."""
     names = [argument for argument in sys.argv[1:] if argument != "--eager"]
     if not names:
         print("\n".join(listing(list(examine(probes)))))
@@ -555,7 +539,7 @@ def _line(error: Exception) -> str:
 
 
 def _differs(how: str, got: np.ndarray, exact: np.ndarray) -> str:
-    """How many elements are wrong, and the first; empty where all are right."""
+    """Return how many elements are wrong, and the first; empty where all are right."""
     if got.shape != exact.shape:
         return f"{how}, the shape is {got.shape}, expected {exact.shape}"
     if not (off := got != exact).any():
@@ -567,7 +551,7 @@ def _differs(how: str, got: np.ndarray, exact: np.ndarray) -> str:
 
 
 def quick_findings() -> list[Outcome]:
-    """The quick probes that are wrong here, from the cache where this environment was examined before."""
+    """Return the quick probes that are wrong here; from the cache if this environment was examined before."""
     path = _cache_file()
     if (known := _read(path)) is not None:
         return known
@@ -583,12 +567,12 @@ def _probe(name: str) -> Probe:
 
 
 def avoidable(outcome: Outcome) -> bool:
-    """Whether a probe is wrong here that is right in another version."""
+    """Return True for a probe that is wrong here and right in another version."""
     return bool(outcome.wrong) and not _probe(outcome.name).everywhere
 
 
 def sentences(findings: Sequence[Outcome]) -> list[str]:
-    """What a report says above its verdict: which programs are wrong, and what avoids it; none if all are right."""
+    """Return the lines above a report's verdict: which programs are wrong, and what avoids it; none if all right."""
     if not findings:
         return []
     probes = [_probe(finding.name) for finding in findings]
@@ -601,7 +585,7 @@ def sentences(findings: Sequence[Outcome]) -> list[str]:
 
 
 def listing(outcomes: Sequence[Outcome]) -> list[str]:
-    """How many probes are right, and for each of the others what is wrong, where it is known and what avoids it."""
+    """Return how many probes are right; for each of the others what is wrong, the known issue, and what avoids it."""
     run = [outcome for outcome in outcomes if not outcome.skipped]
     wrong = [outcome for outcome in run if outcome.wrong]
     lines = [f"Compiler: {len(run) - len(wrong)} of {len(run)} programs on small integers have the exact result."]
@@ -622,7 +606,7 @@ def listing(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def _cache_file() -> Path:
-    """The file for this environment: what can change a result is in its name."""
+    """Return the cache file of this environment; its name is a hash of all that can change a result."""
     from bridge.environment import processor
 
     parts = [
@@ -637,7 +621,7 @@ def _cache_file() -> Path:
 
 
 def _read(path: Path) -> list[Outcome] | None:
-    """What was found before; None where there is no readable file of it."""
+    """Return what was found before; None where no readable file says it."""
     if not path.is_file():
         return None
     names = {probe.name for probe in PROBES}

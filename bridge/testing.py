@@ -1,4 +1,4 @@
-"""For other people's test suites: an assertion whose failure is the diagnosis."""
+"""An assertion for test suites, whose failure message is the diagnosis."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bridge.diagnosis import Comparison, compare
 
 
 def assert_parity(actual: np.ndarray, expected: np.ndarray, case: Case, **options: Any) -> Comparison:
-    """Passes if the two outputs of the case differ by no more than rounding.
+    """Assert that two outputs of the case differ by no more than rounding.
 
     Args:
       actual, expected: `(*batch, *output_spatial, C*M)`, NumPy arrays of the case's dtype.
@@ -39,14 +39,14 @@ def assert_parity(actual: np.ndarray, expected: np.ndarray, case: Case, **option
 
 
 def explanation(comparison: Comparison, case: Case) -> str:
-    """The whole diagnosis as plain text, at most some 20 lines."""
+    """Return the whole diagnosis as plain text, at most some 20 lines."""
     c, g = comparison, case.geometry
     geometry = (
         f"{case.name or 'case'}: x {g.x_shape}, kernel {g.kernel_shape}, {case.dtype}, strides {g.strides}, "
         f"padding {g.padding} ({g.padding_mode}), dilation {g.kernel_dilation}"
     )
     a, b = c.side_bound_ratios
-    replayed = "" if c.explained is None else f"{c.explained} of {c.different} by replaying the order of addition"
+    replayed = "" if c.explained is None else f"{c.explained} of {c.different} by replaying the accumulation order"
     figures = {
         "differ": f"{c.different} of {c.elements} elements",
         "greatest": f"{c.max_abs:.3g}, {c.max_ulp} ULP, {c.max_bound_ratio:.3g} of the bound, at {c.where}",

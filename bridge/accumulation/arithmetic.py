@@ -47,29 +47,31 @@ class Accumulator:
         return self.format in (FLOAT32, FLOAT64) and not self.toward_zero
 
     def hold(self, x: np.ndarray) -> np.ndarray:
-        """x itself, rounded."""
+        """Return x, rounded."""
         return x.astype(self.dtype) if self._native else self._rounded(x.astype(np.float64))
 
     def product(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
-        """x w, rounded."""
+        """Return x w, rounded."""
         if self._native:
             return self._flushed(np.multiply(x, w, dtype=self.dtype))
         return self._rounded(_rounded_to_odd(*two_product(x.astype(np.float64), w.astype(np.float64))))
 
     def add(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """a + b, rounded."""
+        """Return a + b, rounded."""
         return self._flushed(a + b) if self._native else self._rounded(_rounded_to_odd(*two_sum(a, b)))
 
     def fma(self, x: np.ndarray, w: np.ndarray, c: np.ndarray) -> np.ndarray:
-        """x w + c, rounded once."""
+        """Return x w + c, rounded once."""
         x, w = x.astype(np.float64), w.astype(np.float64)
         if self.format is FLOAT64:
             return self._flushed(_fma64(*np.broadcast_arrays(x, w, c)))
         return self._rounded(_rounded_to_odd(*two_sum(x * w, c.astype(np.float64))))
 
     def aligned_sum(self, operands: Sequence[np.ndarray]) -> np.ndarray:
-        """A multi-way addition as matrix units do it (Fasi et al., 2021): every operand is shifted to the exponent of
-        the largest, its bits below the accumulator's last one are dropped, and the rest is added and rounded.
+        """Return a multi-way sum as matrix units compute it (Fasi et al., 2021).
+
+        Every operand is shifted to the exponent of the largest, its bits below the accumulator's last one are dropped,
+        and the rest is added and rounded.
 
         Fasi, Higham, Mikaitis & Pranesh, "Numerical behavior of NVIDIA tensor cores", PeerJ Computer Science 7 (2021).
         """
@@ -88,12 +90,12 @@ class Accumulator:
 
 
 def flush(y: np.ndarray, fmt: Format) -> np.ndarray:
-    """y with what is subnormal in `fmt` made zero, its sign kept."""
+    """Return y with zero for each number that is subnormal in `fmt`; the sign is kept."""
     return np.where(np.abs(y) < fmt.smallest_normal, np.copysign(y.dtype.type(0), y), y)
 
 
 def _rounded_to_odd(s: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """s + error, of which s is the nearest float64, rounded to odd: exact, or the neighbour whose last bit is 1."""
+    """Return s + error, whose nearest float64 is s, rounded to odd: exact, or the neighbour whose last bit is 1."""
     bits = s.view(np.int64)
     # An infinite or NaN s has a NaN error, which compares false and leaves s alone.
     outward = (error > 0) == (s > 0)
@@ -102,7 +104,7 @@ def _rounded_to_odd(s: np.ndarray, error: np.ndarray) -> np.ndarray:
 
 
 def _fma64(x: np.ndarray, w: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """x w + c in float64, rounded once: algorithm Fma of Boldo & Melquiond (2008), figure 4.
+    """Return x w + c in float64, rounded once: algorithm Fma of Boldo & Melquiond (2008), figure 4.
 
     x w = p + e by TwoProduct; c + e = t + u by TwoSum; p + t = v + z by TwoSum; the result is fl(v + odd(z + u)).
     Near the ends of the range of float64 its operations are not exact: those elements are summed as fractions.

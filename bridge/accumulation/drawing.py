@@ -1,4 +1,4 @@
-"""A tree of additions as SVG: products at the foot, each addition above what it adds."""
+"""A tree of additions as SVG: products at the foot, each addition above its operands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TALLEST = 420  # px that the additions may take
 
 
 def tree_svg(tree: Tree, title: str) -> str:
-    """One `<svg>` element, in the colours of the page around it; `title` is its alternative text.
+    """Return one `<svg>` element, in the colours of the page around it; `title` is its alternative text.
 
     Filled nodes fuse a multiply with their addition; hollow ones add rounded operands.
 
@@ -52,7 +52,7 @@ def tree_svg(tree: Tree, title: str) -> str:
 
 
 def _left_to_right(tree: Tree) -> list:
-    """The leaves in an order in which no two lines cross: what is added first stands to the left."""
+    """Return the leaves in an order in which no two lines cross: leaves that are added first stand to the left."""
     found: dict[Tree, list] = {}
     for node in tree.nodes():
         below = [leaf for child in node.children for leaf in found.pop(child)]

@@ -1,17 +1,17 @@
-"""Probes of an implementation's arithmetic: one run each, where its answer is the expected one."""
+"""Probes of an implementation's arithmetic: one run each, if its answer is the expected one."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from bridge.accumulation.order import Rounding
 from bridge.accumulation.probe import Subject
 from bridge.accumulation.tree import BIAS, Leaf, Tree
-from bridge.numerics import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Format, exact, round_to, truncate_to
+from bridge.numerics import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Format, round_to
 
 #: What stands for 1 in probes of small parts of 1, so that those are normal numbers in float16 too.
 _ONE = 2.0**14
@@ -20,47 +20,39 @@ _PAIRS = 12
 
 
 class Inputs(NamedTuple):
-    """What x and weights are rounded to before they are multiplied, and what a result is rounded to."""
+    """The roundings of x and of the weights before they are multiplied, and of the result."""
 
     x: Rounding | None
     kernel: Rounding | None
     output: Rounding | None
 
     def full(self, fmt: Format) -> bool:
-        """Whether operands and results keep all the bits of `fmt`."""
+        """Return whether operands and results keep all the bits of `fmt`."""
         return all(rounding == Rounding(fmt) for rounding in self)
 
 
-def readers(subject: Subject, tap: int) -> np.ndarray:
-    """Which output elements read the input under a tap: bool, flat."""
-    g = subject.case.geometry
-    valid = g.valid_taps().reshape(*g.output_spatial, g.taps)[..., tap, None]
-    return np.broadcast_to(valid, g.output_shape).ravel()
-
-
-def most_read_tap(subject: Subject) -> int:
-    g = subject.case.geometry
-    return int(g.valid_taps().reshape(-1, g.taps).sum(axis=0).argmax())
+def most_read_term(subject: Subject) -> int:
+    return int(subject.sums.reads.reshape(-1, subject.sums.terms).sum(axis=0).argmax())
 
 
 def agreed(y: np.ndarray, where: np.ndarray) -> float | None:
-    """The value that all those elements have; None where there are none, or they differ."""
+    """Return the value that all those elements have; None where there are none, or they differ."""
     values = y[where].astype(np.float64)
     return float(values[0]) if len(values) and (values == values[0]).all() else None
 
 
 def input_rounding(subject: Subject) -> Inputs:
-    """Which roundings, the fewest, give what comes out for single products of numbers with every bit in use.
+    """Return the fewest roundings that give what comes out for single products of numbers with every bit in use.
 
-    One product tells that nothing is rounded but the result; what else is, several tell.
+    One product shows that nothing but the result is rounded. Several show which other numbers are.
     """
-    tap, fmt = most_read_tap(subject), subject.format
-    where = readers(subject, tap)
+    term, fmt = most_read_term(subject), subject.format
+    where = subject.readers(term)
     narrower = [f for f in (FLOAT32, TF32, BFLOAT16) if f.precision < fmt.precision]
     if fmt is FLOAT32:
         narrower.append(FLOAT16)
     roundings = [Rounding(fmt), *(Rounding(f, truncated) for truncated in (False, True) for f in narrower)]
-    candidates = [Inputs(*choice) for choice in itertools.product(roundings, repeat=3)]
+    candidates = list(itertools.product(roundings, repeat=3))
     candidates.sort(key=lambda choice: sum(rounding != Rounding(fmt) for rounding in choice))
     pairs = np.random.default_rng(0).uniform(1, 2, (_PAIRS, 2))
     if fmt is not FLOAT16:
@@ -68,45 +60,34 @@ def input_rounding(subject: Subject) -> Inputs:
         for first, scales in enumerate(((2.0**-18, 2.0**8), (2.0**8, 2.0**-18), (2.0**-9, 2.0**-9)), start=1):
             pairs[first::4] *= scales
     for x, w in round_to(pairs, fmt).tolist():
-        x = x if subject.products else 1.0
+        x = x if subject.sums.multiplies else 1.0
         weights = np.zeros(len(subject.names))
-        weights[tap] = w
+        weights[term] = w
         y = agreed(subject.probe(x, weights), where)
         # Products of two float64 numbers are rounded here by float64 itself, of all others not at all.
-        candidates = [
-            choice
-            for choice in candidates
-            if y == rounded(rounded(x, choice.x) * rounded(w, choice.kernel), choice.output)
-        ]
+        candidates = [(of_x, of_w, of_y) for of_x, of_w, of_y in candidates if y == of_y(of_x(x) * of_w(w))]
         if not candidates:
             return Inputs(None, None, None)
-        if candidates[0].full(fmt):
+        if Inputs(*candidates[0]).full(fmt):
             break
-    return candidates[0]
-
-
-def rounded(x: float, rounding: Rounding | None) -> float:
-    """x in that format."""
-    if rounding is None:
-        return x
-    return (truncate_to if rounding.toward_zero else round_to)(np.array(x), rounding.format).item()
+    return Inputs(*candidates[0])
 
 
 def flushed_subnormals(subject: Subject, inputs: Inputs) -> tuple[str, ...]:
-    """Which of "x", "kernel" and "output" lose subnormal numbers: a quarter of the smallest normal one."""
-    tap = most_read_tap(subject)
-    where = readers(subject, tap)
+    """Return which of "x", "kernel" and "output" lose a subnormal number: a quarter of the smallest normal one."""
+    term = most_read_term(subject)
+    where = subject.readers(term)
 
     def product(x: float, w: float) -> float | None:
         weights = np.zeros(len(subject.names))
-        weights[tap] = w
+        weights[term] = w
         return agreed(subject.probe(x, weights), where)
 
     tiny = {
         name: (rounding.format if rounding else subject.format).smallest_normal / 4
         for name, rounding in zip(Inputs._fields, inputs)
     }
-    if not subject.products:
+    if not subject.sums.multiplies:
         return ("output",) if product(1.0, tiny["output"]) == 0 else ()
     root = 2.0 ** (np.log2(tiny["output"]) // 2)
     answers = {
@@ -118,7 +99,7 @@ def flushed_subnormals(subject: Subject, inputs: Inputs) -> tuple[str, ...]:
 
 
 def accumulator(subject: Subject, tree: Tree, where: np.ndarray, inputs: Inputs) -> Rounding | None:
-    """The accumulator of the elements `where`, which add in the order `tree`; None where it does not show.
+    """Return the accumulator of the elements `where`, which add in the order `tree`; None where it does not show.
 
     (1 + v) - 1 with v = 1.25 2^-p is 2^(1-p) in a p-bit accumulator that rounds to nearest, 0 in a narrower one
     and in one that truncates, and v in a wider one. v = 2^(1-p) is the least that a p-bit accumulator holds beside 1.
@@ -153,7 +134,7 @@ def accumulator(subject: Subject, tree: Tree, where: np.ndarray, inputs: Inputs)
 def rounds_before_bias(
     subject: Subject, tree: Tree, where: np.ndarray, output: Rounding, accumulator: Rounding | None
 ) -> bool:
-    """Whether the bias is added to a sum that was first rounded to the output's format."""
+    """Return whether the bias is added to a sum that was first rounded to the output's format."""
     if accumulator is None or output.format.precision >= accumulator.format.precision:
         return False
     pairs = ((i, k) for i, k, j in absorbing_triples(tree) if j == BIAS)
@@ -165,7 +146,7 @@ def rounds_before_bias(
 
 
 def remainder(subject: Subject, triple: tuple[Leaf, Leaf, Leaf], where: np.ndarray, part: float) -> float | None:
-    """(1 + part) - 1, added in this order by leaves i, k and j of the elements `where`."""
+    """Return (1 + part) - 1, added in this order by leaves i, k and j of the elements `where`."""
     weights = np.zeros(len(subject.names))
     for leaf, value in zip(triple, (1.0, part, -1.0)):
         weights[subject.names.index(leaf)] = value * _ONE
@@ -174,7 +155,7 @@ def remainder(subject: Subject, triple: tuple[Leaf, Leaf, Leaf], where: np.ndarr
 
 
 def absorbing_triples(tree: Tree) -> Iterator[tuple[Leaf, Leaf, Leaf]]:
-    """Leaves (i, k, j) where i and k meet in an addition of two before j joins."""
+    """Yield leaves (i, k, j) where i and k meet in an addition of two before j joins."""
     for node in tree.nodes():
         for below in node.children:
             parts = _operand_leaves(below)
@@ -185,13 +166,13 @@ def absorbing_triples(tree: Tree) -> Iterator[tuple[Leaf, Leaf, Leaf]]:
 
 
 def _operand_leaves(node: Tree) -> list[tuple[Leaf, ...]]:
-    """The leaves of each operand of an addition, a fused product included."""
+    """Return the leaves of each operand of an addition, a fused product included."""
     own: list[tuple[Leaf, ...]] = [(node.leaf,)] if node.kind == "fma" and node.leaf is not None else []
     return [child.leaves for child in node.children] + own
 
 
 def holds_products(subject: Subject, tree: Tree, where: np.ndarray) -> bool:
-    """Whether products reach an accumulator that is wide enough for them unrounded.
+    """Return whether products reach an accumulator that is wide enough for them unrounded.
 
     With a + b = p + 1, (1 + 2^-a)(1 + 2^-b) - (1 + 2^-a) is 2^-b + 2^-(p+1), or 2^-b where the product is first
     rounded to the p bits of its operands.
@@ -208,7 +189,7 @@ def holds_products(subject: Subject, tree: Tree, where: np.ndarray) -> bool:
 
 
 def compensates(subject: Subject, tree: Tree, where: np.ndarray, p: int) -> bool:
-    """Whether 1 + 0.75 2^-p + 0.75 2^-p exceeds 1, though each part alone is lost: what was dropped came back."""
+    """Return whether 1 + 0.75 2^-p + 0.75 2^-p exceeds 1: each part alone is lost, so a dropped one came back."""
     for node in tree.nodes():
         below = node.children[0] if node.children else None
         if below is None or len(below.leaves) != 2 or len(node.leaves) != 3:
@@ -223,11 +204,10 @@ def compensates(subject: Subject, tree: Tree, where: np.ndarray, p: int) -> bool
 
 
 def padding_taps(subject: Subject) -> str | None:
-    """An infinite weight under a tap in the padding: skipped, the sum stays finite; multiplied by zero, it is NaN."""
-    taps = range(subject.case.geometry.taps)
-    tap = min(taps, key=lambda tap: int(readers(subject, tap).sum()))
-    padded = ~readers(subject, tap)
-    if not padded.any() or not subject.products:
+    """Return how taps in the padding are treated, by an infinite weight: NaN where it is multiplied by zero."""
+    tap = min(range(subject.sums.terms), key=lambda tap: int(subject.readers(tap).sum()))
+    padded = ~subject.readers(tap)
+    if not padded.any():
         return None
     weights = np.zeros(len(subject.names))
     weights[tap] = np.inf
@@ -236,38 +216,8 @@ def padding_taps(subject: Subject) -> str | None:
 
 
 def starts_from_zero(subject: Subject) -> np.ndarray:
-    """Whether the sum of nothing but -0 is +0: bool, flat."""
-    weights = np.full(len(subject.names), -1.0 if subject.products else -0.0)
+    """Return whether the sum of nothing but -0 is +0: bool, flat."""
+    weights = np.full(len(subject.names), -1.0 if subject.sums.multiplies else -0.0)
     if subject.names[-1] == BIAS:
         weights[-1] = -0.0
-    return ~np.signbit(subject.probe(0.0 if subject.products else 1.0, weights))
-
-
-def algorithm(subject: Subject) -> str:
-    """What computes a convolution, but not as sums of products: named by what a number reaches that it should not."""
-    g = subject.case.geometry
-    if 0 in g.x_shape or not subject.products:
-        return ""
-    position = tuple(n // 2 for n in g.spatial)
-    image: tuple[Any, ...] = (0,) * len(g.batch)
-    reads = np.ones((), bool)
-    for source, at in zip(g.sources, position):
-        reads = np.logical_and.outer(reads, (source == at).any(axis=1))
-
-    def impulse(background: float, height: float, first_weight: float) -> tuple[np.ndarray, np.ndarray]:
-        """`(actual, exact)`, first image and channel: one input, and the first tap, unlike the others."""
-        x, kernel = np.full(g.x_shape, background), np.ones(g.kernel_shape)
-        x[(*image, *position, 0)] = height
-        kernel.reshape(g.taps, g.features)[0] = first_weight
-        bias = None if subject.case.bias is None else np.zeros(g.features)
-        arrays = (None if a is None else a.astype(subject.case.dtype) for a in (x, kernel, bias))
-        case = subject.case.replace(**dict(zip(("x", "kernel", "bias"), arrays)))
-        return subject.output(case)[(*image, ..., 0)], exact(case).value[(*image, ..., 0)]
-
-    touched = ~np.isfinite(impulse(1.0, np.inf, 1.0)[0])
-    if touched.all() and not reads.all():
-        return "; one infinite input reaches every output of its image, as through an FFT"
-    large = 2.0 ** (subject.format.precision + 4)
-    if (touched & ~reads).any() or not np.array_equal(*impulse(0.0, 1.0, large)):
-        return "; inputs or weights are mixed before they are multiplied, as by Winograd's transforms"
-    return ""
+    return ~np.signbit(subject.probe(0.0 if subject.sums.multiplies else 1.0, weights))

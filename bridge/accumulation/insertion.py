@@ -1,11 +1,11 @@
 """From sizes of common subtrees to the tree: leaves are inserted one at a time.
 
 Let l(i, j) be the number of leaves under the lowest common ancestor of leaves i and j, in the whole tree. The
-ancestors of a leaf are nested, so l tells them apart: FPRev (Xie et al., USENIX ATC 2025) asks for l from a pivot to
+ancestors of a leaf are nested, so l distinguishes them: FPRev (Xie et al., USENIX ATC 2025) asks for l from a pivot to
 all other leaves and recurses. Here leaf t joins the tree of the leaves before it, whose nodes carry their l. One l(t,
 s) says where on the way from s to the root t branches off: between two nodes, which settles t, or at a node, and then
 the search goes on below that node's other operands. A good guess of s settles t at once, n - 1 questions in all:
-where a like tree, that of other output elements, has it; else beside the leaf before it, for sums that run through
+where a similar tree, that of other output elements, has it; else beside the leaf before it, for sums that run through
 their leaves in order, or in blocks, or in halves; or one stride back, for sums in interleaved lanes.
 """
 
@@ -26,7 +26,7 @@ class Contradiction(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """Which l(leaf, partner) to ask for; every partner serves, the first is the best guess."""
+    """The l(leaf, partner) to ask for. Every partner serves, and the first is the best guess."""
 
     leaf: int
     partners: tuple[int, ...]
@@ -46,7 +46,7 @@ class Insertion:
     """The tree of the leaves inserted so far. `advance` inserts all that the known sizes settle."""
 
     def __init__(self, leaves: Sequence[int], like: Insertion | None = None):
-        """`leaves`: in the order of insertion; `like`: a whole tree, of any leaves, that this one may resemble."""
+        """`leaves`: in the order of insertion; `like`: a whole tree that this one may resemble."""
         self._order = tuple(leaves)
         self._like = like
         self._position = {leaf: position for position, leaf in enumerate(leaves)}
@@ -71,7 +71,7 @@ class Insertion:
         return None
 
     def siblings(self, leaf: int) -> tuple[int, ...]:
-        """The leaves of the other operand of the two-operand addition that takes `leaf` in; () where none does."""
+        """Return the leaves of the other operand of the addition of two that `leaf` enters; () where there is none."""
         parent = self._nodes[leaf].parent
         if parent is None or len(parent.operands) != 2:
             return ()
@@ -87,7 +87,7 @@ class Insertion:
         return node.size, two and self._nodes[i].parent is node, two and self._nodes[j].parent is node
 
     def tree(self, name: Sequence[Leaf], fused: frozenset[int] = frozenset()) -> Tree:
-        """The whole tree with leaf i called `name[i]`, where the products of `fused` enter unrounded."""
+        """Return the whole tree with leaf i called `name[i]`, where the products of `fused` enter unrounded."""
         if self._root is None:
             return Tree.empty()
         built = {1 << leaf: Tree.of(name[leaf]) for leaf in self._order}
@@ -111,7 +111,7 @@ class Insertion:
         return found
 
     def _beside(self, leaf: int, among: int) -> int:
-        """Of the leaves `among`, those that meet `leaf` first."""
+        """Return those of the leaves `among` that meet `leaf` first."""
         node = self._nodes.get(leaf)
         while node is not None and not node.mask & among:
             node = node.parent
@@ -153,7 +153,7 @@ class Insertion:
         return None
 
     def _branch_off(self, new: _Node, sibling: _Node, size: int) -> None:
-        """A node of that size between `sibling` and its parent, with `new` as its other operand."""
+        """Insert a node of that size between `sibling` and its parent, with `new` as its other operand."""
         node = _Node(sibling.mask, size, sibling.parent, [sibling, new])
         if sibling.parent is None:
             self._root = node
@@ -165,7 +165,7 @@ class Insertion:
         _add_to_masks(node, new.mask)
 
     def _note(self, new: _Node, sibling: int) -> None:
-        """How far back the new leaf found its sibling: the next one is likely to find its own as far back."""
+        """Note how far back the new leaf found its sibling: the next leaf is likely to find its own as far back."""
         position = self._position[new.mask.bit_length() - 1]
         self._stride = position - max(self._position[leaf] for leaf in _bits(sibling))
         self._runs_on = self._stride == 1 and sibling.bit_count() > 1
@@ -185,7 +185,7 @@ class Insertion:
 
 
 def _join(new: _Node, node: _Node) -> None:
-    """`new` as one more operand of a multi-way addition."""
+    """Make `new` one more operand of a multi-way addition."""
     new.parent = node
     node.operands.append(new)
     _add_to_masks(node, new.mask)

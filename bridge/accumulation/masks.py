@@ -42,7 +42,7 @@ class Masks:
     capacity: int
 
     def unit_sets(self, others: Sequence[int]) -> Iterator[Sequence[int]]:
-        """The leaves to count, in as many runs as the capacity needs; one at least."""
+        """Yield the leaves to count, in as many runs as the capacity needs, at least one."""
         step = self.capacity if self.unit else max(1, len(others))
         for start in range(0, max(1, len(others)), step):
             yield others[start : start + step]
@@ -61,7 +61,7 @@ class Masks:
 
 
 def fused(fmt: Format, terms: int) -> Masks:
-    """Order and FMA in one run, for an accumulator in the format `fmt` of the data."""
+    """Return masks for order and FMA in one run, for an accumulator in the format `fmt` of the data."""
     a = fmt.precision // 2
     b = fmt.precision + 1 - a
     steps = min((4 * terms + 4).bit_length(), fmt.precision - a - 1)  # of r down to a unit
@@ -73,7 +73,7 @@ def fused(fmt: Format, terms: int) -> Masks:
 
 
 def product_rounding(fmt: Format, accumulator: Format) -> Masks:
-    """FMA alone: all leaves but two are zero."""
+    """Return masks for FMA alone: all leaves but two are zero."""
     p = accumulator.precision
     a = p // 2
     b = p + 1 - a
@@ -83,9 +83,9 @@ def product_rounding(fmt: Format, accumulator: Format) -> Masks:
 
 
 def wide(fmt: Format, *, subnormals: bool) -> Masks:
-    """Order alone, whatever the accumulator: M and the unit are as far apart as the format allows.
+    """Return masks for the order alone, for any accumulator: M / unit is as large as the format allows.
 
-    A float32 case may be summed in float64, in pairs of floats or exactly; 2^120 tells the last from the others.
+    A float32 case may be summed in float64, in pairs of floats or exactly; a ratio of 2^120 shows the last of these.
     float16 reaches a float32 accumulator only with subnormal units, and counts few units without them.
     """
     if fmt is FLOAT16:
@@ -95,7 +95,7 @@ def wide(fmt: Format, *, subnormals: bool) -> Masks:
 
 
 def narrow() -> Masks:
-    """Order alone within the range of float16, for implementations that overflow on more.
+    """Return masks for the order alone within the range of float16, for implementations that overflow on more.
 
     32 units are half an ulp of M in a float32 accumulator.
     """

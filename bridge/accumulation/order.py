@@ -1,4 +1,4 @@
-"""What a probe reveals: which tree each output element is summed by, and in what arithmetic."""
+"""Accumulation orders: the tree by which each output element is summed, and the arithmetic."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from bridge.accumulation.tree import BIAS, Tree
-from bridge.numerics import Format
-from jaxdw.geometry import Geometry
+from bridge.numerics import Format, round_to, truncate_to
 
 
 @dataclasses.dataclass(frozen=True)
 class Rounding:
-    """A format, and how numbers are brought into it.
+    """A format, and the direction of rounding into it.
 
     >>> from bridge.numerics import TF32
     >>> str(Rounding(TF32, toward_zero=True))
@@ -23,6 +23,10 @@ class Rounding:
 
     format: Format
     toward_zero: bool = False
+
+    def __call__(self, x: ArrayLike) -> np.ndarray:
+        """Return float64 x rounded into the format."""
+        return (truncate_to if self.toward_zero else round_to)(np.asarray(x), self.format)
 
     def __str__(self) -> str:
         return self.format.name + (", toward zero" if self.toward_zero else "")
@@ -91,11 +95,11 @@ class NotASum:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AccumulationOrder:
-    """The order in which an implementation adds, for every output element of one geometry.
+    """The order in which an implementation adds, for every output element of sums of one layout.
 
     Attributes:
       implementation: its name.
-      geometry, dtype: of the case that was probed; the order is that of this shape alone.
+      layout, dtype: of the sums that were probed, of a convolution its geometry; the order is that of this shape alone.
       trees: the distinct trees, the most frequent first.
       labels: int32 of the output's shape: which tree; -1 - k where refusals[k] says why there is none.
       refusals: why some elements have no tree.
@@ -104,7 +108,7 @@ class AccumulationOrder:
     """
 
     implementation: str
-    geometry: Geometry
+    layout: Any
     dtype: np.dtype
     trees: tuple[Tree, ...]
     labels: np.ndarray = dataclasses.field(repr=False)
@@ -118,12 +122,12 @@ class AccumulationOrder:
         return float(np.mean(self.labels >= 0)) if self.labels.size else 1.0
 
     def tree(self, index: tuple[int, ...]) -> Tree | NotASum:
-        """The tree of one output element, or why there is none."""
+        """Return the tree of one output element, or why there is none."""
         label = int(self.labels[index])
         return self.trees[label] if label >= 0 else self.refusals[-1 - label]
 
     def elements(self, tree: Tree | NotASum) -> np.ndarray:
-        """Which elements have this tree or refusal: bool of the output's shape."""
+        """Return which elements have this tree or refusal: bool of the output's shape."""
         if isinstance(tree, Tree):
             return self.labels == (self.trees.index(tree) if tree in self.trees else len(self.trees))
         return self.labels == (-1 - self.refusals.index(tree) if tree in self.refusals else len(self.trees))

@@ -1,4 +1,4 @@
-"""Output elements grouped by what they have answered: those of one group are summed alike, as far as is known."""
+"""Output elements grouped by their answers: those of one group are summed in the same order, as far as is known."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ class Group:
     insertion: Insertion | None = None
 
     def split(self, count: int) -> Group:
-        """A part of this group, with the same answers so far."""
+        """Return a part of this group, with the same answers so far."""
         sizes = {leaf: dict(partners) for leaf, partners in self.sizes.items()}
         whole = self.insertion if self.settled else None
         return Group(self.leaves, count, sizes, dict(self.signs), self.refusal, self.exact, self.settled, whole)
 
     def answer(self, i: int, j: int, sign: int | None, size: int | None) -> None:
-        """Note what a run told; None is what its masks cannot tell."""
+        """Note the answers of a run; None stands for an answer that its masks cannot give."""
         if size is not None:
             self.sizes.setdefault(i, {})[j] = self.sizes.setdefault(j, {})[i] = size
         if sign is not None:
             self.signs[i, j], self.signs[j, i] = sign, -sign
 
     def advance(self, like: Insertion | None) -> Question | None:
-        """The next question, or None once the group is settled, refused or found exact."""
+        """Return the next question, or None once the group is settled, refused or found exact."""
         if self.insertion is None:
             self.insertion = Insertion(self.leaves, like)
         try:
@@ -90,11 +90,11 @@ class Partition:
                 group.insertion.advance({})
 
     def open(self) -> list[Group]:
-        """The groups whose tree is not known yet."""
+        """Return the groups whose tree is not known yet."""
         return [group for group in self.groups if group.refusal is None and not group.settled]
 
     def most_like(self, leaves: tuple[int, ...]) -> Insertion | None:
-        """The known tree that has most of these leaves."""
+        """Return the known tree that has most of these leaves."""
         known = [group for group in self.groups if group.settled and not group.exact and group.refusal is None]
         shared = set(leaves)
         return max(known, key=lambda group: len(shared & set(group.leaves))).whole if known else None
@@ -151,5 +151,5 @@ class Partition:
 
 
 def fused_leaves(group: Group) -> frozenset[int]:
-    """The leaves of a settled group that were seen to enter unrounded where they are added."""
+    """Return the leaves of a settled group that were seen to enter unrounded where they are added."""
     return frozenset(i for (i, j), sign in group.signs.items() if sign > 0 and group.whole.meeting(i, j)[1])

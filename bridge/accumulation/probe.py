@@ -9,17 +9,15 @@ it takes the one that serves most other groups too.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from bridge.accumulation import masks as masking
 from bridge.accumulation.masks import Masks
 from bridge.accumulation.partition import Group, Partition
+from bridge.accumulation.sums import SumsOfProducts
 from bridge.accumulation.tree import BIAS, Leaf
-from bridge.case import Case
-from bridge.implementations import ImplementationError
 from bridge.numerics import Format, format_of
 
 #: Questions after which masks that suit an implementation have shown that they do.
@@ -31,84 +29,70 @@ _TOLD = 32
 _log = logging.getLogger("bridge")
 
 
-class Runs(Protocol):
-    """Anything that computes a case: a `bridge.Implementation`, or an object with the same two members."""
-
-    @property
-    def name(self) -> str: ...
-
-    def run(self, case: Case) -> np.ndarray: ...
-
-
 class Subject:
-    """An implementation on the geometry of one case, fed with uniform inputs and one weight a tap.
+    """An implementation of some sums of products, fed with one x and one weight per term.
 
     Attributes:
-      case: whose geometry and dtype count, not its data.
-      names: the leaves: taps in raster order, then the bias where there is one.
+      name: of the implementation.
+      sums: whose layout and dtype count, not their data.
+      names: the leaves: the terms in order, then the bias where there is one.
       runs: how often the implementation has run.
-      products: whether leaves are products x w; if not, x stays 1 and the weights are the terms.
     """
 
-    def __init__(self, implementation: Runs | Callable[[Case], np.ndarray], case: Case, *, products: bool = True):
+    def __init__(self, implementation: Any, sums: SumsOfProducts):
+        """`implementation`: a function of the data of `sums`, or an object that has one as `.run`."""
         self._run: Any = getattr(implementation, "run", implementation)
         if not callable(self._run):
             raise TypeError(f"`implementation` is {implementation!r}, expected a function of a Case, or one as `.run`")
         self.name = getattr(implementation, "name", getattr(implementation, "__name__", "function"))
-        self.case = case
-        self.products = products
-        self.names: tuple[Leaf, ...] = (*range(case.geometry.taps), *([] if case.bias is None else [BIAS]))
+        self.sums = sums
+        self.names: tuple[Leaf, ...] = (*range(sums.terms), *([BIAS] if sums.has_bias else []))
         self.runs = 0
 
     @property
     def format(self) -> Format:
-        return format_of(self.case.dtype)
+        return format_of(self.sums.dtype)
 
-    def output(self, case: Case) -> np.ndarray:
-        """The implementation's output, of the shape and dtype that a convolution has.
+    def output(self, sums: SumsOfProducts) -> np.ndarray:
+        """Return the implementation's output, of the shape and dtype of the sums.
 
         Raises:
-          ImplementationError: it raised, or returned something else.
+          RuntimeError: it raised, or returned something else.
         """
         self.runs += 1
         if not self.runs % _TOLD:
-            _log.info("revealing %s: run %d, %d taps", self.name, self.runs, self.case.geometry.taps)
+            _log.info("revealing %s: run %d, %d taps", self.name, self.runs, sums.terms)
         try:
             with np.errstate(all="ignore"):  # masks and infinities are meant to overflow
-                y = np.asarray(self._run(case))
-        except ImplementationError:
+                y = np.asarray(self._run(sums.data))
+        except RuntimeError:  # an implementation's own says what ran
             raise
         except Exception as error:
-            raise ImplementationError(
-                f"{self.name} raised {type(error).__name__} on run {self.runs}: {error}"
-            ) from error
-        if y.shape != case.geometry.output_shape or y.dtype != case.dtype:
-            raise ImplementationError(
-                f"{self.name} returned {y.dtype} {y.shape}, expected {case.dtype} {case.geometry.output_shape}"
-            )
+            raise RuntimeError(f"{self.name} raised {type(error).__name__} on run {self.runs}: {error}") from error
+        if y.shape != sums.shape or y.dtype != sums.dtype:
+            raise RuntimeError(f"{self.name} returned {y.dtype} {y.shape}, expected {sums.dtype} {sums.shape}")
         return y
 
     def probe(self, x: float, weights: np.ndarray) -> np.ndarray:
-        """The output, flat, with every input x and the weights of `names`, the bias last."""
-        g, dtype = self.case.geometry, self.case.dtype
-        kernel = np.broadcast_to(weights[: g.taps].astype(dtype).reshape(*g.kernel_size, 1, 1), g.kernel_shape)
-        bias = None if self.case.bias is None else np.full(g.features, weights[-1]).astype(dtype)
-        uniform = np.full(g.x_shape, x).astype(dtype)
-        return self.output(self.case.replace(x=uniform, kernel=np.ascontiguousarray(kernel), bias=bias)).ravel()
+        """Return the output, flat, with every input x and the weights of `names`, the bias last."""
+        return self.output(self.sums.uniform(x, weights)).ravel()
+
+    def readers(self, term: int) -> np.ndarray:
+        """Return which elements read the input of a term: bool, flat."""
+        return np.broadcast_to(self.sums.reads[..., term], self.sums.shape).ravel()
 
     def partition(self) -> Partition:
-        """Elements grouped by their taps that read the input, the bias being the first leaf to insert."""
-        g = self.case.geometry
-        valid = g.valid_taps().reshape(-1, g.taps)
-        kinds, kind = np.unique(np.packbits(valid, axis=1), axis=0, return_inverse=True)
-        bias = [] if self.case.bias is None else [g.taps]
-        leaf_sets = [(*bias, *np.flatnonzero(np.unpackbits(row, count=g.taps)).tolist()) for row in kinds]
-        labels = np.broadcast_to(kind.reshape(*g.output_spatial, 1), g.output_shape).ravel()
+        """Return the elements grouped by the terms that they read; the bias is the first leaf to insert."""
+        terms, reads = self.sums.terms, self.sums.reads
+        kinds, kind = np.unique(np.packbits(reads.reshape(-1, terms), axis=1), axis=0, return_inverse=True)
+        bias = [terms] if self.sums.has_bias else []
+        leaf_sets = [(*bias, *np.flatnonzero(np.unpackbits(row, count=terms)).tolist()) for row in kinds]
+        labels = np.broadcast_to(kind.reshape(reads.shape[:-1]), self.sums.shape).ravel()
         return Partition(leaf_sets, labels)
 
 
 def ask(subject: Subject, partition: Partition, masks: Masks, i: int, j: int) -> None:
-    """One question of all elements: +M at leaf i, -M at leaf j."""
+    """Ask all elements one question: +M at leaf i, -M at leaf j."""
     terms = len(subject.names)
     answers = []
     for units in masks.unit_sets([leaf for leaf in range(terms) if leaf not in (i, j)]):
@@ -139,7 +123,7 @@ def settle(subject: Subject, partition: Partition, masks: Masks, most: int | Non
 
 
 def most_shared(leaf: int, partners: tuple[int, ...], groups: list[Group]) -> int:
-    """The partner for `leaf` that most groups can answer; the first of several."""
+    """Return the partner for `leaf` that most groups can answer; the first of several."""
     if len(partners) == 1:
         return partners[0]
     sharing = [set(group.leaves) for group in groups if leaf in group.leaves]
@@ -147,7 +131,7 @@ def most_shared(leaf: int, partners: tuple[int, ...], groups: list[Group]) -> in
 
 
 def reveal_order(subject: Subject, *, fused: bool, fused_first: bool, subnormals: bool) -> tuple[Partition, Masks]:
-    """Every element's tree, by the first masks that suit the implementation.
+    """Find every element's tree, by the first masks that suit the implementation.
 
     Args:
       subject: what to probe.
@@ -174,7 +158,7 @@ def reveal_order(subject: Subject, *, fused: bool, fused_first: bool, subnormals
 
 
 def reveal_rounding_of_products(subject: Subject, partition: Partition, accumulator: Format) -> None:
-    """Which products enter unrounded, in runs of their own: for each leaf, one beside a leaf of its sibling."""
+    """Find out which products enter unrounded, in runs of their own: one per leaf, beside a leaf of its sibling."""
     masks = masking.product_rounding(subject.format, accumulator)
     while True:
         wanting = [(group, leaf) for group in partition.groups for leaf in _unknown_products(group, subject.names)]

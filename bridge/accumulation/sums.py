@@ -1,68 +1,77 @@
-"""Plain sums and dot products: black boxes from vectors to a scalar, by the same machinery as convolutions."""
+"""Sums of products that are computed together: what an order of addition is revealed of, and replayed on."""
 
 from __future__ import annotations
 
+import abc
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from bridge.accumulation.order import AccumulationOrder
-from bridge.accumulation.probe import Subject
-from bridge.accumulation.reveal import reveal_subject
-from bridge.case import Case
+from bridge.accumulation.tree import Leaf
 
-#: Sets of random data that a scalar is held against: one alone may agree by chance.
-_DRAWS = 8
+#: The operands of a leaf, which broadcast to one shape: (x, w) of a product; of the bias (b, 1).
+Operands = Callable[[Leaf | None], tuple[np.ndarray, np.ndarray]]
+
+#: Changes an array without changing its shape or dtype.
+Change = Callable[[np.ndarray], np.ndarray]
 
 
-def reveal_sum(function: Callable[[np.ndarray], Any], n: int, dtype: Any = np.float32) -> AccumulationOrder:
-    """The order in which `function` adds the n numbers of a vector; leaves are their indices.
+@dataclasses.dataclass(frozen=True, eq=False)
+class SumsOfProducts(abc.ABC):
+    """One sum per output element, each of some of the same products, and of a bias where there is one.
 
-    Args:
-      function: takes an array `(n,)` of `dtype`, returns a scalar of `dtype`.
-      n: length of the vector.
-      dtype: float32, float64, float16 or bfloat16.
-
-    >>> import numpy as np
-    >>> order = reveal_sum(np.add.reduce, 8)
-    >>> order.trees
-    (Tree('((0+1)+(2+3))+((4+5)+(6+7))'),)
+    Attributes:
+      data: what an implementation computes the sums from.
+      layout: decides which products each element adds. A revealed order holds for one layout and dtype.
+      dtype: of data and output.
+      shape: of the output.
+      weights: `(terms, ...)`: those of each term broadcast to the shape of the output.
+      reads: which products each element adds: bool, broadcasts to `(*shape, terms)`.
+      has_bias: whether each element adds a number that is no product.
+      multiplies: whether implementations multiply; if not, x is 1 and the weights are the terms.
     """
 
-    def run(case: Case) -> np.ndarray:
-        return _scalar(function(case.kernel[:, 0, 0]), case)
+    data: Any
+    layout: Any
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    weights: np.ndarray
+    reads: np.ndarray
+    has_bias: bool = False
+    multiplies: bool = True
 
-    return _reveal(function, run, n, dtype, products=False)
+    @property
+    def terms(self) -> int:
+        """The greatest number of products that one element adds."""
+        return len(self.weights)
 
+    @abc.abstractmethod
+    def uniform(self, x: float, weights: np.ndarray) -> Self:
+        """Return the sums with every x the same, and the same weights `(terms,)`, and bias last, for every element."""
 
-def reveal_dot(function: Callable[[np.ndarray, np.ndarray], Any], n: int, dtype: Any = np.float32) -> AccumulationOrder:
-    """The order in which `function` adds the n products of two vectors.
+    @abc.abstractmethod
+    def changed(self, x: Change, w: Change) -> Self:
+        """Return the sums with all x changed by one function, and the weights and the bias by another."""
 
-    A matrix-vector or matrix product is a dot product of the row and the column that reach one of its elements.
+    @abc.abstractmethod
+    def operands(self, at: tuple) -> Operands:
+        """Return the operands of the elements `at`: a slice per axis of the output, or an index array per axis."""
 
-    Args:
-      function: takes two arrays `(n,)` of `dtype`, returns a scalar of `dtype`.
-      n: length of the vectors.
-      dtype: float32, float64, float16 or bfloat16.
-    """
+    @abc.abstractmethod
+    def exact(self) -> np.ndarray:
+        """Return the exact sums, rounded once."""
 
-    def run(case: Case) -> np.ndarray:
-        return _scalar(function(case.x[:, 0], case.kernel[:, 0, 0]), case)
+    def random(self, seed: int) -> Self:
+        """Return the sums of normal random numbers: the same ones at every call, so that results can be repeated."""
+        rng = np.random.default_rng(seed)
 
-    return _reveal(function, run, n, dtype, products=True)
+        def normal(array: np.ndarray) -> np.ndarray:
+            return rng.standard_normal(array.shape).astype(self.dtype)
 
+        return self.changed(normal if self.multiplies else np.ones_like, normal)
 
-def _scalar(value: Any, case: Case) -> np.ndarray:
-    return np.asarray(value).reshape(case.geometry.output_shape)
-
-
-def _reveal(
-    function: Callable[..., Any], run: Callable[[Case], np.ndarray], n: int, dtype: Any, *, products: bool
-) -> AccumulationOrder:
-    """A sum of n terms is a convolution with n taps at its one output position."""
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
-        raise ValueError(f"`n` is {n!r}, expected a positive int")
-    run.__name__ = getattr(function, "__name__", "function")
-    case = Case(np.ones((n, 1), dtype), np.ones((n, 1, 1), dtype), padding="VALID")
-    return reveal_subject(Subject(run, case, products=products), _DRAWS)
+    def transform(self, output: Callable[[Self], np.ndarray]) -> str:
+        """Return a phrase that names the transform by which `output` computes, if it does not add products."""
+        return ""

@@ -78,40 +78,40 @@ class Tree:
 
     @classmethod
     def of(cls, leaf: Leaf) -> Tree:
-        """One product, or the bias."""
+        """Return the leaf of one product, or of the bias."""
         if leaf != BIAS and (isinstance(leaf, bool) or not isinstance(leaf, (int, np.integer)) or leaf < 0):
             raise ValueError(f"`leaf` is {leaf!r}, expected a tap (0, 1, ...) or {BIAS!r}")
         return cls("leaf", leaf if leaf == BIAS else int(leaf))
 
     @classmethod
     def add(cls, *operands: Tree) -> Tree:
-        """One rounded addition of two operands, or one multi-way addition of more."""
+        """Return one rounded addition of two operands, or one multi-way addition of more."""
         if len(operands) < 2 or any(not operand.leaves for operand in operands):
             raise ValueError(f"`operands` are {operands}, expected two or more trees with leaves")
         return cls("add", None, operands)
 
     @classmethod
     def fma(cls, tap: Leaf | None, addend: Tree) -> Tree:
-        """fma(x_tap, w_tap, addend)."""
+        """Return fma(x_tap, w_tap, addend)."""
         if not isinstance(tap, (int, np.integer)) or not addend.leaves:
             raise ValueError(f"`tap` is {tap!r} and `addend` {addend}, expected a tap and a tree with leaves")
         return cls("fma", cls.of(tap).leaf, (addend,))
 
     @classmethod
     def exact(cls, leaves: Sequence[Leaf]) -> Tree:
-        """The exact sum, rounded once: no order at all."""
+        """Return the exact sum, rounded once: it has no order."""
         if len(leaves) < 2:
             raise ValueError(f"`leaves` are {leaves!r}, expected two or more")
         return cls("exact", None, [cls.of(leaf) for leaf in leaves])
 
     @classmethod
     def empty(cls) -> Tree:
-        """The sum of nothing: what a window that lies wholly in the padding adds."""
+        """Return the sum of nothing: that of a window that lies wholly in the padding."""
         return cls("empty")
 
     @classmethod
     def chain(cls, leaves: Sequence[Leaf], *, fused: bool = False) -> Tree:
-        """The leaves added one after another, from the first.
+        """Return the leaves added one after another, from the first.
 
         >>> Tree.chain([0, 1, 2]), Tree.chain(["b", 0, 1], fused=True)
         (Tree('(0+1)+2'), Tree('F[1, F[0, b]]'))
@@ -128,7 +128,7 @@ class Tree:
         return Tree.parse, (str(self),)
 
     def nodes(self) -> Iterator[Tree]:
-        """Every node, operands before what adds them; the root is the last."""
+        """Yield every node, operands before the node that adds them; the root is the last."""
         stack = [(self, False)]
         while stack:
             node, below_done = stack.pop()
@@ -160,7 +160,7 @@ class Tree:
 
     @classmethod
     def parse(cls, text: str) -> Tree:
-        """The tree that a text form describes; operands may stand in any order.
+        """Return the tree that a text form describes; operands may stand in any order.
 
         Raises:
           ValueError: not a text form; the message says where.
@@ -208,7 +208,7 @@ class Tree:
         raise ValueError(f"`text` is {text!r}, expected (tree+tree), F[tap, tree] or E[leaf, leaf]")
 
     def to_json(self) -> Any:
-        """Nested lists: a leaf is its tap or "b", else [kind, operand, ...]; an fma's first operand is its tap."""
+        """Return nested lists: a leaf is its tap or "b", else [kind, operand, ...]; an fma has its tap first."""
         built: dict[Tree, Any] = {}
         for node in self.nodes():
             below = [built.pop(child) for child in node.children]
@@ -216,70 +216,10 @@ class Tree:
             built[node] = node.leaf if node.kind == "leaf" else [node.kind, *own, *below]
         return built[self]
 
-    @classmethod
-    def from_json(cls, data: Any) -> Tree:
-        """The tree that `to_json` wrote.
-
-        >>> Tree.from_json(["add", ["fma", 1, 0], "b"])
-        Tree('F[1, 0]+b')
-        """
-        match data:
-            case int() | "b":
-                return cls.of(data)
-            case ["add", *operands]:
-                return cls.add(*map(cls.from_json, operands))
-            case ["fma", tap, addend]:
-                return cls.fma(tap, cls.from_json(addend))
-            case ["exact", *leaves]:
-                return cls.exact(leaves)
-            case ["empty"]:
-                return cls.empty()
-        raise ValueError(f"`data` holds {data!r}, expected a tap, {BIAS!r} or [kind, operand, ...]")
-
     @property
     def fused(self) -> tuple[int, ...]:
         """The taps whose products enter unrounded, ascending."""
         return tuple(sorted(node.leaf for node in self.nodes() if node.kind == "fma" and isinstance(node.leaf, int)))
-
-    def error_bound(self, products: np.ndarray, unit_roundoff: float, bias: np.ndarray | None = None) -> np.ndarray:
-        """An upper bound of |computed - exact| for this very order and these very products, underflow aside.
-
-        A node that adds operands with exact sum s and inherited errors of at most d in all computes a number within
-        u (|s| + d) of what it was given, so its own error is at most d + u (|s| + d); a rounded product starts with
-        u |p|, an unrounded one and the bias with 0 (Higham 2002, section 4.2: the running error bound, from the exact
-        nodes). Nodes that cancel cost little: never above, and often far below, the bound for any order.
-
-        Args:
-          products: exact products in float64, `(taps, ...)`.
-          unit_roundoff: u of the accumulator.
-          bias: float64, broadcasts to `...`; needed where the tree holds the bias.
-
-        Returns:
-          float64, of shape `...`: rounded up.
-        """
-        value: dict[Tree, np.ndarray] = {}
-        error: dict[Tree, np.ndarray] = {}
-        magnitude: dict[Tree, np.ndarray] = {}
-        zero = np.zeros(products.shape[1:])
-        slack = 2 * (len(self.leaves) + 1) * 2.0**-53  # of the float64 sums below, relative to sum |p|
-        for node in self.nodes():
-            below = [(value.pop(child), error.pop(child), magnitude.pop(child)) for child in node.children]
-            if node.kind == "leaf":
-                if node.leaf == BIAS and bias is None:
-                    raise ValueError("`bias` is None, expected an array: the tree adds one")
-                p = np.asarray(bias) if node.leaf == BIAS else products[node.leaf]
-                rounded = 0.0 if node.leaf == BIAS else unit_roundoff
-                value[node], error[node], magnitude[node] = p + zero, rounded * np.abs(p) + zero, np.abs(p) + zero
-                continue
-            if node.kind == "fma":
-                p = products[node.leaf]
-                below.append((p, zero, np.abs(p)))
-            values, errors, magnitudes = zip(*below) if below else ((zero,), (zero,), (zero,))
-            inherited = zero if node.kind == "exact" else sum(errors)
-            value[node], magnitude[node] = sum(values), sum(magnitudes)
-            size = np.abs(value[node]) + slack * magnitude[node]
-            error[node] = inherited + unit_roundoff * (size + inherited)
-        return error[self] * (1 + 4 * slack)
 
 
 def _rank(leaf: Leaf) -> float:

@@ -24,6 +24,7 @@ from bridge.console import Console, complain
 from bridge.files import read_regular
 from bridge.process import run_module
 from bridge.progress import Level, Progress, track
+from bridge.records import first_problem
 
 #: Seconds after which a run is ended: one day.
 TIME_LIMIT = 86_400.0
@@ -64,11 +65,8 @@ def read_report(path: Path) -> BenchReport:
     try:
         return BenchReport.model_validate_json(read_regular(path))
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise ValueError(
-            f"`--from-json` is {path}, expected a report that --json wrote: {where}: {first['msg']}"
-        ) from None
+        problem = first_problem(error)
+        raise ValueError(f"`--from-json` is {path}, expected a report that --json wrote: {problem}") from None
 
 
 def check_threads(threads: int | None) -> None:

@@ -6,8 +6,8 @@ twelve bits, more than TF32 (11) and bfloat16 (8) hold: so the check also finds 
 
 *Blocks* divide by a root, whose results are no integers. Let y = a (sum x w - m) + b with a = s / sqrt(v + e), over n
 products, u = 2^-24, g(k) = (1 + u)^k - 1. The sum is within g(n) S of the exact sum, S = sum |x w|. The normalization,
-as in `bridge.model.expected`, adds nine roundings. If a is multiplied into the weights first, each product has those
-roundings instead, and m and b are one more leaf of the sum. In both cases
+as in `bridge.model.operation_bounds`, adds nine roundings. If a is multiplied into the weights first, each product has
+those roundings instead, and m and b are one more leaf of the sum. In both cases
 
     |computed - y| <= g(n + 10) M + lambda (2 n + 18) (1 + |a|) (1 + X) (1 + W) + lambda (S + |m|) (1 + 1/sqrt(v + e)),
     M = (S + |m|) |a| + |b|

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pydantic
 
 from bridge.bench.figures import geometric_mean, quartiles
+from bridge.records import Record
 
 #: Name and version of the schema. The version grows when a field is added, removed or changes its meaning.
 SCHEMA: Literal["jaxdw.bench/1"] = "jaxdw.bench/1"
@@ -166,12 +167,10 @@ class ScaleRecord(pydantic.BaseModel):
     memory_exponent: float | None
 
 
-class BenchReport(pydantic.BaseModel):
+class BenchReport(Record):
     """A whole run."""
 
-    model_config = pydantic.ConfigDict(populate_by_name=True)
-
-    schema_: Literal["jaxdw.bench/1"] = pydantic.Field(default=SCHEMA, alias="schema")
+    schema_: Literal["jaxdw.bench/1"] = SCHEMA
     environment: dict[str, str]
     settings: BenchSettings
     copies: list[CopyRecord]

@@ -1,27 +1,27 @@
-"""attribute: how much of the difference of two implementations each setting accounts for, by running the factorial.
+"""Attribute the difference of two implementations to their settings, by running every combination of these.
 
 **Factors** are the settings in which a and b differ: the framework, the algorithm (by its family, so that each
 framework has a counterpart) and every knob. A configuration is a subset S of the factors: those in S are as b has them,
-the others as a has them. A side whose framework lacks a knob has its default, and the knob is without effect where the
-configuration's framework lacks it.
+the others as a has them. If the framework of a or b lacks a knob, the knob counts as having its default; it has no
+effect if the configuration's framework lacks it.
 
 **Value.** v(S) is the root mean square of the difference between the configuration's output and a's, in float64, over
-that of the exact result. It is chosen over the number of differing elements, which cannot grow once all differ (every
-pair of float32 orders would weigh as much as bfloat16), and over the greatest difference, which one element decides.
-Elements that are not finite on one side are left out of v, and counted as different.
+that of the exact result. Two other measures were not chosen: the number of differing elements cannot grow once all
+differ (every pair of float32 orders would weigh as much as bfloat16), and the greatest difference is decided by one
+element. Elements that are not finite in one output are left out of v, and counted as different.
 
 **Shares** are Shapley's (L. S. Shapley, A value for n-person games, 1953): with n factors N,
 
     share_i = sum over S without i of |S|! (n - |S| - 1)! / n! (v(S + i) - v(S)),
 
-the average over all orders of changing one factor after another of what changing i added. They do not depend on an
-order, are equal where two factors do the same, zero where one does nothing, and sum to v(N). A share is negative where
-a factor on average brings the outputs closer.
+the difference that changing i adds, averaged over all orders of changing one factor after another. Shares do not depend
+on an order, are equal if two factors do the same, zero if one does nothing, and sum to v(N). A share is negative if the
+factor on average brings the outputs closer.
 
-**Unexplained.** Where S or S + i does not exist or fails, that term is left out of every share, and what the shares
-then lack of the whole is `unexplained`: on average over the orders, the steps that could not be taken one factor at a
-time. So is what given outputs differ by beyond what running a and b again gives. All is computed in rationals from the
-float64 values v(S), so shares and `unexplained` sum to the total exactly.
+**Unexplained.** If S or S + i does not exist or fails, that term is left out of every share. `unexplained` is the whole
+less all shares: on average over the orders, the steps that could not be taken one factor at a time. It includes the
+difference of given outputs beyond that of running a and b again. All is computed in rationals from the float64 values
+v(S), so shares and `unexplained` sum to the total exactly.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from fractions import Fraction
 import numpy as np
 
 from bridge.case import Case
-from bridge.diagnosis.parity import Diagnosis
-from bridge.diagnosis.runs import Runs, Unrunnable, neighbours
+from bridge.diagnosis.diagnosis import Diagnosis
+from bridge.diagnosis.runs import CaseRuns, Unrunnable, neighbours
 from bridge.implementations import Implementation, counterpart, implementation, knobs
 from bridge.numerics import exact, same_bits
 
-#: Factors at most: their configurations are 2 to that power.
+#: Most factors that are tried: the number of configurations is 2 to that power.
 MOST_FACTORS = 8
 
 _TOGETHER = "framework and algorithm"
@@ -49,12 +49,12 @@ _TOGETHER = "framework and algorithm"
 
 @dataclasses.dataclass(frozen=True)
 class Factor:
-    """A setting in which the two sides differ.
+    """A setting in which the two implementations differ.
 
     Attributes:
       name: "framework", "algorithm", both together where neither has the other's counterpart, or a knob.
       kind: "framework", "algorithm", "precision", "layout", "threads" or "flag".
-      a, b: what each side has.
+      a, b: its value in each of them.
     """
 
     name: str
@@ -64,20 +64,20 @@ class Factor:
 
     @property
     def label(self) -> str:
-        """As `precision: dtype same -> bfloat16`."""
+        """The setting in words, such as `precision: dtype same -> bfloat16`."""
         name = "" if self.kind in self.name else f"{self.name} "
         return f"{self.kind if name else self.name}: {name}{self.a} \N{RIGHTWARDS ARROW} {self.b}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """One cell of the factorial.
+    """One combination of settings.
 
     Attributes:
       changed: names of the factors that are as b has them.
-      name: the implementation; empty where there is none.
-      value: v; None where it did not run.
-      different: elements whose bits are not a's; None where it did not run.
+      name: the implementation; empty if there is none.
+      value: v; None if it did not run.
+      different: elements whose bits are not a's; None if it did not run.
       reason: why it did not run.
     """
 
@@ -90,11 +90,11 @@ class Configuration:
 
 @dataclasses.dataclass(frozen=True)
 class Flip:
-    """One setting of one side changed alone.
+    """One setting of one implementation changed alone.
 
     Attributes:
-      side: the implementation before; setting: what was changed; name: the implementation after.
-      different: elements whose bits changed; None where it did not run.
+      side: the implementation before; setting: the name of the setting; name: the implementation after.
+      different: elements whose bits changed; None if it did not run.
       max_abs: the greatest change among finite elements.
       error: the greatest |output - exact| among finite elements, after the change.
       reason: why it did not run.
@@ -114,14 +114,14 @@ class Attribution:
     """A difference split into the shares of named factors.
 
     Attributes:
-      a, b: the names of the sides.
-      elements, different: of the output, and how many differ.
+      a, b: the names of the implementations.
+      elements, different: the number of elements, and of those that differ.
       factors: the settings in which they differ.
       rows: each factor's share, a rational.
       whole: v of the difference, a rational.
-      configurations: the factorial.
+      configurations: every combination of the settings.
       errors: the greatest |output - exact| of a and of b among finite elements.
-      flips: every setting that exists on this machine changed alone, on each side.
+      flips: every setting that exists on this machine changed alone, in a and in b.
     """
 
     a: str
@@ -146,7 +146,7 @@ class Attribution:
 
     @property
     def remainder(self) -> Fraction:
-        """The whole less all shares."""
+        """The whole less all shares, a rational."""
         return self.whole - sum(self.rows)
 
     @property
@@ -165,16 +165,16 @@ def attribute(
     *,
     outputs: tuple[np.ndarray, np.ndarray] | None = None,
     isolated: bool = True,
-    runs: Runs | None = None,
+    runs: CaseRuns | None = None,
 ) -> Attribution:
-    """Which settings make up the difference of two implementations.
+    """Return the share of each setting in the difference of two implementations.
 
     Args:
       case: input, kernel, bias and geometry.
       a, b: implementations, or their names.
-      outputs: what a and b gave elsewhere or before; None runs them.
-      isolated: also flip the settings that need a process of their own, such as XLA's flags (a second or two each).
-      runs: of this case, to share with `eliminate`.
+      outputs: outputs of a and b from elsewhere or before; None runs them.
+      isolated: also change settings that need a process of their own, such as XLA's flags (one or two seconds each).
+      runs: the runs of this case, to share with `eliminate`.
 
     Raises:
       ValueError: an unknown name, more than `MOST_FACTORS` settings that differ, or outputs that do not fit the case.
@@ -191,7 +191,7 @@ def attribute(
     if len(chosen) > MOST_FACTORS:
         named = ", ".join(factor.name for factor in chosen)
         raise ValueError(f"`a` and `b` differ in {len(chosen)} settings ({named}), expected at most {MOST_FACTORS}")
-    runs = Runs(case) if runs is None else runs
+    runs = CaseRuns(case) if runs is None else runs
     reference = exact(case).reference
     scale = _rms(reference[np.isfinite(reference)]) or 1.0
     y_a, y_b = runs.output(left), runs.output(right)
@@ -200,11 +200,10 @@ def attribute(
         if y.shape != y_a.shape or y.dtype != y_a.dtype:
             raise ValueError(f"`{name}` is {y.dtype} {y.shape}, expected {y_a.dtype} {y_a.shape}")
 
-    cells: dict[tuple[str, ...], Configuration] = {}
-    for changed in _subsets([factor.name for factor in chosen]):
-        cells[changed] = _cell(left, right, chosen, changed, y_a, scale, runs)
-    known = {frozenset(changed): Fraction(cell.value) for changed, cell in cells.items() if cell.value is not None}
-    rows = shapley([factor.name for factor in chosen], known.get)
+    names = [factor.name for factor in chosen]
+    cells = [_cell(left, right, chosen, changed, y_a, scale, runs) for changed in _subsets(names)]
+    known = {frozenset(cell.changed): Fraction(cell.value) for cell in cells if cell.value is not None}
+    rows = shapley(names, known.get)
     return Attribution(
         left.name,
         right.name,
@@ -213,19 +212,19 @@ def attribute(
         chosen,
         rows,
         Fraction(_value(given_b, given_a, scale)),
-        list(cells.values()),
-        (_error(y_a, reference), _error(y_b, reference)),
+        cells,
+        (_greatest_difference(y_a, reference), _greatest_difference(y_b, reference)),
         [
             flip
-            for side, y in {left: y_a, right: y_b}.items()
-            for flip in _flips(side, y, reference, runs, isolated=isolated)
+            for each, y in {left: y_a, right: y_b}.items()
+            for flip in _flips(each, y, reference, runs, isolated=isolated)
         ],
     )
 
 
 def most_different(diagnosis: Diagnosis) -> tuple[str, str] | None:
-    """The pair of a diagnosis that is worth attributing: of two frameworks if there is one, with the weakest verdict
-    and the greatest share of its bound. None where fewer than two implementations round as they go."""
+    """Return the pair of a diagnosis that differs most: of two frameworks if there is one, with the weakest verdict and
+    the greatest share of its bound. None if fewer than two implementations round as they go."""
     framework = {name: implementation(name).framework for name in diagnosis.names}
     pairs = [c for c in diagnosis.comparisons if "numpy" not in (framework[c.a], framework[c.b])]
     across = [c for c in pairs if framework[c.a] != framework[c.b] and c.different]
@@ -234,17 +233,19 @@ def most_different(diagnosis: Diagnosis) -> tuple[str, str] | None:
 
 
 def factors(a: Implementation, b: Implementation) -> list[Factor]:
-    """The settings in which two implementations differ."""
+    """Return the settings in which two implementations differ."""
     found = []
     if a.framework != b.framework:
         found.append(Factor("framework", "framework", a.framework, b.framework))
-    if _family(a) != _family(b) or (a.framework == b.framework and a.base != b.base):
+    if a.algorithm.family != b.algorithm.family or (a.framework == b.framework and a.base != b.base):
         found.append(Factor("algorithm", "algorithm", _word(a, b), _word(b, a)))
-    if len(found) == 2 and not (counterpart(a.framework, _family(b)) or counterpart(b.framework, _family(a))):
+    if len(found) == 2 and not (
+        counterpart(a.framework, b.algorithm.family) or counterpart(b.framework, a.algorithm.family)
+    ):
         found = [Factor(_TOGETHER, _TOGETHER, a.base, b.base)]
     specs = {**knobs(a.framework), **knobs(b.framework)}
     for name, spec in sorted(specs.items()):
-        levels = tuple(side.knobs.get(name, spec.default) for side in (a, b))
+        levels = tuple(each.knobs.get(name, spec.default) for each in (a, b))
         if levels[0] != levels[1]:
             found.append(Factor(name, spec.kind, *levels))
     return found
@@ -253,7 +254,7 @@ def factors(a: Implementation, b: Implementation) -> list[Factor]:
 def configured(
     a: Implementation, b: Implementation, chosen: Sequence[Factor], changed: Collection[str]
 ) -> Implementation:
-    """The implementation that has b's level of the factors in `changed`, and a's of the others.
+    """Return the implementation that has b's value of the factors in `changed`, and a's of the others.
 
     Raises:
       Unrunnable: its framework has no algorithm of that family.
@@ -262,11 +263,11 @@ def configured(
     together = source.get(_TOGETHER, a)
     framework = source.get("framework", together).framework
     by_algorithm = source.get("algorithm")
-    if by_algorithm is None:  # the two have counterparts: take the one at home in the framework
+    if by_algorithm is None:  # the two have counterparts: take the framework's own
         by_algorithm = together if together.framework == framework else b
     base: Implementation | None = by_algorithm
     if by_algorithm.framework != framework:
-        base = counterpart(framework, _family(by_algorithm))
+        base = counterpart(framework, by_algorithm.algorithm.family)
     if base is None:
         raise Unrunnable(f"{framework} has no counterpart of {by_algorithm.base}")
     levels = {knob: source.get(knob, a).knobs.get(knob, spec.default) for knob, spec in knobs(framework).items()}
@@ -274,7 +275,7 @@ def configured(
 
 
 def shapley(players: Sequence[Hashable], value: Callable[[frozenset], Fraction | None]) -> list[Fraction]:
-    """Each player's share; terms whose value is None on either side are left out.
+    """Return each player's share; terms of which a value is None are left out.
 
     >>> shapley(["a", "b"], {frozenset(): 0, frozenset("a"): 1, frozenset("b"): 2, frozenset("ab"): 5}.get)
     [Fraction(2, 1), Fraction(3, 1)]
@@ -296,13 +297,9 @@ def _subsets(names: Sequence) -> list[tuple]:
     return [chosen for size in range(len(names) + 1) for chosen in itertools.combinations(names, size)]
 
 
-def _family(each: Implementation) -> str:
-    return each.algorithm.family
-
-
-def _word(side: Implementation, other: Implementation) -> str:
-    """An algorithm's family; its name where the other has the same family."""
-    return _family(side) if _family(side) != _family(other) else side.base
+def _word(each: Implementation, other: Implementation) -> str:
+    """Return an algorithm's family, or its name if the other has the same family."""
+    return each.algorithm.family if each.algorithm.family != other.algorithm.family else each.base
 
 
 def _cell(
@@ -312,57 +309,53 @@ def _cell(
     changed: tuple[str, ...],
     y_a: np.ndarray,
     scale: float,
-    runs: Runs,
+    runs: CaseRuns,
 ) -> Configuration:
+    name = ""
     try:
         each = configured(a, b, chosen, changed)
-    except Unrunnable as error:
-        return Configuration(changed, "", reason=str(error))
-    try:
+        name = each.name
         y = runs.output(each)
     except Unrunnable as error:
-        return Configuration(changed, each.name, reason=str(error))
-    return Configuration(changed, each.name, _value(y, y_a, scale), int(np.count_nonzero(~same_bits(y, y_a))))
+        return Configuration(changed, name, reason=str(error))
+    return Configuration(changed, name, _value(y, y_a, scale), int(np.count_nonzero(~same_bits(y, y_a))))
 
 
 def _flips(
-    side: Implementation, before: np.ndarray, reference: np.ndarray, runs: Runs, *, isolated: bool
+    before: Implementation, y_before: np.ndarray, reference: np.ndarray, runs: CaseRuns, *, isolated: bool
 ) -> list[Flip]:
     flips = []
-    for setting, each in neighbours(side, runs.case):
-        if each.isolated and not isolated:
+    for setting, after in neighbours(before, runs.case):
+        if after.isolated and not isolated:
             continue
+        flip = Flip(before.name, setting, after.name)
         try:
-            y = runs.output(each)
-        except Unrunnable as error:
-            flips.append(Flip(side.name, setting, each.name, reason=str(error)))
+            y = runs.output(after)
+        except Unrunnable as failure:
+            flips.append(dataclasses.replace(flip, reason=str(failure)))
             continue
-        different = int(np.count_nonzero(~same_bits(y, before)))
-        flips.append(
-            Flip(side.name, setting, each.name, different, _greatest(_difference(y, before)), _error(y, reference))
-        )
+        different, max_abs = int(np.count_nonzero(~same_bits(y, y_before))), _greatest_difference(y, y_before)
+        error = _greatest_difference(y, reference)
+        flips.append(dataclasses.replace(flip, different=different, max_abs=max_abs, error=error))
     return flips
 
 
 def _value(y: np.ndarray, before: np.ndarray, scale: float) -> float:
-    difference = _difference(y, before)
-    return min(_rms(difference[np.isfinite(difference)]) / scale, sys.float_info.max)
+    return min(_rms(_differences(y, before)) / scale, sys.float_info.max)
 
 
-def _error(y: np.ndarray, reference: np.ndarray) -> float:
-    return _greatest(_difference(y, reference))
-
-
-def _difference(y: np.ndarray, before: np.ndarray) -> np.ndarray:
+def _differences(y: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Return the finite differences, float64."""
     with np.errstate(all="ignore"):
-        return y.astype(np.float64) - before.astype(np.float64)
+        difference = y.astype(np.float64) - before.astype(np.float64)
+    return difference[np.isfinite(difference)]
 
 
-def _greatest(difference: np.ndarray) -> float:
-    return float(np.abs(difference[np.isfinite(difference)]).max(initial=0.0))
+def _greatest_difference(y: np.ndarray, before: np.ndarray) -> float:
+    return float(np.abs(_differences(y, before)).max(initial=0.0))
 
 
 def _rms(values: np.ndarray) -> float:
-    """The root mean square; scaled, so that squares neither overflow nor vanish."""
+    """Return the root mean square; scaled, so that squares neither overflow nor vanish."""
     greatest = float(np.abs(values).max(initial=0.0))
     return greatest * math.sqrt(float(np.mean((values / greatest) ** 2))) if greatest else 0.0

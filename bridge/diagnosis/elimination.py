@@ -1,11 +1,15 @@
-"""eliminate: the cheapest change that gives two implementations the same bits, found by running it.
+"""Find the cheapest change that gives two implementations the same bits, by running it.
 
-Changes are tried in the order of how much they ask of the user: first one change on one side, being a method, a flag,
-a layout, a number of threads or a dtype; then a method at the framework's default settings; then one change on each
-side. The first of these steps in which any change works is the answer, and among the changes of that step the one that
-costs least time. A change works if both sides then have the same bits on the case, and on another draw of random
-numbers of the same shapes. Changes that round inputs more coarsely than the side did are not tried: nearly everything
-is equal in bfloat16.
+Changes are tried in three steps, from the least to the most that the user must do:
+
+1. one change of one implementation: its method, a flag, a layout, a number of threads or a dtype;
+2. a method at the framework's default settings in place of one implementation;
+3. one change of each implementation.
+
+The answer is the first step in which any change works, and of its changes the one that costs least time. A change works
+if both implementations then have the same bits on the case, and on another draw of random numbers of the same shapes.
+Changes that round inputs more coarsely than the implementation did are not tried: nearly everything is equal in
+bfloat16.
 """
 
 from __future__ import annotations
@@ -18,13 +22,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from bridge.case import Case
-from bridge.diagnosis.runs import Runs, Unrunnable, digest, neighbours
+from bridge.diagnosis.runs import CaseRuns, Unrunnable, digest, neighbours
 from bridge.implementations import Implementation, implementation, implementations, knobs
 
 #: Rounds in which the times are measured, after one that is not counted.
 ROUNDS = 5
 
-#: Changes that are verified and timed at most.
+#: Most changes that are verified and timed.
 MOST_CHANGES = 6
 
 #: From the least intrusive to the most.
@@ -35,13 +39,13 @@ Pair = tuple[Implementation, Implementation]
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """A change that makes the two sides identical.
+    """A change that gives two implementations the same bits.
 
     Attributes:
       a, b: the implementations after it.
-      kinds: of its parts: "method", "flag", "layout", "threads", "precision".
-      code: what to write, a line for each part.
-      before, after: median seconds of the sides that change.
+      kinds: the kinds of its parts: "method", "flag", "layout", "threads", "precision".
+      code: what to write, one line per part.
+      before, after: median seconds of the implementations that change.
     """
 
     a: str
@@ -53,18 +57,18 @@ class Change:
 
     @property
     def ratio(self) -> float:
-        """Time after / time before, of the sides that change."""
+        """Time after / time before, of the implementations that change."""
         return self.after / self.before
 
 
 @dataclasses.dataclass(frozen=True)
 class Elimination:
-    """How to make two sides identical.
+    """The changes that give two implementations the same bits.
 
     Attributes:
-      a, b: the names of the sides.
-      identical: whether they are without any change.
-      changes: what was found, the cheapest first.
+      a, b: the names of the implementations.
+      identical: True if their bits are the same without any change.
+      changes: the changes that work, the cheapest first.
       tried: how many implementations were run.
       failed: `(name, reason)` of those that could not be.
     """
@@ -82,31 +86,35 @@ class Elimination:
 
     @property
     def emulated(self) -> bool:
-        """Whether a side emulates a platform, of whose speed times here say nothing."""
+        """True if a or b emulates a platform; times measured here say nothing of its speed."""
         return any(implementation(name).emulation for name in (self.a, self.b))
 
     def sentences(self) -> list[str]:
-        """The answer, in the user's words."""
+        """Return the answer in sentences."""
         if self.identical:
             return [f"Nothing to change: {self.a} and {self.b} have the same bits."]
         if self.best is None:
-            return [f"No change was found, among {self.tried} tried, that gives {self.a} and {self.b} the same bits."]
-        others = "; ".join(
-            _becomes(self, change) + ("" if self.emulated else f" ({change.ratio:.2g}x)") for change in self.changes[1:]
-        )
-        return [_sentence(self, self.best)] + ([f"Also: {others}."] if others else [])
+            return [f"{self.tried} implementations were run; no change gives {self.a} and {self.b} the same bits."]
+        before, after = (f"{seconds * 1e3:.3g} ms" for seconds in (self.best.before, self.best.after))
+        time = f"Time: {after} instead of {before} (x {self.best.ratio:.2g})."
+        others = [f"{_change(self, each)} (time x {each.ratio:.2g})" for each in self.changes[1:]]
+        if self.emulated:
+            time = "The time that this takes there was not measured."
+            others = [_change(self, each) for each in self.changes[1:]]
+        first = f"Use {_change(self, self.best)}: write {'; '.join(self.best.code)}. {time}"
+        return [first, f"These changes work too: {'; '.join(others)}."] if others else [first]
 
 
 def eliminate(
-    case: Case, a: str | Implementation, b: str | Implementation, *, isolated: bool = True, runs: Runs | None = None
+    case: Case, a: str | Implementation, b: str | Implementation, *, isolated: bool = True, runs: CaseRuns | None = None
 ) -> Elimination:
-    """The cheapest verified change that makes two implementations identical on this case.
+    """Return the cheapest verified changes that give two implementations the same bits on this case.
 
     Args:
       case: input, kernel, bias and geometry.
       a, b: implementations, or their names.
-      isolated: also try settings that need a process of their own, such as XLA's flags (a second or two each).
-      runs: of this case, to share with `attribute`.
+      isolated: also try settings that need a process of their own, such as XLA's flags (one or two seconds each).
+      runs: the runs of this case, to share with `attribute`.
 
     Raises:
       ValueError: an unknown name.
@@ -118,16 +126,16 @@ def eliminate(
     'jax.taps'
     """
     left, right = (implementation(each) if isinstance(each, str) else each for each in (a, b))
-    runs = Runs(case) if runs is None else runs
-    for side in (left, right):
-        if runs.digest(side) is None:
-            raise Unrunnable(f"{side.name} failed: {runs.failures[side.name]}")
+    runs = CaseRuns(case) if runs is None else runs
+    for each in (left, right):
+        if runs.digest(each) is None:
+            raise Unrunnable(f"{each.name} failed: {runs.failures[each.name]}")
     if runs.digest(left) == runs.digest(right):
         return Elimination(left.name, right.name, True, (), runs.tried, ())
-    around = [_one_change(side, case, isolated=isolated) for side in (left, right)]
-    another = Runs(_another_draw(case))
+    around = [_one_change(each, case, isolated=isolated) for each in (left, right)]
+    another = CaseRuns(_another_draw(case))
     found: list[Pair] = []
-    for step in (_on_one_side(left, right, around), _defaults(left, right), _on_both_sides(around, runs)):
+    for step in (_change_one(left, right, around), _defaults(left, right), _change_both(around, runs)):
         equal = (pair for pair in step if _same(runs, *pair) and _same(another, *pair))
         if found := list(itertools.islice(equal, MOST_CHANGES)):
             break
@@ -135,54 +143,54 @@ def eliminate(
     return Elimination(left.name, right.name, False, changes, runs.tried, sorted(runs.failures.items()))
 
 
-def _one_change(side: Implementation, case: Case, *, isolated: bool) -> list[Implementation]:
-    """What is one change away, the least intrusive first; what needs a process of its own last among its kind."""
+def _one_change(before: Implementation, case: Case, *, isolated: bool) -> list[Implementation]:
+    """Return the implementations one change away: the least intrusive first, and last of its kind if isolated."""
     changed = [
-        each
-        for _, each in neighbours(side, case)
-        if (isolated or not each.isolated) and _input_bits(each, case) >= _input_bits(side, case)
+        after
+        for _, after in neighbours(before, case)
+        if (isolated or not after.isolated) and _input_bits(after, case) >= _input_bits(before, case)
     ]
-    return sorted(changed, key=lambda each: (_KINDS.index(_parts(side, each)[0][0]), each.isolated))
+    return sorted(changed, key=lambda after: (_KINDS.index(_parts(before, after)[0][0]), after.isolated))
 
 
 def _input_bits(each: Implementation, case: Case) -> int:
-    """Bits of the significands that the products may be left with; 0 where a setting does not suit the case."""
+    """Return the bits of significand that the products keep at least; 0 if a setting does not suit the case."""
     try:
         return each.input_bits(case)
     except ValueError:
         return 0
 
 
-def _on_one_side(a: Implementation, b: Implementation, around: Sequence[Sequence[Implementation]]) -> Iterator[Pair]:
+def _change_one(a: Implementation, b: Implementation, around: Sequence[Sequence[Implementation]]) -> Iterator[Pair]:
     yield from ((a, after) for after in around[1])
     yield from ((after, b) for after in around[0])
 
 
 def _defaults(a: Implementation, b: Implementation) -> Iterator[Pair]:
-    """Either side with any method and no setting, on the platform that it emulates."""
+    """Yield either implementation replaced by any method without settings, on the platform that it emulates."""
     yield from ((a, each) for each in _plain(b))
     yield from ((each, b) for each in _plain(a))
 
 
-def _plain(side: Implementation) -> list[Implementation]:
-    own = [name for name in implementations(interpreted=False) if name.partition(".")[0] == side.framework]
-    return [implementation(name).on(side.emulation.platform if side.emulation else "") for name in own]
+def _plain(each: Implementation) -> list[Implementation]:
+    own = [name for name in implementations(interpreted=False) if name.partition(".")[0] == each.framework]
+    return [implementation(name).on(each.emulation.platform if each.emulation else "") for name in own]
 
 
-def _on_both_sides(around: Sequence[Sequence[Implementation]], runs: Runs) -> Iterator[Pair]:
-    """Pairs of changes whose digests agree, the least intrusive first."""
-    orders = [{each.name: order for order, each in enumerate(side)} for side in around]
+def _change_both(around: Sequence[Sequence[Implementation]], runs: CaseRuns) -> Iterator[Pair]:
+    """Yield the pairs of changes whose digests agree, the least intrusive first."""
+    orders = [{each.name: order for order, each in enumerate(changed)} for changed in around]
     equal = [(a, b) for a, b in itertools.product(around[0], around[1]) if _same(runs, a, b)]
     yield from sorted(equal, key=lambda pair: sum(order[each.name] for order, each in zip(orders, pair)))
 
 
-def _same(runs: Runs, a: Implementation, b: Implementation) -> bool:
+def _same(runs: CaseRuns, a: Implementation, b: Implementation) -> bool:
     digest = runs.digest(a)
     return digest is not None and digest == runs.digest(b)
 
 
 def _another_draw(case: Case) -> Case:
-    """Normal random numbers of the case's shapes, which no case drawn from a seed repeats by accident."""
+    """Return the case with other normal random numbers, which no case drawn from a seed repeats by accident."""
     rng = np.random.default_rng(int(digest(case.x), 16))
 
     def draw(array: np.ndarray) -> np.ndarray:
@@ -192,7 +200,7 @@ def _another_draw(case: Case) -> Case:
 
 
 def _parts(before: Implementation, after: Implementation) -> list[tuple[str, str]]:
-    """`(kind, code)` of each setting that differs."""
+    """Return `(kind, code)` of each setting that differs."""
     parts = []
     if before.base != after.base:
         parts.append(("method", f"{after.algorithm.code} in place of {before.algorithm.code}"))
@@ -203,7 +211,7 @@ def _parts(before: Implementation, after: Implementation) -> list[tuple[str, str
 
 
 def _timed(case: Case, before: Pair, found: Sequence[Pair]) -> list[Change]:
-    """The changes with what they cost, the cheapest first."""
+    """Return the changes with their times, the cheapest first."""
     each = {i.name: i for pair in (before, *found) for i in pair}
     times: dict[str, list[float]] = {name: [] for name in each}
     for turn in range(1 + ROUNDS if found else 0):
@@ -230,16 +238,6 @@ def _timed(case: Case, before: Pair, found: Sequence[Pair]) -> list[Change]:
     return sorted(changes, key=lambda change: change.ratio)
 
 
-def _becomes(before: Elimination, change: Change) -> str:
-    sides = ((before.a, change.a), (before.b, change.b))
-    return " and ".join(f"{new} for {old}" for old, new in sides if old != new)
-
-
-def _sentence(before: Elimination, change: Change) -> str:
-    take = f"Take {_becomes(before, change)}: write {'; '.join(change.code)}."
-    if before.emulated:
-        return f"{take} What that costs there is not measured here."
-    return (
-        f"{take} "
-        f"That takes {change.ratio:.2g} times as long: {change.after * 1e3:.3g} ms, not {change.before * 1e3:.3g} ms."
-    )
+def _change(before: Elimination, change: Change) -> str:
+    pairs = ((before.a, change.a), (before.b, change.b))
+    return " and ".join(f"{new} instead of {old}" for old, new in pairs if old != new)

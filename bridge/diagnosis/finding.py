@@ -1,4 +1,4 @@
-"""Finding: why one output lies outside its proved bound."""
+"""Finding: why an output lies outside its bound."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from bridge.diagnosis.verdict import Verdict
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What is wrong with one side, in words.
+    """The cause of an output's error, in words.
 
     Attributes:
       verdict: PRECISION, CONVENTION or BUG.
       name: a short, stable name of the cause, such as "kernel flipped" or "tf32 inputs".
-      cause: a sentence with the side as its subject.
+      cause: a sentence with the name of the output as its subject.
       fix: what to change, in the user's terms; empty for a bug.
-      place: where it is: operands, taps, channels, borders, elements.
+      place: operands, taps, channels, borders or elements that are affected.
     """
 
     verdict: Verdict

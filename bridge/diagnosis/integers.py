@@ -1,14 +1,17 @@
-"""The zero-tolerance test: small integers on the same geometry, where every conventional sum is exact.
+"""Test on small integers with the same geometry, where every conventional sum is exact, so that nothing is tolerated.
 
 Let every |x|, |w| and |b| be a positive integer, at most X, with n X^2 + X <= 2^p, where p is the least precision of
 the accumulator and of the output, and X < 2^8. Then each operand is exact in every format down to bfloat16, each
-product and each partial sum is an integer of at most 2^p, and so exact: all orders, fused or not, give one result, and
-there is nothing to tolerate.
+product and each partial sum is an integer of at most 2^p, and so exact. All orders, fused or not, give one result.
 
-It catches what a bound on random numbers may hide: a wrong tap of a small weight, a wrong channel, padding, stride or
-bias; a scaled tap, unless x w times its error is below half a unit of the sum's last place; an accumulator or output
-with fewer than p bits. It cannot see rounded inputs, which are exact here (the bound sees those), nor algorithms that
-are exact on integers too.
+The test finds what a bound on random numbers may hide:
+
+1. a wrong tap of a small weight, a wrong channel, padding, stride or bias;
+2. a scaled tap, unless x w times its error is below half a unit of the sum's last place;
+3. an accumulator or output with fewer than p bits.
+
+It cannot find rounded inputs, which are exact here (the bound finds those), nor algorithms that are exact on integers
+too.
 """
 
 from __future__ import annotations
@@ -20,13 +23,14 @@ from typing import Protocol
 import numpy as np
 
 from bridge.case import Case
-from bridge.diagnosis.comparison import Comparison, compare
+from bridge.diagnosis._compare import compare
+from bridge.diagnosis.comparison import Comparison
 from bridge.diagnosis.verdict import Verdict
-from bridge.numerics import Arithmetic, exact, same_bits
+from bridge.numerics import Arithmetic, exact
 
 
-class Runs(Protocol):
-    """What can be tested: `bridge.Implementation`, or anything with a name that runs a case."""
+class Runnable(Protocol):
+    """`bridge.Implementation`, or anything else with a name that runs a case."""
 
     @property
     def name(self) -> str: ...
@@ -36,14 +40,14 @@ class Runs(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class IntegerTest:
-    """Attributes: the implementation's name, and the comparison of its integers with the exact ones."""
+    """The comparison of an implementation's result on small integers with the exact one."""
 
     implementation: str
     comparison: Comparison
 
     @property
     def passed(self) -> bool:
-        """Whether every element is right."""
+        """True if every element is right."""
         return not self.comparison.different
 
     @property
@@ -55,9 +59,9 @@ class IntegerTest:
 
 
 def integer_case(case: Case, arithmetic: Arithmetic | None = None, seed: int = 0) -> Case:
-    """The case with integers for its data, so small that every sum is exact in the arithmetic; none of them is zero.
+    """Return the case with integers other than zero for its data, so small that every sum in the arithmetic is exact.
 
-    Where even sums of ones would not be exact (more than 2^p taps), the taps beyond are zero.
+    If even sums of ones would not be exact (more than 2^p taps), the taps beyond 2^p - 1 are zero.
     """
     arithmetic = arithmetic or Arithmetic.of(case.dtype)
     p = min(arithmetic.accumulator.precision, arithmetic.output.precision, arithmetic.product.precision)
@@ -77,9 +81,9 @@ def integer_case(case: Case, arithmetic: Arithmetic | None = None, seed: int = 0
 
 
 def integer_test(
-    implementation: Runs, case: Case, arithmetic: Arithmetic | None = None, *, seed: int = 0
+    implementation: Runnable, case: Case, arithmetic: Arithmetic | None = None, *, seed: int = 0
 ) -> IntegerTest:
-    """Run integers on the case's geometry; any value but the exact one fails. Zeros of either sign are equal.
+    """Run an implementation on integers; any value but the exact one fails. Zeros of either sign are equal.
 
     Raises:
       ValueError, TypeError: the implementation returns another shape or dtype.
@@ -91,10 +95,3 @@ def integer_test(
         y + y.dtype.type(0), reference.value, small, names=(implementation.name, "exact integers"), reference=reference
     )
     return IntegerTest(implementation.name, comparison)
-
-
-def integers_agree(a: Runs, b: Runs, case: Case, *, seed: int = 0) -> bool:
-    """Whether two implementations have the same values on integers. Zeros of either sign are equal."""
-    small = integer_case(case, seed=seed)
-    left, right = (each.run(small) for each in (a, b))
-    return left.shape == right.shape and bool(same_bits(left + left.dtype.type(0), right + right.dtype.type(0)).all())

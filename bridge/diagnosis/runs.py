@@ -1,4 +1,4 @@
-"""Runs of one case: what an implementation gave, or why it gave nothing."""
+"""Run implementations on one case, and keep a digest of each output, or the reason why there is none."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Unrunnable(RuntimeError):
     """An implementation that does not exist, or that failed on the case; the message is the reason."""
 
 
-class Runs:
-    """Runs implementations on one case. Of each output a digest of its bits is kept; equal digests are equal bits.
+class CaseRuns:
+    """The implementations that were run on one case, with digests of their outputs; equal digests are equal bits.
 
     Attributes:
-      case: what is computed.
-      failures: the reason, by the name of each implementation that failed.
+      case: the case.
+      failures: the reason by the name of each implementation that failed.
     """
 
     def __init__(self, case: Case) -> None:
@@ -32,14 +32,14 @@ class Runs:
 
     @property
     def tried(self) -> int:
-        """How many implementations were run."""
+        """Number of implementations that were run."""
         return len(self._digests) + len(self.failures)
 
     def output(self, each: Implementation) -> np.ndarray:
-        """The output.
+        """Return the output.
 
         Raises:
-          Unrunnable: it failed; the message is the first line of what it said.
+          Unrunnable: the implementation failed; the message is the first line of its error.
         """
         if each.name in self.failures:
             raise Unrunnable(self.failures[each.name])
@@ -54,7 +54,7 @@ class Runs:
         return y
 
     def digest(self, each: Implementation) -> str | None:
-        """The digest of its output, which is not run twice; None if it fails."""
+        """Return the digest of the output; run nothing twice. None if the implementation fails."""
         if each.name not in self._digests:
             try:
                 self.output(each)
@@ -64,7 +64,7 @@ class Runs:
 
 
 def digest(y: np.ndarray) -> str:
-    """A digest of the bits of an array, in which every NaN is the same."""
+    """Return a digest of the bits of an array, in which every NaN is the same."""
     y = np.ascontiguousarray(y)
     if np.isnan(y).any():
         y = np.where(np.isnan(y), np.array(np.nan, y.dtype), y)
@@ -72,9 +72,9 @@ def digest(y: np.ndarray) -> str:
 
 
 def neighbours(each: Implementation, case: Case) -> list[tuple[str, Implementation]]:
-    """Everything one change away: `(setting, implementation)` for each other algorithm and each other knob's value.
+    """Return `(setting, implementation)` for each other algorithm, and for each other value of each knob.
 
-    What a CPU interprets is left out: it stands for a program of another processor.
+    Implementations that a CPU interprets are left out: they stand for a program of another processor.
     """
     compiled = implementations(interpreted=False)
     own = [implementation(name) for name in compiled if name.partition(".")[0] == each.framework]

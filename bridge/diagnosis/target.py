@@ -1,4 +1,4 @@
-"""Target: what two sides were to compute - a case's output or one of its gradients - and its exact value."""
+"""Target: the quantity that outputs should hold - a case's output or one of its gradients - and its exact value."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from bridge.numerics import (
     output_products,
 )
 
-#: What can be compared, by name, and the operands that enter its products.
+#: The quantities that can be compared, and the operands that enter their products.
 OPERANDS = {"y": ("x", "kernel", "bias"), "dx": ("dy", "kernel"), "dkernel": ("x", "dy"), "dbias": ("dy",)}
 
-#: What operands are called.
+#: Names of the operands in sentences.
 WORDS = {"x": "the input", "kernel": "the kernel", "bias": "the bias", "dy": "the gradient"}
 
 _GRADIENTS: dict[str, Callable[[Case, np.ndarray], Products]] = {
@@ -35,16 +35,16 @@ _GRADIENTS: dict[str, Callable[[Case, np.ndarray], Products]] = {
     "dbias": bias_gradient_products,
 }
 
-#: Products above which a gradient is too dear to recompute for every hypothesis.
+#: Products above which a gradient takes too long to recompute for every hypothesis.
 _AFFORDABLE = 1 << 25
 
 
 class Expected(NamedTuple):
-    """What a computation must give.
+    """The values that a computation must give, and how far it may be from them.
 
     Attributes:
       reference: float64, the exact sums.
-      allowed: float64, how far a result may be from it: its bound, and what the reference itself may err.
+      allowed: float64, the bound of a result, plus the error of the reference itself.
     """
 
     reference: np.ndarray
@@ -61,7 +61,7 @@ class Expected(NamedTuple):
         return Expected(how(self.reference), how(self.allowed))
 
     def ratio(self, y: np.ndarray) -> np.ndarray:
-        """|y - reference| / allowed, 0 where nothing is promised or nothing differs."""
+        """Return |y - reference| / allowed; 0 where nothing is promised or nothing differs."""
         distance = y.astype(np.float64)
         with np.errstate(all="ignore"):
             distance -= self.reference
@@ -72,7 +72,7 @@ class Expected(NamedTuple):
         return distance
 
     def unexplained(self, y: np.ndarray, outside: np.ndarray) -> np.ndarray:
-        """Where y is beyond what is allowed; where it was `outside` another bound, this one must be finite."""
+        """Return where y is beyond what is allowed; where it was `outside` another bound, this one must be finite."""
         return (self.ratio(y) > 1) | (outside & ~np.isfinite(self.allowed))
 
 
@@ -84,60 +84,65 @@ class Target:
       case: input, kernel, bias and geometry.
       quantity: "y", the output, or a gradient of sum(dy y): "dx", "dkernel" or "dbias".
       dy: the gradient by the output, for a gradient.
-      exact: the quantity, correctly rounded, with its magnitude.
+      given: the exact quantity, if it is already known.
     """
 
     case: Case
-    quantity: str
-    dy: np.ndarray | None
-    exact: ExactSum
+    quantity: str = "y"
+    dy: np.ndarray | None = None
+    given: ExactSum | None = None
 
-    @classmethod
-    def of(
-        cls, case: Case, quantity: str = "y", dy: np.ndarray | None = None, reference: ExactSum | None = None
-    ) -> Target:
-        if quantity not in OPERANDS:
-            raise ValueError(f"`quantity` is {quantity!r}, expected one of {', '.join(OPERANDS)}")
-        if (dy is None) != (quantity == "y"):
-            expected = "expected None for the output" if quantity == "y" else "expected the gradient by the output"
-            raise ValueError(f"`dy` is {'None' if dy is None else 'given'} with `quantity` {quantity!r}: {expected}")
-        return cls(case, quantity, dy, reference or exact_sum(products(case, quantity, dy)))
+    def __post_init__(self) -> None:
+        if self.quantity not in OPERANDS:
+            raise ValueError(f"`quantity` is {self.quantity!r}, expected one of {', '.join(OPERANDS)}")
+        is_y, has_dy = self.quantity == "y", self.dy is not None
+        if is_y == has_dy:
+            expected = "expected None for the output" if is_y else "expected the gradient by the output"
+            raise ValueError(f"`dy` is {'given' if has_dy else 'None'} with `quantity` {self.quantity!r}: {expected}")
+
+    @functools.cached_property
+    def exact(self) -> ExactSum:
+        """The quantity, correctly rounded, with its magnitude."""
+        return self.given or exact_sum(products(self.case, self.quantity, self.dy))
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.exact.value.shape
 
     @property
+    def has_bias(self) -> bool:
+        """True if a bias enters the quantity."""
+        return self.quantity == "y" and self.case.bias is not None
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """Names of the operands that are multiplied."""
+        return tuple(name for name in OPERANDS[self.quantity] if name != "bias")
+
+    @property
     def decides(self) -> bool:
-        """Whether any term is not zero; else every conventional computation gives zeros, right or wrong."""
-        not_zero = {
-            name: operand is not None and bool(operand.any())
-            for name in OPERANDS[self.quantity]
-            for operand in [self.operand(name)]
-        }
-        bias = not_zero.pop("bias", False)
-        return bool(self.exact.value.size) and (bias or all(not_zero.values()))
+        """False if every term is zero; then every conventional computation gives zeros, right or wrong."""
+        has_products = all(self.operand(name).any() for name in self.factors)
+        return bool(self.exact.value.size) and (has_products or (self.has_bias and bool(self.operand("bias").any())))
 
     @property
     def affordable(self) -> bool:
-        """Whether hypotheses can be tested: an output on a sample, a gradient only as a whole."""
+        """True if hypotheses can be tested: an output on a sample, a gradient only as a whole."""
         return (
             self.quantity == "y" or self.case.geometry.taps * math.prod(self.case.geometry.output_shape) < _AFFORDABLE
         )
 
-    def operand(self, name: str) -> np.ndarray | None:
-        """x, kernel, bias or dy; None for the last two where there is none."""
-        return self.dy if name == "dy" else getattr(self.case, name)
+    def operand(self, name: str) -> np.ndarray:
+        """Return x, kernel, bias or dy."""
+        array = self.dy if name == "dy" else getattr(self.case, name)
+        assert array is not None, name
+        return array
 
-    def expected(
-        self, arithmetic: Arithmetic, case: Case, dy: np.ndarray | None = None, flat: np.ndarray | None = None
-    ) -> Expected:
-        """The same quantity of another case in some arithmetic; at the elements `flat` only, where given."""
-        if flat is not None and self.quantity == "y":
-            at = np.unravel_index(flat, case.geometry.output_shape)
-            return Expected.of(exact_sum(sampled_products(case, at)), arithmetic)
-        total = exact_sum(products(case, self.quantity, self.dy if dy is None else dy))
-        whole = Expected.of(total, arithmetic)
+    def expected(self, arithmetic: Arithmetic, case: Case, flat: np.ndarray | None = None) -> Expected:
+        """Return the same quantity of another case in some arithmetic; at the elements `flat` only, if given."""
+        if self.quantity == "y":
+            return Expected.of(exact_output(case, flat), arithmetic)
+        whole = Expected.of(exact_sum(products(case, self.quantity, self.dy)), arithmetic)
         return whole if flat is None else whole.at(flat)
 
     @functools.cached_property
@@ -145,25 +150,31 @@ class Target:
         return {}
 
     def bound(self, arithmetic: Arithmetic) -> np.ndarray:
-        """`error_bound` of the exact sum, computed once an arithmetic."""
+        """Return `error_bound` of the exact sum, computed once per arithmetic."""
         if arithmetic not in self._bounds:
             self._bounds[arithmetic] = error_bound(arithmetic, self.exact)
         return self._bounds[arithmetic]
 
 
 def products(case: Case, quantity: str, dy: np.ndarray | None) -> Products:
-    """What adds up to the quantity."""
+    """Return the products that add up to the quantity."""
     return output_products(case) if dy is None else _GRADIENTS[quantity](case, dy)
 
 
-def sampled_products(case: Case, at: tuple[np.ndarray, ...]) -> Products:
-    """The products of some outputs: `at` has one index array an axis of the output."""
+def exact_output(case: Case, flat: np.ndarray | None = None) -> ExactSum:
+    """Return the exact output of a case; at the elements `flat` only, if given."""
+    if flat is None:
+        return exact_sum(output_products(case))
+    at = np.unravel_index(flat, case.geometry.output_shape)
     bias = None if case.bias is None else case.bias[at[-1]]
-    return Products.of(sampled_terms(case, at), at[-1].shape, bias)
+    return exact_sum(Products.of(sampled_terms(case, at), flat.shape, bias))
 
 
 def sampled_terms(case: Case, at: tuple[np.ndarray, ...]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """For each tap `(x, w, valid)` under some outputs, each of one dimension; x is of no use where not valid."""
+    """Return `(x, w, valid)` of each tap under some outputs, each of one dimension; x means nothing where not valid.
+
+    `at` has one index array per axis of the output.
+    """
     g = case.geometry
     *leading, feature = at
     batch, spatial = tuple(leading[: len(g.batch)]), leading[len(g.batch) :]

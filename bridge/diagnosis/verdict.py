@@ -1,4 +1,4 @@
-"""The verdicts, from strongest to weakest, and the exit codes they become."""
+"""Verdict: the strongest statement that was proved, with its meaning and its exit code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 
 class Verdict(enum.StrEnum):
-    """What was proved; the first that can be is the verdict.
+    """The strongest statement on a difference that was proved; here from the strongest to the weakest.
 
     >>> Verdict.ROUNDING.passes, Verdict.BUG.passes
     (True, False)
@@ -24,12 +24,12 @@ class Verdict(enum.StrEnum):
     INCONCLUSIVE = "INCONCLUSIVE"
 
     def rank(self) -> int:
-        """0 for the strongest."""
+        """Return 0 for the strongest, 1 for the next, and so on."""
         return list(Verdict).index(self)
 
     @property
     def passes(self) -> bool:
-        """Whether it is ROUNDING or stronger."""
+        """True for ROUNDING or stronger."""
         return self.rank() <= Verdict.ROUNDING.rank()
 
     @property
@@ -41,17 +41,17 @@ class Verdict(enum.StrEnum):
 
     @property
     def meaning(self) -> str:
-        """What was proved, in one line."""
+        """The statement that was proved, in a few words."""
         return _MEANING[self]
 
 
 _MEANING = {
     Verdict.IDENTICAL: "every bit equal",
-    Verdict.EXPLAINED: "replaying both orders of addition reproduces both sides bit for bit",
+    Verdict.EXPLAINED: "replaying both accumulation orders reproduces both outputs bit for bit",
     Verdict.ROUNDING: "every element within the proved bound of rounding",
-    Verdict.PRECISION: "beyond that bound, within that of a named lower precision",
+    Verdict.PRECISION: "outside the rounding bound, but explained by a named lower precision",
     Verdict.CONVENTION: "a named mistake explains it",
-    Verdict.BUG: "more than rounding can be",
-    Verdict.NONFINITE: "NaN or infinity on one side only, or in different places",
+    Verdict.BUG: "more than rounding can explain, and no mistake is recognised",
+    Verdict.NONFINITE: "NaN or infinity in one output only, or in different places",
     Verdict.INCONCLUSIVE: "could not be decided",
 }

@@ -1,4 +1,4 @@
-"""What a TPU or a GPU does to the operands of convolutions and matrix products, done on the CPU.
+"""Emulate on a CPU how TPUs and GPUs round the operands of convolutions and matrix products.
 
 Both round float32 operands before they multiply, and the precision says how (`jax.lax.Precision`):
 
@@ -8,11 +8,11 @@ Both round float32 operands before they multiply, and the precision says how (`j
 | high | two parts of bfloat16, three products | TF32 |
 | highest | three parts of bfloat16, six products | float32, nothing rounded |
 
-An operation that names two precisions runs at the higher. That is what the units for matrix products do; compilers do
-not send every product there. In the programs that XLA makes for TPU v5e and v6e (libtpu 0.0.42) and for an H100
+An operation that names two precisions runs at the higher. The table describes the units for matrix products. Compilers
+do not send every product there. In the programs that XLA makes for TPU v5e and v6e (libtpu 0.0.42) and for an H100
 
 - a matrix product of which one side is a vector, or that adds nothing, is a loop of float32 multiplications and
-  additions: nothing is rounded. So it is with the einsum of windows and a kernel without a channel multiplier;
+  additions: nothing is rounded. An example is the einsum of windows and a kernel without a channel multiplier;
 - a depthwise convolution with one tap is a multiplication: nothing is rounded;
 
 and on TPU alone, where the vector unit computes a depthwise convolution of two channels or more, without a multiplier,
@@ -20,22 +20,25 @@ and on TPU alone, where the vector unit computes a depthwise convolution of two 
 - its input is rounded at the default precision, and not above that; the kernel never;
 - for the gradient by its kernel, both operands are rounded at the default precision, and not above that.
 
-There the compiler rounds where it lays an operand out anew, which depends on the shape: at 2x5x5x3, 1x14x14x32 and
-8x56x56x144 it does, at 8x14x14x32 and 8x7x7x960 all stays float32. The emulation rounds always. Older TPUs were not
-looked at, and no program was run on hardware.
+There the compiler rounds an operand when it changes its layout, which depends on the shape: at 2x5x5x3, 1x14x14x32 and
+8x56x56x144 it does; at 8x14x14x32 and 8x7x7x960 all stays float32. The emulation always rounds. Older TPUs were not
+examined, and no program was run on hardware.
 
-Here a function is traced, whatever it is made of, and each convolution and matrix product in it runs on operands
-rounded so, to nearest with ties to even; its derivatives likewise, since they are convolutions and products too. All
-else stays as it is, elementwise multiplications above all, which no platform rounds. Sums are float32.
+Here a function is traced, and each convolution and matrix product in it runs on operands that are rounded so, to
+nearest with ties to even. Its derivatives do too, since they are convolutions and products. All other operations stay
+as they are, for example elementwise multiplications, which no platform rounds. Sums are float32.
 
-The order in which the platform adds is *not* emulated: it is this machine's. So the low bits, within the bound of
-float32, may be others there. Nor is hardware that drops low bits in place of rounding to the nearest TF32, nor what a
-platform makes of infinities that it splits: here they stay infinite.
+Three things are *not* emulated:
+
+1. The order in which the platform adds. It is this machine's, so the low bits may differ, within the bound of float32.
+2. Hardware that drops low bits instead of rounding to the nearest TF32.
+3. What a platform makes of infinities that it splits. Here they stay infinite.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,13 +48,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from bridge.implementations import Emulation
+from bridge.implementations.algorithm import Emulation
+from jaxdw.jaxprs import called, closed, equations, evaluate, inner, is_jaxpr
 
 
 class Parts(NamedTuple):
-    """How many numbers stand for one operand, and the bits of their significands but for the hidden one.
+    """The number of parts of one operand, and the bits of their significands without the hidden one.
 
     Products of parts i and j are made where i + j is less than the number of parts: 1, 3 or 6 of them.
     """
@@ -74,22 +78,13 @@ PARTS: Mapping[str, Mapping[str, Parts | None]] = {
 #: What the platforms are called.
 PLATFORMS = {"tpu": "a TPU", "gpu": "an NVIDIA GPU"}
 
-#: What computing in a dtype would need, and the platform has not, or does not document.
+#: Why computing in a dtype is refused: the platform cannot, or does not document how.
 _UNKNOWN = {
     ("tpu", "float64"): "a TPU has no float64 products",
-    ("tpu", "float16"): "what a TPU rounds float16 operands to is not documented",
+    ("tpu", "float16"): "how a TPU rounds float16 operands is not documented",
 }
 
 _PRODUCTS = ("conv_general_dilated", "dot_general")
-
-#: Primitives that call a jaxpr once, and its name among their parameters.
-_CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "checkpoint": "jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-}
 
 _RISING = ("default", "high", "highest")
 
@@ -97,7 +92,7 @@ _CONTROL = ("scan", "while", "cond")
 
 
 def values() -> dict[str, Emulation]:
-    """The values of the knob `precision` that emulate a platform.
+    """Return the values of the knob `precision` that emulate a platform.
 
     >>> list(values())
     ['tpu-default', 'tpu-high', 'tpu-highest', 'gpu-default', 'gpu-high', 'gpu-highest']
@@ -110,7 +105,7 @@ def values() -> dict[str, Emulation]:
 
 
 def check(value: str, dtype: np.dtype) -> None:
-    """Refuses arithmetic that the platform has not, or that is not documented, for any method.
+    """Refuse arithmetic that the platform does not have, or that is not documented, for any method.
 
     Raises:
       ValueError: the message names the knob, its value and the dtypes that may be.
@@ -123,9 +118,9 @@ def check(value: str, dtype: np.dtype) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class On:
-    """compute as a platform computes it: called as compute is, with arrays, a geometry and a `lax.Precision`.
+    """A function as a platform computes it. Call it as the function: with arrays, a geometry and a `lax.Precision`.
 
-    That precision also holds for operations of compute that do not name their own.
+    That precision also holds for operations of the function that do not name their own.
     """
 
     platform: str
@@ -137,7 +132,7 @@ class On:
         return y
 
     def coarsest(self, *arguments: Any) -> Parts | None:
-        """What leaves the fewest bits of any operand; None where nothing is rounded. Arrays may be shapes alone."""
+        """Return the parts that leave the fewest bits of any operand; None if nothing is rounded. Shapes are enough."""
         rounded = (
             each for equation in _products(self._traced(arguments)) for each in _rounded(self.platform, equation)
         )
@@ -149,41 +144,33 @@ class On:
             return jax.make_jaxpr(lambda *arrays: self.compute(*arrays, geometry, precision))(*arrays)
 
 
-def _evaluate(platform: str, traced: ClosedJaxpr, arrays: Sequence[Any]) -> list[Any]:
-    jaxpr = traced.jaxpr
-    known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*traced.consts, *arrays)))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else known[atom]
-
-    for equation in jaxpr.eqns:
-        known.update(zip(equation.outvars, _apply(platform, equation, [read(atom) for atom in equation.invars])))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def _apply(platform: str, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
-    """The results of one equation; what holds no product within is left as it is."""
-    name, params = equation.primitive.name, equation.params
+def _rounding(platform: str, equation: JaxprEqn, operands: list[Any]) -> list[Any] | None:
+    """Return the results of an equation that is, or holds, a product; None for any other."""
+    name = equation.primitive.name
     if name in _PRODUCTS:
         return [_product(platform, equation, *operands)]
-    if any(True for inner in _inner(params) for _ in _products(inner)):
-        if name in _CALLS:
-            return _evaluate(platform, _closed(params[_CALLS[name]]), operands)
-        if name not in _CONTROL:
-            raise ValueError(
-                f"`precision` emulates {PLATFORMS[platform]}, expected no product within {name!r}: "
-                "that cannot be emulated"
-            )
-        params = {key: _rewritten(platform, value) for key, value in params.items()}
-    results = equation.primitive.bind(*operands, **equation.primitive.get_bind_params(params))
-    return list(results) if equation.primitive.multiple_results else [results]
+    if not any(True for jaxpr in inner(equation) for _ in _products(jaxpr)):
+        return None
+    program = called(equation)
+    if program is not None:
+        return _evaluate(platform, program, operands)
+    if name not in _CONTROL:
+        raise ValueError(
+            f"`precision` emulates {PLATFORMS[platform]}, expected no product within {name!r}: that cannot be emulated"
+        )
+    params = {key: _rewritten(platform, value) for key, value in equation.params.items()}
+    return equation.primitive.bind(*operands, **params)
+
+
+def _evaluate(platform: str, program: ClosedJaxpr, arrays: Sequence[Any]) -> list[Any]:
+    return evaluate(program, arrays, functools.partial(_rounding, platform))
 
 
 def _product(platform: str, equation: JaxprEqn, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-    """A convolution or matrix product of float32 operands as the platform rounds them; of others, as it is."""
+    """Return a convolution or matrix product of float32 operands as the platform rounds them; of others, as it is."""
 
     def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
-        # at highest, so that a machine with rounding of its own adds none to it
+        # at highest, so that a machine that rounds operands itself does not round these
         highest = (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
         return equation.primitive.bind(a, b, **{**equation.params, "precision": highest})
 
@@ -195,12 +182,12 @@ def _product(platform: str, equation: JaxprEqn, lhs: jax.Array, rhs: jax.Array) 
     if not small:
         return leading
     rest = sum(small[1:], small[0])
-    # of infinities the rest has only NaN and wrong signs
+    # infinite operands give NaN and wrong signs in all but the leading product
     return jnp.where(jnp.isfinite(rest), rest, jnp.zeros_like(rest)) + leading
 
 
 def _rounded(platform: str, equation: JaxprEqn) -> tuple[Parts | None, Parts | None]:
-    """What the platform rounds each operand of a product to; None for what it leaves as it is."""
+    """Return the parts that stand for each operand of a product; None for an operand that is not rounded."""
     precision, lhs, rhs = _precision(equation), *(atom.aval for atom in equation.invars)
     parts = PARTS[platform][precision]
     if lhs.dtype != jnp.float32 or rhs.dtype != jnp.float32 or _is_of_vectors(equation):
@@ -216,7 +203,7 @@ def _rounded(platform: str, equation: JaxprEqn) -> tuple[Parts | None, Parts | N
 
 
 def _is_of_vectors(equation: JaxprEqn) -> bool:
-    """Whether it is a matrix product of one row or one column, or of one column and one row, by all common axes."""
+    """Return whether it is a matrix product of one row or one column, or of one column and one row, per common axes."""
     if equation.primitive.name != "dot_general":
         return False
     contracted, common = equation.params["dimension_numbers"]
@@ -230,7 +217,7 @@ def _is_of_vectors(equation: JaxprEqn) -> bool:
 
 
 def _depthwise_channels(equation: JaxprEqn) -> int:
-    """Of a convolution of each channel with one kernel, or of the gradient by that kernel; 0 for any other product."""
+    """Return the channels of a depthwise convolution without multiplier, or of its gradient by the kernel; else 0."""
     if equation.primitive.name != "conv_general_dilated":
         return 0
     lhs, rhs = (atom.aval.shape for atom in equation.invars)
@@ -242,7 +229,7 @@ def _depthwise_channels(equation: JaxprEqn) -> int:
 
 
 def split(a: jax.Array, parts: Parts | None) -> list[jax.Array]:
-    """a as a sum of numbers with few bits, the greatest first; what is left over is dropped."""
+    """Return a as a sum of numbers with few bits, the greatest first; the remainder is dropped."""
     if parts is None:
         return [a]
     found = []
@@ -263,34 +250,17 @@ def _precision(equation: JaxprEqn) -> str:
     return max((lax.Precision(each).name.lower() for each in asked), key=_RISING.index)
 
 
-def _inner(params: Mapping[str, Any]) -> Iterator[Jaxpr | ClosedJaxpr]:
-    for value in params.values():
-        yield from (each for each in (value if isinstance(value, tuple) else (value,)) if _is_jaxpr(each))
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return isinstance(value, (Jaxpr, ClosedJaxpr))
-
-
-def _closed(jaxpr: Jaxpr | ClosedJaxpr) -> ClosedJaxpr:
-    return jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, ())
-
-
 def _products(jaxpr: Jaxpr | ClosedJaxpr) -> Iterator[JaxprEqn]:
-    """The convolutions and matrix products in it, at any depth."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name in _PRODUCTS:
-            yield equation
-        for inner in _inner(equation.params):
-            yield from _products(inner)
+    """Yield the convolutions and matrix products in a jaxpr, at any depth."""
+    return (equation for equation in equations(jaxpr) if equation.primitive.name in _PRODUCTS)
 
 
 def _rewritten(platform: str, value: Any) -> Any:
-    """A parameter of a loop or a condition: its bodies with rounded products."""
-    if isinstance(value, tuple) and any(map(_is_jaxpr, value)):
+    """Return a parameter of a loop or a condition, with rounded products in its bodies."""
+    if isinstance(value, tuple) and any(map(is_jaxpr, value)):
         return tuple(_rewritten(platform, each) for each in value)
-    if not _is_jaxpr(value):
+    if not is_jaxpr(value):
         return value
-    body = _closed(value)
+    body = closed(value)
     shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in body.in_avals]
     return jax.make_jaxpr(lambda *arrays: _evaluate(platform, body, arrays))(*shapes)

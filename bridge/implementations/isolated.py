@@ -1,4 +1,4 @@
-"""A case run in a process of its own, for settings that a process reads once, such as XLA's flags.
+"""Run a case in a process of its own, for settings that a process reads once, such as XLA's flags.
 
 The case goes there as `.npy` files and JSON in a temporary folder, and the result comes back the same way; nothing is
 pickled.
@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bridge.case import DTYPES, Case
-from bridge.implementations import ImplementationError, implementation
+from bridge.case import DTYPES, Case, options
+from bridge.implementations.algorithm import ImplementationError
+from bridge.implementations.registry import implementation
 from bridge.memory import lack_of_memory
 from bridge.process import last_line, run_module
 
@@ -25,7 +26,7 @@ TIME_LIMIT = 120.0
 
 
 def run(name: str, case: Case, *, environment: Mapping[str, str]) -> np.ndarray:
-    """The output of the implementation of that name, with environment variables added.
+    """Return the output of the implementation of that name, with environment variables added.
 
     Raises:
       ImplementationError: the process failed or took longer than `TIME_LIMIT`; the message says which, and names a
@@ -37,14 +38,13 @@ def run(name: str, case: Case, *, environment: Mapping[str, str]) -> np.ndarray:
 
 
 def seconds(name: str, case: Case, repetitions: int, *, environment: Mapping[str, str]) -> list[float]:
-    """The seconds of each repetition there, after one that is not counted. Raises as `run`."""
+    """Return the seconds of each repetition there, after one that is not counted. Raises as `run`."""
     with tempfile.TemporaryDirectory() as folder:
         _start(Path(folder), name, case, repetitions, environment)
         return json.loads((Path(folder) / "seconds.json").read_text())
 
 
 def _start(folder: Path, name: str, case: Case, repetitions: int, environment: Mapping[str, str]) -> None:
-    g = case.geometry
     for label, array in (("x", case.x), ("kernel", case.kernel), ("bias", case.bias)):
         if array is not None:
             _save(folder / f"{label}.npy", array)
@@ -52,12 +52,7 @@ def _start(folder: Path, name: str, case: Case, repetitions: int, environment: M
         "implementation": name,
         "dtype": case.dtype.name,
         "repetitions": repetitions,
-        "options": {
-            "strides": g.strides,
-            "padding": g.padding if g.padding_mode == "zeros" else g.padding_mode.upper(),
-            "kernel_dilation": g.kernel_dilation,
-            "input_dilation": g.input_dilation,
-        },
+        "options": options(case.geometry),
     }
     (folder / "job.json").write_text(json.dumps(job))
     words = " ".join(f"{key}={value}" for key, value in environment.items())
@@ -72,7 +67,7 @@ def _start(folder: Path, name: str, case: Case, repetitions: int, environment: M
 
 
 def _reason(stderr: str) -> str:
-    """The line that says why; XLA's own answer to a flag that it does not know, or cannot read, is a page long."""
+    """Return the line that gives the reason: XLA's answer to a flag that it does not know or read is a page long."""
     unknown = re.search(r"Unknown flags? in XLA_FLAGS: (?P<flags>.*)", stderr)
     if unknown:
         return f"this XLA does not know the flag {unknown['flags'].strip()}"
@@ -84,7 +79,7 @@ def _reason(stderr: str) -> str:
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    """bfloat16, which .npy does not name, travels as its bits."""
+    """Save an array; bfloat16, which .npy does not name, as its bits."""
     np.save(path, array.view(np.uint16) if array.dtype == DTYPES["bfloat16"] else array, allow_pickle=False)
 
 

@@ -7,8 +7,8 @@ import dataclasses
 import functools
 import math
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,11 @@ import numpy as np
 from jax import lax
 
 import jaxdw
-from bridge.case import DTYPES, Case
-from bridge.implementations import Algorithm, Knob, declared, emulated, isolated, user
+from bridge.case import DTYPES, Case, options
+from bridge.implementations import emulated, isolated, user
+from bridge.implementations.algorithm import Algorithm, Knob, declared, time_calls
 from bridge.numerics import BFLOAT16, Arithmetic
-from jaxdw.methods.grouped import lax_grouped
+from jaxdw.lowerings.lax_convolutions import lax_grouped
 
 #: Named sets of XLA flags that change which instructions or libraries XLA:CPU uses.
 XLA = {
@@ -53,7 +54,7 @@ Compute = Callable[..., jax.Array]  # of x, kernel, bias or None, geometry, prec
 
 
 def run(name: str, compute: Compute, case: Case, *, xla: str, **knobs: str) -> np.ndarray:
-    """The output of compute(x, kernel, bias, geometry, precision); under XLA flags, from a process of its own."""
+    """Return compute(x, kernel, bias, geometry, precision); under XLA flags, from a process of its own."""
     if xla != "default":
         return isolated.run(_spelled(name, knobs), case, environment=_flags(xla))
     with _ready(compute, case, **knobs) as call:
@@ -61,16 +62,11 @@ def run(name: str, compute: Compute, case: Case, *, xla: str, **knobs: str) -> n
 
 
 def seconds(name: str, compute: Compute, case: Case, repetitions: int, *, xla: str, **knobs: str) -> list[float]:
-    """The times of compute(x, kernel, bias, geometry, precision), arrays at hand and the result waited for."""
+    """Return the seconds of each call of compute, with arrays at hand, until the result is ready."""
     if xla != "default":
         return isolated.seconds(_spelled(name, knobs), case, repetitions, environment=_flags(xla))
-    times = []
     with _ready(compute, case, **knobs) as call:
-        for _ in range(repetitions):
-            start = time.perf_counter()
-            call().block_until_ready()
-            times.append(time.perf_counter() - start)
-    return times
+        return time_calls(lambda: call().block_until_ready(), repetitions)
 
 
 def _spelled(name: str, knobs: Mapping[str, str]) -> str:
@@ -82,7 +78,7 @@ def _flags(xla: str) -> dict[str, str]:
 
 
 def input_gradient(compute: Compute, case: Case, dy: np.ndarray, *, xla: str, **knobs: str) -> np.ndarray:
-    """The gradient of sum(dy y) by x, from `jax.vjp`."""
+    """Return the gradient of sum(dy y) by x, from `jax.vjp`."""
     if xla != "default":
         raise ValueError(f"`xla` is {xla!r} for a gradient, expected 'default': flags are set for outputs only")
 
@@ -94,7 +90,7 @@ def input_gradient(compute: Compute, case: Case, dy: np.ndarray, *, xla: str, **
 def _ready(
     compute: Compute, case: Case, *more: np.ndarray, dtype: str, jit: str, precision: str
 ) -> Iterator[Callable[[], jax.Array]]:
-    """A call of compute on JAX arrays in the computation's dtype: the case's, and more."""
+    """Yield a call of compute on JAX arrays in the computation's dtype: those of the case, and more."""
     working = case.dtype if dtype == "same" else DTYPES[dtype]
     compute, asked = _on(compute, precision, working)
     wide = "float64" in (case.dtype.name, working.name)
@@ -106,7 +102,7 @@ def _ready(
 
 
 def _on(compute: Compute, precision: str, working: np.dtype) -> tuple[Compute, lax.Precision]:
-    """compute on the platform that the value emulates, if it does, and the precision to call it with."""
+    """Return compute, on the platform that the value emulates if it does, and the precision to call it with."""
     if precision not in KNOBS["precision"].emulated:
         return compute, lax.Precision(precision)
     emulated.check(precision, working)
@@ -115,7 +111,7 @@ def _on(compute: Compute, precision: str, working: np.dtype) -> tuple[Compute, l
 
 
 def _coarsest(compute: Compute, case: Case, dtype: str, precision: str) -> emulated.Parts | None:
-    """What the platform that the value emulates rounds operands to; None where it rounds none, or there is none."""
+    """Return the coarsest rounding of operands on the platform that the value emulates; None if nothing is rounded."""
     working = case.dtype if dtype == "same" else DTYPES[dtype]
     there, asked = _on(compute, precision, working)
     if not isinstance(there, emulated.On) or 0 in case.geometry.output_shape:
@@ -133,7 +129,7 @@ def _call(*arrays, compute, geometry, precision):
 
 @dataclasses.dataclass(frozen=True)
 class _Pullback:
-    """From x, kernel, bias and dy to the gradient by x. A dy that were a constant would be folded into the program."""
+    """Maps x, kernel, bias and dy to the gradient by x. As a constant, dy would be folded into the program."""
 
     compute: Compute
 
@@ -143,20 +139,14 @@ class _Pullback:
 
 
 def grouped(x, kernel, bias, geometry, precision):
-    """`lax.conv_general_dilated` in the arrays' own dtype, as `flax.nnx.Conv` calls it, and the bias added after."""
+    """Call `lax.conv_general_dilated` in the arrays' own dtype as `flax.nnx.Conv` does, and add the bias after it."""
     return lax_grouped(x, kernel, bias, geometry, (precision, precision))
 
 
 def unfold_matmul(x, kernel, bias, geometry, precision):
-    """The question's loop, in JAX: one channel at a time, windows and a matrix product; the bias added after."""
-    windows = jaxdw.unfold(
-        x,
-        geometry.kernel_size,
-        strides=geometry.strides,
-        padding=_words(geometry),
-        kernel_dilation=geometry.kernel_dilation,
-        input_dilation=geometry.input_dilation,
-    ).reshape(math.prod(geometry.batch), -1, geometry.taps, geometry.channels)
+    """Loop over channels: windows times weights, as `torch.unfold_matmul` does; the bias is added after."""
+    windows = jaxdw.unfold(x, geometry.kernel_size, **options(geometry))
+    windows = windows.reshape(math.prod(geometry.batch), -1, geometry.taps, geometry.channels)
     weights = kernel.reshape(geometry.taps, geometry.channels, geometry.multiplier)
 
     def channel(operands):
@@ -169,33 +159,18 @@ def unfold_matmul(x, kernel, bias, geometry, precision):
 
 
 def method(name):
-    """jaxdw's method of that name."""
+    """Return jaxdw's method of that name as a function of arrays, geometry and precision."""
 
     def compute(x, kernel, bias, geometry, precision):
-        return jaxdw.depthwise_conv(
-            x,
-            kernel,
-            bias,
-            strides=geometry.strides,
-            padding=_words(geometry),
-            kernel_dilation=geometry.kernel_dilation,
-            input_dilation=geometry.input_dilation,
-            method=name,
-            precision=precision,
-        )
+        return jaxdw.depthwise_conv(x, kernel, bias, method=name, precision=precision, **options(geometry))
 
     return compute
-
-
-def _words(geometry):
-    return geometry.padding if geometry.padding_mode == "zeros" else geometry.padding_mode.upper()
 
 
 def _algorithm(
     name: str,
     compute: Compute,
     roundings: int,
-    about: str,
     family: str,
     code: str,
     *,
@@ -220,7 +195,6 @@ def _algorithm(
     return Algorithm(
         functools.partial(run, name, compute),
         arithmetic,
-        about,
         family,
         code,
         functools.partial(seconds, name, compute),
@@ -231,73 +205,49 @@ def _algorithm(
     )
 
 
+def _of_jaxdw(name: str, roundings: int, family: str = "taps", **options: Any) -> Algorithm:
+    code = f'jaxdw.depthwise_conv(x, kernel, bias, ..., method="{name}")'
+    return _algorithm(f"jax.{name}", method(name), roundings, family, code, **options)
+
+
 ALGORITHMS = {
     "grouped": _algorithm(
         "jax.grouped",
         grouped,
         2,
-        "lax.conv_general_dilated with one group a channel",
         "convolution",
         "lax.conv_general_dilated(x, kernel, ..., feature_group_count=C)",
     ),
-    "patches": _algorithm(
-        "jax.patches",
-        method("patches"),
-        1,
-        "lax.conv_general_dilated_patches, then einsum",
-        "windows",
-        'jaxdw.depthwise_conv(x, kernel, bias, ..., method="patches")',
-        window_copies=2,
-    ),
+    "patches": _of_jaxdw("patches", 1, "windows", window_copies=2),
     "unfold_matmul": _algorithm(
         "jax.unfold_matmul",
         unfold_matmul,
         2,
-        "a loop over channels: windows, then matmul",
         "channel loop",
         "jaxdw.unfold and jnp.matmul, channel by channel",
         window_copies=2,
     ),
-    "taps": _algorithm(
-        "jax.taps",
-        method("taps"),
-        1,
-        "shifted multiply-add in raster order",
-        "taps",
-        'jaxdw.depthwise_conv(x, kernel, bias, ..., method="taps")',
-    ),
-    "rows": _algorithm(
-        "jax.rows",
-        method("rows"),
-        2,
-        "shifted multiply-add, a chain for each kernel row",
-        "taps",
-        'jaxdw.depthwise_conv(x, kernel, bias, ..., method="rows")',
-    ),
-    "pallas": _algorithm(
-        "jax.pallas",
-        method("pallas"),
-        1,
-        "the sum of taps by a kernel written for GPUs and TPUs; interpreted on a CPU, and slow",
-        "taps",
-        'jaxdw.depthwise_conv(x, kernel, bias, ..., method="pallas")',
-        interpreted=True,
-    ),
+    "taps": _of_jaxdw("taps", 1),
+    "rows": _of_jaxdw("rows", 2),
+    "pallas": _of_jaxdw("pallas", 1, interpreted=True),
 }
 
 
 def user_algorithm(name: str, function: Callable[..., jax.Array]) -> Algorithm:
-    """A user's function of arrays, channels last: x `(*batch, *spatial, C)`, kernel `(*kernel_size, 1, C*M)`, bias."""
+    """Return the algorithm of a user's function.
+
+    It takes arrays, channels last: x `(*batch, *spatial, C)`, kernel `(*kernel_size, 1, C*M)`, bias.
+    """
 
     def compute(x, kernel, bias, geometry, precision):
         del precision  # the function's own business
         return user.call(name, function, jax.Array, geometry.output_shape, x, kernel, bias)
 
-    return _algorithm(name, compute, 2, name, name, name)
+    return _algorithm(name, compute, 2, name, name)
 
 
 def environment() -> dict[str, str]:
-    """What may change JAX's bits here."""
+    """Return what may change JAX's bits here."""
     return {
         "jax": jax.__version__,
         "jaxlib": jax.lib.__version__,

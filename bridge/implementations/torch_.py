@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,12 +16,13 @@ import torch
 import torch.nn.functional as F
 
 from bridge.case import DTYPES, Case
-from bridge.implementations import Algorithm, Knob, declared, user
+from bridge.implementations import user
+from bridge.implementations.algorithm import Algorithm, Knob, declared, time_calls
 from bridge.numerics import BFLOAT16, TF32, Arithmetic
+from jaxdw.bias import bias_comes_first
 from jaxdw.geometry import Geometry
-from jaxdw.methods.taps import bias_comes_first
 
-#: PyTorch 2.9 and newer say for each operator what float32 operands may be rounded to.
+#: PyTorch 2.9 and newer have a setting per operator for the rounding of float32 operands.
 _SAYS_PRECISION = hasattr(torch.backends.mkldnn, "conv")
 
 KNOBS = {
@@ -60,7 +60,7 @@ KNOBS = {
     "threads": Knob("threads", "all", "torch.set_num_threads({})"),
 }
 
-#: What `matmul_precision` lets float32 operands of a matrix product be rounded to.
+#: The rounding of float32 operands of a matrix product that `matmul_precision` allows.
 _MATMUL_INPUTS = {"highest": "ieee", "high": "tf32", "medium": "bf16"}
 _INPUTS = {"tf32": TF32, "bf16": BFLOAT16}
 
@@ -68,25 +68,20 @@ Compute = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, Geometry], 
 
 
 def run(compute: Compute, case: Case, **knobs: str) -> np.ndarray:
-    """The output of compute(x, weight, bias, geometry)."""
+    """Return compute(x, weight, bias, geometry)."""
     with _ready(compute, case, **knobs) as (call, _), torch.inference_mode():
         y = call()
         return to_numpy(y.to(getattr(torch, case.dtype.name)).movedim(1, -1)).reshape(case.geometry.output_shape)
 
 
 def seconds(compute: Compute, case: Case, repetitions: int, **knobs: str) -> list[float]:
-    """The times of compute(x, weight, bias, geometry), tensors at hand."""
-    times = []
+    """Return the seconds of each call of compute, with tensors at hand."""
     with _ready(compute, case, **knobs) as (call, _), torch.inference_mode():
-        for _ in range(repetitions):
-            start = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - start)
-    return times
+        return time_calls(call, repetitions)
 
 
 def input_gradient(compute: Compute, case: Case, dy: np.ndarray, **knobs: str) -> np.ndarray:
-    """The gradient of sum(dy y) by x, from autograd."""
+    """Return the gradient of sum(dy y) by x, from autograd."""
     g = case.geometry
     with _ready(compute, case, **knobs) as (call, x):
         x.requires_grad_()
@@ -100,7 +95,7 @@ def input_gradient(compute: Compute, case: Case, dy: np.ndarray, **knobs: str) -
 def _ready(
     compute: Compute, case: Case, *, dtype: str, layout: str, **global_settings: str
 ) -> Iterator[tuple[Callable[[], torch.Tensor], torch.Tensor]]:
-    """A call of compute on tensors in PyTorch's own layout and the computation's dtype, under the settings; and x."""
+    """Yield a call of compute on tensors in PyTorch's layout and the computation's dtype, under the settings; and x."""
     g = case.geometry
     working = getattr(torch, case.dtype.name if dtype == "same" else dtype)
     flat = case.x.reshape(math.prod(g.batch), *case.x.shape[len(g.batch) :])
@@ -120,7 +115,7 @@ def _ready(
 def settings(
     *, deterministic: str, fp32_precision: str, matmul_precision: str, mkldnn: str, threads: str
 ) -> Iterator[None]:
-    """PyTorch's global settings for one run; what they were before is restored, after an error too."""
+    """Set PyTorch's global settings for one run, and restore them, after an error too."""
     with contextlib.ExitStack() as stack:
         for get, put, value in (
             (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode, 2 * (deterministic == "on")),
@@ -154,7 +149,7 @@ def _enable_mkldnn(on: bool) -> None:
 
 @contextlib.contextmanager
 def _float32_precision(matmul_precision: str, fp32_precision: str) -> Iterator[None]:
-    """What float32 operands may be rounded to. The older setting writes the newer ones too, CUDA's among them."""
+    """Set the rounding of float32 operands. The older setting writes the newer ones too, CUDA's among them."""
     if not _SAYS_PRECISION:
         with _setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, matmul_precision):
             yield
@@ -181,7 +176,7 @@ def _float32_precision(matmul_precision: str, fp32_precision: str) -> Iterator[N
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor:
-    """A copy as a contiguous tensor; bfloat16 travels as its bits."""
+    """Return a copy as a contiguous tensor; bfloat16 is copied as bits."""
     array = np.array(array, order="C")
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
@@ -189,7 +184,7 @@ def to_tensor(array: np.ndarray) -> torch.Tensor:
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """A contiguous copy as an array; bfloat16 travels as its bits."""
+    """Return a contiguous copy as an array; bfloat16 is copied as bits."""
     tensor = tensor.detach().contiguous()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
@@ -197,7 +192,7 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 def padding_for(x: torch.Tensor, g: Geometry) -> tuple[torch.Tensor, tuple[int, ...]]:
-    """x, and the symmetric padding left to PyTorch; what that cannot do, asymmetric or of an empty x, is done here."""
+    """Return x and the padding that is left to PyTorch. Asymmetric padding, and that of an empty x, is done here."""
     if g.symmetric_padding is not None and 0 not in g.spatial:
         return x, g.symmetric_padding
     for axis in range(g.rank):
@@ -212,14 +207,14 @@ def padding_for(x: torch.Tensor, g: Geometry) -> tuple[torch.Tensor, tuple[int, 
 
 
 def conv(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, g: Geometry) -> torch.Tensor:
-    """`F.conv1d`, `F.conv2d` or `F.conv3d` with `groups=C`."""
+    """Call `F.conv1d`, `F.conv2d` or `F.conv3d` with `groups=C`."""
     x, padding = padding_for(x, g)
     function = (F.conv1d, F.conv2d, F.conv3d)[g.rank - 1]
     return function(x, weight, bias, g.strides, padding, g.kernel_dilation, g.channels)
 
 
 def unfold(x: torch.Tensor, g: Geometry) -> torch.Tensor:
-    """`(N, C, taps, L)`: the windows as columns. `F.unfold` in 1-D and 2-D; in 3-D, which it lacks, `Tensor.unfold`."""
+    """Return the windows as columns `(N, C, taps, L)`, by `F.unfold`; in 3-D, which it lacks, by `Tensor.unfold`."""
     n, channels = x.shape[:2]
     x, padding = padding_for(x, g)
     if g.rank == 3:
@@ -240,7 +235,7 @@ def unfold(x: torch.Tensor, g: Geometry) -> torch.Tensor:
 
 
 def unfold_matmul(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, g: Geometry) -> torch.Tensor:
-    """The question's loop: one channel at a time, unfold, multiply the columns by the weights, fold."""
+    """Loop over channels: unfold, multiply the columns by the weights, fold."""
     outputs = []
     for channel in range(g.channels):
         features = slice(channel * g.multiplier, (channel + 1) * g.multiplier)
@@ -253,14 +248,14 @@ def unfold_matmul(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
 
 
 def unfold_einsum(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, g: Geometry) -> torch.Tensor:
-    """All channels at once: unfold, then one einsum over the taps."""
+    """Unfold all channels at once, then add over the taps by one einsum."""
     y = torch.einsum("nctl,cmt->ncml", unfold(x, g), weight.reshape(g.channels, g.multiplier, g.taps))
     y = y.reshape(len(x), g.features, -1)
     return _fold(y if bias is None else y + bias[:, None], g)
 
 
 def taps(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, g: Geometry) -> torch.Tensor:
-    """Shifted multiply-add as `jax.taps` does it, with the same order, start and accumulator, each operation apart."""
+    """Multiply and add shifted inputs in the order of `jax.taps`, from the same start, in operations of their own."""
     dtype = x.dtype
     accumulator = torch.float32 if dtype.itemsize == 2 else dtype
     x, padding = padding_for(x, g)
@@ -282,14 +277,14 @@ def taps(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, g: Ge
 
 
 def _fold(y: torch.Tensor, g: Geometry) -> torch.Tensor:
-    """Columns `(N, C*M, L)` back to positions. `F.fold` with a 1x1 kernel copies; 3-D, which it lacks, is a reshape."""
+    """Move columns `(N, C*M, L)` to positions, by `F.fold` with a 1x1 kernel; in 3-D, which it lacks, by a reshape."""
     if g.rank == 2:
         return F.fold(y, g.output_spatial, 1)
     return y.reshape(*y.shape[:2], *g.output_spatial)
 
 
 def _algorithm(
-    compute: Compute, bias_is_rounded_twice: bool, about: str, family: str, code: str, *, window_copies: int = 0
+    compute: Compute, bias_is_rounded_twice: bool, family: str, code: str, *, window_copies: int = 0
 ) -> Algorithm:
     def arithmetic(
         case: Case, *, dtype: str, fp32_precision: str, matmul_precision: str, **exact_settings: str
@@ -312,7 +307,6 @@ def _algorithm(
     return Algorithm(
         functools.partial(run, compute),
         arithmetic,
-        about,
         family,
         code,
         functools.partial(seconds, compute),
@@ -325,21 +319,18 @@ ALGORITHMS = {
     "conv2d": _algorithm(
         conv,
         False,
-        "F.conv1d, F.conv2d or F.conv3d with groups = channels",
         "convolution",
         "F.conv2d(x, weight, bias, ..., groups=C)",
     ),
     "unfold_matmul": _algorithm(
         unfold_matmul,
         True,
-        "a loop over channels: F.unfold, matmul, F.fold",
         "channel loop",
         "F.unfold and torch.matmul, channel by channel",
     ),
     "unfold_einsum": _algorithm(
         unfold_einsum,
         True,
-        "F.unfold, then one einsum over the taps",
         "windows",
         'torch.einsum("nctl,cmt->ncml", F.unfold(x, ...).reshape(N, C, taps, -1), weight.reshape(C, M, taps))',
         window_copies=2,
@@ -347,7 +338,6 @@ ALGORITHMS = {
     "taps": _algorithm(
         taps,
         False,
-        "shifted multiply-add in raster order, multiply and add apart",
         "taps",
         "y = y + x[..., i:i+H, j:j+W] * weight[:, 0, i, j, None, None], tap by tap",
     ),
@@ -355,16 +345,19 @@ ALGORITHMS = {
 
 
 def user_algorithm(name: str, function: Callable[..., torch.Tensor]) -> Algorithm:
-    """A user's function of tensors, channels first: x `(N, C, *spatial)`, weight `(C*M, 1, *kernel_size)`, bias."""
+    """Return the algorithm of a user's function.
+
+    It takes tensors, channels first: x `(N, C, *spatial)`, weight `(C*M, 1, *kernel_size)`, bias.
+    """
 
     def compute(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, g: Geometry) -> torch.Tensor:
         return user.call(name, function, torch.Tensor, (len(x), g.features, *g.output_spatial), x, weight, bias)
 
-    return _algorithm(compute, True, name, name, name)
+    return _algorithm(compute, True, name, name)
 
 
 def environment() -> dict[str, str]:
-    """What may change PyTorch's bits here."""
+    """Return what may change PyTorch's bits here."""
     return {
         "torch": torch.__version__,
         "torch cpu capability": torch.backends.cpu.get_cpu_capability(),

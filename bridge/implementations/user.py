@@ -8,13 +8,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from bridge.implementations import ImplementationError
+from bridge.implementations.algorithm import ImplementationError
 from bridge.libraries import with_torchvision
 from bridge.process import import_named
 
 
 def load(name: str) -> tuple[Callable[..., Any], str]:
-    """The function `package.module:function`, and the framework that its module imports: "torch" or "jax".
+    """Return the function `package.module:function`, and the framework that its module imports: "torch" or "jax".
 
     Raises:
       ValueError: there is no such function, or its module imports both frameworks or none; the message says so.
@@ -37,7 +37,7 @@ def load(name: str) -> tuple[Callable[..., Any], str]:
 def call(
     name: str, function: Callable[..., Any], kind: type, shape: tuple[int, ...], x: Any, kernel: Any, bias: Any
 ) -> Any:
-    """f(x, kernel) or f(x, kernel, bias), held to the framework's array type and the shape that the geometry says.
+    """Return f(x, kernel) or f(x, kernel, bias), checked for the framework's array type and the geometry's shape.
 
     Raises:
       ImplementationError: the function raised, or returned something of another shape; the message has its name.
@@ -66,7 +66,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _found(module: ModuleType) -> str:
-    """Where the module was found, if not in the current folder: the user may mean another of that name."""
+    """Return where the module was found, if not in the current folder: the user may mean another of that name."""
     file = getattr(module, "__file__", None)
     return "" if file and Path(file).is_relative_to(Path.cwd()) else f"; it is {file or 'built into Python'}"
 
@@ -81,7 +81,7 @@ def _framework(name: str, function: Callable[..., Any], module: ModuleType) -> s
         both = " and ".join(sorted(found)) or "neither torch nor jax"
         raise ValueError(
             f"`implementation` is {name!r}, whose module imports {both}, "
-            "expected one of them: it tells what the function is given. "
+            "expected one of them, since it decides what the function is given. "
             "torch: tensors, channels first; jax: arrays, channels last"
         )
     return found.pop()

@@ -1,13 +1,16 @@
-"""Formats, ULP, correctly rounded references and rigorous bounds. NumPy only."""
+"""Formats, ULP, correctly rounded references and rigorous bounds of sums of products. NumPy only."""
 
-from bridge.numerics.bounds import Arithmetic, difference_bound, error_bound, probabilistic_bound
-from bridge.numerics.exact import (
-    ExactSum,
+from bridge.numerics._exact import ExactSum, exact_sum
+from bridge.numerics.bounds import Arithmetic, difference_bound, error_bound
+from bridge.numerics.convolution import (
+    bias_gradient_products,
     exact,
     exact_bias_gradient,
     exact_input_gradient,
     exact_kernel_gradient,
-    exact_sum,
+    input_gradient_products,
+    kernel_gradient_products,
+    output_products,
 )
 from bridge.numerics.formats import (
     BFLOAT16,
@@ -22,13 +25,7 @@ from bridge.numerics.formats import (
     round_to,
     truncate_to,
 )
-from bridge.numerics.products import (
-    Products,
-    bias_gradient_products,
-    input_gradient_products,
-    kernel_gradient_products,
-    output_products,
-)
+from bridge.numerics.products import Products
 from bridge.numerics.ulp import ordered, same_bits, ulp_distance
 
 __all__ = [
@@ -55,7 +52,6 @@ __all__ = [
     "kernel_gradient_products",
     "ordered",
     "output_products",
-    "probabilistic_bound",
     "round_integer",
     "round_to",
     "same_bits",

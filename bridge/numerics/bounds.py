@@ -59,8 +59,7 @@ where it underflows, which later factors, (1 + g) <= 2 (1 + m u), (1 + u_out) an
 
 References. N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., SIAM 2002. S. M. Rump, Error
 estimation of floating-point summation and dot product, BIT 52, 2012. C.-P. Jeannerod, S. M. Rump, Improved error
-bounds for inner products in floating-point arithmetic, SIAM J. Matrix Anal. Appl. 34, 2013. N. J. Higham, T. Mary, A
-new approach to probabilistic rounding error analysis, SIAM J. Sci. Comput. 41, 2019. J. R. Hauser, Handling
+bounds for inner products in floating-point arithmetic, SIAM J. Matrix Anal. Appl. 34, 2013. J. R. Hauser, Handling
 floating-point exceptions in numeric programs, ACM TOPLAS 18, 1996. G. Henry, P. T. P. Tang, A. Heinecke, Leveraging
 the bfloat16 artificial intelligence datatype for higher-precision computations, ARITH 2019.
 """
@@ -70,13 +69,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from bridge.numerics.exact import ExactSum, rounded_up
+from bridge.numerics._exact import ExactSum, rounded_up
 from bridge.numerics.formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Format, format_of
 
 _TINY = FLOAT64.smallest_subnormal
@@ -120,24 +118,24 @@ class Arithmetic:
 
     @classmethod
     def of(cls, dtype: Any, **changes: Any) -> Arithmetic:
-        """The conventional arithmetic of a dtype: its own, but float32 sums for bfloat16 and float16."""
+        """Return the conventional arithmetic of a dtype: its own, but float32 sums for bfloat16 and float16."""
         output = format_of(dtype)
         inner = FLOAT32 if output in (BFLOAT16, FLOAT16) else output
         return dataclasses.replace(cls(inner, inner, output), **changes)
 
     @property
     def parts(self) -> int:
-        """r, into how many parts an input is split."""
+        """r, the number of parts of an input."""
         return {1: 1, 3: 2, 6: 3}[self.passes]
 
     def flush_threshold(self, fmt: Format) -> float:
-        """Numbers of `fmt` below it may become zero."""
+        """Return the number of `fmt` below which numbers may become zero."""
         kept = not self.flushes_subnormals or (fmt == FLOAT16 and self.accumulator != FLOAT16)
         return 0.0 if kept else fmt.smallest_normal
 
 
 def error_bound(arithmetic: Arithmetic, total: ExactSum) -> np.ndarray:
-    """|computed - exact| at most, for each element: float64 of the sums' shape, infinite where nothing is promised.
+    """Return a bound of |computed - exact| for each element: float64, infinite where nothing is promised.
 
     Compare with `total.reference`, and allow for `total.reference_error`.
 
@@ -148,48 +146,13 @@ def error_bound(arithmetic: Arithmetic, total: ExactSum) -> np.ndarray:
     >>> round(error_bound(Arithmetic.of("float32"), total).item() / (4 * 2.0**-24 * 2), 6)  # n u S
     1.0
     """
-    return _bound(arithmetic, total, _any_order)
-
-
-def probabilistic_bound(arithmetic: Arithmetic, total: ExactSum, failure: float = 1e-6) -> np.ndarray:
-    """As `error_bound`, exceeded with probability `failure` at most an element, *if* rounding errors are random.
-
-    Information only. If they are independent with mean zero, g is exp(l sqrt(m) u + m u^2 / (1 - u)) - 1 but for
-    probability 2 m exp(-l^2 (1 - u)^2 / 2) (Higham & Mary 2019, theorem 3.1). Inputs and output are still taken at
-    their worst.
-    """
-    if not 0 < failure < 1:
-        raise ValueError(f"`failure` is {failure!r}, expected a probability between 0 and 1")
-
-    def growth(u: float, u_p: float, leaves: np.ndarray) -> np.ndarray:
-        u, m = max(u, u_p), np.maximum(leaves, 1)
-        deviation = np.sqrt(2 * np.log(2 * m / failure)) / (1 - u)
-        return np.expm1(deviation * np.sqrt(m) * u + m * u**2 / (1 - u))
-
-    return np.minimum(_bound(arithmetic, total, growth), error_bound(arithmetic, total))
-
-
-def difference_bound(bound_a: np.ndarray, bound_b: np.ndarray) -> np.ndarray:
-    """|a - b| at most, for two results within their bounds of one exact sum: the sum of the bounds, rounded up."""
-    return np.nextafter(np.add(bound_a, bound_b), np.inf)
-
-
-def _any_order(u: float, u_p: float, leaves: np.ndarray) -> np.ndarray:
-    """g of (2)."""
-    a = np.maximum(leaves - 1, 0) * u
-    return u_p + a * (1 + u_p)
-
-
-def _bound(
-    arithmetic: Arithmetic, total: ExactSum, growth: Callable[[float, float, np.ndarray], np.ndarray]
-) -> np.ndarray:
-    """(3), (2) and the output rounding, in this order, with the symbols of the module's docstring."""
     products, given = total.products, format_of(total.products.dtype)
     n = products.count * float(arithmetic.passes)
     m = n + (products.bias is not None)
     u, u_p = arithmetic.accumulator.unit_roundoff, _product_roundoff(arithmetic, given)
     with np.errstate(all="ignore"):
-        S, g = total.magnitude, growth(u, u_p, m)
+        S = total.magnitude
+        g = u_p + np.maximum(m - 1, 0) * u * (1 + u_p)
         U = _underflow(arithmetic, n, m)
         error_of_S, error_of_Q, size_of_S, size_of_Q = _input_coefficients(arithmetic, given)
         P, E = S * size_of_S, S * error_of_S
@@ -210,14 +173,19 @@ def _bound(
     return E
 
 
+def difference_bound(bound_a: np.ndarray, bound_b: np.ndarray) -> np.ndarray:
+    """Return a bound of |a - b| for two results within their bounds of one exact sum: their sum, rounded up."""
+    return np.nextafter(np.add(bound_a, bound_b), np.inf)
+
+
 def _product_roundoff(arithmetic: Arithmetic, given: Format) -> float:
-    """u_p: 0 where twice the inputs' bits fit."""
+    """Return u_p: 0 where twice the inputs' bits fit."""
     bits = given.precision if arithmetic.input is None else min(given.precision, arithmetic.input.precision)
     return 0.0 if 2 * bits <= arithmetic.product.precision else arithmetic.product.unit_roundoff
 
 
 def _underflow(arithmetic: Arithmetic, n: np.ndarray, m: np.ndarray) -> np.ndarray:
-    """U of (2)."""
+    """Return U of (2)."""
     formats = (arithmetic.product, arithmetic.accumulator)
     smallest = max(arithmetic.flush_threshold(fmt) for fmt in formats)
     if smallest:
@@ -226,14 +194,14 @@ def _underflow(arithmetic: Arithmetic, n: np.ndarray, m: np.ndarray) -> np.ndarr
 
 
 def _input_roundoff(arithmetic: Arithmetic, given: Format) -> Fraction:
-    """u_x."""
+    """Return u_x."""
     if arithmetic.input is None or arithmetic.input.precision >= given.precision:
         return Fraction(0)
     return Fraction(arithmetic.input.unit_roundoff) * (2 if arithmetic.input_truncated else 1)
 
 
 def _input_coefficients(arithmetic: Arithmetic, given: Format) -> tuple[float, float, float, float]:
-    """(3): coefficients of S and of Q in the error, and in P, rounded up."""
+    """Return the coefficients in (3) of S and of Q in the error, and in P, rounded up."""
     u, r = _input_roundoff(arithmetic, given), arithmetic.parts
     pairs = list(itertools.product(range(1, r + 1), repeat=2))
     kept = [u ** (i + j - 2) for i, j in pairs if i + j <= r + 1]
@@ -248,11 +216,11 @@ def _input_coefficients(arithmetic: Arithmetic, given: Format) -> tuple[float, f
 
 
 def _absolute_loss(a: np.ndarray, arithmetic: Arithmetic, given: Format) -> np.ndarray:
-    """t(a), for operands a (float64, in the format `given`)."""
+    """Return t(a), for operands a (float64, in the format `given`)."""
     fmt, r = arithmetic.input or given, arithmetic.parts
     size = np.abs(a)
     flushed = arithmetic.flush_threshold(fmt)
-    rounded = 0.0 if _holds(fmt, given) else fmt.smallest_subnormal * (1.0 if arithmetic.input_truncated else 0.5)
+    rounded = 0.0 if fmt.holds(given) else fmt.smallest_subnormal * (1.0 if arithmetic.input_truncated else 0.5)
     if r == 1:
         loss = np.where(size < fmt.smallest_normal, np.minimum(size, max(rounded, flushed)), 0.0)
     else:
@@ -263,7 +231,7 @@ def _absolute_loss(a: np.ndarray, arithmetic: Arithmetic, given: Format) -> np.n
 
 
 def _absolute_losses(arithmetic: Arithmetic, total: ExactSum) -> np.ndarray | None:
-    """Q of (3), or None where it is zero everywhere."""
+    """Return Q of (3), or None where it is zero everywhere."""
     products = total.products
     given = format_of(products.dtype)
 
@@ -291,7 +259,7 @@ def _absolute_losses(arithmetic: Arithmetic, total: ExactSum) -> np.ndarray | No
 def _round_output(arithmetic: Arithmetic, total: ExactSum, E: np.ndarray) -> None:
     """Add the rounding of the output to E."""
     output = arithmetic.output
-    if _holds(output, arithmetic.accumulator):
+    if output.holds(arithmetic.accumulator):
         return
     u, eta = output.unit_roundoff, output.smallest_subnormal / 2 + arithmetic.flush_threshold(output)
     y = np.abs(total.reference) + total.reference_error
@@ -300,16 +268,7 @@ def _round_output(arithmetic: Arithmetic, total: ExactSum, E: np.ndarray) -> Non
     E += (y + E) * u + eta
 
 
-def _holds(outer: Format, inner: Format) -> bool:
-    """Whether every number of `inner` is one of `outer`."""
-    return (
-        outer.precision >= inner.precision
-        and outer.smallest_subnormal <= inner.smallest_subnormal
-        and outer.max_exponent >= inner.max_exponent
-    )
-
-
 def _up(value: Fraction) -> float:
-    """The least float64 not below `value`."""
+    """Return the least float64 not below `value`."""
     nearest = float(value)
     return nearest if Fraction(nearest) >= value else math.nextafter(nearest, math.inf)

@@ -51,7 +51,7 @@ class Format:
         return math.ldexp(2.0 - 2.0 ** (1 - self.precision), self.max_exponent)
 
     def holds(self, other: Format) -> bool:
-        """Whether every number of the other format is one of this: float32 holds float16, bfloat16 does not."""
+        """Return whether every number of the other format is one of this: float32 holds float16, bfloat16 does not."""
         return (
             self.precision >= other.precision
             and self.smallest_subnormal <= other.smallest_subnormal
@@ -69,7 +69,7 @@ _BY_DTYPE = {fmt.dtype: fmt for fmt in (FLOAT64, FLOAT32, BFLOAT16, FLOAT16)}
 
 
 def format_of(dtype: Any) -> Format:
-    """The format of a NumPy dtype, or of anything `np.dtype` takes.
+    """Return the format of a NumPy dtype, or of anything `np.dtype` takes.
 
     Raises:
       TypeError: a dtype that is none of float64, float32, bfloat16 and float16.
@@ -85,7 +85,7 @@ def format_of(dtype: Any) -> Format:
 
 
 def round_to(x: np.ndarray, fmt: Format) -> np.ndarray:
-    """x rounded into `fmt` once: to nearest, ties to even, underflow gradual, overflow to infinity.
+    """Return x rounded into `fmt` once: to nearest, ties to even, underflow gradual, overflow to infinity.
 
     Args:
       x: float64, any shape.
@@ -106,7 +106,7 @@ def round_to(x: np.ndarray, fmt: Format) -> np.ndarray:
 
 
 def truncate_to(x: np.ndarray, fmt: Format) -> np.ndarray:
-    """x rounded into `fmt` towards zero, as hardware that drops the low bits does; finite x never overflows."""
+    """Return x rounded into `fmt` towards zero, as hardware that drops low bits does; finite x never overflows."""
     x = _float64(x)
     if fmt is FLOAT64:
         return x.copy()
@@ -117,7 +117,7 @@ def truncate_to(x: np.ndarray, fmt: Format) -> np.ndarray:
 
 
 def cast(x: np.ndarray, dtype: Any) -> np.ndarray:
-    """float64 x rounded once into `dtype`, without warnings.
+    """Return float64 x rounded once into `dtype`, without warnings.
 
     NumPy's own conversions round once, but for bfloat16: ml_dtypes goes through float32 and rounds twice.
     """
@@ -128,7 +128,7 @@ def cast(x: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 def round_integer(m: int, exponent: int, fmt: Format) -> float:
-    """The number m 2^exponent, of any size, rounded once into `fmt` (to nearest, ties to even). Zero gives +0.
+    """Return the number m 2^exponent, of any size, rounded once into `fmt` (to nearest, ties to even). Zero gives +0.
 
     >>> round_integer(2**24 + 1, 0, FLOAT32), round_integer(-1, 128, FLOAT32)
     (16777216.0, -inf)

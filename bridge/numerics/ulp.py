@@ -11,7 +11,7 @@ _SIGN_OFF = {2: 0x7FFF, 4: 0x7FFFFFFF, 8: 0x7FFFFFFFFFFFFFFF}
 
 
 def ordered(a: np.ndarray) -> np.ndarray:
-    """The rank of each number in its format: int64, monotone in the value, neighbours one apart, -0 and +0 both 0.
+    """Return the rank of each number in its format: int64, monotone, neighbours differ by 1, -0 and +0 are 0.
 
     IEEE 754 orders the bit patterns of numbers of one sign as their magnitudes, so the rank is the pattern without
     its sign, negated where the sign is set. Infinities come after the largest numbers, NaN after the infinities.
@@ -31,9 +31,9 @@ def ordered(a: np.ndarray) -> np.ndarray:
 
 
 def ulp_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Steps from a to b through their format: uint64 of the broadcast shape.
+    """Return the steps from a to b through their format: uint64 of the broadcast shape.
 
-    Correct across zero and at any distance. Two NaN are 0 apart; a NaN and a number are 2^64 - 1 apart.
+    Correct across zero and at any distance. Two NaN have distance 0; a NaN and a number have 2^64 - 1.
 
     Raises:
       TypeError: a and b differ in dtype, or have one that is no floating-point format of this package.
@@ -54,7 +54,7 @@ def ulp_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Where two arrays of one dtype hold the same bits; two NaN are the same, +0 and -0 are not."""
+    """Return where two arrays of one dtype hold the same bits; two NaN are the same, +0 and -0 are not."""
     bits = np.dtype(f"u{a.dtype.itemsize}")
     with np.errstate(invalid="ignore"):  # signalling NaN of bfloat16
         nan = np.isnan(a) & np.isnan(b)

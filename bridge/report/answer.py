@@ -1,21 +1,21 @@
-"""The answer in plain sentences."""
+"""The answer of a diagnosis in plain sentences."""
 
 from __future__ import annotations
 
 import re
 
-from bridge.accumulation import parting
+from bridge.accumulation import divergence
 from bridge.diagnosis import Comparison, Diagnosis, Verdict
-from bridge.implementations import implementation
+from bridge.implementations import implementation, is_exact
 from bridge.implementations import knobs as knob_table
 
 LIBRARY = {"torch": "PyTorch", "jax": "JAX", "numpy": "NumPy"}
 
 
 def answer(diagnosis: Diagnosis) -> list[str]:
-    """Do they differ, by how much against the proved bound, is it noise or a bug, and what has the same bits."""
+    """Return the sentences: do they differ, why, is it rounding or a bug, and which implementations have equal bits."""
     reference = diagnosis.names[0]
-    others = [diagnosis.between(reference, name) for name in diagnosis.names[1:] if name != "numpy.exact"]
+    others = [diagnosis.between(reference, name) for name in diagnosis.names[1:] if not is_exact(name)]
     differing = [c for c in others if c.different]
     sentences = [
         _differ(reference, others, differing),
@@ -31,20 +31,20 @@ def _differ(reference: str, others: list[Comparison], differing: list[Comparison
     if not differing:
         return f"No: {', '.join(c.b for c in others) or 'nothing else'} gave the same bits as {reference}."
     parts = [
-        f"{c.b} in {c.different} of {c.elements} elements, by at most {c.max_abs:.2g} ({c.max_ulp} ULP)"
+        f"{c.b} ({c.different} of {c.elements} elements), by at most {c.max_abs:.2g} ({c.max_ulp} ULP)"
         for c in differing
     ]
-    return f"Yes. From {reference} differ: {'; '.join(parts)}."
+    return f"Yes. These differ from {reference}: {'; '.join(parts)}."
 
 
 def _why(diagnosis: Diagnosis, reference: str, differing: list[Comparison]) -> str:
-    """Where each order of addition parts from the reference's, if they were revealed."""
+    """Return where each accumulation order first diverges from the reference's, if they were revealed."""
     orders = {order.implementation: order for order in diagnosis.orders}
     told = [c.b for c in differing if c.b in orders and c.verdict is Verdict.EXPLAINED]
     if reference not in orders or not told:
         return ""
-    partings = " ".join(parting(orders[reference], orders[name]) for name in told)
-    return f"Why: {partings} Replaying these orders in NumPy gives every bit of each."
+    why = " ".join(divergence(orders[reference], orders[name]) for name in told)
+    return f"Why: {why} Replaying these orders in NumPy reproduces each result bit for bit."
 
 
 def _unrepeatable(diagnosis: Diagnosis) -> str:
@@ -62,17 +62,17 @@ def _noise_or_bug(diagnosis: Diagnosis) -> str:
     if worst.verdict.passes and wrong:
         return (
             f"Every difference is within its proved bound, and yet {', '.join(wrong)} went wrong on small integers, "
-            "where every sum is exact: that is no rounding."
+            "where every sum is exact: that is not rounding."
         )
     if worst.verdict.passes:
         proved = all(c.verdict in (Verdict.IDENTICAL, Verdict.EXPLAINED) for c in diagnosis.comparisons)
         declared = any(re.match("declared formats: [^;]*(input|output) ", c.cause) for c in diagnosis.comparisons)
         what = (
-            "some round their inputs or results to the narrower format that their names declare, and the rest is order"
+            "some round their inputs or results to the narrower format that their names declare; the rest is order"
             if declared
-            else "all add the same products, in other orders or with other roundings on the way"
+            else "all add the same products, but in different orders or with different intermediate roundings"
             if proved
-            else "no more than another order of addition, or other roundings on the way, can make"
+            else "a different accumulation order, or different intermediate roundings, can make as much"
         )
         one_sided = dict.fromkeys(c.cause.partition("fused or not; ")[2] for c in diagnosis.comparisons)
         return (
@@ -81,7 +81,7 @@ def _noise_or_bug(diagnosis: Diagnosis) -> str:
             + "".join(f" But {words}." for words in one_sided if words)
         )
     if worst.verdict is Verdict.NONFINITE:
-        return f"NaN or infinities do not agree: {worst.cause}."
+        return f"NaN or infinities differ: {worst.cause}."
     if worst.verdict is Verdict.INCONCLUSIVE:
         return f"It could not be decided: {worst.cause}. {_sentence('To decide it', worst.fix)}".rstrip()
     return (
@@ -95,14 +95,13 @@ def _sentence(label: str, text: str) -> str:
 
 
 def _same_bits(diagnosis: Diagnosis, reference: str) -> str:
-    equal = [name for name in diagnosis.identical_to(reference) if name != "numpy.exact"]
+    equal = [name for name in diagnosis.identical_to(reference) if not is_exact(name)]
     same = [_how_to(name) for name in equal if not _emulates(name)]
     if equal and not same:
-        return f"The bits of {reference} have, of the others, only emulations: {', '.join(equal)}."
+        return f"Only these emulated implementations match {reference} bit for bit: {', '.join(equal)}."
     if not same:
-        return f"None of the others has the bits of {reference} on this case."
-    listed = "; ".join(same)
-    return f"For the bits of {reference} itself, use: {listed}. Checked here, on this case and this machine."
+        return f"No other implementation matches {reference} bit for bit on this case."
+    return f"To match {reference} bit for bit, use: {'; '.join(same)}. Checked here, on this case and this machine."
 
 
 def _emulates(name: str) -> bool:
@@ -113,7 +112,7 @@ def _emulates(name: str) -> bool:
 
 
 def _how_to(name: str) -> str:
-    """How to write an implementation in the user's own code."""
+    """Return how to write an implementation in the user's own code."""
     try:
         found = implementation(name)
     except ValueError:  # one that was handed to `parity` as an object

@@ -13,23 +13,23 @@ from bridge.diagnosis.elimination import Elimination
 
 
 def print_attribution(attribution: Attribution, console: Console) -> None:
-    """The shares, with what is unexplained; then every setting changed alone, on each side."""
+    """Print the share of each setting and what is unexplained; then every setting changed alone."""
     differ = f"{attribution.different} of {attribution.elements} elements"
     console.print(f"{attribution.a} and {attribution.b} differ in {differ}.", markup=False, highlight=False)
-    console.print(f"What that is made of, in {attribution.unit}:", highlight=False)
+    console.print(f"Share of each setting, in {attribution.unit}:", highlight=False)
     console.print(_shares(attribution))
     for cell in attribution.configurations:
         if cell.reason:
             changed = ", ".join(cell.changed)
             console.print(f"  Could not be run ({changed} changed): {cell.reason}", highlight=False, markup=False)
     for side, error in dict(zip((attribution.a, attribution.b), attribution.errors)).items():
-        console.print(f"{side} with one setting changed; those that change a bit:", markup=False, highlight=False)
+        console.print(f"{side} with one setting changed, where that changes a bit:", markup=False, highlight=False)
         console.print(_alone(attribution, side, error))
 
 
 def print_elimination(elimination: Elimination, console: Console) -> None:
-    """The cheapest change, what to write for it, and the others that work."""
-    console.print("[bold]How to have the same bits[/]", highlight=False)
+    """Print the cheapest change that makes the bits equal, what to write for it, and the other changes that work."""
+    console.print("[bold]How to make the bits equal[/]", highlight=False)
     for sentence in elimination.sentences():
         console.print(Padding(escape(sentence), (0, 0, 0, 2)), highlight=False)
     if elimination.best is not None:

@@ -7,10 +7,8 @@ import os
 import platform
 from typing import Literal
 
-import pydantic
-
 from bridge.audit import Audit, AuditFinding
-from bridge.report.schema import CaseRecord
+from bridge.records import CaseRecord, Document, Record
 
 #: Name and version of the schema. The version grows when a field is added, removed or changes its meaning.
 SCHEMA: Literal["jaxdw.audit/1"] = "jaxdw.audit/1"
@@ -19,23 +17,18 @@ SCHEMA: Literal["jaxdw.audit/1"] = "jaxdw.audit/1"
 _COMPILERS = ("jaxdw", "jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "jax-cuda12-plugin")
 
 
-class PlatformRecord(pydantic.BaseModel):
+class PlatformRecord(Record):
     """The platform that the programs were compiled for."""
-
-    model_config = pydantic.ConfigDict(from_attributes=True)
 
     name: str
     about: str
     backend: str
 
 
-class AuditReport(pydantic.BaseModel):
+class AuditReport(Document):
     """A whole audit."""
 
-    model_config = pydantic.ConfigDict(populate_by_name=True)
-
-    schema_: Literal["jaxdw.audit/1"] = pydantic.Field(default=SCHEMA, alias="schema")
-    environment: dict[str, str]
+    schema_: Literal["jaxdw.audit/1"] = SCHEMA
     platform: PlatformRecord
     case: CaseRecord
     gradient: bool
@@ -54,9 +47,6 @@ class AuditReport(pydantic.BaseModel):
             precision=subject.precision,
             findings=audit.findings,
         )
-
-    def to_json(self) -> str:
-        return self.model_dump_json(by_alias=True, indent=2) + "\n"
 
 
 def _environment() -> dict[str, str]:

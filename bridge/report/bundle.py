@@ -1,6 +1,6 @@
 """A diagnosis on disk, to be repeated elsewhere: inputs, outputs, environment and hashes in one folder.
 
-    manifest.json    what is here; `Manifest` is its schema
+    manifest.json    what is here; `BundleManifest` is its schema
     x.npy, kernel.npy, bias.npy (where there is a bias), output-0.npy, output-1.npy, ...
 
 bfloat16, which .npy cannot name, is stored as its bits (uint16); the manifest has the dtype.
@@ -11,9 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,11 +20,12 @@ import numpy as np
 import pydantic
 
 from bridge.case import DTYPES, Case
-from bridge.diagnosis import Diagnosis, Verdict, parity, same_bits
+from bridge.diagnosis import Diagnosis, Verdict, parity
 from bridge.environment import environment
-from bridge.files import parse_npy, read_json, read_regular
+from bridge.files import atomic_folder, check_free, parse_npy, read_json, read_regular
 from bridge.implementations import Implementation, implementation
-from bridge.report.schema import CaseRecord, Report
+from bridge.numerics import same_bits
+from bridge.records import CaseRecord, Document, Record, first_problem
 
 #: Name and version of the manifest's schema.
 SCHEMA: Literal["jaxdw.bundle/2"] = "jaxdw.bundle/2"
@@ -40,7 +38,7 @@ _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 Given = Literal["x", "kernel", "bias"]
 
 
-class ArrayRecord(pydantic.BaseModel):
+class ArrayRecord(Record):
     """One array: its file, the SHA-256 of that file, and what it holds."""
 
     file: Annotated[str, pydantic.Field(pattern=r"^[a-z0-9-]+\.npy$")]
@@ -56,12 +54,12 @@ class OutputRecord(ArrayRecord):
 
 
 class SavedCase(CaseRecord):
-    """The case; `padding_word` is the padding as it was asked for, where that was a word such as "SAME"."""
+    """The case. `padding_word` is the padding that was asked for, if it was a word such as "SAME"."""
 
     padding_word: str | None
 
 
-class SavedVerdict(pydantic.BaseModel):
+class SavedVerdict(Record):
     """The verdict of one pair."""
 
     a: str
@@ -69,13 +67,10 @@ class SavedVerdict(pydantic.BaseModel):
     verdict: Verdict
 
 
-class Manifest(pydantic.BaseModel):
-    """What a bundle holds."""
+class BundleManifest(Document):
+    """The contents of a bundle."""
 
-    model_config = pydantic.ConfigDict(populate_by_name=True)
-
-    schema_: Literal["jaxdw.bundle/2"] = pydantic.Field(default=SCHEMA, alias="schema")
-    environment: dict[str, str]
+    schema_: Literal["jaxdw.bundle/2"] = SCHEMA
     case: SavedCase
     arrays: dict[Given, ArrayRecord]
     outputs: list[OutputRecord]
@@ -85,68 +80,54 @@ class Manifest(pydantic.BaseModel):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bundle:
-    """A bundle that was read: the manifest, and the arrays that it names."""
+    """A bundle in memory: the manifest, and the arrays that it names."""
 
-    manifest: Manifest
+    manifest: BundleManifest
     case: Case
     outputs: Mapping[str, np.ndarray]
 
 
 def check_new_folder(folder: Path) -> None:
-    """Fails before the work if `save_bundle` could not write the folder after it.
+    """Fail before the work if `save_bundle` could not write the folder after it.
 
     Raises:
       OSError: the folder holds something, is a file, or its parent is missing or closed.
     """
-    folder = folder.absolute()
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file, expected a folder to make")
     if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty, expected a folder to make")
-    if not folder.parent.is_dir():
-        raise FileNotFoundError(f"{folder} cannot be written: there is no folder {folder.parent}")
-    if not os.access(folder.parent, os.W_OK):
-        raise PermissionError(f"{folder} cannot be written: permission denied")
+    check_free(folder.absolute(), force=True)
 
 
 def save_bundle(diagnosis: Diagnosis, folder: Path) -> None:
-    """Writes the bundle to a temporary folder beside it, then renames; an interrupted run leaves no part of it.
+    """Write the bundle whole; an interrupted run leaves no part of it.
 
     Raises:
       OSError: as `check_new_folder` says.
     """
     check_new_folder(folder)
-    folder = folder.absolute()
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        case = diagnosis.case
-        given: dict[Given, np.ndarray | None] = {"x": case.x, "kernel": case.kernel, "bias": case.bias}
-        arrays = {name: _write(temporary, name, a) for name, a in given.items() if a is not None}
-        outputs = [
-            OutputRecord(implementation=name, **dict(_write(temporary, f"output-{number}", y)))
-            for number, (name, y) in enumerate(diagnosis.outputs.items())
-        ]
-        word = case.padding if isinstance(case.padding, str) else None
-        manifest = Manifest(
+    case = diagnosis.case
+    given: dict[Given, np.ndarray | None] = {"x": case.x, "kernel": case.kernel, "bias": case.bias}
+    with atomic_folder(folder.absolute()) as new:
+        manifest = BundleManifest(
             environment=environment(),
-            case=SavedCase(**dict(Report.of(diagnosis).case), padding_word=word),
-            arrays=arrays,
-            outputs=outputs,
+            case=SavedCase(
+                **dict(CaseRecord.of_case(case)), padding_word=case.padding if isinstance(case.padding, str) else None
+            ),
+            arrays={name: _write(new, name, array) for name, array in given.items() if array is not None},
+            outputs=[
+                OutputRecord(implementation=name, **dict(_write(new, f"output-{number}", y)))
+                for number, (name, y) in enumerate(diagnosis.outputs.items())
+            ],
             verdict=diagnosis.verdict,
-            verdicts=[SavedVerdict(a=c.a, b=c.b, verdict=c.verdict) for c in diagnosis.comparisons],
+            verdicts=[SavedVerdict.model_validate(each) for each in diagnosis.comparisons],
         )
-        (temporary / _MANIFEST).write_text(manifest.model_dump_json(by_alias=True, indent=2) + "\n", encoding="utf-8")
-        os.chmod(temporary, 0o755)
-        if folder.is_dir():
-            folder.rmdir()
-        os.rename(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
+        (new / _MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """Reads a bundle and checks every hash.
+    """Read a bundle and check every hash.
 
     Raises:
       ValueError: a manifest that is malformed or of a newer schema, a missing file, or one that was cut or changed.
@@ -176,7 +157,7 @@ def load_bundle(folder: Path) -> Bundle:
 
 
 def replay_bundle(folder: Path, *, import_functions: bool = False) -> tuple[Diagnosis, list[str]]:
-    """The diagnosis repeated on this machine, and what changed since the bundle was saved.
+    """Repeat a diagnosis on this machine, and return it with what changed since the bundle was saved.
 
     Args:
       folder: what `save_bundle` wrote.
@@ -274,7 +255,7 @@ def _read(folder: Path, record: ArrayRecord) -> np.ndarray:
     return array
 
 
-def _manifest(folder: Path) -> Manifest:
+def _manifest(folder: Path) -> BundleManifest:
     path = folder / _MANIFEST
     try:
         content: Any = read_json(path)
@@ -286,11 +267,9 @@ def _manifest(folder: Path) -> Manifest:
     if schema != SCHEMA:
         _refuse(path, schema)
     try:
-        return Manifest.model_validate(content)
+        return BundleManifest.model_validate(content)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{path} is malformed: `{where}`: {first['msg']}") from None
+        raise ValueError(f"{path} is malformed: {first_problem(error)}") from None
 
 
 def _refuse(path: Path, schema: object) -> None:

@@ -11,19 +11,18 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from bridge.census.record import LayerRecord, ModelRecord
+from bridge._census.record import CensusLayerRecord, CensusRecord
 from bridge.diagnosis import Verdict
-from bridge.report import pictures
+from bridge.records import CaseRecord
 from bridge.report.html import template
-from bridge.report.schema import CaseRecord
 from bridge.report.terminal import styled
 
 
-def print_census(records: Sequence[ModelRecord], implementations: Sequence[str], console: Console) -> None:
-    """One row a model, then whatever is not ROUNDING or stronger, then the sum."""
+def print_census(records: Sequence[CensusRecord], implementations: Sequence[str], console: Console) -> None:
+    """Print one row per model, then every layer that is weaker than ROUNDING, then the totals."""
     reference, *others = implementations
     table = Table(
-        title=f"Depthwise layers by verdict, and how many have the bits of {reference}",
+        title=f"Depthwise layers by verdict, and how many match {reference} bit for bit",
         box=rich.box.SIMPLE_HEAD,
         title_justify="left",
         pad_edge=False,
@@ -42,8 +41,8 @@ def print_census(records: Sequence[ModelRecord], implementations: Sequence[str],
     console.print(escape(summary(records)), highlight=False)
 
 
-def summary(records: Sequence[ModelRecord]) -> str:
-    """What was counted, in one sentence."""
+def summary(records: Sequence[CensusRecord]) -> str:
+    """Return the counts in one sentence."""
     ran = [record for record in records if record.layers]
     layers = [layer for record in ran for layer in record.layers]
     verdicts: Counter[Verdict] = Counter()
@@ -62,8 +61,8 @@ def summary(records: Sequence[ModelRecord]) -> str:
     )
 
 
-def census_html(records: Sequence[ModelRecord], implementations: Sequence[str], *, command: str) -> str:
-    """The whole census as a page.
+def census_html(records: Sequence[CensusRecord], implementations: Sequence[str], *, command: str) -> str:
+    """Return the whole census as a page.
 
     Args:
       records: what to show.
@@ -75,16 +74,16 @@ def census_html(records: Sequence[ModelRecord], implementations: Sequence[str], 
         records=records,
         reference=implementations[0],
         others=implementations[1:],
+        case="Census of depthwise layers",
         verdict=weakest or Verdict.INCONCLUSIVE,
-        summary=summary(records),
+        meaning=summary(records),
         environment=records[-1].environment if records else {},
         command=command,
-        ramp=pictures.ramp_css(),
     )
 
 
 def geometry(case: CaseRecord) -> str:
-    """Kernel, stride, padding, dilation and multiplier in a few words.
+    """Return kernel, stride, padding, dilation and multiplier in a few words.
 
     >>> window = {"strides": (2, 2), "padding": ((1, 1), (1, 1)), "padding_mode": "zeros", "kernel_dilation": (1, 1)}
     >>> sizes = {"x": (1, 9, 9, 4), "kernel": (3, 3, 1, 8), "bias": None, "output": (1, 5, 5, 8)}
@@ -105,7 +104,7 @@ def geometry(case: CaseRecord) -> str:
     return ", ".join(parts)
 
 
-def _row(record: ModelRecord) -> list[str]:
+def _row(record: CensusRecord) -> list[str]:
     if not record.layers:
         return ["0", "[red]failed[/]" if record.error else "none", *[""] * (len(record.settings.implementations) + 1)]
     return [
@@ -113,12 +112,12 @@ def _row(record: ModelRecord) -> list[str]:
         styled(record.verdict or Verdict.INCONCLUSIVE),
         *map(str, record.identical()),
         f"{record.max_bound_ratio:.2g}",
-        f"{record.seconds_a_layer:.2f}",
+        f"{record.seconds_per_layer:.2f}",
     ]
 
 
-def _remarks(record: ModelRecord) -> list[str]:
-    """What a reader must see: errors, verdicts that do not pass, layers that did not run or were passed over."""
+def _remarks(record: CensusRecord) -> list[str]:
+    """Return errors, verdicts that do not pass, and layers that did not run or were passed over."""
     remarks = [f"could not be run: {escape(record.error)}"] if record.error else []
     for layer in record.layers:
         if not layer.verdict.passes:
@@ -130,14 +129,14 @@ def _remarks(record: ModelRecord) -> list[str]:
     return remarks
 
 
-def _why(layer: LayerRecord) -> str:
+def _why(layer: CensusLayerRecord) -> str:
     c = layer.weakest
     told = [f"{c.a} and {c.b}", c.cause or c.verdict.meaning, c.place, f"fix: {c.fix}" if c.fix else ""]
     return escape("; ".join(filter(None, told)))
 
 
 def _window(case: CaseRecord) -> tuple:
-    """Everything of a geometry but the sizes of the data."""
+    """Return the geometry without the sizes of the data."""
     return case.kernel[:-2], case.kernel[-1] // case.x[-1], case.strides, case.kernel_dilation, case.padding_mode
 
 

@@ -1,4 +1,4 @@
-"""Which implementations share their bits, and where and by how much others differ: the numbers behind the pictures."""
+"""The numbers behind the pictures: groups of equal bits, and where and by how much two results differ."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from bridge.case import Case
-from bridge.diagnosis import Comparison, Diagnosis, Side, same_bits
+from bridge.diagnosis import Comparison, Diagnosis, Output
 from bridge.diagnosis.target import Target
 from bridge.implementations import implementation
-from bridge.numerics import Arithmetic, difference_bound, ulp_distance
+from bridge.numerics import Arithmetic, difference_bound, same_bits, ulp_distance
 
-#: Bins of a ratio to the bound, in each decade.
+#: Bins per decade of the ratio to the bound.
 _BINS_PER_DECADE = 4
 #: Ratios below 10 to this power share the lowest bin.
 _LOWEST_DECADE = -6
@@ -38,7 +38,7 @@ class BitClass:
 
 @dataclasses.dataclass(frozen=True)
 class Bin:
-    """How many elements lie in a range.
+    """The number of elements in a range.
 
     Attributes:
       low, high: the range; `ulp_bins` includes both ends, `ratio_bins` only the upper one.
@@ -55,7 +55,7 @@ class Map:
 
     Attributes:
       title: which channel, or "all channels".
-      cells: float64 (rows, columns); 0 where the bits are equal, infinite where one side only is not finite.
+      cells: float64 (rows, columns); 0 where the bits are equal, infinite where only one result is finite.
       shape: rows and columns before reduction to `_CELLS`.
       axes: what the rows and columns are.
     """
@@ -68,14 +68,14 @@ class Map:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Difference:
-    """What the pictures of one pair show.
+    """The numbers in the pictures of one pair.
 
     Attributes:
       comparison: the pair, and its figures.
       classes: the two classes of equal bits that it stands for.
       ulp: elements by distance in ULP.
       ratio: different elements by |a - b| / bound.
-      not_finite: elements that neither histogram counts, since only one side is finite.
+      not_finite: elements that neither histogram counts, since only one result is finite.
       maps: all channels together, then the worst.
       by_channel: float64 (C*M,), the greatest |a - b| of each channel.
     """
@@ -95,7 +95,7 @@ class Difference:
 
 
 def bit_classes(diagnosis: Diagnosis) -> list[BitClass]:
-    """The implementations grouped by equal bits, in the order of the diagnosis."""
+    """Return the implementations in groups of equal bits, in the order of the diagnosis."""
     groups: list[list[str]] = []
     for name in diagnosis.names:
         group = next((g for g in groups if diagnosis.between(g[0], name).different == 0), None)
@@ -107,7 +107,7 @@ def bit_classes(diagnosis: Diagnosis) -> list[BitClass]:
 
 
 def class_pairs(diagnosis: Diagnosis, classes: Sequence[BitClass]) -> list[tuple[BitClass, BitClass, Comparison]]:
-    """Every two classes, and the worst comparison of their members (their bounds may differ).
+    """Return every two classes, and the worst comparison of their members (their bounds may differ).
 
     Sorted by verdict, weakest first; then pairs with the class of the reference; then by the ratio to the bound.
     """
@@ -121,15 +121,15 @@ def class_pairs(diagnosis: Diagnosis, classes: Sequence[BitClass]) -> list[tuple
 
 
 def differences(diagnosis: Diagnosis, *, pairs: int, channels: int) -> Iterator[Difference]:
-    """The worst pairs of classes, up to `pairs`, each with maps of its worst channels, up to `channels`."""
+    """Yield the worst pairs of classes, up to `pairs`, each with maps of its worst channels, up to `channels`."""
     chosen = class_pairs(diagnosis, bit_classes(diagnosis))[:pairs]
     if not chosen:
         return
     case = diagnosis.case
-    target = Target.of(case)
+    target = Target(case)
 
-    def side(name: str) -> Side:
-        return Side.of(name, diagnosis.outputs[name], target, _declared(name, case))
+    def side(name: str) -> Output:
+        return Output(name, diagnosis.outputs[name], target, _declared(name, case))
 
     for class_a, class_b, comparison in chosen:
         both = (class_a, class_b) if comparison.a in class_a.names else (class_b, class_a)
@@ -137,7 +137,7 @@ def differences(diagnosis: Diagnosis, *, pairs: int, channels: int) -> Iterator[
 
 
 def ulp_bins(distance: np.ndarray, same: int) -> list[Bin]:
-    """`same` elements at 0, then those at 1, 2 to 3, 4 to 7 and so on: each bin is twice as wide as the one before.
+    """Return `same` elements at 0, then those at 1, 2 to 3, 4 to 7 and so on: each bin is twice as wide as the last.
 
     >>> [(int(b.low), int(b.high), b.count) for b in ulp_bins(np.array([1, 1, 3, 4], np.uint64), 5)]
     [(0, 0, 5), (1, 1, 2), (2, 3, 1), (4, 7, 1)]
@@ -149,7 +149,7 @@ def ulp_bins(distance: np.ndarray, same: int) -> list[Bin]:
 
 
 def ratio_bins(ratio: np.ndarray) -> list[Bin]:
-    """Ratios by quarters of a decade, from at most 0.1 to at least 10; an edge belongs to the bin below it.
+    """Count ratios by quarters of a decade, from at most 0.1 to at least 10; an edge belongs to the bin below it.
 
     >>> [(b.low, b.high) for b in ratio_bins(np.array([0.2, 1.0])) if b.count]
     [(0.1778279410038923, 0.31622776601683794), (0.5623413251903491, 1.0)]
@@ -174,7 +174,7 @@ def _letter(number: int) -> str:
 
 
 def _declared(name: str, case: Case) -> Arithmetic | None:
-    """What the implementation of that name declares; None, the weakest conventional one, for a stranger's output."""
+    """Return the arithmetic that an implementation declares; None, the weakest conventional one, for unknown names."""
     try:
         return implementation(name).arithmetic(case)
     except (ValueError, ModuleNotFoundError):
@@ -182,7 +182,7 @@ def _declared(name: str, case: Case) -> Arithmetic | None:
 
 
 def _difference(
-    comparison: Comparison, classes: tuple[BitClass, BitClass], side_a: Side, side_b: Side, channels: int
+    comparison: Comparison, classes: tuple[BitClass, BitClass], side_a: Output, side_b: Output, channels: int
 ) -> Difference:
     a, b = side_a.y, side_b.y
     place = np.flatnonzero(~same_bits(a, b))
@@ -208,7 +208,7 @@ def _difference(
 
 
 def _maps(field: np.ndarray, channels: int) -> list[Map]:
-    """Maps of `(*spatial, channels)`: of one axis, position by channel; of three, the maximum over the first."""
+    """Return maps of `(*spatial, channels)`: of one axis, position by channel; of three, the maximum over the first."""
     if 0 in field.shape:
         return []
     if field.ndim == 2:

@@ -14,7 +14,9 @@ import markupsafe
 from bridge.case import Case
 from bridge.console import printable
 from bridge.diagnosis import Comparison, Diagnosis, Verdict
+from bridge.diagnosis.attribution import Attribution
 from bridge.environment import environment
+from bridge.implementations import is_exact
 from bridge.report import pictures
 from bridge.report.answer import answer
 from bridge.report.differences import Difference, bit_classes, differences
@@ -27,7 +29,7 @@ _WARNS = (Verdict.PRECISION, Verdict.INCONCLUSIVE)
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
+class GroupedFinding:
     """A verdict with its name, cause, fix and place, and all pairs or integer tests that it was found in."""
 
     verdict: Verdict
@@ -51,17 +53,17 @@ def to_html(
     diagnosis: Diagnosis,
     *,
     command: str,
-    attribution: pictures.Attribution | None = None,
+    attribution: Attribution | None = None,
     orders: Mapping[str, Sequence[tuple[str, str]]] | None = None,
     compiler: Sequence[str] = (),
 ) -> str:
-    """The whole report.
+    """Return the whole report as a page.
 
     Args:
       diagnosis: what to show.
       command: the shell command that repeats it.
       attribution: shares of the difference, for the waterfall.
-      orders: for the names of implementations that add alike, each distinct order as (caption, `<svg>` element).
+      orders: for the names of implementations with one order, each distinct tree as (caption, `<svg>` element).
       compiler: what is wrong with JAX's compiler here, in sentences.
 
     Returns:
@@ -70,16 +72,17 @@ def to_html(
     """
     classes = bit_classes(diagnosis)
     names = diagnosis.names
-    references = [names[0]] + ["numpy.exact"] * ("numpy.exact" in names[1:])
+    references = [names[0]] + [name for name in names[1:] if is_exact(name)]
     return template("page.html.jinja", breakable=_breakable).render(
         case=describe(diagnosis.case),
         verdict=diagnosis.verdict,
+        meaning=diagnosis.verdict.meaning,
         sentences=answer(diagnosis),
         compiler=compiler,
         findings=_findings(diagnosis),
         waterfall=attribution and pictures.waterfall(attribution),
         unit=attribution and attribution.unit,
-        tables=[(name, [_against(diagnosis, name, other) for other in names if other != name]) for name in references],
+        tables=[(a, [(b, diagnosis.between(a, b)) for b in names if b != a]) for a in references],
         comparisons=diagnosis.comparisons,
         integer_tests=diagnosis.integer_tests,
         graph=pictures.graph(diagnosis, classes),
@@ -87,7 +90,6 @@ def to_html(
         letters={name: each.letter for each in classes for name in each.names},
         pictured=[_pictured(each) for each in differences(diagnosis, pairs=_PAIRS, channels=_CHANNELS)],
         class_pairs=len(classes) * (len(classes) - 1) // 2,
-        ramp=pictures.ramp_css(),
         orders=orders or {},
         settings=_settings(diagnosis.case),
         environment=environment(),
@@ -96,7 +98,7 @@ def to_html(
 
 
 def template(name: str, **filters: Callable[..., Any]) -> jinja2.Template:
-    """A page's template; all pages have the filter `tone`."""
+    """Return a template; all have the filter `tone` and the colours of the maps, `ramp`."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -106,22 +108,19 @@ def template(name: str, **filters: Callable[..., Any]) -> jinja2.Template:
         finalize=lambda value: type(value)(printable(value)) if isinstance(value, str) else value,
     )
     templates.filters |= {"tone": tone, **filters}
+    templates.globals["ramp"] = pictures.ramp_css()
     return templates.get_template(name)
 
 
 def tone(verdict: Verdict | str) -> str:
-    """The colour of a verdict: "pass", "warn" or "fail"."""
+    """Return the colour of a verdict: "pass", "warn" or "fail"."""
     verdict = Verdict(verdict)
     return "pass" if verdict.passes else "warn" if verdict in _WARNS else "fail"
 
 
 def _breakable(name: str) -> markupsafe.Markup:
-    """A name that may break after its dots, underscores and commas, and before its brackets."""
+    """Return a name that may break after its dots, underscores and commas, and before its brackets."""
     return markupsafe.Markup(re.sub(r"([._,])|(\[)", r"\1<wbr>\2", str(markupsafe.escape(name))))
-
-
-def _against(diagnosis: Diagnosis, reference: str, other: str) -> tuple[str, Comparison]:
-    return other, diagnosis.between(reference, other)
 
 
 def _pictured(each: Difference) -> Pictured:
@@ -131,13 +130,13 @@ def _pictured(each: Difference) -> Pictured:
     return Pictured(each, [pictures.heatmap(one, each.scale or 1.0) for one in each.maps], charts)
 
 
-def _findings(diagnosis: Diagnosis) -> list[Finding]:
-    """What was found, weakest verdict first; what has one verdict, name, cause, fix and place is one finding."""
-    found: dict[tuple[Verdict, str, str, str, str], Finding] = {}
+def _findings(diagnosis: Diagnosis) -> list[GroupedFinding]:
+    """Return what was found, weakest verdict first; equal verdict, name, cause, fix and place are one finding."""
+    found: dict[tuple[Verdict, str, str, str, str], GroupedFinding] = {}
 
     def add(verdict: Verdict, c: Comparison, where: str) -> None:
         key = (verdict, c.name, c.cause, c.fix, c.place)
-        found.setdefault(key, Finding(*key, [])).found_in.append(where)
+        found.setdefault(key, GroupedFinding(*key, [])).found_in.append(where)
 
     for c in diagnosis.comparisons:
         if c.verdict is not Verdict.IDENTICAL:
@@ -149,7 +148,7 @@ def _findings(diagnosis: Diagnosis) -> list[Finding]:
 
 
 def _settings(case: Case) -> dict[str, str]:
-    """The case, row by row."""
+    """Return the case, row by row."""
     g = case.geometry
     return {
         "input": f"{g.x_shape}, channels last",

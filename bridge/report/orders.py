@@ -1,4 +1,4 @@
-"""Revealed orders of addition in a terminal: fingerprints side by side, trees, and where two orders part."""
+"""Revealed accumulation orders in a terminal: fingerprints, trees, and where two orders first diverge."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from bridge.accumulation import AccumulationOrder, NotASum, Tree, parting
+from bridge.accumulation import AccumulationOrder, NotASum, Tree, divergence
 from bridge.accumulation.drawing import tree_svg
 from bridge.case import Case
 from bridge.environment import environment
@@ -21,22 +21,22 @@ from bridge.report.terminal import describe
 #: Classes of elements drawn for each implementation; the rest are counted.
 _DRAWN = 4
 
-#: Classes of elements pictured for each implementation: interior, sides and corners of an image.
+#: Classes of elements pictured for each implementation: interior, edges and corners of an image.
 _PICTURED = 9
 
-#: Least widths of the fingerprint table's columns: what is told, and what is said of it.
+#: Least widths of the fingerprint table's columns: the property, and its value.
 _FACT, _VALUE = 15, 12
 
 
 def print_orders(orders: Sequence[AccumulationOrder], console: Console, *, every: bool = False) -> None:
-    """The fingerprint tables, the trees (all of them if `every`), and one sentence on each order beside the first."""
+    """Print the fingerprints, the trees (all of them if `every`), and how each order differs from the first one."""
     for few in _that_fit(orders, console.width):
         console.print(_fingerprints(few))
-    for alike in _same_trees(orders):
-        console.print(f"[bold]{escape(', '.join(order.implementation for order in alike))}[/]", highlight=False)
-        classes = alike[0].classes()
+    for group in _same_trees(orders):
+        console.print(f"[bold]{escape(', '.join(order.implementation for order in group))}[/]", highlight=False)
+        classes = group[0].classes()
         for tree, count, first in classes if every else classes[:_DRAWN]:
-            console.print(f"  {count} of {alike[0].labels.size} elements, the first at {first}:", highlight=False)
+            console.print(f"  {count} of {group[0].labels.size} elements, the first at {first}:", highlight=False)
             console.print(Padding(_drawn(tree), (0, 0, 0, 4)), highlight=False)
         if len(classes) > _DRAWN and not every:
             console.print(
@@ -44,28 +44,28 @@ def print_orders(orders: Sequence[AccumulationOrder], console: Console, *, every
             )
         console.print()
     console.print(
-        "[dim]F[8, t] is fma(x8 w8, t), one rounding; a+b rounds both products first. "
-        "Taps count in raster order from 0.[/]\n",
+        "[dim]F\\[8, t] is fma(x8, w8, t): one rounding. a+b rounds both products first. "
+        "Taps are numbered in raster order from 0.[/]\n",
         highlight=False,
     )
     for other in orders[1:]:
-        console.print(parting(orders[0], other), highlight=False, markup=False)
+        console.print(divergence(orders[0], other), highlight=False, markup=False)
 
 
 def orders_to_json(orders: Sequence[AccumulationOrder], case: Case) -> str:
-    """Fingerprints, trees and where each order parts from the first, as a JSON text."""
+    """Return fingerprints, trees and where each order first diverges from the first one, as a JSON text."""
     record = {
-        "schema": "jaxdw.reveal/1",
+        "schema": "jaxdw.reveal/2",
         "environment": environment(),
         "case": describe(case),
         "orders": [order.to_json() for order in orders],
-        "partings": [parting(orders[0], other) for other in orders[1:]],
+        "divergences": [divergence(orders[0], other) for other in orders[1:]],
     }
     return json.dumps(record, indent=2) + "\n"
 
 
 def _same_trees(orders: Sequence[AccumulationOrder]) -> list[list[AccumulationOrder]]:
-    """Orders in groups that add every element alike."""
+    """Return groups of orders that have the same tree in every element."""
     groups: list[list[AccumulationOrder]] = []
     for order in orders:
         for group in groups:
@@ -78,7 +78,7 @@ def _same_trees(orders: Sequence[AccumulationOrder]) -> list[list[AccumulationOr
 
 
 def _that_fit(orders: Sequence[AccumulationOrder], width: int) -> Iterator[list[AccumulationOrder]]:
-    """Orders in as few tables as the width allows."""
+    """Yield the orders in as few tables as the width allows."""
     few: list[AccumulationOrder] = []
     used = _FACT
     for order in orders:
@@ -119,13 +119,13 @@ def _facts(order: AccumulationOrder) -> dict[str, str]:
 
 
 def pictures(orders: Sequence[AccumulationOrder]) -> dict[str, list[tuple[str, str]]]:
-    """For the HTML report: names that add alike, and (caption, `<svg>`) of each tree, the largest class first."""
+    """Return, for the names that share an order, (caption, `<svg>`) of each tree, the largest class first."""
     found = {}
-    for alike in _same_trees(orders):
-        names = ", ".join(order.implementation for order in alike)
-        drawn = [(t, count, first) for t, count, first in alike[0].classes() if isinstance(t, Tree)]
+    for group in _same_trees(orders):
+        names = ", ".join(order.implementation for order in group)
+        drawn = [(t, count, first) for t, count, first in group[0].classes() if isinstance(t, Tree)]
         found[names] = [
-            (f"{count} of {alike[0].labels.size} elements, the first at {first}", tree_svg(tree, names))
+            (f"{count} of {group[0].labels.size} elements, the first at {first}", tree_svg(tree, names))
             for tree, count, first in drawn[:_PICTURED]
         ]
     return found
@@ -147,7 +147,7 @@ def _forks(tree: Tree) -> bool:
 
 
 def _grow(parent: rich.tree.Tree, tree: Tree) -> None:
-    """Branches down to chains of single products, which stay one line each."""
+    """Add branches down to chains of single products, which stay one line each."""
     if _forks(tree):
         branch = parent.add("+")
         for child in tree.children:

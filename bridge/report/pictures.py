@@ -9,41 +9,21 @@ import math
 import struct
 import zlib
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 
 from bridge.diagnosis import Comparison, Diagnosis
+from bridge.diagnosis.attribution import Attribution
 from bridge.report.differences import Bin, BitClass, Map, class_pairs
 
 #: Viridis (Nathaniel Smith, Stefan van der Walt, 2015, CC0) without its darkest end, which a dark page would swallow.
 _RAMP = ((72, 35, 116), (64, 67, 135), (52, 94, 141), (41, 120, 142), (32, 144, 140), (34, 167, 132), (68, 190, 112),
          (121, 209, 81), (189, 222, 38), (253, 231, 36))  # fmt: skip
 _NOT_FINITE = (224, 49, 49)
-#: Palette places: same bits, the first and last colour of the ramp, not finite on one side.
+#: Palette places: same bits, the first and last colour of the ramp, not finite in one result.
 _SAME, _FIRST, _LAST, _BAD = 0, 1, 254, 255
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-class Attribution(Protocol):
-    """A difference split into shares that sum, with what is unexplained, to the total.
-
-    Attributes:
-      shares: what each factor adds; negative where it makes the difference smaller.
-      unexplained: what no factor accounts for.
-      total: the whole difference.
-      unit: of all of them.
-    """
-
-    @property
-    def shares(self) -> Sequence[tuple[str, float]]: ...
-    @property
-    def unexplained(self) -> float: ...
-    @property
-    def total(self) -> float: ...
-    @property
-    def unit(self) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +34,7 @@ class Tick:
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """A bar of a chart; `beyond` the proved bound it has the colour of a failure; `note` is its tooltip."""
+    """A bar of a chart. `note` is its tooltip; outside the bound (`beyond`) it has the colour of a failure."""
 
     x: float
     y: float
@@ -66,7 +46,7 @@ class Bar:
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """Bars over an axis. `mark` is where the proved bound stands, if it is in the picture."""
+    """Bars over an axis. `mark` is the place of the bound, if it is in the picture."""
 
     title: str
     x_title: str
@@ -87,7 +67,7 @@ class Chart:
 
 @dataclasses.dataclass(frozen=True)
 class Heatmap:
-    """A map as an image of one pixel a cell, stretched to `width` by `height`."""
+    """A map as an image of one pixel per cell, stretched to `width` by `height`."""
 
     title: str
     image: str
@@ -101,7 +81,7 @@ class Heatmap:
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """An implementation; its knobs stand on a second line."""
+    """An implementation, with its knobs on a second line."""
 
     y: float
     name: str
@@ -143,7 +123,7 @@ class Graph:
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class WaterfallBar:
     """A bar of a waterfall, from where the one before ended. `kind`: "more", "less", "unexplained" or "total"."""
 
     label: str
@@ -162,12 +142,12 @@ class Waterfall:
     height: float
     right: float
     zero: float
-    steps: Sequence[Step]
+    steps: Sequence[WaterfallBar]
     summary: str
 
 
 def graph(diagnosis: Diagnosis, classes: Sequence[BitClass]) -> Graph:
-    """The classes from top to bottom, arcs at their right."""
+    """Return the classes from top to bottom, with arcs at their right."""
     line, knobs_line, head, gap = 24, 15, 14, 16
     cards: list[Card] = []
     y = 1.0
@@ -193,7 +173,7 @@ def graph(diagnosis: Diagnosis, classes: Sequence[BitClass]) -> Graph:
 
 
 def _arc(c: Comparison, left: float, top: float, bottom: float, apart: int, a: BitClass, b: BitClass) -> Arc:
-    """A half ellipse from card to card; farther apart, farther out. Ends are set off so that arcs do not share them."""
+    """Return a half ellipse between two cards. Distant cards have wider arcs; ends are shifted, so that no two meet."""
     reach, shift = 26.0 + 40 * (apart - 1), 3.0 * (apart - 1)
     top, bottom = top + 6 - shift, bottom - 6 + shift
     path = (
@@ -204,7 +184,7 @@ def _arc(c: Comparison, left: float, top: float, bottom: float, apart: int, a: B
 
 
 def ulp_chart(bins: Sequence[Bin]) -> Chart:
-    """Elements by distance in ULP, counts on a logarithmic scale."""
+    """Chart the elements by distance in ULP, counts on a logarithmic scale."""
     names = [str(int(b.low)) if b.low == b.high else f"{_power(b.low)} to {_power(b.high)}" for b in bins]
     every = -(-len(bins) // 8)
     step = (Chart.right - Chart.left) / len(bins)
@@ -220,7 +200,7 @@ def ulp_chart(bins: Sequence[Bin]) -> Chart:
 
 
 def ratio_chart(bins: Sequence[Bin]) -> Chart:
-    """Different elements by their ratio to the proved bound, both scales logarithmic."""
+    """Chart the different elements by their ratio to the bound, both scales logarithmic."""
     step = (Chart.right - Chart.left) / len(bins)
     at = [Chart.left + step * k for k in range(len(bins) + 1)]
     decades = [(x, round(math.log10(edge))) for x, edge in zip(at, [b.low for b in bins] + [bins[-1].high])
@@ -235,7 +215,7 @@ def ratio_chart(bins: Sequence[Bin]) -> Chart:
 
 
 def channel_chart(by_channel: np.ndarray) -> Chart:
-    """The greatest |a - b| of each channel, or of each run of channels where there are many."""
+    """Chart the greatest |a - b| of each channel, or of each run of channels where there are many."""
     channels, most = len(by_channel), 172
     block = -(-channels // most)
     heights = np.maximum.reduceat(by_channel, np.arange(0, channels, block))
@@ -246,7 +226,7 @@ def channel_chart(by_channel: np.ndarray) -> Chart:
     for k, h in enumerate(heights):
         first, last = k * block, min((k + 1) * block, channels) - 1
         name = f"channel {first}" if first == last else f"channels {first} to {last}"
-        note = f"{name}: {h:.2g}" if math.isfinite(h) else f"{name}: not finite on one side"
+        note = f"{name}: {h:.2g}" if math.isfinite(h) else f"{name}: not finite in one result"
         height = span * min(h / scale, 1.0)
         gap = min(1.0, step / 4)
         bars.append(Bar(Chart.left + step * k, Chart.bottom - height, step - gap, height, note, not math.isfinite(h)))
@@ -259,7 +239,7 @@ def channel_chart(by_channel: np.ndarray) -> Chart:
 
 
 def heatmap(each: Map, scale: float) -> Heatmap:
-    """The map with `scale` as the last colour of the ramp."""
+    """Return the map as an image, with `scale` as the last colour of the ramp."""
     rows, columns = each.shape
     cells = each.cells
     colour = np.full(cells.shape, _SAME, np.uint8)
@@ -289,18 +269,18 @@ def heatmap(each: Map, scale: float) -> Heatmap:
 
 
 def _fitted(rows: int, columns: int, longest: float) -> tuple[float, float]:
-    """Width and height with square cells, but never too thin to see."""
+    """Return width and height with square cells, but never too thin to see."""
     unit = longest / max(rows, columns)
     return max(columns * unit, 12.0), max(rows * unit, 12.0)
 
 
 def ramp_css() -> str:
-    """The ramp as stops of a CSS gradient."""
+    """Return the ramp as stops of a CSS gradient."""
     return ", ".join(f"rgb({r} {g} {b})" for r, g, b in _RAMP)
 
 
 def waterfall(attribution: Attribution) -> Waterfall:
-    """One bar below another: each share from where the last ended, what is unexplained, and the total from zero."""
+    """Return one bar per share, each from the end of the last; then what is unexplained, and the total from zero."""
     rows = [*attribution.shares, ("unexplained", attribution.unexplained)]
     ends = list(itertools.accumulate((value for _, value in rows), initial=0.0))
     lowest, highest = min(0.0, *ends, attribution.total), max(0.0, *ends, attribution.total)
@@ -310,10 +290,10 @@ def waterfall(attribution: Attribution) -> Waterfall:
     for number, ((label, value), start) in enumerate(zip(rows, ends)):
         kind = "unexplained" if number == len(rows) - 1 else "less" if value < 0 else "more"
         x = (min(start, start + value) - lowest) * unit
-        steps.append(Step(label, number * height, x, abs(value) * unit, f"{value:+.3g}", kind))
+        steps.append(WaterfallBar(label, number * height, x, abs(value) * unit, f"{value:+.3g}", kind))
     x = (min(0.0, attribution.total) - lowest) * unit
     total = f"{attribution.total:.3g}"
-    steps.append(Step("total", len(rows) * height, x, abs(attribution.total) * unit, total, "total"))
+    steps.append(WaterfallBar("total", len(rows) * height, x, abs(attribution.total) * unit, total, "total"))
     summary = "; ".join(f"{step.label} {step.value}" for step in steps)
     return Waterfall(width, (len(rows) + 1) * height, right, -lowest * unit, steps, f"{summary} ({attribution.unit})")
 
@@ -327,7 +307,7 @@ def _counts(
     summary: str,
     mark: float | None = None,
 ) -> Chart:
-    """Bars of logarithmic height; a bin of one element still shows."""
+    """Return bars of logarithmic height; a bin of one element still shows."""
     span, foot = Chart.bottom - Chart.top, 0.25
     most = max(max((b.count for b in bins), default=1), 1)
     decades = math.log10(most) + foot
@@ -355,7 +335,7 @@ def _count(n: int) -> str:
 
 
 def _power(value: float) -> str:
-    """Small whole numbers as they are, 2^k and 2^k - 1 beyond."""
+    """Return a small whole number as it is, a larger one as 2^k or 2^k - 1."""
     if value < 1024:
         return f"{value:g}"
     k = str(round(math.log2(value + 1))).translate(_SUPERSCRIPTS)
@@ -379,7 +359,7 @@ def _palette() -> bytes:
 
 
 def _png(colour: np.ndarray) -> str:
-    """Palette indices (rows, columns) as a data URI of a PNG (ISO/IEC 15948), index 0 transparent."""
+    """Return palette indices (rows, columns) as a data URI of a PNG (ISO/IEC 15948); index 0 is transparent."""
     rows, columns = colour.shape
 
     def chunk(kind: bytes, data: bytes) -> bytes:

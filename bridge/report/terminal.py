@@ -12,9 +12,10 @@ from rich.table import Table
 
 from bridge.case import Case
 from bridge.diagnosis import Diagnosis, Verdict
+from bridge.implementations import is_exact
 from bridge.report.answer import answer
 
-#: What the table leaves at 80 columns.
+#: Width that the figures of the table leave for a name at 80 columns.
 NAME_WIDTH = 26
 
 _STYLES = {
@@ -27,10 +28,10 @@ _STYLES = {
 
 
 def print_diagnosis(diagnosis: Diagnosis, console: Console, compiler: Sequence[str] = ()) -> None:
-    """The tables, the matrix of equal bits, what is wrong with the compiler, and the answer in sentences."""
+    """Print the tables, the matrix of equal bits, what is wrong with the compiler, and the answer in sentences."""
     what = "" if diagnosis.quantity == "y" else "Gradient by the input. "
     console.print(f"[bold]{what}{escape(describe(diagnosis.case))}[/]", highlight=False)
-    against = [diagnosis.names[0]] + ["numpy.exact"] * ("numpy.exact" in diagnosis.names[1:])
+    against = [diagnosis.names[0]] + [name for name in diagnosis.names[1:] if is_exact(name)]
     for reference in against:
         console.print()
         console.print(_table(diagnosis, reference))
@@ -45,7 +46,7 @@ def print_diagnosis(diagnosis: Diagnosis, console: Console, compiler: Sequence[s
 
 
 def describe(case: Case) -> str:
-    """The case in one line."""
+    """Return the case in one line."""
     g = case.geometry
     pads = g.padding_mode if g.padding_mode != "zeros" else f"padding {_short(g.padding)}"
     parts = [
@@ -64,12 +65,12 @@ def describe(case: Case) -> str:
 
 
 def styled(verdict: Verdict) -> str:
-    """A verdict with its colour."""
+    """Return a verdict with its colour."""
     return f"[{_STYLES.get(verdict, 'bold red')}]{verdict}[/]"
 
 
 def _table(diagnosis: Diagnosis, reference: str) -> Table:
-    exact = " (the exact sum, rounded once)" if reference == "numpy.exact" else ""
+    exact = " (the exact sum, rounded once)" if is_exact(reference) else ""
     elements = diagnosis.outputs[reference].size
     title = f"Against {escape(reference)}{exact}, {elements} elements"
     table = Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
@@ -89,12 +90,12 @@ def _table(diagnosis: Diagnosis, reference: str) -> Table:
 
 
 def _on_two_lines(name: str) -> str:
-    """A name too long for its column, broken before its settings."""
+    """Break a name that is too long for its column before its settings."""
     return name if len(name) <= NAME_WIDTH else name.replace("[", "\n[", 1)
 
 
 def _integers(diagnosis: Diagnosis) -> str:
-    """What the tests on small integers say, in a line; nothing where there are none."""
+    """Return the result of the tests on small integers in a line; nothing if there are none."""
     wrong = [test for test in diagnosis.integer_tests if not test.passed]
     if not diagnosis.integer_tests:
         return ""
@@ -120,6 +121,6 @@ def _by(sizes: tuple[int, ...]) -> str:
 
 
 def _short(values: tuple) -> str:
-    """One value where all are the same."""
+    """Return one value where all are the same."""
     flat = [v[0] if isinstance(v, tuple) and v[0] == v[1] else v for v in values]
     return str(flat[0]) if len(set(flat)) == 1 else str(tuple(flat)).replace(" ", "")

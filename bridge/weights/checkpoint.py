@@ -1,4 +1,4 @@
-"""From one checkpoint file to another: what `jaxdw convert` does."""
+"""Convert one checkpoint file into another, as `jaxdw convert` does."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import numpy as np
 
 from bridge.files import atomic_file, check_free
 from bridge.weights.architectures import ARCHITECTURES
-from bridge.weights.choice import choose_rules
 from bridge.weights.convert import to_flax, to_torch
-from bridge.weights.manifest import Manifest, manifest_path
+from bridge.weights.manifest import WeightsManifest, manifest_path
 from bridge.weights.orbax_ import is_orbax, read_orbax, write_orbax
 from bridge.weights.read import load_weights
+from bridge.weights.rule_lookup import choose_rules
 from bridge.weights.rules import RuleBook
 from bridge.weights.safetensors_ import write_safetensors
-from bridge.weights.trees import Tree, empty_model, nested
+from bridge.weights.trees import ParameterTree, empty_model, nested
 
 
 class Format(enum.StrEnum):
-    """What a checkpoint is written as."""
+    """The form in which a checkpoint is written."""
 
     FLAX = "flax"
     TORCH = "torch"
@@ -32,10 +32,10 @@ class Format(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """What was written: arrays by name, and the manifest, if one framework's form was turned into the other's."""
+    """The written arrays by name, and the manifest where one framework's form was turned into the other's."""
 
     arrays: Mapping[str, np.ndarray]
-    manifest: Manifest | None
+    manifest: WeightsManifest | None
 
     @property
     def nbytes(self) -> int:
@@ -55,17 +55,17 @@ def convert_checkpoint(
     force: bool = False,
     track: Callable[[Iterable], Iterable] = iter,
 ) -> Written:
-    """Reads a checkpoint of either framework and writes it for the other, with its manifest beside it.
+    """Read a checkpoint of either framework and write it for the other, with its manifest beside it.
 
     Args:
       source: what `load_weights` reads, or a checkpoint that this function wrote.
       destination: the file, or for Orbax the folder.
       to: "flax": safetensors with Flax's names and layouts; "orbax": the same as an Orbax checkpoint; "torch":
         safetensors with PyTorch's. A checkpoint that has this form already only changes its file format.
-      model: the network or architecture, as `to_flax` takes it; None: the one that all names are of.
+      model: the network or architecture, as `to_flax` takes it; None: the one that the names show.
       width: of the model.
       part, prefix, merge: as for `load_weights`.
-      force: whether to overwrite.
+      force: overwrite what exists.
       track: wraps the loop over tensors, for a progress bar.
 
     Raises:
@@ -80,7 +80,7 @@ def convert_checkpoint(
         raise FileExistsError(f"{destination} is a folder that is no Orbax checkpoint, which alone is overwritten")
     weights = read_orbax(source) if is_orbax(source) else load_weights(source, part=part, prefix=prefix, merge=merge)
     beside = manifest_path(source)
-    manifest = Manifest.read(beside) if beside.exists() else None
+    manifest = WeightsManifest.read(beside) if beside.exists() else None
     is_flax = any(name.rpartition(".")[2] == "kernel" for name in weights)
     if is_flax and to == Format.TORCH:
         if manifest is None and model is None:
@@ -98,9 +98,9 @@ def convert_checkpoint(
     return Written(weights, manifest)
 
 
-def _to_flax(weights: Mapping[str, np.ndarray], model: str | None, width: float) -> tuple[dict, Manifest]:
-    """The weights for a model of `jaxdw.models` whose numbers of classes and input channels are the weights' own."""
-    label, book = choose_rules(model, list(weights), Tree.of({}))
+def _to_flax(weights: Mapping[str, np.ndarray], model: str | None, width: float) -> tuple[dict, WeightsManifest]:
+    """Convert weights for a model of `jaxdw.models` with as many classes and input channels as the weights have."""
+    label, book = choose_rules(model, list(weights), ParameterTree.of({}))
     architecture = ARCHITECTURES[label]
     options = {
         "num_classes": _size(weights, book, "classifier.kernel", 0, 0),
@@ -108,8 +108,8 @@ def _to_flax(weights: Mapping[str, np.ndarray], model: str | None, width: float)
     }
     target = empty_model(architecture.model, architecture.library, width=width, **options)
     # as dictionaries, since JAX would narrow 64 bits
-    tree, manifest = to_flax(weights, nested(Tree.of(target).leaves), label)
-    return dict(Tree.of(tree).leaves), manifest
+    tree, manifest = to_flax(weights, nested(ParameterTree.of(target).leaves), label)
+    return dict(ParameterTree.of(tree).leaves), manifest
 
 
 def _size(weights: Mapping[str, np.ndarray], book: RuleBook, flax: str, axis: int, otherwise: int) -> int:
@@ -120,11 +120,11 @@ def _size(weights: Mapping[str, np.ndarray], book: RuleBook, flax: str, axis: in
 
 
 @contextlib.contextmanager
-def _manifest(path: Path, manifest: Manifest | None) -> Iterator[None]:
-    """The manifest appears with what the block writes, or not at all."""
+def _manifest(path: Path, manifest: WeightsManifest | None) -> Iterator[None]:
+    """Write the manifest together with what the block writes, or not at all."""
     if manifest is None:
         yield
-        path.unlink(missing_ok=True)  # that of what was overwritten
+        path.unlink(missing_ok=True)  # it belonged to the overwritten file
         return
     with atomic_file(path) as file:
         file.write(manifest.to_json().encode())

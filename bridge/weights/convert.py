@@ -1,4 +1,4 @@
-"""Weights from PyTorch's names and layouts to Flax's, and back, with a manifest of what went where."""
+"""Convert weights from PyTorch's names and layouts to Flax's, and back, with a manifest of every tensor."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from bridge.weights.architectures import ARCHITECTURES, looks_like
-from bridge.weights.choice import Rules, choose_rules, covering, named_rules
 from bridge.weights.hints import hints
+from bridge.weights.layer_settings import differences, live_layers
 from bridge.weights.layouts import LAYOUTS, SAME
-from bridge.weights.manifest import Form, Kept, Manifest, Moved
+from bridge.weights.manifest import Form, Kept, Moved, WeightsManifest
 from bridge.weights.mismatch import Misfits
 from bridge.weights.names import unwrapped
 from bridge.weights.read import load_weights, native, prepared, tensors_of
+from bridge.weights.rule_lookup import Rules, choose_rules, covering, named_rules
 from bridge.weights.rules import Place, Rule, RuleBook
-from bridge.weights.settings import differences, live_layers
-from bridge.weights.trees import Tree
+from bridge.weights.trees import ParameterTree
 
 
 class Converted(NamedTuple):
     """Weights in the other framework's form, and the manifest."""
 
     weights: Any
-    manifest: Manifest
+    manifest: WeightsManifest
 
 
 def to_flax(
@@ -38,20 +38,19 @@ def to_flax(
     merge: bool = False,
     settings: bool = True,
 ) -> Converted:
-    """Weights of PyTorch in the form of a Flax model, every tensor on both sides accounted for.
+    """Convert weights of PyTorch to the form of a Flax model; every tensor of both frameworks is accounted for.
 
     Args:
       weights: what `load_weights` returns or takes.
       target: an `nnx.Module` (with values or from `nnx.eval_shape`), an `nnx.State`, Linen variables, or a nested
         dictionary; only its structure and shapes are read.
-      rules: an architecture's name, a network's ("mobilenet_v2"), or a sequence of `Rule`. None: the MobileNet of
-        `jaxdw.models` that the target is, of the library that the names tell; for another `nnx.Module`, equal names on
-        both sides, the kinds of its layers, and its bare parameters as they are.
-      automatic: whether a sequence of rules adds to those that None would choose, and comes before them; False: the
-        sequence alone.
+      rules: an architecture's name, a network's ("mobilenet_v2"), or a sequence of `Rule`. None: for a MobileNet of
+        `jaxdw.models` its rules, of the library that the names show; for another `nnx.Module`, equal names in both
+        frameworks, the kinds of its layers, and its bare parameters as they are.
+      automatic: add the rules that None would choose after a sequence of rules; False: the sequence alone.
       prefix, merge: as for `load_weights`.
-      settings: whether to compare what no checkpoint holds, for a live model: eps and momentum; stride, padding,
-        dilation and groups. False where the model itself pads before a layer.
+      settings: for a live model, also compare what no checkpoint holds: eps and momentum; stride, padding, dilation
+        and groups. Use False where the model itself pads before a layer.
 
     Returns:
       `(weights, manifest)`: the weights as the target is - an `nnx.State` of JAX arrays for `nnx.update(model, ...)`,
@@ -74,7 +73,7 @@ def to_flax(
     else:
         weights = {name: native(name, array) for name, array in weights.items()}
         weights = unwrapped(weights) if prefix is None and not merge else prepared(weights, prefix, merge)
-    tree = Tree.of(target)
+    tree = ParameterTree.of(target)
     label, book = choose_rules(rules, list(weights), tree, automatic)
     misfits, places = _match({name: book.from_torch(name) for name in weights}, "flax")
     wanted = {flax: tuple(leaf.shape) for flax, leaf in tree.leaves.items()}
@@ -102,20 +101,20 @@ def to_flax(
     moved = [_moved(place, weights[place.torch], arrays[flax]) for flax, place in places.items()]
     placed = {place.torch for place in places.values()}
     kept = [Kept.of(name, array) for name, array in weights.items() if name not in placed]
-    return Converted(tree.build(arrays), Manifest(rules=label, moved=moved, kept=kept))
+    return Converted(tree.build(arrays), WeightsManifest(rules=label, moved=moved, kept=kept))
 
 
-def to_torch(tree: Any, by: Manifest | Rules, *, tensors: bool = False) -> Converted:
-    """Weights of Flax in PyTorch's form, every tensor accounted for.
+def to_torch(tree: Any, by: WeightsManifest | Rules, *, tensors: bool = False) -> Converted:
+    """Convert weights of Flax to PyTorch's form; every tensor is accounted for.
 
     Args:
       tree: an `nnx.Module`, an `nnx.State`, Linen variables, or a nested dictionary of arrays.
-      by: the manifest of the way there, which also holds what Flax has no place for; or an architecture's full name,
-        as "torchvision.mobilenet_v2"; or a sequence of `Rule`. Without a manifest `num_batches_tracked` is 0.
-      tensors: whether to return `torch.Tensor`s instead of NumPy arrays.
+      by: the manifest of `to_flax`, which also holds the tensors for which Flax has no place; or an architecture's full
+        name, as "torchvision.mobilenet_v2"; or a sequence of `Rule`. Without a manifest `num_batches_tracked` is 0.
+      tensors: return `torch.Tensor`s instead of NumPy arrays.
 
     Returns:
-      `(weights, manifest)`: a state_dict, and the manifest of this way.
+      `(weights, manifest)`: a state_dict, and the manifest of this conversion.
 
     Raises:
       WeightsMismatch: names or shapes that do not fit; one message with all of them.
@@ -125,8 +124,8 @@ def to_torch(tree: Any, by: Manifest | Rules, *, tensors: bool = False) -> Conve
     >>> to_torch({"stem": {"kernel": kernel}}, [Rule("conv1", "stem", "conv")]).weights["conv1.weight"].shape
     (8, 1, 3, 3)
     """
-    leaves = {name: _values(name, leaf) for name, leaf in Tree.of(tree).leaves.items()}
-    if isinstance(by, Manifest):
+    leaves = {name: _values(name, leaf) for name, leaf in ParameterTree.of(tree).leaves.items()}
+    if isinstance(by, WeightsManifest):
         label, rules, book = f"the manifest, which was made by the rules of {by.rules}", by.rules, RuleBook(())
         recorded = _places_of(by)
         found = {name: recorded.get(name, []) for name in leaves}
@@ -149,13 +148,16 @@ def to_torch(tree: Any, by: Manifest | Rules, *, tensors: bool = False) -> Conve
 
     arrays = {name: np.asarray(p.layout.to_torch(leaves[str(p.flax)]), order="C") for name, p in places.items()}
     moved = [_moved(place, arrays[name], leaves[str(place.flax)]) for name, place in places.items()]
-    manifest = Manifest(rules=rules, moved=moved, kept=[Kept.of(name, array) for name, array in kept.items()])
+    manifest = WeightsManifest(rules=rules, moved=moved, kept=[Kept.of(name, array) for name, array in kept.items()])
     state = arrays | kept
     return Converted(tensors_of(state) if tensors else state, manifest)
 
 
 def _match(found: Mapping[str, Sequence[Place]], side: Literal["torch", "flax"]) -> tuple[Misfits, dict[str, Place]]:
-    """Names to places of the other side, one to one; what is not is a misfit. What it has no place for is left out."""
+    """Match names with places in the framework `side`, one to one; every other name is a misfit.
+
+    A name that has no place there, as `num_batches_tracked` in Flax, is left out.
+    """
     misfits = Misfits()
     places: dict[str, Place] = {}
     taken = collections.defaultdict(list)
@@ -192,7 +194,7 @@ def _moved(place: Place, torch: np.ndarray, flax: np.ndarray) -> Moved:
     )
 
 
-def _places_of(manifest: Manifest) -> dict[str, list[Place]]:
+def _places_of(manifest: WeightsManifest) -> dict[str, list[Place]]:
     places: dict[str, list[Place]] = {}
     for record in manifest.moved:
         if record.layout not in LAYOUTS:

@@ -1,4 +1,4 @@
-"""Checkpoints of Flax in Orbax's format, written whole or not at all."""
+"""Read and write checkpoints of Flax in Orbax's format; they are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from bridge.files import atomic_folder, check_tree
-from bridge.weights.trees import Tree, nested
+from bridge.weights.trees import ParameterTree, nested
 
 
 def write_orbax(path: Path, leaves: Mapping[str, np.ndarray], track: Callable[[Iterable], Iterable] = iter) -> None:
-    """Writes an Orbax checkpoint: nested dictionaries of NumPy arrays, as `nnx.to_pure_dict` gives them.
+    """Write an Orbax checkpoint: nested dictionaries of NumPy arrays, as `nnx.to_pure_dict` gives them.
 
     `orbax.checkpoint.StandardCheckpointer().restore(path)` reads it.
 
@@ -42,7 +42,7 @@ def is_orbax(path: Path) -> bool:
 
 
 def read_orbax(path: Path) -> dict[str, np.ndarray]:
-    """An Orbax checkpoint of parameters as NumPy arrays by dotted path; one of an `nnx.State` too.
+    """Read an Orbax checkpoint of parameters, or of an `nnx.State`, as NumPy arrays by dotted path.
 
     Raises:
       ValueError: the folder is no Orbax checkpoint, or a damaged one.
@@ -58,7 +58,7 @@ def read_orbax(path: Path) -> dict[str, np.ndarray]:
         except Exception as error:  # Orbax and tensorstore raise almost anything on a damaged folder
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ValueError(f"{path} is no whole Orbax checkpoint: {reason}") from None
-    return {name.removesuffix(".value"): leaf for name, leaf in Tree.of(tree).leaves.items()}
+    return {name.removesuffix(".value"): leaf for name, leaf in ParameterTree.of(tree).leaves.items()}
 
 
 def _map(tree, leaf):

@@ -247,13 +247,19 @@ def test_the_console_prints_an_error_and_no_traceback():
     assert done.stderr == "jaxdw: `--shape` is 'x', expected sizes such as 2x5x5x3 or 2,5,5,3\n"
 
 
-def test_reveal_shows_orders_and_where_they_part(tmp_path):
+def test_reveal_shows_orders_and_where_they_first_diverge(tmp_path):
     path = tmp_path / "orders.json"
     code, out, _ = jaxdw("reveal", "torch.conv2d", "torch.unfold_matmul", "--json", path)
     assert code == 0
-    assert "F[8, F[7, F[6, F[5, F[4, F[3, F[2, F[1, 0]]]]]]]]" in out and "part at addition 1" in out
-    orders = json.loads(path.read_text())["orders"]
-    assert [order["implementation"] for order in orders] == ["torch.conv2d", "torch.unfold_matmul"]
+    assert "F[8, F[7, F[6, F[5, F[4, F[3, F[2, F[1, 0]]]]]]]]" in out
+    report = json.loads(path.read_text())
+    assert [order["implementation"] for order in report["orders"]] == ["torch.conv2d", "torch.unfold_matmul"]
+    assert report["divergences"][0] in " ".join(out.split())
+    assert re.search(
+        r"torch.conv2d and torch.unfold_matmul first diverge at the second product, on 54 of 150 elements: "
+        r"torch.conv2d (fuses multiply and add \(one rounding\)|rounds the product first \(two roundings\)); ",
+        report["divergences"][0],
+    )
 
 
 def test_a_users_own_function_is_compared_and_revealed(tmp_path, monkeypatch):
@@ -313,7 +319,7 @@ def test_a_report_replaces_files_alone(tmp_path):
     link.symlink_to(target)
     names = ("--implementations", "torch.conv2d,jax.taps")
     code, _, error = jaxdw("parity", *names, "--json", pipe)
-    assert code == 2 and "is no regular file" in error and pipe.is_fifo()
+    assert code == 2 and "is not a regular file" in error and pipe.is_fifo()
     assert jaxdw("parity", *names, "--json", link)[0] == 0
     assert link.is_symlink() and json.loads(target.read_text()) and target.stat().st_mode & 0o777 == 0o600
 

@@ -21,9 +21,9 @@ from jax.experimental import pallas as pl
 
 from bridge import Case, Verdict, cli, implementation, parity
 from bridge.audit import AuditSubject, audit, platform
-from bridge.diagnosis import emulation
 from bridge.diagnosis.attribution import attribute
 from bridge.diagnosis.elimination import eliminate
+from bridge.diagnosis.precision import compiler_evidence, emulation
 from bridge.implementations import emulated, jax_, knobs
 from bridge.implementations.emulated import Parts
 from bridge.numerics import same_bits
@@ -204,16 +204,15 @@ def with_a_loop(x, kernel):
     return lax.scan(add, jnp.zeros((1, 2, 2, 6)), (windows, weights))[0]
 
 
-def at_highest(x, kernel):
+def convolved(x, kernel, precision=None):
+    numbers = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(
-        x,
-        kernel,
-        (1, 1),
-        "VALID",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=3,
-        precision="highest",
+        x, kernel, (1, 1), "VALID", dimension_numbers=numbers, feature_group_count=3, precision=precision
     )
+
+
+def at_highest(x, kernel):
+    return convolved(x, kernel, "highest")
 
 
 def test_the_function_of_a_user_is_looked_into(seed):
@@ -223,6 +222,19 @@ def test_the_function_of_a_user_is_looked_into(seed):
         own = implementation(f"{__name__}:with_a_loop[precision={value}]").run(case)
         named = implementation(f"{__name__}:at_highest[precision={value}]").run(case)
         assert not np.array_equal(own, plain) and np.array_equal(named, plain)
+
+
+def checkpointed(x, kernel):
+    return jax.checkpoint(convolved)(x, kernel)
+
+
+@pytest.mark.parametrize("value", ["tpu-default", "tpu-high", "gpu-default"])
+def test_a_product_within_a_checkpoint_is_rounded_as_outside_of_it(value, seed):
+    case, dy = exact_case(np.random.default_rng(seed), 2)
+    inside, outside = implementation(f"{__name__}:checkpointed"), implementation("jax.grouped")
+    inside, outside = (each.changed(precision=value) for each in (inside, outside))
+    assert same_bits(inside.run(case), outside.run(case)).all()
+    assert same_bits(inside.input_gradient(case, dy), outside.input_gradient(case, dy)).all()
 
 
 def with_a_fixed_algorithm(x, kernel):
@@ -243,7 +255,7 @@ def in_a_kernel(x, kernel):
     [
         (f"{__name__}:in_a_kernel[precision=tpu-high]", np.float32, "expected no product within 'pallas_call'"),
         ("jax.taps[precision=tpu-default]", np.float64, "`precision` is 'tpu-default' for float64 arrays, expected fl"),
-        ("jax.grouped[precision=tpu-high]", np.float16, "what a TPU rounds float16 operands to is not documented"),
+        ("jax.grouped[precision=tpu-high]", np.float16, "how a TPU rounds float16 operands is not documented"),
         (f"{__name__}:with_a_fixed_algorithm[precision=gpu-high]", np.float32, "expected default, high or highest to"),
     ],
 )
@@ -272,7 +284,7 @@ def test_a_name_that_emulates_nothing_is_answered_with_what_there_is(name, messa
 @pytest.fixture
 def uncompiled(monkeypatch):
     """A machine without libtpu: the process that compiles takes seconds."""
-    monkeypatch.setattr(emulation, "_compiled", lambda *_: None)
+    monkeypatch.setattr(compiler_evidence, "_compiled", lambda *_: None)
 
 
 def normal_case(seed, multiplier=1, shape=(2, 6, 7, 3), kernel_size=(3, 3)):
@@ -295,9 +307,9 @@ NAMED = {
     ("jax.patches[precision=tpu-high]", 2, False): ("bfloat16_3x", "three products for each one", "a TPU"),
     ("jax.grouped[precision=gpu-default]", 1, False): ("tf32", "rounded to tf32;", "an NVIDIA GPU"),
     ("jax.grouped[precision=tpu-default]", 1, True): ("bfloat16", "the gradient rounded", "a TPU"),
-    ("jax.patches[precision=tpu-default]", 1, True): ("bfloat16", "what each window gives back rounded", "a TPU"),
-    ("jax.patches[precision=tpu-high]", 2, True): ("bfloat16_3x", "what each window gives back rounded", "a TPU"),
-    ("jax.patches[precision=gpu-default]", 2, True): ("tf32", "what each window gives back rounded", "an NVIDIA GPU"),
+    ("jax.patches[precision=tpu-default]", 1, True): ("bfloat16", "each window's contribution rounded", "a TPU"),
+    ("jax.patches[precision=tpu-high]", 2, True): ("bfloat16_3x", "each window's contribution rounded", "a TPU"),
+    ("jax.patches[precision=gpu-default]", 2, True): ("tf32", "each window's contribution rounded", "an NVIDIA GPU"),
 }
 
 
@@ -328,7 +340,7 @@ def test_three_parts_are_as_good_as_float32(name, seed):
 
 
 def test_a_fix_that_does_not_help_is_not_given(seed, uncompiled, monkeypatch):
-    monkeypatch.setattr(emulation, "_is_within_bound", lambda side, way: way.base == "jax.taps")
+    monkeypatch.setattr(emulation, "_is_within_bound", lambda output, way: way.base == "jax.taps")
     case, _ = normal_case(seed)
     fix = finding(case, "jax.grouped[precision=gpu-default]").fix
     assert 'method="taps"' in fix and "highest" not in fix
@@ -406,13 +418,13 @@ def test_what_the_compiler_rounds_is_told_where_it_can_be_asked(seed, monkeypatc
             Rounding("bf16", ("kernel",), "conv", "convolution", "main", certain=False, precision="default"),
         )
 
-    monkeypatch.setattr(emulation, "_compiled", compiled)
+    monkeypatch.setattr(compiler_evidence, "_compiled", compiled)
     case, _ = normal_case(seed)
     assert finding(case, "jax.taps[precision=tpu-default]").verdict.passes and not asked  # only where it is wanted
     cause = finding(case, "jax.grouped[precision=tpu-default]").cause
     assert cause.endswith("; compiled for tpu:v5e, the program rounds the input to bf16 in copy %copy.2 in %main")
     assert asked == [("grouped", False, "tpu:v5e")]
-    monkeypatch.setattr(emulation, "_compiled", lambda *_: ())
+    monkeypatch.setattr(compiler_evidence, "_compiled", lambda *_: ())
     assert "rounds none of these" in finding(case, "jax.grouped[precision=tpu-default]").cause
     two, _ = normal_case(seed, 2)
     assert "compiled for" not in finding(two, "jax.unfold_matmul[precision=tpu-default]").cause  # none of jaxdw's own
@@ -424,7 +436,7 @@ def test_a_change_neither_leaves_a_platform_nor_emulates_one(value, seed, full):
         pytest.skip("with the full counts: as for the TPU")
     case, _ = normal_case(seed)
     there = eliminate(case, "torch.conv2d", f"jax.grouped[precision={value}]", isolated=False)
-    assert there.best is not None and "times as long" not in " ".join(there.sentences())
+    assert there.best is not None and "Time: " not in " ".join(there.sentences())
     for change in there.changes:
         assert implementation(change.b).emulation.platform == value.partition("-")[0]
         assert implementation(change.b).input_bits(case) == 24
@@ -454,7 +466,7 @@ def test_the_command_shows_it_in_every_report(tmp_path, uncompiled):
     assert result.exit_code == 3 and all(len(line) <= 80 for line in result.output.splitlines())
     for words in ("a TPU may do so at precision=", "the input rounded to bfloat16", "tried here, and within the bound"):
         assert words in text
-    assert "have, of the others, only emulations: jax.taps[precision=tpu-default]" in text
+    assert "Only these emulated implementations match jax.taps bit for bit: jax.taps[precision=tpu-default]" in text
     (_, first, *_), page = (
         json.loads((tmp_path / "r.json").read_text())["comparisons"],
         (tmp_path / "r.html").read_text(),

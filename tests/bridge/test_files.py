@@ -27,7 +27,7 @@ def test_only_an_empty_file_or_one_of_the_same_kind_is_overwritten(tmp_path):
         b"<!doctype html><p>jaxdw.parity",
     ):
         path.write_bytes(held)
-        with pytest.raises(FileExistsError, match=r"is no report of the kind jaxdw\.parity"):
+        with pytest.raises(FileExistsError, match=r"is not a report of the kind jaxdw\.parity"):
             files.check_writable(path, "jaxdw.parity")
 
 
@@ -109,14 +109,14 @@ WRITER = """
 import sys
 from pathlib import Path
 from bridge import files
-from bridge.census import record
+from bridge._census import record
 if sys.argv[2] == "no fcntl":
     files.fcntl = None
-settings = record.Settings(
+settings = record.CensusSettings(
     size=None, batch=1, seed=0, pretrained=False, weights=None, implementations=("a", "b"), explain=False
 )
 for number in range(60):
-    record.append_record(Path(sys.argv[1]), record.ModelRecord(
+    record.append_record(Path(sys.argv[1]), record.CensusRecord(
         model=f"{sys.argv[3]} {number}", settings=settings, environment={"long": "x" * 20_000}, seconds=1.0,
         verdict=None, layers=[], idle=[], passed_over=[], error="",
     ))
@@ -125,7 +125,7 @@ for number in range(60):
 
 @pytest.mark.parametrize("lock", ["fcntl", "no fcntl"])
 def test_two_writers_lose_no_record(lock, tmp_path):
-    from bridge.census.record import read_records
+    from bridge._census.record import read_records
 
     path = tmp_path / "census.jsonl"
     command = [sys.executable, "-c", WRITER, str(path), lock]
@@ -139,15 +139,15 @@ def test_two_writers_lose_no_record(lock, tmp_path):
 
 @pytest.mark.parametrize("held", [b'{"precious":1}', b'{"precious":1}\n', b"\x89PNG\r\n\x1a\n", b"\x00" * 99])
 def test_results_are_never_added_to_a_foreign_file(held, tmp_path):
-    from bridge.census import record
+    from bridge._census import record
 
     path = tmp_path / "r.json"
     path.write_bytes(held)
-    settings = record.Settings(
+    settings = record.CensusSettings(
         size=None, batch=1, seed=0, pretrained=False, weights=None, implementations=("a", "b"), explain=False
     )
     empty = {"layers": [], "idle": [], "passed_over": [], "error": "", "environment": {}}
-    added = record.ModelRecord(model="m", settings=settings, seconds=1.0, verdict=None, **empty)
+    added = record.CensusRecord(model="m", settings=settings, seconds=1.0, verdict=None, **empty)
     for act in (record.read_records, lambda path: record.append_record(path, added)):
         with pytest.raises(ValueError, match=r"something else|no result of a census"):
             act(path)

@@ -13,13 +13,12 @@ import pytest
 import torch
 
 from bridge import Case, cli, parity
-from bridge.census.record import ModelRecord, append_record, read_records
-from bridge.census.record import Settings as CensusSettings
+from bridge._census.record import CensusRecord, CensusSettings, append_record, read_records
 from bridge.console import printable
 from bridge.files import read_npy
 from bridge.report.bundle import load_bundle, save_bundle
 from bridge.weights import load_weights, write_safetensors
-from bridge.weights.manifest import Manifest
+from bridge.weights.manifest import WeightsManifest
 
 #: What no terminal may be sent: control characters but newline, and what turns the direction of text.
 RAW = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -236,7 +235,7 @@ def test_windows_of_many_taps_are_not_revealed_unless_it_is_asked_for(jaxdw):
         assert code == 2 and "windows of 144 taps" in error and "`--max-taps 144`" in error
     two = ("--implementations", "torch.conv2d,numpy.exact")
     code, out, error = jaxdw("parity", *wide, *two)
-    assert code == 0 and "EXPLAINED" not in out and "no order of addition is revealed" in error
+    assert code == 0 and "EXPLAINED" not in out and "no accumulation order is revealed" in error
 
 
 def test_text_is_made_printable_and_nothing_else():
@@ -257,19 +256,19 @@ def originals(folder, bundle):
     (folder / "b.index.json").write_bytes(index(**dict.fromkeys(tensors, "a.safetensors")))
     torch.save({"state_dict": torch_tensors}, folder / "a.pt")
     torch.save(torch_tensors, folder / "old.pt", _use_new_zipfile_serialization=False)
-    (folder / "a.manifest.json").write_text(Manifest(rules="a", moved=[], kept=[]).to_json())
+    (folder / "a.manifest.json").write_text(WeightsManifest(rules="a", moved=[], kept=[]).to_json())
     settings = CensusSettings(
         size=None, batch=1, seed=0, pretrained=False, weights=None, implementations=("a", "b"), explain=False
     )
     empty = {"layers": [], "idle": [], "passed_over": [], "error": "", "environment": {}}
-    append_record(folder / "a.jsonl", ModelRecord(model="m", settings=settings, seconds=1.0, verdict=None, **empty))
+    append_record(folder / "a.jsonl", CensusRecord(model="m", settings=settings, seconds=1.0, verdict=None, **empty))
     return {
         "a.npy": read_npy,
         "a.safetensors": load_weights,
         "b.index.json": load_weights,
         "a.pt": load_weights,
         "old.pt": load_weights,
-        "a.manifest.json": Manifest.read,
+        "a.manifest.json": WeightsManifest.read,
         "a.jsonl": read_records,
         **dict.fromkeys((path.name for path in bundle.iterdir()), lambda path: load_bundle(path.parent)),
     }

@@ -13,7 +13,7 @@ import bridge
 from bridge import Case
 from bridge.accumulation import replay, reveal
 from bridge.accumulation.tree import BIAS, Tree
-from bridge.diagnosis.parity import DEFAULT
+from bridge.diagnosis import DEFAULT
 from bridge.diagnosis.runs import neighbours
 from bridge.implementations import counterpart, implementation, implementations, isolated, jax_, knobs
 from bridge.numerics import error_bound, exact, same_bits

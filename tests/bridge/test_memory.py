@@ -91,7 +91,7 @@ def test_a_fault_of_ours_is_one_line_and_no_verdict(monkeypatch, capsys):
     def fault(*arguments, **options):
         raise KeyError("planted\nfault")
 
-    monkeypatch.setattr(cli, "run_parity", fault)
+    monkeypatch.setattr(cli.parity, "run_parity", fault)
     monkeypatch.setattr(sys, "argv", ["jaxdw", "parity"])
     with pytest.raises(SystemExit) as ended:
         cli.run()

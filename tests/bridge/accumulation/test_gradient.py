@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from bridge import Case, Verdict, implementation, parity
-from bridge.accumulation import replay
-from bridge.accumulation.gradient import input_gradient_case, reveal_input_gradient
+from bridge.accumulation import replay, reveal
+from bridge.accumulation.gradient import InputGradient, input_gradient_case
 from bridge.numerics import exact, exact_input_gradient, same_bits
 from bridge.selftest import random_case
 
@@ -32,7 +32,7 @@ def test_a_gradient_is_replayed_bit_for_bit(name, seed, full):
     elements = reproduced = 0
     for _ in range(30 if full else 3):
         case, dy = problem(rng)
-        order = reveal_input_gradient(implementation(name), case, dy)
+        order = reveal(InputGradient(implementation(name), case), input_gradient_case(case, dy))
         again = replay(order, input_gradient_case(case, dy))
         same = same_bits(again, implementation(name).input_gradient(case, dy))
         assert same[order.labels >= 0].all(), case.geometry

@@ -5,7 +5,7 @@ import pytest
 
 from bridge import Case, Verdict, implementation, parity
 from bridge.accumulation import replay, reveal
-from bridge.diagnosis.parity import DEFAULT
+from bridge.diagnosis import DEFAULT
 from bridge.numerics import same_bits
 from bridge.selftest import random_case
 

@@ -65,7 +65,7 @@ def test_nothing_less_than_one_is_taken(option):
 def test_a_json_file_of_something_else_is_refused_with_its_first_fault(tmp_path):
     path = tmp_path / "other.json"
     path.write_text('{"schema": "jaxdw.parity/2"}')
-    with pytest.raises(ValueError, match="expected a report that --json wrote: schema"):
+    with pytest.raises(ValueError, match="expected a report that --json wrote: `schema`"):
         process.read_report(path)
 
 

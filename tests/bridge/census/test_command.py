@@ -6,7 +6,7 @@ import pytest
 import typer.testing
 
 from bridge import cli
-from bridge.census import record, survey
+from bridge._census import record, survey
 from bridge.diagnosis import Verdict
 from tests.references import reference
 
@@ -69,7 +69,7 @@ def test_a_file_that_is_no_result_is_refused_by_line(results):
     jaxdw(f"{HERE}:dense", "--out", results)
     results.write_text(results.read_text() + "{}\n")
     code, error = jaxdw(f"{HERE}:dense", "--out", results)
-    assert code == 2 and "line 2 is no result of a census: model: Field required" in error
+    assert code == 2 and "line 2 is no result of a census: `environment`: Field required" in error
 
 
 def test_a_full_disk_leaves_the_results_as_they_were(results, monkeypatch):
@@ -112,10 +112,10 @@ def test_exit_codes_are_those_of_the_weakest_verdict(change, verdict, code, tmp_
 
 
 def planted(verdict=None, error=""):
-    settings = record.Settings(
+    settings = record.CensusSettings(
         size=None, batch=1, seed=0, pretrained=False, weights=None, implementations=("a", "b"), explain=False
     )
-    return record.ModelRecord(
+    return record.CensusRecord(
         model="m",
         settings=settings,
         environment={},

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import bridge
-from bridge.census import zoo
+from bridge._census import zoo
 from bridge.weights import write_safetensors
 from tests.bridge.census import models
 

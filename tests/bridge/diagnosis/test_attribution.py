@@ -15,7 +15,7 @@ from hypothesis import given
 from bridge import Case, implementation, parity
 from bridge.diagnosis import attribution
 from bridge.diagnosis.attribution import attribute, configured, factors, most_different, shapley
-from bridge.diagnosis.runs import Runs, Unrunnable, digest, neighbours
+from bridge.diagnosis.runs import CaseRuns, Unrunnable, digest, neighbours
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ def test_equal_digests_are_equal_bits():
 
 
 def test_a_failure_is_remembered_and_not_repeated(seed):
-    runs = Runs(draw(seed, (2, 9, 4), (3,)))
+    runs = CaseRuns(draw(seed, (2, 9, 4), (3,)))
     each = implementation("torch.conv2d[layout=channels_last]")
     assert runs.digest(each) is None and runs.failures.keys() == {each.name} and runs.tried == 1
     with pytest.raises(Unrunnable, match="expected 'contiguous'"):

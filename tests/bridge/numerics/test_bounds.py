@@ -25,7 +25,6 @@ from bridge.numerics import (
     exact_kernel_gradient,
     exact_sum,
     format_of,
-    probabilistic_bound,
 )
 from tests.bridge.numerics.rationals import KINDS, infinite, operands, rounded, truncated
 
@@ -285,17 +284,6 @@ def test_subnormal_operands_of_a_gradient_count_where_they_are_flushed():
     assert error_bound(Arithmetic.of("float32", flushes_subnormals=True), total) >= 6 * 2.0**-30
 
 
-@pytest.mark.parametrize("n", [9, 10000])
-def test_the_probabilistic_bound_is_never_above_the_rigorous_one(n, seed):
-    rng = np.random.default_rng(seed)
-    x, kernel = (rng.standard_normal(shape).astype(np.float32) for shape in ((1, n, 2), (n, 1, 2)))
-    total = exact(Case(x, kernel, padding="VALID"))
-    arithmetic = Arithmetic.of("float32")
-    probable, rigorous = probabilistic_bound(arithmetic, total), error_bound(arithmetic, total)
-    assert (probable <= rigorous).all()
-    assert (probable < 0.1 * rigorous).all() == (n == 10000)
-
-
 def test_a_bound_on_a_difference_is_not_below_the_sum(seed):
     a, b = np.random.default_rng(seed).uniform(0, 1, (2, 100))
     for p, q, bound in zip(a, b, difference_bound(a, b)):
@@ -313,12 +301,6 @@ def test_a_bound_on_a_difference_is_not_below_the_sum(seed):
 def test_an_arithmetic_that_cannot_be_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Arithmetic.of("float32", **changes)
-
-
-def test_a_probability_is_between_0_and_1():
-    total = exact(Case(np.ones((1, 3, 1), np.float32), np.ones((3, 1, 1), np.float32)))
-    with pytest.raises(ValueError, match="`failure` is 1, expected a probability between 0 and 1"):
-        probabilistic_bound(Arithmetic.of("float32"), total, failure=1)
 
 
 def test_the_conventional_arithmetic_of_a_narrow_dtype_adds_in_float32():

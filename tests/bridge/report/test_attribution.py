@@ -27,7 +27,7 @@ def test_the_command_prints_and_writes_what_was_found(tmp_path):
         arguments += [f"--{kind}", str(path)]
     result = typer.testing.CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 0, result.output
-    assert "unexplained" in result.output and "How to have the same bits" in result.output
+    assert "unexplained" in result.output and "How to make the bits equal" in result.output
     assert all(len(line) <= 80 for line in result.output.splitlines())
     report = json.loads(paths["json"].read_text())
     found = report["attribution"]
@@ -36,7 +36,7 @@ def test_the_command_prints_and_writes_what_was_found(tmp_path):
     assert {c["name"] for c in found["configurations"]} == {found["a"], found["b"]}
     assert found["flips"] and all(flip["side"] in (found["a"], found["b"]) for flip in found["flips"])
     assert report["elimination"]["changes"] and not report["elimination"]["identical"]
-    assert "Where the difference comes from" in paths["html"].read_text()
+    assert "Sources of the difference" in paths["html"].read_text()
 
 
 def test_without_the_option_nothing_is_attributed(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bridge
-from bridge.diagnosis import same_bits
+from bridge.numerics import same_bits
 from bridge.report import bundle as bundles
 from bridge.report.bundle import load_bundle, replay_bundle, save_bundle
 from tests.bridge.report import planted
@@ -149,7 +149,7 @@ DAMAGES = [
     (lambda f: (f / "manifest.json").unlink(), "is not a bundle: it has no manifest.json"),
     (lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe{"), "manifest.json was cut or changed: "),
     (lambda f: (f / "manifest.json").write_text("[]"), "has schema None, expected 'jaxdw.bundle/2'"),
-    (lambda f: edit(f, lambda m: m.update(schema="jaxdw.bundle/2")), "newer than 'jaxdw.bundle/2'"),
+    (lambda f: edit(f, lambda m: m.update(schema="jaxdw.bundle/3")), "newer than 'jaxdw.bundle/2'"),
     (lambda f: edit(f, lambda m: m.update(schema="jaxdw.parity/2")), "expected 'jaxdw.bundle/2'"),
     (lambda f: edit(f, lambda m: m.pop("case")), "malformed: `case`: Field required"),
     (lambda f: edit(f, lambda m: m["arrays"].pop("x")), "describes no case"),

@@ -40,7 +40,7 @@ def test_a_path_that_cannot_be_written_fails_before_the_work(option, path, error
     (tmp_path / "file").write_text("")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "kept").write_text("")
-    monkeypatch.setattr(cli, "run_parity", lambda *_: pytest.fail("it worked first"))
+    monkeypatch.setattr(cli.parity, "run_parity", lambda *_: pytest.fail("it worked first"))
     assert isinstance(jaxdw(*SMALL, option, tmp_path / path).exception, error)
 
 

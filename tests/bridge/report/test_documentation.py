@@ -20,7 +20,7 @@ MODELS = (
     schema.FlipRecord,
     schema.EliminationRecord,
     schema.ChangeRecord,
-    bundle.Manifest,
+    bundle.BundleManifest,
     bundle.SavedCase,
     bundle.ArrayRecord,
     bundle.OutputRecord,
@@ -42,7 +42,7 @@ def test_every_field_is_documented_in_its_order(model):
 
 
 def test_every_model_that_is_written_is_documented():
-    written = {name for model in (Report, bundle.Manifest) for name in model.model_json_schema()["$defs"]}
+    written = {name for model in (Report, bundle.BundleManifest) for name in model.model_json_schema()["$defs"]}
     assert written - {"Verdict"} <= {model.__name__ for model in MODELS}
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from bridge import load_weights
 from bridge.cli import app, run
-from bridge.weights import Manifest, checkpoint, convert_checkpoint, read_orbax, write_orbax
+from bridge.weights import WeightsManifest, checkpoint, convert_checkpoint, read_orbax, write_orbax
 from bridge.weights.trees import empty_model
 from tests.bridge.weights.test_safetensors import a_disk_with
 from tests.references import reference
@@ -61,7 +61,7 @@ def test_there_and_back_through_files_is_byte_exact(to, name, original, tmp_path
 
 def test_the_manifest_has_the_hashes_of_what_was_written(original, tmp_path):
     written = convert_checkpoint(original[0], tmp_path / "v3.safetensors", width=0.5)
-    manifest = Manifest.read(tmp_path / "v3.safetensors.manifest.json")
+    manifest = WeightsManifest.read(tmp_path / "v3.safetensors.manifest.json")
     assert manifest == written.manifest and manifest.rules == NAME
     assert manifest.changed(load_weights(tmp_path / "v3.safetensors")) == []
     assert json.loads(manifest.to_json())["schema"] == "jaxdw.weights/1"

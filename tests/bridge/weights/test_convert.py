@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bridge import Rule, load_weights, to_flax, to_torch
-from bridge.weights import Manifest, WeightsMismatch
+from bridge.weights import WeightsManifest, WeightsMismatch
 from jaxdw.nnx import DepthwiseConv
 
 
@@ -157,7 +157,7 @@ def test_there_and_back_is_byte_exact(dtype, shape, seed):
     )
     tree, manifest = to_flax(weights, target, rules)
     assert manifest.changed({"x.conv.kernel": tree["x"]["conv"]["kernel"]}) == ["x.conv.bias", "y.kernel", "z"]
-    assert_same(to_torch(tree, Manifest.model_validate_json(manifest.to_json())).weights, weights)
+    assert_same(to_torch(tree, WeightsManifest.model_validate_json(manifest.to_json())).weights, weights)
     assert_same(to_torch(tree, rules).weights, weights)
 
 

@@ -1,0 +1,92 @@
+"""Where two accumulation orders first diverge."""
+
+from __future__ import annotations
+
+from bridge.accumulation.order import AccumulationOrder, NotASum
+from bridge.accumulation.tree import BIAS, Tree
+
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
+
+
+def divergence(a: AccumulationOrder, b: AccumulationOrder) -> str:
+    """Return one sentence: the first addition that only one of two orders has.
+
+    It speaks of the largest class of elements whose orders differ. An order is a list of additions, in which each
+    operand stands before the addition that it enters.
+    """
+    counts = {pair: n for pair, n in _classes(a, b).items() if _tree(a, pair[0]) != _tree(b, pair[1])}
+    if not counts:
+        return f"{a.implementation} and {b.implementation} add in the same order everywhere."
+    pair = max(counts, key=counts.__getitem__)
+    left, right = _tree(a, pair[0]), _tree(b, pair[1])
+    both = f"{a.implementation} and {b.implementation}"
+    where = f"{counts[pair]} of {a.labels.size} elements"
+    if isinstance(left, NotASum) or isinstance(right, NotASum):
+        which = a.implementation if isinstance(left, NotASum) else b.implementation
+        return f"{both} cannot be compared on {where}: {which} is no conventional sum there."
+    number, node = _first_only(left, right)
+    _, twin = _first_only(right, left)
+    a_words, b_words = _words(node), _words(twin)
+    at = f"addition {number}"
+    for one, other in ((node, twin), (twin, node)):
+        operands = frozenset({(one.leaf,), *(child.leaves for child in one.children)})
+        if one.kind == "fma" and _signature(other) == ("add", None, operands):
+            at = f"the {_ordinal(1 + int(one.leaf or 0))} product"
+            told = {"fma": "fuses multiply and add (one rounding)", "add": "rounds the product first (two roundings)"}
+            a_words, b_words = told[node.kind], told[twin.kind]
+    return f"{both} first diverge at {at}, on {where}: {a.implementation} {a_words}; {b.implementation} {b_words}."
+
+
+def _classes(a: AccumulationOrder, b: AccumulationOrder) -> dict[tuple[int, int], int]:
+    """Return the number of elements for each pair of labels."""
+    found: dict[tuple[int, int], int] = {}
+    for label in set(a.labels.ravel().tolist()):
+        other = b.labels[a.labels == label]
+        for twin in set(other.tolist()):
+            found[label, twin] = int((other == twin).sum())
+    return found
+
+
+def _tree(order: AccumulationOrder, label: int) -> Tree | NotASum:
+    return order.trees[label] if label >= 0 else order.refusals[-1 - label]
+
+
+def _first_only(tree: Tree, other: Tree) -> tuple[int, Tree]:
+    """Return the first addition of a tree that the other has not, and its number; the root where they share all."""
+    theirs = {_signature(node) for node in other.nodes()}
+    steps = [node for node in tree.nodes() if node.children] or [tree]
+    only = ((number, node) for number, node in enumerate(steps, start=1) if _signature(node) not in theirs)
+    return next(only, (len(steps), steps[-1]))
+
+
+def _signature(node: Tree) -> tuple:
+    """Return which leaves one addition adds to which, whatever the order inside its operands."""
+    return node.kind, node.leaf, frozenset(child.leaves for child in node.children)
+
+
+def _words(node: Tree) -> str:
+    match node.kind:
+        case "fma":
+            return f"adds product {node.leaf} to {_operand(node.children[0])} by a fused multiply-add"
+        case "exact":
+            return "adds all products exactly and rounds once"
+        case "add":
+            first, *others = (_operand(child) for child in reversed(node.children))
+            return f"adds {first} to {' and '.join(others)}"
+    return "adds nothing"
+
+
+def _operand(tree: Tree) -> str:
+    taps = [leaf for leaf in tree.leaves if isinstance(leaf, int)]
+    if len(tree.leaves) == 1:
+        return f"the rounded product {taps[0]}" if taps else "the bias"
+    run = taps == list(range(taps[0], taps[-1] + 1)) and len(taps) > 2
+    names = f"{taps[0]} to {taps[-1]}" if run else ", ".join(map(str, taps))
+    return f"the sum of products {names}{' and the bias' if BIAS in tree.leaves else ''}"
+
+
+def _ordinal(number: int) -> str:
+    if number <= len(_ORDINALS):
+        return _ORDINALS[number - 1]
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th") if number % 100 not in (11, 12, 13) else "th"
+    return f"{number}{ending}"

@@ -1,0 +1,63 @@
+"""`jaxdw model`."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bridge.cli.options import FailOnOption, HtmlOption, JsonOption
+from bridge.cli.output import check_outputs, command_line, console, exit_code, summarise
+from bridge.files import write_atomically
+from bridge.progress import log, track
+
+
+def model(
+    network: Annotated[
+        str,
+        typer.Argument(
+            metavar="NETWORK",
+            help="mobilenet_v1, mobilenet_v2, mobilenet_v3_small or mobilenet_v3_large, of the library that the "
+            "weights come from; or of a named library, as timm.mobilenet_v2.",
+        ),
+    ],
+    weights: Annotated[Path | None, typer.Option(help="PyTorch's checkpoint. Default: random weights.")] = None,
+    random_seed: Annotated[
+        int, typer.Option(help="Seed of random weights, and of a random image where none is given.", min=0)
+    ] = 0,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            help="A picture, scaled, cut and normalized as torchvision does; or .npy (H,W,3) of floats, taken as it is."
+        ),
+    ] = None,
+    size: Annotated[int, typer.Option(help="Height and width of the image.", min=32)] = 224,
+    width: Annotated[float, typer.Option(help="Width multiplier.")] = 1.0,
+    json: JsonOption = None,
+    html: HtmlOption = None,
+    fail_on: FailOnOption = None,
+) -> None:
+    """Compare a whole MobileNet in PyTorch and Flax: each operation by itself, and how differences grow.
+
+    Exit codes are those of `parity`, for the weakest verdict; 4 where an operation could not be compared.
+    """
+    from bridge.model import model_parity
+    from bridge.model.originals import compared_pair, random_images, read_image
+    from bridge.model.record import ModelReport
+    from bridge.report.model import model_html, print_model, summary
+
+    check_outputs("jaxdw.model", json=json, html=html)
+    images = random_images(size, random_seed) if image is None else read_image(image, size)
+    log.info("%s: making both networks", network)
+    pair = compared_pair(network, weights=weights, seed=random_seed, width=width)
+    shown = functools.partial(track, description=f"{pair.name}, operation")
+    parity = model_parity(pair.module, pair.model, images, pair.manifest, name=pair.name, track=shown)
+    print_model(parity, console())
+    summarise(f"{parity.verdict} {summary(parity)}")
+    if json is not None:
+        write_atomically(json, ModelReport.of(parity).to_json())
+    if html is not None:
+        write_atomically(html, model_html(parity, command=command_line()))
+    raise typer.Exit(exit_code(parity.verdict, fail_on))

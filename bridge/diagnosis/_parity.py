@@ -1,0 +1,119 @@
+"""Run a case through implementations, and compare every pair."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from bridge.accumulation import MOST_TAPS, replay, reveal
+from bridge.accumulation.gradient import InputGradient, has_input_gradient_case, input_gradient_case
+from bridge.case import Case
+from bridge.diagnosis._compare import compare_outputs
+from bridge.diagnosis.diagnosis import Diagnosis
+from bridge.diagnosis.integers import integer_test
+from bridge.diagnosis.judgement import Judgement
+from bridge.diagnosis.output import Output
+from bridge.diagnosis.target import Target
+from bridge.implementations import Implementation, implementation, is_exact
+from bridge.memory import check_fits
+
+_log = logging.getLogger("bridge")
+
+#: The implementations that `parity` compares by default.
+DEFAULT = (
+    "torch.conv2d",
+    "torch.unfold_matmul",
+    "torch.unfold_einsum",
+    "jax.grouped",
+    "jax.patches",
+    "jax.taps",
+    "numpy.exact",
+)
+
+#: Most output elements times taps for which `parity` explains by default.
+EXPLAINED_UNASKED = 1_000_000
+
+#: Bytes per element of a result that the exact sums, the bounds and a comparison take at once; measured.
+_WORKING_BYTES = 128
+
+
+def parity(
+    case: Case,
+    implementations: Sequence[str | Implementation] | None = None,
+    *,
+    explain: bool | None = None,
+    quantity: str = "y",
+    dy: np.ndarray | None = None,
+) -> Diagnosis:
+    """Run the case through each implementation and compare every pair.
+
+    Args:
+      case: input, kernel, bias and geometry.
+      implementations: names or Implementations; None compares PyTorch's convolution, its unfold and multiply in two
+        ways, lax's convolution, jaxdw's methods and the exact result.
+      explain: reveal each implementation's accumulation order and replay it, which can prove EXPLAINED and takes about
+        2 n runs for n taps; None does so if the output is small and the window has at most `MOST_TAPS` taps.
+      quantity: "y", the output, or "dx", the gradient of sum(dy y) by the input, from each framework's own
+        differentiation. No integers are tested for a gradient.
+      dy: the gradient by the output, of its shape and dtype, for "dx".
+
+    Raises:
+      ValueError: an unknown name, a name given twice, fewer than two names, or another quantity.
+    """
+    if isinstance(implementations, str):
+        raise TypeError(f"`implementations` is {implementations!r}, expected a list of names or Implementations")
+    chosen = [implementation(i) if isinstance(i, str) else i for i in implementations or DEFAULT]
+    for each in chosen:
+        if not all(hasattr(each, member) for member in ("name", "run", "arithmetic")):
+            raise TypeError(
+                f"`implementations` has {each!r}, expected names, or objects with a name, run and arithmetic"
+            )
+    names = [i.name for i in chosen]
+    if len(chosen) < 2 or len(set(names)) < len(names):
+        raise ValueError(f"`implementations` is {names}, expected at least two, each once")
+    if explain is None:
+        explain = (
+            case.geometry.taps <= MOST_TAPS
+            and math.prod(case.geometry.output_shape) * case.geometry.taps <= EXPLAINED_UNASKED
+        )
+    if quantity not in ("y", "dx"):
+        raise ValueError(f"`quantity` is {quantity!r}, expected 'y' or 'dx'")
+    target = Target(case, quantity, dy)
+    # a gradient that is itself a depthwise convolution is explained as that convolution
+    subject = case if dy is None else input_gradient_case(case, dy) if has_input_gradient_case(case) else None
+    size = math.prod(target.shape)
+    check_fits(
+        f"The comparison of {len(chosen)} implementations with {size} elements each",
+        size * (_WORKING_BYTES + len(chosen) * case.dtype.itemsize),
+    )
+    outputs, tests, orders = [], [], []
+    for each in chosen:
+        _log.info("running %s", each.name)
+        arithmetic = each.arithmetic(case, quantity)
+        replayed = None
+        if is_exact(each.name):
+            y = replayed = target.exact.value  # the one result that no order of addition can change
+        else:
+            y = each.run(case) if dy is None else each.input_gradient(case, dy)
+            if explain and subject is not None:
+                _log.info("revealing the accumulation order of %s", each.name)
+                orders.append(reveal(each if dy is None else InputGradient(each, case), subject))
+                replayed = replay(orders[-1], subject)
+        emulated = each if isinstance(each, Implementation) and each.emulation else None
+        outputs.append(Output(each.name, y, target, arithmetic, replayed, emulated))
+        if dy is None:
+            tests.append(integer_test(each, case, arithmetic))
+    _log.info("comparing %s", ", ".join(names))
+    judged = [Judgement(output, _evidence) for output in outputs]
+    comparisons = [compare_outputs(a, b) for a, b in itertools.combinations(judged, 2)]
+    return Diagnosis(case, {output.name: output.y for output in outputs}, comparisons, tests, orders, quantity, dy)
+
+
+def _evidence(output: Output) -> str:
+    from bridge.diagnosis.precision.compiler_evidence import compiler_evidence  # loads JAX and the audit
+
+    return compiler_evidence(output)

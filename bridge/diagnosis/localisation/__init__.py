@@ -1,0 +1,1 @@
+"""BUG: locate the elements, taps, channels and borders that are wrong."""

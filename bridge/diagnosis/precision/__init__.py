@@ -1,0 +1,1 @@
+"""PRECISION: a lower precision of inputs, output or accumulator, quantised inputs, or an emulated platform."""

@@ -1,0 +1,242 @@
+"""The verdict on one operation: two results on the same operands, each compared with the exact one and its bound."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bridge.case import Case
+from bridge.diagnosis import Comparison, Verdict, compare
+from bridge.diagnosis.target import Expected
+from bridge.model.operation_bounds import ELEMENTWISE, expected, matrix_sum
+from bridge.model.operations import Operation
+from bridge.numerics import BFLOAT16, FLOAT16, TF32, Format, round_to, same_bits, ulp_distance
+from bridge.weights.layouts import CONVOLUTION
+
+#: The names of the two results.
+NAMES = ("JAX", "PyTorch")
+
+#: Operands that tell a function of one number from others: dense where the known functions bend, and some far out.
+_PROBES = np.array([-1e6, -100, -20, *np.linspace(-8, 8, 1025), 20, 100, 1e6], np.float32)
+
+#: Operations without settings: two different names are two different functions, whatever the data show.
+_FUNCTIONS = {
+    "identity",
+    "relu",
+    "relu6",
+    "hard swish",
+    "hard sigmoid",
+    "silu",
+    "sigmoid",
+    "tanh",
+    "gelu",
+    "gelu (tanh)",
+    "mish",
+    "mean",
+    "add",
+    "multiply",
+}
+
+
+def judge(operation: Operation, ours: np.ndarray) -> Comparison | str:
+    """Return the verdict on JAX's result of an operation, or the reason why there is none.
+
+    Args:
+      operation: PyTorch's, float32.
+      ours: JAX's result on the same operands, in the same layout.
+    """
+    theirs = operation.output
+    if ours.dtype != theirs.dtype or theirs.dtype != np.float32:
+        return f"JAX gave {ours.dtype} and PyTorch {theirs.dtype}, expected float32"
+    if _sizes(ours) != _sizes(theirs):
+        return _other_shape(ours, theirs)
+    ours = ours.reshape(theirs.shape)
+    x, parameters, settings = operation.operands[0], operation.parameters, operation.settings
+    if operation.kind == "convolution" and settings["groups"] == x.shape[-1] > 1:
+        case = depthwise_case(x, parameters["weight"], parameters.get("bias"), settings, operation.layer)
+        return compare(ours, theirs, case, names=NAMES)
+    within = expected(operation)
+    if within is None:
+        return f"no bound is known for {operation.kind}"
+    found = compared(ours, theirs, within)
+    return lower_precision(operation, ours, found) if found.verdict is Verdict.BUG else found
+
+
+def recognized(kind: str, run: Callable[[np.ndarray], np.ndarray], received: np.ndarray) -> str:
+    """Return the name of an activation: of the operation whose bound the function keeps on probes.
+
+    Args:
+      kind: its own name; it is kept where it is known, and where no operation fits.
+      run: the function.
+      received: an operand, for the shape that the function takes.
+    """
+    if kind in _FUNCTIONS:
+        return kind
+    shape = received.shape[1:]
+    probes = np.resize(_PROBES, (math.ceil(_PROBES.size / math.prod(shape)), *shape))
+    try:
+        y = run(probes)
+    except (TypeError, ValueError):
+        return kind
+    for known in ELEMENTWISE if y.shape == probes.shape and np.isfinite(y).all() else ():
+        within = expected(Operation(known, "", "", (), (probes,), y, {}, {}))
+        if within is not None and (within.ratio(y) <= 1).all():
+            return known
+    return kind
+
+
+def judge_others(kind: str, done: Sequence[Operation], ours: np.ndarray, fix: str) -> Comparison | str:
+    """Return the verdict where PyTorch computes other operations than JAX, or the reason why there is none.
+
+    Two functions without settings are different functions where their names differ. That is CONVENTION, also where
+    these data do not show it. Else the results decide, within the bound of the one operation that has a bound.
+
+    Args:
+      kind: of JAX's operation, as `recognized` returns it; "identity" for none.
+      done: PyTorch's operations; the first has JAX's operands, the last gives the result. "identity" for none.
+      ours: JAX's result.
+      fix: the change that makes both equal.
+    """
+    said = " and then ".join(each.kind for each in done)
+    theirs, only = done[-1].output, done[0].kind if len(done) == 1 else ""
+    cause = f"JAX computes {_named(kind)} where PyTorch computes {_named(said)}"
+    if ours.dtype != theirs.dtype or _sizes(ours) != _sizes(theirs):
+        shape = _other_shape(ours, theirs)
+        return dataclasses.replace(shape, name="another operation", cause=f"{cause}; {shape.cause}", fix=fix)
+    whole = dataclasses.replace(done[0], output=theirs)
+    bounded = (*ELEMENTWISE, *(("mean", "add", "multiply") if only else ()))
+    bounds = (expected(dataclasses.replace(whole, kind=each)) for each in (only, kind) if each in bounded)
+    within = next((each for each in bounds if each is not None), None)
+    exact = Expected(theirs.astype(np.float64), np.full(theirs.shape, np.inf))
+    found = compared(ours.reshape(theirs.shape), theirs, within or exact)
+    if kind != only and only in _FUNCTIONS and (kind in _FUNCTIONS or only in ELEMENTWISE):
+        seen = "" if found.different else "; all elements agree, as these images do not tell the two apart"
+        return dataclasses.replace(
+            found, verdict=Verdict.CONVENTION, name="another operation", cause=cause + seen, fix=fix
+        )
+    if found.verdict is Verdict.BUG:
+        return dataclasses.replace(found, name="another operation", cause=cause, fix=fix)
+    if within is None and found.verdict is not Verdict.IDENTICAL:
+        return f"{cause}, and no bound is known for either"
+    return found
+
+
+def _named(kind: str) -> str:
+    return "nothing" if kind == "identity" else kind
+
+
+def depthwise_case(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, settings: Mapping[str, Any], name: str
+) -> Case:
+    """Return a depthwise convolution of PyTorch, with its settings, as a case."""
+    return Case(
+        x,
+        np.ascontiguousarray(CONVOLUTION.to_flax(weight)),
+        bias,
+        strides=tuple(settings["stride"]),
+        padding=tuple((p, p) for p in settings["padding"]),
+        kernel_dilation=tuple(settings["dilation"]),
+        name=name,
+    )
+
+
+def compared(ours: np.ndarray, theirs: np.ndarray, within: Expected) -> Comparison:
+    """Return IDENTICAL, ROUNDING, BUG, NONFINITE, or INCONCLUSIVE where they differ and the bound is infinite."""
+    differs = ~same_bits(ours, theirs)
+    finite = np.isfinite(ours) & np.isfinite(theirs)
+    a, b = ours[differs & finite], theirs[differs & finite]
+    distance = np.abs(a.astype(np.float64) - b.astype(np.float64))
+    allowed = within.allowed[differs & finite]
+    with np.errstate(all="ignore"):
+        ratios = [np.where(np.isfinite(y), within.ratio(y), 0.0) for y in (ours, theirs)]
+        shared = np.where(distance > 0, distance / (2 * allowed), 0.0)
+    sides = float(ratios[0].max(initial=0.0)), float(ratios[1].max(initial=0.0))
+    worst = np.maximum(*ratios)
+    verdict, name, cause, place = Verdict.IDENTICAL, "", "", ""
+    where = None
+    if differs.any():
+        verdict, name, cause = Verdict.ROUNDING, "order", "order of operations, fused or not"
+        where = np.unravel_index(np.argmax(np.where(differs, worst, -1.0)), ours.shape)
+    if np.isinf(allowed[distance > 0]).any():
+        verdict, name, cause = Verdict.INCONCLUSIVE, "overflow possible", "an intermediate result may overflow"
+    if max(sides) > 1:
+        wrong = [side for side, ratio in zip(NAMES, sides) if ratio > 1]
+        verdict, name = Verdict.BUG, "outside the bound"
+        cause = f"{' and '.join(wrong)} computed something else: the error is {max(sides):.3g} times the rounding bound"
+        place = _place(worst > 1)
+        where = np.unravel_index(np.argmax(worst), ours.shape)
+    if (unlike := differs & ~finite).any():
+        verdict, name = Verdict.NONFINITE, "nonfinite"
+        where = np.unravel_index(np.argmax(unlike), ours.shape)
+        cause = f"{np.count_nonzero(unlike)} elements are NaN or infinite in one result only, or in another way"
+    return Comparison(
+        *NAMES,
+        verdict,
+        ours.size,
+        int(np.count_nonzero(differs)),
+        float(distance.max(initial=0.0)),
+        int(ulp_distance(a, b).max(initial=0)),
+        float(shared.max(initial=0.0)),
+        sides,
+        where=None if where is None else tuple(map(int, where)),
+        name=name,
+        cause=cause,
+        place=place,
+    )
+
+
+def lower_precision(operation: Operation, ours: np.ndarray, found: Comparison) -> Comparison:
+    """Return PRECISION where operands rounded to a lower format explain the result; else `found`.
+
+    The test is as strict as the one that failed: the exact result of rounded operands, in the bound of float32.
+    """
+    for fmt in (TF32, FLOAT16, BFLOAT16):
+        total = matrix_sum(operation, functools.partial(_rounded, fmt))
+        if total is None:
+            return found
+        within = total.expected()
+        wrong = [
+            name
+            for name, y, ratio in zip(NAMES, (ours, operation.output), found.side_bound_ratios)
+            if ratio > 1 and not (within.ratio(y) <= 1).all()
+        ]
+        if not wrong:
+            sides = " and ".join(name for name, ratio in zip(NAMES, found.side_bound_ratios) if ratio > 1)
+            return dataclasses.replace(
+                found,
+                verdict=Verdict.PRECISION,
+                name=f"{fmt.name} inputs",
+                cause=f"{sides} rounded input and kernel to {fmt.name}",
+                fix='in JAX: precision="highest"; in PyTorch: torch.set_float32_matmul_precision("highest")',
+            )
+    return found
+
+
+def _rounded(fmt: Format, array: np.ndarray) -> np.ndarray:
+    return round_to(array.astype(np.float64), fmt).astype(array.dtype)
+
+
+def _place(outside: np.ndarray) -> str:
+    """Say how many elements are outside the bound, and in which channels."""
+    channels = np.flatnonzero(outside.reshape(-1, outside.shape[-1]).any(axis=0))
+    share = f"{np.count_nonzero(outside)} of {outside.size} elements"
+    if len(channels) == outside.shape[-1]:
+        return f"{share}, in all {len(channels)} channels"
+    some = ", ".join(map(str, channels[:8])) + (", ..." if len(channels) > 8 else "")
+    return f"{share}, in channels {some}"
+
+
+def _sizes(array: np.ndarray) -> list[int]:
+    """Return the shape without axes of size one: PyTorch keeps those of a mean over an image."""
+    return [n for n in array.shape if n > 1]
+
+
+def _other_shape(ours: np.ndarray, theirs: np.ndarray) -> Comparison:
+    cause = f"JAX gives the shape {ours.shape}, PyTorch {theirs.shape}"
+    fix = "compare stride, padding and features of the two layers"
+    return Comparison(*NAMES, Verdict.BUG, 0, 0, math.inf, 0, math.inf, name="shape", cause=cause, fix=fix)
