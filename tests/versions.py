@@ -1,8 +1,8 @@
 """Run the tests on the oldest versions, the newest, and some between; write the results into docs/versions.md.
 
 Each row has its own environment in build/versions. A row is skipped with one line if its Python is not on this machine,
-or if its packages cannot be installed. `make test-versions` runs all rows. `--sample` runs a few minutes of tests on the
-newest versions, and writes nothing.
+or if its packages cannot be installed. `make test-versions` runs all rows. `--sample` runs a few minutes of tests on
+the newest versions, and writes nothing.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _number(version: str) -> list[int]:
 
 
 def environment(name: str, row: Row) -> Path | None:
-    """Return the Python of a row's environment, made again if its pins have changed; None after one line with the reason."""
+    """Return the Python of a row's environment, made again if its pins changed; None after a line with the reason."""
     folder = ENVIRONMENTS / re.sub(r"\W+", "-", name)
     pins = [*(f"{package}=={version}" for package, version in row.packages.items()), *map(_pinned, TOOLS)]
     pins.append("optax")  # some releases of Flax need one of its versions alone
