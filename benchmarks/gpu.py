@@ -27,7 +27,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pydantic
 import torch
 
 import jaxdw
@@ -55,9 +54,10 @@ from bridge.numerics import (
     exact_kernel_gradient,
     same_bits,
 )
+from bridge.records import Record
 from bridge.report.schema import OrderRecord
 
-SCHEMA: Literal["jaxdw.gpu/1"] = "jaxdw.gpu/1"
+SCHEMA: Literal["jaxdw.gpu/2"] = "jaxdw.gpu/2"
 RESULTS = Path(__file__).parent / "results"
 
 #: (x, kernel, options): the methods are checked on these.
@@ -122,7 +122,7 @@ POSITIONS = 512
 COPIES = tuple(1 << power for power in range(22, 33))
 
 
-class SectionRecord(pydantic.BaseModel):
+class SectionRecord(Record):
     """One section of the run.
 
     Attributes:
@@ -136,7 +136,7 @@ class SectionRecord(pydantic.BaseModel):
     left_out: list[str] = []
 
 
-class CorrectnessRecord(pydantic.BaseModel):
+class CorrectnessRecord(Record):
     """One result against the exact one.
 
     Attributes:
@@ -157,13 +157,13 @@ class CorrectnessRecord(pydantic.BaseModel):
     failed: str = ""
 
 
-class FingerprintRecord(pydantic.BaseModel):
+class FingerprintRecord(Record):
     """The accumulation order and arithmetic of an implementation, compared with oneDNN on this machine's processor.
 
     Attributes:
       same_order: true if every element has the same tree as in oneDNN.
       same_bits: the share of elements, for normal random numbers, that have oneDNN's bits.
-      parting: the first step at which the two orders diverge, in words.
+      divergence: the first step at which the two orders differ, in words.
     """
 
     geometry: str
@@ -171,7 +171,7 @@ class FingerprintRecord(pydantic.BaseModel):
     order: OrderRecord | None = None
     same_order: bool | None = None
     same_bits: float | None = None
-    parting: str = ""
+    divergence: str = ""
     failed: str = ""
 
 
@@ -189,7 +189,7 @@ class TimesRecord(RowRecord):
     fraction_of_copy: dict[str, float]
 
 
-class TimesSuiteRecord(pydantic.BaseModel):
+class TimesSuiteRecord(Record):
     """A suite; `summaries` has, for each timed method of jaxdw, the ratios of its times to the peers' times."""
 
     suite: str
@@ -197,7 +197,7 @@ class TimesSuiteRecord(pydantic.BaseModel):
     summaries: dict[str, list[SummaryRecord]] = {}
 
 
-class GpuReport(pydantic.BaseModel):
+class GpuReport(Record):
     """A whole run, or the part of it that was done when it was cut off.
 
     Attributes:
@@ -206,9 +206,7 @@ class GpuReport(pydantic.BaseModel):
       call_microseconds: the time of a call that computes almost nothing, of many that are enqueued. No way is faster.
     """
 
-    model_config = pydantic.ConfigDict(populate_by_name=True)
-
-    schema_: Literal["jaxdw.gpu/1"] = pydantic.Field(default=SCHEMA, alias="schema")
+    schema_: Literal["jaxdw.gpu/2"] = SCHEMA
     dry_run: str
     quick: bool
     batch: int
@@ -332,7 +330,7 @@ def fingerprints(run: Run) -> list[str]:
                 record.order = OrderRecord.model_validate(order.to_json() | {"implementation": name})
                 record.same_order = _same_trees(order, expected)
                 record.same_bits = float(same_bits(subject(case), theirs).mean())
-                record.parting = divergence(expected, dataclasses.replace(order, implementation=name))
+                record.divergence = divergence(expected, dataclasses.replace(order, implementation=name))
             except Exception as error:  # a library raises any kind, and the others still count
                 record.failed = first_line(error)
             run.report.fingerprints.append(record)

@@ -22,7 +22,7 @@ OURS = "jaxdw"
 EAGER = ("torch", "torch.channels_last")
 
 
-class BenchSettings(pydantic.BaseModel):
+class BenchSettings(Record):
     """The settings of a run."""
 
     suites: tuple[str, ...]
@@ -37,7 +37,7 @@ class BenchSettings(pydantic.BaseModel):
     seed: int = 0
 
 
-class WayRecord(pydantic.BaseModel):
+class WayRecord(Record):
     """One way to compute a row."""
 
     name: str
@@ -74,7 +74,7 @@ class WayRecord(pydantic.BaseModel):
         )
 
 
-class RowRecord(pydantic.BaseModel):
+class RowRecord(Record):
     """One row of a suite."""
 
     name: str
@@ -104,7 +104,7 @@ class RowRecord(pydantic.BaseModel):
 BEST = "best torch"
 
 
-class SummaryRecord(pydantic.BaseModel):
+class SummaryRecord(Record):
     """jaxdw's time over a peer's, over all rows where both were timed: below 1 jaxdw is faster."""
 
     peer: str
@@ -115,7 +115,7 @@ class SummaryRecord(pydantic.BaseModel):
     greatest_at: str
 
 
-class SuiteRecord(pydantic.BaseModel):
+class SuiteRecord(Record):
     """A suite; `skipped` has the peers that were not available, and the reasons."""
 
     suite: str
@@ -129,7 +129,7 @@ class SuiteRecord(pydantic.BaseModel):
         return cls(suite=suite, rows=rows, summaries=summaries(rows), skipped=skipped, seconds=seconds)
 
 
-class CopyRecord(pydantic.BaseModel):
+class CopyRecord(Record):
     """Bandwidth of a copy that moves `nbytes`, half read and half written: 10^9 bytes per second, by framework."""
 
     nbytes: int
@@ -140,7 +140,7 @@ class CopyRecord(pydantic.BaseModel):
         return max(self.gigabytes_a_second.values())
 
 
-class PointRecord(pydantic.BaseModel):
+class PointRecord(Record):
     """One size of one quantity in `scaling`."""
 
     value: int
@@ -157,7 +157,7 @@ class PointRecord(pydantic.BaseModel):
         return quartiles(self.milliseconds).median
 
 
-class ScaleRecord(pydantic.BaseModel):
+class ScaleRecord(Record):
     """The growth of jaxdw's cost with one quantity. The others are as in the base."""
 
     quantity: str
