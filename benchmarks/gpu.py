@@ -27,6 +27,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pydantic
 import torch
 
 import jaxdw
@@ -133,7 +134,7 @@ class SectionRecord(Record):
     name: str
     seconds: float
     failed: str = ""
-    left_out: list[str] = []
+    left_out: list[str] = pydantic.Field(default_factory=list)
 
 
 class CorrectnessRecord(Record):
@@ -193,8 +194,8 @@ class TimesSuiteRecord(Record):
     """A suite; `summaries` has, for each timed method of jaxdw, the ratios of its times to the peers' times."""
 
     suite: str
-    rows: list[TimesRecord] = []
-    summaries: dict[str, list[SummaryRecord]] = {}
+    rows: list[TimesRecord] = pydantic.Field(default_factory=list)
+    summaries: dict[str, list[SummaryRecord]] = pydantic.Field(default_factory=dict)
 
 
 class GpuReport(Record):
@@ -212,13 +213,13 @@ class GpuReport(Record):
     batch: int
     budget_seconds: float
     without_torch: str = ""
-    machine: dict[str, str] = {}
-    sections: list[SectionRecord] = []
-    copies: list[CopyRecord] = []
-    call_microseconds: dict[str, float] = {}
-    correctness: list[CorrectnessRecord] = []
-    fingerprints: list[FingerprintRecord] = []
-    suites: list[TimesSuiteRecord] = []
+    machine: dict[str, str] = pydantic.Field(default_factory=dict)
+    sections: list[SectionRecord] = pydantic.Field(default_factory=list)
+    copies: list[CopyRecord] = pydantic.Field(default_factory=list)
+    call_microseconds: dict[str, float] = pydantic.Field(default_factory=dict)
+    correctness: list[CorrectnessRecord] = pydantic.Field(default_factory=list)
+    fingerprints: list[FingerprintRecord] = pydantic.Field(default_factory=list)
+    suites: list[TimesSuiteRecord] = pydantic.Field(default_factory=list)
 
 
 @dataclasses.dataclass
