@@ -19,7 +19,7 @@ from bridge.numerics import Arithmetic, difference_bound, same_bits, ulp_distanc
 _BINS_PER_DECADE = 4
 #: Ratios below 10 to this power share the lowest bin.
 _LOWEST_DECADE = -6
-#: A map is reduced, by maxima of blocks, to at most this many cells along an axis.
+#: A map is reduced, by maxima of blocks, to at most this many cells per axis.
 _CELLS = 96
 
 
