@@ -35,7 +35,7 @@ def reveal(implementation: Any, case: Case | SumsOfProducts) -> AccumulationOrde
       case: its geometry and dtype are revealed; its data are only used in the last check. Or other sums of products.
 
     Raises:
-      RuntimeError: the implementation raised, or returned another shape or dtype.
+      ImplementationError: the implementation raised, or returned another shape or dtype.
 
     >>> import numpy as np
     >>> from bridge import Case

@@ -1,6 +1,7 @@
 """Everything that can run a Case, by name: `torch.conv2d`, `jax.taps`, `torch.conv2d[mkldnn=off]`."""
 
-from bridge.implementations.algorithm import Algorithm, Emulation, ImplementationError, Knob, declared
+from bridge.errors import ImplementationError
+from bridge.implementations.algorithm import Algorithm, Emulation, Knob, declared
 from bridge.implementations.registry import (
     FRAMEWORKS,
     Implementation,

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from bridge.case import DTYPES, Case, options
-from bridge.implementations.algorithm import ImplementationError
+from bridge.errors import ImplementationError
 from bridge.implementations.registry import implementation
 from bridge.memory import lack_of_memory
 from bridge.process import last_line, run_module

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from bridge.case import Case
-from bridge.implementations.algorithm import Algorithm, Emulation, ImplementationError, Knob
+from bridge.errors import ImplementationError
+from bridge.implementations.algorithm import Algorithm, Emulation, Knob
 from bridge.memory import check_fits, check_starts, lack_of_memory
 from bridge.numerics import Arithmetic, format_of
 
