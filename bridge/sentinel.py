@@ -88,11 +88,18 @@ def _wide(*arrays: np.ndarray) -> list[np.ndarray]:
     return [array.astype(np.int64) for array in arrays]
 
 
-def _numpy(function: Callable[[Any], Callable[..., Any]], *arguments: np.ndarray) -> Program:
-    """Return a program that is written once for `jax.numpy` and for NumPy, which gets 64-bit integers."""
-    import jax.numpy as jnp
+def _on_integers(
+    function: Callable[[Any], Callable[..., Any]], *shapes: tuple[int, ...], dtype: str = "float32", most: int = 3
+) -> Callable[[], Program]:
+    """Return a program on integers up to `most`, written once for `jax.numpy` and for NumPy in 64 bits."""
 
-    return function(jnp), arguments, function(np)(*_wide(*arguments))
+    def program() -> Program:
+        import jax.numpy as jnp
+
+        arrays = [_ints(*shape, low=-most, high=most, dtype=dtype, seed=seed) for seed, shape in enumerate(shapes)]
+        return function(jnp), tuple(arrays), function(np)(*_wide(*arrays))
+
+    return program
 
 
 def _rows_times_matrix() -> Program:
@@ -117,16 +124,6 @@ def _squares_of_rows(rows: Callable[[Any], Any], x: np.ndarray, exact: np.ndarra
     matrix = np.array([[1, 2, 0], [0, 1, -1], [1, 0, 1]], np.float32)
     squares = jax.vmap(lambda row: jnp.sum((matrix @ row) ** 2))
     return lambda x: squares(rows(x)), (x,), ((exact @ matrix.T.astype(np.int64)) ** 2).sum(-1)
-
-
-def _rank_7() -> Program:
-    a, b = _ints(3, 1, 2, 2, 8, 8, 8), _ints(3, 1, 2, 2, 8, 8, 8, seed=1)
-    return _numpy(lambda np: lambda a, b: np.sum(a * b, axis=3), a, b)
-
-
-def _rank_8() -> Program:
-    weights, table = _ints(2, 2, 6), _ints(2, 2, 6, 9, 9, 9, 9, 9)
-    return _numpy(lambda np: lambda w, t: np.sum(w[..., None, None, None, None, None] * t, axis=2), weights, table)
 
 
 def _chain_of_tensors() -> Program:
@@ -185,72 +182,16 @@ def _arctangent() -> Program:
     return lambda x: jnp.round(jnp.arctan(x) * 1024), (x[clear],), np.rint(scaled[clear]).astype(np.int64)
 
 
-def _products_and_sums(dtype: str) -> Program:
-    a, b, c = (_ints(37, 53, dtype=dtype, seed=seed) for seed in range(3))
-    return _numpy(lambda np: lambda a, b, c: a * b + c - a * c * b, a, b, c)
-
-
-def _dots(dtype: str) -> Program:
-    a, b, v = _ints(65, 48, dtype=dtype), _ints(48, 57, dtype=dtype), _ints(57, dtype=dtype)
-    return _numpy(lambda np: lambda a, b, v: (a @ b) @ v, a, b, v)
-
-
-def _tall_dot() -> Program:
-    return _numpy(lambda np: lambda a, b: a @ b, _ints(33_000, 7), _ints(7, 5))
-
-
-def _batched_dots() -> Program:
-    a, b = _ints(6, 9, 17), _ints(6, 17, 10)
-    return _numpy(lambda np: lambda a, b: np.einsum("bij,bjk->kbi", a, b), a, b)
-
-
-def _windows_dot() -> Program:
-    """Return the contraction of `jax.patches`: windows and kernel, channel by channel."""
-    a, b = _ints(2, 15, 14, 9, 8), _ints(9, 8)
-    return _numpy(lambda np: lambda a, b: np.einsum("nhwtc,tc->nhwc", a, b), a, b)
-
-
-def _sums(axis: int | tuple[int, ...] | None) -> Program:
-    return _numpy(lambda np: lambda x: np.sum(x, axis=axis), _ints(5, 33, 40, 17))
-
-
-def _greatest() -> Program:
-    x = _ints(9, 301, 16, low=-99, high=99)
-    return _numpy(lambda np: lambda x: np.max(x, axis=1) + np.min(x, axis=1), x)
-
-
-def _long_sum() -> Program:
-    return _numpy(lambda np: lambda x: np.sum(x * x, axis=0), _ints(70_001, 3))
+def _sums(axis: int | tuple[int, ...] | None) -> Callable[[], Program]:
+    return _on_integers(lambda np: lambda x: np.sum(x, axis=axis), (5, 33, 40, 17))
 
 
 def _gathered() -> Program:
+    import jax.numpy as jnp
+
     x, rows, columns = _ints(41, 30, 6), _ints(50, low=0, high=40, dtype="int32"), _ints(50, low=0, high=29).astype("i")
-    return _numpy(lambda np: lambda x, i, j: x[i, j] + np.take(x[0], j, axis=0), x, rows, columns)
-
-
-def _selected() -> Program:
-    a, b = _ints(63, 65), _ints(63, 65, seed=1)
-    return _numpy(lambda np: lambda a, b: np.where(a > b, a - b, np.where(a == b, a * b, b)), a, b)
-
-
-def _padded_and_cut() -> Program:
-    x = _ints(3, 21, 22, 5)
-    pads = ((0, 0), (2, 1), (0, 3), (0, 0))
-    return _numpy(lambda np: lambda x: np.pad(x, pads)[:, 1:-2:2, ::3, 1:] * 2, x)
-
-
-def _transposed() -> Program:
-    x = _ints(4, 19, 33, 6)
-    return _numpy(lambda np: lambda x: np.transpose(x, (3, 0, 2, 1)).reshape(24, -1)[::-1], x)
-
-
-def _concatenated() -> Program:
-    a, b = _ints(7, 20, 5), _ints(7, 11, 5)
-    return _numpy(lambda np: lambda a, b: np.concatenate([a[:, 3:], b, a[:, :3] * 2], axis=1), a, b)
-
-
-def _running_sums() -> Program:
-    return _numpy(lambda np: lambda x: np.cumsum(x, axis=1), _ints(5, 1030, 3))
+    exact = x[rows, columns] + x[0][columns]
+    return lambda x, i, j: x[i, j] + jnp.take(x[0], j, axis=0), (x, rows, columns), exact.astype(np.int64)
 
 
 def _scanned() -> Program:
@@ -383,7 +324,7 @@ PROBES = (
     ),
     Probe(
         "a sum of products in rank 7",
-        _rank_7,
+        _on_integers(lambda np: lambda a, b: np.sum(a * b, axis=3), *[(3, 1, 2, 2, 8, 8, 8)] * 2),
         quick=True,
         issue="jax-ml/jax#40412",
         affected="jaxlib 0.10.2",
@@ -391,7 +332,11 @@ PROBES = (
     ),
     Probe(
         "a broadcast product in rank 8, summed",
-        _rank_8,
+        _on_integers(
+            lambda np: lambda w, t: np.sum(w[..., None, None, None, None, None] * t, axis=2),
+            (2, 2, 6),
+            (2, 2, 6, 9, 9, 9, 9, 9),
+        ),
         issue="jax-ml/jax#39257",
         affected="jaxlib 0.10.2 and 0.11.0",
         avoid=_AVOID_YNN,
@@ -424,21 +369,60 @@ PROBES = (
         affected="reported for jaxlib 0.10.2; not seen on the machine where jaxdw is made",
         avoid="jaxlib 0.10.1",
     ),
-    *(Probe(f"products and sums, {t}", functools.partial(_products_and_sums, t)) for t in ("int32", "float32")),
-    Probe("dots, int32", functools.partial(_dots, "int32")),
-    Probe("dots, float32", functools.partial(_dots, "float32"), quick=True),
-    Probe("a dot of 33,000 rows", _tall_dot, quick=True),
-    Probe("batched dots", _batched_dots),
-    Probe("windows times kernel", _windows_dot, quick=True),
-    *(Probe(f"sums over axes {axis}", functools.partial(_sums, axis)) for axis in (1, (1, 2), (0, 1, 2), 3, None)),
-    Probe("a long sum of squares", _long_sum, quick=True),
-    Probe("the greatest and the least", _greatest),
+    *(
+        Probe(
+            f"products and sums, {t}",
+            _on_integers(lambda np: lambda a, b, c: a * b + c - a * c * b, *[(37, 53)] * 3, dtype=t),
+        )
+        for t in ("int32", "float32")
+    ),
+    *(
+        Probe(
+            f"dots, {t}",
+            _on_integers(lambda np: lambda a, b, v: (a @ b) @ v, (65, 48), (48, 57), (57,), dtype=t),
+            quick=t == "float32",
+        )
+        for t in ("int32", "float32")
+    ),
+    Probe("a dot of 33,000 rows", _on_integers(lambda np: lambda a, b: a @ b, (33_000, 7), (7, 5)), quick=True),
+    Probe(
+        "batched dots",
+        _on_integers(lambda np: lambda a, b: np.einsum("bij,bjk->kbi", a, b), (6, 9, 17), (6, 17, 10)),
+    ),
+    Probe(  # the contraction of `jax.patches`, channel by channel
+        "windows times kernel",
+        _on_integers(lambda np: lambda a, b: np.einsum("nhwtc,tc->nhwc", a, b), (2, 15, 14, 9, 8), (9, 8)),
+        quick=True,
+    ),
+    *(Probe(f"sums over axes {axis}", _sums(axis)) for axis in (1, (1, 2), (0, 1, 2), 3, None)),
+    Probe("a long sum of squares", _on_integers(lambda np: lambda x: np.sum(x * x, axis=0), (70_001, 3)), quick=True),
+    Probe(
+        "the greatest and the least",
+        _on_integers(lambda np: lambda x: np.max(x, axis=1) + np.min(x, axis=1), (9, 301, 16), most=99),
+    ),
     Probe("gathers", _gathered, quick=True),
-    Probe("selects", _selected),
-    Probe("padding and strided slices", _padded_and_cut, quick=True),
-    Probe("transposes and reversals", _transposed),
-    Probe("concatenations", _concatenated),
-    Probe("running sums", _running_sums),
+    Probe(
+        "selects",
+        _on_integers(lambda np: lambda a, b: np.where(a > b, a - b, np.where(a == b, a * b, b)), *[(63, 65)] * 2),
+    ),
+    Probe(
+        "padding and strided slices",
+        _on_integers(
+            lambda np: lambda x: np.pad(x, ((0, 0), (2, 1), (0, 3), (0, 0)))[:, 1:-2:2, ::3, 1:] * 2, (3, 21, 22, 5)
+        ),
+        quick=True,
+    ),
+    Probe(
+        "transposes and reversals",
+        _on_integers(lambda np: lambda x: np.transpose(x, (3, 0, 2, 1)).reshape(24, -1)[::-1], (4, 19, 33, 6)),
+    ),
+    Probe(
+        "concatenations",
+        _on_integers(
+            lambda np: lambda a, b: np.concatenate([a[:, 3:], b, a[:, :3] * 2], axis=1), (7, 20, 5), (7, 11, 5)
+        ),
+    ),
+    Probe("running sums", _on_integers(lambda np: lambda x: np.cumsum(x, axis=1), (5, 1030, 3))),
     Probe("a scan", _scanned),
     Probe("a loop that writes rows", _looped),
     *(
@@ -595,7 +579,7 @@ def sentences(findings: Sequence[Outcome]) -> list[str]:
     names = ", ".join(dict.fromkeys(probe.issue or probe.name for probe in probes))
     avoid = "; ".join(dict.fromkeys(probe.avoid for probe in probes if probe.avoid))
     return [
-        f"JAX's compiler is wrong here ({names}): a difference can be its mistake.",
+        f"JAX's compiler gives wrong results here ({names}). A difference may come from the compiler.",
         f"To avoid it: {avoid}. `jaxdw doctor` says more." if avoid else "`jaxdw doctor` says more.",
     ]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.markup import escape
+from rich.table import Column, Table
 
 from bridge.cli.output import console, summarise
 from bridge.environment import environment
@@ -24,14 +26,15 @@ def doctor(
     from bridge.requirements import untested
     from bridge.selftest import taps_against_torch
 
-    facts = environment() | {"implementations": ", ".join(implementations())}
-    width = max(map(len, facts))
-    _print(*(f"{name:{width}}  {value}" for name, value in facts.items()))
+    facts = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2))
+    for name, value in (environment() | {"implementations": ", ".join(implementations())}).items():
+        facts.add_row(name, escape(value or "none"))
+    console().print(facts, highlight=False)
     if line := untested():
         _print("", line)
     result = taps_against_torch(cases, seed)
     told = (
-        f"Self-test: jax.taps has the bits of torch.conv2d on {result.equal} of {result.elements} elements "
+        f"Self-test: jax.taps matches torch.conv2d bit for bit on {result.equal} of {result.elements} elements "
         f"of {cases} random float32 convolutions."
     )
     _print("", told, *(f"  differs: {line}" for line in result.misses))

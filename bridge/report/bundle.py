@@ -11,9 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +22,7 @@ import pydantic
 from bridge.case import DTYPES, Case
 from bridge.diagnosis import Diagnosis, Verdict, parity
 from bridge.environment import environment
-from bridge.files import parse_npy, read_json, read_regular
+from bridge.files import atomic_folder, check_free, parse_npy, read_json, read_regular
 from bridge.implementations import Implementation, implementation
 from bridge.numerics import same_bits
 from bridge.records import CaseRecord, Document, Record, first_problem
@@ -96,51 +93,37 @@ def check_new_folder(folder: Path) -> None:
     Raises:
       OSError: the folder holds something, is a file, or its parent is missing or closed.
     """
-    folder = folder.absolute()
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file, expected a folder to make")
+        raise NotADirectoryError(f"{folder} is a file, expected a new or an empty folder")
     if folder.is_dir() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty, expected a folder to make")
-    if not folder.parent.is_dir():
-        raise FileNotFoundError(f"{folder} cannot be written: there is no folder {folder.parent}")
-    if not os.access(folder.parent, os.W_OK):
-        raise PermissionError(f"{folder} cannot be written: permission denied")
+        raise FileExistsError(f"{folder} is not empty, expected a new or an empty folder")
+    check_free(folder.absolute(), force=True)
 
 
 def save_bundle(diagnosis: Diagnosis, folder: Path) -> None:
-    """Write the bundle to a temporary folder, then rename that; an interrupted run leaves no part of it.
+    """Write the bundle whole; an interrupted run leaves no part of it.
 
     Raises:
       OSError: as `check_new_folder` says.
     """
     check_new_folder(folder)
-    folder = folder.absolute()
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        case = diagnosis.case
-        given: dict[Given, np.ndarray | None] = {"x": case.x, "kernel": case.kernel, "bias": case.bias}
-        arrays = {name: _write(temporary, name, a) for name, a in given.items() if a is not None}
-        outputs = [
-            OutputRecord(implementation=name, **dict(_write(temporary, f"output-{number}", y)))
-            for number, (name, y) in enumerate(diagnosis.outputs.items())
-        ]
-        word = case.padding if isinstance(case.padding, str) else None
+    case = diagnosis.case
+    given: dict[Given, np.ndarray | None] = {"x": case.x, "kernel": case.kernel, "bias": case.bias}
+    with atomic_folder(folder.absolute()) as new:
         manifest = BundleManifest(
             environment=environment(),
-            case=SavedCase(**dict(CaseRecord.of_case(case)), padding_word=word),
-            arrays=arrays,
-            outputs=outputs,
+            case=SavedCase(
+                **dict(CaseRecord.of_case(case)), padding_word=case.padding if isinstance(case.padding, str) else None
+            ),
+            arrays={name: _write(new, name, array) for name, array in given.items() if array is not None},
+            outputs=[
+                OutputRecord(implementation=name, **dict(_write(new, f"output-{number}", y)))
+                for number, (name, y) in enumerate(diagnosis.outputs.items())
+            ],
             verdict=diagnosis.verdict,
-            verdicts=[SavedVerdict(a=c.a, b=c.b, verdict=c.verdict) for c in diagnosis.comparisons],
+            verdicts=[SavedVerdict.model_validate(each) for each in diagnosis.comparisons],
         )
-        (temporary / _MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        os.chmod(temporary, 0o755)
-        if folder.is_dir():
-            folder.rmdir()
-        os.rename(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
+        (new / _MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
 def load_bundle(folder: Path) -> Bundle:
@@ -163,9 +146,12 @@ def load_bundle(folder: Path) -> Bundle:
             name=saved.name,
         )
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder / _MANIFEST} describes no case: {error}") from None
+        raise ValueError(f"{folder / _MANIFEST} does not describe a valid case: {error}") from None
     if (case.geometry.padding, case.geometry.padding_mode) != (saved.padding, saved.padding_mode):
-        raise ValueError(f"{folder / _MANIFEST} has padding {saved.padding}, but {saved.padding_word} is another")
+        raise ValueError(
+            f"{folder / _MANIFEST} has padding {saved.padding} of {saved.padding_mode}, but padding_word "
+            f"{saved.padding_word} gives {case.geometry.padding} of {case.geometry.padding_mode}"
+        )
     for name, y in outputs.items():
         if y.shape != case.geometry.output_shape or y.dtype != case.dtype:
             expected = f"{case.dtype} {case.geometry.output_shape}"
@@ -196,7 +182,7 @@ def replay_bundle(folder: Path, *, import_functions: bool = False) -> tuple[Diag
         except (ValueError, ImportError) as error:
             absent.append(f"not run here: {name} ({error})")
     if len(chosen) < 2:
-        raise ValueError(f"{folder} cannot be repeated, since fewer than two implementations run: {'; '.join(absent)}")
+        raise ValueError(f"{folder} cannot be repeated: fewer than two implementations run here: {'; '.join(absent)}")
     diagnosis = parity(bundle.case, chosen)
     changes = [*absent, *_environment(bundle), *_outputs(bundle, diagnosis), *_verdicts(bundle, diagnosis)]
     return diagnosis, changes
@@ -204,7 +190,7 @@ def replay_bundle(folder: Path, *, import_functions: bool = False) -> tuple[Diag
 
 def _runnable(name: str, import_functions: bool) -> Implementation:
     if ":" in name and not import_functions:
-        raise ValueError("a function of the user's is not imported unasked")
+        raise ValueError("a function is imported only with --import-functions (`import_functions=True`)")
     return implementation(name)
 
 
@@ -227,12 +213,12 @@ def _outputs(bundle: Bundle, diagnosis: Diagnosis) -> Iterator[str]:
             with np.errstate(invalid="ignore"):
                 distance = np.abs(saved.astype(np.float64) - now.astype(np.float64))
             most = np.max(distance, where=np.isfinite(distance), initial=0.0)
-            yield f"output: {name} has other bits in {changed} of {saved.size} elements, by at most {most:.2g}"
+            yield f"output: {name} has different bits in {changed} of {saved.size} elements, by at most {most:.2g}"
 
 
 def _verdicts(bundle: Bundle, diagnosis: Diagnosis) -> Iterator[str]:
     if diagnosis.verdict is not bundle.manifest.verdict:
-        yield f"verdict: of the whole, was {bundle.manifest.verdict}, is {diagnosis.verdict}"
+        yield f"verdict: of the whole diagnosis, was {bundle.manifest.verdict}, is {diagnosis.verdict}"
     for saved in bundle.manifest.verdicts:
         if not {saved.a, saved.b} <= diagnosis.outputs.keys():
             continue
@@ -258,13 +244,13 @@ def _read(folder: Path, record: ArrayRecord) -> np.ndarray:
     try:
         data = read_regular(path)
     except FileNotFoundError:
-        raise ValueError(f"{folder} is not a whole bundle: {record.file} is missing") from None
+        raise ValueError(f"{folder} is an incomplete bundle: {record.file} is missing") from None
     if hashlib.sha256(data).hexdigest() != record.sha256:
         raise ValueError(f"{path} was cut or changed: its SHA-256 is not the manifest's")
     try:
         array = parse_npy(data)
     except ValueError as error:
-        raise ValueError(f"{path} is no array: {error}") from None
+        raise ValueError(f"{path} is not a valid array: {error}") from None
     if record.dtype == _BFLOAT16.name and array.dtype == np.uint16:
         array = array.view(_BFLOAT16)
     if array.dtype not in DTYPES.values() or array.dtype.name != record.dtype or array.shape != record.shape:

@@ -22,7 +22,7 @@ def print_census(records: Sequence[CensusRecord], implementations: Sequence[str]
     """Print one row per model, then every layer that is weaker than ROUNDING, then the totals."""
     reference, *others = implementations
     table = Table(
-        title=f"Depthwise layers by verdict, and how many have the bits of {reference}",
+        title=f"Depthwise layers by verdict, and how many match {reference} bit for bit",
         box=rich.box.SIMPLE_HEAD,
         title_justify="left",
         pad_edge=False,

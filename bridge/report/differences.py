@@ -55,7 +55,7 @@ class Map:
 
     Attributes:
       title: which channel, or "all channels".
-      cells: float64 (rows, columns); 0 where the bits are equal, infinite where one side only is not finite.
+      cells: float64 (rows, columns); 0 where the bits are equal, infinite where only one result is finite.
       shape: rows and columns before reduction to `_CELLS`.
       axes: what the rows and columns are.
     """
@@ -75,7 +75,7 @@ class Difference:
       classes: the two classes of equal bits that it stands for.
       ulp: elements by distance in ULP.
       ratio: different elements by |a - b| / bound.
-      not_finite: elements that neither histogram counts, since only one side is finite.
+      not_finite: elements that neither histogram counts, since only one result is finite.
       maps: all channels together, then the worst.
       by_channel: float64 (C*M,), the greatest |a - b| of each channel.
     """

@@ -82,7 +82,7 @@ def to_html(
         findings=_findings(diagnosis),
         waterfall=attribution and pictures.waterfall(attribution),
         unit=attribution and attribution.unit,
-        tables=[(name, [_against(diagnosis, name, other) for other in names if other != name]) for name in references],
+        tables=[(a, [(b, diagnosis.between(a, b)) for b in names if b != a]) for a in references],
         comparisons=diagnosis.comparisons,
         integer_tests=diagnosis.integer_tests,
         graph=pictures.graph(diagnosis, classes),
@@ -121,10 +121,6 @@ def tone(verdict: Verdict | str) -> str:
 def _breakable(name: str) -> markupsafe.Markup:
     """Return a name that may break after its dots, underscores and commas, and before its brackets."""
     return markupsafe.Markup(re.sub(r"([._,])|(\[)", r"\1<wbr>\2", str(markupsafe.escape(name))))
-
-
-def _against(diagnosis: Diagnosis, reference: str, other: str) -> tuple[str, Comparison]:
-    return other, diagnosis.between(reference, other)
 
 
 def _pictured(each: Difference) -> Pictured:

@@ -46,7 +46,7 @@ def print_model(parity: ModelParity, console: Console) -> None:
 def summary(parity: ModelParity) -> str:
     """Return the answer in a few sentences.
 
-    `growth` never decides a verdict. It is the difference that accumulates as both networks run free.
+    `growth` never decides a verdict. It is the difference that accumulates when each network runs end to end.
     """
     found = Counter(layer.verdict for layer in parity.layers if layer.isolated is not None)
     counts = ", ".join(f"{found[verdict]} {verdict}" for verdict in Verdict if found[verdict])
@@ -60,12 +60,12 @@ def summary(parity: ModelParity) -> str:
     else:
         told.append("Growth is only rounding: no operation adds more than its rounding bound.")
     if growth := max((layer.growth for layer in parity.layers if layer.growth is not None), default=None):
-        told.append(f"Running free, the networks differ by at most {growth:.2g} of a layer's norm.")
+        told.append(f"Run end to end, the networks differ by at most {growth:.2g} of a layer's norm.")
     logits = parity.logits
     told.append(
-        f"Logits differ by at most {logits.max_abs:.2g} (greatest {logits.scale:.2g}); the same top {logits.top} on "
-        f"{logits.same_top:.0%} of images, in the same order on {logits.same_order:.0%}, "
-        f"the same first on {logits.same_first:.0%}."
+        f"Logits differ by at most {logits.max_abs:.2g} (greatest {logits.scale:.2g}). The top {logits.top} are "
+        f"the same on {logits.same_top:.0%} of images, in the same order on {logits.same_order:.0%}, "
+        f"with the same first on {logits.same_first:.0%}."
     )
     return " ".join(told)
 
@@ -120,59 +120,50 @@ class Dot:
 
 @dataclasses.dataclass(frozen=True)
 class GrowthChart:
-    """Growth through the network: layers from left to right, the relative difference on a scale of powers of ten.
+    """The relative difference of each layer, from left to right, on a scale of powers of ten.
 
     Attributes:
-      width, height, left, right, top, bottom: of the picture and of its frame.
-      line: the points of a polyline, "x,y x,y", where layers differ.
       dots: one per layer whose results differ, coloured by its isolated verdict.
       ticks: `(y, power of ten)`.
       summary: the picture in words.
     """
 
-    width: float
-    height: float
-    left: float
-    right: float
-    top: float
-    bottom: float
-    line: str
     dots: Sequence[Dot]
     ticks: Sequence[tuple[float, int]]
     summary: str
 
+    width, height = 720.0, 300.0
+    left, right, top, bottom = 56.0, 708.0, 20.0, 256.0
+
 
 def growth_chart(layers: Sequence[LayerParity]) -> GrowthChart | None:
     """Return the chart, or None where nothing differs."""
-    grown = [(i, layer) for i, layer in enumerate(layers) if layer.growth]
+    grown = [(number, layer, layer.growth) for number, layer in enumerate(layers) if layer.growth]
     if not grown:
         return None
-    width, height, left, right, top, bottom = 720.0, 300.0, 56.0, 708.0, 20.0, 256.0
-    powers = [math.log10(layer.growth or 1.0) for _, layer in grown]
-    low, high = math.floor(min(powers)), max(math.ceil(max(powers)), math.floor(min(powers)) + 1)
+    powers = [math.log10(growth) for _, _, growth in grown]
+    low = math.floor(min(powers))
+    high = max(math.ceil(max(powers)), low + 1)
+    step = (GrowthChart.right - GrowthChart.left) / len(layers)
 
-    def at(i: int, power: float) -> tuple[float, float]:
-        x = left + (right - left) * (i + 0.5) / len(layers)
-        return x, bottom - (bottom - top) * (power - low) / (high - low)
+    def y(power: float) -> float:
+        return GrowthChart.bottom - (GrowthChart.bottom - GrowthChart.top) * (power - low) / (high - low)
 
-    places = [at(i, power) for (i, _), power in zip(grown, powers)]
     dots = [
-        Dot(x, y, tone(layer.verdict), f"{layer.name}: {layer.growth:.2g}, isolated {layer.verdict}")
-        for (x, y), (_, layer) in zip(places, grown)
+        Dot(
+            GrowthChart.left + step * (number + 0.5),
+            y(power),
+            tone(layer.verdict),
+            f"{layer.name}: {growth:.2g}, isolated {layer.verdict}",
+        )
+        for power, (number, layer, growth) in zip(powers, grown)
     ]
-    last = grown[-1][1]
+    _, last, growth = grown[-1]
     return GrowthChart(
-        width,
-        height,
-        left,
-        right,
-        top,
-        bottom,
-        " ".join(f"{x:.1f},{y:.1f}" for x, y in places),
         dots,
-        [(at(0, power)[1], power) for power in range(low, high + 1)],
+        [(y(power), power) for power in range(low, high + 1)],
         f"The relative difference of both networks, layer by layer: from {10 ** min(powers):.2g} to "
-        f"{10 ** max(powers):.2g}, {last.growth:.2g} at {last.name}.",
+        f"{10 ** max(powers):.2g}, {growth:.2g} at {last.name}.",
     )
 
 

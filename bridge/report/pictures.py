@@ -20,7 +20,7 @@ from bridge.report.differences import Bin, BitClass, Map, class_pairs
 _RAMP = ((72, 35, 116), (64, 67, 135), (52, 94, 141), (41, 120, 142), (32, 144, 140), (34, 167, 132), (68, 190, 112),
          (121, 209, 81), (189, 222, 38), (253, 231, 36))  # fmt: skip
 _NOT_FINITE = (224, 49, 49)
-#: Palette places: same bits, the first and last colour of the ramp, not finite on one side.
+#: Palette places: same bits, the first and last colour of the ramp, not finite in one result.
 _SAME, _FIRST, _LAST, _BAD = 0, 1, 254, 255
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -226,7 +226,7 @@ def channel_chart(by_channel: np.ndarray) -> Chart:
     for k, h in enumerate(heights):
         first, last = k * block, min((k + 1) * block, channels) - 1
         name = f"channel {first}" if first == last else f"channels {first} to {last}"
-        note = f"{name}: {h:.2g}" if math.isfinite(h) else f"{name}: not finite on one side"
+        note = f"{name}: {h:.2g}" if math.isfinite(h) else f"{name}: not finite in one result"
         height = span * min(h / scale, 1.0)
         gap = min(1.0, step / 4)
         bars.append(Bar(Chart.left + step * k, Chart.bottom - height, step - gap, height, note, not math.isfinite(h)))

@@ -38,7 +38,7 @@ def jaxdw(monkeypatch, capfd):
             cli.run()
         signal.alarm(0)
         out, error = capfd.readouterr()
-        assert not RAW.search(out) and not RAW.search(error) and "a fault of jaxdw" not in error
+        assert not RAW.search(out) and not RAW.search(error) and "a bug in jaxdw" not in error
         return ended.value.code, out, error
 
     return run
@@ -67,7 +67,7 @@ F32 = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 WEIGHTS = {
     "itself.index.json": (index(a="itself.index.json"), "names indexes as its shards"),
     "deep.index.json": (b'{"weight_map":' + b"[" * 100_000, "recursion"),
-    "nan.index.json": (b'{"weight_map": NaN}', "NaN is no number"),
+    "nan.index.json": (b'{"weight_map": NaN}', "NaN is not a JSON number"),
     "twice.index.json": (b'{"weight_map": {}, "weight_map": {}}', "duplicate keys 'weight_map'"),
     "list.index.json": (b"[]", "is no index of shards"),
     "outside.index.json": (index(a="../b.safetensors"), "outside its own folder"),
@@ -235,7 +235,7 @@ def test_windows_of_many_taps_are_not_revealed_unless_it_is_asked_for(jaxdw):
         assert code == 2 and "windows of 144 taps" in error and "`--max-taps 144`" in error
     two = ("--implementations", "torch.conv2d,numpy.exact")
     code, out, error = jaxdw("parity", *wide, *two)
-    assert code == 0 and "EXPLAINED" not in out and "no order of addition is revealed" in error
+    assert code == 0 and "EXPLAINED" not in out and "no accumulation order is revealed" in error
 
 
 def test_text_is_made_printable_and_nothing_else():

@@ -36,7 +36,7 @@ def test_the_command_prints_and_writes_what_was_found(tmp_path):
     assert {c["name"] for c in found["configurations"]} == {found["a"], found["b"]}
     assert found["flips"] and all(flip["side"] in (found["a"], found["b"]) for flip in found["flips"])
     assert report["elimination"]["changes"] and not report["elimination"]["identical"]
-    assert "Where the difference comes from" in paths["html"].read_text()
+    assert "Sources of the difference" in paths["html"].read_text()
 
 
 def test_without_the_option_nothing_is_attributed(tmp_path):
