@@ -19,7 +19,7 @@ from bridge.diagnosis.precision.search import lower_accumulator, lower_precision
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Judgement:
-    """An output, and what is wrong with it; that is computed once, when it is first asked for.
+    """An output and its faults, which are computed once, when they are first asked for.
 
     Attributes:
       output: the output.

@@ -1,4 +1,4 @@
-"""Verdict: what was proved, from the strongest to the weakest, and the exit code of each."""
+"""Verdict: the strongest statement that was proved, with its meaning and its exit code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 
 class Verdict(enum.StrEnum):
-    """What was proved of a difference: the strongest that can be proved.
+    """The strongest statement on a difference that was proved; here from the strongest to the weakest.
 
     >>> Verdict.ROUNDING.passes, Verdict.BUG.passes
     (True, False)
@@ -41,7 +41,7 @@ class Verdict(enum.StrEnum):
 
     @property
     def meaning(self) -> str:
-        """What was proved, in a few words."""
+        """The statement that was proved, in a few words."""
         return _MEANING[self]
 
 

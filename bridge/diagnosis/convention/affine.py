@@ -121,6 +121,9 @@ def _affine_of(output: Output, fits: _Fits, inside: np.ndarray) -> Iterator[Mist
     case, everything, per_input = fits.case, fits.features, fits.case.geometry.multiplier
     without = fits.y - fits.bias
     ones = np.ones_like(fits.y)
+    by_output = fits.solve([fits.exact, ones], fits.y, inside, 1)
+    if any(_is_negation(s, t, fit_tolerance(output)) for s, t in _nice(by_output, fit_tolerance(output))):
+        return  # without padding, an input of -x and other constants gives the same numbers
     if (a := fits.solve([fits.without_bias], without, inside, everything)[0, 0]) not in (0.0, -1.0):
         yield from _inputs(output, np.array([[a, 0.0]]), case)
     if (a := fits.solve([fits.exact], fits.y, inside, everything)[0, 0]) and case.bias is not None:
@@ -128,7 +131,6 @@ def _affine_of(output: Output, fits: _Fits, inside: np.ndarray) -> Iterator[Mist
     yield from _inputs(output, fits.solve([fits.without_bias, fits.of_ones], without, inside, everything), case)
     yield from _outputs(output, fits.solve([fits.exact, ones], fits.y, inside, everything))
     by_input = fits.solve([fits.without_bias, fits.of_ones], without, inside, per_input)
-    by_output = fits.solve([fits.exact, ones], fits.y, inside, 1)
     inputs, outputs = _inputs(output, by_input, case), _outputs(output, by_output)
     if per_input == 1 and np.ptp(fits.of_ones, axis=0).max() == 0:  # both give the same y; images have few channels
         same = "; without padding, {} gives the same numbers"
@@ -145,16 +147,19 @@ def _with_cause(found: Iterator[Mistake], more: str) -> Iterator[Mistake]:
     return (dataclasses.replace(mistake, cause=mistake.cause + more) for mistake in found)
 
 
-def _nice(a: np.ndarray, b: np.ndarray, tolerance: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _nice(fitted: np.ndarray, tolerance: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the numbers that people write, where the fitted ones are near, then the fitted ones."""
+    a, b = fitted.T
+    if not np.isfinite(fitted).all() or not a.all():
+        return
     near, shift = a.copy(), b.copy()
     for i, value in enumerate(a):
         known = [c for c in (1.0, *_FACTORS) if abs(value - c) <= tolerance * c]
-        rounded = float(f"{1 / value:.4g}") if value else 0.0
+        rounded = float(f"{1 / value:.4g}")
         near[i] = known[0] if known else 1 / rounded if rounded and abs(value * rounded - 1) <= tolerance else value
-        centre = -b[i] / value if value else 0.0
+        centre = -b[i] / value
         offset = float(f"{centre:.4g}")
-        if abs(offset - centre) <= tolerance * (abs(1 / value) if value else 1.0):
+        if abs(offset - centre) <= tolerance * abs(1 / value):
             shift[i] = -offset * near[i]
         if abs(b[i] - round(b[i])) <= tolerance:
             shift[i] = float(round(b[i]))
@@ -163,14 +168,17 @@ def _nice(a: np.ndarray, b: np.ndarray, tolerance: float) -> Iterator[tuple[np.n
         yield a, b
 
 
+def _is_negation(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
+    """Return whether a x + b is -x: the wrong sign has a name of its own."""
+    return bool((np.abs(a + 1) < tolerance).all() and not b.any())
+
+
 def _inputs(output: Output, found: np.ndarray, case: Case) -> Iterator[Mistake]:
     """Yield a x + b in place of the case's x, for one pair (a, b) or one per input channel."""
-    if not np.isfinite(found).all() or not found[:, 0].all():
-        return
     u, wide, tolerance = format_of(case.dtype).unit_roundoff, case.x.astype(np.float64), fit_tolerance(output)
-    for a, b in _nice(found[:, 0], found[:, 1], tolerance):
-        if (np.abs(a + 1) < tolerance).all() and not b.any():
-            return  # the wrong sign has a name of its own
+    for a, b in _nice(found, tolerance):
+        if _is_negation(a, b, tolerance):
+            return
         x = cast(a * wide + b, case.dtype)
         words, undo = _of_x(a, b)
         also = ": the kernel or the output may be scaled as well, with the same numbers"
@@ -208,11 +216,9 @@ def _of_x(a: np.ndarray, b: np.ndarray) -> tuple[str, str]:
 def _outputs(output: Output, found: np.ndarray) -> Iterator[Mistake]:
     """Yield s y + t in place of y, for one pair (s, t) or one per output channel."""
     case = output.target.case
-    if not np.isfinite(found).all() or not found[:, 0].all():
-        return
     u = format_of(output.y.dtype).unit_roundoff
-    for s, t in _nice(found[:, 0], found[:, 1], fit_tolerance(output)):
-        if (np.abs(s + 1) < fit_tolerance(output)).all() and not t.any():
+    for s, t in _nice(found, fit_tolerance(output)):
+        if _is_negation(s, t, fit_tolerance(output)):
             return
         name, cause, fix = _batch_norm(output, s, t) if len(s) > 1 else _whole(float(s[0]), float(t[0]))
 

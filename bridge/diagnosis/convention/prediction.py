@@ -1,4 +1,4 @@
-"""What a mistake predicts for each element of an output."""
+"""Predictions of a mistake for each element of an output."""
 
 from __future__ import annotations
 

@@ -268,7 +268,7 @@ def channel_order_of_the_outputs(rng):
 def channel_order_of_the_inputs(rng):
     case = geometry(rng, multiplier=int(rng.integers(2, 4)))
     g = case.geometry
-    spread = Case(
+    rearranged = Case(
         case.x[..., np.arange(g.features) % g.channels],
         case.kernel,
         case.bias,
@@ -276,7 +276,7 @@ def channel_order_of_the_inputs(rng):
         padding=case.padding,
         kernel_dilation=case.kernel_dilation,
     )
-    return computed(spread, case)
+    return computed(rearranged, case)
 
 
 @mutation("CONVENTION", "channel order")

@@ -361,11 +361,14 @@ INPUTS = {
     "2x - 1": (r"input normalised.*2\*x - 1", lambda x, r: 2 * x - 1),
     "x/127.5 - 1": ("input normalised.*x/127.5 - 1", lambda x, r: x / np.float32(127.5) - 1),
     "(x - m)/s": (r"\(x - 0.45\)/0.225", lambda x, r: (x - np.float32(0.45)) / np.float32(0.225)),
-    "(x - m)/s by channel": (r"\(x - m\)/s for each channel", lambda x, r: (x - spread(r, x)) / np.exp(spread(r, x))),
+    "(x - m)/s by channel": (
+        r"\(x - m\)/s for each channel",
+        lambda x, r: (x - per_channel(r, x)) / np.exp(per_channel(r, x)),
+    ),
 }
 
 
-def spread(rng, x):
+def per_channel(rng, x):
     return rng.uniform(-1, 1, x.shape[-1]).astype(np.float32)
 
 
@@ -441,6 +444,13 @@ def zeroed(case, rng):
     return np.where(rng.random(case.geometry.output_shape) < 0.5, np.float32(0), in_order(case))
 
 
+plant(
+    "the other sign, no padding",
+    "BUG",
+    "^sign .*every channel has the other sign",
+    lambda c, r: -in_order(c),
+    padding=0,
+)
 plant("one ULP up", "ROUNDING", "one-sided rounding.*above the exact result", one_ulp)
 plant("a transposed window at one phase", "BUG", "positions .*in rows 1 to 9 in steps of 2.*transposed", at_one_phase)
 plant("one replicated border", "CONVENTION", "one border.*'replicate' before the start of axis 1", one_border)

@@ -81,7 +81,7 @@ def test_zeros_of_other_signs_are_not_identical_bits(rng):
 
 @pytest.mark.parametrize("zero", ["x", "kernel"])
 def test_products_that_are_all_zero_decide_nothing(rng, zero):
-    case = make(rng, bias=False)
+    case = make(rng, (1, 4, 4, 2), (2, 2), bias=False)  # no hypothesis is screened out, so each is tried in full
     case = case.replace(**{zero: np.zeros_like(getattr(case, zero))})
     result = compare(in_order(case), in_order(case), case)
     assert (result.verdict, result.name) == (Verdict.INCONCLUSIVE, "nothing to decide")
@@ -182,15 +182,6 @@ def test_rounded_inputs_name_the_operands(rng):
     result = compare(in_order(case.replace(x=rounded(case.x, BFLOAT16))), backwards(case), case)
     assert (result.name, result.place) == ("bfloat16 inputs", "inputs: x")
     assert "highest" in result.fix
-
-
-@pytest.mark.parametrize("factor", [1 + 2.0**-10, 1 + 2.0**-8, 0.99])
-def test_a_small_bug_within_the_bound_of_a_lower_precision_is_a_bug(rng, factor):
-    case = make(rng)
-    kernel = case.kernel.copy()
-    kernel[0, 1] *= np.float32(factor)
-    result = compare(in_order(case.replace(kernel=kernel)), backwards(case), case)
-    assert (result.verdict, result.name) == (Verdict.BUG, "tap")
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, ml_dtypes.bfloat16])
