@@ -9,48 +9,18 @@ import sys
 
 from bridge import cli
 
-MODELS = (
-    "torchvision:mobilenet_v2",
-    "torchvision:mobilenet_v3_small",
-    "torchvision:convnext_tiny",
-    "torchvision:shufflenet_v2_x1_0",
-    "torchvision:maxvit_t",
-    "timm:mobilenetv1_100",
-    "timm:mobilenetv3_large_100",
-    "timm:tf_mobilenetv3_small_minimal_100",
-    "timm:mobilenetv4_conv_small",
-    "timm:mobilenetv4_hybrid_medium",
-    "timm:efficientnet_b0",
-    "timm:tf_efficientnet_b0",
-    "timm:tf_efficientnetv2_b0",
-    "timm:mixnet_s",
-    "timm:tf_mixnet_m",
-    "timm:ghostnet_100",
-    "timm:ghostnetv2_100",
-    "timm:repghostnet_050",
-    "timm:mobileone_s0",
-    "timm:repvit_m0_9",
-    "timm:convnext_atto",
-    "timm:inception_next_atto",
-    "timm:convformer_s18",
-    "timm:edgenext_xx_small",
-    "timm:fastvit_t8",
-    "timm:efficientvit_b0",
-    "timm:efficientvit_m0",
-    "timm:efficientformerv2_s0",
-    "timm:mobilevit_xs",
-    "timm:coatnet_nano_rw_224",
-    "timm:coat_lite_tiny",
-    "timm:xcit_nano_12_p16_224",
-    "timm:mvitv2_tiny",
-    "timm:davit_tiny",
-    "timm:mambaout_femto",
-    "timm:fbnetc_100",
-    "timm:rexnet_100",
-    "timm:xception41",
-    "timm:starnet_s1",
-    "timm:cpubone_nano",
-)
+_TORCHVISION = """
+    mobilenet_v2 mobilenet_v3_small convnext_tiny shufflenet_v2_x1_0 maxvit_t
+"""
+_TIMM = """
+    mobilenetv1_100 mobilenetv3_large_100 tf_mobilenetv3_small_minimal_100 mobilenetv4_conv_small
+    mobilenetv4_hybrid_medium efficientnet_b0 tf_efficientnet_b0 tf_efficientnetv2_b0 mixnet_s tf_mixnet_m
+    ghostnet_100 ghostnetv2_100 repghostnet_050 mobileone_s0 repvit_m0_9 convnext_atto inception_next_atto
+    convformer_s18 edgenext_xx_small fastvit_t8 efficientvit_b0 efficientvit_m0 efficientformerv2_s0 mobilevit_xs
+    coatnet_nano_rw_224 coat_lite_tiny xcit_nano_12_p16_224 mvitv2_tiny davit_tiny mambaout_femto fbnetc_100
+    rexnet_100 xception41 starnet_s1 cpubone_nano
+"""
+MODELS = (*(f"torchvision:{name}" for name in _TORCHVISION.split()), *(f"timm:{name}" for name in _TIMM.split()))
 
 
 def main() -> None:

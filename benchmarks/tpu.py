@@ -26,7 +26,7 @@ from bridge.audit.compiling import Subject, Way, compile_ways
 from bridge.audit.platforms import PLATFORMS, Platform, platform
 from bridge.bench.suites import Layer, layers_of
 from bridge.files import check_writable, write_atomically
-from jaxdw.choice import choose
+from jaxdw.auto import choose
 
 #: "auto" is one of the first two, not compiled again.
 COMPILED = ("taps", "pallas", "grouped", "grouped[precision=highest]", "patches")

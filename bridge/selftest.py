@@ -12,8 +12,8 @@ from bridge.case import Case
 from bridge.environment import environment
 from bridge.implementations import implementation
 from bridge.numerics import same_bits
+from jaxdw.bias import bias_comes_first
 from jaxdw.geometry import Geometry
-from jaxdw.methods.taps import bias_comes_first
 
 _log = logging.getLogger("bridge")
 

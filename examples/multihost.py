@@ -1,13 +1,13 @@
-"""One convolution over the devices of several processes, with the bits of one device.
+"""Run one convolution over the devices of several processes, and compare it with the bits of one device.
 
 python examples/multihost.py                                                       # two processes on this machine
 python examples/multihost.py --coordinator host0:1234 --processes 2 --process 0    # on host0
 python examples/multihost.py --coordinator host0:1234 --processes 2 --process 1    # on host1
-python examples/multihost.py --detect       # under SLURM, Open MPI or Kubernetes, or on a TPU pod: JAX knows the rest
+python examples/multihost.py --detect       # under SLURM, Open MPI or Kubernetes, or on a TPU pod: JAX finds the rest
 
-JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID stand for the flags too. Every process runs this same
-program. It ends with 0 if all bits are those of one device, 1 if not, 3 if the others did not answer in time, and 4 if
-one of them died.
+The variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID replace the flags. Every process runs this
+same program. It exits with 0 if all bits are those of one device, 1 if not, 3 if another process did not answer in
+time, and 4 if another process died.
 """
 
 import argparse
@@ -35,10 +35,10 @@ def main() -> int:
     environment = os.environ.get
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--coordinator", default=environment("JAX_COORDINATOR_ADDRESS"), help="HOST:PORT of process 0")
-    parser.add_argument("--processes", type=int, default=environment("JAX_NUM_PROCESSES"), help="how many there are")
-    parser.add_argument("--process", type=int, default=environment("JAX_PROCESS_ID"), help="which this is, from 0")
+    parser.add_argument("--processes", type=int, default=environment("JAX_NUM_PROCESSES"), help="number of processes")
+    parser.add_argument("--process", type=int, default=environment("JAX_PROCESS_ID"), help="index of this process")
     parser.add_argument("--detect", action="store_true", help="ask the cluster's scheduler for these three")
-    parser.add_argument("--rounds", type=int, default=1, help="how often to convolve")
+    parser.add_argument("--rounds", type=int, default=1, help="number of convolutions")
     parser.add_argument("--time-limit", type=float, default=60, help="seconds to wait for the other processes")
     arguments = parser.parse_args()
     given = [arguments.coordinator, arguments.processes, arguments.process]
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def on_this_machine(processes: int, arguments: argparse.Namespace) -> int:
-    """Starts this program once a process, over loopback, on CPUs."""
+    """Start this program once per process, over loopback, on CPUs."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -82,13 +82,13 @@ def as_one_of_them(arguments: argparse.Namespace) -> int:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     who = f"process {'?' if arguments.process is None else arguments.process} of {arguments.processes or '?'}"
     with time_limit(
-        limit, f"{who}: the others were not all there within {limit:g} s (--time-limit); are they running?"
+        limit, f"{who}: the other processes did not all connect within {limit:g} s (--time-limit); are they running?"
     ):
         jax.distributed.initialize(
             arguments.coordinator,
             arguments.processes,
             arguments.process,
-            initialization_timeout=2 * int(limit) + 1,  # the limit above is over first, and says more
+            initialization_timeout=2 * int(limit) + 1,  # longer than the limit above, whose message says more
         )
         devices = jax.devices()
     who = f"process {jax.process_index()} of {jax.process_count()}"
@@ -99,13 +99,13 @@ def as_one_of_them(arguments: argparse.Namespace) -> int:
         with time_limit(limit, silence):
             jax.distributed.shutdown()  # waits for the others
     except jax.errors.JaxRuntimeError as error:
-        stop(f"{who}: stopped, since another process does not answer any more: {error}".splitlines()[0], 4)
+        stop(f"{who}: stopped, because another process no longer answers: {error}".splitlines()[0], 4)
     say(f"{who}: {'the bits of one device' if same else 'NOT the bits of one device'}")
     return 0 if same else 1
 
 
 def has_the_bits_of_one_device(who: str, rounds: int, limited: Callable[[], AbstractContextManager[None]]) -> bool:
-    """Whether this process's part of the result, and of the gradient by x, is what one device computes."""
+    """Return True if this process's part of the result, and of the gradient by x, has the bits of one device."""
     devices = jax.device_count()
     draw = np.random.default_rng(0).standard_normal
     image, slope = (draw((1, ROWS_PER_DEVICE * devices, 24, 16), np.float32) for _ in range(2))
@@ -115,15 +115,15 @@ def has_the_bits_of_one_device(who: str, rounds: int, limited: Callable[[], Abst
     sharding = NamedSharding(mesh, P(None, "rows"))
     x, dy = (jax.make_array_from_callback(a.shape, sharding, lambda rows, a=a: a[rows]) for a in (image, slope))
 
-    def shared_out(x, kernel, bias):
+    def divided(x, kernel, bias):
         return jaxdw.sharding.depthwise_conv(x, kernel, bias, spec=P(None, "rows"), mesh=mesh)
 
-    both, alone = with_gradient(shared_out), with_gradient(jaxdw.depthwise_conv)
+    both, alone = with_gradient(divided), with_gradient(jaxdw.depthwise_conv)
     for number in range(rounds):
         with limited():
             y, dx = jax.block_until_ready(both(x, dy, kernel, bias))
         if number == 0:
-            say(f"{who}: convolved {y.shape}, {ROWS_PER_DEVICE} rows a device")
+            say(f"{who}: convolved {y.shape}, {ROWS_PER_DEVICE} rows per device")
     expected = alone(image, slope, kernel, bias)
     return all(
         np.array_equal(shard.data, whole[shard.index])
@@ -133,7 +133,7 @@ def has_the_bits_of_one_device(who: str, rounds: int, limited: Callable[[], Abst
 
 
 def with_gradient(conv):
-    """y, and dy's pullback to x."""
+    """Return a jitted function of x, dy, kernel and bias that gives y and the gradient by x."""
 
     @jax.jit
     def run(x, dy, kernel, bias):
@@ -145,7 +145,7 @@ def with_gradient(conv):
 
 @contextlib.contextmanager
 def time_limit(seconds: float, message: str) -> Iterator[None]:
-    """Ends the process if the body takes longer: whoever waits for a dead process may wait in C++, for ever."""
+    """End the process if the body takes longer. A wait for a dead process may be in C++, and never end."""
     timer = threading.Timer(seconds, stop, (message, 3))
     timer.daemon = True
     timer.start()
@@ -156,14 +156,14 @@ def time_limit(seconds: float, message: str) -> Iterator[None]:
 
 
 def say(message: str) -> None:
-    """The line in one piece, among those of other processes."""
+    """Print the line in one piece, so that lines of other processes do not mix with it."""
     sys.stdout.write(message + "\n")
     sys.stdout.flush()
 
 
 def stop(message: str, code: int) -> None:
     print(message, file=sys.stderr, flush=True)
-    os._exit(code)  # without JAX's own farewell, which would wait for all
+    os._exit(code)  # skips JAX's own shutdown, which would wait for all processes
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The question replayed: MobileNet's depthwise convolution as unfold + matmul, against F.conv2d, and the way out.
+"""Compare MobileNet's depthwise convolution as unfold + matmul with F.conv2d, and show how to get the same bits.
 
 python examples/question.py
 """
@@ -24,7 +24,8 @@ unfolded = torch.cat(outputs, dim=1)
 print(f"unfold + matmul: {(unfolded != expected).sum()} of {expected.numel()} elements differ,")
 print(f"                 by at most {(unfolded - expected).abs().max():.1e}")
 
-# In float64 both sums are almost exact, and round to the same float32 nearly always: the arithmetic, not the code.
+# In float64 both sums are almost exact, and nearly always round to the same float32. So the code is right, and the
+# difference is rounding.
 wide = F.conv2d(x.double(), weight.double(), padding=1, groups=3).float()
 print(f"F.conv2d itself differs from the float64 result in {(wide != expected).sum()} elements")
 
@@ -35,6 +36,6 @@ y = jaxdw.depthwise_conv(image, kernel, padding=1, method="taps")
 same = np.asarray(y) == expected.permute(0, 2, 3, 1).numpy()
 print(f"jaxdw, taps:     {(~same).sum()} of {same.size} elements differ")
 
-# And the windows themselves, for whatever else is to be done with them.
+# The windows themselves, for any other work on them.
 windows = jaxdw.unfold(image, (3, 3), padding=1)
 print(f"windows:         {windows.shape}  (batch, height, width, kernel height, kernel width, channels)")

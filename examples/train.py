@@ -1,4 +1,4 @@
-"""The layer in a small Flax model, trained a few steps on stripes: are they horizontal or vertical?
+"""Train a small Flax model with the layer for a few steps: are stripes horizontal or vertical?
 
 python examples/train.py
 """
@@ -12,7 +12,7 @@ import jaxdw.nnx
 
 
 class Block(nnx.Module):
-    """Depthwise, then pointwise: what MobileNet is made of."""
+    """A depthwise and a pointwise convolution, as in MobileNet."""
 
     def __init__(self, features: int, out: int, *, rngs: nnx.Rngs):
         self.depthwise = jaxdw.nnx.DepthwiseConv(features, (3, 3), strides=2, rngs=rngs)
@@ -34,7 +34,7 @@ class Classifier(nnx.Module):
 
 
 def batch(key):
-    """Images (32, 16, 16, 4) of noisy stripes, and whether they are vertical."""
+    """Return images (32, 16, 16, 4) of noisy stripes, and labels: 1 for vertical, 0 for horizontal."""
     noise, phase, kind = jax.random.split(key, 3)
     vertical = jax.random.bernoulli(kind, shape=(32,))
     wave = jnp.sin(jnp.arange(16.0) * 2 + jax.random.uniform(phase, (32, 1), maxval=6.0))

@@ -1,6 +1,6 @@
-"""The same small MobileNetV2 trained in PyTorch and in Flax: the same weights, batches and SGD, ten steps.
+"""Train the same small MobileNetV2 in PyTorch and in Flax for ten steps, with the same weights, batches and SGD.
 
-What differs at the first step is rounding, convolution by convolution; how it grows is printed step by step.
+At the first step each convolution differs by rounding only. The program prints how the difference grows step by step.
 
 python examples/training_parity.py
 """
@@ -23,7 +23,7 @@ WIDTH, CLASSES, RATE = 0.25, 5, 0.001
 
 
 def pair(seed, dtype="float32"):
-    """Both models in training mode, without dropout, and the manifest of the weights' way."""
+    """Return both models in training mode, without dropout, and the manifest of their weights."""
     torch.manual_seed(seed)
     theirs = torchvision.models.mobilenet_v2(num_classes=CLASSES, width_mult=WIDTH, dropout=0.0)
     theirs = theirs.to(getattr(torch, dtype)).train()
@@ -35,7 +35,7 @@ def pair(seed, dtype="float32"):
 
 
 def batches(seed, steps, dtype="float32", count=8, size=64):
-    """Images (count, size, size, 3) and classes, the same for both."""
+    """Yield images (count, size, size, 3) and classes, the same for both models."""
     rng = np.random.default_rng(seed)
     for _ in range(steps):
         yield rng.standard_normal((count, size, size, 3)).astype(dtype), rng.integers(0, CLASSES, count)
@@ -43,7 +43,7 @@ def batches(seed, steps, dtype="float32", count=8, size=64):
 
 @nnx.jit
 def step(model, optimizer, images, labels):
-    """One step of SGD in Flax: the loss before it."""
+    """Take one step of SGD in Flax, and return the loss before it."""
 
     def loss_of(model):
         return optax.softmax_cross_entropy_with_integer_labels(model(images), labels).mean()
@@ -54,7 +54,7 @@ def step(model, optimizer, images, labels):
 
 
 def train(theirs, ours, data):
-    """For each step both losses, and ||JAX - PyTorch|| / ||PyTorch|| of all parameters and statistics after it."""
+    """Yield for each step both losses, and the `divergence` after it."""
     sgd = torch.optim.SGD(theirs.parameters(), RATE)
     optimizer = nnx.Optimizer(ours, optax.sgd(RATE), wrt=nnx.Param)
     for images, labels in data:
@@ -68,7 +68,7 @@ def train(theirs, ours, data):
 
 
 def divergence(theirs, ours):
-    """How far the two states are apart, relative to their norm."""
+    """Return ||JAX - PyTorch|| / ||PyTorch|| of all parameters and statistics."""
     expected = nnx.to_flat_state(bridge.to_flax(theirs, ours).weights)
     state = dict(nnx.to_flat_state(nnx.state(ours)))
     pairs = [(np.asarray(state[path][...], float), np.asarray(variable[...], float)) for path, variable in expected]
@@ -86,9 +86,9 @@ def main():
         dx = layer.dx.verdict if layer.dx else ""
         print(f"{layer.name:26} {layer.kind:11}  {dx:9}  {layer.dkernel.verdict:9}")
     theirs, ours, _ = pair(seed=0)
-    print(f"\n{'step':4}  {'PyTorch loss':>12}  {'JAX loss':>12}  {'parameters apart':>16}")
-    for number, (loss, our_loss, apart) in enumerate(train(theirs, ours, batches(1, 10))):
-        print(f"{number:4}  {loss:12.7f}  {our_loss:12.7f}  {apart:16.1e}")
+    print(f"\n{'step':4}  {'PyTorch loss':>12}  {'JAX loss':>12}  {'divergence':>12}")
+    for number, (loss, our_loss, distance) in enumerate(train(theirs, ours, batches(1, 10))):
+        print(f"{number:4}  {loss:12.7f}  {our_loss:12.7f}  {distance:12.1e}")
     return 0 if all(layer.verdict.passes for layer in found) else 1
 
 

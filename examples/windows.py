@@ -1,4 +1,4 @@
-"""Work on the windows: a layer that keeps each window's largest taps, one that quantises them, and a median filter.
+"""Work on the windows: keep the largest taps of each window, quantise each window, and filter by the median.
 
 python examples/windows.py
 """
@@ -14,14 +14,14 @@ images = jax.random.normal(jax.random.key(0), (2, 32, 32, 8))
 
 
 def largest(windows, keep=4):
-    """Each window's `keep` greatest magnitudes, the rest zero; windows are (..., 3, 3, C)."""
+    """Keep the `keep` greatest magnitudes of each window and set the rest to zero; windows are (..., 3, 3, C)."""
     taps = windows.reshape(*windows.shape[:-3], 9, windows.shape[-1])
     threshold = jnp.sort(jnp.abs(taps), axis=-2)[..., -keep, :][..., None, :]
     return jnp.where(jnp.abs(taps) >= threshold, taps, 0.0).reshape(windows.shape)
 
 
 def to_int8(windows):
-    """Each window rounded to 255 levels of its own range, as a gradient-transparent step."""
+    """Round each window to 255 levels of its own range; the gradient passes through unchanged."""
     scale = jnp.max(jnp.abs(windows), axis=(-3, -2), keepdims=True) / 127
     levels = jnp.round(windows / jnp.where(scale > 0, scale, 1.0)) * scale
     return windows + jax.lax.stop_gradient(levels - windows)
@@ -33,6 +33,6 @@ for name, window_fn in {"top 4 of 9": largest, "int8": to_int8}.items():
     change = jnp.abs(layer(images) - plain(images)).max()
     print(f"{name:10}  output {layer(images).shape}, at most {change:.3f} from the plain layer")
 
-# Without a kernel: any function of the windows, in bounded memory however large the image.
+# Without a kernel: any function of the windows, in bounded memory for any size of the image.
 median = jaxdw.map_windows(lambda w: jnp.median(w, axis=(-3, -2)), images, (5, 5), rows_per_step=4)
-print(f"{'median 5x5':10}  output {median.shape}, spread {images.std():.2f} -> {median.std():.2f}")
+print(f"{'median 5x5':10}  output {median.shape}, standard deviation {images.std():.2f} -> {median.std():.2f}")

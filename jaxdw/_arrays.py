@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-#: What a convolution may be computed in. Narrow dtypes are summed in float32.
+#: Dtypes of a convolution. Products of narrow dtypes are added in float32.
 FLOATING = ("float16", "bfloat16", "float32", "float64")
 
-#: What x and the kernel are multiplied at, or None to leave it to JAX.
+#: The precisions at which x and the kernel are multiplied, or None to leave it to JAX.
 PrecisionPair = tuple[lax.Precision, lax.Precision] | None
 
 
 def as_array(name: str, value: Any) -> jax.Array:
-    """value as a JAX array; only arrays are taken, so that a list or another framework's tensor is not guessed at."""
+    """Return value as a JAX array. Only arrays are accepted: a list, or another framework's tensor, is an error."""
     if not isinstance(value, (jax.Array, np.ndarray)) or (isinstance(value, np.ndarray) and value.dtype == object):
         kind = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
         held = " of objects" if isinstance(value, np.ndarray) else ""
@@ -44,7 +44,7 @@ def check_floating(**arrays: jax.Array | None) -> None:
 
 
 def precision_pair(precision: lax.PrecisionLike) -> PrecisionPair:
-    """One `lax.Precision` for x and one for the kernel, or None to leave it to JAX."""
+    """Return one `lax.Precision` for x and one for the kernel, or None to leave it to JAX."""
     if precision is None:
         return None
     pair = tuple(precision) if isinstance(precision, (tuple, list)) else (precision, precision)
@@ -57,12 +57,12 @@ def precision_pair(precision: lax.PrecisionLike) -> PrecisionPair:
     return lhs, rhs
 
 
-def promote(
+def common_and_result_dtype(
     arrays: Mapping[str, jax.Array | None], preferred_element_type: Any
-) -> tuple[list[jax.Array | None], np.dtype]:
-    """The arrays in their common dtype, and the dtype of the result.
+) -> tuple[np.dtype, np.dtype]:
+    """Return the dtype to which JAX promotes all arrays, and the dtype of the result.
 
-    The common dtype is JAX's promotion; under `jax_numpy_dtype_promotion="strict"` differing dtypes are an error.
+    Under `jax_numpy_dtype_promotion="strict"` differing dtypes are an error.
     """
     check_floating(**arrays)
     present = {name: array for name, array in arrays.items() if array is not None}
@@ -79,18 +79,14 @@ def promote(
                 f"`preferred_element_type` is {jnp.dtype(preferred_element_type).name}, "
                 f"expected a floating dtype no narrower than {common.name}, the dtype of the arrays"
             )
-    return [None if a is None else a.astype(common) for a in arrays.values()], result
+    return common, result
 
 
 def accumulator(*dtypes: Any) -> np.dtype:
-    """What sums of these are made in: float64 if one of them is, else float32."""
+    """Return the dtype in which products of these dtypes are added: float64 if one of them is, else float32."""
     return np.dtype(np.float64 if np.dtype(np.float64) in map(np.dtype, dtypes) else np.float32)
 
 
 def is_sharded(array: jax.Array) -> bool:
-    """Whether its type says that it is shared out over devices, which it does over explicit mesh axes alone."""
+    """Return True if the array's type says that it is sharded, which happens only over explicit mesh axes."""
     return any(entry is not None for entry in jax.typeof(array).sharding.spec)
-
-
-def cast(dtype: np.dtype, *arrays: jax.Array | None) -> list[jax.Array | None]:
-    return [None if array is None else array.astype(dtype) for array in arrays]

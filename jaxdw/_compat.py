@@ -1,7 +1,7 @@
-"""What moved between JAX releases, and nothing else.
+"""Names that differ between JAX releases, and nothing else.
 
-JAX 0.10 renamed what a type says of the mesh axes of a `shard_map`: `vma`, the names of the axes along which a value
-varies, became `manual_axis_type`. `lax.pvary` became `lax.pcast` on the way.
+JAX 0.10 renamed the part of a type about the mesh axes of a `shard_map`: `vma`, the names of the axes along which a
+value varies, became `manual_axis_type`. `lax.pvary` became `lax.pcast` on the way.
 """
 
 from __future__ import annotations
@@ -31,6 +31,12 @@ def varying_along(array: jax.Array, axes: frozenset[Any]) -> jax.Array:
     if not missing:
         return array
     return lax.pcast(array, missing, to="varying") if hasattr(lax, "pcast") else lax.pvary(array, missing)
+
+
+def varying_together(*operands: jax.Array) -> list[jax.Array]:
+    """Return the operands as arrays that vary along the same axes, as a primitive needs them."""
+    axes = frozenset().union(*map(varying_axes, operands))
+    return [varying_along(operand, axes) for operand in operands]
 
 
 def varying_nowhere(aval: Any) -> Any:

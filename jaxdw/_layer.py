@@ -1,4 +1,4 @@
-"""What the two Flax modules share: the checks of their fields, the kernel's shape, and the convolution."""
+"""The common part of the two Flax modules: the checks of their fields, the kernel's shape, and the convolution."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from flax import linen
 from jax import lax
 
 from jaxdw import _arrays
+from jaxdw.call import Call
 from jaxdw.conv import depthwise_conv
-from jaxdw.geometry import Geometry, Padding, spatial_tuple
-from jaxdw.methods import METHODS
-from jaxdw.windowed import applied, windowed
-from jaxdw.windows import contract, unfold
+from jaxdw.geometry import Padding, spatial_tuple
+from jaxdw.methods import check_method
+from jaxdw.windows import contract, unfold, windowed_conv
 
-#: The methods that there are with a `window_fn`; the others never form windows.
+#: Methods that accept a `window_fn`; the others never form windows.
 WITH_WINDOWS = ("auto", "patches")
 
 
@@ -40,7 +40,7 @@ class Layer(Protocol):
 
 
 def checked_kernel_shape(layer: Layer) -> tuple[int, ...]:
-    """`(*kernel_size, 1, C*M)`, once every field that needs no input to be checked has been."""
+    """Check every field that can be checked without an input, and return `(*kernel_size, 1, C*M)`."""
     for name in ("features", "channel_multiplier"):
         value = getattr(layer, name)
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
@@ -50,7 +50,7 @@ def checked_kernel_shape(layer: Layer) -> tuple[int, ...]:
     if layer.mask is not None and getattr(layer.mask, "shape", None) != shape:
         given = f"has shape {layer.mask.shape}" if hasattr(layer.mask, "shape") else f"is a {type(layer.mask).__name__}"
         raise ValueError(f"`mask` {given}, expected an array of shape {shape}, as the kernel")
-    _arrays.check_choice("method", layer.method, ("auto", *METHODS))
+    check_method(layer.method)
     if not callable(layer.depthwise_conv):
         raise TypeError(
             f"`depthwise_conv` is {layer.depthwise_conv!r}, expected a function with the arguments of "
@@ -79,7 +79,7 @@ def convolve(
     bias: jax.Array | None,
     promote: Callable[..., Sequence[jax.Array | None]],
 ) -> jax.Array:
-    """The layer's output for its parameters; `promote` brings inputs, kernel and bias to one dtype."""
+    """Return the layer's output for its parameters; `promote` converts inputs, kernel and bias to one dtype."""
     inputs = _arrays.as_array("inputs", inputs)
     if inputs.ndim == 0 or inputs.shape[-1] != layer.features:
         raise ValueError(
@@ -100,13 +100,9 @@ def convolve(
     }
     if layer.window_fn is None:
         return layer.depthwise_conv(inputs, kernel, bias, method=layer.method, **geometry, **arithmetic)
-    # In Linen the function may make and change variables, and draw from streams, which tracing it apart would disturb.
+    # In Linen the function may create and change variables and draw from streams; tracing it twice would disturb them.
     if layer.method == "patches" or isinstance(layer, linen.Module):
         extraction = "patches" if layer.method == "patches" else "slices"
         windows = unfold(inputs, kernel.shape[:-2], method=extraction, **geometry)
-        return contract(applied("window_fn", layer.window_fn, windows), kernel, bias, **arithmetic)
-    _arrays.precision_pair(layer.precision)
-    arrays = {"inputs": inputs, "kernel": kernel, "bias": bias}
-    _, result = _arrays.promote(arrays, layer.preferred_element_type)
-    of = Geometry.of(inputs.shape, kernel.shape, None if bias is None else bias.shape, **geometry)
-    return windowed("window_fn", layer.window_fn, inputs, kernel, bias, of, result)
+        return contract(windowed_conv.applied("window_fn", layer.window_fn, windows), kernel, bias, **arithmetic)
+    return windowed_conv.run(Call.of(inputs, kernel, bias, **geometry, **arithmetic), layer.window_fn, "window_fn")

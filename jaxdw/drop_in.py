@@ -1,10 +1,10 @@
-"""For existing models: a convolution that stands in for lax's, and one call that puts it into a Flax NNX model."""
+"""For existing models: a replacement of lax's convolution, and one call that puts it into a Flax NNX model."""
 
 from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdw import _arrays
 from jaxdw.conv import depthwise_conv
-from jaxdw.geometry import Geometry, Padding
+from jaxdw.geometry import Geometry
 
 Model = TypeVar("Model")
 
@@ -34,15 +34,15 @@ def conv_general_dilated(
     preferred_element_type: jax.typing.DTypeLike | None = None,
     out_sharding: NamedSharding | PartitionSpec | None = None,
 ) -> jax.Array:
-    """`lax.conv_general_dilated`, with depthwise calls computed by `jaxdw.depthwise_conv`.
+    """Compute `lax.conv_general_dilated`, and depthwise calls by `jaxdw.depthwise_conv`.
 
-    A call is depthwise where `feature_group_count` is the number of input channels, at least 2, over 1 to 3 spatial
-    axes, in float16, bfloat16, float32 or float64. Any stride, padding, dilation (of the input too: a transposed
-    convolution), channel multiplier and dimension numbers will do; where channels are not last, the arrays are
-    transposed. Every other call goes to lax with the same arguments: see `docs/drop-in.md` for the few depthwise ones.
+    A call is depthwise if `feature_group_count` is the number of input channels, at least 2, over 1 to 3 spatial axes,
+    in float16, bfloat16, float32 or float64. It may have any stride, padding, dilation (of the input too: a transposed
+    convolution), channel multiplier and dimension numbers. If channels are not last, the arrays are transposed. Every
+    other call goes to lax with the same arguments; `docs/drop-in.md` lists the few depthwise calls that do.
 
-    Args, shapes, dtypes and errors are lax's, and so are the results but for rounding. What differs is the order of
-    the sum, and that depthwise sums have at least float32 precision on every backend.
+    Arguments, shapes, dtypes and errors are lax's. The results differ by rounding: the order of the sum is another, and
+    depthwise sums have at least float32 precision on every backend.
 
     >>> x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 1, 2))
     >>> numbers = ("NHWC", "HWIO", "NHWC")
@@ -64,7 +64,7 @@ def conv_general_dilated(
         "preferred_element_type": preferred_element_type,
         "out_sharding": out_sharding,
     }
-    depthwise = _depthwise(lhs, rhs, **arguments)
+    depthwise = _depthwise(lhs, rhs, arguments)
     if depthwise is None:
         return lax.conv_general_dilated(lhs, rhs, **arguments)
     geometry = depthwise.geometry
@@ -82,10 +82,10 @@ def conv_general_dilated(
 
 
 def accelerate(model: Model) -> Model:
-    """Sets `conv_general_dilated` of every depthwise `flax.nnx.Conv` in a Flax NNX model, in place.
+    """Set `conv_general_dilated` of every depthwise `flax.nnx.Conv` in a Flax NNX model, in place.
 
-    Depthwise are those with `feature_group_count == in_features >= 2`. Parameters, state and all other layers stay as
-    they are, and so does a layer with a `conv_general_dilated` of its own.
+    A layer is depthwise if `feature_group_count == in_features >= 2`. Parameters, state and all other layers stay as
+    they are. So does a layer that already has another `conv_general_dilated`.
 
     Args:
       model: a `flax.nnx.Module`.
@@ -123,7 +123,7 @@ def accelerate(model: Model) -> Model:
 
 
 class _Depthwise(NamedTuple):
-    """A call as `depthwise_conv` takes it: what makes lhs, rhs and the result channels-last and back."""
+    """A call for `depthwise_conv`, with the permutations of lhs and rhs to channels last, and of the result back."""
 
     lhs_axes: tuple[int, ...]
     rhs_axes: tuple[int, ...]
@@ -132,45 +132,24 @@ class _Depthwise(NamedTuple):
     dtype: np.dtype
 
 
-def _depthwise(
-    lhs: Any,
-    rhs: Any,
-    *,
-    window_strides: Any,
-    padding: Any,
-    lhs_dilation: Any,
-    rhs_dilation: Any,
-    dimension_numbers: Any,
-    feature_group_count: Any,
-    batch_group_count: Any,
-    precision: Any,
-    preferred_element_type: Any,
-    out_sharding: Any,
-) -> _Depthwise | None:
-    """The call for `depthwise_conv`, or None where it is lax's: not depthwise, or not as it should be."""
-    counts = (feature_group_count, batch_group_count)
-    if not all(isinstance(count, (int, np.integer)) for count in counts) or feature_group_count < 2:
+def _depthwise(lhs: Any, rhs: Any, arguments: dict[str, Any]) -> _Depthwise | None:
+    """Return the call for `depthwise_conv`, or None if it is for lax: not depthwise, or not valid."""
+    arguments = dict(arguments)
+    counts = (arguments["feature_group_count"], arguments.pop("batch_group_count"))
+    if not all(isinstance(count, (int, np.integer)) for count in counts) or counts[0] < 2 or counts[1] != 1:
         return None
-    if batch_group_count != 1 or out_sharding is not None:
-        return None
-    if not all(isinstance(array, (jax.Array, np.ndarray)) for array in (lhs, rhs)):
+    arrays = all(isinstance(array, (jax.Array, np.ndarray)) for array in (lhs, rhs))
+    if arguments.pop("out_sharding") is not None or not arrays:
         return None
     try:
         x, kernel = jax.typeof(lhs), jax.typeof(rhs)
         call = _planned(
             (x.shape, x.dtype, x.weak_type),
             (kernel.shape, kernel.dtype, kernel.weak_type),
-            _ints(window_strides),
-            padding if isinstance(padding, str) else tuple(map(_ints, _sequence(padding))),
-            None if lhs_dilation is None else _ints(lhs_dilation),
-            None if rhs_dilation is None else _ints(rhs_dilation),
-            tuple(dimension_numbers) if isinstance(dimension_numbers, list) else dimension_numbers,
-            int(feature_group_count),
-            tuple(precision) if isinstance(precision, list) else precision,
-            None if preferred_element_type is None else jnp.dtype(preferred_element_type),
             jax.config.jax_enable_x64,
+            **{name: _HASHABLE[name](value) for name, value in arguments.items() if value is not None},
         )
-    except Exception:  # lax finds the mistake too, if it is one, and says it in its own words
+    except Exception:  # if it is a mistake, lax finds it too, and reports it in its own words
         return None
     return call if call is not None and _only_the_batch_is_sharded(x, kernel, call) else None
 
@@ -179,55 +158,42 @@ def _depthwise(
 def _planned(
     lhs: tuple[tuple[int, ...], np.dtype, bool],
     rhs: tuple[tuple[int, ...], np.dtype, bool],
-    window_strides: tuple[int, ...],
-    padding: Padding,
-    lhs_dilation: tuple[int, ...] | None,
-    rhs_dilation: tuple[int, ...] | None,
-    dimension_numbers: Any,
-    feature_group_count: int,
-    precision: Any,
-    preferred_element_type: np.dtype | None,
     x64: bool,
+    **arguments: Any,
 ) -> _Depthwise | None:
-    """`_depthwise` from shapes and dtypes alone; x64 is whether float64 is enabled. Raises where lax may raise."""
+    """Return `_depthwise` from shapes and dtypes, with lax's arguments in their hashable forms.
+
+    `x64` says if float64 is enabled. This raises where lax may raise.
+    """
     (lhs_shape, lhs_dtype, lhs_weak), (rhs_shape, rhs_dtype, rhs_weak) = lhs, rhs
-    dtypes = [dtype for dtype in (lhs_dtype, rhs_dtype, preferred_element_type) if dtype is not None]
+    dtypes = [lhs_dtype, rhs_dtype, arguments.get("preferred_element_type", lhs_dtype)]
     if any(dtype.name not in _arrays.FLOATING or (dtype.name == "float64" and not x64) for dtype in dtypes):
         return None
     if not all(isinstance(size, int) for size in lhs_shape + rhs_shape):  # symbolic, for jax.export
         return None
     if lhs_weak and rhs_weak:  # the result is weakly typed too, which depthwise_conv's never is
         return None
-    numbers = lax.conv_dimension_numbers(lhs_shape, rhs_shape, dimension_numbers)
+    numbers = lax.conv_dimension_numbers(lhs_shape, rhs_shape, arguments.get("dimension_numbers"))
     # channels last: lax has (batch, feature, *spatial), of the kernel (output, input, *spatial)
     (n, c, *spatial), (o, i, *window), (out_n, out_c, *out) = numbers
     lhs_axes, rhs_axes, y_axes = (n, *spatial, c), (*window, i, o), (out_n, *out, out_c)
     # lax checks neither that these are permutations nor some of the lengths until XLA does
     if not all(sorted(axes) == list(range(len(lhs_shape))) for axes in (lhs_axes, rhs_axes, y_axes)):
         return None
-    if lhs_shape[c] != feature_group_count:
+    if lhs_shape[c] != arguments["feature_group_count"]:
         return None
+    padding = arguments["padding"]
     geometry = Geometry.of(
         [lhs_shape[axis] for axis in lhs_axes],
         [rhs_shape[axis] for axis in rhs_axes],
-        strides=window_strides,
+        strides=arguments["window_strides"],
         padding=padding.upper() if isinstance(padding, str) else padding,
-        kernel_dilation=rhs_dilation,
-        input_dilation=lhs_dilation,
+        kernel_dilation=arguments.get("rhs_dilation"),
+        input_dilation=arguments.get("lhs_dilation"),
     )
-    _arrays.precision_pair(precision)  # refuses the dot algorithms, which are lax's alone
+    _arrays.precision_pair(arguments.get("precision"))  # refuses the dot algorithms, which only lax has
     result = jax.eval_shape(
-        functools.partial(
-            lax.conv_general_dilated,
-            window_strides=window_strides,
-            padding=padding,
-            lhs_dilation=lhs_dilation,
-            rhs_dilation=rhs_dilation,
-            dimension_numbers=numbers,
-            feature_group_count=feature_group_count,
-            precision=precision,
-            preferred_element_type=preferred_element_type,
-        ),
+        functools.partial(lax.conv_general_dilated, **arguments),
         jax.ShapeDtypeStruct(lhs_shape, lhs_dtype),
         jax.ShapeDtypeStruct(rhs_shape, rhs_dtype),
     )
@@ -238,7 +204,7 @@ def _planned(
 
 
 def _only_the_batch_is_sharded(x: Any, kernel: Any, call: _Depthwise) -> bool:
-    """Whether the types (explicit sharding) leave nothing to decide: any other sharding has rules of lax's own."""
+    """Return True if the types shard nothing but the batch (explicit sharding); for the rest lax has its own rules."""
     batch = call.lhs_axes[0]
     spec = [x.sharding.spec[axis] if axis == batch else None for axis in range(len(x.shape))]
     replicated = PartitionSpec(*[None] * len(kernel.shape))
@@ -246,7 +212,7 @@ def _only_the_batch_is_sharded(x: Any, kernel: Any, call: _Depthwise) -> bool:
 
 
 def _sequence(values: Any) -> Sequence[Any] | np.ndarray:
-    """values, unless they are an iterator: reading it would leave nothing for lax."""
+    """Return values unless they are an iterator: reading it would leave nothing for lax."""
     if not isinstance(values, (Sequence, np.ndarray)):
         raise TypeError
     return values
@@ -254,3 +220,20 @@ def _sequence(values: Any) -> Sequence[Any] | np.ndarray:
 
 def _ints(values: Any) -> tuple[int, ...]:
     return tuple(map(operator.index, _sequence(values)))
+
+
+def _tuple_of(values: Any) -> Any:
+    return tuple(values) if isinstance(values, list) else values
+
+
+#: The conversions of lax's arguments to hashable forms.
+_HASHABLE: dict[str, Callable[[Any], Any]] = {
+    "window_strides": _ints,
+    "padding": lambda padding: padding if isinstance(padding, str) else tuple(map(_ints, _sequence(padding))),
+    "lhs_dilation": _ints,
+    "rhs_dilation": _ints,
+    "dimension_numbers": _tuple_of,
+    "feature_group_count": int,
+    "precision": _tuple_of,
+    "preferred_element_type": jnp.dtype,
+}

@@ -7,7 +7,7 @@ import functools
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jax import core, export
@@ -16,6 +16,22 @@ Padding = str | int | Sequence[int | tuple[int, int]]
 
 _WORDS = ("SAME", "SAME_LOWER", "VALID", "CIRCULAR", "REFLECT", "CAUSAL")
 _MODES = {"CIRCULAR": "circular", "REFLECT": "reflect"}
+
+
+class Axis(NamedTuple):
+    """One spatial axis of a `Geometry`.
+
+    Output o reads under tap t the input (o * stride + t * dilation - low) / input_dilation, if that is a whole number.
+    """
+
+    size: int
+    outputs: int
+    taps: int
+    stride: int
+    dilation: int
+    input_dilation: int
+    low: int
+    high: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +47,7 @@ class Geometry:
       channels: C, input channels.
       multiplier: M, output channels per input channel; output channel c*M + m reads input channel c.
       kernel_size: taps along each spatial axis.
-      strides, kernel_dilation, input_dilation: one positive int a spatial axis.
+      strides, kernel_dilation, input_dilation: one positive int per spatial axis.
       padding: (low, high) for each spatial axis, applied after input dilation; negative crops.
       padding_mode: what the padding holds: "zeros", "circular" (periodic) or "reflect".
 
@@ -63,7 +79,7 @@ class Geometry:
         kernel_dilation: int | Sequence[int] | None = 1,
         input_dilation: int | Sequence[int] | None = 1,
     ) -> Geometry:
-        """The geometry of x `(*batch, *spatial, C)` with kernel `(*kernel_size, 1, C*M)` and bias `(C*M,)`.
+        """Return the geometry of x `(*batch, *spatial, C)` with kernel `(*kernel_size, 1, C*M)` and bias `(C*M,)`.
 
         Raises:
           ValueError: a shape, stride, dilation or padding that cannot be; the message names it.
@@ -98,7 +114,7 @@ class Geometry:
             )
         if bias_shape is not None and tuple(bias_shape) != (features,):
             raise ValueError(
-                f"`bias` has shape {tuple(bias_shape)}, expected {(features,)}: one value an output channel"
+                f"`bias` has shape {tuple(bias_shape)}, expected {(features,)}: one value per output channel"
             )
         return dataclasses.replace(geometry, multiplier=features // channels)
 
@@ -113,7 +129,7 @@ class Geometry:
         kernel_dilation: int | Sequence[int] | None = 1,
         input_dilation: int | Sequence[int] | None = 1,
     ) -> Geometry:
-        """The geometry of the windows of x alone (multiplier 1): what `unfold` needs."""
+        """Return the geometry of the windows of x (multiplier 1), which `unfold` needs."""
         x_shape = tuple(x_shape)
         kernel_size = spatial_tuple("kernel_size", kernel_size)
         rank = len(kernel_size)
@@ -126,11 +142,11 @@ class Geometry:
         if channels == 0:
             raise ValueError(f"`x` has shape {x_shape}, expected at least one channel on the last axis")
         dilation = _per_axis("kernel_dilation", kernel_dilation, rank)
-        spread = _per_axis("input_dilation", input_dilation, rank)
+        zeros = _per_axis("input_dilation", input_dilation, rank)
         steps = _per_axis("strides", strides, rank)
         spans = tuple((k - 1) * d + 1 for k, d in zip(kernel_size, dilation))
-        pads, mode = _normalise_padding(padding, spatial, spans, steps, spread)
-        return cls(batch, spatial, channels, 1, kernel_size, steps, pads, mode, dilation, spread)
+        pads, mode = _normalise_padding(padding, spatial, spans, steps, zeros)
+        return cls(batch, spatial, channels, 1, kernel_size, steps, pads, mode, dilation, zeros)
 
     @property
     def rank(self) -> int:
@@ -169,18 +185,29 @@ class Geometry:
         )
 
     @property
+    def axes(self) -> tuple[Axis, ...]:
+        """The same sizes and steps, by spatial axis."""
+        steps = self.strides, self.kernel_dilation, self.input_dilation
+        return tuple(map(Axis, self.spatial, self.output_spatial, self.kernel_size, *steps, *zip(*self.padding)))
+
+    @property
     def is_symbolic(self) -> bool:
-        """Whether a size is not known before the program runs: one of `jax.export.symbolic_shape`."""
+        """True if a size is not known before the program runs: a dimension of `jax.export.symbolic_shape`."""
         return any(map(export.is_symbolic_dim, self.batch + self.spatial))
 
     @property
     def has_symbolic_axes(self) -> bool:
-        """Whether a spatial size is; there are no `sources` then."""
+        """True if a spatial size is symbolic; then there are no `sources`."""
         return any(map(export.is_symbolic_dim, self.spatial))
+
+    @property
+    def is_empty(self) -> bool:
+        """True if a size is 0, so that no tap reads an element of x."""
+        return 0 in self.x_shape + self.output_shape
 
     @functools.cached_property
     def with_room(self) -> Geometry:
-        """The same with zeros added behind, where symbolic sizes may be too small for one window, so that one fits.
+        """The same with zeros after symbolic axes, so that a window fits even where their size is too small for one.
 
         The first outputs are those of this geometry.
         """
@@ -211,7 +238,7 @@ class Geometry:
 
     @property
     def symmetric_padding(self) -> tuple[int, ...] | None:
-        """The zeros on both sides of each axis, where that says it all: what PyTorch's `padding=` can express."""
+        """The padding of each axis if PyTorch's `padding=` can express it, the same zeros at both ends; else None."""
         plain = self.padding_mode == "zeros" and max(self.input_dilation) == 1
         if plain and all(low == high >= 0 for low, high in self.padding):
             return tuple(low for low, _ in self.padding)
@@ -221,7 +248,7 @@ class Geometry:
     def sources(self) -> tuple[np.ndarray, ...]:
         """For each axis, the input index under (output position, tap): shape (out, k), -1 where there is none.
 
-        The one definition of which input a tap reads; every padding kind and dilation is in it.
+        This is the only definition of which input a tap reads, for every kind of padding and dilation.
         """
         return tuple(self._sources(axis) for axis in range(self.rank))
 
@@ -232,19 +259,19 @@ class Geometry:
         return padded[out[:, None] + tap[None, :]]
 
     def padded_sources(self, axis: int) -> np.ndarray:
-        """The input index at each position of the padded axis, -1 where padding or dilation put a zero."""
-        size, (low, high), spread = self.spatial[axis], self.padding[axis], self.input_dilation[axis]
+        """Return the input index at each position of the padded axis, -1 at a zero of padding or dilation."""
+        size, (low, high), dilation = self.spatial[axis], self.padding[axis], self.input_dilation[axis]
         if self.padding_mode != "zeros":
             mode: Literal["wrap", "reflect"] = "wrap" if self.padding_mode == "circular" else "reflect"
             return np.pad(np.arange(size), (low, high), mode=mode) if low or high else np.arange(size)
-        dilated = np.full(_dilate(size, spread), -1)
-        dilated[::spread] = np.arange(size)
+        dilated = np.full(_dilate(size, dilation), -1)
+        dilated[::dilation] = np.arange(size)
         position = np.arange(self.padded_spatial[axis]) - low
         inside = (position >= 0) & (position < len(dilated))
         return np.where(inside, dilated[np.where(inside, position, 0)] if len(dilated) else -1, -1)
 
     def valid_taps(self) -> np.ndarray:
-        """Whether a tap reads the input and not padding: bool `(*output_spatial, *kernel_size)`."""
+        """Return where a tap reads the input and not padding: bool `(*output_spatial, *kernel_size)`."""
         mask = np.ones((), bool)
         for source in self.sources:
             mask = np.logical_and.outer(mask, source >= 0)
@@ -253,10 +280,10 @@ class Geometry:
 
 
 def spatial_tuple(name: str, value: Any, smallest: int = 1) -> tuple[int, ...]:
-    """A sequence of 1 to 3 ints; a bare int is refused, since it would silently mean one dimension."""
+    """Return a sequence of 1 to 3 ints. A bare int is an error, since it would silently mean one dimension."""
     if isinstance(value, (int, np.integer)):
         raise TypeError(
-            f"`{name}` is {value!r}, expected a tuple with one int a spatial axis, "
+            f"`{name}` is {value!r}, expected a tuple with one int per spatial axis, "
             f"such as ({value},) for 1-D or ({value}, {value}) for images"
         )
     sizes = _ints(name, value)
@@ -273,7 +300,7 @@ def _per_axis(name: str, value: Any, rank: int) -> tuple[int, ...]:
     if not isinstance(value, (Sequence, np.ndarray)):
         sizes *= rank
     if len(sizes) != rank or min(sizes) < 1:
-        raise ValueError(f"`{name}` is {value!r}, expected a positive int or {rank} of them, one a spatial axis")
+        raise ValueError(f"`{name}` is {value!r}, expected a positive int or {rank} of them, one per spatial axis")
     return sizes
 
 
@@ -291,8 +318,8 @@ def _are_ints(*sizes: Any) -> bool:
     return not any(map(export.is_symbolic_dim, sizes))
 
 
-def _dilate(size: int, spread: int) -> int:
-    return 0 if size == 0 else (size - 1) * spread + 1
+def _dilate(size: int, dilation: int) -> int:
+    return 0 if size == 0 else (size - 1) * dilation + 1
 
 
 def _normalise_padding(
@@ -302,12 +329,12 @@ def _normalise_padding(
     strides: tuple[int, ...],
     input_dilation: tuple[int, ...],
 ) -> tuple[tuple[tuple[int, int], ...], str]:
-    """(low, high) an axis, and the mode."""
+    """Return (low, high) of each axis, and the mode."""
     if not isinstance(padding, str):
         return _explicit_padding(padding, len(spatial)), "zeros"
     if padding not in _WORDS:
         raise ValueError(
-            f"`padding` is {padding!r}, expected one of {', '.join(_WORDS)}, an int, or one int or (low, high) an axis"
+            f"`padding` is {padding!r}, expected one of {', '.join(_WORDS)}, an int, or one int or (low, high) per axis"
         )
     if padding == "VALID":
         return ((0, 0),) * len(spatial), "zeros"

@@ -25,29 +25,13 @@ class DepthwiseConv(nn.Module):
     key and dtype, so that each loads the other's `params` and one key gives both the same. Inside another module,
     `name="Conv_0"` keeps the scope of the layer it stands in for.
 
-    Attributes:
-      features: C, input channels; the output has `C * channel_multiplier`.
-      kernel_size: a tuple of 1 to 3 ints.
-      strides: int or one a spatial axis; None is 1.
-      padding: "SAME", "SAME_LOWER", "VALID", "CIRCULAR", "REFLECT", "CAUSAL" (1-D), an int, or one int or (low, high)
-        pair a spatial axis. PyTorch's `padding=1` is the int 1; at stride 2 it is not "SAME".
-      input_dilation, kernel_dilation: int or one a spatial axis; None is 1.
-      channel_multiplier: M; output channel c*M + m reads input channel c.
-      use_bias: whether to add a bias `(C*M,)`.
-      mask: array of the kernel's shape that multiplies the kernel, or None.
-      dtype: dtype to compute in; None: that of inputs and parameters together.
-      param_dtype: dtype of the parameters.
-      precision: as for `lax.conv_general_dilated`; see `jaxdw.depthwise_conv`.
+    Attributes: those of `jaxdw.nnx.DepthwiseConv`, which describes them. These differ:
       kernel_init, bias_init: initializers, called with (key, shape, dtype); `nn.with_partitioning` passes through.
-      promote_dtype: function of (inputs, kernel, bias) and `dtype` that brings them to one dtype.
-      preferred_element_type: dtype to accumulate and return in; None: the dtype of the arrays.
-      method: "auto", or a method of `jaxdw.depthwise_conv`. With a `window_fn`: "auto" takes exact windows by slices,
-        "patches" those of `lax.conv_general_dilated_patches`; the other methods never form windows and are refused.
+      promote_dtype: function of (inputs, kernel, bias) and `dtype` that converts them to one dtype.
       window_fn: a function of the windows `(*batch, *output_spatial, *kernel_size, C)` that returns an array of the
-        same shape and dtype, applied before the contraction with the kernel. It may be a module with variables;
-        it is called once, on all windows, where `jaxdw.windowed_conv` in a module of your own need not hold them.
-      depthwise_conv: the function that convolves, with the arguments of `jaxdw.depthwise_conv`; a
-        `jaxdw.sharding.Over` shares the work out over a mesh.
+        same shape and dtype, applied before the contraction with the kernel. It may be a module with variables. It is
+        called once, on all windows; `jaxdw.windowed_conv` in a module of your own need not hold them. With it `method`
+        is "auto", exact windows by slices, or "patches".
 
     Raises (when called):
       ValueError, TypeError: a field or an input that does not fit; the message names it.
@@ -80,7 +64,7 @@ class DepthwiseConv(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Convolves `inputs` `(*batch, *spatial, C)`, giving `(*batch, *output_spatial, C*M)`."""
+        """Convolve `inputs` `(*batch, *spatial, C)` to `(*batch, *output_spatial, C*M)`."""
         shape = checked_kernel_shape(self)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = self.param("bias", self.bias_init, shape[-1:], self.param_dtype) if self.use_bias else None

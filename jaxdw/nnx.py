@@ -30,28 +30,28 @@ class DepthwiseConv(nnx.Module):
     Args:
       features: C, input channels; the output has `C * channel_multiplier`.
       kernel_size: a tuple of 1 to 3 ints.
-      strides: int or one a spatial axis; None is 1.
+      strides: int or one per spatial axis; None is 1.
       padding: "SAME", "SAME_LOWER", "VALID", "CIRCULAR", "REFLECT", "CAUSAL" (1-D), an int, or one int or (low, high)
-        pair a spatial axis. PyTorch's `padding=1` is the int 1; at stride 2 it is not "SAME".
-      input_dilation, kernel_dilation: int or one a spatial axis; None is 1.
+        pair per spatial axis. PyTorch's `padding=1` is the int 1; at stride 2 it is not "SAME".
+      input_dilation, kernel_dilation: int or one per spatial axis; None is 1.
       channel_multiplier: M; output channel c*M + m reads input channel c.
-      use_bias: whether to add a bias `(C*M,)`.
+      use_bias: add a bias `(C*M,)`.
       mask: array of the kernel's shape that multiplies the kernel, or None.
       dtype: dtype to compute in; None: that of inputs and parameters together.
       param_dtype: dtype of the parameters.
       precision: as for `lax.conv_general_dilated`; see `jaxdw.depthwise_conv`.
       kernel_init, bias_init: initializers, called with (key, shape, dtype).
-      method: "auto", or a method of `jaxdw.depthwise_conv`. With a `window_fn`: "auto" is `jaxdw.windowed_conv`,
-        "patches" takes the windows of `lax.conv_general_dilated_patches`; the other methods never form windows and are
-        refused.
+      method: "auto", or a method of `jaxdw.depthwise_conv`. With a `window_fn`, "auto" is `jaxdw.windowed_conv`, and
+        "patches" uses the windows of `lax.conv_general_dilated_patches`; the other methods never form windows and are
+        an error.
       window_fn: a function of the windows `(*batch, *output_spatial, *kernel_size, C)` that returns an array of the
         same shape and dtype, applied before the contraction with the kernel. It may be a module with parameters,
-        and with state: what changes state gets all windows at once.
+        and with state; a function that changes state gets all windows at once.
       depthwise_conv: the function that convolves, with the arguments of `jaxdw.depthwise_conv`; a
-        `jaxdw.sharding.Over` shares the work out over a mesh.
-      promote_dtype: function of a tuple (inputs, kernel, bias) and `dtype` that brings them to one dtype.
+        `jaxdw.sharding.Over` shards the convolution over a mesh.
+      promote_dtype: function of a tuple (inputs, kernel, bias) and `dtype` that converts them to one dtype.
       preferred_element_type: dtype to accumulate and return in; None: the dtype of the arrays.
-      rngs: takes one `params` key for the kernel and one for the bias.
+      rngs: gives one `params` key for the kernel and one for the bias.
       kernel_metadata, bias_metadata: metadata of the two `nnx.Param`s, such as `{"sharding_names": (...)}`.
 
     Raises:
@@ -121,12 +121,12 @@ class DepthwiseConv(nnx.Module):
         if use_bias:
             self.bias = nnx.Param(bias_init(rngs.params(), shape[-1:], param_dtype), **bias_metadata)
         else:
-            self.bias = nnx.data(None)  # a place in the tree, so that a bias can be given later
+            self.bias = nnx.data(None)  # a leaf of the tree, so that a bias can be set later
 
     def __call__(
         self, inputs: jax.Array, out_sharding: jax.sharding.NamedSharding | jax.sharding.PartitionSpec | None = None
     ) -> jax.Array:
-        """Convolves.
+        """Convolve.
 
         Args:
           inputs: `(*batch, *spatial, C)`, any number of batch axes.

@@ -1,4 +1,4 @@
-"""examples/multihost.py: two processes have the bits of one, and none waits for ever for another."""
+"""examples/multihost.py: two processes have the bits of one, and none waits without end for another."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ LONG = 10**9
 
 @pytest.fixture
 def start():
-    """Starts the program with these arguments; ends what is left of it after the test."""
+    """Return a function that starts the program with arguments; end the processes after the test."""
     started = []
 
     def start(*arguments, **environment):
@@ -44,7 +44,7 @@ def loopback():
 
 
 def lines_until(process, text):
-    """What it prints up to the line that has the text in it."""
+    """Return the lines that the process prints, up to the first with the text."""
     lines = []
     for line in process.stdout:
         lines.append(line)
@@ -83,7 +83,7 @@ def test_a_process_that_dies_leaves_the_other_with_a_message(dead, start):
     processes[dead].kill()
     _, err = processes[1 - dead].communicate(timeout=120)
     assert processes[1 - dead].returncode == 4, err
-    assert f"process {1 - dead} of 2: stopped, since another process does not answer any more: " in err
+    assert f"process {1 - dead} of 2: stopped, because another process no longer answers: " in err
 
 
 def test_a_process_that_falls_silent_leaves_the_other_with_a_message(start):
@@ -104,7 +104,7 @@ def test_a_process_that_never_comes_is_not_waited_for_longer_than_the_limit(star
     process = start("--coordinator", loopback(), "--processes", 2, "--process", 1, "--time-limit", 2)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 3, err
-    assert "process 1 of 2: the others were not all there within 2 s (--time-limit); are they running?" in err
+    assert "process 1 of 2: the other processes did not all connect within 2 s (--time-limit); are they running?" in err
 
 
 @pytest.mark.parametrize(

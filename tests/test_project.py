@@ -1,4 +1,4 @@
-"""What holds for the project as a whole: imports, examples, and the commands of the README."""
+"""The project as a whole: imports, versions, examples, and the documents with their code and commands."""
 
 import os
 import re
@@ -36,10 +36,11 @@ def test_jaxdw_imports_without_torch_and_without_bridge(module):
 def test_only_the_named_files_import_a_framework():
     allowed = {
         "bench/torch_peers.py",
-        "census/capture.py",
+        "_census/capture.py",
         "implementations/torch_.py",
         "libraries.py",
         "model/capture.py",
+        "torch_models.py",
         "weights/merge.py",
         "weights/read.py",
     }
@@ -56,6 +57,12 @@ def test_the_bounds_of_the_package_are_those_that_the_command_asks_for_and_lower
     assert not re.search("<|==|~=", str([project["dependencies"], *extras.values()]))
 
 
+def test_the_version_to_cite_is_that_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    cited = re.findall(r"^(version|license): (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert dict(cited) == {name: project[name] for name in ("version", "license")}
+
+
 def test_a_version_that_is_newer_than_the_tested_ones_is_named(monkeypatch):
     assert requirements.untested() == ""
     monkeypatch.setattr(requirements, "TESTED", {**requirements.TESTED, "jax": (0, 7)})
@@ -70,12 +77,24 @@ def test_every_example_runs(example):
     assert done.returncode == 0 and done.stdout, done.stderr
 
 
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *PAGES[1:]], ids=lambda page: page.name)
+def test_no_line_of_the_documents_is_longer_than_120_characters(page):
+    lines = [(number, line) for number, line in enumerate(page.read_text().splitlines(), 1) if len(line) > 120]
+    assert [(number, line) for number, line in lines if not line.startswith("|")] == []  # a table row has no break
+
+
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
 def test_python_in_the_documents_runs(number):
     exec(blocks("python")[number], {"__name__": "readme"})
 
 
-@pytest.mark.parametrize("command", sorted({c for b in blocks("sh") for c in b.splitlines() if c.startswith("jaxdw ")}))
+def commands():
+    """The commands of the documents, each in one line: a backslash at the end of a line continues it."""
+    lines = "".join(blocks("sh")).replace("\\\n", "").splitlines()
+    return sorted({line for line in lines if line.startswith("jaxdw ")})
+
+
+@pytest.mark.parametrize("command", commands())
 def test_commands_in_the_documents_run(command, tmp_path):
     words = [
         str(tmp_path / w) if re.search(r"\.(json|html|svg)$", w) else w for w in shlex.split(command, comments=True)

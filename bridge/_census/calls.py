@@ -1,4 +1,4 @@
-"""One depthwise convolution as a model calls it: what it received and gave, in a file until it is diagnosed."""
+"""One depthwise convolution as a model calls it: its data wait in a file until they are diagnosed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from bridge.numerics import same_bits
 from bridge.weights.safetensors_ import read_safetensors
 from jaxdw.geometry import Geometry, Padding
 
-#: Paddings that have a word, in the order in which they are tried.
-_WORDS = ("SAME", "REFLECT", "CIRCULAR", "SAME_LOWER")
+#: Paddings that have a name, in the order in which they are tried.
+_NAMES = ("SAME", "REFLECT", "CIRCULAR", "SAME_LOWER")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +22,12 @@ class CapturedCall:
     """A depthwise convolution that ran.
 
     Attributes:
-      layer: the module that owns the weight, by its name in the model; "features.0 (call 2)" where it ran before.
+      layer: the name of the module that owns the weight; "features.0 (call 2)" where it ran before.
       kind: the class of the module that was running.
       path: a .safetensors file with `x`, `kernel`, `y` and perhaps `bias`, in the layout of `Case`.
       strides, padding, dilation: as `Case` takes them.
-      layout: the layout in memory that PyTorch computed in, as the knob of `torch.conv2d` calls it.
-      note: what a reader must know of how it was captured; empty for nothing.
+      layout: the memory layout in which PyTorch computed, as the knob of `torch.conv2d` calls it.
+      note: a remark on how it was captured, or empty.
       also: later calls with the same geometry and the same data.
     """
 
@@ -42,7 +42,7 @@ class CapturedCall:
     also: list[str] = dataclasses.field(default_factory=list)
 
     def load(self) -> tuple[Case, np.ndarray]:
-        """The case, and the model's own output."""
+        """Return the case, and the model's own output."""
         arrays = read_safetensors(self.path)
         case = Case(
             arrays["x"],
@@ -61,10 +61,10 @@ class Capture:
     """One forward pass of a model.
 
     Attributes:
-      calls: its depthwise convolutions in the order in which they ran, each geometry with the same data once.
+      calls: its depthwise convolutions in the order in which they ran; equal geometries with equal data are one call.
       idle: depthwise layers of the model that did not run.
-      passed_over: depthwise convolutions of a kind that cannot be compared, and why.
-      convolutions: how many convolutions ran, depthwise or not.
+      passed_over: depthwise convolutions of a kind that cannot be compared, each with the reason.
+      convolutions: the number of convolutions that ran, depthwise or not.
     """
 
     calls: Sequence[CapturedCall]
@@ -73,20 +73,20 @@ class Capture:
     convolutions: int
 
 
-def padding_word(given: np.ndarray, received: np.ndarray, padding: Sequence[int], window: Geometry) -> str | None:
-    """The padding with a word that turns what a layer was given into what its convolution sees, bit for bit.
+def named_padding(given: np.ndarray, received: np.ndarray, padding: Sequence[int], window: Geometry) -> str | None:
+    """Return the named padding that turns a layer's input into its convolution's input, bit for bit; None for none.
 
-    PyTorch's layers pad by themselves for `padding_mode="reflect"` or `"circular"` and for TensorFlow's SAME, whose
-    amount depends on the input's size; the convolution then receives a larger input.
+    PyTorch's layers pad by themselves for `padding_mode="reflect"` or `"circular"`, and for TensorFlow's SAME, whose
+    amount depends on the input's size. The convolution then receives a larger input.
 
     Args:
-      given, received: `(N, *spatial, C)`, the input of the layer, and of its convolution.
-      padding: the zeros that the convolution itself adds, on both sides of each axis.
-      window: kernel size, strides and dilation are read from it.
+      given, received: `(N, *spatial, C)`, the inputs of the layer and of its convolution.
+      padding: the zeros that the convolution itself adds at both ends of each axis.
+      window: the geometry that has kernel size, strides and dilation.
 
     >>> x = np.arange(1, 6, dtype=np.float32).reshape(1, 5, 1)
     >>> window = Geometry.of_windows(x.shape, (2,), strides=2)
-    >>> padding_word(x, np.pad(x, ((0, 0), (0, 1), (0, 0))), (0,), window)
+    >>> named_padding(x, np.pad(x, ((0, 0), (0, 1), (0, 0))), (0,), window)
     'SAME'
     """
     if given.ndim != received.ndim or given.shape[0] != received.shape[0] or given.shape[-1] != received.shape[-1]:
@@ -94,16 +94,16 @@ def padding_word(given: np.ndarray, received: np.ndarray, padding: Sequence[int]
     if given.shape == received.shape or given.dtype != received.dtype or 0 in given.shape:
         return None
     seen = np.pad(received, ((0, 0), *((each, each) for each in padding), (0, 0)))
-    for word in _WORDS:
+    for name in _NAMES:
         geometry = Geometry.of_windows(
             given.shape,
             window.kernel_size,
             strides=window.strides,
-            padding=word,
+            padding=name,
             kernel_dilation=window.kernel_dilation,
         )
         if geometry.padded_spatial == seen.shape[1:-1] and same_bits(_padded(given, geometry), seen).all():
-            return word
+            return name
     return None
 
 

@@ -1,4 +1,4 @@
-"""census: a verdict for each depthwise convolution of a PyTorch model, on what really flows through it."""
+"""census: one verdict per depthwise convolution of a PyTorch model, on the data that really flow through it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from bridge.diagnosis import Comparison, Diagnosis, Verdict, compare, parity
 from bridge.implementations import Implementation, implementation
 from bridge.numerics import same_bits
 
-#: PyTorch's convolution, which is run in the layout in memory that the model ran it in.
+#: PyTorch's convolution, which runs in the memory layout that the model used.
 TORCH = "torch.conv2d"
 
-#: What is compared on each layer: PyTorch's convolution, lax's, and jaxdw's method that takes PyTorch's order.
+#: The implementations compared on each layer: PyTorch's convolution, lax's, and jaxdw's method with PyTorch's order.
 DEFAULT = (TORCH, "jax.grouped", "jax.taps")
 
 
@@ -29,8 +29,8 @@ class LayerDiagnosis(Diagnosis):
       layer: its name in the model; "features.0 (call 2)" where the same layer ran before on other data.
       kind: the class of the module that ran it.
       own: the model's own output against `torch.conv2d` on the captured data.
-      note: what a reader must know of how it was captured; empty for nothing.
-      also: other calls with the same geometry and data, which this answers too.
+      note: a remark on how it was captured, or empty.
+      also: other calls with the same geometry and data, to which this diagnosis applies too.
     """
 
     layer: str
@@ -41,7 +41,7 @@ class LayerDiagnosis(Diagnosis):
 
     @property
     def verdict(self) -> Verdict:
-        """The weakest verdict of any pair, any integer test, and the model's own output."""
+        """The weakest verdict of all pairs, all integer tests, and the model's own output."""
         return max(super().verdict, self.own.verdict, key=Verdict.rank)
 
 
@@ -52,16 +52,16 @@ def census(
     implementations: Sequence[str | Implementation] = DEFAULT,
     explain: bool | None = False,
 ) -> Iterator[LayerDiagnosis]:
-    """One Diagnosis for each depthwise convolution (1-D to 3-D) that a model runs, on its real input and weights.
+    """Yield one Diagnosis per depthwise convolution (1-D to 3-D) that a model runs, on its real input and weights.
 
-    The model runs once, in eval mode; its convolutions wait on disk, and each is diagnosed when it is asked for, so
-    that the memory needed is that of one layer. Calls with the same geometry and the same data are answered once.
+    The model runs once, in eval mode. Its convolutions wait on disk, and each is diagnosed when it is asked for, so
+    that the memory needed is that of one layer. Calls with the same geometry and the same data are diagnosed once.
 
     Args:
       torch_module: an `nn.Module`.
       inputs: what its forward takes, as NumPy arrays or tensors: one, a sequence by place, or a mapping by name.
-      implementations: what to compare, as for `parity`; "torch.conv2d" is run in the layout that the model ran it in.
-      explain: reveal and replay each implementation's order of addition, as for `parity`; slower.
+      implementations: what to compare, as for `parity`; "torch.conv2d" runs in the memory layout that the model used.
+      explain: reveal and replay each implementation's accumulation order, as for `parity`; slower.
 
     Raises:
       TypeError: `torch_module` is no `nn.Module`.
@@ -85,7 +85,7 @@ def census(
 def diagnose(
     call: CapturedCall, implementations: Sequence[str | Implementation] = DEFAULT, *, explain: bool | None = False
 ) -> LayerDiagnosis:
-    """`parity` on one captured call, and the model's own output held against `torch.conv2d`. Its file is removed."""
+    """Run `parity` on one captured call, and compare the model's own output with `torch.conv2d`. Remove its file."""
     case, y = call.load()
     torch_ = implementation(TORCH).changed(layout=call.layout)
     chosen = [torch_ if each in (TORCH, implementation(TORCH)) else each for each in implementations]
@@ -106,7 +106,7 @@ def diagnose(
 
 
 def nothing_in(captured: Capture) -> str:
-    """Why there is nothing to compare, in words."""
+    """Say why there is nothing to compare."""
     parts = [f"no depthwise convolution among the {captured.convolutions} that ran"]
     if captured.passed_over:
         parts.append(f"passed over: {'; '.join(captured.passed_over)}")

@@ -1,4 +1,4 @@
-"""The census on disk: one line of JSON a model."""
+"""The census on disk: one line of JSON per model."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ import pydantic
 from bridge._census.census import LayerDiagnosis
 from bridge.diagnosis import Verdict
 from bridge.files import locked, read_regular
-from bridge.records import CaseRecord, ComparisonRecord, IntegerTestRecord
-from bridge.report.schema import Report
+from bridge.records import CaseRecord, ComparisonRecord, Document, IntegerTestRecord, Record, first_problem
 
-#: Name and version of the schema. The version grows when a field is added, removed or changes its meaning.
+#: Name and version of the schema.
 SCHEMA: Literal["jaxdw.census/2"] = "jaxdw.census/2"
 
 #: How each line begins.
 _START = f'{{"schema":"{SCHEMA}"'.encode()
 
 
-class CensusSettings(pydantic.BaseModel):
+class CensusSettings(Record):
     """What was asked for; a model is not run again for the same."""
 
     size: int | None
@@ -36,7 +35,7 @@ class CensusSettings(pydantic.BaseModel):
     explain: bool
 
 
-class CensusLayerRecord(pydantic.BaseModel):
+class CensusLayerRecord(Record):
     """One depthwise convolution; `integer_tests` are those that failed."""
 
     layer: str
@@ -52,24 +51,11 @@ class CensusLayerRecord(pydantic.BaseModel):
 
     @classmethod
     def of(cls, diagnosis: LayerDiagnosis, seconds: float) -> CensusLayerRecord:
-        report = Report.of(diagnosis)
-        return cls(
-            layer=diagnosis.layer,
-            kind=diagnosis.kind,
-            also=list(diagnosis.also),
-            note=diagnosis.note,
-            case=report.case,
-            verdict=report.verdict,
-            own=ComparisonRecord.model_validate(diagnosis.own),
-            comparisons=report.comparisons,
-            integer_tests=[test for test in report.integer_tests if test.verdict is not Verdict.IDENTICAL],
-            seconds=round(seconds, 3),
-        )
-
-    @property
-    def calls(self) -> int:
-        """How many calls of the model it answers."""
-        return 1 + len(self.also)
+        """Return the record of one diagnosis, which took so many seconds."""
+        fields = {name: getattr(diagnosis, name) for name in cls.model_fields if name != "seconds"}
+        failed = [test for test in diagnosis.integer_tests if test.verdict is not Verdict.IDENTICAL]
+        changed = {"case": CaseRecord.of_case(diagnosis.case), "integer_tests": failed, "seconds": round(seconds, 3)}
+        return cls.model_validate(fields | changed)
 
     @property
     def weakest(self) -> ComparisonRecord:
@@ -78,15 +64,12 @@ class CensusLayerRecord(pydantic.BaseModel):
         return max([self.own, *self.comparisons, *tests], key=lambda each: each.verdict.rank())
 
 
-class CensusRecord(pydantic.BaseModel):
-    """One model; `verdict` is None where no depthwise convolution ran, `error` why it could not be run."""
+class CensusRecord(Document):
+    """One model; `verdict` is None where no depthwise convolution ran, `error` says why it could not be run."""
 
-    model_config = pydantic.ConfigDict(populate_by_name=True)
-
-    schema_: Literal["jaxdw.census/2"] = pydantic.Field(default=SCHEMA, alias="schema")
+    schema_: Literal["jaxdw.census/2"] = SCHEMA
     model: str
     settings: CensusSettings
-    environment: dict[str, str]
     seconds: float
     verdict: Verdict | None
     layers: list[CensusLayerRecord]
@@ -95,13 +78,8 @@ class CensusRecord(pydantic.BaseModel):
     error: str
 
     @property
-    def calls(self) -> int:
-        """Depthwise convolutions that ran."""
-        return sum(layer.calls for layer in self.layers)
-
-    @property
-    def seconds_a_layer(self) -> float:
-        """Of the diagnosis, without making and running the model."""
+    def seconds_per_layer(self) -> float:
+        """Seconds of the diagnosis per layer, without making and running the model."""
         return sum(layer.seconds for layer in self.layers) / max(1, len(self.layers))
 
     @property
@@ -110,12 +88,12 @@ class CensusRecord(pydantic.BaseModel):
         return max((each.max_bound_ratio for layer in self.layers for each in layer.comparisons), default=0.0)
 
     def counts(self) -> dict[Verdict, int]:
-        """How many layers have each verdict, strongest first."""
+        """Count the layers of each verdict, strongest first."""
         found = Counter(layer.verdict for layer in self.layers)
         return {verdict: found[verdict] for verdict in Verdict if found[verdict]}
 
     def identical(self) -> list[int]:
-        """For each implementation but the first: on how many layers it has the bits of the first.
+        """Count, for each implementation but the first, the layers on which it has the bits of the first.
 
         Pairs come in the order of the implementations, those with the first before all others.
         """
@@ -139,15 +117,12 @@ def read_records(path: Path) -> list[CensusRecord]:
         try:
             records.append(CensusRecord.model_validate_json(line))
         except pydantic.ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(
-                f"{path}, line {number} is no result of a census: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-            ) from None
+            raise ValueError(f"{path}, line {number} is no result of a census: {first_problem(error)}") from None
     return records
 
 
 def append_record(path: Path, record: CensusRecord) -> None:
-    """Add a line, whole or not at all; what an interrupted run left of one is removed first.
+    """Add a line, whole or not at all; the rest of a line that an interrupted run left is removed first.
 
     Other runs may add to the same file meanwhile: no line is lost.
 
@@ -155,7 +130,7 @@ def append_record(path: Path, record: CensusRecord) -> None:
       ValueError: the file has come to hold something else.
       OSError: the disk is full or the folder closed; the file is as it was.
     """
-    line = (record.model_dump_json(by_alias=True) + "\n").encode()
+    line = record.to_json(indent=None).encode()
     with open(path, "a+b", buffering=0) as file, locked(file, path):
         whole = _whole_lines(path, file)
         try:
@@ -171,7 +146,7 @@ def append_record(path: Path, record: CensusRecord) -> None:
 def finished(
     records: Sequence[CensusRecord], settings: CensusSettings, environment: dict[str, str]
 ) -> dict[str, CensusRecord]:
-    """The latest result of each model that ran with these settings on this machine and these versions."""
+    """Return the latest result of each model that ran with these settings on this machine and these versions."""
     return {
         record.model: record
         for record in records
@@ -180,7 +155,7 @@ def finished(
 
 
 def _whole_lines(path: Path, file: BinaryIO) -> int:
-    """How many bytes the whole lines have, in a file that begins and ends as a file of results does."""
+    """Return the number of bytes of the whole lines, in a file that begins and ends as a file of results does."""
     file.seek(0)
     content = file.read()
     whole = content.rfind(b"\n") + 1

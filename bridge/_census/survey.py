@@ -1,4 +1,4 @@
-"""A census of many models, one after the other: what each gave, or why it gave nothing."""
+"""A census of many models, one after the other: one record per model, also of one that failed."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ Track = Callable[[Sequence[CapturedCall]], Iterable[CapturedCall]]
 
 
 def survey(name: str, settings: CensusSettings, weights: Path | None = None, track: Track = iter) -> CensusRecord:
-    """Makes one model, runs it, and diagnoses its depthwise convolutions.
+    """Make one model, run it, and diagnose its depthwise convolutions.
+
+    The record of a model that cannot be made, run or diagnosed has an `error`, and the layers diagnosed before it.
 
     Args:
       name: as `bridge._census.zoo.expand` gives it.
       settings: of the model, its input and the comparison.
       weights: a checkpoint to load.
       track: wraps the loop over the captured calls, for a progress bar.
-
-    A model that cannot be made, run or diagnosed has an `error`, and the layers that were diagnosed before.
     """
     from bridge._census.capture import capture
 
@@ -44,14 +44,8 @@ def survey(name: str, settings: CensusSettings, weights: Path | None = None, tra
     with tempfile.TemporaryDirectory(prefix="jaxdw-census-") as folder:
         try:
             _log.info("%s: making it", name)
-            subject = make(
-                name,
-                size=settings.size,
-                batch=settings.batch,
-                seed=settings.seed,
-                pretrained=settings.pretrained,
-                weights=weights,
-            )
+            asked = settings.model_dump(include={"size", "batch", "seed", "pretrained"})
+            subject = make(name, weights=weights, **asked)
             _log.info("%s: running it", name)
             captured = capture(*subject, Path(folder))
             del subject  # its weights make room for the diagnosis
@@ -78,14 +72,16 @@ def survey(name: str, settings: CensusSettings, weights: Path | None = None, tra
 
 
 def _release_programs() -> None:
-    """Lets JAX's compiled programs go: two for each geometry, about a megabyte each, and few are in two models."""
+    """Release JAX's compiled programs: two per geometry, about a megabyte each; models share few of them."""
     if "jax" in sys.modules:  # if an implementation brought it
         sys.modules["jax"].clear_caches()
 
 
 def exit_code(records: Sequence[CensusRecord], fail_on: Verdict | None = None) -> int:
-    """1 for CONVENTION, BUG or NONFINITE; 2 if a model could not be run; 4 if INCONCLUSIVE or nothing was compared;
-    3 for PRECISION; 0 else. `fail_on`: not 0 for this verdict or a weaker one.
+    """Return the exit code of the gravest result.
+
+    1 for CONVENTION, BUG or NONFINITE; 2 if a model could not be run; 4 if INCONCLUSIVE or nothing was compared;
+    3 for PRECISION; 0 else. With `fail_on` it is not 0 for this verdict or a weaker one.
     """
     verdicts = {record.verdict for record in records if record.verdict is not None}
     codes = {verdict.exit_code for verdict in verdicts} if verdicts else {Verdict.INCONCLUSIVE.exit_code}

@@ -1,4 +1,4 @@
-"""Models by name - `timm:mobilenetv3_large_100` - with random weights, or their own, and an input that they take."""
+"""Models by name, as `timm:mobilenetv3_large_100`: with random weights or their own, and an input for them."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from bridge.files import check_tree
 from bridge.implementations.torch_ import to_tensor
 from bridge.libraries import import_library, with_torchvision
 from bridge.process import import_named
+from bridge.torch_models import seeded
 from bridge.weights.read import load_weights, tensors_of
 
-#: The side of an image where nobody says another.
+#: The default side of an image.
 SIZE = 224
 
-#: Libraries of named models, and the module of each that lists and makes them.
+#: Libraries of named models, each with its module that lists and makes them.
 LIBRARIES = {"timm": "timm", "torchvision": "torchvision.models"}
 
 _KINDS = "timm:NAME, torchvision:NAME, transformers:FOLDER or package.module:factory"
 
 
 class ModelAndInputs(NamedTuple):
-    """A model and what to run it on, as `bridge.census` takes them."""
+    """A model and its inputs, as `bridge.census` takes them."""
 
     module: Any
     inputs: Any
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
-    """The models' full names, each once: globs such as `timm:efficientnet*` become what they match.
+    """Return the models' full names, each once: a glob such as `timm:efficientnet*` becomes all names that match it.
 
     Raises:
       ValueError: an unknown name, with close ones; a glob that matches nothing; a library that cannot be imported.
@@ -50,12 +51,12 @@ def expand(patterns: Sequence[str]) -> list[str]:
 def make(
     name: str, *, size: int | None, batch: int, seed: int, pretrained: bool = False, weights: Path | None = None
 ) -> ModelAndInputs:
-    """A model in eval mode with random weights, and a random input.
+    """Make a model in eval mode with random weights, and a random input.
 
     Args:
       name: one of `expand`'s.
-      size: the side of the image; None: 224, or the only one that a timm model takes.
-      batch: how many inputs at once.
+      size: the side of the image; None: 224, or the only size that a timm model takes.
+      batch: the number of inputs at once.
       seed: of weights and input. A factory's own weights are kept.
       pretrained: let the library load the model's published weights, which may need a connection.
       weights: a checkpoint to load, as `bridge.load_weights` reads it; every tensor must have its place.
@@ -63,8 +64,6 @@ def make(
     Raises:
       ValueError: the model cannot be made or the weights do not fit; the message says why.
     """
-    from bridge._census.capture import seeded
-
     rng = np.random.default_rng(seed)
     source, _, own = name.partition(":")
     with seeded(seed):
@@ -76,17 +75,19 @@ def make(
         else:
             made = _of_factory(name)
             if isinstance(made, ModelAndInputs):
-                return made if weights is None else made._replace(module=_loaded(made.module, weights))
+                if weights is not None:
+                    set_weights(made.module, load_weights(weights), weights)
+                return made
             module, pretrained = made, True
     if weights is not None:
-        module = _loaded(module, weights)
+        set_weights(module, load_weights(weights), weights)
     elif not pretrained:
         draw_weights(module, rng)
     return ModelAndInputs(module.eval(), _inputs(module, name, size, batch, rng))
 
 
 def draw_weights(module: Any, rng: np.random.Generator) -> None:
-    """Random weights in place of a model's own, so that nothing hides behind 0 and 1.
+    """Replace a model's weights by random ones, so that nothing hides behind 0 and 1.
 
     Kernels and matrices are normal with variance 2 / fan-in, which keeps the size of activations through ReLU (He et
     al., 2015); biases, scales and other vectors are uniform in [-1, 1], variances in [1/2, 2].
@@ -104,6 +105,43 @@ def draw_weights(module: Any, rng: np.random.Generator) -> None:
             _set(tensor, rng.uniform(0.5, 2, tuple(tensor.shape)))
 
 
+def set_weights(module: Any, arrays: Mapping[str, np.ndarray], source: Path | None) -> None:
+    """Put arrays into a model, all of them and no others.
+
+    Args:
+      module: an `nn.Module`.
+      arrays: as `load_weights` gives them.
+      source: their file, for the error.
+
+    Raises:
+      ValueError: names or shapes that do not fit.
+    """
+    try:
+        module.load_state_dict(tensors_of(arrays), strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"`weights` is {source}, which does not fit {type(module).__name__}: {error}") from None
+
+
+def model_library(asked: str, library: str) -> ModuleType:
+    """Import timm, torchvision's models or transformers.
+
+    Args:
+      asked: the argument that needs it and its value, for the error.
+      library: its name.
+
+    Raises:
+      ValueError: it cannot be imported.
+    """
+    try:
+        return import_library(LIBRARIES.get(library, library))
+    except Exception as error:  # of any kind: a library runs code when it is imported
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"{asked}, and {library} cannot be imported here: {reason}. Likely causes: (a) it is not installed: "
+            "pip install 'jaxdw[models]'; (b) torchvision was built for another build of PyTorch than the one installed"
+        ) from error
+
+
 def _set(tensor: Any, drawn: np.ndarray) -> None:
     if tensor.is_floating_point():
         tensor.detach().copy_(to_tensor(drawn))
@@ -116,7 +154,7 @@ def _expand(pattern: str) -> Iterator[str]:
     if source == "transformers" or source not in LIBRARIES:
         yield pattern
         return
-    known = _names(source)
+    known = sorted(model_library(f"`model` is {pattern}", source).list_models())
     if any(sign in name for sign in "*?["):
         found = fnmatch.filter(known, name)
         if not found:
@@ -133,23 +171,8 @@ def _meant(name: str, known: Sequence[str]) -> str:
     return f"; did you mean {', '.join(close)}?" if close else ""
 
 
-def _library(source: str) -> ModuleType:
-    try:
-        return import_library(LIBRARIES[source])
-    except Exception as error:  # of any kind: a library runs code when it is imported
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(
-            f"`model` is of {source}, which cannot be imported here: {reason}. Likely causes: (a) it is not installed: "
-            "pip install 'jaxdw[models]'; (b) torchvision was built for another build of PyTorch than the one installed"
-        ) from error
-
-
-def _names(source: str) -> list[str]:
-    return sorted(_library(source).list_models())
-
-
 def _of_library(source: str, name: str, pretrained: bool) -> Any:
-    library = _library(source)
+    library = model_library(f"`model` is {source}:{name}", source)
     if source == "timm":
         return library.create_model(name, pretrained=pretrained)
     options = {"weights": "DEFAULT" if pretrained else None}
@@ -159,7 +182,7 @@ def _of_library(source: str, name: str, pretrained: bool) -> Any:
 
 
 def _of_transformers(name: str, pretrained: bool) -> tuple[Any, bool]:
-    """The model, and whether it has weights of its own; a folder is read without a connection."""
+    """Return the model, and whether it has weights of its own. A folder is read without a connection."""
     folder = Path(name)
     if not pretrained and not (folder / "config.json").is_file():
         raise ValueError(
@@ -168,12 +191,7 @@ def _of_transformers(name: str, pretrained: bool) -> tuple[Any, bool]:
         )
     if folder.is_dir():
         check_tree(folder)
-    try:
-        transformers = import_library("transformers")
-    except ImportError as error:
-        raise ValueError(
-            f"`model` is of transformers, which cannot be imported here: {error}: pip install 'jaxdw[models]'"
-        ) from error
+    transformers = model_library(f"`model` is transformers:{name}", "transformers")
     if pretrained or any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin")):
         kept = {"local_files_only": not pretrained, "trust_remote_code": False}
         return transformers.AutoModel.from_pretrained(name, **kept), True
@@ -182,7 +200,7 @@ def _of_transformers(name: str, pretrained: bool) -> tuple[Any, bool]:
 
 
 def _of_factory(name: str) -> Any:
-    """What a user's function returns: a module, or a module and its inputs."""
+    """Call a user's function, and return its module, or its module and inputs."""
     source, _, attribute = name.partition(":")
     try:
         module = with_torchvision(lambda: import_named(source))
@@ -209,17 +227,8 @@ def _is_module(value: Any) -> bool:
     return callable(getattr(value, "named_modules", None)) and callable(getattr(value, "state_dict", None))
 
 
-def _loaded(module: Any, weights: Path) -> Any:
-    """The module with the weights of a file, all of them and no others."""
-    try:
-        module.load_state_dict(tensors_of(load_weights(weights)), strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"`--weights` is {weights}, which does not fit: {error}") from None
-    return module
-
-
 def _inputs(module: Any, name: str, size: int | None, batch: int, rng: np.random.Generator) -> Any:
-    """A random input: an image, or what a model of transformers says that it takes."""
+    """Draw a random input: an image, or the main input that a model of transformers names."""
     config: Any = getattr(module, "config", None)
     if getattr(config, "model_type", None) is None:
         channels, side = _image(getattr(module, "default_cfg", None) or {}, size)
@@ -241,6 +250,6 @@ def _inputs(module: Any, name: str, size: int | None, batch: int, rng: np.random
 
 
 def _image(about: Mapping[str, Any], size: int | None) -> tuple[int, int]:
-    """Channels and side of an image, from what timm says of the model."""
+    """Return channels and side of an image, from timm's configuration of the model."""
     channels, side, _ = about.get("input_size", (3, SIZE, SIZE))
     return channels, size or (side if about.get("fixed_input_size") else SIZE)

@@ -31,10 +31,9 @@ from bridge.implementations import ImplementationError, user
 from bridge.implementations.jax_ import method
 from bridge.process import last_line, run_module
 from jaxdw._compat import mesh_of_no_axis
-from jaxdw.choice import choose
+from jaxdw.auto import choose
 from jaxdw.geometry import Geometry
 from jaxdw.methods import METHODS
-from jaxdw.methods.taps import starts_from_bias
 
 _log = logging.getLogger("bridge")
 
@@ -269,8 +268,7 @@ def function_of(way: Way, subject: Subject, backend: str) -> tuple[Callable[...,
     """The function of a way, of arrays as `subject.arguments` has them, and the method that "auto" stands for."""
     g, chosen, precision = subject.geometry, "", way.precision or subject.precision
     if way.base == "auto":
-        first = subject.bias and starts_from_bias("auto", g)
-        chosen = choose(g, backend, gradient=subject.gradient, starts_from_bias=first)
+        chosen = choose(g, backend)
     if ":" in way.base:
         own, _ = user.load(way.base)
 

@@ -18,7 +18,7 @@ from bridge.bench.problems import EPSILON, INPUTS, RATE, Problem, Way
 from bridge.bench.reference import Arrays
 from bridge.bench.suites import Layer
 from bridge.weights import to_flax, to_torch
-from jaxdw.choice import choose
+from jaxdw.auto import choose
 from jaxdw.models.blocks import ConvNormAct, relu6
 from jaxdw.models.mobilenet_v2 import ORIGINALS, mobilenet_v2
 

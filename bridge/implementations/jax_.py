@@ -20,7 +20,7 @@ from bridge.case import DTYPES, Case, options
 from bridge.implementations import emulated, isolated, user
 from bridge.implementations.algorithm import Algorithm, Knob, declared, time_calls
 from bridge.numerics import BFLOAT16, Arithmetic
-from jaxdw.methods.grouped import lax_grouped
+from jaxdw.lowerings.lax_convolutions import lax_grouped
 
 #: Named sets of XLA flags that change which instructions or libraries XLA:CPU uses.
 XLA = {

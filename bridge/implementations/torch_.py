@@ -19,8 +19,8 @@ from bridge.case import DTYPES, Case
 from bridge.implementations import user
 from bridge.implementations.algorithm import Algorithm, Knob, declared, time_calls
 from bridge.numerics import BFLOAT16, TF32, Arithmetic
+from jaxdw.bias import bias_comes_first
 from jaxdw.geometry import Geometry
-from jaxdw.methods.taps import bias_comes_first
 
 #: PyTorch 2.9 and newer have a setting per operator for the rounding of float32 operands.
 _SAYS_PRECISION = hasattr(torch.backends.mkldnn, "conv")

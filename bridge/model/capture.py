@@ -1,22 +1,20 @@
-"""Every operation of a live PyTorch model as it runs, with the very tensors that it received and gave.
+"""Capture every operation of a live PyTorch model as it runs, with the very tensors that it received and gave.
 
-A dispatch mode sees each call of an operator, whoever makes it: an `nn.Module`, a function, an addition in a forward.
 Operands are told apart by their memory: whatever shares an operation's result - a view, a tensor changed in place -
 is that operation's, and a copy or a padded copy of it counts as it.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from bridge.implementations.torch_ import to_numpy, to_tensor
+from bridge.implementations.torch_ import to_numpy
 from bridge.model.operations import INPUT, Gradient, Operation
+from bridge.torch_models import Recorder, by_name, channels_last, on_device
 
 _KINDS = {
     "convolution": "convolution",
@@ -33,18 +31,18 @@ _KINDS = {
     "mul": "multiply",
 }
 
-#: A clamp between two numbers that has a name.
+#: Clamps between two numbers that have a name.
 _CLAMPS: Mapping[tuple[Any, Any], str] = {(0, 6): "relu6", (0, None): "relu"}
 
-#: Operators that are elementwise and that PyTorch does not tag so.
+#: Operators that are elementwise although PyTorch does not tag them so.
 _ELEMENTWISE = {"hardswish"}
 
-#: Move elements, or add zeros around them.
+#: Operators that move elements, or add zeros around them.
 _MOVES = {"clone", "_to_copy", "copy", "constant_pad_nd", "contiguous", "_unsafe_view"}
 
 
 def operations(module: torch.nn.Module, images: np.ndarray) -> tuple[list[Operation], np.ndarray]:
-    """Runs a model once, in eval mode and without gradients.
+    """Run a model once, in eval mode and without gradients.
 
     Args:
       module: the model; its training flags are as before afterwards.
@@ -56,23 +54,14 @@ def operations(module: torch.nn.Module, images: np.ndarray) -> tuple[list[Operat
     Raises:
       ValueError: its forward fails.
     """
-    x = _tensor(module, images)
-    recorder = _Recorder(module, x)
-    try:
-        with _evaluating(module), recorder.following(module), torch.no_grad(), recorder:
-            y = module(x)
-    except OSError:
-        raise
-    except Exception as error:
-        raise ValueError(
-            f"the forward of {type(module).__name__} on `images` of shape {images.shape} failed in "
-            f"{recorder.running[-1] or 'the model itself'}: {type(error).__name__}: {error}"
-        ) from error
+    x = on_device(module, np.moveaxis(images, -1, 1))
+    recorder = _OperationRecorder(module, x)
+    y = recorder.run(x)
     return recorder.done, to_numpy(getattr(y, "logits", y).cpu())
 
 
 def gradients(module: torch.nn.Module, images: np.ndarray, labels: np.ndarray) -> list[Gradient]:
-    """The gradients of the mean cross-entropy, convolution by convolution, in the order of the way back.
+    """Return the gradients of the mean cross-entropy, convolution by convolution, in the order of the backward pass.
 
     The model runs in the mode that it is in; parameters and their `grad` stay, but a model in training has the
     statistics of its normalizations updated.
@@ -82,10 +71,9 @@ def gradients(module: torch.nn.Module, images: np.ndarray, labels: np.ndarray) -
       images: `(N, H, W, C)`.
       labels: `(N,)`, the classes.
     """
-    x = _tensor(module, images)
     before = {parameter: parameter.grad for parameter in module.parameters()}
-    y = module(x)
-    loss = torch.nn.functional.cross_entropy(getattr(y, "logits", y), to_tensor(labels).to(x.device))
+    y = module(on_device(module, np.moveaxis(images, -1, 1)))
+    loss = torch.nn.functional.cross_entropy(getattr(y, "logits", y), on_device(module, labels))
     recorder = _GradientRecorder(module)
     with recorder:
         loss.backward()
@@ -94,83 +82,55 @@ def gradients(module: torch.nn.Module, images: np.ndarray, labels: np.ndarray) -
     return recorder.done
 
 
-class _GradientRecorder(TorchDispatchMode):
-    """Notes each `aten::convolution_backward`."""
+class _GradientRecorder(Recorder):
+    """Note each `aten::convolution_backward`."""
 
     def __init__(self, module: torch.nn.Module) -> None:
-        super().__init__()
+        super().__init__(module)
         self.done: list[Gradient] = []
-        self._names = {_memory(tensor): name for name, tensor in module.named_parameters()}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         if func is torch.ops.aten.convolution_backward.default:
-            dy, x, weight, _, stride, padding, dilation, _, _, groups, _ = args
+            given = by_name(func, args, kwargs)
+            weight = given["weight"]
             dx, dweight, _ = result
             self.done.append(
                 Gradient(
-                    self._names[_memory(weight)].rpartition(".")[0],
-                    _channels_last(x),
-                    _channels_last(dy),
-                    to_numpy(weight.detach().cpu()).copy(),
-                    None if dx is None else _channels_last(dx),
+                    self.names[weight.data_ptr()].rpartition(".")[0],
+                    channels_last(given["input"]),
+                    channels_last(given["grad_output"]),
+                    to_numpy(weight.cpu()).copy(),
+                    None if dx is None else channels_last(dx),
                     to_numpy(dweight.cpu()).copy(),
-                    {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups},
+                    {key: given[key] for key in ("stride", "padding", "dilation", "groups")},
                 )
             )
         return result
 
 
-class _Recorder(TorchDispatchMode):
-    """Notes each operation, and who wrote each tensor's memory."""
+class _OperationRecorder(Recorder):
+    """Note each operation, and which operation wrote each tensor's memory."""
 
     def __init__(self, module: torch.nn.Module, x: torch.Tensor) -> None:
-        super().__init__()
+        super().__init__(module)
         self.done: list[Operation] = []
-        self.running = [""]
-        self._own = dict(module.state_dict(keep_vars=True))
-        self._names = {_memory(tensor): name for name, tensor in self._own.items()}
         self._writers = {_memory(x): INPUT}
         self._alive = [x]  # else another tensor could take the memory, and the writer with it
 
-    @contextlib.contextmanager
-    def following(self, module: torch.nn.Module) -> Iterator[None]:
-        """Keeps `running`, the path of the innermost module, up to date."""
-        with contextlib.ExitStack() as stack:
-            for name, each in module.named_modules():
-                for handle in self._hooks(name, each):
-                    stack.callback(handle.remove)
-            yield
-
-    def _hooks(self, name: str, module: torch.nn.Module) -> Sequence[torch.utils.hooks.RemovableHandle]:
-        def enter(*_: Any) -> None:
-            self.running.append(name)
-
-        def leave(*_: Any) -> None:
-            self.running.pop()
-
-        return module.register_forward_pre_hook(enter), module.register_forward_hook(leave)
-
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        names = [argument.name for argument in func._schema.arguments]
-        given = {name: value for name, value in (*zip(names, args), *kwargs.items())}
-        tracked = {
-            name: value
-            for name, value in given.items()
-            if isinstance(value, torch.Tensor) and _memory(value) in self._writers
-        }
-        operands = tuple(_channels_last(value) for value in tracked.values())
-        producers = tuple(self._writers[_memory(value)] for value in tracked.values())
-        result = func(*args, **kwargs)
+        given = by_name(func, args, kwargs)
+        tracked = [v for v in given.values() if isinstance(v, torch.Tensor) and _memory(v) in self._writers]
+        operands = tuple(map(channels_last, tracked))
+        producers = tuple(self._writers[_memory(value)] for value in tracked)
+        result = func(*args, **(kwargs or {}))
         y = result[0] if isinstance(result, (tuple, list)) else result
         if not tracked or not isinstance(y, torch.Tensor) or not y.is_floating_point():
             return result
-        own = func.overloadpacket._qualified_op_name.removeprefix("aten::")
-        name = own.removesuffix("_")
-        is_view = not func._schema.is_mutable and _memory(y) in {_memory(value) for value in tracked.values()}
+        is_view = not func._schema.is_mutable and _memory(y) in map(_memory, tracked)
         if is_view:
             return result
+        name = func.overloadpacket._qualified_op_name.removeprefix("aten::").removesuffix("_")
         self._alive.append(y)
         if name in _MOVES:
             self._writers[_memory(y)] = producers[0]
@@ -181,10 +141,10 @@ class _Recorder(TorchDispatchMode):
             Operation(
                 _kind(name, given),
                 layer,
-                self.running[-1],
+                self.running[-1].name,
                 producers,
                 operands,
-                _channels_last(y),
+                channels_last(y),
                 parameters,
                 {key: given[key] for key in ("stride", "padding", "dilation", "groups", "eps") if key in given},
                 torch.Tag.pointwise in func.tags or name in _ELEMENTWISE,
@@ -192,16 +152,15 @@ class _Recorder(TorchDispatchMode):
         )
         return result
 
-    def _parameters(self, given: dict[str, Any]) -> tuple[str, dict[str, np.ndarray]]:
-        """The layer whose parameters are among the arguments, and all that it has."""
-        for value in given.values():
-            if isinstance(value, torch.Tensor) and (name := self._names.get(_memory(value))):
-                layer, dot, _ = name.rpartition(".")
-                of_layer = {
-                    n.removeprefix(layer + dot): t for n, t in self._own.items() if n.rpartition(".")[0] == layer
-                }
-                return layer, {n: to_numpy(t.cpu()) for n, t in of_layer.items() if t.is_floating_point()}
-        return "", {}
+    def _parameters(self, given: Mapping[str, Any]) -> tuple[str, dict[str, np.ndarray]]:
+        """Return the layer whose parameters are among the arguments, and all parameters and buffers that it has."""
+        named = (self.names.get(value.data_ptr()) for value in given.values() if isinstance(value, torch.Tensor))
+        if (name := next(filter(None, named), None)) is None:
+            return "", {}
+        layer = name.rpartition(".")[0]
+        own = self.module.get_submodule(layer)
+        tensors = (*own.named_parameters(recurse=False), *own.named_buffers(recurse=False))
+        return layer, {n: to_numpy(t.cpu()) for n, t in tensors if t.is_floating_point()}
 
 
 def _kind(name: str, given: dict[str, Any]) -> str:
@@ -226,26 +185,3 @@ def _kind(name: str, given: dict[str, Any]) -> str:
 
 def _memory(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
-
-
-def _channels_last(tensor: torch.Tensor) -> np.ndarray:
-    """A copy, since a later operation may change the tensor in place."""
-    tensor = tensor.detach().cpu()
-    return to_numpy(tensor.movedim(1, -1) if tensor.ndim > 2 else tensor).copy()
-
-
-def _tensor(module: torch.nn.Module, images: np.ndarray) -> torch.Tensor:
-    """`(N, H, W, C)` as a tensor `(N, C, H, W)` where the model is."""
-    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    return to_tensor(np.moveaxis(images, -1, 1)).to(device)
-
-
-@contextlib.contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
-    training = [each for each in module.modules() if each.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for each in training:
-            each.training = True

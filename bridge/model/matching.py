@@ -1,9 +1,9 @@
 """Match the steps of the Flax model with PyTorch's operations: by parameters, then by which operation feeds which.
 
 Nothing is matched by order or by shape. A layer is found by its parameters, whatever it reads, so that one wrong
-activation does not hide the layers after it. What one framework computes and the other does not is a counterpart too:
+activation does not hide the layers after it. Differences between the frameworks have counterparts too:
 
-1. a step whose operation PyTorch replaced by others on the same results;
+1. a step in whose place PyTorch has other operations on the same results;
 2. a step that PyTorch lacks, whose input PyTorch passes on;
 3. operations that the Flax model lacks, `Matching.missing`.
 """
@@ -19,25 +19,24 @@ from bridge.model.operations import INPUT, Operation
 from bridge.model.steps import IMAGES, ModelStep
 from bridge.weights.manifest import WeightsManifest
 
-#: Kinds of a step that are another kind of operation in PyTorch.
-_CONVOLUTIONS = ("convolution", "linear")
+#: Kinds of a step whose operation has another kind in PyTorch.
 _AS = {
     "depthwise": ("convolution",),
     "convolution": ("convolution",),
-    "pointwise": _CONVOLUTIONS,
-    "linear": _CONVOLUTIONS,
+    "pointwise": ("convolution", "linear"),
+    "linear": ("convolution", "linear"),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Counterpart:
-    """What PyTorch computes where the Flax model computes one step. A place is an index of the operations.
+    """PyTorch's operations for one step of the Flax model. A place is an index of the operations.
 
     Attributes:
       operations: the places of its operations, in order; empty where PyTorch computes nothing.
       inputs: for each input of the step, the place whose result it is.
       output: the place whose result the step's is.
-      wiring: what the layer reads instead, where both frameworks read other results; empty where they agree.
+      wiring: where the frameworks read different results, which ones; empty where they agree.
     """
 
     operations: tuple[int, ...]
@@ -65,9 +64,9 @@ class Matching:
 
     Attributes:
       counterpart: by the name of a step.
-      missing: what is missing before a step, by its name; before the end of the model, by the empty name.
-      reasons: for every other step, why it has no counterpart.
-      left: the places of the operations that are no step's.
+      missing: what is missing before a step, by the step's name; the empty name is the end of the model.
+      reasons: why a step has no counterpart, for every other step.
+      left: the places of the operations that belong to no step.
     """
 
     counterpart: Mapping[str, Counterpart]
@@ -125,7 +124,7 @@ class _Matcher:
         self._values[name] = [found.output]
 
     def _of_layer(self, step: ModelStep) -> Counterpart | str:
-        """The operation that took the layer's parameters."""
+        """Return the operation that took the layer's parameters, or the reason why there is none."""
         layer, (name,) = self._layers[step.name], step.inputs
         if len(places := self._by_layer[layer]) != 1:
             return f"{layer} in PyTorch ran {len(places)} times, expected once"
@@ -143,7 +142,7 @@ class _Matcher:
         return Counterpart((places[0],), (read,), places[0], wiring)
 
     def _of_inputs(self, step: ModelStep) -> Counterpart | str:
-        """The operation on the results that the step's inputs are."""
+        """Return the operation on the step's inputs, or the reason why there is none."""
         if absent := [name for name in step.inputs if name not in self._values]:
             return f"its input {absent[0]} has no counterpart"
         if step.is_opaque:
@@ -166,7 +165,7 @@ class _Matcher:
         return found[0]
 
     def _among(self, step: ModelStep, known: Sequence[Sequence[int]]) -> list[Counterpart]:
-        """The operations of a step's kind, for any of the results that each of its inputs may be."""
+        """Return the operations of a step's kind, for all results that each of its inputs may be."""
         return [
             Counterpart((place,), inputs, place)
             for inputs in itertools.product(*known)
@@ -175,7 +174,7 @@ class _Matcher:
         ]
 
     def _on(self, inputs: Sequence[int]) -> list[int]:
-        """The unclaimed operations without parameters on exactly these results."""
+        """Return the unclaimed operations without parameters on exactly these results."""
         return [
             place
             for place in self._readers[inputs[0]]
@@ -186,7 +185,7 @@ class _Matcher:
         return place != INPUT and place not in self._claimed and not self._done[place].layer
 
     def _cone(self, start: int) -> list[int]:
-        """The unclaimed elementwise operations that depend on one result alone."""
+        """Return the unclaimed elementwise operations that depend on one result alone."""
         cone: list[int] = []
         for place in range(start + 1, len(self._done)):
             operation = self._done[place]
@@ -196,12 +195,12 @@ class _Matcher:
         return cone
 
     def _exit(self, start: int) -> int:
-        """The last of the elementwise operations on a result, or the result itself where there are none."""
+        """Return the last of the elementwise operations on a result, or the result itself where there are none."""
         cone = self._cone(start)
         return next((p for p in reversed(cone) if not set(self._readers[p]) & set(cone)), start)
 
     def _chain(self, start: int, end: int) -> tuple[int, ...] | None:
-        """The unclaimed operations without parameters that lead from one result to another; None where none do."""
+        """Return the unclaimed operations without parameters from one result to another; None where there are none."""
         chain: set[int] = set()
         ahead, reached = [end], False
         while ahead:
@@ -214,7 +213,7 @@ class _Matcher:
         return tuple(sorted(chain)) if reached and chain else None
 
     def _pass(self, name: str, read: int, before: str) -> bool:
-        """Notes what is missing between a step's result and the one that PyTorch reads; whether there is a way."""
+        """Note what is missing between a step's result and the one that PyTorch reads; return False for no path."""
         if read in self._values[name]:
             return True
         start = self._values[name][-1]
@@ -226,7 +225,7 @@ class _Matcher:
         return True
 
     def _added(self, name: str, read: int) -> None:
-        """Finds that PyTorch passes on an input of a step without a counterpart: it lacks the step."""
+        """Take the step as lacking in PyTorch where PyTorch passes on one of the step's inputs."""
         step = self._every[name]
         inputs = [self._values.get(each, []) for each in step.inputs]
         if any(read in places for places in inputs) and all(inputs):
@@ -238,5 +237,5 @@ class _Matcher:
 
 
 def described(operation: Operation) -> str:
-    """An operation in a few words."""
+    """Name an operation: by its layer, or by its kind and module."""
     return operation.layer or f"{operation.kind} in {operation.module or 'the model itself'}"

@@ -1,7 +1,7 @@
-"""What an operation must give, in float64, and how far float32 arithmetic may be from it: a rigorous bound each.
+"""The result of each operation in float64, and a rigorous bound on the error of float32 arithmetic.
 
-With u = 2^-24, g(k) = (1 + u)^k - 1, and lambda the smallest normal number, below which any operand or result may
-be taken for zero, in any order of operations, fused or not:
+Let u = 2^-24, g(k) = (1 + u)^k - 1, and lambda the smallest normal number, below which any operand or result may be
+taken for zero. The bounds hold for any order of operations, fused or not.
 
 *Convolution and matrix product*: sums of products, `bridge.numerics.bounds`.
 
@@ -15,8 +15,8 @@ roundings: in the first form difference, product and sum; in the second, m a its
     |computed - y| <= g(9) M + 8 lambda (1 + |a|) + lambda (|x| + |m|) (1 + 1 / sqrt(v + e)),
     M = (|x| + |m|) |a| + |b|
 
-since of what may be flushed, the operands x, m and b and four results after a cost lambda or lambda |a| each, and s
-and a the last term.
+The terms with lambda are for what may be flushed: the operands x, m and b and four results after a cost lambda or
+lambda |a| each; s and a cost the last term.
 
 *Identity, ReLU, ReLU6* give one of their operands: 0, but for subnormal ones. *Hard sigmoid* c / 6,
 c = min(max(x + 3, 0), 6): the sum rounds relatively, and min and max keep a relative error; then a division, or a
@@ -30,7 +30,7 @@ rounded 1/n: ((1 + (n - 1) u) (1 + u)^2 - 1) sum |x| / n + 4 lambda, for n opera
 
 The float64 evaluation errs by 2^-53 where float32 does by 2^-24, with at most twice as many roundings: a factor
 1 + 2^-20 on the bound covers the error of the bound and that of the exact result together.
-Where an intermediate result could exceed the largest number, nothing is promised: the bound is infinite.
+Where an intermediate result could exceed the largest number, the bound is infinite.
 """
 
 from __future__ import annotations
@@ -51,27 +51,28 @@ _EVALUATED = 1 + 2.0**-20
 #: Products taken together where a bound needs them one by one.
 _TOGETHER = 64
 
-Rounding = Callable[[np.ndarray], np.ndarray]
+#: A function from an array to one of the same shape.
+Function = Callable[[np.ndarray], np.ndarray]
 
 
 def expected(operation: Operation) -> Expected | None:
-    """The exact result of an operation on what it received, and how far a float32 result may be; None: no bound known.
+    """Return the exact result of an operation on its operands, and its bound; None where no bound is known.
 
-    Of a convolution only where it has one group.
+    A convolution has a bound here only where it has one group.
     """
     if operation.kind in _SIMPLE:
         reference, allowed = _SIMPLE[operation.kind](operation)
         return Expected(reference, np.where(allowed <= _LARGEST, allowed, np.inf))
-    products = sums(operation)
-    return None if products is None else of_sums(products)
+    total = matrix_sum(operation)
+    return None if total is None else total.expected()
 
 
-def sums(operation: Operation, rounding: Rounding | None = None) -> MatrixSum | None:
-    """A convolution of one group or a fully connected layer as a matrix product; None for anything else.
+def matrix_sum(operation: Operation, rounding: Function | None = None) -> MatrixSum | None:
+    """Return a convolution of one group or a fully connected layer as a matrix product; None for anything else.
 
     Args:
-      operation: what ran.
-      rounding: applied to input and weight beforehand.
+      operation: a recorded operation.
+      rounding: a function to round input and weight beforehand.
     """
     x, weight = operation.operands[0], operation.parameters.get("weight")
     bias = operation.parameters.get("bias")
@@ -93,7 +94,7 @@ def sums(operation: Operation, rounding: Rounding | None = None) -> MatrixSum | 
 def windows(
     x: np.ndarray, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> np.ndarray:
-    """`(N, H, W, C)` -> `(N, oh, ow, kh, kw, C)`, the inputs under each output."""
+    """Return the windows of `(N, H, W, C)`: `(N, oh, ow, kh, kw, C)`, the inputs under each output."""
     x = np.pad(x, ((0, 0), *((p, p) for p in padding), (0, 0)))
     extent = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation))
     view = np.lib.stride_tricks.sliding_window_view(x, extent, axis=(1, 2))
@@ -110,7 +111,7 @@ class MatrixSum:
     Attributes:
       reference: float64, the sum to within `reference_error`.
       magnitude: float64, S, rounded up.
-      products: what was added.
+      products: the products.
       shape: of the result.
     """
 
@@ -122,7 +123,7 @@ class MatrixSum:
 
     @classmethod
     def of(cls, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, shape: tuple[int, ...]) -> MatrixSum:
-        """x `(rows, n)` times w `(n, features)`, plus a bias `(features,)`; `shape` is how the result is laid out."""
+        """Multiply x `(rows, n)` by w `(n, features)`, and add a bias `(features,)`; `shape` is the result's."""
         n = len(w)
         products = Products((len(x), w.shape[1]), x.dtype, x, w, np.full((1, 1), n), bias, _terms_of(x, w))
         wide_x, wide_w = x.astype(np.float64), w.astype(np.float64)
@@ -136,18 +137,12 @@ class MatrixSum:
             magnitude *= 1 + 2 * error
             return cls(reference, magnitude * error, magnitude, products, shape)
 
-
-def of_sums(total: MatrixSum) -> Expected:
-    """The bound of a conventional sum in float32."""
-    exact = ExactSum(
-        cast(total.reference, np.dtype(np.float32)),
-        total.reference,
-        total.reference_error,
-        total.magnitude,
-        total.products,
-    )
-    allowed = error_bound(Arithmetic.of("float32", flushes_subnormals=True), exact) + total.reference_error
-    return Expected(total.reference.reshape(total.shape), allowed.reshape(total.shape))
+    def expected(self) -> Expected:
+        """Return the sums, and the bound of a conventional sum in float32."""
+        nearest = cast(self.reference, np.dtype(np.float32))
+        exact = ExactSum(nearest, self.reference, self.reference_error, self.magnitude, self.products)
+        allowed = error_bound(Arithmetic.of("float32", flushes_subnormals=True), exact) + self.reference_error
+        return Expected(self.reference.reshape(self.shape), allowed.reshape(self.shape))
 
 
 def _terms_of(x: np.ndarray, w: np.ndarray) -> Callable[[Block], Iterator[Term]]:
@@ -172,23 +167,15 @@ def _batch_norm(operation: Operation) -> Expected:
     return _if_below((x - m) * a + b, allowed, np.maximum(M, sizes))
 
 
-def _identity(operation: Operation) -> Expected:
-    x = operation.operands[0].astype(np.float64)
-    return _chosen(x, x)
+def _selection(choose: Function) -> Callable[[Operation], Expected]:
+    """The bound of an operation whose result is one of its operands."""
 
+    def bound(operation: Operation) -> Expected:
+        x = operation.operands[0].astype(np.float64)
+        y = choose(x)
+        return Expected(y, np.where(np.abs(x) < _TINY, np.abs(y), 0.0))
 
-def _relu(operation: Operation) -> Expected:
-    x = operation.operands[0].astype(np.float64)
-    return _chosen(x, np.maximum(x, 0))
-
-
-def _relu6(operation: Operation) -> Expected:
-    x = operation.operands[0].astype(np.float64)
-    return _chosen(x, np.clip(x, 0, 6))
-
-
-def _chosen(x: np.ndarray, y: np.ndarray) -> Expected:
-    return Expected(y, np.where(np.abs(x) < _TINY, np.abs(y), 0.0))
+    return bound
 
 
 def _hard_sigmoid(operation: Operation) -> Expected:
@@ -227,7 +214,7 @@ def _multiply(operation: Operation) -> Expected:
 
 
 def _if_below(reference: np.ndarray, allowed: np.ndarray, intermediate: np.ndarray) -> Expected:
-    """Nothing is promised where an intermediate result, but for its own rounding, may overflow."""
+    """Return an infinite bound where an intermediate result, but for its own rounding, may overflow."""
     return Expected(reference, np.where(intermediate < _LARGEST / 2, allowed * _EVALUATED, np.inf))
 
 
@@ -237,9 +224,9 @@ def _growth(roundings: int) -> float:
 
 _SIMPLE: Mapping[str, Callable[[Operation], Expected]] = {
     "batch norm": _batch_norm,
-    "identity": _identity,
-    "relu": _relu,
-    "relu6": _relu6,
+    "identity": _selection(lambda x: x),
+    "relu": _selection(lambda x: np.maximum(x, 0)),
+    "relu6": _selection(lambda x: np.clip(x, 0, 6)),
     "hard sigmoid": _hard_sigmoid,
     "hard swish": _hard_swish,
     "mean": _mean,

@@ -1,29 +1,30 @@
-"""The verdict on one operation: two results of it on the same operands, each held to what it must be."""
+"""The verdict on one operation: two results on the same operands, each compared with the exact one and its bound."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from bridge.case import Case
 from bridge.diagnosis import Comparison, Verdict, compare
 from bridge.diagnosis.target import Expected
-from bridge.model.operation_bounds import ELEMENTWISE, expected, of_sums, sums
+from bridge.model.operation_bounds import ELEMENTWISE, expected, matrix_sum
 from bridge.model.operations import Operation
 from bridge.numerics import BFLOAT16, FLOAT16, TF32, Format, round_to, same_bits, ulp_distance
 from bridge.weights.layouts import CONVOLUTION
 
-#: What the two results are called.
+#: The names of the two results.
 NAMES = ("JAX", "PyTorch")
 
-#: Operands on which a function of one number is told from others: dense where the known ones bend, and far out.
+#: Operands that tell a function of one number from others: dense where the known functions bend, and some far out.
 _PROBES = np.array([-1e6, -100, -20, *np.linspace(-8, 8, 1025), 20, 100, 1e6], np.float32)
 
-#: Operations without settings: where the names of two differ, they are other functions, whatever the data show.
+#: Operations without settings: two different names are two different functions, whatever the data show.
 _FUNCTIONS = {
     "identity",
     "relu",
@@ -43,11 +44,11 @@ _FUNCTIONS = {
 
 
 def judge(operation: Operation, ours: np.ndarray) -> Comparison | str:
-    """What the difference of another result from an operation's own proves; or why it cannot be said.
+    """Return the verdict on JAX's result of an operation, or the reason why there is none.
 
     Args:
-      operation: of PyTorch, float32.
-      ours: of JAX, on the same operands, in the same layout.
+      operation: PyTorch's, float32.
+      ours: JAX's result on the same operands, in the same layout.
     """
     theirs = operation.output
     if ours.dtype != theirs.dtype or theirs.dtype != np.float32:
@@ -55,7 +56,9 @@ def judge(operation: Operation, ours: np.ndarray) -> Comparison | str:
     if _sizes(ours) != _sizes(theirs):
         return _other_shape(ours, theirs)
     ours = ours.reshape(theirs.shape)
-    if (case := depthwise_case(operation)) is not None:
+    x, parameters, settings = operation.operands[0], operation.parameters, operation.settings
+    if operation.kind == "convolution" and settings["groups"] == x.shape[-1] > 1:
+        case = depthwise_case(x, parameters["weight"], parameters.get("bias"), settings, operation.layer)
         return compare(ours, theirs, case, names=NAMES)
     within = expected(operation)
     if within is None:
@@ -65,10 +68,10 @@ def judge(operation: Operation, ours: np.ndarray) -> Comparison | str:
 
 
 def recognized(kind: str, run: Callable[[np.ndarray], np.ndarray], received: np.ndarray) -> str:
-    """The name of an activation whose function is not known by name: the operation whose bound it keeps on probes.
+    """Return the name of an activation: of the operation whose bound the function keeps on probes.
 
     Args:
-      kind: its own name, which is kept where no operation fits.
+      kind: its own name; it is kept where it is known, and where no operation fits.
       run: the function.
       received: an operand, for the shape that the function takes.
     """
@@ -88,16 +91,16 @@ def recognized(kind: str, run: Callable[[np.ndarray], np.ndarray], received: np.
 
 
 def judge_others(kind: str, done: Sequence[Operation], ours: np.ndarray, fix: str) -> Comparison | str:
-    """What it proves where PyTorch computes other operations than JAX; or why it cannot be said.
+    """Return the verdict where PyTorch computes other operations than JAX, or the reason why there is none.
 
-    Two functions that have no settings are other functions where their names differ, and CONVENTION, also where these
-    data do not show it. Else the results decide, within the bound of the one operation that has a bound.
+    Two functions without settings are different functions where their names differ. That is CONVENTION, also where
+    these data do not show it. Else the results decide, within the bound of the one operation that has a bound.
 
     Args:
-      kind: of JAX's operation, as `recognized` has it; "identity" for none.
-      done: PyTorch's operations; the first is fed what JAX's is, the last gives the result. Of nothing, "identity".
-      ours: what JAX's gives.
-      fix: what to change.
+      kind: of JAX's operation, as `recognized` returns it; "identity" for none.
+      done: PyTorch's operations; the first has JAX's operands, the last gives the result. "identity" for none.
+      ours: JAX's result.
+      fix: the change that makes both equal.
     """
     said = " and then ".join(each.kind for each in done)
     theirs, only = done[-1].output, done[0].kind if len(done) == 1 else ""
@@ -127,24 +130,23 @@ def _named(kind: str) -> str:
     return "nothing" if kind == "identity" else kind
 
 
-def depthwise_case(operation: Operation) -> Case | None:
-    """A depthwise convolution, as PyTorch's operator received it; None for any other operation."""
-    s = operation.settings
-    if operation.kind != "convolution" or not s["groups"] == operation.operands[0].shape[-1] > 1:
-        return None
+def depthwise_case(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, settings: Mapping[str, Any], name: str
+) -> Case:
+    """Return a depthwise convolution of PyTorch, with its settings, as a case."""
     return Case(
-        operation.operands[0],
-        np.ascontiguousarray(CONVOLUTION.to_flax(operation.parameters["weight"])),
-        operation.parameters.get("bias"),
-        strides=tuple(s["stride"]),
-        padding=tuple((p, p) for p in s["padding"]),
-        kernel_dilation=tuple(s["dilation"]),
-        name=operation.layer,
+        x,
+        np.ascontiguousarray(CONVOLUTION.to_flax(weight)),
+        bias,
+        strides=tuple(settings["stride"]),
+        padding=tuple((p, p) for p in settings["padding"]),
+        kernel_dilation=tuple(settings["dilation"]),
+        name=name,
     )
 
 
 def compared(ours: np.ndarray, theirs: np.ndarray, within: Expected) -> Comparison:
-    """IDENTICAL, ROUNDING, BUG, NONFINITE, or INCONCLUSIVE where they differ and nothing is promised."""
+    """Return IDENTICAL, ROUNDING, BUG, NONFINITE, or INCONCLUSIVE where they differ and the bound is infinite."""
     differs = ~same_bits(ours, theirs)
     finite = np.isfinite(ours) & np.isfinite(theirs)
     a, b = ours[differs & finite], theirs[differs & finite]
@@ -165,13 +167,13 @@ def compared(ours: np.ndarray, theirs: np.ndarray, within: Expected) -> Comparis
     if max(sides) > 1:
         wrong = [side for side, ratio in zip(NAMES, sides) if ratio > 1]
         verdict, name = Verdict.BUG, "outside the bound"
-        cause = f"{' and '.join(wrong)} computed something else: {max(sides):.3g} times what rounding can be"
+        cause = f"{' and '.join(wrong)} computed something else: the error is {max(sides):.3g} times the rounding bound"
         place = _place(worst > 1)
         where = np.unravel_index(np.argmax(worst), ours.shape)
     if (unlike := differs & ~finite).any():
         verdict, name = Verdict.NONFINITE, "nonfinite"
         where = np.unravel_index(np.argmax(unlike), ours.shape)
-        cause = f"{np.count_nonzero(unlike)} elements are not finite on one side only, or not alike"
+        cause = f"{np.count_nonzero(unlike)} elements are NaN or infinite in one result only, or in another way"
     return Comparison(
         *NAMES,
         verdict,
@@ -189,15 +191,15 @@ def compared(ours: np.ndarray, theirs: np.ndarray, within: Expected) -> Comparis
 
 
 def lower_precision(operation: Operation, ours: np.ndarray, found: Comparison) -> Comparison:
-    """PRECISION where rounding the operands of a product to a format predicts what is outside the bound; else BUG.
+    """Return PRECISION where operands rounded to a lower format explain the result; else `found`.
 
     The test is as strict as the one that failed: the exact result of rounded operands, in the bound of float32.
     """
     for fmt in (TF32, FLOAT16, BFLOAT16):
-        total = sums(operation, functools.partial(_rounded, fmt))
+        total = matrix_sum(operation, functools.partial(_rounded, fmt))
         if total is None:
             return found
-        within = of_sums(total)
+        within = total.expected()
         wrong = [
             name
             for name, y, ratio in zip(NAMES, (ours, operation.output), found.side_bound_ratios)
@@ -220,7 +222,7 @@ def _rounded(fmt: Format, array: np.ndarray) -> np.ndarray:
 
 
 def _place(outside: np.ndarray) -> str:
-    """Where the elements outside are: which channels, if not all."""
+    """Say how many elements are outside the bound, and in which channels."""
     channels = np.flatnonzero(outside.reshape(-1, outside.shape[-1]).any(axis=0))
     share = f"{np.count_nonzero(outside)} of {outside.size} elements"
     if len(channels) == outside.shape[-1]:
@@ -230,7 +232,7 @@ def _place(outside: np.ndarray) -> str:
 
 
 def _sizes(array: np.ndarray) -> list[int]:
-    """The shape but for axes of size one: PyTorch keeps those of a mean over an image."""
+    """Return the shape without axes of size one: PyTorch keeps those of a mean over an image."""
     return [n for n in array.shape if n > 1]
 
 

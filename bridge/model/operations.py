@@ -1,4 +1,4 @@
-"""What a PyTorch model computed, operation by operation, in NumPy, channels last."""
+"""The operations of a PyTorch model that ran, in NumPy, channels last."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ INPUT = -1
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Operation:
-    """One operation that ran, and nothing that only moves elements: views, copies and padding are no operations.
+    """One operation that ran. What only moves elements is no operation: views, copies and padding.
 
     Attributes:
       kind: "convolution", "linear", "batch norm", "relu", "relu6", "hard swish", "hard sigmoid", "gelu (tanh)",
         "mean", "add" or "multiply"; PyTorch's own name for any other.
       layer: the path of the layer whose parameters it used; empty for none.
       module: the path of the module that was running.
-      producers: for each operand which operation made it, by its place in the order of running; `INPUT` for the input.
+      producers: for each operand the place, in the order of running, of the operation that made it; or `INPUT`.
       operands: as the operation received them, padded where PyTorch pads beforehand.
-      output: what it gave.
+      output: its result.
       parameters: of the layer: "weight", "bias", "running_mean", "running_var", in PyTorch's layout.
       settings: of a convolution "stride", "padding", "dilation" and "groups"; of a normalization "eps".
-      is_elementwise: whether each element of its result depends on one element of each operand.
+      is_elementwise: true where each element of its result depends on one element of each operand.
     """
 
     kind: str
@@ -42,11 +42,11 @@ class Operation:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Gradient:
-    """The way back through one convolution.
+    """The backward pass through one convolution.
 
     Attributes:
       layer: its path.
-      x, dy: what it received on the way there and back, channels last.
+      x, dy: its input, and the incoming gradient, channels last.
       weight: `(O, I / groups, *kernel)`.
       dx: the gradient by x, None where nobody asked for it; dweight: by the weight.
       settings: "stride", "padding", "dilation" and "groups".

@@ -8,24 +8,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bridge._census.zoo import draw_weights
+from bridge._census.zoo import SIZE, draw_weights, model_library, set_weights
 from bridge.files import open_regular, read_npy
-from bridge.libraries import import_library
 from bridge.weights.architectures import ARCHITECTURES, Architecture
 from bridge.weights.convert import to_flax
 from bridge.weights.manifest import WeightsManifest
-from bridge.weights.read import load_weights, tensors_of
+from bridge.weights.read import load_weights
 from bridge.weights.rule_lookup import choose_rules
 from bridge.weights.trees import ParameterTree, empty_model
 
-#: Where no other size is said, the side of an image.
-SIZE = 224
-
-#: Of ImageNet's images, channel by channel, in the range 0 to 1: what torchvision's and timm's weights were trained on.
+#: Mean and deviation per channel of ImageNet's images in the range 0 to 1, for which torchvision and timm train.
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 
-#: timm's names, to which a width is appended, in hundredths.
+#: timm's names, to which the width in hundredths is appended.
 _TIMM = {
     "mobilenet_v1": "mobilenetv1",
     "mobilenet_v2": "mobilenetv2",
@@ -36,9 +32,9 @@ _TRANSFORMERS = {"mobilenet_v1": "MobileNetV1", "mobilenet_v2": "MobileNetV2"}
 
 
 def architecture_of(name: str, weights: Mapping[str, np.ndarray] | None = None) -> Architecture:
-    """The architecture of a name: "timm.mobilenet_v2", or "mobilenet_v2" of the library that the weights tell.
+    """Return the architecture of a name: "timm.mobilenet_v2", or "mobilenet_v2" of the library that the weights tell.
 
-    Without weights that is torchvision, or where it has no such network timm.
+    Without weights that is torchvision's network, or timm's where torchvision has none.
     """
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
@@ -52,21 +48,13 @@ def architecture_of(name: str, weights: Mapping[str, np.ndarray] | None = None) 
 
 
 def original(architecture: Architecture, classes: int, width: float = 1.0) -> Any:
-    """The PyTorch model with the library's own random weights, in eval mode.
+    """Make the PyTorch model with the library's own random weights, in eval mode.
 
     Raises:
       ValueError: the library cannot be imported, or has no such width.
     """
     library = architecture.library
-    try:
-        module = import_library("torchvision.models" if library == "torchvision" else library)
-    except Exception as error:  # of any kind: a library runs code when it is imported
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(
-            f"`network` is {architecture.name}, and {library} cannot be imported here: {reason}. Likely causes: (a) it "
-            "is not installed: pip install 'jaxdw[models]'; (b) torchvision was built for another build of PyTorch "
-            "than the one installed"
-        ) from error
+    module = model_library(f"`network` is {architecture.name}", library)
     if library == "torchvision":
         return getattr(module, architecture.model)(num_classes=classes, width_mult=width).eval()
     if library == "transformers":
@@ -81,7 +69,7 @@ def original(architecture: Architecture, classes: int, width: float = 1.0) -> An
 
 
 class Pair(NamedTuple):
-    """A PyTorch model and its Flax twin with the same weights, and how they got there."""
+    """A PyTorch model, its Flax twin with the same weights, and the manifest of their conversion."""
 
     name: str
     module: Any
@@ -90,12 +78,12 @@ class Pair(NamedTuple):
 
 
 def compared_pair(network: str, *, weights: Path | None = None, seed: int = 0, width: float = 1.0) -> Pair:
-    """Both models of a network in eval mode.
+    """Make both models of a network in eval mode.
 
     Args:
       network: as for `architecture_of`.
-      weights: a checkpoint of PyTorch, every tensor of which must have its place, and whose number of classes is taken;
-        None: random ones, statistics too, so that nothing hides behind 0 and 1.
+      weights: a checkpoint of PyTorch, which also says the number of classes; every tensor must have its place. None:
+        random weights and statistics, so that nothing hides behind 0 and 1.
       seed: of random weights.
       width: multiplier.
 
@@ -111,10 +99,7 @@ def compared_pair(network: str, *, weights: Path | None = None, seed: int = 0, w
     if arrays is None:
         draw_weights(module, np.random.default_rng(seed))
     else:
-        try:
-            module.load_state_dict(tensors_of(arrays), strict=True)
-        except RuntimeError as error:
-            raise ValueError(f"`weights` is {weights}, which does not fit {architecture.name}: {error}") from None
+        set_weights(module, arrays, weights)
     model = empty_model(architecture.model, architecture.library, num_classes=classes, width=width)
     converted = to_flax(module, model, architecture.name)
     nnx.update(model, converted.weights)
@@ -123,7 +108,7 @@ def compared_pair(network: str, *, weights: Path | None = None, seed: int = 0, w
 
 
 def _classes(architecture: Architecture, weights: Mapping[str, np.ndarray], path: Path | None) -> int:
-    """How many classes the classifier of some weights has."""
+    """Return the number of classes of the classifier that the weights have."""
     name = next(f"{rule.torch}.weight" for rule in architecture.rules() if rule.flax == "classifier")
     if name not in weights:
         raise ValueError(f"`weights` is {path}, which has no {name}, expected weights of {architecture.name}")
@@ -131,16 +116,16 @@ def _classes(architecture: Architecture, weights: Mapping[str, np.ndarray], path
 
 
 def random_images(size: int, seed: int) -> np.ndarray:
-    """One image of noise, as if normalized."""
+    """Draw one image of normalized noise."""
     return np.random.default_rng((seed, 1)).standard_normal((1, size, size, 3), np.float32)
 
 
 def read_image(path: Path, size: int = SIZE) -> np.ndarray:
-    """An image as a model takes it: `(N, H, W, 3)`, float32.
+    """Read an image as a model takes it: `(N, H, W, 3)`, float32.
 
     A `.npy` of floats `(H, W, 3)` or `(N, H, W, 3)` is taken as it is. Any other image is treated as torchvision treats
-    images for its weights: the shorter side scaled to size * 256 / 224, the middle cut out, divided by 255, `MEAN`
-    subtracted and divided by `DEVIATION`; so is a `.npy` of bytes, but for the scaling and cutting.
+    images for its weights: the shorter side is scaled to size * 256 / 224, the middle is cut out, values are divided by
+    255, `MEAN` is subtracted, and the result is divided by `DEVIATION`. A `.npy` of bytes is neither scaled nor cut.
 
     Raises:
       ValueError: a file that is no image, or one that needs Pillow where it is not installed.

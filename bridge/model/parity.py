@@ -7,15 +7,13 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from bridge.diagnosis import Comparison, Verdict
 from bridge.model.matching import Counterpart, Missing, described, match
 from bridge.model.operation_verdicts import judge, judge_others, recognized
 from bridge.model.operations import INPUT, Operation
-from bridge.model.steps import IMAGES, ModelStep, steps
+from bridge.model.steps import IMAGES, ModelStep, in_eval_mode, run_module, steps
 from bridge.weights.manifest import WeightsManifest
 from jaxdw.models import MobileNet
 
@@ -29,14 +27,14 @@ class LayerParity:
     """One operation in both frameworks.
 
     Attributes:
-      name: its path in the Flax model; torch: the path of its layer in PyTorch, or of the module that ran it;
-        "nothing" where PyTorch computes nothing there.
+      name: its path in the Flax model.
+      torch: the path of its layer in PyTorch, or of the module that ran it; "nothing" where PyTorch computes nothing.
       kind: "depthwise", "pointwise", "convolution", "linear", "batch norm", an activation, "mean", "add", "multiply".
       shape: of its result in the Flax model.
-      isolated: the JAX operation fed what PyTorch's received, against PyTorch's result; None if not compared.
+      isolated: JAX's result on PyTorch's operands compared with PyTorch's result; None if not compared.
       reason: why it was not compared; empty where it was.
-      growth: ||JAX - PyTorch|| / ||PyTorch|| of its results where both networks run free; None if not compared.
-      amplification: `growth` divided by the greatest of its inputs; None where they do not differ.
+      growth: ||JAX - PyTorch|| / ||PyTorch|| of its results where each network runs on its own; None if not compared.
+      amplification: `growth` divided by the greatest growth of its inputs; None where they do not differ.
     """
 
     name: str
@@ -54,12 +52,12 @@ class LayerParity:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether it was compared and does not pass."""
+        """True where it was compared and does not pass."""
         return self.isolated is not None and not self.verdict.passes
 
     @property
     def cause(self) -> str:
-        """Why it does not pass or was not compared."""
+        """The reason why it does not pass or was not compared."""
         return self.reason if self.isolated is None else self.isolated.cause or self.isolated.verdict.meaning
 
 
@@ -68,10 +66,12 @@ class Logits:
     """The outputs of both models, each run as its framework's users run it: JAX's compiled as one program.
 
     Attributes:
-      classes: how many.
-      max_abs: the greatest |JAX - PyTorch|; scale: the greatest |PyTorch|.
-      top: how many classes are compared, 5 or all; same_top: the share of images whose top classes are the same ones;
-        same_order: in the same order too; same_first: with the same first.
+      classes: the number of classes.
+      max_abs: the greatest |JAX - PyTorch|.
+      scale: the greatest |PyTorch|.
+      top: the number of top classes that are compared, 5 or all.
+      same_top, same_order, same_first: the shares of images with the same top classes, with the same order of these,
+        and with the same first class.
     """
 
     classes: int
@@ -106,7 +106,7 @@ class ModelParity:
       images: shape of the input.
       layers: in the order of the Flax model.
       left: operations of PyTorch that have no counterpart.
-      logits: of both.
+      logits: the outputs compared.
     """
 
     name: str
@@ -117,14 +117,14 @@ class ModelParity:
 
     @property
     def verdict(self) -> Verdict:
-        """The weakest verdict of any operation; INCONCLUSIVE at best where one was not compared."""
+        """The weakest verdict of all operations; INCONCLUSIVE at best where one was not compared."""
         verdicts = [layer.verdict for layer in self.layers] + [Verdict.INCONCLUSIVE] * bool(self.left)
         wrong = [verdict for verdict in verdicts if not verdict.passes and verdict is not Verdict.INCONCLUSIVE]
         return max(wrong or verdicts, key=Verdict.rank)
 
     @property
     def first_wrong(self) -> LayerParity | None:
-        """The first operation whose isolated verdict does not pass, those that were not compared aside."""
+        """The first operation that was compared and does not pass."""
         return next((layer for layer in self.layers if layer.is_wrong), None)
 
     @property
@@ -135,19 +135,19 @@ class ModelParity:
 def model_parity(
     module: Any, model: MobileNet, images: np.ndarray, manifest: WeightsManifest, *, name: str = "", track: Track = iter
 ) -> ModelParity:
-    """Two comparisons of every operation of a MobileNet, in eval mode and float32.
+    """Compare every operation of a MobileNet twice, in eval mode and float32.
 
-    *Isolated*: the JAX operation is fed what PyTorch's received, and the two results are held to the bound of that one
-    operation. *Running*: both networks run free on the same images; their difference grows from layer to layer. Where
-    every isolated verdict is ROUNDING or stronger, each operation adds no more than its own rounding on the data that
-    really flows through the network, and all growth is those roundings, carried on.
+    *Isolated*: the JAX operation gets PyTorch's operands, and the two results are compared within the bound of that one
+    operation. *Running*: each network runs on its own on the same images; their difference grows from layer to layer.
+    Where every isolated verdict is ROUNDING or stronger, each operation adds no more than its own rounding on the data
+    that really flow through the network. Then all growth is these roundings, carried on.
 
     Args:
       module: the PyTorch model, an `nn.Module`.
       model: the Flax model with its weights.
-      images: `(N, H, W, C)`, float32, what the models take: already normalized.
-      manifest: of the weights' way, `bridge.to_flax(module, model).manifest`.
-      name: what to call the network.
+      images: `(N, H, W, C)`, float32, already normalized.
+      manifest: of the conversion, `bridge.to_flax(module, model).manifest`.
+      name: of the network, for reports.
       track: wraps the loop over the steps, for a progress bar.
 
     Raises:
@@ -160,12 +160,12 @@ def model_parity(
     if not isinstance(images, np.ndarray) or images.dtype != np.float32 or images.ndim != 4 or not images.size:
         given = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
         raise ValueError(f"`images` is {given}, expected a NumPy array (N, H, W, C) of float32 that is not empty")
-    model = nnx.view(model, use_running_average=True, deterministic=True)
+    model = in_eval_mode(model)
     _log.info("%s: running it in PyTorch", name)
     done, theirs = operations(module, images)
     every = steps(model)
     matching = match(every, done, manifest)
-    running = {IMAGES: jnp.asarray(images)}
+    running: dict[str, Any] = {IMAGES: images}
     growth = {IMAGES: 0.0}
     layers: list[LayerParity] = []
     values = _Values(images, done, running, growth)
@@ -188,13 +188,13 @@ def model_parity(
         if layer.growth is not None:
             growth[step.name] = layer.growth
     layers += [_missing(each, values) for each in matching.missing.get("", ())]
-    ours = np.asarray(nnx.jit(lambda model, x: model(x))(model, running[IMAGES]))
+    ours = np.asarray(run_module(model, images))
     left = [described(done[place]) for place in matching.left]
     return ModelParity(name, images.shape, layers, left, Logits.of(ours, theirs))
 
 
 class _Values(NamedTuple):
-    """What is known while the model runs: PyTorch's operations; of each step the result, running free, and `growth`."""
+    """The images, PyTorch's operations, and by step the result in the network's own run and its growth."""
 
     images: np.ndarray
     done: Sequence[Operation]
@@ -202,17 +202,17 @@ class _Values(NamedTuple):
     growth: Mapping[str, float]
 
     def at(self, place: int) -> np.ndarray:
-        """PyTorch's result at a place of the operations."""
+        """Return PyTorch's result at a place of the operations."""
         return self.images if place == INPUT else self.done[place].output
 
 
 def _layer(step: ModelStep, counterpart: Counterpart, values: _Values) -> LayerParity:
-    """One step and what PyTorch computes there."""
+    """Compare one step with PyTorch's operations there."""
     ranks = [values.running[name].ndim for name in step.inputs]
     received = [_as_rank(values.at(place), rank) for place, rank in zip(counterpart.inputs, ranks)]
 
     def run(*operands: np.ndarray) -> np.ndarray:
-        return np.asarray(step.compiled(*map(jnp.asarray, operands)))
+        return np.asarray(step.compiled(*operands))
 
     try:
         fed = run(*received)
@@ -230,7 +230,7 @@ def _layer(step: ModelStep, counterpart: Counterpart, values: _Values) -> LayerP
 
 
 def _missing(missing: Missing, values: _Values) -> LayerParity:
-    """What PyTorch computes and the Flax model leaves out."""
+    """Compare operations of PyTorch that the Flax model lacks with doing nothing."""
     counterpart = missing.counterpart
     kind = " and then ".join(values.done[place].kind for place in counterpart.operations)
     name = f"{missing.after.removesuffix('.norm')}.{kind.replace(' ', '_')}"
@@ -240,7 +240,7 @@ def _missing(missing: Missing, values: _Values) -> LayerParity:
 
 
 def _judged(name: str, kind: str, counterpart: Counterpart, values: _Values, ours: np.ndarray) -> Comparison | str:
-    """The verdict on what JAX gives for what PyTorch's operations received."""
+    """Return the verdict on JAX's result for the operands of PyTorch's operations."""
     some = [values.done[place] for place in counterpart.operations]
     if len(some) == 1 and (some[0].layer or some[0].kind == kind):
         return judge(some[0], ours)
@@ -279,12 +279,12 @@ def _parity(
 
 
 def _as_rank(x: np.ndarray, rank: int) -> np.ndarray:
-    """Without the axes of size one that PyTorch keeps of a mean over an image."""
+    """Drop the axes of size one that PyTorch keeps of a mean over an image."""
     return x if x.ndim == rank else x.reshape(x.shape[0], *(n for n in x.shape[1:] if n > 1))
 
 
 def _relative(y: np.ndarray, expected: np.ndarray) -> float | None:
-    """||y - expected|| / ||expected||; None where the shapes differ or the expected is zero or not finite."""
+    """Return ||y - expected|| / ||expected||; None where sizes differ, or a norm is zero or not finite."""
     if y.size != expected.size:
         return None
     wide = expected.astype(np.float64).ravel()

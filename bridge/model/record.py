@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-import pydantic
-
 from bridge.diagnosis import Verdict
 from bridge.environment import environment
 from bridge.model.parity import ModelParity
-from bridge.records import ComparisonRecord, Number
+from bridge.records import ComparisonRecord, Document, Number, Record
 
-#: Name and version of the schema. The version grows when a field is added, removed or changes its meaning.
+#: Name and version of the schema.
 SCHEMA: Literal["jaxdw.model/2"] = "jaxdw.model/2"
 
 
-class OperationRecord(pydantic.BaseModel):
+class OperationRecord(Record):
     """One operation; the fields are those of `bridge.model.LayerParity`, and its verdict."""
-
-    model_config = pydantic.ConfigDict(from_attributes=True)
 
     name: str
     torch: str
@@ -31,10 +27,8 @@ class OperationRecord(pydantic.BaseModel):
     amplification: Number | None
 
 
-class LogitsRecord(pydantic.BaseModel):
+class LogitsRecord(Record):
     """The outputs; the fields are those of `bridge.model.Logits`."""
-
-    model_config = pydantic.ConfigDict(from_attributes=True)
 
     classes: int
     max_abs: Number
@@ -45,13 +39,10 @@ class LogitsRecord(pydantic.BaseModel):
     same_first: float
 
 
-class ModelReport(pydantic.BaseModel):
+class ModelReport(Document):
     """Both models; `first_wrong` is the name of a layer, `left` are PyTorch's operations without a counterpart."""
 
-    model_config = pydantic.ConfigDict(populate_by_name=True)
-
-    schema_: Literal["jaxdw.model/2"] = pydantic.Field(default=SCHEMA, alias="schema")
-    environment: dict[str, str]
+    schema_: Literal["jaxdw.model/2"] = SCHEMA
     name: str
     images: tuple[int, ...]
     verdict: Verdict
@@ -62,16 +53,9 @@ class ModelReport(pydantic.BaseModel):
 
     @classmethod
     def of(cls, parity: ModelParity) -> ModelReport:
-        return cls(
-            environment=environment(),
-            name=parity.name,
-            images=parity.images,
-            verdict=parity.verdict,
-            first_wrong=None if parity.first_wrong is None else parity.first_wrong.name,
-            layers=[OperationRecord.model_validate(layer) for layer in parity.layers],
-            left=list(parity.left),
-            logits=LogitsRecord.model_validate(parity.logits),
+        """Return the record of a parity, with this environment."""
+        fields = {name: getattr(parity, name) for name in ("name", "images", "verdict", "layers", "left", "logits")}
+        wrong = parity.first_wrong
+        return cls.model_validate(
+            fields | {"environment": environment(), "first_wrong": None if wrong is None else wrong.name}
         )
-
-    def to_json(self) -> str:
-        return self.model_dump_json(by_alias=True, indent=2) + "\n"

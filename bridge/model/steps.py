@@ -1,10 +1,10 @@
-"""A MobileNet of `jaxdw.models` as the list of its operations, each a call of its own."""
+"""A MobileNet of `jaxdw.models` as the list of its operations. Each can be run by itself."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from jaxdw.nnx import DepthwiseConv
 #: The name of the input.
 IMAGES = "images"
 
-#: What functions are called where their own name is not the one of PyTorch's operation.
+#: Names of functions whose own name is not that of PyTorch's operation.
 _ACTIVATIONS: Mapping[Any, str] = {
     nnx.hard_swish: "hard swish",
     nnx.hard_sigmoid: "hard sigmoid",
@@ -25,18 +25,15 @@ _ACTIVATIONS: Mapping[Any, str] = {
     nnx.hard_tanh: "hardtanh",
 }
 
-#: What a lambda is called.
+#: The name of a lambda.
 NAMELESS = "a function without a name"
 
-#: How the parts of a model are called whose operations are known.
+#: The `__call__` of the modules whose operations are known.
 _CALLS = {known: known.__call__ for known in (InvertedResidual, ConvNormAct, SqueezeExcite)}
 _NETWORK = {name: getattr(MobileNet, name) for name in ("__call__", "features", "classify")}
 
-#: Where functions come from whose names say what they compute.
+#: Libraries whose functions' names say what they compute.
 _LIBRARIES = {"jax", "jaxlib", "flax", "jaxdw"}
-
-#: Gives steps, and returns the name of the last.
-Built = Generator["ModelStep", None, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +47,8 @@ class ModelStep:
       inputs: the names of the steps whose results it takes, or `IMAGES`.
       run: the operation on arrays.
       layer: the layer that `run` calls, or None.
-      is_activation: whether it is what stands where a model has an activation.
-      is_opaque: whether it is a part of the model whose operations are not known.
+      is_activation: true where the model has an activation.
+      is_opaque: true for a module whose operations are not known.
     """
 
     name: str
@@ -63,18 +60,30 @@ class ModelStep:
     is_opaque: bool = False
 
     def compiled(self, *inputs: Any) -> jax.Array:
-        """The result, compiled by itself: what no neighbour is fused with."""
+        """Return the result, compiled by itself, so that no neighbour is fused with it."""
         if self.layer is not None:
-            return _layer(self.layer, *inputs)
-        return _function(self.run, *inputs)
+            return run_module(self.layer, *inputs)
+        return _run_function(self.run, *inputs)
 
 
-_layer = nnx.jit(lambda layer, x: layer(x))
-_function = jax.jit(lambda run, *inputs: run(*inputs), static_argnums=0)
+@nnx.jit
+def run_module(module: Any, x: Any) -> jax.Array:
+    """Run a module as one compiled program."""
+    return module(x)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run_function(function: Callable[..., jax.Array], *inputs: Any) -> jax.Array:
+    return function(*inputs)
+
+
+def in_eval_mode(model: MobileNet) -> MobileNet:
+    """Return a view of a model that uses its running statistics and drops nothing out."""
+    return nnx.view(model, use_running_average=True, deterministic=True)
 
 
 def steps(model: MobileNet) -> Sequence[ModelStep]:
-    """The operations of a model in eval mode, in order; the last one gives its output.
+    """Return the operations of a model in eval mode, in order; the last one gives its output.
 
     Raises:
       TypeError: a subclass of MobileNet that computes something else.
@@ -89,11 +98,13 @@ def steps(model: MobileNet) -> Sequence[ModelStep]:
             f"`model` is a {type(model).__name__} with `{'`, `'.join(own)}` of its own, expected those of "
             "`jaxdw.models.MobileNet`: the operations of others are not known"
         )
-    return list(_network(model))
+    found = _Steps()
+    found.network(model)
+    return found
 
 
 def walk(every: Sequence[ModelStep], images: Any, *, compiled: bool = True) -> dict[str, jax.Array]:
-    """The result of every step, each fed by those before it."""
+    """Return the result of every step by name, each fed by those before it."""
     values = {IMAGES: images}
     for step in every:
         run = step.compiled if compiled else step.run
@@ -101,59 +112,65 @@ def walk(every: Sequence[ModelStep], images: Any, *, compiled: bool = True) -> d
     return values
 
 
-def _network(model: MobileNet) -> Iterator[ModelStep]:
-    last = yield from _unit("stem", model.stem, IMAGES)
-    for i, block in enumerate(model.blocks):
-        last = yield from _block(f"blocks.{i}", block, last)
-    if model.head is not None:
-        last = yield from _unit("head", model.head, last)
-    last = yield from _step("mean", "mean", (last,), global_average_pool)
-    if model.hidden is not None:
-        last = yield from _of_layer("hidden", model.hidden, last)
-        last = yield from _activation("hidden", model.architecture.activation, last)
-    if model.classifier is not None:
-        yield from _of_layer("classifier", model.classifier, last)
+class _Steps(list[ModelStep]):
+    """The steps so far. Each method adds the steps of one module, and returns the name of the last."""
 
+    def add(self, name: str, kind: str, inputs: tuple[str, ...], run: Callable[..., jax.Array], **fields: Any) -> str:
+        self.append(ModelStep(name, kind, inputs, run, **fields))
+        return name
 
-def _block(path: str, block: InvertedResidual, given: str) -> Built:
-    if _calls_its_own(block, InvertedResidual):
-        return (yield from _opaque(path, block, given))
-    last = given
-    if block.expand is not None:
-        last = yield from _unit(f"{path}.expand", block.expand, last)
-    last = yield from _unit(f"{path}.depthwise", block.depthwise, last)
-    if block.squeeze_excite is not None:
-        last = yield from _gated(f"{path}.squeeze_excite", block.squeeze_excite, last)
-    last = yield from _unit(f"{path}.project", block.project, last)
-    if block.residual:
-        last = yield from _step(f"{path}.add", "add", (given, last), _add)
-    return last
+    def network(self, model: MobileNet) -> None:
+        last = self.unit("stem", model.stem, IMAGES)
+        for i, block in enumerate(model.blocks):
+            last = self.block(f"blocks.{i}", block, last)
+        if model.head is not None:
+            last = self.unit("head", model.head, last)
+        last = self.add("mean", "mean", (last,), global_average_pool)
+        if model.hidden is not None:
+            last = self.layer("hidden", model.hidden, last)
+            last = self.activation("hidden", model.architecture.activation, last)
+        if model.classifier is not None:
+            self.layer("classifier", model.classifier, last)
 
+    def block(self, path: str, block: InvertedResidual, given: str) -> str:
+        if _has_own_call(block, InvertedResidual):
+            return self.opaque(path, block, given)
+        last = given
+        if block.expand is not None:
+            last = self.unit(f"{path}.expand", block.expand, last)
+        last = self.unit(f"{path}.depthwise", block.depthwise, last)
+        if block.squeeze_excite is not None:
+            last = self.squeeze_excite(f"{path}.squeeze_excite", block.squeeze_excite, last)
+        last = self.unit(f"{path}.project", block.project, last)
+        return self.add(f"{path}.add", "add", (given, last), _add) if block.residual else last
 
-def _unit(path: str, unit: ConvNormAct, given: str) -> Built:
-    if _calls_its_own(unit, ConvNormAct):
-        return (yield from _opaque(path, unit, given))
-    last = yield from _of_layer(f"{path}.conv", unit.conv, given)
-    last = yield from _of_layer(f"{path}.norm", unit.norm, last)
-    if unit.activation is not None:
-        last = yield from _activation(path, unit.activation, last)
-    return last
+    def unit(self, path: str, unit: ConvNormAct, given: str) -> str:
+        if _has_own_call(unit, ConvNormAct):
+            return self.opaque(path, unit, given)
+        last = self.layer(f"{path}.conv", unit.conv, given)
+        last = self.layer(f"{path}.norm", unit.norm, last)
+        return last if unit.activation is None else self.activation(path, unit.activation, last)
 
+    def squeeze_excite(self, path: str, module: SqueezeExcite, given: str) -> str:
+        if _has_own_call(module, SqueezeExcite):
+            return self.opaque(path, module, given)
+        last = self.add(f"{path}.mean", "mean", (given,), global_average_pool)
+        last = self.layer(f"{path}.reduce", module.reduce, last)
+        last = self.activation(f"{path}.reduce", module.activation, last)
+        last = self.layer(f"{path}.expand", module.expand, last)
+        last = self.activation(f"{path}.expand", module.gate, last)
+        return self.add(f"{path}.multiply", "multiply", (given, last), _gate)
 
-def _gated(path: str, gate: SqueezeExcite, given: str) -> Built:
-    if _calls_its_own(gate, SqueezeExcite):
-        return (yield from _opaque(path, gate, given))
-    last = yield from _step(f"{path}.mean", "mean", (given,), global_average_pool)
-    last = yield from _of_layer(f"{path}.reduce", gate.reduce, last)
-    last = yield from _activation(f"{path}.reduce", gate.activation, last)
-    last = yield from _of_layer(f"{path}.expand", gate.expand, last)
-    last = yield from _activation(f"{path}.expand", gate.gate, last)
-    return (yield from _step(f"{path}.multiply", "multiply", (given, last), _gate))
+    def layer(self, path: str, layer: Any, given: str) -> str:
+        return self.add(path, _kind(path, layer), (given,), layer, layer=layer)
 
+    def activation(self, path: str, function: Callable[[jax.Array], jax.Array], given: str) -> str:
+        kind = activation_name(function)
+        name = "activation" if kind == NAMELESS else kind.removeprefix("own ").replace(" ", "_")
+        return self.add(f"{path}.{name}", kind, (given,), function, is_activation=True)
 
-def _of_layer(path: str, layer: Any, given: str) -> Built:
-    yield ModelStep(path, _kind(path, layer), (given,), layer, layer)
-    return path
+    def opaque(self, path: str, module: nnx.Module, given: str) -> str:
+        return self.add(path, type(module).__name__, (given,), module, layer=module, is_opaque=True)
 
 
 def _kind(path: str, layer: Any) -> str:
@@ -166,26 +183,14 @@ def _kind(path: str, layer: Any) -> str:
     return "convolution"
 
 
-def _calls_its_own(module: nnx.Module, known: type[nnx.Module]) -> bool:
+def _has_own_call(module: nnx.Module, known: type[nnx.Module]) -> bool:
     return type(module).__call__ is not _CALLS[known]
 
 
-def _opaque(path: str, module: nnx.Module, given: str) -> Built:
-    yield ModelStep(path, type(module).__name__, (given,), module, module, is_opaque=True)
-    return path
-
-
-def _activation(path: str, function: Callable[[jax.Array], jax.Array], given: str) -> Built:
-    kind = activation_name(function)
-    name = f"{path}.{'activation' if kind == NAMELESS else kind.removeprefix('own ').replace(' ', '_')}"
-    yield ModelStep(name, kind, (given,), function, is_activation=True)
-    return name
-
-
 def activation_name(function: Callable[[jax.Array], jax.Array]) -> str:
-    """Return the name of an activation: that of PyTorch's operation where there is one.
+    """Return the name of an activation, which is that of PyTorch's operation where there is one.
 
-    A function that is of no library may have any name, and is called its own.
+    A function of no known library may have any name, so its name begins with "own".
 
     >>> import functools
     >>> [activation_name(f) for f in (nnx.swish, nnx.gelu, functools.partial(nnx.gelu, approximate=False), lambda x: x)]
@@ -201,11 +206,6 @@ def activation_name(function: Callable[[jax.Array], jax.Array]) -> str:
         return NAMELESS
     library = (getattr(function, "__module__", None) or "").partition(".")[0]
     return name if library in _LIBRARIES else f"own {name}"
-
-
-def _step(path: str, kind: str, inputs: tuple[str, ...], run: Callable[..., jax.Array]) -> Built:
-    yield ModelStep(path, kind, inputs, run)
-    return path
 
 
 def _add(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -112,7 +112,7 @@ def _row(record: CensusRecord) -> list[str]:
         styled(record.verdict or Verdict.INCONCLUSIVE),
         *map(str, record.identical()),
         f"{record.max_bound_ratio:.2g}",
-        f"{record.seconds_a_layer:.2f}",
+        f"{record.seconds_per_layer:.2f}",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Weights between PyTorch and Flax, with a proof that nothing was lost or mixed up."""
+"""Convert weights between PyTorch and Flax, with a proof that nothing was lost or mixed up."""
 
 from bridge.weights.architectures import ARCHITECTURES as ARCHITECTURES
 from bridge.weights.checkpoint import convert_checkpoint as convert_checkpoint

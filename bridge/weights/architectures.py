@@ -1,4 +1,4 @@
-"""The rules of the MobileNets of torchvision, timm and transformers, and which architecture a set of names is of.
+"""The rules of the MobileNets of torchvision, timm and transformers, and the architecture that a set of names shows.
 
 The paths in Flax are those of `jaxdw.models.MobileNet`, the same for every original.
 """
@@ -15,7 +15,7 @@ from bridge.weights.rules import Rule, RuleBook
 #: The parts of a block, in the order in which data passes them.
 PARTS = ("expand", "depthwise", "squeeze_excite", "project")
 
-#: For each block of a network, which parts it has.
+#: For each block of a network, its parts.
 Blocks = Sequence[tuple[str, ...]]
 
 _PLAIN, _WIDE, _SQUEEZED = ("depthwise", "project"), ("expand", "depthwise", "project"), PARTS
@@ -42,7 +42,7 @@ class Architecture:
         return f"{self.library}.{self.model}"
 
     def rules(self, flax: Iterable[str] = ()) -> tuple[Rule, ...]:
-        """Its rules; for the parts that the blocks of these Flax parameters have, as small widths drop some."""
+        """Return its rules, for the parts in the blocks of these Flax parameters: small widths drop some parts."""
         blocks = _blocks_of(flax)
         return tuple(self.table(blocks if len(blocks) == len(self.blocks) else self.blocks))
 
@@ -101,7 +101,7 @@ def _torchvision_v3(blocks: Blocks) -> Iterator[Rule]:
 
 
 def _timm(stages: Sequence[int], head: Callable[[int], Iterator[Rule]]) -> Callable[[Blocks], Iterator[Rule]]:
-    """timm counts blocks within stages, and calls convolutions by their place in the two types of block."""
+    """Return timm's rules. It counts blocks within stages, and names convolutions by their place in a type of block."""
     places = [f"blocks.{stage}.{b}" for stage, count in enumerate(stages) for b in range(count)]
 
     def rules(blocks: Blocks) -> Iterator[Rule]:
@@ -175,7 +175,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     )
 }
 
-#: Names that only one family of networks has; for saying what a foreign checkpoint is of.
+#: Names that only one family of networks has, to say of which network a foreign checkpoint is.
 _TELLTALES = {
     "a ResNet": r"(^|\.)layer[1-4]\.\d+\.conv[12]\.weight$",
     "a DenseNet": r"denseblock\d+\.denselayer\d+\.",
@@ -191,12 +191,12 @@ _TELLTALES = {
 }
 
 
-#: More names than any network has that is known here.
+#: More names than any network has whose rules are known here.
 _MOST_NAMES = 10_000
 
 
 def coverage(book: RuleBook, torch: Sequence[str]) -> float:
-    """How well rules fit names, 0 to 1: the share of names that they place, times the share of rules that place one."""
+    """Return how well rules fit names, 0 to 1: the share of placed names, times the share of rules that place one."""
     if len(torch) > _MOST_NAMES:
         return 0.0
     used: set[Rule] = set()
@@ -209,7 +209,7 @@ def coverage(book: RuleBook, torch: Sequence[str]) -> float:
 
 
 def rank_architectures(torch: Sequence[str]) -> list[tuple[float, Architecture]]:
-    """Every known architecture with its coverage of these names, best first."""
+    """Return every known architecture with its coverage of these names, best first."""
     scored = [(coverage(book, torch), ARCHITECTURES[name]) for name, book in _books().items()]
     return sorted(scored, key=lambda pair: -pair[0])
 
@@ -220,7 +220,7 @@ def _books() -> Mapping[str, RuleBook]:
 
 
 def looks_like(torch: Sequence[str]) -> str | None:
-    """In words, which network these names are of; None where nothing is known of them.
+    """Name the network that these names are of; None where it is not known.
 
     >>> looks_like(["layer1.0.conv1.weight", "fc.weight"])
     'a ResNet'

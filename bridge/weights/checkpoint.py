@@ -1,4 +1,4 @@
-"""From one checkpoint file to another: what `jaxdw convert` does."""
+"""Convert one checkpoint file into another, as `jaxdw convert` does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bridge.weights.trees import ParameterTree, empty_model, nested
 
 
 class Format(enum.StrEnum):
-    """What a checkpoint is written as."""
+    """The form in which a checkpoint is written."""
 
     FLAX = "flax"
     TORCH = "torch"
@@ -32,7 +32,7 @@ class Format(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """What was written: arrays by name, and the manifest, if one framework's form was turned into the other's."""
+    """The written arrays by name, and the manifest where one framework's form was turned into the other's."""
 
     arrays: Mapping[str, np.ndarray]
     manifest: WeightsManifest | None
@@ -55,17 +55,17 @@ def convert_checkpoint(
     force: bool = False,
     track: Callable[[Iterable], Iterable] = iter,
 ) -> Written:
-    """Reads a checkpoint of either framework and writes it for the other, with its manifest beside it.
+    """Read a checkpoint of either framework and write it for the other, with its manifest beside it.
 
     Args:
       source: what `load_weights` reads, or a checkpoint that this function wrote.
       destination: the file, or for Orbax the folder.
       to: "flax": safetensors with Flax's names and layouts; "orbax": the same as an Orbax checkpoint; "torch":
         safetensors with PyTorch's. A checkpoint that has this form already only changes its file format.
-      model: the network or architecture, as `to_flax` takes it; None: the one that all names are of.
+      model: the network or architecture, as `to_flax` takes it; None: the one that the names show.
       width: of the model.
       part, prefix, merge: as for `load_weights`.
-      force: whether to overwrite.
+      force: overwrite what exists.
       track: wraps the loop over tensors, for a progress bar.
 
     Raises:
@@ -99,7 +99,7 @@ def convert_checkpoint(
 
 
 def _to_flax(weights: Mapping[str, np.ndarray], model: str | None, width: float) -> tuple[dict, WeightsManifest]:
-    """The weights for a model of `jaxdw.models` whose numbers of classes and input channels are the weights' own."""
+    """Convert weights for a model of `jaxdw.models` with as many classes and input channels as the weights have."""
     label, book = choose_rules(model, list(weights), ParameterTree.of({}))
     architecture = ARCHITECTURES[label]
     options = {
@@ -121,10 +121,10 @@ def _size(weights: Mapping[str, np.ndarray], book: RuleBook, flax: str, axis: in
 
 @contextlib.contextmanager
 def _manifest(path: Path, manifest: WeightsManifest | None) -> Iterator[None]:
-    """The manifest appears with what the block writes, or not at all."""
+    """Write the manifest together with what the block writes, or not at all."""
     if manifest is None:
         yield
-        path.unlink(missing_ok=True)  # that of what was overwritten
+        path.unlink(missing_ok=True)  # it belonged to the overwritten file
         return
     with atomic_file(path) as file:
         file.write(manifest.to_json().encode())

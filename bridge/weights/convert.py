@@ -1,4 +1,4 @@
-"""Weights from PyTorch's names and layouts to Flax's, and back, with a manifest of what went where."""
+"""Convert weights from PyTorch's names and layouts to Flax's, and back, with a manifest of every tensor."""
 
 from __future__ import annotations
 
@@ -38,20 +38,19 @@ def to_flax(
     merge: bool = False,
     settings: bool = True,
 ) -> Converted:
-    """Weights of PyTorch in the form of a Flax model, every tensor on both sides accounted for.
+    """Convert weights of PyTorch to the form of a Flax model; every tensor of both frameworks is accounted for.
 
     Args:
       weights: what `load_weights` returns or takes.
       target: an `nnx.Module` (with values or from `nnx.eval_shape`), an `nnx.State`, Linen variables, or a nested
         dictionary; only its structure and shapes are read.
-      rules: an architecture's name, a network's ("mobilenet_v2"), or a sequence of `Rule`. None: the MobileNet of
-        `jaxdw.models` that the target is, of the library that the names tell; for another `nnx.Module`, equal names on
-        both sides, the kinds of its layers, and its bare parameters as they are.
-      automatic: whether a sequence of rules adds to those that None would choose, and comes before them; False: the
-        sequence alone.
+      rules: an architecture's name, a network's ("mobilenet_v2"), or a sequence of `Rule`. None: for a MobileNet of
+        `jaxdw.models` its rules, of the library that the names show; for another `nnx.Module`, equal names in both
+        frameworks, the kinds of its layers, and its bare parameters as they are.
+      automatic: add the rules that None would choose after a sequence of rules; False: the sequence alone.
       prefix, merge: as for `load_weights`.
-      settings: whether to compare what no checkpoint holds, for a live model: eps and momentum; stride, padding,
-        dilation and groups. False where the model itself pads before a layer.
+      settings: for a live model, also compare what no checkpoint holds: eps and momentum; stride, padding, dilation
+        and groups. Use False where the model itself pads before a layer.
 
     Returns:
       `(weights, manifest)`: the weights as the target is - an `nnx.State` of JAX arrays for `nnx.update(model, ...)`,
@@ -106,16 +105,16 @@ def to_flax(
 
 
 def to_torch(tree: Any, by: WeightsManifest | Rules, *, tensors: bool = False) -> Converted:
-    """Weights of Flax in PyTorch's form, every tensor accounted for.
+    """Convert weights of Flax to PyTorch's form; every tensor is accounted for.
 
     Args:
       tree: an `nnx.Module`, an `nnx.State`, Linen variables, or a nested dictionary of arrays.
-      by: the manifest of the way there, which also holds what Flax has no place for; or an architecture's full name,
-        as "torchvision.mobilenet_v2"; or a sequence of `Rule`. Without a manifest `num_batches_tracked` is 0.
-      tensors: whether to return `torch.Tensor`s instead of NumPy arrays.
+      by: the manifest of `to_flax`, which also holds the tensors for which Flax has no place; or an architecture's full
+        name, as "torchvision.mobilenet_v2"; or a sequence of `Rule`. Without a manifest `num_batches_tracked` is 0.
+      tensors: return `torch.Tensor`s instead of NumPy arrays.
 
     Returns:
-      `(weights, manifest)`: a state_dict, and the manifest of this way.
+      `(weights, manifest)`: a state_dict, and the manifest of this conversion.
 
     Raises:
       WeightsMismatch: names or shapes that do not fit; one message with all of them.
@@ -155,7 +154,10 @@ def to_torch(tree: Any, by: WeightsManifest | Rules, *, tensors: bool = False) -
 
 
 def _match(found: Mapping[str, Sequence[Place]], side: Literal["torch", "flax"]) -> tuple[Misfits, dict[str, Place]]:
-    """Names to places of the other side, one to one; what is not is a misfit. What it has no place for is left out."""
+    """Match names with places in the framework `side`, one to one; every other name is a misfit.
+
+    A name that has no place there, as `num_batches_tracked` in Flax, is left out.
+    """
     misfits = Misfits()
     places: dict[str, Place] = {}
     taken = collections.defaultdict(list)

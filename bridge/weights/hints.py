@@ -1,4 +1,4 @@
-"""Causes of a mismatch that the arrays and the Flax layers show, each with what to do."""
+"""Find causes of a mismatch in the arrays and the Flax layers, each with its fix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ADAPTER = re.compile(r"(^|[._])lora([._]|$)|(^|\.)(ia3_l|modules_to_save|base_l
 
 
 def hints(misfits: Misfits, weights: Mapping[str, np.ndarray], tree: ParameterTree) -> Iterator[str]:
-    """Yield the causes, in words.
+    """Yield the causes and their fixes as sentences.
 
     Args:
       misfits: what does not fit.
@@ -77,7 +77,7 @@ def _without_kind(misfits: Misfits, tree: ParameterTree) -> Iterator[str]:
 
 
 def _tied(misfits: Misfits, weights: Mapping[str, np.ndarray]) -> Iterator[str]:
-    """One array under two names, of which the target has one; a constant array proves nothing."""
+    """Yield arrays with two names, of which the target has one; a constant array proves nothing."""
     loose = {*misfits.unexpected, *(place.torch for place in misfits.unplaced)}
     twice = {name: other for name in weights if name in loose for other in _same(weights, name, loose)}
     if twice:
@@ -98,7 +98,7 @@ def _tied(misfits: Misfits, weights: Mapping[str, np.ndarray]) -> Iterator[str]:
 
 
 def _same(weights: Mapping[str, np.ndarray], name: str, loose: Collection[str]) -> Iterator[str]:
-    """The first name that has its place and the same array."""
+    """Yield the first name that has its place and the same array."""
     array = weights[name]
     for other, same in weights.items():
         if other in loose or same.shape != array.shape or octets(same) != octets(array):
@@ -109,7 +109,7 @@ def _same(weights: Mapping[str, np.ndarray], name: str, loose: Collection[str]) 
 
 
 def _matrices(place: Place, shape: Shape, wanted: Shape) -> Iterator[str]:
-    """A 1x1 convolution on one side, a matrix on the other."""
+    """Yield a 1x1 convolution in one framework that is a matrix in the other."""
     path, flax = place.rule.torch, place.rule.flax
     if place.layout is MATRIX and POINTWISE.flax_shape(shape) == wanted:
         yield (
@@ -124,7 +124,7 @@ def _matrices(place: Place, shape: Shape, wanted: Shape) -> Iterator[str]:
 
 
 def _groups(place: Place, shape: Shape, wanted: Shape, layers: Mapping[str, FlaxLayer]) -> Iterator[str]:
-    """Another number of groups: the same taps and outputs, and other inputs of one output."""
+    """Yield another number of groups: the same taps and outputs, and other inputs per output."""
     if place.layout is not CONVOLUTION or len(shape) != len(wanted):
         return
     layer = layers.get(str(place.flax).rpartition(".")[0])

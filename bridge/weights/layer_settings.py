@@ -25,7 +25,7 @@ class Difference:
     Attributes:
       said: the layer's path, its setting and the target's.
       flax: the type of the target's layer.
-      fix: what to build it with.
+      fix: the arguments to build the target with.
     """
 
     said: str
@@ -34,7 +34,7 @@ class Difference:
 
 
 def live_layers(source: Any, prefix: str | None) -> dict[str, Any]:
-    """The convolutions and normalizations of a live model, by the name of a parameter that each has."""
+    """Return the convolutions and normalizations of a live model, by the name of a parameter that each has."""
     if not callable(getattr(source, "named_modules", None)):
         return {}
     found: dict[str, Any] = dict.fromkeys(map(without_wrappers, source.state_dict()))
@@ -48,13 +48,13 @@ def live_layers(source: Any, prefix: str | None) -> dict[str, Any]:
 def differences(
     live: Mapping[str, Any], layers: Mapping[str, FlaxLayer], book: RuleBook, *, padded_before: bool
 ) -> Iterator[Difference]:
-    """The settings of a live model that are not those of the Flax layer that takes the weights.
+    """Yield the settings of a live model that are not those of the Flax layer that takes the weights.
 
     Args:
-      live: as `live_layers` gives them.
+      live: layers, as `live_layers` returns them.
       layers: of the target.
       book: the rules.
-      padded_before: whether a convolution that pads nothing may get an input that the model padded.
+      padded_before: True where a convolution that pads nothing may get an input that the model padded.
     """
     for name, theirs in live.items():
         path = name.rpartition(".")[0] or "the layer"
@@ -63,15 +63,21 @@ def differences(
             if layer is None:
                 continue
             ours = layer.module
-            found = _of_norm(theirs, ours) if hasattr(theirs, "eps") else ()
-            if hasattr(theirs, "groups"):
-                found = _of_matrix(theirs) if place.rule.kind == "pointwise" else _of_conv(theirs, ours, padded_before)
+            if not hasattr(theirs, "groups"):
+                found = _norm_differences(theirs, ours)
+            elif place.rule.kind == "pointwise":
+                found = _matrix_differences(theirs)
+            else:
+                found = _conv_differences(theirs, ours, padded_before)
             for said, fix in found:
                 yield Difference(f"{path} has {said}", type(ours).__name__, fix)
 
 
-def _of_norm(theirs: Any, ours: Any) -> Iterator[tuple[str, str]]:
-    """Flax's momentum weighs the old statistics, PyTorch's the new: one is 1 minus the other, but for its rounding."""
+def _norm_differences(theirs: Any, ours: Any) -> Iterator[tuple[str, str]]:
+    """Compare eps, groups and momentum.
+
+    Flax's momentum weighs the old statistics, PyTorch's the new: one is 1 minus the other, but for its rounding.
+    """
     eps, epsilon = theirs.eps, getattr(ours, "epsilon", None)
     if eps is None and theirs.weight is not None:  # an RMSNorm takes that of the dtype
         eps = float(ml_dtypes.finfo(str(theirs.weight.dtype).removeprefix("torch.")).eps)
@@ -90,12 +96,12 @@ def _of_norm(theirs: Any, ours: Any) -> Iterator[tuple[str, str]]:
 
 
 def _one_minus(momentum: float) -> str:
-    """The shortest decimal that counts as 1 minus a momentum."""
+    """Return the shortest decimal that counts as 1 minus a momentum."""
     texts = (f"{1 - momentum:.{digits}g}" for digits in range(1, 18))
     return next(text for text in texts if abs(float(text) - (1 - momentum)) <= np.finfo(float).eps)
 
 
-def _of_conv(theirs: Any, ours: Any, padded_before: bool) -> Iterator[tuple[str, str]]:
+def _conv_differences(theirs: Any, ours: Any, padded_before: bool) -> Iterator[tuple[str, str]]:
     if getattr(theirs, "transposed", False):
         yield f"a transposed convolution, the target a {type(ours).__name__}", "a transposed convolution in its place"
         return
@@ -121,13 +127,16 @@ def _of_conv(theirs: Any, ours: Any, padded_before: bool) -> Iterator[tuple[str,
         yield f"padding_mode {theirs.padding_mode!r}, which Flax lacks", "padding=0, after `jnp.pad(x, ..., 'edge')`"
     elif unlike := _other_size(theirs, ours, wanted, mode):
         size, pads = unlike
-        said = f"padding {_short(wanted)}{_moded(mode)}, the target's padding is {ours.padding!r}"
+        said = f"padding {_compact(wanted)}{_with_mode(mode)}, the target's padding is {ours.padding!r}"
         said += f", which is {pads} at {size} positions" if isinstance(ours.padding, str) else ""
-        yield said, f"padding={_written(wanted, mode)}"
+        yield said, f"padding={_as_argument(wanted, mode)}"
 
 
 def _other_size(theirs: Any, ours: Any, wanted: tuple[tuple[int, int], ...], mode: str) -> tuple[int, str] | None:
-    """A size of an input at which the target pads otherwise, and how; "SAME" depends on it where there is a stride."""
+    """Return a size of an input at which the target pads otherwise, and that padding; None for no such size.
+
+    "SAME" depends on the size where there is a stride.
+    """
     rank, steps = len(wanted), tuple(theirs.stride)
     extent = max((k - 1) * d + 1 for k, d in zip(theirs.kernel_size, theirs.dilation))
     for size in range(extent, extent + 2 * max(steps) + 1):
@@ -140,12 +149,12 @@ def _other_size(theirs: Any, ours: Any, wanted: tuple[tuple[int, int], ...], mod
         )
         pads = mode != "zeros" or g.padding_mode != "zeros"
         if g.padding != wanted or (pads and g.padding_mode != mode and any(map(any, wanted))):
-            return size, f"{_short(g.padding)}{_moded(g.padding_mode)}"
+            return size, f"{_compact(g.padding)}{_with_mode(g.padding_mode)}"
     return None
 
 
-def _of_matrix(theirs: Any) -> Iterator[tuple[str, str]]:
-    """A 1x1 convolution that is held as a matrix moves one position at a time, and pads nothing."""
+def _matrix_differences(theirs: Any) -> Iterator[tuple[str, str]]:
+    """Compare with a matrix, which is a 1x1 convolution of stride 1 without padding."""
     for name, plain in {"stride": 1, "groups": 1}.items():
         value = np.atleast_1d(getattr(theirs, name))
         if (value != plain).any():
@@ -155,7 +164,7 @@ def _of_matrix(theirs: Any) -> Iterator[tuple[str, str]]:
 
 
 def _padding(theirs: Any) -> tuple[tuple[int, int], ...]:
-    """(low, high) of each axis of a convolution of PyTorch."""
+    """Return (low, high) per axis of a convolution of PyTorch."""
     if theirs.padding == "valid":
         return ((0, 0),) * len(theirs.kernel_size)
     if theirs.padding == "same":
@@ -165,7 +174,7 @@ def _padding(theirs: Any) -> tuple[tuple[int, int], ...]:
 
 
 def _pads_itself(theirs: Any) -> bool:
-    """Whether the layer pads as its settings say, and not by code of a subclass."""
+    """Return True where the layer pads by its settings, and not by code of a subclass."""
     own = [getattr(type(theirs), name, None) for name in ("forward", "_conv_forward")]
     return all(getattr(each, "__module__", "").startswith("torch.nn.") for each in own)
 
@@ -174,15 +183,15 @@ def _per_axis(name: str, value: Any, rank: int) -> tuple[int, ...]:
     return (1,) * rank if value is None else (value,) * rank if isinstance(value, int) else spatial_tuple(name, value)
 
 
-def _short(pads: tuple[tuple[int, int], ...]) -> str:
+def _compact(pads: tuple[tuple[int, int], ...]) -> str:
     return str(tuple(low for low, _ in pads) if all(low == high for low, high in pads) else pads)
 
 
-def _moded(mode: str) -> str:
+def _with_mode(mode: str) -> str:
     return "" if mode == "zeros" else f" ({mode})"
 
 
-def _written(pads: tuple[tuple[int, int], ...], mode: str) -> str:
+def _as_argument(pads: tuple[tuple[int, int], ...], mode: str) -> str:
     if mode != "zeros":
-        return f"{mode.upper()!r}" if mode == "circular" or mode == "reflect" else _short(pads)
-    return _short(pads)
+        return f"{mode.upper()!r}" if mode == "circular" or mode == "reflect" else _compact(pads)
+    return _compact(pads)

@@ -1,4 +1,4 @@
-"""Axis orders of PyTorch's parameters and Flax's, by the kind of layer."""
+"""Layouts: the axis orders of PyTorch's and Flax's parameters, by the kind of layer."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """One parameter's two forms. Both directions move axes only, never a bit of an element.
+    """The two forms of one parameter. Both directions move axes only, and change no bit of an element.
 
     Attributes:
-      name: how errors and the manifest call it: the axes in PyTorch, then in Flax.
+      name: its name in errors and the manifest: the axes in PyTorch, then in Flax.
       to_flax, to_torch: inverse of each other.
       ranks: numbers of axes that a parameter of PyTorch may have, or None for any.
     """
@@ -24,7 +24,7 @@ class Layout:
     ranks: tuple[int, ...] | None = None
 
     def flax_shape(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        """The shape in Flax of a parameter with this shape in PyTorch; None where the layout does not fit it."""
+        """Return the shape in Flax for this shape in PyTorch; None where the layout does not fit it."""
         if self.ranks is not None and len(shape) not in self.ranks:
             return None
         try:
@@ -33,7 +33,7 @@ class Layout:
             return None
 
     def fits_flax(self, shape: tuple[int, ...]) -> bool:
-        """Whether a parameter of Flax with this shape has a form in PyTorch."""
+        """Return True where a parameter of Flax with this shape has a form in PyTorch."""
         try:
             torch = self.to_torch(np.broadcast_to(np.zeros((), np.bool_), shape)).shape
         except (ValueError, IndexError):

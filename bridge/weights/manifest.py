@@ -1,4 +1,4 @@
-"""The manifest: what went where, with hashes of both forms."""
+"""The manifest of a conversion: every tensor's two names, with hashes of both forms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCHEMA: Literal["jaxdw.weights/1"] = "jaxdw.weights/1"
 
 
 class Form(pydantic.BaseModel):
-    """A tensor in one framework: SHA-256 of its bytes, little-endian in C order."""
+    """A tensor in one framework, with the SHA-256 of its bytes, little-endian in C order."""
 
     name: str
     shape: tuple[int, ...]
@@ -40,7 +40,7 @@ class Moved(pydantic.BaseModel):
 
 
 class Kept(pydantic.BaseModel):
-    """A tensor that Flax has no place for, such as `num_batches_tracked`: its bytes, for the way back."""
+    """A tensor for which Flax has no place, such as `num_batches_tracked`: its bytes, for the conversion back."""
 
     dtype: str
     torch: Form
@@ -62,7 +62,7 @@ class WeightsManifest(pydantic.BaseModel):
     """Every tensor of a conversion.
 
     Attributes:
-      rules: the architecture whose rules were used, or where they came from.
+      rules: the architecture whose rules were used, or another source of them.
       moved: tensors with a form in each framework.
       kept: tensors that only PyTorch has.
     """
@@ -76,7 +76,7 @@ class WeightsManifest(pydantic.BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> WeightsManifest:
-        """Raises ValueError where the file is no manifest."""
+        """Read a manifest; raise ValueError where the file is none."""
         try:
             return cls.model_validate_json(read_regular(path))
         except (ValueError, OSError) as error:
@@ -86,7 +86,7 @@ class WeightsManifest(pydantic.BaseModel):
         return self.model_dump_json(by_alias=True, indent=2) + "\n"
 
     def changed(self, flax: Mapping[str, np.ndarray]) -> list[str]:
-        """The Flax tensors whose bytes are no longer those of the conversion, or that are gone."""
+        """Return the Flax tensors whose bytes are no longer those of the conversion, or that are gone."""
         return [
             record.flax.name
             for record in self.moved
@@ -95,7 +95,7 @@ class WeightsManifest(pydantic.BaseModel):
 
 
 def manifest_path(path: Path) -> Path:
-    """Where the manifest of a checkpoint is.
+    """Return the path of the manifest of a checkpoint.
 
     >>> manifest_path(Path("model.safetensors")).name
     'model.safetensors.manifest.json'

@@ -18,7 +18,7 @@ _PARTS: tuple[tuple[tuple[str, ...], str], ...] = (
 
 
 def in_parts(names: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """The weights that are there in parts: name, names of the parts in order, and the method.
+    """Yield the weights that are there in parts: name, names of the parts in order, and the method.
 
     >>> list(in_parts({"conv.weight_g": 1, "conv.weight_v": 2, "conv.bias": 3}))
     [('conv.weight', ('conv.weight_g', 'conv.weight_v'), 'weight norm')]
@@ -36,7 +36,7 @@ def in_parts(names: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...], s
 
 
 def merged(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensors of PyTorch, the parts of a weight replaced by the weight, bit for bit as PyTorch computes it."""
+    """Replace the parts of each weight by the weight, bit for bit as PyTorch computes it."""
     whole = {parts: (name, method) for name, parts, method in in_parts(tensors)}
     by_first = {parts[0]: parts for parts in whole}
     rest = {part for parts in whole for part in parts}
@@ -52,7 +52,7 @@ def merged(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def live_state(module: Any) -> dict[str, Any]:
-    """The state of a live model with every parametrized tensor evaluated, as the model in eval mode has it."""
+    """Return the state of a live model with every parametrized tensor evaluated, as the model in eval mode has it."""
     import torch
 
     state = dict(module.state_dict())
@@ -83,10 +83,8 @@ def _weight_norm(g: Any, v: Any) -> Any:
 
 
 def _spectral_norm(weight: Any, u: Any, v: Any) -> Any:
-    import torch
-
     matrix = weight if weight.shape[0] == len(u) else weight.transpose(0, 1)
-    return weight / torch.dot(u, torch.mv(matrix.flatten(1), v))
+    return weight / u.dot(matrix.flatten(1).mv(v))
 
 
 _JOINED: Mapping[str, Callable[..., Any]] = {

@@ -1,4 +1,4 @@
-"""Everything that keeps weights from fitting, collected, and what probably caused it."""
+"""Collect everything that keeps weights from fitting, and its likely causes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class WeightsMismatch(ValueError):
 
 @dataclasses.dataclass
 class Misfits:
-    """What does not fit, by how. "Names" are those of the side that is converted, "places" those of the other.
+    """The names that do not fit, by kind. Names are those of the source framework, places those of the other.
 
     Attributes:
       unexpected: names that no rule places.
@@ -49,18 +49,18 @@ class Misfits:
     hints: list[str] = dataclasses.field(default_factory=list)
 
     def named(self) -> set[str | None]:
-        """The places of Flax that an ambiguity already speaks of."""
+        """Return the places of Flax that are among the ambiguities."""
         return {place.flax for places in self.ambiguous.values() for place in places}
 
     def __bool__(self) -> bool:
         return any(getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "hints")
 
     def throw(self, label: str, looks: str | None, names: Sequence[str], book: RuleBook) -> NoReturn:
-        """Raises WeightsMismatch with all of them, causes first.
+        """Raise WeightsMismatch with all of them, causes first.
 
         Args:
-          label: whose rules were used.
-          looks: what network the names look like, where that is another one.
+          label: the rules that were used.
+          looks: the network that the names look like, where it is another one.
           names: all names that were to be converted.
           book: the rules.
         """
@@ -112,7 +112,7 @@ class Misfits:
             yield f"{flax} has other settings than the model, which no checkpoint holds: build it with {fix}"
 
     def _prefix(self, names: Sequence[str], book: RuleBook) -> Iterator[str]:
-        """A prefix without which the rules know the names."""
+        """Yield a prefix without which the rules know the names."""
         parts = [name.split(".") for name in self.unexpected]
         heads = collections.Counter(".".join(each[:depth]) for each in parts for depth in range(1, min(len(each), 5)))
         for head, count in heads.most_common(12):
@@ -147,5 +147,5 @@ def _outputs(place: Place, shape: Shape) -> int:
 
 
 def _is_turned(place: Place, shape: Shape, wanted: Shape) -> bool:
-    """Whether a shape that does not fit would, had the axes been moved before."""
+    """Return True where a shape that does not fit would fit with its axes moved."""
     return shape == wanted or place.layout.flax_shape(shape[1::-1] + shape[2:]) == wanted

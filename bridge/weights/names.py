@@ -1,4 +1,4 @@
-"""The names in a checkpoint: wrappers' prefixes taken off, averages of weights told from the weights."""
+"""Clean the names in a checkpoint: drop wrappers' prefixes, and tell averages of weights from the weights."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ Value = TypeVar("Value")
 #: The counter that `torch.optim.swa_utils.AveragedModel` keeps beside the averaged model.
 _AVERAGED = "n_averaged"
 
-#: What wrappers put into names, wherever they stand: `torch.compile`, activation checkpointing, FSDP.
+#: Parts that wrappers put anywhere into names: `torch.compile`, activation checkpointing, FSDP.
 _INSIDE = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_fpw_module"}
 
-#: What wrappers put before every name: `DataParallel` and `AveragedModel`; PEFT; Opacus; DeepSpeed.
+#: Prefixes that wrappers put before every name: `DataParallel` and `AveragedModel`; PEFT; Opacus; DeepSpeed.
 _BEFORE = ("module.", "base_model.model.", "_module.", "_forward_module.")
 
 _EMA = re.compile(r"(^|[._])(ema|swa|averaged?)($|[._])", re.IGNORECASE)
 
 
 def is_average(name: str) -> bool:
-    """Whether a part of a checkpoint is called after an average over training steps.
+    """Return True where a part of a checkpoint is named after an average over training steps.
 
     >>> [is_average(name) for name in ("state_dict_ema", "model_ema", "ema.shadow", "schema", "state_dict")]
     [True, True, True, False, False]
@@ -30,15 +30,15 @@ def is_average(name: str) -> bool:
 
 
 def plain_names(tensors: Mapping[str, Value], prefix: str | None = None) -> dict[str, Value]:
-    """Tensors under the names that the bare model gives them.
+    """Return tensors under the names that the bare model gives them.
 
     `_orig_mod.` (`torch.compile`), `_checkpoint_wrapped_module.` and `_fsdp_wrapped_module.` are dropped wherever they
     stand, `module.` (`DataParallel`, `AveragedModel`) and `base_model.model.` (PEFT) where every name starts with it.
     With a `prefix`, only the names that start with it are kept, without it.
 
     Raises:
-      ValueError: two names become one; no name has the prefix; or weights and an average of them stand side by side
-        and no prefix chooses.
+      ValueError: two names become one; no name has the prefix; or there are weights and an average of them, and no
+        prefix chooses.
 
     >>> plain_names({"module._orig_mod.conv.weight": 1, "module._orig_mod.conv.bias": 2})
     {'conv.weight': 1, 'conv.bias': 2}
@@ -56,7 +56,7 @@ def plain_names(tensors: Mapping[str, Value], prefix: str | None = None) -> dict
 
 
 def unwrapped(tensors: Mapping[str, Value], chosen: Mapping[str, str] | None = None) -> dict[str, Value]:
-    """Tensors without what wrappers put into names, under the `chosen` names where there are such.
+    """Return tensors by name without the parts that wrappers add; `chosen` has other names to start from.
 
     Raises:
       ValueError: two names become one.
@@ -77,14 +77,14 @@ def unwrapped(tensors: Mapping[str, Value], chosen: Mapping[str, str] | None = N
 
 
 def without_wrappers(name: str) -> str:
-    """A name without the parts that wrappers put inside it."""
+    """Return a name without the parts that wrappers put inside it."""
     return ".".join(part for part in name.split(".") if part not in _INSIDE)
 
 
 def _refuse_averages(tensors: Mapping[str, object]) -> None:
     if _AVERAGED in tensors:
         raise ValueError(
-            f"the key {_AVERAGED!r} says that these are weights averaged over training steps (`AveragedModel`); "
+            f"the key {_AVERAGED!r} shows that these are weights averaged over training steps (`AveragedModel`); "
             'choose them with `prefix="module."`'
         )
     heads = {name.split(".")[0] for name in tensors}

@@ -1,4 +1,4 @@
-"""Checkpoints of Flax in Orbax's format, written whole or not at all."""
+"""Read and write checkpoints of Flax in Orbax's format; they are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bridge.weights.trees import ParameterTree, nested
 
 
 def write_orbax(path: Path, leaves: Mapping[str, np.ndarray], track: Callable[[Iterable], Iterable] = iter) -> None:
-    """Writes an Orbax checkpoint: nested dictionaries of NumPy arrays, as `nnx.to_pure_dict` gives them.
+    """Write an Orbax checkpoint: nested dictionaries of NumPy arrays, as `nnx.to_pure_dict` gives them.
 
     `orbax.checkpoint.StandardCheckpointer().restore(path)` reads it.
 
@@ -42,7 +42,7 @@ def is_orbax(path: Path) -> bool:
 
 
 def read_orbax(path: Path) -> dict[str, np.ndarray]:
-    """An Orbax checkpoint of parameters as NumPy arrays by dotted path; one of an `nnx.State` too.
+    """Read an Orbax checkpoint of parameters, or of an `nnx.State`, as NumPy arrays by dotted path.
 
     Raises:
       ValueError: the folder is no Orbax checkpoint, or a damaged one.

@@ -1,4 +1,4 @@
-"""Weights from anything PyTorch keeps them in, as NumPy arrays of the same dtype."""
+"""Read weights from anything in which PyTorch keeps them, as NumPy arrays of the same dtype."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 def load_weights(
     source: Any, *, part: str | None = None, prefix: str | None = None, merge: bool = False
 ) -> dict[str, np.ndarray]:
-    """The tensors of a checkpoint or a live model by name, dtypes kept: bfloat16, float16 and float64 stay.
+    """Read the tensors of a checkpoint or a live model by name. Dtypes are kept, also bfloat16, float16 and float64.
 
     Files are mapped, not read: an array takes memory when it is used. A live model is copied.
 
@@ -42,8 +42,8 @@ def load_weights(
         and always for an average of weights (EMA, SWA).
       prefix: keep only the names that start with it, without it. `module.`, `_orig_mod.` and others that wrappers add
         are taken off without being named.
-      merge: whether to multiply out weights that are there in parts: weight and spectral normalization, pruning, and
-        any parametrization of a live model.
+      merge: multiply out weights that are there in parts: weight and spectral normalization, pruning, and any
+        parametrization of a live model.
 
     Raises:
       ValueError: a file that is damaged, holds pickled code, or leaves a choice open; the message says which.
@@ -67,7 +67,7 @@ def load_weights(
 
 
 def prepared(tensors: Mapping[str, np.ndarray], prefix: str | None, merge: bool) -> dict[str, np.ndarray]:
-    """Arrays under their plain names, whole where `merge` asks for it."""
+    """Return arrays under their plain names, multiplied out where `merge` asks for it."""
     plain = plain_names(tensors, prefix)
     if not merge:
         return plain
@@ -77,7 +77,7 @@ def prepared(tensors: Mapping[str, np.ndarray], prefix: str | None, merge: bool)
 
 
 def tensors_of(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The arrays as `torch.Tensor`s of their own memory and the same bytes."""
+    """Return the arrays as `torch.Tensor`s of their own memory and the same bytes."""
     import torch
 
     tensors = {}
@@ -119,7 +119,7 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _sharded(index: Path) -> dict[str, np.ndarray]:
-    """Every tensor of the index from the shard that the index names, and no other."""
+    """Read every tensor of the index from the shard that the index names, and no other."""
     try:
         shard_of = read_json(index)["weight_map"]
         if not all(isinstance(name, str) for name in shard_of.values()):
@@ -156,7 +156,7 @@ def _sharded(index: Path) -> dict[str, np.ndarray]:
 
 
 def _torch_file(path: Path, is_zip: bool, part: str | None) -> dict[str, np.ndarray]:
-    """A file of `torch.save`: tensors and plain containers alone, never by running what the pickle asks for."""
+    """Read a file of `torch.save`: tensors and plain containers alone. No pickled code is run."""
     import torch
 
     if is_zip:
@@ -185,7 +185,7 @@ def _torch_file(path: Path, is_zip: bool, part: str | None) -> dict[str, np.ndar
     return {name: _array(name, tensor) for name, tensor in tensors.items()}
 
 
-#: A record that only one kind of archive has, what that is, and how its weights are got in PyTorch or NumPy.
+#: A record that only one kind of archive has, the name of that kind, and how to get its weights in PyTorch or NumPy.
 _OTHERS = (
     (
         r"(^|/)constants\.pkl$",
@@ -203,7 +203,7 @@ _OTHERS = (
 
 
 def _refuse_programs(path: Path) -> None:
-    """Names a sound archive that is no checkpoint."""
+    """Raise for a sound archive that is no checkpoint, and say what it is."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -225,7 +225,7 @@ def _refuse_programs(path: Path) -> None:
 
 
 def _check_archive(path: Path) -> None:
-    """The zip archive is whole: every record is stored plainly and has its checksum."""
+    """Check that the zip archive is whole: every record is stored plainly and has its checksum."""
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
@@ -243,7 +243,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _choose_part(loaded: Any, part: str | None, where: str = "the state_dict") -> Mapping[str, Any]:
-    """The one mapping of tensors in a checkpoint, or the one that `part` names."""
+    """Return the one mapping of tensors in a checkpoint, or the one that `part` names."""
     parts = dict(itertools.islice(_parts(loaded), _MOST_PARTS + 1))
     if len(parts) > _MOST_PARTS:
         raise ValueError(f"{where} holds more than {_MOST_PARTS} mappings of tensors, expected a checkpoint")
@@ -268,7 +268,7 @@ def _choose_part(loaded: Any, part: str | None, where: str = "the state_dict") -
 def _parts(
     loaded: Any, name: str = "", depth: int = 0, seen: dict[int, bool] | None = None
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every mapping of names to tensors alone, by its dotted place; nested at most 4 deep.
+    """Yield every mapping of names to tensors alone, by its dotted place; nested at most 4 deep.
 
     A mapping of other things is entered once, and each is looked through once: a pickle can nest one in itself.
     """
@@ -303,7 +303,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _array(name: str, value: Any) -> np.ndarray:
-    """A NumPy array of the same bytes; of a tensor that is contiguous in memory, a view."""
+    """Return a NumPy array of the same bytes; a view where a tensor is contiguous in memory."""
     if not hasattr(value, "element_size"):
         return native(name, np.asarray(value))
     import torch
@@ -325,7 +325,7 @@ def _array(name: str, value: Any) -> np.ndarray:
 
 
 def native(name: str, array: np.ndarray) -> np.ndarray:
-    """The numbers in this machine's byte order, which neither JAX nor PyTorch can do without.
+    """Return the numbers in this machine's byte order, which JAX and PyTorch need.
 
     Raises:
       TypeError: no numbers.

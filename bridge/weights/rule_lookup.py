@@ -1,4 +1,4 @@
-"""Which rules: those that are named, or those that the two sets of names choose."""
+"""Look rules up: by their name, or by the names of PyTorch's and Flax's parameters."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from bridge.weights.architectures import ARCHITECTURES, coverage
 from bridge.weights.rules import Rule, RuleBook
 from bridge.weights.trees import ParameterTree
 
-#: An architecture ("torchvision.mobilenet_v2"), or a network whose library the names tell ("mobilenet_v2"), or rules of
-#: one's own.
+#: An architecture ("torchvision.mobilenet_v2"); or a network whose library the names show ("mobilenet_v2"); or the
+#: user's own rules.
 Rules = str | Sequence[Rule]
 
 
 def choose_rules(
     rules: Rules | None, torch: Sequence[str], tree: ParameterTree, automatic: bool = True
 ) -> tuple[str, RuleBook]:
-    """Rules for names of PyTorch and a tree of Flax, and what to call them.
+    """Return rules for names of PyTorch and a tree of Flax, and a label for them.
 
-    Rules of one's own add to those that the tree and the names choose, and come before them, unless not `automatic`.
+    With `automatic`, the user's own rules come before those that the tree and the names choose.
 
     Raises:
       ValueError: an unknown name; or no name, and a tree that does not say what its layers are.
@@ -55,7 +55,7 @@ def choose_rules(
 
 
 def named_rules(rules: Rules, flax: Iterable[str]) -> tuple[str, RuleBook]:
-    """The rules of an architecture for these parameters of Flax, or one's own."""
+    """Return the rules of an architecture for these parameters of Flax, or the user's own, with a label."""
     if not isinstance(rules, str):
         return "your own", RuleBook(rules)
     if rules not in ARCHITECTURES:
@@ -64,6 +64,6 @@ def named_rules(rules: Rules, flax: Iterable[str]) -> tuple[str, RuleBook]:
 
 
 def covering(flax: Iterable[str], books: Mapping[str, RuleBook]) -> list[str]:
-    """The books that have a rule for each of these parameters of Flax."""
+    """Return the labels of the books that have a rule for each of these parameters of Flax."""
     names = list(flax)
     return [label for label, book in books.items() if all(map(book.from_flax, names))]

@@ -1,4 +1,4 @@
-"""Declared rules: which parameter of PyTorch is which of Flax."""
+"""Rules: each declares which parameters of PyTorch are which of Flax."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _PLACE = re.compile(r"\{([A-Za-z_]\w*)([+-]\d+)?\}")
 class Rule:
     """A layer, or all layers of one pattern: its path in PyTorch, its path in Flax, its kind.
 
-    `{name}` stands for one part of a path (between dots), the same on both sides; `{i+1}` for a number one greater.
-    The root, a single layer, has the path "".
+    `{name}` stands for one part of a path (between dots), the same in both paths; `{i+1}` for a number one greater. The
+    root, a single layer, has the path "".
 
     Attributes:
       torch: pattern of the layer's path in PyTorch, without the parameter's name.
       flax: pattern of its path in Flax.
-      kind: one of `bridge.weights.KINDS`, which says what parameters it has and how their axes lie.
+      kind: one of `bridge.weights.KINDS`, which has its parameters and their layouts.
 
     >>> rule = Rule("features.{i+1}.conv", "blocks.{i}.conv", "conv")
     >>> rule.to_flax("features.3.conv"), rule.to_torch("blocks.2.conv"), rule.to_flax("features.3.norm")
@@ -49,17 +49,17 @@ class Rule:
                 raise ValueError(f"`{{{name}}}` stands {len(shifts)} times in {self}, expected once in each pattern")
 
     def to_flax(self, path: str) -> str | None:
-        """The layer's path in Flax, or None where the rule says nothing about this path."""
+        """Return the layer's path in Flax, or None where the rule does not match this path."""
         return _translate(path, self.torch, self.flax)
 
     def to_torch(self, path: str) -> str | None:
-        """The layer's path in PyTorch, or None where the rule says nothing about this path."""
+        """Return the layer's path in PyTorch, or None where the rule does not match this path."""
         return _translate(path, self.flax, self.torch)
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where one parameter stands in both frameworks; `flax` is None where Flax keeps no such thing."""
+    """One parameter's names in both frameworks; `flax` is None where Flax has no such parameter."""
 
     torch: str
     flax: str | None
@@ -68,7 +68,7 @@ class Place:
 
 
 class RuleBook:
-    """Rules, looked up both ways. Where they say something of a name or a place, other rules are not asked.
+    """Rules, looked up both ways. Where one matches a name or a place, the `others` are not asked.
 
     >>> book = RuleBook([Rule("conv", "stem", "conv"), Rule("bn", "norm", "batch_norm")])
     >>> [place.flax for place in book.from_torch("conv.weight")], [place.torch for place in book.from_flax("norm.mean")]
@@ -82,7 +82,7 @@ class RuleBook:
         self._by_torch, self._by_flax = _Index(own, "torch"), _Index(own, "flax")
 
     def from_torch(self, name: str) -> list[Place]:
-        """Where the rules put a parameter of PyTorch: once, nowhere, or in several places, which is an ambiguity."""
+        """Return the places of a parameter of PyTorch: one, none, or several, which is an ambiguity."""
         places: dict[tuple[str | None, str], Place] = {}
         for path, leaf in _splits(name):
             for rule in self._by_torch.near(path):
@@ -97,7 +97,7 @@ class RuleBook:
         return [p for p in self._others.from_torch(name) if p.flax is None or not self._own_from_flax(p.flax)]
 
     def from_flax(self, name: str) -> list[Place]:
-        """Which parameters of PyTorch the rules put here."""
+        """Return the parameters of PyTorch that the rules put here."""
         own = self._own_from_flax(name)
         return own if own or self._others is None else self._others.from_flax(name)
 
@@ -115,7 +115,7 @@ class RuleBook:
         return list(places.values())
 
     def kept(self, flax: Iterable[str]) -> Iterator[str]:
-        """The parameters of PyTorch that belong to these of Flax and have no place there: `num_batches_tracked`."""
+        """Yield the parameters of PyTorch that belong to these and have no place in Flax: `num_batches_tracked`."""
         seen = set()
         for name in flax:
             if name.rpartition(".")[2] != "mean":
@@ -129,7 +129,7 @@ class RuleBook:
 
 
 class _Index:
-    """Rules by a pattern without places, which is most of them, and the rest in a list."""
+    """Rules by their pattern where it has no `{name}`, as most have none, and a list of the others."""
 
     def __init__(self, rules: Iterable[Rule], side: str):
         self._literal: Mapping[str, list[Rule]] = collections.defaultdict(list)
@@ -173,7 +173,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def _splits(name: str) -> Iterator[tuple[str, str]]:
-    """A parameter's name as layer and leaf, and as a parameter that stands in no layer."""
+    """Yield a parameter's name as layer and leaf, and as a parameter that is in no layer."""
     path, _, leaf = name.rpartition(".")
     yield path, leaf
     yield name, ""

@@ -1,4 +1,4 @@
-"""The safetensors format in NumPy: every dtype kept, every claim of the header checked before it is believed.
+"""Read and write safetensors in NumPy: every dtype is kept, and every claim of the header is checked.
 
 A file is 8 bytes (the header's length n, little-endian), n bytes of JSON
 `{name: {"dtype": .., "shape": [..], "data_offsets": [begin, end]}, "__metadata__": {text: text}}`, then the data; the
@@ -57,7 +57,7 @@ _HASH = "jaxdw.sha256"
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Tensors by name, mapped from the file copy-on-write.
+    """Read tensors by name, mapped from the file copy-on-write.
 
     Only the header is read, but for a file with a hash of its own (`write_safetensors` makes one): it is checked.
 
@@ -91,7 +91,7 @@ def write_safetensors(
     metadata: Mapping[str, str] | None = None,
     track: Callable[[Iterable], Iterable] = iter,
 ) -> None:
-    """Writes tensors under their names, whole or not at all; equal tensors give equal files.
+    """Write tensors under their names, whole or not at all; equal tensors give equal files.
 
     Args:
       path: the file.
@@ -122,13 +122,13 @@ def write_safetensors(
 
 
 def octets(array: np.ndarray) -> memoryview:
-    """The array's bytes, little-endian in C order, whatever its memory order."""
+    """Return the array's bytes, little-endian in C order, whatever its memory order."""
     array = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
     return array.reshape(-1).view(np.uint8).data
 
 
 def _digest(header: Mapping[str, Any], data: Iterable) -> str:
-    """SHA-256 of the names, dtypes, shapes, offsets and bytes."""
+    """Return the SHA-256 of the names, dtypes, shapes, offsets and bytes."""
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for part in data:
         digest.update(part)
@@ -136,7 +136,7 @@ def _digest(header: Mapping[str, Any], data: Iterable) -> str:
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
-    """The tensors' entries, the metadata, and where the data starts; every claim checked against the file's size."""
+    """Return the tensors' entries, the metadata, and the data's offset, all checked against the file's size."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
@@ -187,5 +187,5 @@ def _check_entries(header: Mapping[str, Any], available: int) -> None:
 
 
 def _counts(value: Any) -> bool:
-    """A list of as many and as great numbers as NumPy can index."""
+    """Return True for a list of as many and as great numbers as NumPy can index."""
     return isinstance(value, list) and len(value) <= 64 and all(type(n) is int and 0 <= n < 2**63 for n in value)

@@ -1,6 +1,6 @@
-"""Flax's trees of parameters as flat mappings from dotted paths, and back: NNX modules and states, Linen variables.
+"""Turn Flax's trees of parameters into flat mappings by dotted path, and back: NNX modules and states, Linen variables.
 
-The one file here that touches Flax, and only where the caller already has: a plain dictionary needs none of it.
+This is the one file here that imports Flax. A plain dictionary needs none of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bridge.weights.layouts import KINDS
 
 @dataclasses.dataclass(frozen=True)
 class FlaxLayer:
-    """A Flax layer: its kind among `bridge.weights.KINDS`, and the module, which has what no checkpoint holds."""
+    """A Flax layer: its kind among `bridge.weights.KINDS`, and the module, which has the settings."""
 
     kind: str
     module: Any
@@ -30,12 +30,12 @@ class ParameterTree:
     Attributes:
       leaves: parameters and statistics by path, anything with `shape` and `dtype`. Linen's collections ("params",
         "batch_stats") are no part of a path.
-      layers: NNX modules by path, those whose kind is known; empty for a bare tree.
-      others: the types of Flax's own layers whose kind is not known, by path: ConvTranspose, LinearGeneral.
-      bare: the paths of parameters that stand in no layer, in the user's own modules; empty for a bare tree.
-      in_sequence: for the paths below an `nnx.Sequential` those of PyTorch's, which has no `layers` in them.
-      is_module: whether it is an NNX module, and no bare tree.
-      build: a tree of the same kind and structure with other values.
+      layers: NNX modules of a known kind by path; empty for a bare tree.
+      others: the types of Flax's own layers of an unknown kind by path: ConvTranspose, LinearGeneral.
+      bare: the paths of parameters that are in no layer, in the user's own modules; empty for a bare tree.
+      in_sequence: for paths below an `nnx.Sequential` those of PyTorch, which have no `layers` in them.
+      is_module: True for an NNX module, False for a bare tree.
+      build: makes a tree of the same kind and structure from other values.
     """
 
     leaves: Mapping[str, Any]
@@ -48,7 +48,7 @@ class ParameterTree:
 
     @classmethod
     def of(cls, target: Any) -> ParameterTree:
-        """The tree of an `nnx.Module`, an `nnx.State`, Linen variables or a nested dictionary.
+        """Return the tree of an `nnx.Module`, an `nnx.State`, Linen variables or a nested dictionary.
 
         Raises:
           TypeError: something else.
@@ -102,7 +102,7 @@ class ParameterTree:
 
 
 def empty_model(model: str, library: str, **options: Any) -> Any:
-    """A network of `jaxdw.models` that has shapes and no values."""
+    """Return a network of `jaxdw.models` that has shapes and no values."""
     from flax import nnx
 
     import jaxdw.models
@@ -112,7 +112,7 @@ def empty_model(model: str, library: str, **options: Any) -> Any:
 
 
 def nested(leaves: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Nested dictionaries from dotted paths.
+    """Return nested dictionaries from dotted paths.
 
     >>> nested({"blocks.0.kernel": 1, "blocks.0.bias": 2})
     {'blocks': {'0': {'kernel': 1, 'bias': 2}}}
@@ -128,7 +128,7 @@ def nested(leaves: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _on_device(name: str, value: np.ndarray) -> Any:
-    """A JAX array of the same bytes; JAX would narrow 64 bits without a word where they are not enabled."""
+    """Return a JAX array of the same bytes; JAX would narrow 64 bits silently where they are not enabled."""
     import jax
     import jax.numpy as jnp
 
@@ -160,7 +160,7 @@ def _layers(module: Any) -> Iterator[tuple[str, FlaxLayer]]:
 
 
 def _others(module: Any, known: Mapping[str, FlaxLayer]) -> dict[str, str]:
-    """Flax's own layers that are neither known nor mere containers."""
+    """Return Flax's own layers that are neither known nor mere containers."""
     from flax import nnx
 
     containers = (nnx.List, nnx.Dict, nnx.Sequential)
@@ -189,7 +189,7 @@ def _is_flax(kind: type) -> bool:
 
 
 def _belongs(name: str, layers: Mapping[str, FlaxLayer], others: Mapping[str, str]) -> bool:
-    """Whether a parameter is one that its layer's kind moves, or of a layer whose kind is not known."""
+    """Return True for a parameter that its layer's kind moves, or one of a layer of unknown kind."""
     path, _, leaf = name.rpartition(".")
     if path in layers:
         return leaf in {entry[0] for entry in KINDS[layers[path].kind].values() if entry is not None}
@@ -197,7 +197,7 @@ def _belongs(name: str, layers: Mapping[str, FlaxLayer], others: Mapping[str, st
 
 
 def _collections(variables: Mapping[Any, Any]) -> tuple[Any, ...]:
-    """Linen's collections at the top of its variables; none in another tree."""
+    """Return Linen's collections at the top of its variables; none in another tree."""
     return tuple(variables) if "params" in variables and all(map(_is_dict, variables.values())) else ()
 
 

@@ -8,3 +8,4 @@ from jaxdw.models.mobilenet_v1 import mobilenet_v1 as mobilenet_v1
 from jaxdw.models.mobilenet_v2 import mobilenet_v2 as mobilenet_v2
 from jaxdw.models.mobilenet_v3 import mobilenet_v3_large as mobilenet_v3_large
 from jaxdw.models.mobilenet_v3 import mobilenet_v3_small as mobilenet_v3_small
+from jaxdw.models.sharding import shard_layers as shard_layers

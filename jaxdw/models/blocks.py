@@ -1,4 +1,4 @@
-"""What the MobileNets are made of: convolution, normalization and activation; squeeze-and-excite; inverted residual."""
+"""The parts of a MobileNet: convolution, normalization, activation; squeeze-and-excite; inverted residual."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Activation = Callable[[jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Conventions:
-    """What an original fixes for all of its layers, and how to compute them.
+    """The choices of an original for all of its layers, and how to compute them.
 
     Attributes:
-      padding: "SYMMETRIC" pads (k - 1) / 2 * dilation on both sides, as PyTorch models do; "SAME" is TensorFlow's.
+      padding: "SYMMETRIC" pads (k - 1) / 2 * dilation at both ends, as PyTorch models do; "SAME" is TensorFlow's.
         At stride 2 they are not the same.
       bn_epsilon: added to the variance.
       bn_momentum: weight of the old running statistics, 1 minus PyTorch's `momentum`.
-      dropout: share of the classifier's inputs that is dropped in training.
-      dilation_starts: where a block's stride is turned into dilation, to keep the output stride, "here" dilates this
-        very block (torchvision's V3); "next" only those after it (timm, transformers, TF-slim).
+      dropout: fraction of the classifier's inputs that training drops.
+      dilation_starts: "here" or "next", for a block whose stride becomes dilation to keep the output stride. "here"
+        dilates this block too (torchvision's V3); "next" only the blocks after it (timm, transformers, TF-slim).
       method: of `jaxdw.depthwise_conv`.
       dtype: dtype to compute in; None: that of inputs and parameters together.
       param_dtype: dtype of the parameters.
@@ -57,14 +57,14 @@ class Block:
     """One row of a MobileNet's table.
 
     Attributes:
-      in_channels, expanded, out_channels: the first 1x1 convolution widens to `expanded` channels; it is absent where
-        there is nothing to widen.
-      kernel: taps along each axis of the depthwise convolution.
+      in_channels, expanded, out_channels: the first 1x1 convolution widens to `expanded` channels; it is absent if
+        `expanded` is `in_channels`.
+      kernel: taps of the depthwise convolution along each axis.
       stride, dilation: of the depthwise convolution.
       squeeze: channels between the two layers of the squeeze-and-excite, or None where there is none.
       activation: after every convolution but the last.
       last_activation: after the last 1x1 convolution; None leaves the bottleneck linear (V2, V3).
-      residual: whether the input is added to the output, where they have one shape.
+      residual: add the input to the output, if they have the same shape.
     """
 
     in_channels: int
@@ -80,7 +80,7 @@ class Block:
 
 
 def relu6(x: jax.Array) -> jax.Array:
-    """min(max(x, 0), 6), with slope 0 at 0 and at 6 as in PyTorch.
+    """Return min(max(x, 0), 6), with slope 0 at 0 and at 6 as in PyTorch.
 
     `jax.nn.relu6` has slope 1/2 there, and exact zeros are common: a window of zeros, normalized with a mean of 0.
 
@@ -91,14 +91,14 @@ def relu6(x: jax.Array) -> jax.Array:
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:
-    """`(*batch, H, W, C)` -> `(*batch, C)`."""
+    """Average `(*batch, H, W, C)` to `(*batch, C)`."""
     return x.mean((-3, -2))
 
 
 class BatchNorm(nnx.BatchNorm):
     """`flax.nnx.BatchNorm` with the running variance of PyTorch and TensorFlow.
 
-    All three normalize a batch of n values a channel by its biased variance v. For the running variance flax averages
+    All three normalize a batch of n values per channel by its biased variance v. For the running variance flax averages
     v itself, PyTorch and TensorFlow the unbiased v n / (n - 1). The variance is taken in two passes: flax's default,
     E[x^2] - E[x]^2, loses the digits by which the mean exceeds the deviation.
     """
@@ -115,10 +115,10 @@ class BatchNorm(nnx.BatchNorm):
         )
 
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
-        """Normalizes x `(*batch, *spatial, C)`; in training also updates the statistics.
+        """Normalize x `(*batch, *spatial, C)`; in training also update the statistics.
 
         Raises:
-          ValueError: one value a channel in training, which has no variance.
+          ValueError: one value per channel in training, which has no variance.
         """
         if use_running_average is None:
             use_running_average = self.use_running_average
@@ -127,7 +127,7 @@ class BatchNorm(nnx.BatchNorm):
         n = math.prod(x.shape[:-1])
         if n < 2:
             raise ValueError(
-                f"`x` has shape {x.shape}, expected more than one value a channel in training: "
+                f"`x` has shape {x.shape}, expected more than one value per channel in training: "
                 "use a larger batch or image, or `model.eval()`"
             )
         kept = self.momentum * self.var[...]
@@ -188,13 +188,13 @@ class ConvNormAct(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`(*batch, H, W, in)` -> `(*batch, H / stride, W / stride, out)`."""
+        """Map `(*batch, H, W, in)` to `(*batch, H / stride, W / stride, out)`."""
         x = self.norm(self.conv(x))
         return x if self.activation is None else self.activation(x)
 
 
 class SqueezeExcite(nnx.Module):
-    """Scales each channel by a gate in [0, 1] computed from all channels' means (Hu et al., 2018).
+    """Scale each channel by a gate in [0, 1] computed from all channels' means (Hu et al., 2018).
 
     Attributes:
       reduce, expand: the two `nnx.Linear` of the gate, with bias.
@@ -208,7 +208,7 @@ class SqueezeExcite(nnx.Module):
         self.gate: Activation = nnx.hard_sigmoid
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`(*batch, H, W, C)` -> the same shape."""
+        """Map `(*batch, H, W, C)` to the same shape."""
         gate = self.gate(self.expand(self.activation(self.reduce(global_average_pool(x)))))
         return x * gate[..., None, None, :]
 
@@ -255,7 +255,7 @@ class InvertedResidual(nnx.Module):
         self.residual = block.residual and block.stride == 1 and block.in_channels == block.out_channels
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`(*batch, H, W, in)` -> `(*batch, H / stride, W / stride, out)`."""
+        """Map `(*batch, H, W, in)` to `(*batch, H / stride, W / stride, out)`."""
         y = x if self.expand is None else self.expand(x)
         y = self.depthwise(y)
         y = y if self.squeeze_excite is None else self.squeeze_excite(y)
@@ -264,7 +264,7 @@ class InvertedResidual(nnx.Module):
 
 
 def linear(in_features: int, out_features: int, conventions: Conventions, *, rngs: nnx.Rngs) -> nnx.Linear:
-    """A fully connected layer, drawn as torchvision draws it."""
+    """Return a fully connected layer, initialized as in torchvision."""
     return nnx.Linear(
         in_features,
         out_features,

@@ -1,11 +1,11 @@
-"""The dense convolutions of the models, as XLA:CPU runs them fastest: one matrix product each.
+"""The dense convolutions of the models as matrix products, one each, which XLA:CPU runs fastest.
 
-A 1x1 convolution is a matrix product already. What is wrong with `lax.dot_general` is its transpose: it makes the
-kernel's gradient as dy^T x, and XLA:CPU lays dy out anew for it, one number at a time, although dy is there for the
-other gradient. x^T dy needs no such copy. So the product here is a primitive with that transpose.
+A 1x1 convolution is a matrix product already. But `lax.dot_general` has a slow transpose: it computes the kernel's
+gradient as dy^T x, for which XLA:CPU copies dy to another layout, one number at a time, although the other gradient
+needs dy too. x^T dy needs no such copy. Therefore the product here is a primitive with that transpose.
 
-A convolution of an image with three channels gathers its windows first, which `lax.conv_general_dilated` does at less
-than half the speed (`jaxdw bench --suite models`).
+A convolution of an image with three channels gathers its windows first. `lax.conv_general_dilated` takes more than
+twice the time (`jaxdw bench --suite models`).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import jax
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
-from jax.sharding import PartitionSpec
 
 from jaxdw._arrays import is_sharded, precision_pair
-from jaxdw.primitive import abstract, alike
+from jaxdw._compat import varying_together
+from jaxdw.primitive import replicated
 from jaxdw.windows import unfold
 
-#: Input channels up to which a convolution is windows and one product.
+#: Most input channels of a convolution that is computed as windows and one product.
 FEW_CHANNELS = 4
 
 _product_p = Primitive("product")
@@ -39,13 +39,13 @@ def dot_general(
     preferred_element_type: Any = None,
     **options: Any,
 ) -> jax.Array:
-    """`lax.dot_general`; lhs `(..., A)` times rhs `(A, B)` is differentiated as the top of this file says."""
+    """Compute `lax.dot_general`; lhs `(..., A)` times rhs `(A, B)` has the derivative described above."""
     (contract, other), batch = dimension_numbers
     plain = (tuple(contract), tuple(other)) == ((lhs.ndim - 1,), (0,)) and not any(batch) and rhs.ndim == 2
-    plain = plain and not (is_sharded(lhs) or is_sharded(rhs))  # lax knows what that makes of the result
+    plain = plain and not (is_sharded(lhs) or is_sharded(rhs))  # lax knows the sharding of the result
     if not plain or preferred_element_type is not None or any(v is not None for v in options.values()):
         return lax.dot_general(lhs, rhs, dimension_numbers, precision, preferred_element_type, **options)
-    return _product_p.bind(*alike(lhs, rhs), precision=precision_pair(precision))
+    return _product_p.bind(*varying_together(lhs, rhs), precision=precision_pair(precision))
 
 
 def conv_general_dilated(
@@ -59,7 +59,7 @@ def conv_general_dilated(
     precision: lax.PrecisionLike = None,
     **options: Any,
 ) -> jax.Array:
-    """`lax.conv_general_dilated` of images channels last; of few channels as windows and a product."""
+    """Compute `lax.conv_general_dilated` of images, channels last; with few channels as windows and a product."""
     channels, features = rhs.shape[-2:]
     plain = lhs.ndim == 4 and set(lhs_dilation or (1,)) == {1} and channels <= FEW_CHANNELS
     plain = plain and not (is_sharded(lhs) or is_sharded(rhs))
@@ -85,23 +85,23 @@ def _product(x: jax.Array, kernel: jax.Array, *, precision: Any) -> jax.Array:
 
 
 def _outer(x: jax.Array, dy: jax.Array, *, precision: Any) -> jax.Array:
-    """`(A, B)`: the sum over all leading axes of x `(..., A)` times dy `(..., B)`."""
+    """Return `(A, B)`: the sum over all leading axes of x `(..., A)` times dy `(..., B)`."""
     rows = (math.prod(x.shape[:-1]), -1)
     return lax.dot_general(x.reshape(rows), dy.reshape(rows), (((0,), (0,)), ((), ())), precision)
 
 
 @_product_p.def_abstract_eval
 def _product_abstract(x, kernel, *, precision):
-    return abstract((*x.shape[:-1], kernel.shape[1]), x.dtype, x, PartitionSpec())
+    return replicated((*x.shape[:-1], kernel.shape[1]), x.dtype, x)
 
 
 @_outer_p.def_abstract_eval
 def _outer_abstract(x, dy, *, precision):
-    return abstract((x.shape[-1], dy.shape[-1]), x.dtype, x, PartitionSpec())
+    return replicated((x.shape[-1], dy.shape[-1]), x.dtype, x)
 
 
 def _bind(primitive: Primitive, *operands: jax.Array, precision: Any) -> jax.Array:
-    return primitive.bind(*alike(*operands), precision=precision)
+    return primitive.bind(*varying_together(*operands), precision=precision)
 
 
 ad.defbilinear(

@@ -37,12 +37,12 @@ class Architecture:
     hidden: int | None = None
 
 
-#: What the product of all strides can be kept at.
+#: The possible products of all strides.
 OUTPUT_STRIDES: Sequence[int] = (2, 4, 8, 16, 32)
 
 
 class MobileNet(nnx.Module):
-    """MobileNet V1, V2 or V3, as its architecture says. In training mode when new, as any Flax module.
+    """MobileNet V1, V2 or V3, by its architecture. A new one is in training mode, as any Flax module.
 
     Made by `jaxdw.models.mobilenet_v1`, `mobilenet_v2`, `mobilenet_v3_small` and `mobilenet_v3_large`.
     `model.train()` and `model.eval()` switch batch normalization and dropout.
@@ -66,7 +66,7 @@ class MobileNet(nnx.Module):
     Args:
       architecture: the table.
       conventions: padding, normalization, dropout, and how to compute.
-      num_classes: outputs of the classifier; 0 leaves it out, and the model returns what it would have read.
+      num_classes: outputs of the classifier; 0 leaves it out, and the model returns the classifier's input.
       in_channels: channels of the images.
       rngs: `params` for the parameters.
     """
@@ -98,14 +98,14 @@ class MobileNet(nnx.Module):
         self.classifier = linear(features, num_classes, conventions, rngs=rngs) if num_classes else None
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Logits `(*batch, num_classes)` of images x `(*batch, H, W, in_channels)`.
+        """Return logits `(*batch, num_classes)` of images x `(*batch, H, W, in_channels)`.
 
         In training, dropout draws from `rngs`.
         """
         return self.classify(self.features(x), rngs=rngs)
 
     def features(self, x: jax.Array) -> jax.Array:
-        """`(*batch, H, W, in_channels)` -> `(*batch, H / output_stride, W / output_stride, features)`, rounded up.
+        """Map `(*batch, H, W, in_channels)` to `(*batch, H / output_stride, W / output_stride, features)`, rounded up.
 
         Raises:
           ValueError: images of another rank or number of channels.
@@ -118,7 +118,7 @@ class MobileNet(nnx.Module):
         return x if self.head is None else self.head(x)
 
     def classify(self, features: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """`(*batch, h, w, features)` -> `(*batch, num_classes)`."""
+        """Map `(*batch, h, w, features)` to `(*batch, num_classes)`."""
         x = global_average_pool(features)
         if self.hidden is not None:
             x = self.architecture.activation(self.hidden(x))
@@ -127,14 +127,14 @@ class MobileNet(nnx.Module):
 
 
 def conventions_like(like: str, originals: Mapping[str, Conventions], changes: Mapping[str, Any]) -> Conventions:
-    """The conventions of the original named `like`, with changes."""
+    """Return the conventions of the original named `like`, with changes."""
     if like not in originals:
         raise ValueError(f"`like` is {like!r}, expected one of {', '.join(originals)}")
     return dataclasses.replace(originals[like], **changes)
 
 
 def round_channels(channels: float) -> int:
-    """The nearest positive multiple of 8, or the next where that takes off more than a tenth.
+    """Return the nearest positive multiple of 8, or the next one if the nearest is more than a tenth smaller.
 
     Every MobileNet but V1 rounds so, since the TensorFlow originals do.
 
@@ -151,10 +151,10 @@ def check_width(width: float) -> None:
 
 
 def with_output_stride(blocks: Iterable[Block], output_stride: int, conventions: Conventions) -> tuple[Block, ...]:
-    """The blocks, with strides turned into dilation once the stem and the blocks so far have reached `output_stride`.
+    """Return the blocks, with strides turned into dilation once the blocks before have reached `output_stride`.
 
-    Where dilation starts at the "next" block, features keep their receptive fields, on a denser grid (Chen et al.,
-    2017); where it starts "here", the blocks whose stride was turned see further.
+    If dilation starts at the "next" block, features keep their receptive fields, on a denser grid (Chen et al., 2017).
+    If it starts "here", the blocks that lose their stride have larger receptive fields.
 
     >>> from jaxdw.models.mobilenet_v3 import ORIGINALS
     >>> rows = [Block(8, 48, 8, nnx.relu, stride=2) for _ in range(4)]
@@ -171,7 +171,7 @@ def with_output_stride(blocks: Iterable[Block], output_stride: int, conventions:
             reached *= block.stride
             result.append(dataclasses.replace(block, dilation=dilation))
         elif conventions.dilation_starts == "here":
-            dilation *= block.stride  # and torchvision decides on the residual by the stride that was
+            dilation *= block.stride  # torchvision decides on the residual by the stride before
             result.append(dataclasses.replace(block, stride=1, dilation=dilation, residual=False))
         else:
             result.append(dataclasses.replace(block, stride=1, dilation=dilation))

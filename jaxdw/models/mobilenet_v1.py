@@ -18,7 +18,7 @@ from jaxdw.models.mobilenet import (
 
 ORIGINALS = {
     "timm": Conventions("SYMMETRIC", bn_epsilon=1e-5, bn_momentum=0.9),
-    # Its momentum and dropout were TensorFlow's weight of the old statistics and share to keep; kept, to be equal.
+    # It took TensorFlow's weight of the old statistics for the momentum, and the keep probability for dropout.
     "transformers": Conventions("SAME", bn_epsilon=1e-3, bn_momentum=1 - 0.9997, dropout=0.999),
 }
 
@@ -36,7 +36,7 @@ def mobilenet_v1(
     rngs: nnx.Rngs,
     **changes: Any,
 ) -> MobileNet:
-    """MobileNet V1: `(*batch, H, W, in_channels)` -> `(*batch, num_classes)`.
+    """Return MobileNet V1, from `(*batch, H, W, in_channels)` to `(*batch, num_classes)`.
 
     Args:
       num_classes: 0 leaves the classifier out.

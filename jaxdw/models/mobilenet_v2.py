@@ -19,7 +19,7 @@ from jaxdw.models.mobilenet import (
 ORIGINALS = {
     "torchvision": Conventions("SYMMETRIC", bn_epsilon=1e-5, bn_momentum=0.9, dropout=0.2),
     "timm": Conventions("SYMMETRIC", bn_epsilon=1e-5, bn_momentum=0.9),
-    # Its momentum and dropout were TensorFlow's weight of the old statistics and share to keep; kept, to be equal.
+    # It took TensorFlow's weight of the old statistics for the momentum, and the keep probability for dropout.
     "transformers": Conventions("SAME", bn_epsilon=1e-3, bn_momentum=1 - 0.997, dropout=0.8),
 }
 
@@ -46,7 +46,7 @@ def mobilenet_v2(
     rngs: nnx.Rngs,
     **changes: Any,
 ) -> MobileNet:
-    """MobileNet V2: `(*batch, H, W, in_channels)` -> `(*batch, num_classes)`.
+    """Return MobileNet V2, from `(*batch, H, W, in_channels)` to `(*batch, num_classes)`.
 
     Args:
       num_classes: 0 leaves the classifier out.

@@ -77,7 +77,7 @@ def mobilenet_v3_small(
     rngs: nnx.Rngs,
     **changes: Any,
 ) -> MobileNet:
-    """MobileNet V3 small: `(*batch, H, W, in_channels)` -> `(*batch, num_classes)`.
+    """Return MobileNet V3 small, from `(*batch, H, W, in_channels)` to `(*batch, num_classes)`.
 
     The arguments are those of `mobilenet_v3_large`; in timm it is `mobilenetv3_small_100` and its widths.
 
@@ -103,7 +103,7 @@ def mobilenet_v3_large(
     rngs: nnx.Rngs,
     **changes: Any,
 ) -> MobileNet:
-    """MobileNet V3 large: `(*batch, H, W, in_channels)` -> `(*batch, num_classes)`.
+    """Return MobileNet V3 large, from `(*batch, H, W, in_channels)` to `(*batch, num_classes)`.
 
     Args:
       num_classes: 0 leaves the classifier out.

@@ -16,8 +16,8 @@ from bridge.implementations import implementation
 from bridge.implementations.jax_ import method
 from bridge.numerics import same_bits
 from bridge.selftest import is_a_plain_loop, random_case, taps_against_torch
+from jaxdw.bias import bias_comes_first
 from jaxdw.geometry import Geometry
-from jaxdw.methods.taps import bias_comes_first
 from tests import oracle
 
 

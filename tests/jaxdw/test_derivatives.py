@@ -17,8 +17,8 @@ from hypothesis import given
 from jax import lax
 
 import jaxdw
+from jaxdw.bias import bias_comes_first
 from jaxdw.geometry import Geometry
-from jaxdw.methods.taps import bias_comes_first
 from tests.programs import release_programs
 from tests.strategies import problems
 

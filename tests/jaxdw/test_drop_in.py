@@ -53,7 +53,7 @@ def small_integers(rng, shape, dtype=np.float32):
 
 
 def outcome(function, *args, **options):
-    """What a function returns, or what it raises: type and message, without the place in the compiled program."""
+    """The result of a function, or the type and message of its error, without the place in the compiled program."""
     try:
         return function(*args, **options)
     except Exception as error:
@@ -483,7 +483,7 @@ def test_a_dtype_that_is_not_enabled_warns_every_time(function):
 
 
 def test_the_same_call_again_after_enabling_float64(taken):
-    """What was decided for one setting of JAX is not kept for another."""
+    """The decision for one setting of JAX is not kept for another."""
     x, kernel = X.astype(np.float64), K.astype(np.float64)
     for enabled in (False, True, False):
         with jax.enable_x64(enabled):

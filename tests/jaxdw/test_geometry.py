@@ -165,7 +165,7 @@ def test_none_means_one():
     assert Geometry.of((4, 4, 1), (3, 3, 1, 1), **options) == Geometry.of((4, 4, 1), (3, 3, 1, 1))
 
 
-def test_two_ways_to_write_a_geometry_are_equal_and_hash_alike():
+def test_two_ways_to_write_a_geometry_are_equal_and_have_one_hash():
     one = Geometry.of([2, 8, 8, 3], [3, 3, 1, 6], strides=1, padding="SAME")
     other = Geometry.of((2, 8, 8, 3), (3, 3, 1, 6), strides=np.array([1, 1]), padding=[(1, 1), 1])
     one.sources  # noqa: B018  what is cached is no part of the value
@@ -273,37 +273,37 @@ BAD = {
     "bias": (
         {"bias": (4,)},
         ValueError,
-        "`bias` has shape (4,), expected (8,): one value an output channel",
+        "`bias` has shape (4,), expected (8,): one value per output channel",
     ),
     "rank of the bias": (
         {"bias": (1, 8)},
         ValueError,
-        "`bias` has shape (1, 8), expected (8,): one value an output channel",
+        "`bias` has shape (1, 8), expected (8,): one value per output channel",
     ),
     "zero stride": (
         {"strides": 0},
         ValueError,
-        "`strides` is 0, expected a positive int or 2 of them, one a spatial axis",
+        "`strides` is 0, expected a positive int or 2 of them, one per spatial axis",
     ),
     "strides of another rank": (
         {"strides": (1, 1, 1)},
         ValueError,
-        "`strides` is (1, 1, 1), expected a positive int or 2 of them, one a spatial axis",
+        "`strides` is (1, 1, 1), expected a positive int or 2 of them, one per spatial axis",
     ),
     "no strides": (
         {"strides": ()},
         ValueError,
-        "`strides` is (), expected a positive int or 2 of them, one a spatial axis",
+        "`strides` is (), expected a positive int or 2 of them, one per spatial axis",
     ),
     "negative kernel dilation": (
         {"kernel_dilation": (1, -2)},
         ValueError,
-        "`kernel_dilation` is (1, -2), expected a positive int or 2 of them, one a spatial axis",
+        "`kernel_dilation` is (1, -2), expected a positive int or 2 of them, one per spatial axis",
     ),
     "zero input dilation": (
         {"input_dilation": 0},
         ValueError,
-        "`input_dilation` is 0, expected a positive int or 2 of them, one a spatial axis",
+        "`input_dilation` is 0, expected a positive int or 2 of them, one per spatial axis",
     ),
     "float stride": ({"strides": 2.0}, TypeError, "`strides` is 2.0, expected integers"),
     "bool stride": ({"strides": (True, 1)}, TypeError, "`strides` is (True, 1), expected integers"),
@@ -312,7 +312,7 @@ BAD = {
     "unknown padding": (
         {"padding": "same"},
         ValueError,
-        f"`padding` is 'same', expected one of {WORDS_LISTED}, an int, or one int or (low, high) an axis",
+        f"`padding` is 'same', expected one of {WORDS_LISTED}, an int, or one int or (low, high) per axis",
     ),
     "a word and input dilation": (
         {"padding": "CIRCULAR", "input_dilation": (1, 2)},
@@ -378,7 +378,7 @@ def test_what_cannot_be_is_named(name):
             3,
             1,
             TypeError,
-            "`size` is 3, expected a tuple with one int a spatial axis, such as (3,) for 1-D or (3, 3) for images",
+            "`size` is 3, expected a tuple with one int per spatial axis, such as (3,) for 1-D or (3, 3) for images",
         ),
         ((3, 0), 1, ValueError, "`size` is (3, 0), expected 1 to 3 positive integers"),
         ((3, -1), 0, ValueError, "`size` is (3, -1), expected 1 to 3 non-negative integers"),

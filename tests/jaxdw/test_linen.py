@@ -1,4 +1,4 @@
-"""What `jaxdw.linen.DepthwiseConv` owes to Flax Linen alone: scopes, partitioning metadata, submodules."""
+"""`jaxdw.linen.DepthwiseConv` in Flax Linen: scopes, partitioning metadata, submodules."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""What both Flax modules owe: to be the twin of Flax's own Conv, to work on windows, and to name what does not fit."""
+"""Both Flax modules: twins of Flax's own Conv, with work on windows, and errors that name the argument."""
 
 import dataclasses
 import inspect

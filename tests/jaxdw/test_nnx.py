@@ -1,4 +1,4 @@
-"""What `jaxdw.nnx.DepthwiseConv` owes to Flax NNX alone: state, transformations, metadata, sharding."""
+"""`jaxdw.nnx.DepthwiseConv` in Flax NNX: state, transformations, metadata, sharding."""
 
 import jax
 import jax.numpy as jnp

@@ -69,7 +69,7 @@ def test_a_layer_is_captured_as_it_ran_and_passes(name, seed, tmp_path):
     assert bridge.compare(y, exact(case).value, case).verdict.passes
 
 
-def test_even_same_padding_is_captured_by_its_word(seed, tmp_path):
+def test_even_same_padding_is_captured_by_its_name(seed, tmp_path):
     with pytest.warns(UserWarning, match="padding='same'"):
         (call,) = capture(depthwise(kernel=4, padding="same"), drawn(seed, 1, 4, 8, 8), tmp_path).calls
     assert call.padding == "SAME" and call.load()[0].geometry.padding == ((1, 2), (1, 2))
@@ -77,11 +77,11 @@ def test_even_same_padding_is_captured_by_its_word(seed, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["replicate", "reflect"])
-def test_padding_without_a_word_is_captured_after_it_and_said(mode, seed, tmp_path):
+def test_padding_without_a_name_is_captured_after_it_and_said(mode, seed, tmp_path):
     module = depthwise(padding=(2, 1), padding_mode=mode)
     (call,) = capture(module, drawn(seed, 1, 4, 6, 5), tmp_path).calls
     assert call.load()[0].geometry.x_shape == (1, 10, 7, 4)
-    assert call.note == f"padding_mode={mode!r} has no word here: the input was captured after its padding"
+    assert call.note == f"padding_mode={mode!r} has no name here: the input was captured after its padding"
     assert diagnose(call).verdict.passes
 
 
@@ -199,7 +199,7 @@ def test_an_error_that_the_model_catches_mixes_no_names_up(seed):
             models.broken(),
             (1, 3, 8, 8),
             ValueError,
-            r"of Sequential on `inputs` of shape \(1, 3, 8, 8\) failed in 1\.1",
+            r"of Sequential on tensors of shape \(1, 3, 8, 8\) failed in 1\.1",
         ),
         (models.small(), (1, 4, 8, 8), ValueError, "failed in 0: RuntimeError"),
         (models.number(), (1, 3, 8, 8), TypeError, "`module` is a int, expected a torch.nn.Module"),

@@ -69,7 +69,7 @@ def test_a_file_that_is_no_result_is_refused_by_line(results):
     jaxdw(f"{HERE}:dense", "--out", results)
     results.write_text(results.read_text() + "{}\n")
     code, error = jaxdw(f"{HERE}:dense", "--out", results)
-    assert code == 2 and "line 2 is no result of a census: model: Field required" in error
+    assert code == 2 and "line 2 is no result of a census: `environment`: Field required" in error
 
 
 def test_a_full_disk_leaves_the_results_as_they_were(results, monkeypatch):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge import Verdict
-from bridge.model.operation_bounds import expected, sums, windows
+from bridge.model.operation_bounds import expected, matrix_sum, windows
 from bridge.model.operation_verdicts import judge
 from bridge.model.operations import Operation
 from bridge.numerics import BFLOAT16, TF32, round_to
@@ -118,7 +118,7 @@ def test_overflow_promises_nothing():
 def test_subnormal_operands_of_a_product_may_be_flushed():
     x, weight = np.full((1, 4), 1e-40, F32), np.ones((2, 4), F32)
     op = operation("linear", x, output=np.zeros((1, 2), F32), parameters={"weight": weight})
-    assert sums(op).reference[0, 0] > 0
+    assert matrix_sum(op).reference[0, 0] > 0
     assert (expected(op).ratio(np.zeros((1, 2), F32)) <= 1).all()
 
 

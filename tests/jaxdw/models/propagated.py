@@ -47,7 +47,7 @@ _GATES = {"hardswish", "hardswish_", "hardsigmoid", "hardsigmoid_"}
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """What a model computed, and how far another implementation of it may be in the same arithmetic."""
+    """The result of a model, and the largest distance of another implementation in the same arithmetic."""
 
     value: torch.Tensor
     bound: torch.Tensor
@@ -124,7 +124,7 @@ def propagated(
 
 
 def mixture(features: int) -> torch.Tensor:
-    """Weights from 1 to 2, one a feature: features that are exchanged change the scalar product."""
+    """Weights from 1 to 2, one per feature: exchanged features change the scalar product."""
     return torch.linspace(1, 2, features, dtype=torch.float64)
 
 

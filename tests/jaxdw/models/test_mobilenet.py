@@ -1,4 +1,4 @@
-"""What a network does apart from its numbers: modes, gradients, options, messages."""
+"""The behaviour of a network besides its numbers: modes, gradients, options, messages."""
 
 import dataclasses
 import math

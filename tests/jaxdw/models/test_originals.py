@@ -1,6 +1,6 @@
 """MobileNets against the PyTorch networks they are named after: shapes, logits, statistics of a step of training.
 
-Each run draws some of the networks; the full run takes all, variants in training apart.
+Each run draws some of the networks; the full run takes all, except for variants in training.
 """
 
 import collections

@@ -1,1 +1,0 @@
-"""Programs for the sum over the taps and for its kernel's gradient, which `jaxdw.primitive` chooses between."""
