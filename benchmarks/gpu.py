@@ -32,6 +32,7 @@ import torch
 
 import jaxdw
 from bridge import Case
+from bridge._implementations import implementation, torch_
 from bridge.accumulation import AccumulationOrder, divergence, reveal
 from bridge.bench import jax_peers, torch_peers
 from bridge.bench.figures import spread
@@ -43,7 +44,6 @@ from bridge.bench.suites import Layer, layers_of
 from bridge.case import DTYPES
 from bridge.environment import environment
 from bridge.files import check_writable, write_atomically
-from bridge.implementations import implementation, torch_
 from bridge.numerics import (
     BFLOAT16,
     TF32,

@@ -66,7 +66,7 @@ def package_of(module, depth):
 #: The modules of `bridge` that may import a framework. All others work on NumPy arrays.
 ALLOWED = {
     "torch": {
-        "implementations.torch_",
+        "_implementations.torch_",
         "weights.read",
         "weights.merge",
         "torch_models",
@@ -78,8 +78,8 @@ ALLOWED = {
         "bench.torch_peers",
     },
     "jax": {
-        "implementations.jax_",
-        "implementations.emulated",
+        "_implementations.jax_",
+        "_implementations.emulated",
         "sentinel",
         "audit.compiling",
         "weights.trees",

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:  # they import JAX, and this package needs NumPy alone
+    from bridge._implementations import Implementation
     from bridge.case import Case
-    from bridge.implementations import Implementation
 
 
 def has_input_gradient_case(case: Case) -> bool:

@@ -11,7 +11,7 @@ import pytest
 import typer.testing
 
 from bridge import cli, progress
-from bridge.implementations import ImplementationError
+from bridge._implementations import ImplementationError
 
 
 def jaxdw(*arguments, **environment):

@@ -41,14 +41,14 @@ def test_every_public_name_is_told_to_type_checkers_too():
     assert set(told) <= set(dir(bridge))
 
 
-@pytest.mark.parametrize("name", [name for name in bridge._MODULES if name != "implementations"])
+@pytest.mark.parametrize("name", bridge._MODULES)
 def test_a_public_name_is_no_module_of_that_name(name):
     for module in ("bridge.cli", bridge._MODULES[name]):
         importlib.import_module(module)
     assert inspect.ismodule(getattr(bridge, name)) == (name == "testing")
 
 
-@pytest.mark.parametrize("package", ["bridge.numerics", "bridge.accumulation", "bridge.implementations"])
+@pytest.mark.parametrize("package", ["bridge.numerics", "bridge.accumulation", "bridge._implementations"])
 def test_no_name_of_a_package_shadows_a_module(package):
     public = vars(importlib.import_module(package)).items()
     functions = [name for name, value in public if not inspect.ismodule(value) and not name.startswith("_")]

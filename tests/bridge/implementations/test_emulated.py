@@ -20,14 +20,14 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from bridge import Case, Verdict, cli, implementation, parity
+from bridge._implementations import emulated, jax_, knobs
+from bridge._implementations.emulated import Parts
 from bridge.audit.audit import audit
 from bridge.audit.compiling import Subject
 from bridge.audit.platforms import platform
 from bridge.diagnosis.attribution import attribute
 from bridge.diagnosis.elimination import eliminate
 from bridge.diagnosis.precision import compiler_evidence, emulation
-from bridge.implementations import emulated, jax_, knobs
-from bridge.implementations.emulated import Parts
 from bridge.numerics import same_bits
 from tests.strategies import problems
 

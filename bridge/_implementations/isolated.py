@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from bridge._implementations.registry import implementation
 from bridge.case import DTYPES, Case, options
 from bridge.errors import ImplementationError
-from bridge.implementations.registry import implementation
 from bridge.memory import lack_of_memory
 from bridge.process import last_line, run_module
 
