@@ -48,7 +48,7 @@ class Implementation:
 
     @property
     def is_exact(self) -> bool:
-        """Return whether it rounds the exact sum once, so that it has no order of addition."""
+        """Return whether it rounds the exact sum once, so that it has no accumulation order."""
         return self.algorithm.family == "exact"
 
     @property

@@ -1,4 +1,4 @@
-"""The order in which an implementation adds: reveal it, and replay it bit for bit. NumPy only."""
+"""Accumulation orders: reveal the order in which an implementation adds, and replay it bit for bit. NumPy only."""
 
 from bridge.accumulation._divergence import divergence as divergence
 from bridge.accumulation._replay import replay as replay
