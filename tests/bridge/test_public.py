@@ -6,10 +6,12 @@ import inspect
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import bridge
 from bridge import requirements
+from bridge.numerics import same_bits
 
 FRAMEWORKS = {"jax", "flax", "torch"}
 
@@ -53,6 +55,13 @@ def test_no_name_of_a_package_shadows_a_module(package):
     public = vars(importlib.import_module(package)).items()
     functions = [name for name, value in public if not inspect.ismodule(value) and not name.startswith("_")]
     assert functions and not [name for name in functions if importlib.util.find_spec(f"{package}.{name}")]
+
+
+def test_an_order_is_revealed_and_replayed_by_public_names(seed):
+    rng = np.random.default_rng(seed)
+    x, kernel = (rng.standard_normal(shape, np.float32) for shape in ((1, 6, 6, 2), (3, 3, 1, 2)))
+    case, taps = bridge.Case(x, kernel), bridge.implementation("jax.taps")
+    assert same_bits(bridge.replay(bridge.reveal(taps, case), case), taps.run(case)).all()
 
 
 def test_a_name_that_is_not_there_is_refused():
