@@ -1,7 +1,7 @@
 """Records: what the reports write as JSON, each made from an object with attributes of the same names.
 
 These are the base of all records, and those that several reports share. `bridge.report`, `bridge.census`,
-`bridge.model`, `bridge.audit` and `bridge.bench` stand above them.
+`bridge.model` and `bridge.bench` stand above them.
 """
 
 from __future__ import annotations

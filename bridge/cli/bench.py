@@ -61,7 +61,7 @@ def bench(
     from bridge.bench.pictures import to_svg
     from bridge.bench.process import check_threads, measured, read_report
     from bridge.bench.run import check
-    from bridge.bench.schema import Settings
+    from bridge.bench.schema import BenchSettings
     from bridge.bench.suites import ALL
     from bridge.bench.terminal import print_report
 
@@ -72,7 +72,7 @@ def bench(
         report = read_report(from_json)
     else:
         named = parse_names(suite) or ["layers"]
-        settings = Settings(
+        settings = BenchSettings(
             suites=tuple(dict.fromkeys(name for each in named for name in (ALL if each == "all" else (each,)))),
             batch=batch,
             rounds=rounds,
