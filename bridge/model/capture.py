@@ -1,7 +1,7 @@
 """Capture every operation of a live PyTorch model as it runs, with the very tensors that it received and gave.
 
-Operands are told apart by their memory: whatever shares an operation's result - a view, a tensor changed in place -
-is that operation's, and a copy or a padded copy of it counts as it.
+Operands are recognized by their memory. A view of an operation's result, a copy, a padded copy and a tensor changed in
+place count as that result.
 """
 
 from __future__ import annotations
