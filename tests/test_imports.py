@@ -97,6 +97,9 @@ ALLOWED = {
     },
 }
 
+#: Modules that a function of their package hides: `bridge.implementations()` lists them, and is a public name.
+KNOWN_HIDDEN = {"bridge": {"implementations"}, "bridge.audit": {"audit"}}
+
 #: Modules of `jaxdw` that import Flax when they are imported: the layers and the models.
 FLAX = ("jaxdw._layer", "jaxdw.nnx", "jaxdw.linen", "jaxdw.models")
 
@@ -135,3 +138,17 @@ def test_only_the_named_modules_of_bridge_import_a_framework(framework):
         if framework in {name.partition(".")[0] for name in imports(module, inside_functions)}
     }
     assert found - ALLOWED[framework] == set()
+
+
+@pytest.mark.parametrize("package", [name for name, path in MODULES.items() if path.name == "__init__.py"])
+def test_no_name_of_a_package_hides_one_of_its_modules(package):
+    """Imported names, and the keys of a table of names that are imported when they are used."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[package].read_text())):
+        if isinstance(node, ast.ImportFrom):
+            names = {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name for name, source in names.items() if source not in MODULES}
+        elif isinstance(node, ast.Dict):
+            found |= {key.value for key in node.keys if isinstance(key, ast.Constant)}
+    hidden = {name for name in found if f"{package}.{name}" in MODULES}
+    assert hidden - KNOWN_HIDDEN.get(package, set()) == set()

@@ -19,8 +19,8 @@ from bridge.bench.reference import Arrays
 from bridge.bench.suites import DepthwiseLayer
 from bridge.weights import to_flax, to_torch
 from jaxdw.auto import choose
+from jaxdw.models._mobilenet_v2 import ORIGINALS, mobilenet_v2
 from jaxdw.models.blocks import ConvNormAct, relu6
-from jaxdw.models.mobilenet_v2 import ORIGINALS, mobilenet_v2
 
 #: The rules that convert PyTorch's weights to Flax's.
 NETWORK = "torchvision.mobilenet_v2"
