@@ -37,9 +37,9 @@ def audit(
     ] = "default",
     json: JsonOption = None,
 ) -> None:
-    """Compile each method for a platform that need not be there, and say what the compiler made of it.
+    """Compile each method for a platform that need not be there, and show what the compiler made of it.
 
-    Nothing is run. Exit codes: 2 unusable arguments, or a METHOD that was named could not be compiled, or none could.
+    Nothing is run. Exit code 2: arguments are unusable, a named METHOD could not be compiled, or none could.
     """
     from bridge.audit import AuditSubject, platform
     from bridge.audit import audit as run_audit

@@ -54,9 +54,9 @@ def bench(
         Path | None, typer.Option(help="Show and draw what --json wrote before; nothing is measured.")
     ] = None,
 ) -> None:
-    """Time jaxdw against PyTorch, lax and Flax on the layers of known networks, results checked first.
+    """Time jaxdw against PyTorch, lax and Flax on the layers of known networks.
 
-    Exit codes: 1 a result was wrong, and not timed; 2 unusable arguments or files.
+    Results are checked first. Exit codes: 1 a result was wrong, and not timed; 2 unusable arguments or files.
     """
     from bridge.bench.pictures import to_svg
     from bridge.bench.process import check_threads, measured, read_report

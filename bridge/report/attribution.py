@@ -22,9 +22,9 @@ def print_attribution(attribution: Attribution, console: Console) -> None:
         if cell.reason:
             changed = ", ".join(cell.changed)
             console.print(f"  Could not be run ({changed} changed): {cell.reason}", highlight=False, markup=False)
-    for side, error in dict(zip((attribution.a, attribution.b), attribution.errors)).items():
-        console.print(f"{side} with one setting changed, where that changes a bit:", markup=False, highlight=False)
-        console.print(_alone(attribution, side, error))
+    for name, error in dict(zip((attribution.a, attribution.b), attribution.errors)).items():
+        console.print(f"{name} with one setting changed, where that changes a bit:", markup=False, highlight=False)
+        console.print(_alone(attribution, name, error))
 
 
 def print_elimination(elimination: Elimination, console: Console) -> None:
@@ -50,14 +50,14 @@ def _shares(attribution: Attribution) -> Table:
     return table
 
 
-def _alone(attribution: Attribution, side: str, error: float) -> Table:
+def _alone(attribution: Attribution, name: str, error: float) -> Table:
     table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("becomes", overflow="fold")
     for heading in ("differ", "max abs", "error"):
         table.add_column(heading, justify="right")
     table.add_row("as it is", "", "", f"{error:.2g}")
     for flip in attribution.flips:
-        if flip.side != side:
+        if flip.side != name:
             continue
         if flip.different is None:
             table.add_row(escape(f"{flip.name}: {flip.reason}"), "", "", "")

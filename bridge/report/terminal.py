@@ -100,7 +100,7 @@ def _integers(diagnosis: Diagnosis) -> str:
     if not diagnosis.integer_tests:
         return ""
     if not wrong:
-        return "On small integers, where every sum is exact, all are exact.\n"
+        return "On small integers, where every sum is exact, all results are exact.\n"
     listed = ", ".join(f"{t.implementation} ({t.comparison.different} of {t.comparison.elements})" for t in wrong)
     return f"On small integers, where every sum is exact, these are wrong: {listed}.\n"
 
