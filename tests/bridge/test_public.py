@@ -50,13 +50,6 @@ def test_a_public_name_is_no_module_of_that_name(name):
     assert inspect.ismodule(getattr(bridge, name)) == (name == "testing")
 
 
-@pytest.mark.parametrize("package", ["bridge.numerics", "bridge.accumulation", "bridge._implementations"])
-def test_no_name_of_a_package_shadows_a_module(package):
-    public = vars(importlib.import_module(package)).items()
-    functions = [name for name, value in public if not inspect.ismodule(value) and not name.startswith("_")]
-    assert functions and not [name for name in functions if importlib.util.find_spec(f"{package}.{name}")]
-
-
 def test_an_order_is_revealed_and_replayed_by_public_names(seed):
     rng = np.random.default_rng(seed)
     x, kernel = (rng.standard_normal(shape, np.float32) for shape in ((1, 6, 6, 2), (3, 3, 1, 2)))
