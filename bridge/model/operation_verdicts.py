@@ -115,7 +115,7 @@ def judge_others(kind: str, done: Sequence[Operation], ours: np.ndarray, fix: st
     exact = Expected(theirs.astype(np.float64), np.full(theirs.shape, np.inf))
     found = compared(ours.reshape(theirs.shape), theirs, within or exact)
     if kind != only and only in _FUNCTIONS and (kind in _FUNCTIONS or only in ELEMENTWISE):
-        seen = "" if found.different else "; all elements agree, as these images do not tell the two apart"
+        seen = "" if found.different else "; all elements agree, since these images do not show the difference"
         return dataclasses.replace(
             found, verdict=Verdict.CONVENTION, name="another operation", cause=cause + seen, fix=fix
         )

@@ -40,6 +40,12 @@ def noise(seed, size=32):
     return np.random.default_rng(seed).standard_normal((1, size, size, 3), np.float32)
 
 
+def skip_unless_drawn(number, seed, full):
+    """A sampled run takes one of three further networks: each compiles about a hundred operations."""
+    if not full and number != seed % 3:
+        pytest.skip("another network was drawn")
+
+
 @pytest.fixture(scope="module")
 def small(request):
     """One pair for the tests that plant nothing or undo it, and its images."""
@@ -245,7 +251,9 @@ def test_wrong_missing_and_added_activations_are_all_named_and_hide_nothing(seed
     assert found.verdict.exit_code == 1
 
 
-def test_wrong_activations_of_v1_are_named(seed):
+def test_wrong_activations_of_v1_are_named(seed, full):
+    """timm's activations are parts of its normalizations."""
+    skip_unless_drawn(2, seed, full)
     theirs, ours, manifest = pair("timm.mobilenet_v1", seed)
     ours.blocks[3].project.activation = nnx.relu
     ours.blocks[5].depthwise.activation = None
@@ -285,9 +293,8 @@ def test_a_model_that_cannot_run_says_where_and_what_was_wrong_before(small):
 
 @pytest.mark.parametrize("number", range(2))
 def test_other_networks_pass(number, seed, full):
-    """V3 has gates and hard swish, transformers' V2 TensorFlow's padding; one of them where the run is a sample."""
-    if not full and number != seed % 2:
-        pytest.skip("drawn: the other one")
+    """V3 has gates and hard swish, transformers' V2 has TensorFlow's padding."""
+    skip_unless_drawn(number, seed, full)
     name, width = (("torchvision.mobilenet_v3_small", 0.35), ("transformers.mobilenet_v2", 0.25))[number]
     theirs, ours, manifest = pair(name, seed, width)
     found = model_parity(theirs, ours, noise(seed), manifest)
