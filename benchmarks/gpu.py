@@ -14,6 +14,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import json
 import math
 import os
 import re
@@ -252,7 +253,7 @@ class Run:
         return time.perf_counter() > self.until
 
     def save(self) -> None:
-        write_atomically(self.path, compact_json(self.report.model_dump(mode="json", by_alias=True), depth=4))
+        write_atomically(self.path, compact_json(json.loads(self.report.model_dump_json(by_alias=True)), depth=4))
 
 
 def machine(run: Run) -> list[str]:
