@@ -14,6 +14,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import json
 import math
 import os
 import re
@@ -252,7 +253,7 @@ class Run:
         return time.perf_counter() > self.until
 
     def save(self) -> None:
-        write_atomically(self.path, compact_json(self.report.model_dump(mode="json", by_alias=True), depth=4))
+        write_atomically(self.path, compact_json(json.loads(self.report.model_dump_json(by_alias=True)), depth=4))
 
 
 def machine(run: Run) -> list[str]:
@@ -606,7 +607,10 @@ def _way_of_jax(name: str, program: Any, inputs: Sequence[tuple[jax.Array, ...]]
         given = inputs[int(arrays["turn"])]
         return lambda: program(*given)
 
-    return Way(name, start, lambda results: _ends(results, batch, channels_first=False), jax.block_until_ready)
+    def fetch(results: Any) -> dict[str, np.ndarray]:
+        return dict(zip(("y", "dx", "dw"), map(np.asarray, _ends(results, batch))))
+
+    return Way(name, start, fetch, jax.block_until_ready)
 
 
 def _way_of_torch(
@@ -627,25 +631,18 @@ def _way_of_torch(
         return call
 
     def fetch(results: Any) -> dict[str, np.ndarray]:
-        return _ends(results, batch, channels_first=True)
+        return torch_peers.fetched(_ends(results, batch))
 
     return Way(name, start, fetch, lambda _: torch_peers.synchronize(device))
 
 
-def _ends(results: Sequence[Any], batch: int, channels_first: bool) -> dict[str, np.ndarray]:
-    """Return the first and the last image of y and dx, and the whole of dw, channels last."""
-    named = zip(("y", "dx", "dw"), results, strict=False)
-    parts = {name: each if name == "dw" else each[:: _last(batch)] for name, each in named}
-    if not channels_first:
-        return {name: np.asarray(part) for name, part in parts.items()}
-    return {
-        name: part.permute((2, 3, 1, 0) if name == "dw" else (0, 2, 3, 1)).detach().cpu().numpy()
-        for name, part in parts.items()
-    }
+def _ends(results: Sequence[Any], batch: int) -> list[Any]:
+    """Return the first and the last image of y and dx, and the whole of dw."""
+    return [each if number == 2 else each[:: _last(batch)] for number, each in enumerate(results)]
 
 
 def _expected(suite: str, layer: DepthwiseLayer, batch: int) -> dict[str, np.ndarray]:
-    """Return what `_ends` must return, by NumPy. The other images add nothing to dw."""
+    """Return the results that `_ends` takes, by NumPy. The other images add nothing to dw."""
     arrays = _whole(np, suite, layer, batch, np.arange(0, batch, _last(batch), np.int32))
     expected = {"y": convolve(arrays["x"], arrays["w"], layer)}
     if suite == "gradients":

@@ -120,24 +120,24 @@ def with_gradients(compute: Compute) -> Callable[[Mapping[str, torch.Tensor]], C
 
 
 def _layer_way(
-    make: Callable[[DepthwiseLayer], Compute], suite: str, form: str = "contiguous", compiled: bool = False
+    make: Callable[[DepthwiseLayer], Compute], form: str = "contiguous", compiled: bool = False
 ) -> Callable[[Problem, str], Way]:
     def of(problem: Problem, name: str) -> Way:
         assert problem.layer is not None
         compute = make(problem.layer)
         if compiled:
             compute = _compiled(compute)
-        call = (with_gradients if suite == "gradients" else forward)(compute)
-        return Way(name, lambda arrays: call(_placed(arrays, form)), functools.partial(_fetched, suite))
+        call = (with_gradients if problem.suite == "gradients" else forward)(compute)
+        return Way(name, lambda arrays: call(_placed(arrays, form)), fetched)
 
     return of
 
 
-def _fetched(suite: str, result: Sequence[torch.Tensor]) -> dict[str, np.ndarray]:
-    names = ("y", "dx", "dw") if suite == "gradients" else ("y",)
+def fetched(result: Sequence[torch.Tensor]) -> dict[str, np.ndarray]:
+    """Return y, or y, dx and dw, as NumPy arrays with channels last."""
     return {
-        name: (tensor.permute(2, 3, 1, 0) if name == "dw" else tensor.permute(0, 2, 3, 1)).detach().numpy()
-        for name, tensor in zip(names, result, strict=True)
+        name: (tensor.permute(2, 3, 1, 0) if name == "dw" else tensor.permute(0, 2, 3, 1)).detach().cpu().numpy()
+        for name, tensor in zip(("y", "dx", "dw"), result, strict=False)
     }
 
 
@@ -188,7 +188,7 @@ def _block_way(form: str, compiled: bool = False) -> Callable[[Problem, str], Wa
 
             return run
 
-        return Way(name, start, functools.partial(_fetched, "blocks"))
+        return Way(name, start, fetched)
 
     return of
 
@@ -323,21 +323,19 @@ def _network_way(form: str, compiled: bool = False) -> Callable[[Problem, str], 
 _Makers = Mapping[str, Callable[[Problem, str], Way]]
 
 
-def _convolutions(suite: str) -> _Makers:
-    return {
-        "torch": _layer_way(convolution, suite),
-        "torch.channels_last": _layer_way(convolution, suite, "channels_last"),
-        "torch.compile": _layer_way(convolution, suite, "channels_last", compiled=True),
-        "torch.unfold": _layer_way(_unfold, suite),
-    }
-
+_CONVOLUTIONS: _Makers = {
+    "torch": _layer_way(convolution),
+    "torch.channels_last": _layer_way(convolution, "channels_last"),
+    "torch.compile": _layer_way(convolution, "channels_last", compiled=True),
+    "torch.unfold": _layer_way(_unfold),
+}
 
 _WAYS: Mapping[str, _Makers] = {
-    "layers": _convolutions("layers"),
-    "gradients": _convolutions("gradients"),
+    "layers": _CONVOLUTIONS,
+    "gradients": _CONVOLUTIONS,
     "windows": {
-        "torch.unfold": _layer_way(lambda layer: _unfold(layer, _signed_square), "windows"),
-        "torch.compile": _layer_way(lambda layer: _unfold(layer, _signed_square), "windows", compiled=True),
+        "torch.unfold": _layer_way(lambda layer: _unfold(layer, _signed_square)),
+        "torch.compile": _layer_way(lambda layer: _unfold(layer, _signed_square), compiled=True),
     },
     "blocks": {
         "torch": _block_way("contiguous"),
