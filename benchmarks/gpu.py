@@ -14,6 +14,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import json
 import math
 import os
 import re
@@ -32,6 +33,7 @@ import torch
 
 import jaxdw
 from bridge import Case
+from bridge._implementations import implementation, torch_
 from bridge.accumulation import AccumulationOrder, divergence, reveal
 from bridge.bench import jax_peers, torch_peers
 from bridge.bench.copies import copy_milliseconds, copy_record
@@ -43,7 +45,6 @@ from bridge.bench.suites import DepthwiseLayer, layers_of
 from bridge.case import DTYPES
 from bridge.environment import environment
 from bridge.files import check_writable, write_atomically
-from bridge.implementations import implementation, torch_
 from bridge.numerics import (
     BFLOAT16,
     TF32,
@@ -252,7 +253,7 @@ class Run:
         return time.perf_counter() > self.until
 
     def save(self) -> None:
-        write_atomically(self.path, compact_json(self.report.model_dump(mode="json", by_alias=True), depth=4))
+        write_atomically(self.path, compact_json(json.loads(self.report.model_dump_json(by_alias=True)), depth=4))
 
 
 def machine(run: Run) -> list[str]:

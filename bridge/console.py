@@ -14,7 +14,7 @@ import rich.errors
 import rich.segment
 import rich.text
 
-from bridge.implementations import ImplementationError
+from bridge._implementations import ImplementationError
 from bridge.memory import lack_of_memory
 
 #: Control characters but for tab and newline (C0, C1), what is invisible or turns the direction of text, line and

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bridge._implementations.torch_ import to_tensor
 from bridge.files import check_tree
-from bridge.implementations.torch_ import to_tensor
 from bridge.libraries import import_library, with_torchvision
 from bridge.process import import_named
 from bridge.torch_models import seeded

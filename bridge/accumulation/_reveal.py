@@ -14,11 +14,14 @@ from bridge.accumulation.order import AccumulationOrder, Fingerprint, NotASum, R
 from bridge.accumulation.partition import Partition, fused_leaves
 from bridge.accumulation.probe import Subject, reveal_order, reveal_rounding_of_products
 from bridge.accumulation.sums import SumsOfProducts
-from bridge.accumulation.tree import Tree
-from bridge.numerics import same_bits
+from bridge.accumulation.tree import BIAS, Tree
+from bridge.numerics import cast, same_bits
 
 if TYPE_CHECKING:  # it imports JAX, and this package needs NumPy alone
     from bridge.case import Case
+
+#: Elements that are compared with the sums of a wide accumulator, about.
+_SAMPLE = 256
 
 #: A tree that the data contradict in a greater share of its elements is wrong for all of them.
 _STRAYS = 0.01
@@ -35,7 +38,7 @@ def reveal(implementation: Any, case: Case | SumsOfProducts) -> AccumulationOrde
       case: its geometry and dtype are revealed; its data are only used in the last check. Or other sums of products.
 
     Raises:
-      RuntimeError: the implementation raised, or returned another shape or dtype.
+      ImplementationError: the implementation raised, or returned another shape or dtype.
 
     >>> import numpy as np
     >>> from bridge import Case
@@ -64,7 +67,7 @@ def reveal_subject(subject: Subject, draws: int = 1) -> AccumulationOrder:
     flushed = measure.flushed_subnormals(subject, inputs)
 
     before = subject.runs
-    wide = sums.dtype != np.float64 and all(same_bits(data.exact(), y).all() for data, y in zip(drawn, outputs))
+    wide = _as_if_wide(drawn, outputs)
     fused = sums.multiplies and inputs.full(subject.format)
     partition, masks = reveal_order(subject, fused=fused, fused_first=not wide, subnormals=not flushed)
     order_runs = subject.runs - before
@@ -110,6 +113,28 @@ def _of_nothing(subject: Subject) -> AccumulationOrder:
     unseen = Fingerprint(None, None, None, None, None, (), None, None, None, True, 0, 0)
     none = np.zeros(sums.shape, np.int32)
     return AccumulationOrder(subject.name, sums.layout, sums.dtype, (), none, (), none.astype(bool), unseen)
+
+
+def _as_if_wide(drawn: list[SumsOfProducts], outputs: list[np.ndarray]) -> bool:
+    """Return whether some elements are those of a float64 accumulator, of products rounded (as OpenBLAS) or not."""
+    shape, dtype = drawn[0].shape, drawn[0].dtype
+    if dtype == np.float64:
+        return False
+    size = outputs[0].size
+    at = np.unravel_index(np.arange(0, size, max(1, size // _SAMPLE)), shape)
+    read = np.broadcast_to(drawn[0].reads, (*shape, drawn[0].terms))[at]
+    rounded_too, exact_too = True, True
+    for sums, y in zip(drawn, outputs):
+        operands = sums.operands(at)
+        total = operands(BIAS)[0].astype(np.float64) if sums.has_bias else np.zeros(len(at[0]))
+        of_rounded = total.copy()
+        for term in np.flatnonzero(read.any(axis=0)).tolist():
+            x, w = (np.where(read[:, term], operand, dtype.type(0)) for operand in operands(term))
+            total += x.astype(np.float64) * w
+            of_rounded += x * w
+        exact_too = exact_too and bool(same_bits(cast(total, dtype), y[at]).all())
+        rounded_too = rounded_too and bool(same_bits(cast(of_rounded, dtype), y[at]).all())
+    return exact_too or rounded_too
 
 
 def _accumulator(subject: Subject, partition: Partition, inputs: measure.Inputs) -> Rounding | None:

@@ -24,11 +24,11 @@ import pydantic
 from jax import lax
 from jax.sharding import SingleDeviceSharding
 
+from bridge._implementations import ImplementationError, user
+from bridge._implementations.jax_ import method
 from bridge.audit.platforms import Platform, platform
 from bridge.audit.steps import HAND_WRITTEN
 from bridge.case import DTYPES
-from bridge.implementations import ImplementationError, user
-from bridge.implementations.jax_ import method
 from bridge.process import last_line, run_module
 from jaxdw._compat import mesh_of_no_axis
 from jaxdw.auto import choose

@@ -191,7 +191,7 @@ class BenchReport(Record):
         ]
 
     def to_json(self) -> str:
-        return compact_json(self.model_dump(mode="json", by_alias=True), depth=4)
+        return compact_json(json.loads(self.model_dump_json(by_alias=True)), depth=4)
 
 
 def compact_json(value: Any, depth: int) -> str:

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
+from bridge._implementations import implementation
 from bridge.cli.options import FailOnOption, HtmlOption
 from bridge.cli.output import check_outputs, command_line, console, summarise
 from bridge.cli.parse import parse_names
 from bridge.environment import environment
 from bridge.files import write_atomically
-from bridge.implementations import implementation
 from bridge.progress import track
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bridge._implementations import Implementation, implementation, is_exact
 from bridge.accumulation import MOST_TAPS, replay, reveal
 from bridge.accumulation.gradient import InputGradient, has_input_gradient_case, input_gradient_case
 from bridge.case import Case
@@ -18,7 +19,6 @@ from bridge.diagnosis.integers import integer_test
 from bridge.diagnosis.judgement import Judgement
 from bridge.diagnosis.output import Output
 from bridge.diagnosis.target import Target
-from bridge.implementations import Implementation, implementation, is_exact
 from bridge.memory import check_fits
 
 _log = logging.getLogger("bridge")

@@ -35,10 +35,10 @@ from fractions import Fraction
 
 import numpy as np
 
+from bridge._implementations import Implementation, counterpart, implementation, knobs
 from bridge.case import Case
 from bridge.diagnosis.diagnosis import Diagnosis
 from bridge.diagnosis.runs import CaseRuns, Unrunnable, neighbours
-from bridge.implementations import Implementation, counterpart, implementation, knobs
 from bridge.numerics import exact, same_bits
 
 #: Most factors that are tried: the number of configurations is 2 to that power.

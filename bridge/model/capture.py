@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bridge.implementations.torch_ import to_numpy
+from bridge._implementations.torch_ import to_numpy
 from bridge.model.operations import INPUT, Gradient, Operation
 from bridge.torch_models import Recorder, by_name, channels_last, on_device
 

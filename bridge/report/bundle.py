@@ -19,11 +19,11 @@ import ml_dtypes
 import numpy as np
 import pydantic
 
+from bridge._implementations import Implementation, implementation
 from bridge.case import DTYPES, Case
 from bridge.diagnosis import Diagnosis, Verdict, parity
 from bridge.environment import environment
 from bridge.files import atomic_folder, check_free, parse_npy, read_json, read_regular
-from bridge.implementations import Implementation, implementation
 from bridge.numerics import same_bits
 from bridge.records import CaseRecord, Document, Record, first_problem
 

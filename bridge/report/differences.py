@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from bridge._implementations import implementation
 from bridge.case import Case
 from bridge.diagnosis import Comparison, Diagnosis, Output
 from bridge.diagnosis.target import Target
-from bridge.implementations import implementation
 from bridge.numerics import Arithmetic, difference_bound, same_bits, ulp_distance
 
 #: Bins per decade of the ratio to the bound.

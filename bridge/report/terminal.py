@@ -10,9 +10,9 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+from bridge._implementations import is_exact
 from bridge.case import Case
 from bridge.diagnosis import Diagnosis, Verdict
-from bridge.implementations import is_exact
 from bridge.report.answer import answer
 
 #: Width that the figures of the table leave for a name at 80 columns.

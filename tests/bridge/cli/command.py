@@ -3,7 +3,7 @@
 import typer.testing
 
 from bridge import cli
-from bridge.implementations import ImplementationError
+from bridge._implementations import ImplementationError
 
 
 def jaxdw(*arguments, **environment):

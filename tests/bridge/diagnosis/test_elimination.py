@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from bridge import Case, implementation
+from bridge._implementations import jax_
 from bridge.diagnosis.elimination import MOST_CHANGES, Change, Elimination, eliminate
 from bridge.diagnosis.runs import CaseRuns, Unrunnable
-from bridge.implementations import jax_
 from bridge.numerics import same_bits
 from tests.bridge.diagnosis.test_attribution import draw
 

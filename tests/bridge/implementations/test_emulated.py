@@ -20,12 +20,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from bridge import Case, Verdict, cli, implementation, parity
+from bridge._implementations import emulated, jax_, knobs
+from bridge._implementations.emulated import Parts
 from bridge.audit import AuditSubject, audit, platform
 from bridge.diagnosis.attribution import attribute
 from bridge.diagnosis.elimination import eliminate
 from bridge.diagnosis.precision import compiler_evidence, emulation
-from bridge.implementations import emulated, jax_, knobs
-from bridge.implementations.emulated import Parts
 from bridge.numerics import same_bits
 from tests.strategies import problems
 
