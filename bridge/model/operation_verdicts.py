@@ -202,17 +202,7 @@ def lower_precision(operation: Operation, ours: np.ndarray, found: Comparison) -
         if total is None:
             return found
         within = total.expected()
-<<<<<<< HEAD
         if all((within.ratio(y) <= 1).all() for y in outside.values()):
-=======
-        wrong = [
-            name
-            for name, y, ratio in zip(NAMES, (ours, operation.output), found.own_bound_ratios)
-            if ratio > 1 and not (within.ratio(y) <= 1).all()
-        ]
-        if not wrong:
-            sides = " and ".join(name for name, ratio in zip(NAMES, found.own_bound_ratios) if ratio > 1)
->>>>>>> refs/heads/diagnosis
             return dataclasses.replace(
                 found,
                 verdict=Verdict.PRECISION,
