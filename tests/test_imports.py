@@ -66,7 +66,7 @@ def package_of(module, depth):
 #: The modules of `bridge` that may import a framework. All others work on NumPy arrays.
 ALLOWED = {
     "torch": {
-        "implementations.torch_",
+        "_implementations.torch_",
         "weights.read",
         "weights.merge",
         "torch_models",
@@ -78,14 +78,13 @@ ALLOWED = {
         "bench.torch_peers",
     },
     "jax": {
-        "implementations.jax_",
-        "implementations.emulated",
+        "_implementations.jax_",
+        "_implementations.emulated",
         "sentinel",
         "audit.compiling",
         "weights.trees",
         "model.steps",
         "model.gradients",
-        "model.parity",
         "bench.jax_peers",
         "bench.run",
     },
@@ -93,7 +92,6 @@ ALLOWED = {
         "weights.trees",
         "model.steps",
         "model.gradients",
-        "model.parity",
         "model.originals",
         "bench.jax_peers",
     },
@@ -137,3 +135,17 @@ def test_only_the_named_modules_of_bridge_import_a_framework(framework):
         if framework in {name.partition(".")[0] for name in imports(module, inside_functions)}
     }
     assert found - ALLOWED[framework] == set()
+
+
+@pytest.mark.parametrize("package", [name for name, path in MODULES.items() if path.name == "__init__.py"])
+def test_no_name_of_a_package_hides_one_of_its_modules(package):
+    """Imported names, and the keys of a table of names that are imported when they are used."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[package].read_text())):
+        if isinstance(node, ast.ImportFrom):
+            names = {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name for name, source in names.items() if source not in MODULES}
+        elif isinstance(node, ast.Dict):
+            found |= {key.value for key in node.keys if isinstance(key, ast.Constant)}
+    hidden = {name for name in found if f"{package}.{name}" in MODULES}
+    assert hidden == set()

@@ -156,7 +156,7 @@ def with_output_stride(blocks: Iterable[Block], output_stride: int, conventions:
     If dilation starts at the "next" block, features keep their receptive fields, on a denser grid (Chen et al., 2017).
     If it starts "here", the blocks that lose their stride have larger receptive fields.
 
-    >>> from jaxdw.models.mobilenet_v3 import ORIGINALS
+    >>> from jaxdw.models._mobilenet_v3 import ORIGINALS
     >>> rows = [Block(8, 48, 8, nnx.relu, stride=2) for _ in range(4)]
     >>> [(b.stride, b.dilation) for b in with_output_stride(rows, 8, ORIGINALS["timm"])]
     [(2, 1), (2, 1), (1, 1), (1, 2)]

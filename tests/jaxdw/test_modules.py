@@ -308,7 +308,7 @@ BAD = {
     "rank": (X[0, 0], {}, ValueError, "`x` has shape (5, 4), expected (*batch, *spatial, channels) with 2"),
     "scalar": (np.zeros((), np.float32), {}, ValueError, "`inputs` has shape (), expected 4 channels"),
     "list": ([1.0], {}, TypeError, "`inputs` is a list, expected a JAX or NumPy array"),
-    "kernel size": (X, {"kernel_size": 3}, TypeError, "`kernel_size` is 3, expected a tuple with one int a spatial"),
+    "kernel size": (X, {"kernel_size": 3}, TypeError, "`kernel_size` is 3, expected a tuple with one int per spatial"),
     "zero kernel size": (X, {"kernel_size": (3, 0)}, ValueError, "`kernel_size` is (3, 0), expected 1 to 3"),
     "features": (X, {"features": 0}, ValueError, "`features` is 0, expected a positive int"),
     "multiplier": (X, {"channel_multiplier": 1.5}, ValueError, "`channel_multiplier` is 1.5, expected a positive int"),
