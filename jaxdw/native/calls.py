@@ -36,7 +36,7 @@ def conv(
       ValueError: there are no kernels for `isa` here.
       MemoryError, RuntimeError: the system failed.
     """
-    numbers, name = _numbers(geometry), isa.encode() if isa is not None else None
+    numbers, name = geometry_numbers(geometry), isa.encode() if isa is not None else None
     _check(
         native.library().jaxdw_conv(
             name,
@@ -55,7 +55,7 @@ def kernel_gradient(
     x: int, dy: int, gradient: int, geometry: Geometry, dtype: str, *, threads: int = 1, isa: str | None = None
 ) -> None:
     """Write the gradient by the kernel of dense arrays at these addresses; otherwise as `conv`."""
-    numbers, name = _numbers(geometry), isa.encode() if isa is not None else None
+    numbers, name = geometry_numbers(geometry), isa.encode() if isa is not None else None
     _check(
         native.library().jaxdw_kernel_gradient(
             name,
@@ -73,7 +73,8 @@ def three(values: tuple[int, ...], missing: int) -> tuple[int, ...]:
     return (missing,) * (3 - len(values)) + values
 
 
-def _numbers(geometry: Geometry) -> np.ndarray:
+def geometry_numbers(geometry: Geometry) -> np.ndarray:
+    """Return the geometry as jaxdw/native/plain.cc reads it."""
     if geometry.multiplier != 1 or geometry.padding_mode != "zeros":
         raise ValueError(f"`geometry` is {geometry}, expected multiplier 1 and padding_mode 'zeros'")
     low = tuple(low for low, _ in geometry.padding)

@@ -16,6 +16,7 @@ from bridge._implementations import implementation
 from bridge._implementations.jax_ import method
 from bridge.numerics import same_bits
 from bridge.selftest import is_a_plain_loop, random_case, taps_against_torch
+from jaxdw import native
 from jaxdw.bias import bias_comes_first
 from jaxdw.geometry import Geometry
 from tests import oracle
@@ -238,3 +239,21 @@ def test_taps_has_the_same_bits_inside_a_larger_jitted_program(seed):
     alone = jaxdw.depthwise_conv(x, kernel, method="taps")
     inside = jax.jit(lambda x, k: jaxdw.depthwise_conv(x * 1.0, k, method="taps") * 2.0)(x, kernel)
     assert (np.asarray(inside) == 2 * np.asarray(alone)).all()
+
+
+@pytest.mark.skipif(not native.is_available(), reason=native.status())
+@pytest.mark.parametrize("special", ["subnormal", "infinite", "not a number", "zeros of both signs"])
+def test_taps_equals_torch_on_special_values(special, seed):
+    rng = np.random.default_rng(seed)
+    x, kernel = rng.standard_normal((2, 9, 10, 12), np.float32), rng.standard_normal((3, 3, 1, 12), np.float32)
+    if special == "subnormal":
+        x, kernel = x * np.float32(2.0**-70), kernel * np.float32(2.0**-72)
+    elif special == "zeros of both signs":
+        x, kernel = np.copysign(np.float32(0), x), np.round(kernel)
+    else:
+        kernel[0, 1, 0, ::3] = np.inf if special == "infinite" else np.nan
+        x[0, 4, 5, ::2] = -kernel[0, 1, 0, 0]
+    case = Case(x, kernel, padding=1)
+    actual, expected = implementation("jax.taps").run(case), implementation("torch.conv2d").run(case)
+    assert (np.isnan(actual) == np.isnan(expected)).all()
+    assert same_bits(actual, expected)[~np.isnan(expected)].all()

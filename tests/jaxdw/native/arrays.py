@@ -48,6 +48,13 @@ class Problem:
         gradient = kernel_gradient(self.x, self.dy, self.geometry, **options)
         return hashlib.sha256(y.tobytes() + gradient.tobytes()).digest()
 
+    def as_bytes(self) -> bytes:
+        """As `driver.cc` reads it."""
+        head = [calls.TYPES[self.x.dtype.name], self.bias is not None, self.bias_last]
+        operands = (self.x, self.kernel, *(() if self.bias is None else (self.bias,)), self.dy)
+        numbers = np.array([*head, *calls.geometry_numbers(self.geometry)], np.int64)
+        return b"".join(array.tobytes() for array in (numbers, *operands))
+
 
 def problem(rng: np.random.Generator) -> Problem:
     """A small problem of any rank, type, stride, padding and dilation; every eighth has numbers of every magnitude."""

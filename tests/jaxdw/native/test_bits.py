@@ -2,6 +2,8 @@
 
 import hashlib
 import pathlib
+import shutil
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +34,33 @@ def test_every_instruction_set_has_the_bits_that_the_repository_keeps(isa):
     expected = DIGESTS.read_text().split()
     different = [number for number in range(CASES) if actual[number] != expected[number]]
     assert not different
+
+
+def test_an_emulated_arm_processor_has_the_same_bits(tmp_path):
+    """NEON and scalar code."""
+    compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
+    if compiler is None or emulator is None:
+        pytest.skip("needs aarch64-linux-gnu-g++ and qemu-aarch64: apt-get install g++-aarch64-linux-gnu qemu-user")
+    source, driver = pathlib.Path(native.__file__).parent, tmp_path / "driver"
+    flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-static", "-pthread", "-I", str(source)]
+    objects = [tmp_path / f"{name}.o" for name in ("neon", "scalar")]
+    for file in objects:
+        kernels = ["-DJAXDW_ISA=" + file.stem, "-c", str(source / "kernels.cc"), "-o", str(file)]
+        subprocess.run([compiler, *flags, *kernels], check=True)
+    files = [*objects, source / "dispatch.cc", source / "plain.cc", DIGESTS.parent / "driver.cc"]
+    subprocess.run([compiler, *flags, *map(str, files), "-o", str(driver)], check=True)
+
+    rng = np.random.default_rng(20260115)
+    problems = [arrays.problem(rng) for _ in range(CASES)]
+    given = b"".join(problem.as_bytes() for problem in problems)
+    expected = DIGESTS.read_text().split()
+    for isa in ("neon", "scalar"):
+        output = subprocess.run([emulator, str(driver), isa], input=given, check=True, capture_output=True).stdout
+        for number, problem in enumerate(problems):
+            size = (problem.dy.size + problem.kernel.size) * problem.x.itemsize
+            assert hashlib.sha256(output[:size]).hexdigest()[:16] == expected[number], (isa, problem.geometry)
+            output = output[size:]
+        assert output == b""
 
 
 @pytest.mark.parametrize("threads", [2, 3, 8])
