@@ -88,7 +88,7 @@ struct Width {
   std::vector<Column> columns;
 };
 
-constexpr int64_t most_outputs = 8;
+constexpr int64_t most_outputs = 8, at_border = 4;
 
 int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b > 0); }
 
@@ -137,16 +137,15 @@ Width segments_of(const Geometry& g) {
       segment.columns_end = int64_t(width.columns.size());
       width.segments.push_back(segment);
     };
-    int64_t left = ceil_div(first, most_outputs) * most_outputs;
-    int64_t right = count - ceil_div(count - end, most_outputs) * most_outputs;
-    if (left >= right) left = right = count;
+    int64_t left = ceil_div(first, at_border) * at_border, right = count - ceil_div(count - end, at_border) * at_border;
+    if ((first > 0 || end < count) && (left >= right || count <= 2 * most_outputs)) left = right = count;
     for (int64_t from = 0; from < left;) {
       int64_t size = ceil_div(left - from, ceil_div(left - from, most_outputs));
       add(from, size);
       from += size;
     }
     if (left < right) add(left, right - left);
-    for (int64_t from = right; from < count; from += most_outputs) add(from, most_outputs);
+    for (int64_t from = right; from < count; from += at_border) add(from, at_border);
   }
   return width;
 }
