@@ -241,6 +241,7 @@ def compile_here(way: AuditMethod, subject: AuditSubject, target: Platform) -> C
             program = lowered.compile()
             seconds = time.perf_counter() - start
             cost, memory, text = program.cost_analysis() or {}, program.memory_analysis(), program.as_text()
+            cost = {name: figure for name, figure in cost.items() if figure >= 0}  # -1: unknown, of a custom call
     except ImplementationError as error:  # of the user's function, which the message names
         return Compiled(way.name, error=_first_line(str(error)))
     except Exception as error:
