@@ -1,10 +1,10 @@
-"""The methods on an NVIDIA GPU: whether they are right, in which order and precision they add, and how fast they are.
+"""Check the methods on an NVIDIA GPU, reveal their accumulation orders and precisions, and time them.
 
 python benchmarks/gpu.py [--out FILE] [--budget SECONDS] [--batch IMAGES] [--quick]
 
-Writes one JSON file, and writes it again after every step, so that a run that is cut off keeps what it had. A section
-that fails says so in the file, and the next one runs. Without a GPU it is a dry run: tiny sizes on the CPU, whose times
-mean nothing, to see that the command works. docs/accelerators.md says what to make of the figures.
+The command writes one JSON file, and writes it again after every step: a run that is cut off keeps what it had. If a
+section fails, the file says so, and the next section runs. Without a GPU the command makes a dry run, to see that it
+works: tiny sizes on the CPU, whose times mean nothing. docs/accelerators.md explains the figures.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import json
 import math
 import os
 import re
@@ -32,18 +33,18 @@ import torch
 
 import jaxdw
 from bridge import Case
+from bridge._implementations import implementation, torch_
 from bridge.accumulation import AccumulationOrder, divergence, reveal
 from bridge.bench import jax_peers, torch_peers
-from bridge.bench.figures import spread
-from bridge.bench.measure import interleaved
-from bridge.bench.problems import INPUTS, work
-from bridge.bench.reference import convolve, exactly, gradients
-from bridge.bench.schema import CopyRecord, RowRecord, SummaryRecord, WayRecord, summaries
-from bridge.bench.suites import Layer, layers_of
+from bridge.bench.copies import copy_milliseconds, copy_record
+from bridge.bench.measure import first_line, measure
+from bridge.bench.problems import INPUTS, Problem, Way, work
+from bridge.bench.reference import Arrays, Check, convolve, exactly, gradients
+from bridge.bench.schema import CopyRecord, RowRecord, SummaryRecord, compact_json, summaries
+from bridge.bench.suites import DepthwiseLayer, layers_of
 from bridge.case import DTYPES
 from bridge.environment import environment
 from bridge.files import check_writable, write_atomically
-from bridge.implementations import implementation, torch_
 from bridge.numerics import (
     BFLOAT16,
     TF32,
@@ -55,12 +56,13 @@ from bridge.numerics import (
     exact_kernel_gradient,
     same_bits,
 )
+from bridge.records import Record
 from bridge.report.schema import OrderRecord
 
-SCHEMA: Literal["jaxdw.gpu/1"] = "jaxdw.gpu/1"
+SCHEMA: Literal["jaxdw.gpu/2"] = "jaxdw.gpu/2"
 RESULTS = Path(__file__).parent / "results"
 
-#: (x, kernel, options): what the methods are checked on.
+#: (x, kernel, options): the methods are checked on these.
 GEOMETRIES: Sequence[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = (
     ((2, 14, 14, 33), (3, 3, 1, 33), {"padding": 1}),
     ((2, 28, 28, 64), (3, 3, 1, 64), {"strides": 2, "padding": 1}),
@@ -85,7 +87,7 @@ METHODS = (
     ("patches", "highest"),
 )
 
-#: (x, kernel side, stride, dtype): whose order of addition is revealed.
+#: (x, kernel side, stride, dtype): the accumulation orders of these convolutions are revealed.
 REVEALED = (
     ((2, 14, 14, 32), 3, 1, "float32"),
     ((2, 14, 14, 32), 3, 2, "float32"),
@@ -105,40 +107,45 @@ OF_JAX = (
     "patches[precision=highest]",
 )
 
-#: Ours, against which peers are measured.
+#: Methods of jaxdw that are timed against peers.
 OURS = ("pallas", "taps")
-#: PyTorch's ways: (memory format, precision of float32).
+#: PyTorch's peers: (memory format, precision of float32).
 OF_TORCH = {
     "torch": ("contiguous", "ieee"),
     "torch[tf32]": ("contiguous", "tf32"),
     "torch.channels_last": ("channels_last", "ieee"),
     "torch.channels_last[tf32]": ("channels_last", "tf32"),
 }
-#: Layers that are compiled together; rounds, and milliseconds of calls in each; the same of a quick run.
+#: Layers that are compiled together. Rounds, and milliseconds of calls in each round; the same for a quick run.
 CHUNK, ROUNDS, QUICK_ROUNDS = 8, (9, 8.0), (2, 1.0)
-#: Positions whose dy is not zero: 512 products of 4095 and 2 add up to less than 2^24.
+#: Positions whose dy is not zero: the sum of 512 products of 4095 and 2 is less than 2^24.
 POSITIONS = 512
-#: Bytes that the copies move, half of them read.
+#: Bytes that the copies move: one half is read, one half is written.
 COPIES = tuple(1 << power for power in range(22, 33))
 
 
-class SectionRecord(pydantic.BaseModel):
-    """One part of the run: why it failed, empty where it did not; what was left out, for want of time or as it says."""
+class SectionRecord(Record):
+    """One section of the run.
+
+    Attributes:
+      failed: the reason for a failure; empty if there was none.
+      left_out: what was left out for lack of time, or for the reason that the entry gives.
+    """
 
     name: str
     seconds: float
     failed: str = ""
-    left_out: list[str] = []
+    left_out: list[str] = pydantic.Field(default_factory=list)
 
 
-class CorrectnessRecord(pydantic.BaseModel):
+class CorrectnessRecord(Record):
     """One result against the exact one.
 
     Attributes:
       quantity: "y", "dx" or "dkernel".
-      misrounded: elements that are not the exact result rounded once.
-      bound_ratio: the greatest error over what float32 sums in any order, rounded once, may err; None if not finite.
-      within: the first arithmetic whose bound holds for every element; empty for none.
+      misrounded: the number of elements that are not the exact result rounded once.
+      bound_ratio: the greatest error over the bound of float32 sums in any order, rounded once; None if not finite.
+      within: the first arithmetic whose bound holds for every element; empty if no bound does.
     """
 
     geometry: str
@@ -152,13 +159,13 @@ class CorrectnessRecord(pydantic.BaseModel):
     failed: str = ""
 
 
-class FingerprintRecord(pydantic.BaseModel):
-    """In which order and arithmetic something adds, and how that compares with oneDNN's on this machine's processor.
+class FingerprintRecord(Record):
+    """The accumulation order and arithmetic of an implementation, compared with oneDNN on this machine's processor.
 
     Attributes:
-      same_order: whether every element has the tree that it has there.
-      same_bits: the share of elements, of normal random numbers, that have oneDNN's bits.
-      parting: where the two orders part, in words.
+      same_order: true if every element has the same tree as in oneDNN.
+      same_bits: the share of elements, for normal random numbers, that have oneDNN's bits.
+      divergence: the first step at which the two orders differ, in words.
     """
 
     geometry: str
@@ -166,61 +173,65 @@ class FingerprintRecord(pydantic.BaseModel):
     order: OrderRecord | None = None
     same_order: bool | None = None
     same_bits: float | None = None
-    parting: str = ""
+    divergence: str = ""
     failed: str = ""
 
 
 class TimesRecord(RowRecord):
-    """A row of `bridge.bench.schema`, its milliseconds those of one call of many that were enqueued together.
+    """A row of `bridge.bench.schema`. Its milliseconds are per call, of many calls that were enqueued together.
 
-    A way whose result is wrong has times all the same: one that rounds its inputs to TF32 is a peer, and is found out.
+    A way whose result is wrong is timed too: a peer that rounds its inputs to TF32 is a peer, and `wrong` says it.
 
     Attributes:
-      copy_gigabytes_a_second: 10^9 bytes a second of the copy that moves the most nearly as many bytes.
-      fraction_of_copy: of that bandwidth, what each way reaches, every operand counted once.
+      copy_gigabytes_a_second: 10^9 bytes per second of the copy whose size is nearest to this row's bytes.
+      fraction_of_copy: each way's bandwidth over the copy's, every operand counted once.
     """
 
     copy_gigabytes_a_second: float | None
     fraction_of_copy: dict[str, float]
 
 
-class TimesSuiteRecord(pydantic.BaseModel):
-    """A suite; `summaries` has for each of ours the ratios of our times to the peers'."""
+class TimesSuiteRecord(Record):
+    """A suite; `summaries` has, for each timed method of jaxdw, the ratios of its times to the peers' times."""
 
     suite: str
-    rows: list[TimesRecord] = []
-    summaries: dict[str, list[SummaryRecord]] = {}
+    rows: list[TimesRecord] = pydantic.Field(default_factory=list)
+    summaries: dict[str, list[SummaryRecord]] = pydantic.Field(default_factory=dict)
 
 
-class GpuReport(pydantic.BaseModel):
-    """A whole run, or what there was of it when it was cut off.
+class GpuReport(Record):
+    """A whole run, or the part of it that was done when it was cut off.
 
     Attributes:
-      dry_run: "dry run on cpu" where there was no GPU; empty where there was.
-      without_torch: why PyTorch did not compute on the GPU; empty where it did.
-      call_microseconds: what a call that computes next to nothing takes when many are enqueued: no way is below that.
+      dry_run: "dry run on cpu" if there was no GPU; else empty.
+      without_torch: the reason why PyTorch did not compute on the GPU; empty if it did.
+      call_microseconds: the time of a call that computes almost nothing, of many that are enqueued. No way is faster.
     """
 
-    model_config = pydantic.ConfigDict(populate_by_name=True)
-
-    schema_: Literal["jaxdw.gpu/1"] = pydantic.Field(default=SCHEMA, alias="schema")
+    schema_: Literal["jaxdw.gpu/2"] = SCHEMA
     dry_run: str
     quick: bool
     batch: int
     budget_seconds: float
     without_torch: str = ""
-    machine: dict[str, str] = {}
-    sections: list[SectionRecord] = []
-    copies: list[CopyRecord] = []
-    call_microseconds: dict[str, float] = {}
-    correctness: list[CorrectnessRecord] = []
-    fingerprints: list[FingerprintRecord] = []
-    suites: list[TimesSuiteRecord] = []
+    machine: dict[str, str] = pydantic.Field(default_factory=dict)
+    sections: list[SectionRecord] = pydantic.Field(default_factory=list)
+    copies: list[CopyRecord] = pydantic.Field(default_factory=list)
+    call_microseconds: dict[str, float] = pydantic.Field(default_factory=dict)
+    correctness: list[CorrectnessRecord] = pydantic.Field(default_factory=list)
+    fingerprints: list[FingerprintRecord] = pydantic.Field(default_factory=list)
+    suites: list[TimesSuiteRecord] = pydantic.Field(default_factory=list)
 
 
 @dataclasses.dataclass
 class Run:
-    """A run under way: its report, where that is written, until when the section may take, and PyTorch's device."""
+    """A run in progress.
+
+    Attributes:
+      path: the file of the report.
+      torch_device: where PyTorch computes; None if it cannot.
+      until: when the current section must end, by `time.perf_counter`.
+    """
 
     report: GpuReport
     path: Path
@@ -232,15 +243,21 @@ class Run:
         return self.report.quick
 
     @property
+    def rounds(self) -> tuple[int, int, float]:
+        """Rounds, seed, and milliseconds of the calls in each round."""
+        rounds, milliseconds = QUICK_ROUNDS if self.quick else ROUNDS
+        return rounds, 0, milliseconds
+
+    @property
     def late(self) -> bool:
         return time.perf_counter() > self.until
 
     def save(self) -> None:
-        write_atomically(self.path, self.report.model_dump_json(by_alias=True, indent=1) + "\n")
+        write_atomically(self.path, compact_json(json.loads(self.report.model_dump_json(by_alias=True)), depth=4))
 
 
 def machine(run: Run) -> list[str]:
-    """The card, its driver, and versions."""
+    """Record the card, its driver, and versions."""
     run.report.machine = {"device": jax.devices()[0].device_kind} | environment()
     run.report.machine["torch cuda"] = str(torch.version.cuda)
     run.report.machine["torch cudnn"] = str(torch.backends.cudnn.version())
@@ -253,20 +270,19 @@ def machine(run: Run) -> list[str]:
 
 
 def copies(run: Run) -> list[str]:
-    """The bandwidth of copies by XLA and PyTorch, and what a call takes that copies next to nothing."""
+    """Time copies by XLA and PyTorch, and a call that copies almost nothing."""
     run.report.call_microseconds = {name: ms * 1e3 for name, ms in _copy_times(run, 8).items()}
     sizes = COPIES[:2] if run.quick else COPIES
     for done, nbytes in enumerate(sizes):
         if run.late:
             return [f"copies of {size} bytes" for size in sizes[done:]]
-        rates = {name: nbytes / ms / 1e6 for name, ms in _copy_times(run, nbytes).items()}
-        run.report.copies.append(CopyRecord(nbytes=nbytes, gigabytes_a_second=rates))
+        run.report.copies.append(copy_record(nbytes, _copy_times(run, nbytes)))
         run.save()
     return []
 
 
 def correctness(run: Run) -> list[str]:
-    """Each method's y and gradients against the exact sums, with the bounds of `bridge.numerics`."""
+    """Hold each method's y and gradients to the exact sums, with the bounds of `bridge.numerics`."""
     geometries = QUICK if run.quick else GEOMETRIES
     dtypes = ("float32",) if run.quick else ("float32", "bfloat16", "float16")
     for done, (x_shape, kernel_shape, options) in enumerate(geometries):
@@ -297,7 +313,7 @@ def correctness(run: Run) -> list[str]:
 
 
 def fingerprints(run: Run) -> list[str]:
-    """Orders and precisions of everything that convolves on the card, beside oneDNN's on the processor."""
+    """Reveal the orders and precisions of every implementation on the card, and compare them with oneDNN's."""
     shapes = [((1, 5, 5, 4), 3, 1, "float32")] if run.quick else REVEALED
     for done, (x_shape, side, stride, dtype) in enumerate(shapes):
         if run.late:
@@ -316,20 +332,20 @@ def fingerprints(run: Run) -> list[str]:
                 record.order = OrderRecord.model_validate(order.to_json() | {"implementation": name})
                 record.same_order = _same_trees(order, expected)
                 record.same_bits = float(same_bits(subject(case), theirs).mean())
-                record.parting = divergence(expected, dataclasses.replace(order, implementation=name))
-            except Exception as error:  # of a library: any kind, and the others still count
-                record.failed = _first_line(error)
+                record.divergence = divergence(expected, dataclasses.replace(order, implementation=name))
+            except Exception as error:  # a library raises any kind, and the others still count
+                record.failed = first_line(error)
             run.report.fingerprints.append(record)
             run.save()
     return []
 
 
 def times(run: Run, suite: str) -> list[str]:
-    """The layers of a suite: checked on whole numbers that TF32 cannot hold, then timed in turns."""
+    """Check the layers of a suite on whole numbers that TF32 cannot hold, then time them in turns."""
     record = TimesSuiteRecord(suite=suite)
     run.report.suites.append(record)
-    known = {Layer.parse("6x5x4:3:1"): ("none",)} if run.quick else layers_of(suite)
-    layers = sorted(known, key=lambda layer: -work(suite, layer, 1)[0])  # the largest are not what is left out
+    known = {DepthwiseLayer.parse("6x5x4:3:1"): ("none",)} if run.quick else layers_of(suite)
+    layers = sorted(known, key=lambda layer: -work(suite, layer, 1)[0])  # so that the small layers are left out, if any
     left_out = []
     for start in range(0, len(layers), CHUNK):
         if run.late:
@@ -343,14 +359,14 @@ def times(run: Run, suite: str) -> list[str]:
             of_layer = {name: program for (of, name), program in programs.items() if of == layer}
             try:
                 record.rows.append(_times_of(run, suite, layer, known[layer], of_layer))
-            except Exception as error:  # of a library or the card, out of memory for one: any kind
-                left_out.append(f"{layer}: {_first_line(error)}")
+            except Exception as error:  # a library or the card raises any kind, such as out of memory
+                left_out.append(f"{layer}: {first_line(error)}")
             record.summaries = {name: summaries(record.rows, name) for name in OURS}
             run.save()
     return left_out
 
 
-#: Each section, and its share of the budget; what one does not need the next ones may have.
+#: Each section, and its share of the budget. The next sections may use what one leaves.
 SECTIONS: dict[str, tuple[Callable[[Run], list[str]], float]] = {
     "machine": (machine, 0.02),
     "copies": (copies, 0.05),
@@ -361,8 +377,8 @@ SECTIONS: dict[str, tuple[Callable[[Run], list[str]], float]] = {
 }
 
 
-def measure(run: Run) -> None:
-    """Every section in turn, whatever becomes of the one before it."""
+def run_sections(run: Run) -> None:
+    """Run every section in turn, also after a failure."""
     began, share = time.perf_counter(), 0.0
     for name, (section, part) in SECTIONS.items():
         share += part
@@ -370,8 +386,8 @@ def measure(run: Run) -> None:
         start, failed, left_out = time.perf_counter(), "", []
         try:
             left_out = section(run)
-        except Exception as error:  # of a compiler, a library or the card: any kind
-            failed = _first_line(error)
+        except Exception as error:  # a compiler, a library or the card raises any kind
+            failed = first_line(error)
         seconds = time.perf_counter() - start
         run.report.sections.append(SectionRecord(name=name, seconds=seconds, failed=failed, left_out=left_out))
         run.save()
@@ -379,12 +395,12 @@ def measure(run: Run) -> None:
 
 
 def compiled(jobs: Mapping[Any, tuple[Callable[..., Any], *tuple[Any, ...]]]) -> dict[Any, Any]:
-    """The program of each job (a function, and arrays or their shapes), or the error; as many at once as processors."""
+    """Compile each job (a function, and arrays or their shapes) on all processors; return the program or the error."""
 
     def program(job: tuple[Any, ...]) -> Any:
         try:
             return jax.jit(job[0]).lower(*job[1:]).compile()
-        except Exception as error:  # of the compiler: any kind
+        except Exception as error:  # the compiler raises any kind
             return error
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -395,14 +411,10 @@ def _words(x_shape: Sequence[int], kernel: Any, *options: Any) -> str:
     return f"x {tuple(x_shape)}, kernel {kernel}, " + ", ".join(map(str, options))
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-
-
 def _case(
     x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], options: Mapping[str, Any], dtype: np.dtype
 ) -> tuple[Case, np.ndarray]:
-    """A case of normal random numbers, and a dy."""
+    """Return a case of normal random numbers, and a dy."""
     rng = np.random.default_rng(0)
     x, kernel = (rng.standard_normal(shape).astype(dtype) for shape in (x_shape, kernel_shape))
     case = Case(x, kernel, **options)
@@ -416,7 +428,7 @@ def _with_gradients(options: Mapping[str, Any], method: str, precision: Any) -> 
 
 
 def _judge(total: ExactSum) -> Callable[[np.ndarray], dict[str, Any]]:
-    """What to say of a result that should be this sum."""
+    """Return a function that compares a result with the exact sum."""
     once = Arithmetic.of(total.value.dtype, flushes_subnormals=True)
     known = {"float32 sums, rounded once": once}
     if total.value.dtype == np.float32:
@@ -444,20 +456,20 @@ def _judge(total: ExactSum) -> Callable[[np.ndarray], dict[str, Any]]:
 def _judged(
     program: Any, arrays: Sequence[np.ndarray], judges: Mapping[str, Callable[..., Any]], told: Mapping[str, str]
 ) -> Iterator[CorrectnessRecord]:
-    """The record of y and of each gradient; one alone where the program could not be compiled, or failed."""
+    """Yield the record of y and of each gradient; or one record if the program could not be compiled, or failed."""
     try:
         if isinstance(program, Exception):
             raise program
         results = [np.asarray(each) for each in program(*arrays)]
-    except Exception as error:  # of a compiler or the card: any kind
-        yield CorrectnessRecord(**told, failed=_first_line(error))
+    except Exception as error:  # a compiler or the card raises any kind
+        yield CorrectnessRecord(**told, failed=first_line(error))
         return
     for (quantity, judge), result in zip(judges.items(), results):
         yield CorrectnessRecord(**told, quantity=quantity, **judge(result))
 
 
 def _subjects(run: Run) -> dict[str, Callable[[Case], np.ndarray]]:
-    """Everything whose order is revealed; of PyTorch its own kernel and cuDNN's, where it computes on the card."""
+    """Return every implementation to reveal; of PyTorch its own kernel and cuDNN's, if it computes on the card."""
     names = [f"jax.{name}" for name in (OF_JAX[:2] if run.quick else OF_JAX)]
     found: dict[str, Callable[[Case], np.ndarray]] = {name: implementation(name).run for name in names}
     if run.torch_device is None:
@@ -470,7 +482,7 @@ def _subjects(run: Run) -> dict[str, Callable[[Case], np.ndarray]]:
 
 
 def _torch_on(case: Case, *, device: str, form: str, precision: str, kernel: str) -> np.ndarray:
-    """`F.conv2d` of a case on a device, in a memory format; y channels last, as the case has it."""
+    """Run `F.conv2d` of a case on a device, in a memory format; return y channels last, as the case has it."""
     x = torch_.to_tensor(np.moveaxis(case.x, -1, 1))
     weight = torch_.to_tensor(np.moveaxis(case.kernel, (-1, -2), (0, 1)))
     x, weight = (each.to(device).contiguous(memory_format=torch_peers.FORMS[form]) for each in (x, weight))
@@ -481,7 +493,7 @@ def _torch_on(case: Case, *, device: str, form: str, precision: str, kernel: str
 
 @contextlib.contextmanager
 def _torch_setting(precision: str, kernel: str = "auto") -> Iterator[None]:
-    """What float32 may be rounded to in a convolution on the card, and whose depthwise kernel is taken."""
+    """Set the precision of float32 convolutions on the card, and choose the depthwise kernel."""
     of_all, of_convolutions = torch.backends.cudnn, torch.backends.cudnn.conv
     before = of_convolutions.fp32_precision, of_all.depthwise_kernel
     try:
@@ -492,71 +504,26 @@ def _torch_setting(precision: str, kernel: str = "auto") -> Iterator[None]:
 
 
 def _same_trees(order: AccumulationOrder, other: AccumulationOrder) -> bool:
-    """Whether every element has one tree in both."""
+    """Return true if every element has the same tree in both."""
     pairs = {(int(a), int(b)) for a, b in zip(order.labels.ravel(), other.labels.ravel())}
     return all(min(a, b) >= 0 and order.trees[a] == other.trees[b] for a, b in pairs)
 
 
-@dataclasses.dataclass(frozen=True)
-class Enqueued:
-    """A way to compute: `call` takes the number of an input and enqueues, `wait` waits for what a call returned."""
-
-    call: Callable[[int], Any]
-    wait: Callable[[Any], Any]
-
-    def many(self, count: int) -> None:
-        for turn in range(count):
-            result = self.call(turn % INPUTS)
-        self.wait(result)
-
-
-def _timed(run: Run, ways: Mapping[str, Enqueued]) -> tuple[dict[str, list[float | None]], dict[str, float]]:
-    """Milliseconds of a call in each round, when as many are enqueued as fill it; and the seconds of each first call.
-
-    The ways take turns in every round, in an order shuffled anew.
-    """
-    rounds, milliseconds = QUICK_ROUNDS if run.quick else ROUNDS
-    counts, first = {}, {}
-    for name, way in ways.items():
-        start = time.perf_counter()
-        way.many(1)
-        first[name] = time.perf_counter() - start
-        way.many(INPUTS)
-        start = time.perf_counter()
-        way.many(INPUTS)
-        each = (time.perf_counter() - start) / INPUTS
-        counts[name] = max(1, min(1000, round(milliseconds / 1e3 / each)))
-    rounded = interleaved(
-        {name: [functools.partial(way.many, counts[name])] for name, way in ways.items()}, rounds, seed=0
-    )
-    per_call = {name: [None if ms is None else ms / counts[name] for ms in each] for name, each in rounded.items()}
-    return per_call, first
-
-
 def _copy_times(run: Run, nbytes: int) -> dict[str, float]:
-    """Milliseconds of a copy that reads half of the bytes and writes the other half."""
-    count = nbytes // 8
-    program = jax.jit(lambda x: x + 1)  # the nearest to a copy that XLA does not leave out
-    sources = [jnp.full((count,), float(i)) for i in range(INPUTS)]
-    ways = {"jax": Enqueued(lambda turn: program(sources[turn]), jax.block_until_ready)}
+    """Return the milliseconds of a copy that reads half of the bytes and writes the other half."""
+    ways = [jax_peers.copy_way(nbytes // 8, waits=False)]
     if run.torch_device is not None:
-        tensors = [torch.full((count,), float(i), device=run.torch_device) for i in range(INPUTS)]
-        target = torch.empty_like(tensors[0])
-        ways["torch"] = Enqueued(lambda turn: target.copy_(tensors[turn]), _torch_wait(run))
-    found, _ = _timed(run, ways)
-    return {name: spread([ms for ms in each if ms is not None]).median for name, each in found.items()}
+        ways.append(torch_peers.copy_way(nbytes // 8, run.torch_device))
+    return copy_milliseconds(ways, *run.rounds)
 
 
-def _torch_wait(run: Run) -> Callable[[Any], None]:
-    return lambda _: torch.cuda.synchronize() if run.torch_device == "cuda" else None
+def _whole(
+    xp: Any, suite: str, layer: DepthwiseLayer, batch: int, images: Any, turn: Any = 0, **where: Any
+) -> dict[str, Any]:
+    """Return x, w and, for gradients, dy of some of the images, the same in NumPy, JAX and PyTorch.
 
-
-def _whole(xp: Any, suite: str, layer: Layer, batch: int, images: Any, turn: Any = 0, **where: Any) -> dict[str, Any]:
-    """x, w and, of gradients, dy of some of the images: whole numbers whose sums float32 holds; x has a bit more than
-    TF32 holds.
-
-    The same in NumPy, JAX and PyTorch. dy is zero but at some positions of the first and the last image, since dw sums
-    over all of them.
+    They are whole numbers whose sums float32 holds. x has one bit more than TF32 holds. dy is zero except at some
+    positions of the first and the last image, since dw sums over all positions.
     """
     g = layer.geometry(batch)
 
@@ -572,19 +539,19 @@ def _whole(xp: Any, suite: str, layer: Layer, batch: int, images: Any, turn: Any
         height, width = g.output_spatial
         every = -(-2 * height * width // POSITIONS)
         chosen = xp.arange(height * width, dtype=xp.int32, **where).reshape(1, height, width, 1) % every == 0
-        chosen = chosen & (images.reshape(-1, 1, 1, 1) % _apart(batch) == 0)
+        chosen = chosen & (images.reshape(-1, 1, 1, 1) % _last(batch) == 0)
         dy = numbers(images, g.output_shape, 5)
         arrays["dy"] = xp.where(chosen, dy, xp.zeros_like(dy))
     return arrays
 
 
-def _apart(batch: int) -> int:
-    """From the first image to the last."""
+def _last(batch: int) -> int:
+    """Return the index of the last image, at least 1: the step of a slice that takes the first and the last image."""
     return max(1, batch - 1)
 
 
-def _jobs(suite: str, layer: Layer, batch: int) -> dict[str, tuple[Any, ...]]:
-    """What JAX has to compile for a layer: ours and `lax`, and what makes the inputs of a turn."""
+def _jobs(suite: str, layer: DepthwiseLayer, batch: int) -> dict[str, tuple[Any, ...]]:
+    """Return what JAX has to compile for a layer: our methods, `lax`, and the function that makes the inputs."""
 
     def inputs(turn: jax.Array) -> tuple[jax.Array, ...]:
         return tuple(_whole(jnp, suite, layer, batch, jnp.arange(batch, dtype=jnp.int32), turn).values())
@@ -600,86 +567,83 @@ def _jobs(suite: str, layer: Layer, batch: int) -> dict[str, tuple[Any, ...]]:
 
 
 def _times_of(
-    run: Run, suite: str, layer: Layer, networks: tuple[str, ...], programs: Mapping[str, Any]
+    run: Run, suite: str, layer: DepthwiseLayer, networks: tuple[str, ...], programs: Mapping[str, Any]
 ) -> TimesRecord:
-    """A row: of every way the first and the last image and dw are checked, then all are timed."""
-    batch = run.report.batch
+    """Check the first and the last image and dw of every way, then time all ways; return the row."""
+    batch, (rounds, seed, fill) = run.report.batch, run.rounds
     inputs = [programs["inputs"](jnp.int32(turn)) for turn in range(INPUTS)]
-    makers: dict[str, Callable[[], Enqueued]] = {
-        name: functools.partial(_of_jax, program, inputs) for name, program in programs.items() if name != "inputs"
-    }
+    ways = [_way_of_jax(name, program, inputs, batch) for name, program in programs.items() if name != "inputs"]
     if run.torch_device is not None:
-        makers |= {name: functools.partial(_of_torch, run, suite, layer, *how) for name, how in OF_TORCH.items()}
-    ways, wrong, records = {}, {}, {}
-    expected = _expected(suite, layer, batch)
-    for name, make in makers.items():
-        try:
-            way = make()
-            wrong[name] = exactly(expected)(_ends(way.call(0), batch, channels_first=name in OF_TORCH))
-            ways[name] = way
-        except Exception as error:  # of a compiler, a library or the card: any kind
-            records[name] = WayRecord.without_times(name, failed=_first_line(error))
-    milliseconds, first = _timed(run, ways)
-    for name, each in milliseconds.items():
-        records[name] = WayRecord.of(name, each, first[name]).model_copy(update={"wrong": wrong[name]})
-    nbytes, flops = work(suite, layer, batch)
-    copy = min(run.report.copies, key=lambda copy: abs(math.log(copy.nbytes / nbytes)), default=None)
-    reached = {name: nbytes / way.median / 1e6 / copy.best for name, way in records.items() if copy and way.median}
+        ways += [_way_of_torch(name, run.torch_device, suite, layer, batch, *how) for name, how in OF_TORCH.items()]
+    each = _problem(suite, layer, networks, batch)
+    assert each.nbytes is not None
+    records = measure(each, ways, rounds, seed, fill=fill, time_wrong=True)
+    copy = min(run.report.copies, key=lambda copy: abs(math.log(copy.nbytes / each.nbytes)), default=None)
+    reached = {way.name: each.nbytes / way.median / 1e6 / copy.best for way in records if copy and way.median}
     return TimesRecord(
-        name=str(layer),
+        name=each.name,
         networks=networks,
         batch=batch,
-        nbytes=nbytes,
-        flops=flops,
-        ways=[records[name] for name in makers],
+        nbytes=each.nbytes,
+        flops=each.flops,
+        ways=records,
         copy_gigabytes_a_second=copy.best if copy else None,
         fraction_of_copy=reached,
     )
 
 
-def _of_jax(program: Any, inputs: Sequence[tuple[jax.Array, ...]]) -> Enqueued:
-    if isinstance(program, Exception):
-        raise program
-    return Enqueued(lambda turn: program(*inputs[turn]), jax.block_until_ready)
+def _problem(suite: str, layer: DepthwiseLayer, networks: tuple[str, ...], batch: int) -> Problem:
+    """Return a problem whose inputs are numbers of turns: each framework makes the arrays of a turn on the card."""
+    turns = [{"turn": np.array(turn)} for turn in range(INPUTS)]
+    nbytes, flops = work(suite, layer, batch)
+    checks = [Check(turns[0], exactly(_expected(suite, layer, batch)))]
+    return Problem(suite, str(layer), networks, layer, turns, lambda: checks, nbytes, flops)
 
 
-def _of_torch(run: Run, suite: str, layer: Layer, form: str, precision: str) -> Enqueued:
+def _way_of_jax(name: str, program: Any, inputs: Sequence[tuple[jax.Array, ...]], batch: int) -> Way:
+    def start(arrays: Arrays) -> Callable[[], Any]:
+        if isinstance(program, Exception):
+            raise program
+        given = inputs[int(arrays["turn"])]
+        return lambda: program(*given)
+
+    def fetch(results: Any) -> dict[str, np.ndarray]:
+        return dict(zip(("y", "dx", "dw"), map(np.asarray, _ends(results, batch))))
+
+    return Way(name, start, fetch, jax.block_until_ready)
+
+
+def _way_of_torch(
+    name: str, device: str, suite: str, layer: DepthwiseLayer, batch: int, form: str, precision: str
+) -> Way:
     compute = torch_peers.convolution(layer)
-    start = torch_peers.with_gradients(compute) if suite == "gradients" else torch_peers.forward(compute)
-    calls = []
-    images = torch.arange(run.report.batch, dtype=torch.int32, device=run.torch_device)
-    for turn in range(INPUTS):
-        arrays = _whole(torch, suite, layer, run.report.batch, images, turn, device=run.torch_device)
-        placed = {
-            name: each.permute((3, 2, 0, 1) if name == "w" else (0, 3, 1, 2)).contiguous(
-                memory_format=torch_peers.FORMS[form]
-            )
-            for name, each in arrays.items()
-        }
-        calls.append(start(placed))
+    made = torch_peers.with_gradients(compute) if suite == "gradients" else torch_peers.forward(compute)
 
-    def call(turn: int) -> Any:
-        with _torch_setting(precision):
-            return calls[turn]()
+    def start(arrays: Arrays) -> Callable[[], Any]:
+        images = torch.arange(batch, dtype=torch.int32, device=device)
+        whole = _whole(torch, suite, layer, batch, images, int(arrays["turn"]), device=device)
+        run = made({name: torch_peers.in_form(name, each, form) for name, each in whole.items()})
 
-    return Enqueued(call, _torch_wait(run))
+        def call() -> Any:
+            with _torch_setting(precision):
+                return run()
 
+        return call
 
-def _ends(results: Sequence[Any], batch: int, channels_first: bool) -> dict[str, np.ndarray]:
-    """Of y and dx the first and the last image, and dw whole, channels last."""
-    named = zip(("y", "dx", "dw"), results, strict=False)
-    parts = {name: each if name == "dw" else each[:: _apart(batch)] for name, each in named}
-    if not channels_first:
-        return {name: np.asarray(part) for name, part in parts.items()}
-    return {
-        name: part.permute((2, 3, 1, 0) if name == "dw" else (0, 2, 3, 1)).detach().cpu().numpy()
-        for name, part in parts.items()
-    }
+    def fetch(results: Any) -> dict[str, np.ndarray]:
+        return torch_peers.fetched(_ends(results, batch))
+
+    return Way(name, start, fetch, lambda _: torch_peers.synchronize(device))
 
 
-def _expected(suite: str, layer: Layer, batch: int) -> dict[str, np.ndarray]:
-    """What `_ends` must give, by NumPy; to dw the other images add nothing."""
-    arrays = _whole(np, suite, layer, batch, np.arange(0, batch, _apart(batch), np.int32))
+def _ends(results: Sequence[Any], batch: int) -> list[Any]:
+    """Return the first and the last image of y and dx, and the whole of dw."""
+    return [each if number == 2 else each[:: _last(batch)] for number, each in enumerate(results)]
+
+
+def _expected(suite: str, layer: DepthwiseLayer, batch: int) -> dict[str, np.ndarray]:
+    """Return the results that `_ends` takes, by NumPy. The other images add nothing to dw."""
+    arrays = _whole(np, suite, layer, batch, np.arange(0, batch, _last(batch), np.int32))
     expected = {"y": convolve(arrays["x"], arrays["w"], layer)}
     if suite == "gradients":
         expected["dx"], expected["dw"] = gradients(arrays["x"], arrays["w"], arrays["dy"], layer)
@@ -715,7 +679,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         without_torch=why_not,
     )
     run = Run(report, path, device)
-    measure(run)
+    run_sections(run)
     print(f"{dry_run or report.machine.get('device')}: wrote {path}", file=sys.stderr)
     return 1 if any(section.failed for section in report.sections) else 0
 
@@ -728,7 +692,7 @@ def _default_path(dry_run: str) -> Path:
 
 
 def _torch_device(dry_run: str) -> tuple[str | None, str]:
-    """Where PyTorch computes, the processor in a dry run; or why it cannot compute on the card."""
+    """Return where PyTorch computes (the processor in a dry run), or the reason why it cannot use the card."""
     if dry_run:
         return "cpu", ""
     if torch.cuda.is_available():

@@ -1,17 +1,16 @@
-"""What the compiler for TPUs says of every method on the layers of known networks. Nothing runs, and no TPU is needed.
+"""Compile every method for TPUs on the layers of known networks. Nothing runs, and no TPU is needed.
 
 python benchmarks/tpu.py [--platform tpu:v5e ...] [--layer 56x56x144:3:1 ...] [--batch 8] [--out tpu.json]
 
-Needs the extra `tpu`; about a quarter of an hour a platform. Two estimates are shown, and they often disagree:
-`optimal_seconds` counts bytes and little else, and takes a hand-written kernel's word for its own; `estimated_cycles`
-is a model of costs, and for hand-written kernels a count of their instructions. Neither is a measurement.
+This needs the extra `tpu`, and takes about a quarter of an hour per platform. It shows the compiler's two estimates,
+which often disagree. `optimal_seconds` counts bytes and little else; for a hand-written kernel it is what the kernel's
+author wrote. `estimated_cycles` is from a model of costs, and for hand-written kernels a count of their instructions.
+Neither is a measurement.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -21,14 +20,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bridge.audit.audit import Finding, finding
-from bridge.audit.compiling import Subject, Way, compile_ways
-from bridge.audit.platforms import PLATFORMS, Platform, platform
-from bridge.bench.suites import Layer, layers_of
+from bridge.audit import PLATFORMS, AuditFinding, AuditSubject, platform
+from bridge.audit.compiling import AuditMethod, compile_methods
+from bridge.audit.findings import finding
+from bridge.audit.platforms import Platform
+from bridge.bench.figures import geometric_mean
+from bridge.bench.schema import compact_json
+from bridge.bench.suites import DepthwiseLayer, layers_of
 from bridge.files import check_writable, write_atomically
 from jaxdw.auto import choose
 
-#: "auto" is one of the first two, not compiled again.
+#: "auto" is one of the first two. It is not compiled again.
 COMPILED = ("taps", "pallas", "grouped", "grouped[precision=highest]", "patches")
 WAYS = ("auto", *COMPILED)
 
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "dtype": "float32",
             "platforms": found,
         }
-        write_atomically(settings.out, json.dumps(whole, indent=1) + "\n")
+        write_atomically(settings.out, compact_json(whole, depth=3))
     return 0
 
 
@@ -68,17 +70,19 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="a JSON file")
     settings = parser.parse_args(arguments)
     try:
-        settings.layer = [Layer.parse(text, "--layer") for text in settings.layer]
+        settings.layer = [DepthwiseLayer.parse(text, "--layer") for text in settings.layer]
     except ValueError as error:
         parser.error(str(error))
     return settings
 
 
-def audited(layers: Sequence[Layer], batch: int, target: Platform) -> dict[str, dict[str, dict[str, Any]]]:
-    """By layer and method: what the compiler says."""
-    jobs = [(layer, Way.parse(name), Subject(layer.geometry(batch))) for layer in layers for name in COMPILED]
+def audited(layers: Sequence[DepthwiseLayer], batch: int, target: Platform) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the compiler's figures by layer and method."""
+    jobs = [
+        (layer, AuditMethod.parse(name), AuditSubject(layer.geometry(batch))) for layer in layers for name in COMPILED
+    ]
     found: dict[str, dict[str, dict[str, Any]]] = {str(layer): {} for layer in layers}
-    for (layer, way, subject), compiled in zip(jobs, compile_ways([job[1:] for job in jobs], target)):
+    for (layer, way, subject), compiled in zip(jobs, compile_methods([job[1:] for job in jobs], target)):
         found[str(layer)][way.name] = numbers(finding(compiled, subject, target.backend))
     for layer in layers:
         method = choose(layer.geometry(batch), target.backend)
@@ -86,7 +90,7 @@ def audited(layers: Sequence[Layer], batch: int, target: Platform) -> dict[str, 
     return found
 
 
-def numbers(found: Finding) -> dict[str, Any]:
+def numbers(found: AuditFinding) -> dict[str, Any]:
     if found.error:
         return {"error": found.error}
     return {
@@ -101,8 +105,8 @@ def numbers(found: Finding) -> dict[str, Any]:
 def show(target: Platform, batch: int, rows: dict[str, dict[str, dict[str, Any]]]) -> None:
     table = Table(
         title=f"{target.name}, batch {batch}, float32, {len(rows)} layers",
-        caption="A method's estimate over that of auto: geometric mean and least, of optimal_seconds and of "
-        "estimated_cycles. Temp.: temporaries, the most, over the padded input.",
+        caption="A method's estimate over the estimate of auto: geometric mean and least, of optimal_seconds and of "
+        "estimated_cycles. Temp.: the most temporaries, over the padded input.",
     )
     for column in ("method", "seconds", "least", "cycles", "least", "narrowest", "temp."):
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
@@ -117,10 +121,10 @@ def show(target: Platform, batch: int, rows: dict[str, dict[str, dict[str, Any]]
 
 
 def ratios(rows: dict[str, dict[str, dict[str, Any]]], way: str, estimate: str) -> tuple[str, str]:
-    """Geometric mean and least, over the layers where the compiler has that estimate of both."""
+    """Return the geometric mean and the least ratio, over the layers with that estimate for both."""
     pairs = [(row[way].get(estimate), row["auto"].get(estimate)) for row in rows.values()]
     found = [theirs / ours for theirs, ours in pairs if theirs and ours]
-    return (f"{math.exp(sum(map(math.log, found)) / len(found)):.2f}", f"{min(found):.2f}") if found else ("", "")
+    return (f"{geometric_mean(found):.2f}", f"{min(found):.2f}") if found else ("", "")
 
 
 if __name__ == "__main__":

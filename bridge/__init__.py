@@ -43,7 +43,7 @@ _PUBLIC = {
     "bridge.accumulation": ("replay", "reveal"),
     "bridge.case": ("Case",),
     "bridge.diagnosis": ("Comparison", "Diagnosis", "Verdict", "compare", "parity"),
-    "bridge.implementations": ("Implementation", "implementation", "implementations"),
+    "bridge._implementations": ("Implementation", "implementation", "implementations"),
     "bridge.testing": ("testing",),
     "bridge.weights": ("Rule", "load_weights", "to_flax", "to_torch"),
 }
@@ -52,6 +52,9 @@ _MODULES = {name: module for module, names in _PUBLIC.items() for name in names}
 if TYPE_CHECKING:  # the same names for type checkers and editors
     from bridge import testing as testing
     from bridge._census.census import census as census
+    from bridge._implementations import Implementation as Implementation
+    from bridge._implementations import implementation as implementation
+    from bridge._implementations import implementations as implementations
     from bridge.accumulation import replay as replay
     from bridge.accumulation import reveal as reveal
     from bridge.case import Case as Case
@@ -60,9 +63,6 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from bridge.diagnosis import Verdict as Verdict
     from bridge.diagnosis import compare as compare
     from bridge.diagnosis import parity as parity
-    from bridge.implementations import Implementation as Implementation
-    from bridge.implementations import implementation as implementation
-    from bridge.implementations import implementations as implementations
     from bridge.weights import Rule as Rule
     from bridge.weights import load_weights as load_weights
     from bridge.weights import to_flax as to_flax

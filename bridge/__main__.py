@@ -27,7 +27,7 @@ def main() -> None:
     try:
         from bridge.cli import run
     except (MemoryError, OSError, ImportError) as error:  # a library that does not fit into memory, or is broken
-        print(f"jaxdw: its libraries cannot be loaded: {' '.join(str(error).split()) or 'no memory'}", file=sys.stderr)
+        print(f"jaxdw: cannot load its libraries: {' '.join(str(error).split()) or 'no memory'}", file=sys.stderr)
         sys.exit(2)
     run()
 

@@ -14,7 +14,7 @@ import rich.errors
 import rich.segment
 import rich.text
 
-from bridge.implementations import ImplementationError
+from bridge._implementations import ImplementationError
 from bridge.memory import lack_of_memory
 
 #: Control characters but for tab and newline (C0, C1), what is invisible or turns the direction of text, line and
@@ -78,4 +78,4 @@ def _reason(error: BaseException) -> str:
     line = next(iter(str(error).splitlines()), "")
     last = traceback.extract_tb(error.__traceback__)[-1:]
     where = "".join(f" in {Path(frame.filename).name}, line {frame.lineno}" for frame in last)
-    return f"{type(error).__name__}{where}: {line}. This is a fault of jaxdw; --verbose shows where it is"
+    return f"{type(error).__name__}{where}: {line}. This is a bug in jaxdw; --verbose shows where"

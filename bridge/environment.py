@@ -8,7 +8,7 @@ import platform
 
 import numpy as np
 
-from bridge.implementations import FRAMEWORKS
+from bridge._implementations import FRAMEWORKS
 
 #: Instruction sets that decide which kernels run, by the names in /proc/cpuinfo.
 _INSTRUCTION_SETS = ("avx", "fma", "f16c", "avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "sve")

@@ -147,7 +147,7 @@ def read_json(path: Path) -> Any:
     try:
         return parse_json(read_regular(path))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no sound JSON: {error}") from None
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
 
 
 def parse_json(text: bytes) -> Any:
@@ -247,7 +247,7 @@ def _npy_header(file: BinaryIO, size: int) -> tuple[tuple[int, ...], Literal["C"
             raise ValueError(f"its version is {version}, which arrays of numbers do not need")
         shape, fortran, dtype = readers[version](file)
     except Exception as error:  # NumPy's reader raises almost anything on a header that is damaged
-        raise ValueError(f"it is not sound: {error or type(error).__name__}") from None
+        raise ValueError(f"it is damaged: {error or type(error).__name__}") from None
     plain = dtype.kind in "biufcV" and not (dtype.hasobject or dtype.fields or dtype.subdtype) and dtype.itemsize
     if not plain or min(shape, default=0) < 0 or len(shape) > 64:
         raise ValueError(f"it holds {dtype} of shape {shape}, expected numbers")
@@ -266,7 +266,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(word: str) -> Any:
-    raise ValueError(f"{word} is no number of JSON")
+    raise ValueError(f"{word} is not a JSON number")
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Records: what the reports write as JSON, each made from an object with attributes of the same names.
 
 These are the base of all records, and those that several reports share. `bridge.report`, `bridge.census`,
-`bridge.model`, `bridge.audit` and `bridge.bench` stand above them.
+`bridge.model` and `bridge.bench` stand above them.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class ComparisonRecord(Record):
     max_abs: Number
     max_ulp: int
     max_bound_ratio: Number
-    side_bound_ratios: tuple[Number, Number]
+    own_bound_ratios: tuple[Number, Number]
     where: tuple[int, ...] | None
     explained: int | None
     name: str

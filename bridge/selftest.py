@@ -8,9 +8,9 @@ import math
 
 import numpy as np
 
+from bridge._implementations import implementation
 from bridge.case import Case
 from bridge.environment import environment
-from bridge.implementations import implementation
 from bridge.numerics import same_bits
 from jaxdw.bias import bias_comes_first
 from jaxdw.geometry import Geometry

@@ -579,7 +579,7 @@ def sentences(findings: Sequence[Outcome]) -> list[str]:
     names = ", ".join(dict.fromkeys(probe.issue or probe.name for probe in probes))
     avoid = "; ".join(dict.fromkeys(probe.avoid for probe in probes if probe.avoid))
     return [
-        f"JAX's compiler is wrong here ({names}): a difference can be its mistake.",
+        f"JAX's compiler gives wrong results here ({names}). A difference may come from the compiler.",
         f"To avoid it: {avoid}. `jaxdw doctor` says more." if avoid else "`jaxdw doctor` says more.",
     ]
 

@@ -45,7 +45,7 @@ def explanation(comparison: Comparison, case: Case) -> str:
         f"{case.name or 'case'}: x {g.x_shape}, kernel {g.kernel_shape}, {case.dtype}, strides {g.strides}, "
         f"padding {g.padding} ({g.padding_mode}), dilation {g.kernel_dilation}"
     )
-    a, b = c.side_bound_ratios
+    a, b = c.own_bound_ratios
     replayed = "" if c.explained is None else f"{c.explained} of {c.different} by replaying the accumulation order"
     figures = {
         "differ": f"{c.different} of {c.elements} elements",

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bridge.implementations.torch_ import to_numpy, to_tensor
+from bridge._implementations.torch_ import to_numpy, to_tensor
 
 
 class Running(NamedTuple):

@@ -1,6 +1,7 @@
 """The project as a whole: imports, versions, examples, and the documents with their code and commands."""
 
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -81,6 +82,17 @@ def test_every_example_runs(example):
 def test_no_line_of_the_documents_is_longer_than_120_characters(page):
     lines = [(number, line) for number, line in enumerate(page.read_text().splitlines(), 1) if len(line) > 120]
     assert [(number, line) for number, line in lines if not line.startswith("|")] == []  # a table row has no break
+
+
+@pytest.mark.parametrize("page", [ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda page: page.name)
+def test_the_files_names_and_links_of_the_documents_exist(page):
+    text = page.read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if not link.startswith("https:")]
+    paths = re.findall(r"`((?:jaxdw|bridge|tests|benchmarks|examples)/[\w/.-]*\w)`", text)
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    for name in re.findall(r"`((?:jaxdw|bridge)(?:\.[a-zA-Z]\w*)+)", text):
+        pkgutil.resolve_name(name)
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))

@@ -1,8 +1,8 @@
 """Run the tests on the oldest versions, the newest, and some between; write the results into docs/versions.md.
 
-Each row has an environment of its own in build/versions. A row whose Python is not on this machine, or whose packages
-cannot be installed, is left out with one line. `make test-versions` runs all of this; `--sample` runs a few minutes of
-it on the newest versions and writes nothing.
+Each row has its own environment in build/versions. A row is skipped with one line if its Python is not on this machine,
+or if its packages cannot be installed. `make test-versions` runs all rows. `--sample` runs a few minutes of tests on
+the newest versions, and writes nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BEGIN, END = "<!-- written by `make test-versions` -->\n", "<!-- end -->"
 HEAD = "| versions | Python | jax | flax | NumPy | torch | tests/jaxdw | tests/bridge | processor | date |\n"
 RULE = "| --- " * HEAD.count(" | ") + "| --- |\n"
 
-#: What the tests need beside the versions of a row.
+#: Packages that the tests need besides those of a row.
 TOOLS = (
     "pytest",
     "pytest-xdist",
@@ -40,14 +40,12 @@ TOOLS = (
 )
 #: Every method with its derivatives, the Flax modules, the drop-in, meshes, kernels for GPUs, and the messages.
 SAMPLE = (
-    *("geometry.py", "nnx.py", "linen.py", "conv.py::test_bad_input_is_named"),
-    "conv.py::test_every_method_runs_under_jit_vmap_and_second_derivatives",
-    *(
-        "drop_in.py::test_shard_map_is_exact_on_integers",
-        "drop_in.py::test_hessian_vector_products_are_exact_on_integers",
-    ),
-    "drop_in.py::test_explicit_sharding_of_results_and_gradients_is_that_of_lax",
-    "pallas.py::test_kernels_are_what_is_lowered_for_nvidia_gpus",
+    *("test_geometry.py", "test_nnx.py", "test_linen.py", "test_conv.py::test_bad_input_is_named"),
+    "test_conv.py::test_every_method_runs_under_jit_vmap_and_second_derivatives",
+    "test_drop_in.py::test_shard_map_is_exact_on_integers",
+    "test_drop_in.py::test_hessian_vector_products_are_exact_on_integers",
+    "test_drop_in.py::test_explicit_sharding_of_results_and_gradients_is_that_of_lax",
+    "lowerings/test_pallas_gpu.py::test_kernels_are_what_is_lowered_for_nvidia_gpus",
 )
 
 
@@ -57,7 +55,7 @@ class Row:
 
     Attributes:
       python: major and minor version.
-      packages: what is pinned; the tests of `bridge` run where torch is among them.
+      packages: pinned versions; the tests of `bridge` run if torch is among them.
     """
 
     python: str
@@ -92,7 +90,7 @@ def _number(version: str) -> list[int]:
 
 
 def environment(name: str, row: Row) -> Path | None:
-    """Return the Python of a row's environment, made anew where its pins have changed; None after one line of why."""
+    """Return the Python of a row's environment, made again if its pins changed; None after a line with the reason."""
     folder = ENVIRONMENTS / re.sub(r"\W+", "-", name)
     pins = [*(f"{package}=={version}" for package, version in row.packages.items()), *map(_pinned, TOOLS)]
     pins.append("optax")  # some releases of Flax need one of its versions alone
@@ -123,13 +121,13 @@ def _last_line(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def _pinned(package: str) -> str:
-    """Return the pin of constraints.txt, which any Python takes for these."""
+    """Return the pin of constraints.txt; these versions install on every Python."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     return next(line for line in lines if line.partition("==")[0].strip() == package)
 
 
 def _installed(python: Path, package: str) -> str:
-    """Return the version of an installed package, empty where there is none."""
+    """Return the version of an installed package, empty if it is not installed."""
     code = f"import importlib.metadata as m; print(m.version({package!r}))"
     done = subprocess.run([str(python), "-P", "-c", code], capture_output=True, text=True, check=False)
     return done.stdout.strip().partition("+")[0]
@@ -149,7 +147,7 @@ def run(name: str, python: Path, *arguments: str) -> tuple[bool, str]:
 
 
 def write(lines: Mapping[str, str]) -> None:
-    """Replace these rows of the table at once, and keep the others."""
+    """Replace these rows of the table in one step, and keep the others."""
     before, _, rest = PAGE.read_text().partition(BEGIN)
     table, _, after = rest.partition(END)
     kept = {line.split(" | ")[0].strip("| "): line for line in table.splitlines(keepends=True) if line.startswith("| ")}
@@ -160,7 +158,7 @@ def write(lines: Mapping[str, str]) -> None:
 
 
 def main() -> int:
-    """Run what the command line names; return 1 where a test failed."""
+    """Run the rows that the command line names; return 1 if a test failed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--sample", action="store_true", help="a few minutes of the newest versions; writes nothing")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="default: all")
@@ -170,7 +168,7 @@ def main() -> int:
         row = ROWS[name]
         if options.sample:
             python = environment("sample", Row(row.python, NEWEST))
-            good &= python is None or run(name, python, *(f"tests/jaxdw/test_{test}" for test in SAMPLE))[0]
+            good &= python is None or run(name, python, *(f"tests/jaxdw/{test}" for test in SAMPLE))[0]
             continue
         python = environment(name, row)
         if python is None:

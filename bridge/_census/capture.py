@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from bridge._census.calls import Capture, CapturedCall, named_padding
+from bridge._implementations.torch_ import to_numpy
 from bridge.case import DTYPES
 from bridge.diagnosis.runs import digest
-from bridge.implementations.torch_ import to_numpy
 from bridge.torch_models import Recorder, by_name, channels_last, on_device
 from bridge.weights.layouts import CONVOLUTION
 from bridge.weights.safetensors_ import write_safetensors

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from bridge._census.calls import Capture, CapturedCall
+from bridge._implementations import Implementation, implementation
 from bridge.accumulation import MOST_TAPS
 from bridge.diagnosis import Comparison, Diagnosis, Verdict, compare, parity
-from bridge.implementations import Implementation, implementation
 from bridge.numerics import same_bits
 
 #: PyTorch's convolution, which runs in the memory layout that the model used.

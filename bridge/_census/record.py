@@ -24,7 +24,7 @@ _START = f'{{"schema":"{SCHEMA}"'.encode()
 
 
 class CensusSettings(Record):
-    """What was asked for; a model is not run again for the same."""
+    """The options of a census; a model is not run again with the same options."""
 
     size: int | None
     batch: int

@@ -13,9 +13,9 @@ from bridge._census.calls import CapturedCall
 from bridge._census.census import diagnose
 from bridge._census.record import CensusLayerRecord, CensusRecord, CensusSettings
 from bridge._census.zoo import make
+from bridge._implementations import ImplementationError
 from bridge.diagnosis import Verdict
 from bridge.environment import environment
-from bridge.implementations import ImplementationError
 from bridge.memory import lack_of_memory
 
 _log = logging.getLogger("bridge")

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bridge._implementations.torch_ import to_tensor
 from bridge.files import check_tree
-from bridge.implementations.torch_ import to_tensor
 from bridge.libraries import import_library, with_torchvision
 from bridge.process import import_named
 from bridge.torch_models import seeded
@@ -160,7 +160,7 @@ def _expand(pattern: str) -> Iterator[str]:
         if not found:
             raise ValueError(f"`model` is {pattern!r}, and none of the {len(known)} models of {source} matches it")
         yield from (f"{source}:{each}" for each in found)
-    elif name.partition(".")[0] in known:  # after the dot stands whose weights, as in timm's resnet18.a1_in1k
+    elif name.partition(".")[0] in known:  # the part after the dot names weights, as in timm's resnet18.a1_in1k
         yield pattern
     else:
         raise ValueError(f"`model` is {pattern!r}, and {source} has no such model{_meant(name, known)}")

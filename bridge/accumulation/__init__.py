@@ -1,29 +1,18 @@
-"""The order in which an implementation adds: reveal it, and replay it bit for bit. NumPy only."""
+"""Accumulation orders: reveal the order in which an implementation adds, and replay it bit for bit. NumPy only."""
 
-from bridge.accumulation._divergence import divergence
-from bridge.accumulation._replay import replay
-from bridge.accumulation._reveal import reveal
-from bridge.accumulation.convolution import MOST_TAPS, ConvolutionSums, check_taps
-from bridge.accumulation.order import AccumulationOrder, Fingerprint, NotASum, Rounding
-from bridge.accumulation.sums import SumsOfProducts
-from bridge.accumulation.tree import BIAS, Tree
-from bridge.accumulation.vectors import DotProduct, reveal_dot, reveal_sum
-
-__all__ = [
-    "BIAS",
-    "MOST_TAPS",
-    "AccumulationOrder",
-    "ConvolutionSums",
-    "DotProduct",
-    "Fingerprint",
-    "NotASum",
-    "Rounding",
-    "SumsOfProducts",
-    "Tree",
-    "check_taps",
-    "divergence",
-    "replay",
-    "reveal",
-    "reveal_dot",
-    "reveal_sum",
-]
+from bridge.accumulation._divergence import divergence as divergence
+from bridge.accumulation._replay import replay as replay
+from bridge.accumulation._reveal import reveal as reveal
+from bridge.accumulation.convolution import MOST_TAPS as MOST_TAPS
+from bridge.accumulation.convolution import ConvolutionSums as ConvolutionSums
+from bridge.accumulation.convolution import check_taps as check_taps
+from bridge.accumulation.order import AccumulationOrder as AccumulationOrder
+from bridge.accumulation.order import Fingerprint as Fingerprint
+from bridge.accumulation.order import NotASum as NotASum
+from bridge.accumulation.order import Rounding as Rounding
+from bridge.accumulation.sums import SumsOfProducts as SumsOfProducts
+from bridge.accumulation.tree import BIAS as BIAS
+from bridge.accumulation.tree import Tree as Tree
+from bridge.accumulation.vectors import DotProduct as DotProduct
+from bridge.accumulation.vectors import reveal_dot as reveal_dot
+from bridge.accumulation.vectors import reveal_sum as reveal_sum

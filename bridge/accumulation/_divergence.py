@@ -14,11 +14,11 @@ def divergence(a: AccumulationOrder, b: AccumulationOrder) -> str:
     It speaks of the largest class of elements whose orders differ. An order is a list of additions, in which each
     operand stands before the addition that it enters.
     """
-    counts = {pair: n for pair, n in _classes(a, b).items() if _tree(a, pair[0]) != _tree(b, pair[1])}
+    counts = {pair: n for pair, n in _classes(a, b).items() if a.outcome(pair[0]) != b.outcome(pair[1])}
     if not counts:
         return f"{a.implementation} and {b.implementation} add in the same order everywhere."
     pair = max(counts, key=counts.__getitem__)
-    left, right = _tree(a, pair[0]), _tree(b, pair[1])
+    left, right = a.outcome(pair[0]), b.outcome(pair[1])
     both = f"{a.implementation} and {b.implementation}"
     where = f"{counts[pair]} of {a.labels.size} elements"
     if isinstance(left, NotASum) or isinstance(right, NotASum):
@@ -45,10 +45,6 @@ def _classes(a: AccumulationOrder, b: AccumulationOrder) -> dict[tuple[int, int]
         for twin in set(other.tolist()):
             found[label, twin] = int((other == twin).sum())
     return found
-
-
-def _tree(order: AccumulationOrder, label: int) -> Tree | NotASum:
-    return order.trees[label] if label >= 0 else order.refusals[-1 - label]
 
 
 def _first_only(tree: Tree, other: Tree) -> tuple[int, Tree]:

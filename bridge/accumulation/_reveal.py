@@ -38,7 +38,7 @@ def reveal(implementation: Any, case: Case | SumsOfProducts) -> AccumulationOrde
       case: its geometry and dtype are revealed; its data are only used in the last check. Or other sums of products.
 
     Raises:
-      RuntimeError: the implementation raised, or returned another shape or dtype.
+      ImplementationError: the implementation raised, or returned another shape or dtype.
 
     >>> import numpy as np
     >>> from bridge import Case
@@ -67,9 +67,9 @@ def reveal_subject(subject: Subject, draws: int = 1) -> AccumulationOrder:
     flushed = measure.flushed_subnormals(subject, inputs)
 
     before = subject.runs
-    narrow = not _as_if_wide(drawn, outputs)
+    wide = _as_if_wide(drawn, outputs)
     fused = sums.multiplies and inputs.full(subject.format)
-    partition, masks = reveal_order(subject, fused=fused, fused_first=narrow, subnormals=not flushed)
+    partition, masks = reveal_order(subject, fused=fused, fused_first=not wide, subnormals=not flushed)
     order_runs = subject.runs - before
 
     accumulator = _accumulator(subject, partition, inputs)
@@ -116,7 +116,7 @@ def _of_nothing(subject: Subject) -> AccumulationOrder:
 
 
 def _as_if_wide(drawn: list[SumsOfProducts], outputs: list[np.ndarray]) -> bool:
-    """Return whether some elements are what a float64 accumulator gives, of products rounded or not."""
+    """Return whether some elements are those of a float64 accumulator, of products rounded (as OpenBLAS) or not."""
     shape, dtype = drawn[0].shape, drawn[0].dtype
     if dtype == np.float64:
         return False

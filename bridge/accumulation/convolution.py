@@ -33,7 +33,7 @@ def check_taps(option: str, geometry: Geometry, most: int) -> None:
     """
     if geometry.taps > most:
         raise ValueError(
-            f"`{option}` on windows of {geometry.taps} taps: an order of addition takes one run per tap, and one "
+            f"`{option}` on windows of {geometry.taps} taps: an accumulation order takes one run per tap, and one "
             f"replay per set of taps that an output has, which may be hours; expected at most {most} taps, or "
             f"`--max-taps {geometry.taps}`"
         )

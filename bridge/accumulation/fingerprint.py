@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -35,10 +35,14 @@ def most_read_term(subject: Subject) -> int:
     return int(subject.sums.reads.reshape(-1, subject.sums.terms).sum(axis=0).argmax())
 
 
-def agreed(y: np.ndarray, where: np.ndarray) -> float | None:
-    """Return the value that all those elements have; None where there are none, or they differ."""
-    values = y[where].astype(np.float64)
+def agreed(subject: Subject, x: float, weights: Mapping[Leaf, float], where: np.ndarray) -> float | None:
+    """Return the value of the elements `where`, other weights being 0; None where there are none, or they differ."""
+    values = subject.probe(x, _weights(subject, weights))[where].astype(np.float64)
     return float(values[0]) if len(values) and (values == values[0]).all() else None
+
+
+def _weights(subject: Subject, given: Mapping[Leaf, float]) -> np.ndarray:
+    return np.array([given.get(leaf, 0.0) for leaf in subject.names])
 
 
 def input_rounding(subject: Subject) -> Inputs:
@@ -61,9 +65,7 @@ def input_rounding(subject: Subject) -> Inputs:
             pairs[first::4] *= scales
     for x, w in round_to(pairs, fmt).tolist():
         x = x if subject.sums.multiplies else 1.0
-        weights = np.zeros(len(subject.names))
-        weights[term] = w
-        y = agreed(subject.probe(x, weights), where)
+        y = agreed(subject, x, {term: w}, where)
         # Products of two float64 numbers are rounded here by float64 itself, of all others not at all.
         candidates = [(of_x, of_w, of_y) for of_x, of_w, of_y in candidates if y == of_y(of_x(x) * of_w(w))]
         if not candidates:
@@ -79,9 +81,7 @@ def flushed_subnormals(subject: Subject, inputs: Inputs) -> tuple[str, ...]:
     where = subject.readers(term)
 
     def product(x: float, w: float) -> float | None:
-        weights = np.zeros(len(subject.names))
-        weights[term] = w
-        return agreed(subject.probe(x, weights), where)
+        return agreed(subject, x, {term: w}, where)
 
     tiny = {
         name: (rounding.format if rounding else subject.format).smallest_normal / 4
@@ -147,10 +147,7 @@ def rounds_before_bias(
 
 def remainder(subject: Subject, triple: tuple[Leaf, Leaf, Leaf], where: np.ndarray, part: float) -> float | None:
     """Return (1 + part) - 1, added in this order by leaves i, k and j of the elements `where`."""
-    weights = np.zeros(len(subject.names))
-    for leaf, value in zip(triple, (1.0, part, -1.0)):
-        weights[subject.names.index(leaf)] = value * _ONE
-    y = agreed(subject.probe(1.0, weights), where)
+    y = agreed(subject, 1.0, dict(zip(triple, (_ONE, part * _ONE, -_ONE))), where)
     return None if y is None else y / _ONE
 
 
@@ -183,9 +180,7 @@ def holds_products(subject: Subject, tree: Tree, where: np.ndarray) -> bool:
     leaves = [leaf for leaf in tree.leaves if isinstance(leaf, int)]
     if len(leaves) < 2:
         return True
-    weights = np.zeros(len(subject.names))
-    weights[leaves[0]], weights[leaves[1]] = 1 + 2.0**-b, -1.0
-    return agreed(subject.probe(1 + 2.0**-a, weights), where) != 2.0**-b
+    return agreed(subject, 1 + 2.0**-a, {leaves[0]: 1 + 2.0**-b, leaves[1]: -1.0}, where) != 2.0**-b
 
 
 def compensates(subject: Subject, tree: Tree, where: np.ndarray, p: int) -> bool:
@@ -194,11 +189,9 @@ def compensates(subject: Subject, tree: Tree, where: np.ndarray, p: int) -> bool
         below = node.children[0] if node.children else None
         if below is None or len(below.leaves) != 2 or len(node.leaves) != 3:
             continue
-        weights = np.zeros(len(subject.names))
         (last,) = set(node.leaves) - set(below.leaves)
-        for leaf, value in ((below.leaves[0], 1.0), (below.leaves[1], 0.75 * 2.0**-p), (last, 0.75 * 2.0**-p)):
-            weights[subject.names.index(leaf)] = value
-        y = agreed(subject.probe(1.0, weights), where)
+        lost = 0.75 * 2.0**-p
+        y = agreed(subject, 1.0, {below.leaves[0]: 1.0, below.leaves[1]: lost, last: lost}, where)
         return y is not None and y > 1
     return False
 
@@ -209,9 +202,7 @@ def padding_taps(subject: Subject) -> str | None:
     padded = ~subject.readers(tap)
     if not padded.any():
         return None
-    weights = np.zeros(len(subject.names))
-    weights[tap] = np.inf
-    multiplied = np.isnan(subject.probe(0.0, weights)[padded])
+    multiplied = np.isnan(subject.probe(0.0, _weights(subject, {tap: np.inf}))[padded])
     return "multiplied" if multiplied.all() else "mixed" if multiplied.any() else "skipped"
 
 

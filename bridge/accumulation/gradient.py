@@ -1,4 +1,4 @@
-"""The gradient by the input as a convolution of its own, so that its order of addition can be revealed and replayed.
+"""The gradient by the input as a convolution of its own, so that its accumulation order can be revealed and replayed.
 
 With multiplier 1 and zero padding, dx is the depthwise convolution of dy with the flipped kernel. Strides and input
 dilation change places. The padding lets every dy meet the inputs that it came from. Taps count in the flipped kernel.
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:  # they import JAX, and this package needs NumPy alone
+    from bridge._implementations import Implementation
     from bridge.case import Case
-    from bridge.implementations import Implementation
 
 
 def has_input_gradient_case(case: Case) -> bool:

@@ -64,16 +64,6 @@ class Fingerprint:
     order_runs: int
     runs: int
 
-    @property
-    def input_bits(self) -> int | None:
-        """Bits of the significand of x that get into a product."""
-        return self.x.format.precision if self.x else None
-
-    @property
-    def subnormals(self) -> str:
-        """ "kept", or which are flushed."""
-        return f"flushed: {', '.join(self.flushed)}" if self.flushed else "kept"
-
     def to_json(self) -> dict[str, Any]:
         """Plain values; formats by name."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -121,26 +111,21 @@ class AccumulationOrder:
         """The share of elements that have a tree; 1 where there are no elements."""
         return float(np.mean(self.labels >= 0)) if self.labels.size else 1.0
 
-    def tree(self, index: tuple[int, ...]) -> Tree | NotASum:
-        """Return the tree of one output element, or why there is none."""
-        label = int(self.labels[index])
+    def outcome(self, label: int) -> Tree | NotASum:
+        """Return the tree with this label, or the reason why there is none."""
         return self.trees[label] if label >= 0 else self.refusals[-1 - label]
 
-    def elements(self, tree: Tree | NotASum) -> np.ndarray:
-        """Return which elements have this tree or refusal: bool of the output's shape."""
-        if isinstance(tree, Tree):
-            return self.labels == (self.trees.index(tree) if tree in self.trees else len(self.trees))
-        return self.labels == (-1 - self.refusals.index(tree) if tree in self.refusals else len(self.trees))
+    def tree(self, index: tuple[int, ...]) -> Tree | NotASum:
+        """Return the tree of one output element, or why there is none."""
+        return self.outcome(int(self.labels[index]))
 
     def classes(self) -> list[tuple[Tree | NotASum, int, tuple[int, ...]]]:
-        """`(tree or refusal, elements, index of the first)`, the most frequent first, refusals last."""
-        found: list[tuple[Tree | NotASum, int, tuple[int, ...]]] = []
-        outcomes: tuple[Tree | NotASum, ...] = (*self.trees, *self.refusals)
-        for tree in outcomes:
-            where = self.elements(tree).ravel()
-            first = np.unravel_index(int(where.argmax()), self.labels.shape)
-            found.append((tree, int(where.sum()), tuple(int(i) for i in first)))
-        return found
+        """Return `(tree or refusal, elements, index of the first)`, the most frequent first, refusals last."""
+        found = zip(*(part.tolist() for part in np.unique(self.labels, return_counts=True, return_index=True)))
+        return [
+            (self.outcome(label), count, tuple(map(int, np.unravel_index(first, self.labels.shape))))
+            for label, first, count in sorted(found, key=lambda each: (each[0] < 0, abs(each[0])))
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Fingerprint and classes; the labels themselves are left out, since they are as large as the output."""

@@ -18,6 +18,7 @@ from bridge.accumulation.masks import Masks
 from bridge.accumulation.partition import Group, Partition
 from bridge.accumulation.sums import SumsOfProducts
 from bridge.accumulation.tree import BIAS, Leaf
+from bridge.errors import ImplementationError
 from bridge.numerics import Format, format_of
 
 #: Questions after which masks that suit an implementation have shown that they do.
@@ -57,7 +58,7 @@ class Subject:
         """Return the implementation's output, of the shape and dtype of the sums.
 
         Raises:
-          RuntimeError: it raised, or returned something else.
+          ImplementationError: it raised, or returned something else.
         """
         self.runs += 1
         if not self.runs % _TOLD:
@@ -65,12 +66,14 @@ class Subject:
         try:
             with np.errstate(all="ignore"):  # masks and infinities are meant to overflow
                 y = np.asarray(self._run(sums.data))
-        except RuntimeError:  # an implementation's own says what ran
+        except ImplementationError:
             raise
         except Exception as error:
-            raise RuntimeError(f"{self.name} raised {type(error).__name__} on run {self.runs}: {error}") from error
+            raise ImplementationError(
+                f"{self.name} raised {type(error).__name__} on run {self.runs}: {error}"
+            ) from error
         if y.shape != sums.shape or y.dtype != sums.dtype:
-            raise RuntimeError(f"{self.name} returned {y.dtype} {y.shape}, expected {sums.dtype} {sums.shape}")
+            raise ImplementationError(f"{self.name} returned {y.dtype} {y.shape}, expected {sums.dtype} {sums.shape}")
         return y
 
     def probe(self, x: float, weights: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Sums of products that are computed together: what an order of addition is revealed of, and replayed on."""
+"""Sums of products that are computed together: accumulation orders are revealed of them and replayed on them."""
 
 from __future__ import annotations
 

@@ -1,14 +1,13 @@
-"""Programs compiled ahead of time, for a platform that need not be there.
+"""Programs compiled ahead of time, for a platform that need not be present.
 
-For this machine's CPU that happens here. Everything else is compiled in a process of its own, with the variables that
-its compiler reads once. Nothing is pickled.
+Programs for this machine's CPU are compiled in this process. All others are compiled in a process of their own, with
+the environment variables that their compiler reads once at its start. Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import os
 import re
@@ -21,14 +20,15 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
+import pydantic
 from jax import lax
 from jax.sharding import SingleDeviceSharding
 
-from bridge.audit.platforms import Platform, environment_for, platform
+from bridge._implementations import ImplementationError, user
+from bridge._implementations.jax_ import method
+from bridge.audit.platforms import Platform, platform
 from bridge.audit.steps import HAND_WRITTEN
 from bridge.case import DTYPES
-from bridge.implementations import ImplementationError, user
-from bridge.implementations.jax_ import method
 from bridge.process import last_line, run_module
 from jaxdw._compat import mesh_of_no_axis
 from jaxdw.auto import choose
@@ -37,23 +37,23 @@ from jaxdw.methods import METHODS
 
 _log = logging.getLogger("bridge")
 
-#: Seconds a program may take to compile in a process of its own.
+#: Seconds that one program may take to compile in a process of its own.
 TIME_LIMIT = 300.0
 
-#: What a method may be compiled at.
+#: The precisions that a method may be compiled at.
 PRECISIONS = ("default", "high", "highest")
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class AuditSubject:
     """A convolution without data.
 
     Attributes:
       geometry: its sizes.
       dtype: of its arrays: "float32" and so on.
-      bias: whether it has one.
-      gradient: whether the gradients by input, kernel and bias are compiled, and not the convolution.
-      precision: a `lax.Precision`'s name, for the ways that name none of their own.
+      bias: add a bias.
+      gradient: compile the gradients by input, kernel and bias, instead of the convolution.
+      precision: a `lax.Precision`'s name, for the methods that name none of their own.
     """
 
     geometry: Geometry
@@ -78,7 +78,7 @@ class Subject:
 
     @property
     def arguments(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of what a program takes."""
+        """Names and shapes of a program's arguments."""
         g = self.geometry
         shapes = {"x": g.x_shape, "kernel": g.kernel_shape}
         if self.bias:
@@ -89,13 +89,13 @@ class Subject:
 
 
 @dataclasses.dataclass(frozen=True)
-class Way:
+class AuditMethod:
     """A function to compile.
 
     Attributes:
       name: "taps", "grouped[precision=highest]", "auto", or "package.module:function".
-      base: without brackets.
-      precision: a `lax.Precision`'s name; empty where nothing is said.
+      base: the name without brackets.
+      precision: a `lax.Precision`'s name; empty if the brackets have none.
     """
 
     name: str
@@ -103,13 +103,13 @@ class Way:
     precision: str = ""
 
     @classmethod
-    def parse(cls, name: str) -> Way:
-        """The method of that name, or a function of the user's own.
+    def parse(cls, name: str) -> AuditMethod:
+        """Return the method of that name, or a function of the user's own.
 
         Raises:
-          ValueError: there is no such method, setting or function; the message lists what there is.
+          ValueError: there is no such method, setting or function; the message lists those that exist.
 
-        >>> Way.parse("grouped[precision=highest]").precision
+        >>> AuditMethod.parse("grouped[precision=highest]").precision
         'highest'
         """
         match = re.fullmatch(r"(?P<base>[\w.]+(:\w+)?)(\[(?P<settings>[^\[\]]*)\])?", name)
@@ -129,12 +129,12 @@ class Way:
                 )
             precision = value
         if ":" in base and _framework(base) != "jax":
-            raise ValueError(f"`METHOD` is {name!r}, a PyTorch function, expected one of JAX: XLA compiles it")
+            raise ValueError(f"`METHOD` is {name!r}, a PyTorch function, expected a JAX function: XLA compiles it")
         return cls(base + (f"[precision={precision}]" if precision else ""), base, precision)
 
 
 def _framework(function: str) -> str:
-    """ "torch" or "jax"; an error names the argument of this command."""
+    """Return "torch" or "jax"; an error names the argument of this command."""
     try:
         return user.load(function)[1]
     except ValueError as error:
@@ -143,18 +143,19 @@ def _framework(function: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What a compiler made of a way.
+    """A compiled method.
 
     Attributes:
-      way: its name; method: what "auto" stands for there, else empty.
+      way: its name.
+      method: the method that "auto" stands for there; empty for other names.
       text: the optimised HLO.
-      optimal_seconds: the compiler's own estimate; None where it has none.
-      flops, bytes_accessed: as the compiler counts them; None where it does not.
-      temporary_bytes, argument_bytes, output_bytes: of its memory analysis.
-      compile_seconds: how long it took.
-      error: why there is no program; empty where there is one.
-      scheduled: for a TPU, with hand-written kernels: the program once more, with the cycles that the compiler counts
-        in the instructions which it made of them; empty where it would not.
+      optimal_seconds: the compiler's own estimate; None if it has none.
+      flops, bytes_accessed: as the compiler counts them; None if it does not.
+      temporary_bytes: of the compiler's memory analysis.
+      compile_seconds: the time that compiling took.
+      error: the reason why there is no program; empty if there is one.
+      scheduled: for a TPU and hand-written kernels: the text of a second compilation, in which the compiler notes the
+        cycles that it counts in the instructions of these kernels; empty if that compilation failed.
     """
 
     way: str
@@ -164,42 +165,51 @@ class Compiled:
     flops: float | None = None
     bytes_accessed: float | None = None
     temporary_bytes: int = 0
-    argument_bytes: int = 0
-    output_bytes: int = 0
     compile_seconds: float = 0.0
     error: str = ""
     scheduled: str = ""
 
 
-#: Makes libtpu count the cycles of hand-written kernels, which are in no estimate otherwise; the estimate in seconds
-#: then leaves them out. It takes a folder.
+#: This flag makes libtpu count the cycles of hand-written kernels, which are in no estimate otherwise. The estimate in
+#: seconds then leaves these kernels out. The flag takes a folder.
 _COUNTS_CYCLES = "--xla_jf_dump_static_llo_profile_to="
 
-#: Programs that one process counts cycles of.
+#: Programs whose cycles one process counts.
 COUNTED_TOGETHER = 6
 
-#: What is compiled: a way, of a convolution.
-Job = tuple[Way, Subject]
+#: A function to compile, and its convolution.
+Job = tuple[AuditMethod, AuditSubject]
 
 
-def compile_ways(jobs: Sequence[Job], target: Platform) -> list[Compiled]:
-    """The programs of the ways, in their order; one that cannot be compiled has its error.
+@dataclasses.dataclass(frozen=True)
+class _Order:
+    """The jobs of a child process, as its file `jobs.json` has them."""
+
+    platform: str
+    jobs: Sequence[Job]
+
+
+_ORDER, _COMPILED = pydantic.TypeAdapter(_Order), pydantic.TypeAdapter(Compiled)
+
+
+def compile_methods(jobs: Sequence[Job], target: Platform) -> list[Compiled]:
+    """Return the program of each job, in the given order. A job that cannot be compiled has its error.
 
     Raises:
-      ModuleNotFoundError: the platform's compiler is not installed; the message says which extra has it.
+      ModuleNotFoundError: the platform's compiler is not installed; the message names the extra that has it.
     """
     if target.missing:
         raise ModuleNotFoundError(target.missing)
     if target.backend == "cpu":
-        return [compile_here(way, subject, target) for way, subject in jobs]
+        return [compile_here(method, subject, target) for method, subject in jobs]
     found: list[Compiled] = []
-    while len(found) < len(jobs):  # a compiler that ends its process takes one way with it
+    while len(found) < len(jobs):  # if the compiler ends its process, only the job that it worked on is lost
         found += _elsewhere(jobs[len(found) :], target)
     return _scheduled(found, jobs, target) if target.backend == "tpu" else found
 
 
 def _scheduled(found: Sequence[Compiled], jobs: Sequence[Job], target: Platform) -> list[Compiled]:
-    """With the cycles of hand-written kernels, from other processes: the compiler's memory grows as it counts."""
+    """Add the cycles of hand-written kernels, from several processes: the compiler's memory grows as it counts."""
     again = [n for n, each in enumerate(found) if any(f'"{name}"' in each.text for name in HAND_WRITTEN)]
     texts: dict[int, str] = {}
     for start in range(0, len(again), COUNTED_TOGETHER):
@@ -211,8 +221,8 @@ def _scheduled(found: Sequence[Compiled], jobs: Sequence[Job], target: Platform)
     return [dataclasses.replace(each, scheduled=texts.get(n, "")) for n, each in enumerate(found)]
 
 
-def compile_here(way: Way, subject: Subject, target: Platform) -> Compiled:
-    """One way compiled in this process, which must have had the platform's `environment` before it imported JAX."""
+def compile_here(way: AuditMethod, subject: AuditSubject, target: Platform) -> Compiled:
+    """Compile in this process, which must have had the platform's `environment` before it imported JAX."""
     _log.info("compiling %s", way.name)
     wide = subject.dtype == "float64"
     try:
@@ -231,7 +241,7 @@ def compile_here(way: Way, subject: Subject, target: Platform) -> Compiled:
             program = lowered.compile()
             seconds = time.perf_counter() - start
             cost, memory, text = program.cost_analysis() or {}, program.memory_analysis(), program.as_text()
-    except ImplementationError as error:  # of the user's function, which it names
+    except ImplementationError as error:  # of the user's function, which the message names
         return Compiled(way.name, error=_first_line(str(error)))
     except Exception as error:
         return Compiled(way.name, error=f"{type(error).__name__}: {_first_line(str(error))}")
@@ -245,8 +255,6 @@ def compile_here(way: Way, subject: Subject, target: Platform) -> Compiled:
         cost.get("flops"),
         cost.get("bytes accessed"),
         memory.temp_size_in_bytes if memory else 0,
-        memory.argument_size_in_bytes if memory else 0,
-        memory.output_size_in_bytes if memory else 0,
         seconds,
     )
 
@@ -260,12 +268,15 @@ def _device(target: Platform) -> Any:
 
 
 def _described(device: Any) -> jax.sharding.AbstractMesh:
-    """The device by name, on no axis: Pallas asks the mesh, else the default device, for which TPU a kernel is made."""
+    """Return a mesh of no axis with the device's name.
+
+    Pallas asks the mesh which TPU to make a kernel for; without a mesh it asks the default device.
+    """
     return mesh_of_no_axis(device.device_kind, getattr(device, "num_cores", None), device.platform)
 
 
-def function_of(way: Way, subject: Subject, backend: str) -> tuple[Callable[..., Any], str]:
-    """The function of a way, of arrays as `subject.arguments` has them, and the method that "auto" stands for."""
+def function_of(way: AuditMethod, subject: AuditSubject, backend: str) -> tuple[Callable[..., Any], str]:
+    """Return the function of the arrays in `subject.arguments`, and the method that "auto" stands for."""
     g, chosen, precision = subject.geometry, "", way.precision or subject.precision
     if way.base == "auto":
         chosen = choose(g, backend)
@@ -294,27 +305,25 @@ def function_of(way: Way, subject: Subject, backend: str) -> tuple[Callable[...,
 def _elsewhere(
     jobs: Sequence[Job], target: Platform, environment: Mapping[str, str] = MappingProxyType({})
 ) -> list[Compiled]:
-    """Compiled in a process of its own; where it ended early, up to the way that ended it."""
+    """Compile in a process of its own; if that ended early, the last entry is the job that ended it."""
     _log.info("compiling %s for %s", ", ".join(way.name for way, _ in jobs), target.name)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        described = [{"way": way.name, "subject": dataclasses.asdict(subject)} for way, subject in jobs]
-        (folder / "jobs.json").write_text(json.dumps({"platform": target.name, "jobs": described}))
+        (folder / "jobs.json").write_bytes(_ORDER.dump_json(_Order(target.name, jobs)))
         failure = _process(folder, TIME_LIMIT * len(jobs), target, environment)
         found: list[Compiled] = []
         for number, (way, _) in enumerate(jobs):
             result = folder / f"{number}.json"
             if not result.exists():
                 return [*found, Compiled(way.name, error=failure)]
-            found.append(Compiled(**json.loads(result.read_text())))
+            found.append(_COMPILED.validate_json(result.read_bytes()))
     return found
 
 
 def _process(folder: Path, limit: float, target: Platform, environment: Mapping[str, str]) -> str:
-    """Compiles what the folder describes, into it; returns why the process ended, should something be missing there."""
-    added = {**environment_for(target), **environment}
+    """Compile the folder's jobs, into the folder. Return the reason for a missing result."""
     try:
-        done = run_module(__name__, str(folder), time_limit=limit, environment=added)
+        done = run_module(__name__, str(folder), time_limit=limit, environment={**target.environment, **environment})
     except TimeoutError:
         return f"compiling for {target.name} took longer than {limit:g} s"
     return f"the process that compiles for {target.name} ended: {last_line(done.stderr)}"
@@ -324,21 +333,12 @@ def _first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
-def _subject(fields: dict[str, Any]) -> Subject:
-    given = fields["geometry"]
-    pairs = tuple((low, high) for low, high in given["padding"])
-    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-    plain["padding"] = pairs
-    return Subject(**{**fields, "geometry": Geometry(**plain)})
-
-
 def _main(folder: Path) -> None:
-    whole = json.loads((folder / "jobs.json").read_text())
-    target = platform(whole["platform"])
-    for number, job in enumerate(whole["jobs"]):
-        found = compile_here(Way.parse(job["way"]), _subject(job["subject"]), target)
+    order = _ORDER.validate_json((folder / "jobs.json").read_bytes())
+    target = platform(order.platform)
+    for number, (way, subject) in enumerate(order.jobs):
         part = folder / f"{number}.part"
-        part.write_text(json.dumps(dataclasses.asdict(found)))
+        part.write_bytes(_COMPILED.dump_json(compile_here(way, subject, target)))
         part.rename(folder / f"{number}.json")
 
 

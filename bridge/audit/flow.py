@@ -1,4 +1,4 @@
-"""Which of a program's arguments reach each of its instructions."""
+"""Find the arguments of a program that reach each of its instructions."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from bridge.audit.hlo import Computation, Instruction, Module
 #: Numbers of arguments.
 Arguments = frozenset[int]
 
-#: What hands its operands on as the parameters of the computation that it calls, one by one.
+#: Opcodes whose operands are, one by one, the parameters of the computation that they call.
 _ONE_BY_ONE = ("fusion", "call", "async-start")
 
 
 class Flow:
-    """The arguments that each instruction is made from.
+    """The arguments that each instruction depends on.
 
-    A tuple is made from all that its parts are made from, and so is a loop or a branch: it says too much there, and
-    never too little.
+    A tuple depends on everything that its parts depend on, and so does a loop or a branch. Their result may have too
+    many arguments, and never too few.
 
     >>> body = ["  %x = f32[2] parameter(0)", "  %k = f32[2] parameter(1)", "  ROOT %n = f32[2] negate(%k)"]
     >>> module = Module.parse("\\n".join(["ENTRY %f {", *body, "}"]))
@@ -32,11 +32,11 @@ class Flow:
         self._run(entry, [frozenset([int(each.operands[0])]) for each in entry.parameters])
 
     def of(self, instruction: Instruction) -> Arguments:
-        """Numbers of the arguments; none for constants and what is made of them, and for what never runs."""
+        """Return numbers of arguments; none for constants, for what depends on constants alone, and for dead code."""
         return self._reached.get((instruction.computation, instruction.name), frozenset())
 
     def _run(self, computation: Computation, arguments: Sequence[Arguments]) -> Arguments:
-        """What its result is made from, where its parameters are made from `arguments`."""
+        """Return the arguments that the result depends on, if the parameters depend on `arguments`."""
         here: dict[str, Arguments] = {}
         for each in computation:
             if each.opcode == "parameter":

@@ -1,4 +1,4 @@
-"""What may surprise in a program, in plain words: rounding, windows in memory, needless products, strides in tiles."""
+"""Hazards of a program, in sentences: rounding, windows in memory, needless products, strides in tiles."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from collections.abc import Sequence
 
 from bridge.audit.hlo import Instruction, Module, Shape
 from bridge.audit.precision import Rounding
-from bridge.audit.steps import Step, products
+from bridge.audit.steps import ProgramStep, products
 from jaxdw.geometry import Geometry
 
-#: What the arguments are to people.
+#: The arguments in words.
 _WORDS = {"x": "the input", "kernel": "the kernel", "bias": "the bias", "dy": "the gradient by the output"}
 
 _TYPES = {"tf32": "TF32", "bf16x3": "three bf16 parts"}
 
-#: From which share on padding to whole tiles is worth a word.
+#: Padding to whole tiles is reported from this ratio on.
 _WASTE = 1.5
 
-#: Temporaries and products beyond this share of what is needed are worth a word.
+#: Temporaries and products are reported beyond this ratio to what is needed.
 _MORE = 1.2
 
 
 def hazards(
     module: Module,
-    steps: Sequence[Step],
+    steps: Sequence[ProgramStep],
     roundings: Sequence[Rounding],
     geometry: Geometry,
     backend: str,
@@ -35,15 +35,15 @@ def hazards(
     padded_bytes: int,
     sums: int,
 ) -> list[str]:
-    """One sentence each, without a full stop; none where nothing was found.
+    """Return one sentence per hazard, without a full stop.
 
     Args:
       module, steps, roundings: of the program.
       geometry: of the convolution.
       backend: "cpu", "tpu" or "gpu".
-      temporary_bytes: what the compiler allocates besides arguments and results.
-      padded_bytes: of the padded input, to which those are compared.
-      sums: 1, or 2 for both gradients: how often every product of the convolution is needed.
+      temporary_bytes: bytes that the compiler allocates besides arguments and results.
+      padded_bytes: bytes of the padded input, to compare with.
+      sums: how often every product of the convolution is needed: 1, or 2 for both gradients.
     """
     return [
         *_rounded(roundings),
@@ -58,7 +58,7 @@ def hazards(
 
 
 def _rounded(roundings: Sequence[Rounding]) -> list[str]:
-    together: dict[Rounding, dict[str, None]] = {}  # what is rounded alike in one place
+    together: dict[Rounding, dict[str, None]] = {}  # arguments that are rounded to one type in one place
     for each in roundings:
         together.setdefault(dataclasses.replace(each, arguments=()), {}).update(dict.fromkeys(each.arguments))
     found = []
@@ -79,8 +79,8 @@ def _and(words: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
-def _windows(steps: Sequence[Step], geometry: Geometry) -> list[str]:
-    """Steps that write an element for every tap of every output, as one array or as several."""
+def _windows(steps: Sequence[ProgramStep], geometry: Geometry) -> list[str]:
+    """Find steps that write an element for every tap of every output, as one array or as several."""
     every = geometry.taps * math.prod(geometry.batch + geometry.output_spatial) * geometry.channels
     given = math.prod(geometry.x_shape)
     if geometry.taps == 1:
@@ -95,7 +95,7 @@ def _windows(steps: Sequence[Step], geometry: Geometry) -> list[str]:
 
 
 def _needless_products(module: Module, geometry: Geometry, sums: int) -> list[str]:
-    """Convolutions and matrix products that multiply far more than the convolution has products."""
+    """Find convolutions and matrix products with far more products than the depthwise convolution has."""
     needed = int(geometry.valid_taps().sum()) * math.prod(geometry.batch) * geometry.features
     found = []
     for name, count in products(module).items():
@@ -116,23 +116,23 @@ def _temporaries(temporary_bytes: int, padded_bytes: int) -> list[str]:
     return [f"temporaries take {temporary_bytes / padded_bytes:.3g} times the padded input"]
 
 
-def _loops(steps: Sequence[Step]) -> list[str]:
+def _loops(steps: Sequence[ProgramStep]) -> list[str]:
     times = max((each.times for each in steps), default=1)
     inner = sum(each.times == times for each in steps)
-    return [] if times == 1 else [f"a loop of {times} rounds runs {inner} programs of its own in each"]
+    return [] if times == 1 else [f"a loop of {times} rounds starts {inner} programs in each"]
 
 
-def _hand_written(steps: Sequence[Step], backend: str) -> list[str]:
+def _hand_written(steps: Sequence[ProgramStep], backend: str) -> list[str]:
     found = []
     for each in steps:
         if each.kind == "hand-written kernel":
-            priced = "takes its author's word for what it costs" if each.is_priced else "leaves it out"
+            priced = "uses the cost that its author declared" if each.is_priced else "leaves it out"
             estimate = f", and the compiler's estimate in seconds {priced}" if backend == "tpu" else ""
             found.append(f"{each.kind} {each.detail}: what it rounds and keeps inside is not seen here{estimate}")
     return found
 
 
-def _tiles(module: Module, steps: Sequence[Step], geometry: Geometry) -> list[str]:
+def _tiles(module: Module, steps: Sequence[ProgramStep], geometry: Geometry) -> list[str]:
     found = []
     size = math.prod(geometry.output_shape)
     strided = [each for c in module.computations.values() for each in c if each.elements * 2 >= size and _strides(each)]
@@ -149,8 +149,8 @@ def _tiles(module: Module, steps: Sequence[Step], geometry: Geometry) -> list[st
     return found
 
 
-def _copies(module: Module, steps: Sequence[Step], geometry: Geometry) -> list[str]:
-    """Steps that only move as many elements as the output has, or more; not those from one memory to another."""
+def _copies(module: Module, steps: Sequence[ProgramStep], geometry: Geometry) -> list[str]:
+    """Find steps that only move at least as many elements as the output has; not copies between two memories."""
     large = [each for each in steps if each.kind == "copy" and each.elements >= math.prod(geometry.output_shape)]
     names = [f"%{each.name}" for each in large if not _instruction(module, each).opcode.endswith("-start")]
     if not names:
@@ -159,7 +159,7 @@ def _copies(module: Module, steps: Sequence[Step], geometry: Geometry) -> list[s
     return [f"copies that compute nothing: {_and(shown)}"]
 
 
-def _instruction(module: Module, step: Step) -> Instruction:
+def _instruction(module: Module, step: ProgramStep) -> Instruction:
     return module.computations[step.computation].instructions[step.name]
 
 
@@ -168,7 +168,7 @@ def _waste(shape: Shape) -> float:
 
 
 def _strides(instruction: Instruction) -> bool:
-    """Whether a slice leaves out rows or columns of tiles."""
+    """Return true if the instruction is a slice that leaves out rows or columns inside tiles."""
     if instruction.opcode != "slice":
         return False
     steps = [

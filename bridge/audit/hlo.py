@@ -1,20 +1,21 @@
-"""Optimised HLO, as `compiled.as_text()` prints it, as computations of instructions.
+"""Parse optimised HLO, as `compiled.as_text()` prints it, into computations of instructions.
 
-Only what an audit asks for is read: shapes with their layouts, operands, attributes, and who calls whom. What a line
-has beyond that stays text in `attributes`; a line that is no instruction is passed over.
+The parser reads only what an audit needs: shapes with their layouts, operands, attributes and calls. The rest of a
+line stays text in `attributes`. A line that is no instruction is skipped.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-#: Bits of an element.
+#: Bits per element of the types whose names do not say it.
 BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128, "token": 0, "opaque": 0}
 
 #: Attributes that name computations.
@@ -33,6 +34,8 @@ _HEADER = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) (\(.*\) -> .*)?\{
 _INSTRUCTION = re.compile(r"^\s+(?P<root>ROOT )?%?(?P<name>[\w.\-]+) = (?P<rest>.*)$")
 _SHAPE = re.compile(r"(?P<dtype>[a-z]\w*)\[(?P<sizes>[\d,<=]*)\](\{(?P<layout>[^{}]*)\})?")
 _NAME = re.compile(r"%?(?P<name>[\w.\-]+)$")
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"?|[(){}\[\],]')
+_DEPTH = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
 _INDEX_COMMENT = re.compile(r"/\*index=\d+\*/")
 
 
@@ -43,9 +46,9 @@ class Shape:
     Attributes:
       dtype: as HLO names it: "f32", "bf16", "s32", "pred".
       sizes: of its axes.
-      minor_to_major: its axes, fastest first; empty where the text has no layout.
-      tile: sizes of the first tile, as (8, 128); empty where memory is not tiled.
-      space: memory space; 0 is the device's main memory, 1 on TPU the memory on the chip.
+      minor_to_major: its axes, fastest first; empty if the text has no layout.
+      tile: sizes of the first tile, as (8, 128); empty if memory is not tiled.
+      space: memory space; 0 is the device's main memory, on a TPU 1 is the memory on the chip.
 
     >>> Shape.parse("f32[8,56,56,144]{3,0,2,1:T(8,128)S(1)}").stored_bytes
     25690112
@@ -79,18 +82,18 @@ class Shape:
 
     @property
     def bits(self) -> int:
-        """Of an element."""
+        """Bits per element."""
         found = re.search(r"\d+", self.dtype)
         return BITS.get(self.dtype, int(found[0]) if found else 0)
 
     @property
     def nbytes(self) -> int:
-        """Without what tiles waste."""
+        """Bytes without the padding of tiles."""
         return self.elements * self.bits // 8
 
     @property
     def stored_bytes(self) -> int:
-        """As it lies in memory: the minor axes take up whole tiles."""
+        """Bytes in memory: the minor axes fill whole tiles."""
         sizes = list(self.sizes)
         for axis, size in zip(self.minor_to_major, reversed(self.tile)):
             sizes[axis] = -(-sizes[axis] // size) * size
@@ -110,12 +113,12 @@ class Instruction:
 
     Attributes:
       name: without the percent sign.
-      shapes: of its result: several for a tuple, innermost first come, in order.
-      opcode: as "fusion", "convolution", "custom-call".
+      shapes: of its result; several for a tuple, in the order of the text.
+      opcode: such as "fusion", "convolution", "custom-call".
       operands: names of instructions of the same computation; for a constant or a parameter, its text.
       attributes: the rest of the line, as text.
-      computation: the name of the computation that it is in.
-      is_root: whether it is what its computation returns.
+      computation: the name of its computation.
+      is_root: true for the instruction that its computation returns.
     """
 
     name: str
@@ -133,7 +136,7 @@ class Instruction:
 
     @property
     def elements(self) -> int:
-        """Of its largest result."""
+        """Elements of its largest result."""
         return max((shape.elements for shape in self.shapes), default=0)
 
     @property
@@ -144,13 +147,13 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """What the program called it, as "jit(f)/conv_general_dilated"; empty where it does not say."""
+        """Its name in the traced program, as "jit(f)/conv_general_dilated"; empty if the text has none."""
         found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes.get("metadata", ""))
         return found[1] if found else ""
 
     @functools.cached_property
     def backend_config(self) -> dict[str, Any]:
-        """What the backend noted; empty where that is no JSON object."""
+        """The backend's notes; empty if they are no JSON object."""
         try:
             found = json.loads(self.attributes.get("backend_config", "{}"))
         except ValueError:
@@ -172,7 +175,7 @@ class Computation:
 
     @property
     def parameters(self) -> list[Instruction]:
-        """In the order of the arguments."""
+        """The parameters, in the order of the arguments."""
         found = [each for each in self.instructions.values() if each.opcode == "parameter"]
         return sorted(found, key=lambda each: int(each.operands[0]))
 
@@ -188,7 +191,7 @@ class Module:
 
     @classmethod
     def parse(cls, text: str) -> Module:
-        """Reads the text of one HLO module.
+        """Parse the text of one HLO module.
 
         Raises:
           ValueError: the text has no entry computation.
@@ -217,11 +220,11 @@ class Module:
         return next(each for each in self.computations.values() if each.is_entry)
 
     def called(self, instruction: Instruction) -> list[Computation]:
-        """The computations that an instruction runs, as far as the text has them."""
+        """Return the computations that an instruction runs, as far as the text has them."""
         return [self.computations[name] for name in instruction.calls if name in self.computations]
 
     def inside(self, instruction: Instruction) -> Iterator[Instruction]:
-        """The instruction and all that it runs, however deep; each computation once."""
+        """Yield the instruction and everything that it runs, at any depth; each computation once."""
         yield instruction
         seen: set[str] = set()
         waiting = self.called(instruction)
@@ -240,7 +243,7 @@ def _instruction(line: str, computation: str) -> Instruction | None:
     if match is None:
         return None
     rest = match["rest"]
-    end = _closing(rest, 0) if rest.startswith("(") else _first_space(rest)
+    end = _closing(rest, 0) if rest.startswith("(") else len(rest.partition(" ")[0])  # a layout has no spaces
     shapes = tuple(Shape.parse(found[0]) for found in _SHAPE.finditer(rest[:end]))
     opcode = re.match(r"\s*([a-z][\w\-]*)\(", rest[end:])
     if opcode is None:
@@ -258,60 +261,31 @@ def _instruction(line: str, computation: str) -> Instruction | None:
 
 
 def _operand(text: str) -> str:
-    """The name of an operand, which may come after its shape; of a constant, its text."""
+    """Return the name of an operand, which may follow its shape; for a constant, its text."""
     last = text.rsplit(" ", 1)[-1]
     match = _NAME.match(last)
     return match["name"] if match else text
 
 
-def _first_space(text: str) -> int:
-    """Where a shape ends; its layout may not hold spaces."""
-    found = text.find(" ")
-    return len(text) if found < 0 else found
-
-
 def _closing(text: str, start: int) -> int:
-    """The position after the bracket that closes the one at `start`; quoted text does not count."""
-    depth, quoted, position = 0, False, start
-    while position < len(text):
-        character = text[position]
-        if quoted:
-            position += character == "\\"
-            quoted = character != '"'
-        elif character == '"':
-            quoted = True
-        elif character in "([{":
-            depth += 1
-        elif character in ")]}":
-            depth -= 1
-            if depth == 0:
-                return position + 1
-        position += 1
+    """Return the position after the bracket that closes the one at `start`; quoted text does not count."""
+    depth = 0
+    for token in _TOKEN.finditer(text, start):
+        depth += _DEPTH.get(token[0], 0)
+        if depth == 0:
+            return token.end()
     return len(text)
 
 
 def _split(text: str) -> list[str]:
-    """At the commas outside of brackets and quotes."""
-    parts, start, position = [], 0, 0
-    while position < len(text):
-        character = text[position]
-        if character in "([{":
-            position = _closing(text, position)
-            continue
-        if character == '"':
-            position = _quote_end(text, position)
-            continue
-        if character == ",":
-            parts.append(text[start:position].strip())
-            start = position + 1
-        position += 1
-    parts.append(text[start:].strip())
+    """Split at the commas outside of brackets and quotes."""
+    cuts, depth = [-1], 0
+    for token in _TOKEN.finditer(text):
+        depth += _DEPTH.get(token[0], 0)
+        if token[0] == "," and depth == 0:
+            cuts.append(token.start())
+    parts = (text[start + 1 : stop].strip() for start, stop in itertools.pairwise([*cuts, len(text)]))
     return [part for part in parts if part]
-
-
-def _quote_end(text: str, start: int) -> int:
-    match = re.compile(r'"(?:[^"\\]|\\.)*"?').match(text, start)
-    return match.end() if match else len(text)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

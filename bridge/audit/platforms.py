@@ -1,23 +1,25 @@
-"""What can be compiled for, and what each needs installed."""
+"""The platforms to compile for, and the packages that each of them needs."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import os
 from collections.abc import Mapping
 
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """What XLA asks about an NVIDIA card before it compiles for one: NVIDIA's published figures.
+    """The properties of an NVIDIA card that XLA needs to compile for it: NVIDIA's published figures.
 
     Attributes:
       name: as the driver gives it.
       capability: major number of the compute capability.
-      cores: streaming multiprocessors; lanes: float32 lanes of each.
-      shared: bytes of shared memory of each; a block may ask for 1024 fewer.
-      l2, memory: bytes; bandwidth: of the memory, bytes a second; clock: GHz, boosted.
+      cores: streaming multiprocessors.
+      lanes: float32 lanes per multiprocessor.
+      shared: bytes of shared memory per multiprocessor; a block may ask for 1024 fewer.
+      l2, memory: bytes.
+      bandwidth: of the memory, bytes per second.
+      clock: GHz, boosted.
     """
 
     name: str
@@ -73,14 +75,14 @@ class Card:
 
 @dataclasses.dataclass(frozen=True)
 class Platform:
-    """What to compile for.
+    """A platform to compile for.
 
     Attributes:
       name: as given to `--platform`.
-      about: one line for people.
-      backend: what JAX calls it: "cpu", "tpu" or "gpu".
-      extra: which extra of jaxdw has its compiler; empty where none is needed.
-      packages: modules, one of which has the compiler.
+      about: its name in a sentence.
+      backend: JAX's name: "cpu", "tpu" or "gpu".
+      extra: the extra of jaxdw that has its compiler; empty if none is needed.
+      packages: modules that may have the compiler; one of them is needed.
       topology: arguments of `jax.experimental.topologies.get_topology_desc`.
       environment: variables of the process that compiles.
     """
@@ -95,7 +97,7 @@ class Platform:
 
     @property
     def missing(self) -> str:
-        """Why nothing can be compiled for it here; empty where it can."""
+        """The reason why nothing can be compiled for it here; empty if there is none."""
         if not self.packages or any(importlib.util.find_spec(name) for name in self.packages):
             return ""
         return (
@@ -107,10 +109,10 @@ class Platform:
 def _tpu(name: str, topology: str) -> Platform:
     quiet = {
         "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",  # asks the network which TPU this is, and waits for the answer
+        "TPU_SKIP_MDS_QUERY": "1",  # libtpu asks the network which TPU this is, and waits for the answer
         "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # of the machine, which has none: any name quiets libtpu
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # a second process would be refused, though no TPU is opened
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # the machine has no TPU: any name stops libtpu's warnings
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a second process is refused, although no TPU is opened
     }
     described = {"platform": "tpu", "topology_name": topology}
     return Platform(f"tpu:{name}", f"one core of a TPU {name}", "tpu", "tpu", ("libtpu",), described, quiet)
@@ -149,10 +151,10 @@ PLATFORMS: dict[str, Platform] = {
 
 
 def platform(name: str) -> Platform:
-    """The platform of that name, installed or not.
+    """Return the platform of that name, installed or not.
 
     Raises:
-      ValueError: there is no such platform; the message lists those that there are.
+      ValueError: there is no such platform; the message lists those that exist.
 
     >>> platform("tpu:v5e").extra
     'tpu'
@@ -160,8 +162,3 @@ def platform(name: str) -> Platform:
     if name not in PLATFORMS:
         raise ValueError(f"`--platform` is {name!r}, expected one of {', '.join(PLATFORMS)}")
     return PLATFORMS[name]
-
-
-def environment_for(target: Platform) -> dict[str, str]:
-    """The environment of a process that compiles for it: this one's, but for what the platform must have."""
-    return {**os.environ, **target.environment}

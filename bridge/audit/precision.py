@@ -1,4 +1,4 @@
-"""The narrowest type that touches the data, and where."""
+"""Find the places where data gets narrower, and the narrowest type."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bridge.audit.flow import Flow
 from bridge.audit.hlo import Instruction, Module, Shape
 from bridge.audit.steps import HAND_WRITTEN, target
 
-#: Bits of the significand, the hidden one included. "bf16x3" is a product made of three bfloat16 products.
+#: Bits of the significand, with the hidden bit. "bf16x3" is a product made of three bfloat16 products.
 SIGNIFICANT_BITS = {
     "f64": 53,
     "f32": 24,
@@ -32,13 +32,13 @@ SIGNIFICANT_BITS = {
 #: NumPy's names in HLO.
 HLO_TYPES = {"float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
-#: What a product at each precision rounds float32 operands to inside, by backend; nothing where there is no entry.
+#: The type that a product rounds float32 operands to inside, by backend and precision; no entry means no rounding.
 _PRODUCTS = {
     "tpu": {"default": "bf16", "high": "bf16x3"},
     "gpu": {"default": "tf32", "high": "tf32"},
 }
 
-#: What an `algorithm=` of a dot takes its operands as.
+#: The type that a dot with this `algorithm=` rounds its operands to.
 _ALGORITHMS = {
     "dot_tf32_tf32_f32": "tf32",
     "dot_bf16_bf16_f32": "bf16",
@@ -48,7 +48,7 @@ _ALGORITHMS = {
     "dot_f16_f16_f16": "f16",
 }
 
-#: Libraries that multiply, among the targets of custom calls.
+#: Targets of custom calls that are libraries which multiply.
 _MULTIPLIES = re.compile(r"cudnn|cublas|gemm|conv|dot|matmul", re.IGNORECASE)
 
 
@@ -57,11 +57,11 @@ class Rounding:
     """A place where data gets narrower.
 
     Attributes:
-      dtype: what it is rounded to: a key of `SIGNIFICANT_BITS`.
-      arguments: names of the program's arguments that are in it.
-      instruction, opcode, computation: where.
-      certain: whether the program says so; otherwise it leaves it to hardware or a library, which do so as a rule.
-      precision: what the program asks for there: "default", "high", or the name of an algorithm; empty for conversions.
+      dtype: the type that it is rounded to: a key of `SIGNIFICANT_BITS`.
+      arguments: names of the program's arguments that the data depends on.
+      instruction, opcode, computation: the place.
+      certain: true if the program says so; else hardware or a library decides, and usually rounds.
+      precision: the precision that the program asks for: "default", "high", or an algorithm; empty for conversions.
     """
 
     dtype: str
@@ -82,7 +82,7 @@ class Rounding:
 
 
 def roundings(module: Module, arguments: Sequence[str], backend: str, dtype: str) -> list[Rounding]:
-    """Where what was given in `dtype` gets narrower than that, in the order of the text.
+    """Return the places where data that was given in `dtype` gets narrower, in the order of the text.
 
     Args:
       module: the optimised program.
@@ -105,7 +105,7 @@ def roundings(module: Module, arguments: Sequence[str], backend: str, dtype: str
 
 
 def narrowest(found: Sequence[Rounding], dtype: str) -> str:
-    """The type with the fewest significant bits that the data is rounded to: HLO's name.
+    """Return HLO's name of the type with the fewest significant bits that the data is rounded to.
 
     >>> narrowest([], "float32")
     'f32'
@@ -117,7 +117,7 @@ Found = tuple[str, bool, str, tuple[str, ...]]  # dtype, certain, precision, arg
 
 
 def _conversions(module: Module, instruction: Instruction) -> Iterator[Found]:
-    """A result narrower than an operand, unless that happened in a computation that is there to be looked into."""
+    """Yield a result narrower than an operand; not for calls, whose computations are read themselves."""
     if instruction.opcode == "reduce-precision":
         bits = int(instruction.attributes.get("mantissa_bits", "52")) + 1
         named = next((name for name, own in SIGNIFICANT_BITS.items() if own <= bits), "f8e8m0fnu")
@@ -134,7 +134,7 @@ def _conversions(module: Module, instruction: Instruction) -> Iterator[Found]:
 def _products(
     module: Module, flow: Flow, arguments: Sequence[str], instruction: Instruction, backend: str
 ) -> Iterator[Found]:
-    """What a convolution or a matrix product rounds float32 operands to inside, each of the first two by itself."""
+    """Yield the types that a convolution or a matrix product rounds its float32 operands to, one per operand."""
     library = target(instruction) not in HAND_WRITTEN and _MULTIPLIES.search(target(instruction)) is not None
     if instruction.opcode not in ("convolution", "dot") and not library:
         return
@@ -146,7 +146,7 @@ def _products(
             continue
         if algorithm in _ALGORITHMS:
             narrow, certain, asked = _ALGORITHMS[algorithm], True, algorithm
-        elif algorithm:  # one of those that keep float32, or nearly
+        elif algorithm:  # the algorithm keeps float32, or nearly
             continue
         else:
             narrow, certain, asked = _PRODUCTS.get(backend, {}).get(precision, ""), False, precision
@@ -156,7 +156,7 @@ def _products(
 
 
 def _asked(instruction: Instruction) -> tuple[str, tuple[str, str]]:
-    """The algorithm, "" where none is set, and the precision of the first two operands."""
+    """Return the algorithm, empty if none is set, and the precisions of the first two operands."""
     algorithm = instruction.attributes.get("algorithm", "")
     written = re.findall(r"\w+", instruction.attributes.get("operand_precision", ""))
     for config in instruction.backend_config.values():
@@ -173,5 +173,5 @@ def _operand_shapes(module: Module, instruction: Instruction) -> list[Shape]:
 
 
 def _significant(shape: Shape) -> int | None:
-    """None for what is no floating type."""
+    """Return the significant bits, None if the type is not floating."""
     return SIGNIFICANT_BITS.get(shape.dtype) if shape.is_float else None

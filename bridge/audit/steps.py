@@ -1,4 +1,4 @@
-"""What a program runs, step by step: library calls, convolutions, loops and copies, and what each reads and writes."""
+"""The steps of a program: library calls, convolutions, loops and copies, and the bytes that each moves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from bridge.audit.hlo import Computation, Instruction, Module, Shape
 
-#: What costs nothing when it runs: names, views, and the far ends of what was begun before.
+#: Opcodes that cost nothing when they run: names and views.
 _FREE = (
     "parameter",
     "constant",
@@ -25,17 +25,16 @@ _FREE = (
     "replica-id",
 )
 
-#: What changes where elements lie, and nothing else. A reshape that needs no copy is a bitcast in optimised HLO.
+#: Opcodes that only move elements. A reshape that needs no copy is a bitcast in optimised HLO.
 COPIES = ("copy", "transpose", "reshape")
 
-#: Custom calls of the compiler's own that cost nothing either: parts that lie one behind the other, taken as a whole.
+#: Custom calls of the compiler that cost nothing either: they join parts that are adjacent in memory.
 VIEWS = ("ConcatBitcast",)
 
-#: Custom calls that run a kernel which somebody wrote by hand: Pallas for TPU, for NVIDIA's cards through Mosaic or
-#: through Triton, and Triton alone.
+#: Custom calls that run a hand-written kernel: Pallas for TPUs, Pallas for NVIDIA GPUs by Mosaic or Triton, and Triton.
 HAND_WRITTEN = ("tpu_custom_call", "mosaic_gpu", "mosaic_gpu_v2", "__gpu$xla.gpu.triton", "triton_kernel_call")
 
-#: Libraries behind a fusion that says so in its backend's notes.
+#: Libraries that run a fusion, by the kind in its backend's notes.
 _LIBRARIES = {
     "__ynn_fusion": "YNNPACK",
     "__onednn_fusion": "oneDNN",
@@ -45,21 +44,21 @@ _LIBRARIES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
-    """One instruction of the entry computation, or of what it calls.
+class ProgramStep:
+    """One instruction of the entry computation, or of a computation that it calls.
 
     Attributes:
-      name, computation: where it is.
-      kind: "library call", "hand-written kernel", "convolution", "matrix product", "fused loop", "copy", or "loop": one
-        that XLA did not fuse.
-      detail: which library, kernel, emitter or operation; empty for fused loops and copies.
-      times: how often it runs; 1 where the text does not say.
+      name, computation: the place.
+      kind: "library call", "hand-written kernel", "convolution", "matrix product", "fused loop", "copy", or "loop" for
+        a loop that XLA did not fuse.
+      detail: the library, kernel, emitter or operation; empty for fused loops and copies.
+      times: the number of runs; 1 if the text does not say.
       elements: of the largest array that it reads or writes.
-      results: arrays that it writes; stored in the device's memory or on the chip.
-      read_bytes, written_bytes: between it and the device's main memory, whole tiles and whole operands.
-      is_result: whether it makes what the program returns.
-      cycles: the compiler's estimate for one run; None where it notes none.
-      is_priced: whether a hand-written kernel says what it costs; the compiler does not look inside.
+      results: arrays that it writes, in the device's memory or on the chip.
+      read_bytes, written_bytes: from and to the device's main memory, whole tiles and whole operands.
+      is_result: true if it makes the result of the program.
+      cycles: the compiler's estimate for one run; None if it notes none.
+      is_priced: true if a hand-written kernel declares its cost; the compiler does not read the kernel.
     """
 
     name: str
@@ -79,18 +78,18 @@ class Step:
         return f"{self.kind} ({self.detail})" if self.detail else self.kind
 
 
-def steps(module: Module, backend: str) -> list[Step]:
-    """The steps of a program in the order of the text; `backend` is "cpu", "tpu" or "gpu"."""
+def steps(module: Module, backend: str) -> list[ProgramStep]:
+    """Return the steps of a program in the order of the text; `backend` is "cpu", "tpu" or "gpu"."""
     return list(_steps(module, module.entry, backend, 1, True))
 
 
-def passes(found: Sequence[Step], elements: int) -> list[Step]:
-    """Those that read or write an array of at least so many elements, as the output's."""
+def passes(found: Sequence[ProgramStep], elements: int) -> list[ProgramStep]:
+    """Return the steps that read or write an array of at least so many elements."""
     return [each for each in found if each.elements >= elements]
 
 
 def products(module: Module) -> dict[str, int]:
-    """Multiply-adds of each convolution and matrix product, by name, without those on zeros that padding puts there."""
+    """Return the products of each convolution and matrix product by name, without products of padding zeros."""
     found = {}
     for computation in module.computations.values():
         for each in computation:
@@ -100,7 +99,9 @@ def products(module: Module) -> dict[str, int]:
     return found
 
 
-def _steps(module: Module, computation: Computation, backend: str, times: int, outermost: bool) -> Iterator[Step]:
+def _steps(
+    module: Module, computation: Computation, backend: str, times: int, outermost: bool
+) -> Iterator[ProgramStep]:
     returned = _returned(computation) if outermost else set()
     for each in computation:
         if each.opcode in _FREE or each.opcode.endswith("-done") or target(each) in VIEWS:
@@ -117,9 +118,9 @@ def _steps(module: Module, computation: Computation, backend: str, times: int, o
         kind, detail = _kind(module, each, backend)
         results = _made(each)
         operands = [shape for name in each.operands for shape in _shapes(computation, name)]
-        if each.opcode in ("slice", "slice-start", "dynamic-slice") and operands:  # of a whole, only the part is read
+        if each.opcode in ("slice", "slice-start", "dynamic-slice") and operands:  # only the part is read
             operands = [dataclasses.replace(results[0], space=operands[0].space), *operands[1:]]
-        yield Step(
+        yield ProgramStep(
             each.name,
             computation.name,
             kind,
@@ -151,7 +152,7 @@ def _kind(module: Module, instruction: Instruction, backend: str) -> tuple[str, 
             return "library call", str(config[key].get("custom_fusion_config", {}).get("name", named))
     operation = _operation(module, instruction)
     if operation and backend == "cpu" and instruction.opcode == operation:
-        return "library call", operation  # XLA:CPU hands those it does not fuse to Eigen or oneDNN
+        return "library call", operation  # XLA:CPU passes those that it does not fuse to Eigen or oneDNN
     if operation == "convolution":
         return "convolution", config.get("convolution_algorithm_config", {}).get("emitter", "")
     if operation == "dot":
@@ -165,19 +166,19 @@ def _kind(module: Module, instruction: Instruction, backend: str) -> tuple[str, 
 
 
 def _operation(module: Module, instruction: Instruction) -> str:
-    """ "convolution" or "dot" where the instruction is or holds one, else ""."""
+    """Return "convolution" or "dot" if the instruction is or contains one, else ""."""
     held = {each.opcode for each in module.inside(instruction)}
     return next((name for name in ("convolution", "dot") if name in held), "")
 
 
 def _shapes(computation: Computation, name: str) -> tuple[Shape, ...]:
-    """The arrays of an operand; of what was begun before, only the one that is there in the end."""
+    """Return the arrays of an operand; of an asynchronous operation, only the final array."""
     made = computation.instructions.get(name)
     return () if made is None else _made(made)
 
 
 def _made(instruction: Instruction) -> tuple[Shape, ...]:
-    """The arrays of its result; what is begun also returns what it works on, and how far it is."""
+    """Return the arrays of its result, without the operands and states that an asynchronous start also returns."""
     if instruction.opcode == "copy-start":
         return instruction.shapes[:1]
     if instruction.opcode.endswith("-start"):
@@ -186,12 +187,12 @@ def _made(instruction: Instruction) -> tuple[Shape, ...]:
 
 
 def target(instruction: Instruction) -> str:
-    """What a custom call calls; empty for all else."""
+    """Return the target of a custom call; empty for other instructions."""
     return instruction.attributes.get("custom_call_target", "").strip('"')
 
 
 def _kernel(instruction: Instruction) -> str:
-    """The name that a kernel was given, as far as the text has it, else that of the instruction."""
+    """Return the name of a kernel if the text has it, else the name of the instruction."""
     noted = re.search(r'\bname = "([^"]+)"', instruction.attributes.get("backend_config", ""))
     if noted:
         return noted[1]
@@ -208,7 +209,7 @@ def _cycles(instruction: Instruction) -> int | None:
 
 
 def _returned(computation: Computation) -> set[str]:
-    """The instructions that a computation's result is, behind tuples and views."""
+    """Return the instructions that make a computation's result, behind tuples and views."""
     found, waiting = set(), [computation.root.name]
     while waiting:
         each = computation.instructions.get(waiting.pop())
@@ -246,7 +247,7 @@ def _products(computation: Computation, instruction: Instruction) -> int:
 
 
 def _pairs(instruction: Instruction, axis: int, size: int, outputs: int) -> int:
-    """Along one axis of a convolution: outputs times taps, where the tap reads the input and no zero beside it."""
+    """Count the pairs of output and tap along one axis of a convolution where the tap reads an input, not a zero."""
     window = instruction.attributes.get("window", "")
 
     def field(name: str, default: str) -> str:
@@ -254,8 +255,8 @@ def _pairs(instruction: Instruction, axis: int, size: int, outputs: int) -> int:
         return found[1].split("x")[axis] if found else default
 
     low = int(field("pad", "0_0").partition("_")[0])
-    spread = int(field("lhs_dilate", "1"))
+    dilation = int(field("lhs_dilate", "1"))
     output = np.arange(outputs) * int(field("stride", "1"))
     tap = np.arange(int(field("size", "1"))) * int(field("rhs_dilate", "1"))
     position = output[:, None] + tap - low
-    return int(((position >= 0) & (position <= (size - 1) * spread) & (position % spread == 0)).sum())
+    return int(((position >= 0) & (position <= (size - 1) * dilation) & (position % dilation == 0)).sum())

@@ -1,1 +1,1 @@
-"""jaxdw against PyTorch and JAX's own, timed: `jaxdw bench`. Results are checked first, then all ways take turns."""
+"""`jaxdw bench`: time jaxdw against PyTorch, lax and Flax. Results are checked first, then all ways take turns."""

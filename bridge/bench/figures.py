@@ -8,28 +8,28 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 
-class Spread(NamedTuple):
-    """Of some times, in their own unit: the quartiles; half of the times lie from `low` to `high`."""
+class Quartiles(NamedTuple):
+    """The quartiles of some times, in their own unit. Half of the times lie from `low` to `high`."""
 
     low: float
     median: float
     high: float
 
 
-def spread(times: Sequence[float]) -> Spread:
-    """Quartiles with linear interpolation, the least and the greatest time being the ends (Hyndman & Fan's type 7).
+def quartiles(times: Sequence[float]) -> Quartiles:
+    """Return the quartiles, with linear interpolation between the ordered times (Hyndman & Fan's type 7).
 
-    >>> spread([4.0, 1.0, 2.0, 3.0, 5.0])
-    Spread(low=2.0, median=3.0, high=4.0)
+    >>> quartiles([4.0, 1.0, 2.0, 3.0, 5.0])
+    Quartiles(low=2.0, median=3.0, high=4.0)
     """
     if not times:
         raise ValueError("`times` is empty, expected at least one")
     low, median, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else (times[0],) * 3
-    return Spread(low, median, high)
+    return Quartiles(low, median, high)
 
 
 def geometric_mean(ratios: Sequence[float]) -> float:
-    """The mean of ratios: that of b / a is one over that of a / b.
+    """Return the mean of ratios. The mean of b / a is one over the mean of a / b.
 
     >>> geometric_mean([0.5, 2.0])
     1.0
@@ -38,7 +38,7 @@ def geometric_mean(ratios: Sequence[float]) -> float:
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """p of the law cost = c * size**p that fits best: the slope of the least-squares line through the logarithms.
+    """Return the p of the best fit cost = c * size**p: the slope of the least-squares line through the logarithms.
 
     >>> round(exponent([1, 10, 100], [3, 30, 300]), 6)
     1.0

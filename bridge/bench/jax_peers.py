@@ -1,4 +1,4 @@
-"""jaxdw and what else JAX has: `lax.conv_general_dilated`, `flax.nnx.Conv`, `lax.conv_general_dilated_patches`."""
+"""jaxdw and its peers in JAX: `lax.conv_general_dilated`, `flax.nnx.Conv`, `lax.conv_general_dilated_patches`."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from flax import nnx
 from jax import lax
 
 import jaxdw
-from bridge.bench.problems import EPSILON, INPUTS, RATE, Problem, Way
+from bridge.bench.problems import EPSILON, RATE, Problem, Way
 from bridge.bench.reference import Arrays
-from bridge.bench.suites import Layer
+from bridge.bench.suites import DepthwiseLayer
 from bridge.weights import to_flax, to_torch
 from jaxdw.auto import choose
 from jaxdw.models._mobilenet_v2 import ORIGINALS, mobilenet_v2
 from jaxdw.models.blocks import ConvNormAct, relu6
 
-#: The rules by which PyTorch's weights become Flax's.
+#: The rules that convert PyTorch's weights to Flax's.
 NETWORK = "torchvision.mobilenet_v2"
 
-#: Of x and w, the convolution.
+#: A convolution of x and w.
 Convolution = Callable[[jax.Array, jax.Array], jax.Array]
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _GRADIENTS = ("y", "dx", "dw")
 
 
-def convolution(layer: Layer, method: str = "auto") -> Convolution:
-    """jaxdw's."""
+def convolution(layer: DepthwiseLayer, method: str = "auto") -> Convolution:
+    """Return jaxdw's convolution."""
     return lambda x, w: jaxdw.depthwise_conv(x, w, strides=layer.stride, padding=layer.padding, method=method)
 
 
-def windowed(layer: Layer) -> Convolution:
-    """jaxdw's way to apply a function to every window before the kernel."""
+def windowed(layer: DepthwiseLayer) -> Convolution:
+    """Return jaxdw's convolution with a function of every window."""
     return lambda x, w: jaxdw.windowed_conv(signed_square, x, w, strides=layer.stride, padding=layer.padding)
 
 
 def signed_square(values: jax.Array) -> jax.Array:
-    """What `windows` applies: v |v|."""
+    """Return v |v|, the function of the suite "windows"."""
     return values * jnp.abs(values)
 
 
 def with_gradients(compute: Convolution) -> Callable[..., tuple[jax.Array, ...]]:
-    """Of x, w and dy: y, dx and dw."""
+    """Return the function that computes y, dx and dw from x, w and dy."""
 
     def all_three(x, w, dy):
         y, back = jax.vjp(compute, x, w)
@@ -57,8 +57,8 @@ def with_gradients(compute: Convolution) -> Callable[..., tuple[jax.Array, ...]]
     return all_three
 
 
-def grouped(layer: Layer, precision: lax.PrecisionLike = None) -> Convolution:
-    """`lax.conv_general_dilated` with one group a channel."""
+def grouped(layer: DepthwiseLayer, precision: lax.PrecisionLike = None) -> Convolution:
+    """Return `lax.conv_general_dilated` with one group per channel."""
     return lambda x, w: lax.conv_general_dilated(
         x,
         w,
@@ -70,7 +70,7 @@ def grouped(layer: Layer, precision: lax.PrecisionLike = None) -> Convolution:
     )
 
 
-def _flax(layer: Layer) -> Convolution:
+def _flax(layer: DepthwiseLayer) -> Convolution:
     conv = nnx.eval_shape(
         lambda: nnx.Conv(
             layer.channels,
@@ -87,7 +87,9 @@ def _flax(layer: Layer) -> Convolution:
     return lambda x, w: nnx.merge(graph, jax.tree.map(lambda _: w, state))(x)
 
 
-def _patches(layer: Layer, function: Callable[[jax.Array], jax.Array] = lambda windows: windows) -> Convolution:
+def _patches(
+    layer: DepthwiseLayer, function: Callable[[jax.Array], jax.Array] = lambda windows: windows
+) -> Convolution:
     def compute(x, w):
         windows = lax.conv_general_dilated_patches(
             x,
@@ -102,8 +104,8 @@ def _patches(layer: Layer, function: Callable[[jax.Array], jax.Array] = lambda w
     return compute
 
 
-def _block(layer: Layer, method: str) -> Callable[..., jax.Array]:
-    """`ConvNormAct` of `jaxdw.models` in eval mode, its parameters and statistics given by name."""
+def _block(layer: DepthwiseLayer, method: str) -> Callable[..., jax.Array]:
+    """Return `ConvNormAct` of `jaxdw.models` in eval mode, as a function of its parameters and statistics by name."""
     conventions = dataclasses.replace(ORIGINALS["torchvision"], method=method, bn_epsilon=EPSILON)
     unit = nnx.eval_shape(
         lambda: ConvNormAct(
@@ -129,7 +131,7 @@ def _block(layer: Layer, method: str) -> Callable[..., jax.Array]:
 
 
 def _way(name: str, program: Callable[..., Any], results: tuple[str, ...]) -> Way:
-    """A compiled function of a problem's arrays, given by name; its results are named `results`."""
+    """Return the way of a compiled function of a problem's arrays, given by name; its results are named `results`."""
 
     def start(arrays: Arrays) -> Callable[[], Any]:
         placed = {key: jnp.array(array, copy=True) for key, array in arrays.items()}
@@ -142,36 +144,31 @@ def _way(name: str, program: Callable[..., Any], results: tuple[str, ...]) -> Wa
 
 
 def _waited(result: Any) -> Any:
-    """Cheaper by some microseconds than `jax.block_until_ready`, which would count against the small layers."""
+    """Wait for a result. `jax.block_until_ready` takes some microseconds more, which would show on small layers."""
     for array in result if isinstance(result, tuple) else (result,):
         array.block_until_ready()
     return result
 
 
-def _layer_way(make: Callable[[Layer], Callable[..., Any]], suite: str) -> Callable[[Problem, str], Way]:
-    def of(problem: Problem, name: str) -> Way:
-        assert problem.layer is not None
-        compute = make(problem.layer)
-        return _way(name, jax.jit(with_gradients(compute) if suite == "gradients" else compute), _results(problem))
-
-    return of
+def _layer_way(make: Callable[[DepthwiseLayer], Callable[..., Any]]) -> Callable[[Problem, str], Way]:
+    return lambda problem, name: _way(name, _program(problem, make), _results(problem))
 
 
 def method_way(problem: Problem, method: str) -> Way:
-    """jaxdw by one of its methods, for a problem of "layers" or "gradients"."""
-    return _way(method, _lowerable(problem, method), _results(problem))
+    """Return jaxdw's way by one of its methods, for a problem of "layers" or "gradients"."""
+    return _layer_way(functools.partial(convolution, method=method))(problem, method)
 
 
 def auto_method(problem: Problem) -> str:
-    """The method that "auto" stands for, for a problem of "layers" or "gradients"."""
+    """Return the method that "auto" stands for, for a problem of "layers" or "gradients"."""
     assert problem.layer is not None
     (batch, *_) = problem.inputs[0]["x"].shape
     return choose(problem.layer.geometry(batch))
 
 
 def way_and_memory(problem: Problem) -> tuple[Way, dict[str, int]]:
-    """jaxdw's way to a problem of "layers" or "gradients", and the bytes that its program says it needs."""
-    program = _lowerable(problem, "auto").lower(**_shapes(problem)).compile()
+    """Return jaxdw's way for a problem of "layers" or "gradients", and the bytes that its program needs."""
+    program = _program(problem, convolution).lower(**problem.inputs[0]).compile()
     memory = program.memory_analysis()
     needed = {
         "temporary_bytes": memory.temp_size_in_bytes,
@@ -181,14 +178,10 @@ def way_and_memory(problem: Problem) -> tuple[Way, dict[str, int]]:
     return _way("jaxdw", program, _results(problem)), needed
 
 
-def _lowerable(problem: Problem, method: str) -> Any:
+def _program(problem: Problem, make: Callable[[DepthwiseLayer], Callable[..., Any]]) -> Any:
     assert problem.layer is not None
-    compute = convolution(problem.layer, method)
+    compute = make(problem.layer)
     return jax.jit(with_gradients(compute) if problem.suite == "gradients" else compute)
-
-
-def _shapes(problem: Problem) -> dict[str, jax.ShapeDtypeStruct]:
-    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in problem.inputs[0].items()}
 
 
 def _results(problem: Problem) -> tuple[str, ...]:
@@ -196,7 +189,7 @@ def _results(problem: Problem) -> tuple[str, ...]:
 
 
 def _network_way(method: str) -> Callable[[Problem, str], Way]:
-    """MobileNetV2 of `jaxdw.models`; one step of training where there are labels, its state donated."""
+    """Return MobileNetV2 of `jaxdw.models`; if there are labels, one step of training with a donated state."""
 
     def of(problem: Problem, name: str) -> Way:
         classes, training = len(problem.weights["classifier.1.bias"]), "labels" in problem.inputs[0]
@@ -239,7 +232,7 @@ def _network_way(method: str) -> Callable[[Problem, str], Way]:
 
 
 def _step(graph: Any, state: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
-    """The loss, and parameters and statistics after a step of SGD."""
+    """Return the loss, and the parameters and statistics after a step of SGD."""
     parameters, statistics = state
 
     def loss_of(parameters):
@@ -253,39 +246,41 @@ def _step(graph: Any, state: Any, images: jax.Array, labels: jax.Array) -> tuple
 
 
 def ways(problem: Problem, names: Sequence[str]) -> list[Way]:
-    """The ways of these names that the suite has."""
+    """Return the ways of these names that the suite has."""
     return [_WAYS[problem.suite][name](problem, name) for name in names if name in _WAYS[problem.suite]]
 
 
-def copy_call(elements: int) -> Callable[[int], None]:
-    """x + 1 for float32 x, from a source in turn: the nearest to a copy that XLA does not leave out."""
-    sources = [jnp.full((elements,), float(i)) for i in range(INPUTS)]
+def copy_way(elements: int, *, waits: bool = True) -> Way:
+    """Return x + 1 for float32 x: the nearest to a copy that XLA does not leave out."""
     program = jax.jit(lambda x: x + 1)
-    return lambda turn: program(sources[turn]).block_until_ready()
+
+    def start(arrays: Arrays) -> Callable[[], Any]:
+        source = jnp.full((elements,), arrays["value"])
+        return (lambda: program(source).block_until_ready()) if waits else (lambda: program(source))
+
+    return Way("jax", start, wait=jax.block_until_ready)
 
 
 _Makers = Mapping[str, Callable[[Problem, str], Way]]
 
 
-def _convolutions(suite: str) -> _Makers:
-    return {
-        "jaxdw": _layer_way(convolution, suite),
-        "lax.grouped": _layer_way(grouped, suite),
-        "nnx.Conv": _layer_way(_flax, suite),
-        "lax.patches": _layer_way(_patches, suite),
-    }
-
+_CONVOLUTIONS: _Makers = {
+    "jaxdw": _layer_way(convolution),
+    "lax.grouped": _layer_way(grouped),
+    "nnx.Conv": _layer_way(_flax),
+    "lax.patches": _layer_way(_patches),
+}
 
 _WAYS: Mapping[str, _Makers] = {
-    "layers": _convolutions("layers"),
-    "gradients": _convolutions("gradients"),
+    "layers": _CONVOLUTIONS,
+    "gradients": _CONVOLUTIONS,
     "windows": {
-        "jaxdw": _layer_way(windowed, "windows"),
-        "lax.patches": _layer_way(lambda layer: _patches(layer, signed_square), "windows"),
+        "jaxdw": _layer_way(windowed),
+        "lax.patches": _layer_way(lambda layer: _patches(layer, signed_square)),
     },
     "blocks": {
-        "jaxdw": _layer_way(lambda layer: _block(layer, "auto"), "blocks"),
-        "lax.grouped": _layer_way(lambda layer: _block(layer, "grouped"), "blocks"),
+        "jaxdw": _layer_way(lambda layer: _block(layer, "auto")),
+        "lax.grouped": _layer_way(lambda layer: _block(layer, "grouped")),
     },
     "models": {"jaxdw": _network_way("auto"), "lax.grouped": _network_way("grouped")},
 }

@@ -1,13 +1,14 @@
-"""The problems of "models": MobileNetV2, and how its results are checked.
+"""The problems of "models": MobileNetV2, and the checks of its results.
 
-No practical bound on the rounding of fifty layers is sharp enough to check anything. So the network itself says what
-is near: PyTorch computes it in float64, once with the weights as they are, and once with the weights rounded to TF32,
-11 bits. A way that is timed must come nearer to the first, in the Euclidean norm, than the second is. A layer that is
-left out, another padding, another epsilon that matters, or products in TF32 or bfloat16 fail; float32 passes, since
-it moves every result by about 2^-24 where this moves every weight by up to 2^-12.
+No practical bound on the rounding of fifty layers is sharp enough to check anything. So the network itself defines the
+allowed distance. PyTorch computes the network in float64 twice: with the weights as they are, and with the weights
+rounded to TF32 (11 bits). A way must be nearer to the first result, in the Euclidean norm, than the second result is.
+The check fails for a missing layer, another padding, an epsilon that matters, and products in TF32 or bfloat16. Float32
+passes: it moves every result by about 2^-24, where rounding to TF32 moves every weight by up to 2^-12.
 
-Of a step of training the change of every kernel and matrix is held to it, and that of all running statistics together.
-Scales and biases are not, since the gradients of some are exactly zero, the next normalization taking out what they do.
+For a step of training, the check holds the change of every kernel and matrix, and the change of all running statistics
+together. Scales and biases are not checked: the gradients of some are exactly zero, since the next normalization
+removes their effect.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from bridge.bench.problems import INPUTS, Problem
 from bridge.bench.reference import Arrays, Check
 from bridge.numerics import TF32, round_to
 
-#: Logits, as for ImageNet.
+#: The number of logits, as for ImageNet.
 CLASSES = 1000
 
 
 def model_problem(name: str, size: int, seed: int, *, width: float = 1.0, classes: int = CLASSES) -> Problem:
-    """A row of "models" on images of `size` x `size`: `name` is one of `bridge.bench.suites.model_rows`."""
+    """Return a row of "models" on images of `size` x `size`; `name` is one of `bridge.bench.suites.model_rows`."""
     kind, _, batch = name.partition(", batch ")
     rng = np.random.default_rng((seed, size, int(batch)))
     inputs = []
@@ -51,7 +52,7 @@ def _checks(weights: Arrays, width: float, arrays: Arrays) -> list[Check]:
 
 
 def nearer(true: Arrays, near: Arrays, parts: Callable[[Arrays], Arrays]) -> Callable[[Arrays], str]:
-    """A misfit: any part of a result that is at least as far from `true` as `near` is."""
+    """Return a check for the first part of a result that is at least as far from `true` as `near` is."""
 
     def misfit(result: Arrays) -> str:
         found = parts(result)
@@ -70,7 +71,7 @@ def nearer(true: Arrays, near: Arrays, parts: Callable[[Arrays], Arrays]) -> Cal
 
 
 def _parts(result: Arrays, before: Arrays) -> Arrays:
-    """Logits; or how kernels, matrices and running statistics have changed."""
+    """Return the logits, or the changes of kernels, matrices and running statistics."""
     if "logits" in result:
         return {"logits": result["logits"].astype(np.float64)}
     moved = {

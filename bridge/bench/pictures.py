@@ -1,14 +1,15 @@
-"""A benchmark as one SVG: times against the bandwidth of copies, and growth of cost; bench.svg.jinja draws it.
+"""A benchmark as one SVG, drawn by bench.svg.jinja: times against the bandwidth of copies, and growth of cost.
 
-Everything here is coordinates, in units of about a pixel.
+This file computes coordinates, in units of about a pixel.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Sequence
+
+import numpy as np
 
 from bridge.bench.schema import EAGER, OURS, BenchReport, CopyRecord, RowRecord, ScaleRecord, SuiteRecord
 from bridge.report.html import template
@@ -29,7 +30,7 @@ class Axis:
 
     @classmethod
     def around(cls, values: Sequence[float], start: float, end: float) -> Axis:
-        """With some room beyond the least and the greatest value, and at least a factor of 4 in all."""
+        """Return an axis with some room beyond the least and the greatest value, and at least a factor of 4 in all."""
         low, high = min(values), max(values)
         room = max(1.15, 2 / math.sqrt(high / low))
         return cls(low / room, high * room, start, end)
@@ -39,7 +40,7 @@ class Axis:
         return self.start + share * (self.end - self.start)
 
     def ticks(self, base: int = 10) -> list[tuple[float, float]]:
-        """Values and places: powers of the base, and where there are few of them 2 and 5 times them."""
+        """Return values and places: powers of the base, and if these are few, also 2 and 5 times the powers."""
         first, last = (math.floor(math.log(v, base)) for v in (self.low, self.high))
         powers = [float(base) ** k for k in range(first, last + 1)]
         values = powers if base != 10 or self.high / self.low > 100 else [m * p for p in powers for m in (1, 2, 5)]
@@ -48,7 +49,7 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """One way on one row: a disc for jaxdw with its kernel's size in it, a ring for the best of PyTorch."""
+    """One way on one row: a disc for jaxdw with the kernel's size in it, a ring for the best of PyTorch."""
 
     x: float
     y: float
@@ -59,7 +60,7 @@ class Mark:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A path, of the class `kind`, with a label at its end."""
+    """A path with the CSS class `kind` and a label at its end."""
 
     path: str
     kind: str
@@ -70,7 +71,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """A chart; x, y, width and height are of the space inside its axes; keys say what disc and ring stand for."""
+    """A chart; x, y, width and height are of the space inside the axes; `keys` explains disc and ring."""
 
     title: str
     note: str
@@ -88,7 +89,7 @@ class Panel:
 
 
 def to_svg(report: BenchReport) -> str:
-    """The picture of a report.
+    """Draw a report.
 
     Raises:
       ValueError: there is nothing to draw.
@@ -106,22 +107,19 @@ def to_svg(report: BenchReport) -> str:
         top = max(panel.y + panel.height for panel in small) + 60
     if not panels:
         raise ValueError("`--svg` has nothing to draw: `--tune` has no picture, nor has a run without times")
+    names = [suite.suite for suite in report.suites] + ["scaling"] * bool(report.scaling)
     info = report.environment
     foot = (
         f"{info['processor']}, {info['logical processors used']} logical processors, float32, torch {info['torch']}, "
         f"jax {info['jax']}, jaxdw {info['jaxdw']}"
     )
     return template("bench.svg.jinja").render(
-        panels=panels, width=_WIDTH, height=top + 6, foot=foot, title=f"jaxdw bench: {', '.join(_names(report))}"
+        panels=panels, width=_WIDTH, height=top + 6, foot=foot, title=f"jaxdw bench: {', '.join(names)}"
     )
 
 
-def _names(report: BenchReport) -> list[str]:
-    return [suite.suite for suite in report.suites] + ["scaling"] * bool(report.scaling)
-
-
 def _roofline(suite: SuiteRecord, copies: Sequence[CopyRecord], top: float) -> Panel | None:
-    """Each row's bandwidth by the bytes that it must move, under that of copies."""
+    """Draw each row's bandwidth over its bytes, and the bandwidth of copies."""
     points = []
     for row in suite.rows:
         for kind, name in (("ours", OURS), ("theirs", _best(row))):
@@ -151,8 +149,8 @@ def _roofline(suite: SuiteRecord, copies: Sequence[CopyRecord], top: float) -> P
     eager = any(row.best_eager is not None for row in suite.rows)
     if roof:
         path = "M" + "L".join(f"{x.at(b):.1f} {y.at(g):.1f}" for b, g in roof)
-        lines.append(Line(path, "roof", "a copy, in this run", left + 4, y.at(roof[0][1]) - 7))
-    note = "each row: bytes of operands and results, once each, over the time; the figure is the kernel's size"
+        lines.append(Line(path, "roof", "copies, in this run", left + 4, y.at(roof[0][1]) - 7))
+    note = "each mark: bytes of operands and results, once each, over the time; the number is the kernel's size"
     return Panel(
         suite.suite,
         note,
@@ -161,7 +159,7 @@ def _roofline(suite: SuiteRecord, copies: Sequence[CopyRecord], top: float) -> P
         width,
         height,
         "bytes that must move",
-        "10⁹ bytes a second",
+        "10⁹ bytes per second",
         [Tick(place, _bytes(value)) for value, place in Axis(x.low, x.high, x.start, x.end).ticks(4)],
         [Tick(place, f"{value:g}") for value, place in y.ticks()],
         marks,
@@ -171,30 +169,23 @@ def _roofline(suite: SuiteRecord, copies: Sequence[CopyRecord], top: float) -> P
 
 
 def _best(row: RowRecord) -> str | None:
-    """The faster of PyTorch's eager ways; where there is none, the fastest of PyTorch's."""
+    """Return the faster of PyTorch's eager ways; if there is none, the fastest of PyTorch's ways."""
     timed = {way.name: way.median for way in row.ways if way.median is not None and way.name.startswith("torch")}
     names = [name for name in EAGER if name in timed] or list(timed)
     return min(names, key=lambda name: timed[name] or 0.0, default=None)
 
 
 def _clipped(roof: Sequence[tuple[float, float]], low: float, high: float) -> list[tuple[float, float]]:
-    """The part of a line through points in logarithms that lies between low and high, level beyond its ends."""
+    """Return the part of a line through logarithmic points between low and high; it is level beyond its ends."""
     if not roof:
         return []
-
-    def at(value: float) -> float:
-        if value <= roof[0][0]:
-            return roof[0][1]
-        for (b0, g0), (b1, g1) in itertools.pairwise(roof):
-            if value <= b1:
-                return g0 * (g1 / g0) ** (math.log(value / b0) / math.log(b1 / b0))
-        return roof[-1][1]
-
-    return [(low, at(low)), *((b, g) for b, g in roof if low < b < high), (high, at(high))]
+    nbytes, rates = (np.log(each) for each in zip(*roof))
+    first, last = (float(np.exp(np.interp(math.log(end), nbytes, rates))) for end in (low, high))
+    return [(low, first), *((b, g) for b, g in roof if low < b < high), (high, last)]
 
 
 def _pairs(marks: Sequence[Mark]) -> list[Line]:
-    """A thin line between the two marks of each row."""
+    """Return a thin line between the two marks of each row."""
     by_row: dict[str, list[Mark]] = {}
     for mark in marks:
         by_row.setdefault(mark.note.partition(",")[0], []).append(mark)
@@ -205,7 +196,7 @@ def _pairs(marks: Sequence[Mark]) -> list[Line]:
 
 
 def _bars(suite: SuiteRecord, top: float) -> Panel | None:
-    """Every way's time on every row, rows side by side."""
+    """Draw every way's time on every row, next to each other."""
     times = [(row, way) for row in suite.rows for way in row.ways if way.median is not None]
     if not times:
         return None
@@ -221,7 +212,7 @@ def _bars(suite: SuiteRecord, top: float) -> Panel | None:
             height_at = y.at(way.median or 0.0)
             kind = "ours" if way.name == OURS else "theirs"
             marks.append(Mark(at, height_at, kind, "", f"{row.name}, {way.name}: {way.median:.4g} ms"))
-            # names of neighbours above and below in turn, since they are wider than their places
+            # names are wider than their places, so they stand above and below in turn
             lines.append(Line("", "label", way.name, at, height_at + (19 if place % 2 else -11)))
     return Panel(
         suite.suite,
@@ -240,7 +231,7 @@ def _bars(suite: SuiteRecord, top: float) -> Panel | None:
 
 
 def _growth(scales: Sequence[ScaleRecord], report: BenchReport, top: float) -> list[Panel]:
-    """A panel a quantity for time, and one below it for memory; forward and gradients in each."""
+    """Draw a panel per quantity for time, and one below it for memory; forward and gradients in each."""
     quantities = list(dict.fromkeys(scale.quantity for scale in scales))
     step = (_WIDTH - _MARGIN - 20.0) / len(quantities)
     panels = []
@@ -286,12 +277,12 @@ def _growth(scales: Sequence[ScaleRecord], report: BenchReport, top: float) -> l
 
 def _costs(scale: ScaleRecord, measure: str) -> list[tuple[int, float]]:
     if measure == "time":
-        return [(point.value, point.spread.median) for point in scale.points]
+        return [(point.value, point.median) for point in scale.points]
     return [(point.value, point.temporary_bytes / 2**20) for point in scale.points if point.temporary_bytes]
 
 
 def _exponents(scales: Sequence[ScaleRecord], measure: str) -> str:
-    """The powers of the laws, in the order of the scales."""
+    """Return the exponents in words, in the order of the scales."""
     found = [scale.time_exponent if measure == "time" else scale.memory_exponent for scale in scales]
     return "power " + " and ".join("none" if p is None else f"{p:.2f}" for p in found)
 
@@ -301,6 +292,6 @@ def _bytes(value: float) -> str:
 
 
 def _count(value: float) -> str:
-    """Powers of ten from 1000 as such."""
+    """Return a number as text; powers of ten from 1000 on as powers."""
     power = math.log10(value)
     return f"10{str(round(power)).translate(_POWERS)}" if power >= 3 and power == round(power) else f"{value:g}"

@@ -1,4 +1,4 @@
-"""A problem is one row of a suite: what to compute, on which inputs, and how its results are checked beforehand."""
+"""Problems: the rows of the suites. Each has a computation, inputs, and checks that results must pass first."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from bridge.bench.reference import (
     squarable,
     within,
 )
-from bridge.bench.suites import Layer
+from bridge.bench.suites import DepthwiseLayer
 
-#: Inputs in rotation, so that no way finds its own still in a cache.
+#: Inputs in rotation, so that no way finds its inputs in a cache.
 INPUTS = 3
 
-#: Of the blocks' batch normalization, as in PyTorch.
+#: The epsilon of the blocks' batch normalization, as in PyTorch.
 EPSILON = 1e-5
 
-#: Of the step of training.
+#: The learning rate of the step of training.
 RATE = 0.01
 
 
@@ -37,14 +37,16 @@ class Way:
 
     Attributes:
       name: "jaxdw" or a peer's.
-      start: puts arrays where the framework wants them, and returns the call that computes and waits for the result.
-        The same program serves every start.
-      fetch: what a call returned, as NumPy arrays by name, channels last.
+      start: puts arrays where the framework wants them, and returns the call that computes. The same program serves
+        every start.
+      fetch: converts what a call returned to NumPy arrays by name, channels last.
+      wait: waits for what a call returned; needed only where the call itself does not wait.
     """
 
     name: str
     start: Callable[[Arrays], Callable[[], Any]]
-    fetch: Callable[[Any], dict[str, np.ndarray]]
+    fetch: Callable[[Any], dict[str, np.ndarray]] = lambda result: result
+    wait: Callable[[Any], Any] = lambda result: result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,18 +54,20 @@ class Problem:
     """One row of a suite.
 
     Attributes:
-      suite, name: of the row; networks: that have the layer.
-      layer: its geometry, None for whole models; of these width and weights, a state_dict of PyTorch.
-      inputs: random float32 data to time on, standard normal.
-      checks: that every way must pass before; made when asked for.
-      nbytes: that any way must move: its operands read once and its results written once; None for whole models.
-      flops: two a product, products with padding counted; None where the work is not sums of products alone.
+      suite, name: of the row.
+      networks: the networks that have the layer.
+      layer: its geometry; None for whole models.
+      inputs: standard normal float32 data to time on.
+      checks: makes the checks that every way must pass first.
+      nbytes: the bytes that any way must move: operands read once, results written once; None for whole models.
+      flops: two per product, products with padding included; None if the work is more than sums of products.
+      width, weights: of whole models; the weights are a state_dict of PyTorch.
     """
 
     suite: str
     name: str
     networks: tuple[str, ...]
-    layer: Layer | None
+    layer: DepthwiseLayer | None
     inputs: Sequence[Arrays]
     checks: Callable[[], Sequence[Check]]
     nbytes: int | None
@@ -73,9 +77,9 @@ class Problem:
 
 
 def problem(suite: str, name: str, networks: tuple[str, ...], batch: int, seed: int) -> Problem:
-    """A row of "layers", "gradients", "windows" or "blocks"."""
-    layer = Layer.parse(name)
-    # the row has its numbers whatever rows are measured with it
+    """Return a row of "layers", "gradients", "windows" or "blocks"."""
+    layer = DepthwiseLayer.parse(name)
+    # a row has the same numbers whichever rows are measured with it
     rng = np.random.default_rng((seed, SEEDS.index(suite), layer.height, layer.width, layer.channels, layer.kernel))
     inputs = [_normal(suite, rng, layer, batch) for _ in range(INPUTS)]
     nbytes, flops = work(suite, layer, batch)
@@ -84,10 +88,10 @@ def problem(suite: str, name: str, networks: tuple[str, ...], batch: int, seed: 
     )
 
 
-def work(suite: str, layer: Layer, batch: int) -> tuple[int, int | None]:
-    """The bytes that any way must move in float32, and the operations; see `Problem`.
+def work(suite: str, layer: DepthwiseLayer, batch: int) -> tuple[int, int | None]:
+    """Return the bytes that any way must move in float32, and the operations; see `Problem`.
 
-    >>> work("layers", Layer.parse("4x4x2:3:1"), 1)
+    >>> work("layers", DepthwiseLayer.parse("4x4x2:3:1"), 1)
     (328, 576)
     """
     g = layer.geometry(batch)
@@ -96,11 +100,11 @@ def work(suite: str, layer: Layer, batch: int) -> tuple[int, int | None]:
     return 4 * elements, {"layers": 2 * g.taps * y, "gradients": 6 * g.taps * y}.get(suite)
 
 
-#: The suites of layers; their places are part of the seed.
+#: The suites of layers. Their positions are part of the seed.
 SEEDS = ("layers", "gradients", "windows", "blocks")
 
 
-def _normal(suite: str, rng: np.random.Generator, layer: Layer, batch: int) -> Arrays:
+def _normal(suite: str, rng: np.random.Generator, layer: DepthwiseLayer, batch: int) -> Arrays:
     g = layer.geometry(batch)
     arrays = {"x": rng.standard_normal(g.x_shape, np.float32), "w": rng.standard_normal(g.kernel_shape, np.float32)}
     if suite == "gradients":
@@ -113,7 +117,7 @@ def _normal(suite: str, rng: np.random.Generator, layer: Layer, batch: int) -> A
 
 
 def _checks(
-    suite: str, rng: np.random.Generator, layer: Layer, batch: int, inputs: Sequence[Arrays]
+    suite: str, rng: np.random.Generator, layer: DepthwiseLayer, batch: int, inputs: Sequence[Arrays]
 ) -> Sequence[Check]:
     if suite == "blocks":
         y, bound = block(inputs[0], layer, EPSILON)

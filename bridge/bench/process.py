@@ -1,9 +1,9 @@
-"""A run in a process of its own, since what keeps one framework from slowing the other is read once, at the start.
+"""A run in a process of its own: the settings that keep one framework from slowing the other are read at its start.
 
-PyTorch's idle OpenMP threads spin for some milliseconds after each of its calls, in the hope of another, and so take
-the processor from whoever runs next. `OMP_WAIT_POLICY=passive` lets them sleep; it must be there before torch is
-imported. A policy that the caller has set is kept; where ways are timed alone, PyTorch's own is. How many processors
-are used is fixed at the start, too.
+PyTorch's idle OpenMP threads spin for some milliseconds after each call, to be ready for another. So they take the
+processor from the next way. `OMP_WAIT_POLICY=passive` lets them sleep; it must be set before torch is imported. A
+policy that the caller has set is kept. If ways are timed alone, PyTorch's default policy is kept. The number of
+processors is set at the start, too.
 
 The process reads settings.json in a folder, and writes report.json there.
 """
@@ -19,23 +19,24 @@ from pathlib import Path
 import pydantic
 import rich.progress
 
-from bridge.bench.schema import BenchReport, Settings
+from bridge.bench.schema import BenchReport, BenchSettings
 from bridge.console import Console, complain
 from bridge.files import read_regular
 from bridge.process import run_module
 from bridge.progress import Level, Progress, track
+from bridge.records import first_problem
 
-#: Seconds after which a run is ended: a day.
+#: Seconds after which a run is ended: one day.
 TIME_LIMIT = 86_400.0
 
 
-def measured(settings: Settings, level: Level = Level.NORMAL) -> BenchReport | int:
-    """The report of a run in a process of its own; or, where that failed and said why, its exit code.
+def measured(settings: BenchSettings, level: Level = Level.NORMAL) -> BenchReport | int:
+    """Run in a process of its own; return the report, or the exit code if the process failed with a message.
 
     Raises:
       OSError: the process was ended from outside, or took longer than `TIME_LIMIT`.
     """
-    # the peers run on the processor, and so must jaxdw
+    # the peers run on the processor, so jaxdw must too
     added = {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
     if not settings.alone:
         added["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")
@@ -47,7 +48,7 @@ def measured(settings: Settings, level: Level = Level.NORMAL) -> BenchReport | i
             number = -done.returncode
             raise OSError(
                 f"the process that measures was ended by signal {number}"
-                + ", perhaps for want of memory" * (number in (6, 9))
+                + ", perhaps for lack of memory" * (number in (6, 9))
             )
         if done.returncode:
             return done.returncode
@@ -55,7 +56,7 @@ def measured(settings: Settings, level: Level = Level.NORMAL) -> BenchReport | i
 
 
 def read_report(path: Path) -> BenchReport:
-    """What `jaxdw bench --json` wrote.
+    """Read a report that `jaxdw bench --json` wrote.
 
     Raises:
       ValueError: the file holds something else.
@@ -64,13 +65,12 @@ def read_report(path: Path) -> BenchReport:
     try:
         return BenchReport.model_validate_json(read_regular(path))
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise ValueError(f"`--from-json` is {path}, expected what --json wrote: {where}: {first['msg']}") from None
+        problem = first_problem(error)
+        raise ValueError(f"`--from-json` is {path}, expected a report that --json wrote: {problem}") from None
 
 
 def check_threads(threads: int | None) -> None:
-    """Raises ValueError where so many logical processors cannot be had."""
+    """Raise ValueError if so many logical processors are not available."""
     if threads is None:
         return
     if not hasattr(os, "sched_setaffinity"):
@@ -81,15 +81,15 @@ def check_threads(threads: int | None) -> None:
 
 
 def _main(folder: Path, level: Level) -> None:
-    settings = Settings.model_validate_json((folder / "settings.json").read_text())
-    if settings.threads is not None:  # before either framework starts its threads, which inherit it
+    settings = BenchSettings.model_validate_json((folder / "settings.json").read_text())
+    if settings.threads is not None:  # before a framework starts its threads, which inherit it
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings.threads])
     from bridge.bench.run import run
     from bridge.bench.torch_peers import set_threads
 
     if settings.threads is not None:
         set_threads(settings.threads)
-    # no thread, as of an automatic refresh: it would run during the measurements
+    # no thread for an automatic refresh: it would run during the measurements
     console = Console(stderr=True)
     bar = functools.partial(rich.progress.track, console=console, transient=True, auto_refresh=False)
     show = bar if console.is_terminal and level is Level.NORMAL else track
@@ -103,5 +103,5 @@ if __name__ == "__main__":
         _main(Path(sys.argv[1]), Level[sys.argv[2]])
     except Exception as error:
         sys.exit(complain(error, verbose=sys.argv[2] == Level.VERBOSE.name))
-    except KeyboardInterrupt:  # the command was interrupted, too, and says so
+    except KeyboardInterrupt:  # the command was interrupted as well, and says so
         sys.exit(130)

@@ -1,4 +1,4 @@
-"""A whole run: every row of every suite, and the report."""
+"""Run all rows of all suites, and make the report."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from bridge.bench import jax_peers, torch_peers
 from bridge.bench.copies import copy_bandwidth
 from bridge.bench.measure import measure
 from bridge.bench.models import model_problem
-from bridge.bench.problems import Problem, Way, problem
+from bridge.bench.problems import problem
 from bridge.bench.scaling import scaling
-from bridge.bench.schema import OURS, BenchReport, RowRecord, Settings, SuiteRecord
-from bridge.bench.suites import SUITES, Layer, select
+from bridge.bench.schema import OURS, BenchReport, BenchSettings, RowRecord, SuiteRecord
+from bridge.bench.suites import SUITES, DepthwiseLayer, select
 from bridge.environment import environment
 from jaxdw.methods import METHODS
 
-#: Goes through the rows of a suite, and shows how far it is.
+#: Iterates over the rows of a suite, and shows the progress.
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
 
-#: The peers of each suite: those that are measured where nothing else is asked for, and those that are known as well.
+#: The peers of each suite: the default ones, and the others that can be asked for.
 PEERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "layers": (
         ("torch", "torch.channels_last", "lax.grouped", "nnx.Conv"),
@@ -38,12 +38,12 @@ PEERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "models": (("torch", "torch.channels_last", "torch.compile"), ("lax.grouped",)),
 }
 
-#: What `tune` can compare the methods on.
+#: The suites that `tune` can compare the methods on.
 TUNED = ("layers", "gradients")
 
 
-def check(settings: Settings) -> None:
-    """Raises ValueError where a suite, a filter or a peer is unknown or takes nothing, before anything is measured."""
+def check(settings: BenchSettings) -> None:
+    """Raise ValueError if a suite or a peer is unknown, or if the filters select no row."""
     for suite in settings.suites:
         if suite not in SUITES:
             raise ValueError(f"`--suite` is {suite!r}, expected one of {', '.join(SUITES)} or all")
@@ -51,7 +51,7 @@ def check(settings: Settings) -> None:
             raise ValueError(f"`--suite` is {suite!r} with `--tune`, expected one of {', '.join(TUNED)}")
     if not any(select(suite, settings.layers, settings.batch) for suite in settings.suites):
         raise ValueError(
-            f"`--layers` is {', '.join(settings.layers)!r}, which takes no row of {', '.join(settings.suites)}; "
+            f"`--layers` is {', '.join(settings.layers)!r}, which selects no row of {', '.join(settings.suites)}; "
             "expected a part of a row's or of a network's name, as 56x56 or MobileNetV2, or a whole layer as "
             "56x56x144:3:2"
         )
@@ -64,8 +64,8 @@ def check(settings: Settings) -> None:
             )
 
 
-def run(settings: Settings, track: Track = lambda rows, _: rows) -> BenchReport:
-    """Measures what was asked for.
+def run(settings: BenchSettings, track: Track = lambda rows, _: rows) -> BenchReport:
+    """Measure everything that the settings ask for.
 
     Raises:
       ValueError: settings that `check` refuses.
@@ -79,7 +79,7 @@ def run(settings: Settings, track: Track = lambda rows, _: rows) -> BenchReport:
     moved = [row.nbytes for suite in suites for row in suite.rows if row.nbytes is not None]
     copies = [] if settings.tune or not moved else copy_bandwidth(max(moved), settings.seed)
     base = next(iter(rows.get("scaling", ())), None)
-    scales = [] if base is None else scaling(Layer.parse(base), settings, track)
+    scales = [] if base is None else scaling(DepthwiseLayer.parse(base), settings, track)
     return BenchReport(
         environment=environment() | _circumstances(),
         settings=settings,
@@ -91,13 +91,19 @@ def run(settings: Settings, track: Track = lambda rows, _: rows) -> BenchReport:
     )
 
 
-def _suite(suite: str, rows: Mapping[str, tuple[str, ...]], settings: Settings, track: Track) -> SuiteRecord:
+def _suite(suite: str, rows: Mapping[str, tuple[str, ...]], settings: BenchSettings, track: Track) -> SuiteRecord:
     began = time.perf_counter()
     peers, skipped = ((), _interpreted()) if settings.tune else chosen_peers(suite, settings.peers)
     records = []
     for name in track(list(rows), suite):
-        each = _problem(suite, name, rows[name], settings)
-        ways = _methods(each) if settings.tune else _ways(each, peers)
+        if suite == "models":
+            each = model_problem(name, settings.size, settings.seed)
+        else:
+            each = problem(suite, name, rows[name], settings.batch, settings.seed)
+        if settings.tune:
+            ways = [jax_peers.method_way(each, method) for method in METHODS if method not in skipped]
+        else:
+            ways = jax_peers.ways(each, [OURS]) + torch_peers.ways(each, peers) + jax_peers.ways(each, peers)
         records.append(
             RowRecord(
                 name=name,
@@ -113,42 +119,25 @@ def _suite(suite: str, rows: Mapping[str, tuple[str, ...]], settings: Settings, 
 
 
 def chosen_peers(suite: str, asked: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The peers of a suite that were asked for and can be had, and of the others why not."""
+    """Return the peers that were asked for and are available, and the reasons for those that are not."""
     default, more = PEERS[suite]
-    if tuple(asked) == ("default",):
-        names = default
-    elif tuple(asked) == ("all",):
-        names = (*default, *more)
-    else:
-        names = tuple(name for name in (*default, *more) if name in asked)
+    known = (*default, *more)
+    groups: dict[tuple[str, ...], tuple[str, ...]] = {("default",): default, ("all",): known}
+    names = groups.get(tuple(asked)) or tuple(name for name in known if name in asked)
     if "torch.compile" in names and (reason := torch_peers.compile_problem()):
         return tuple(name for name in names if name != "torch.compile"), {"torch.compile": reason}
     return names, {}
 
 
-def _problem(suite: str, name: str, networks: tuple[str, ...], settings: Settings) -> Problem:
-    if suite == "models":
-        return model_problem(name, settings.size, settings.seed)
-    return problem(suite, name, networks, settings.batch, settings.seed)
-
-
-def _ways(each: Problem, peers: Sequence[str]) -> list[Way]:
-    return jax_peers.ways(each, [OURS]) + torch_peers.ways(each, peers) + jax_peers.ways(each, peers)
-
-
-def _methods(each: Problem) -> list[Way]:
-    return [jax_peers.method_way(each, method) for method in METHODS if method not in _interpreted()]
-
-
 def _interpreted() -> dict[str, str]:
-    """Methods that are no program here, and why."""
+    """Return the methods that are not compiled here, and the reason."""
     if jax.default_backend() != "cpu":
         return {}
-    return {"pallas": "a CPU interprets its kernels operation by operation, so its time says nothing of them"}
+    return {"pallas": "a CPU interprets its kernels operation by operation, so its time says nothing about them"}
 
 
 def _circumstances() -> dict[str, str]:
-    """What bears on speed, beside the versions."""
+    """Return what affects speed, besides the versions."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "logical processors used": str(available),

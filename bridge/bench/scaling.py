@@ -1,4 +1,4 @@
-"""The cost model: how time and memory of jaxdw grow with batch, channels, size and kernel, measured."""
+"""The cost model: growth of jaxdw's time and memory with batch, channels, size and kernel, measured."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from bridge.bench import jax_peers
 from bridge.bench.figures import exponent
 from bridge.bench.measure import interleaved
 from bridge.bench.problems import problem
-from bridge.bench.schema import PointRecord, ScaleRecord, Settings
-from bridge.bench.suites import SCALES, Layer
+from bridge.bench.schema import BenchSettings, PointRecord, ScaleRecord
+from bridge.bench.suites import SCALES, DepthwiseLayer
 
-#: Of each work the suite whose problems it is.
+#: The suite that has the problems of each kind of work.
 WORK = {"forward": "layers", "gradients": "gradients"}
 
-#: What a varied field counts: the side is squared, as is the kernel.
+#: The quantity that each varied field stands for: the side and the kernel are squared.
 _QUANTITIES = {"batch": "batch", "channels": "channels", "side": "positions", "kernel": "taps"}
 
 
-def scaling(base: Layer, settings: Settings, track: Callable[[Sequence[Any], str], Iterable[Any]]) -> list[ScaleRecord]:
-    """Each quantity over two decades, forward and with both gradients, the others as in the base.
+def scaling(
+    base: DepthwiseLayer, settings: BenchSettings, track: Callable[[Sequence[Any], str], Iterable[Any]]
+) -> list[ScaleRecord]:
+    """Vary each quantity over two decades, forward and with both gradients; the others are as in the base.
 
     Raises:
       RuntimeError: a result is wrong.
@@ -31,12 +33,13 @@ def scaling(base: Layer, settings: Settings, track: Callable[[Sequence[Any], str
     return [_scale(base, field, work, settings) for field, work in track(pairs, "scaling")]
 
 
-def _scale(base: Layer, field: str, work: str, settings: Settings) -> ScaleRecord:
+def _scale(base: DepthwiseLayer, field: str, work: str, settings: BenchSettings) -> ScaleRecord:
     points: dict[int, PointRecord] = {}
     calls: dict[str, Sequence[Callable[[], Any]]] = {}
     for value in SCALES[field]:
         batch = value if field == "batch" else settings.batch
-        layer = base if field == "batch" else dataclasses.replace(base, **_changed(field, value))
+        changed = {"batch": {}, "side": {"height": value, "width": value}}.get(field, {field: value})
+        layer = dataclasses.replace(base, **changed)
         each = problem(WORK[work], str(layer), (), batch, settings.seed)
         way, memory = jax_peers.way_and_memory(each)
         for check in each.checks():
@@ -52,17 +55,13 @@ def _scale(base: Layer, field: str, work: str, settings: Settings) -> ScaleRecor
         quantity=_QUANTITIES[field],
         work=work,
         points=found,
-        time_exponent=_exponent(found, [point.spread.median for point in found]),
+        time_exponent=_exponent(found, [point.median for point in found]),
         memory_exponent=_exponent(found, [point.temporary_bytes for point in found]),
     )
 
 
-def _changed(field: str, value: int) -> dict[str, int]:
-    return {"height": value, "width": value} if field == "side" else {field: value}
-
-
 def _exponent(points: Sequence[PointRecord], costs: Sequence[float]) -> float | None:
-    """Over the greater half of the decades; None where a cost there is zero."""
+    """Fit the exponent over the greater half of the decades; None if a cost there is zero."""
     middle = math.sqrt(points[0].value * points[-1].value)
     upper = [(point.value, cost) for point, cost in zip(points, costs) if point.value >= middle]
     if len(upper) < 2 or min(cost for _, cost in upper) <= 0:

@@ -1,35 +1,29 @@
-"""What `jaxdw bench --json` writes."""
+"""The records that `jaxdw bench --json` writes.
+
+docs/speed.md explains every field, and a test holds it to this file.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 
-from bridge.bench.figures import Spread, geometric_mean, spread
+from bridge.bench.figures import geometric_mean, quartiles
+from bridge.records import Record
 
 #: Name and version of the schema. The version grows when a field is added, removed or changes its meaning.
 SCHEMA: Literal["jaxdw.bench/1"] = "jaxdw.bench/1"
 
-#: jaxdw's own way, and PyTorch's two eager ways, of which the best counts.
+#: The name of jaxdw's way, and those of PyTorch's two eager ways.
 OURS = "jaxdw"
 EAGER = ("torch", "torch.channels_last")
 
 
-class Settings(pydantic.BaseModel):
-    """What was asked for.
-
-    Attributes:
-      suites: their names, in order; tune: whether jaxdw's methods are compared instead of peers.
-      batch: images at once; size: side of the images of "models".
-      rounds: in each of which every way runs once, slow ones fewer.
-      layers: filters as for `bridge.bench.suites.select`.
-      peers: names, or "default" or "all" alone.
-      threads: logical processors that were used, or None for all.
-      alone: whether each way was timed as in a loop of its own.
-      seed: of data and order.
-    """
+class BenchSettings(Record):
+    """The settings of a run."""
 
     suites: tuple[str, ...]
     batch: int = pydantic.Field(default=8, ge=1)
@@ -43,17 +37,8 @@ class Settings(pydantic.BaseModel):
     seed: int = 0
 
 
-class WayRecord(pydantic.BaseModel):
-    """One way to compute a row.
-
-    Attributes:
-      name: "jaxdw", a peer, or with `tune` a method of jaxdw.
-      milliseconds: of each round, None where the way sat out; empty where its result was wrong or it failed.
-      low, median, high: their quartiles, None where there are none.
-      first_call_seconds: of the first call, which compiles.
-      wrong: what was wrong with its result; empty where nothing was.
-      failed: why it could not run; empty where it could.
-    """
+class WayRecord(Record):
+    """One way to compute a row."""
 
     name: str
     milliseconds: list[float | None]
@@ -65,8 +50,18 @@ class WayRecord(pydantic.BaseModel):
     failed: str = ""
 
     @classmethod
-    def of(cls, name: str, milliseconds: list[float | None], first_call_seconds: float) -> WayRecord:
-        low, median, high = spread([ms for ms in milliseconds if ms is not None])
+    def of(
+        cls,
+        name: str,
+        milliseconds: list[float | None],
+        first_call_seconds: float | None = None,
+        *,
+        wrong: str = "",
+        failed: str = "",
+    ) -> WayRecord:
+        """Return the record of these times, which may be none."""
+        timed = [ms for ms in milliseconds if ms is not None]
+        low, median, high = quartiles(timed) if timed else (None, None, None)
         return cls(
             name=name,
             milliseconds=milliseconds,
@@ -74,33 +69,13 @@ class WayRecord(pydantic.BaseModel):
             median=median,
             high=high,
             first_call_seconds=first_call_seconds,
-        )
-
-    @classmethod
-    def without_times(cls, name: str, *, wrong: str = "", failed: str = "") -> WayRecord:
-        return cls(
-            name=name,
-            milliseconds=[],
-            low=None,
-            median=None,
-            high=None,
-            first_call_seconds=None,
             wrong=wrong,
             failed=failed,
         )
 
 
-class RowRecord(pydantic.BaseModel):
-    """One row of a suite.
-
-    Attributes:
-      name: height x width x channels : kernel : stride, or a row of "models".
-      networks: that have the layer.
-      nbytes: that any way must move at least, operands and results once each; None for whole models.
-      flops: two a product; None where other work is done too.
-      ways: jaxdw's first.
-      auto: with `tune`, the method that "auto" takes.
-    """
+class RowRecord(Record):
+    """One row of a suite."""
 
     name: str
     networks: tuple[str, ...]
@@ -111,7 +86,7 @@ class RowRecord(pydantic.BaseModel):
     auto: str | None = None
 
     def median(self, name: str) -> float | None:
-        """Milliseconds of a way, None where it was not timed."""
+        """Return the milliseconds of a way, None if it was not timed."""
         return next((way.median for way in self.ways if way.name == name), None)
 
     @property
@@ -120,17 +95,17 @@ class RowRecord(pydantic.BaseModel):
         return min((ms for ms in map(self.median, EAGER) if ms is not None), default=None)
 
     def ratio(self, peer: str, ours: str = OURS) -> float | None:
-        """Our median over the peer's, or over that of the best of PyTorch's eager ways for "best torch"."""
+        """Return our median over the peer's; "best torch" is the faster of PyTorch's eager ways."""
         own, theirs = self.median(ours), self.best_eager if peer == BEST else self.median(peer)
         return own / theirs if own is not None and theirs is not None else None
 
 
-#: What summaries call the faster of PyTorch's eager layouts, row by row.
+#: The name in summaries for the faster of PyTorch's eager layouts, row by row.
 BEST = "best torch"
 
 
-class SummaryRecord(pydantic.BaseModel):
-    """Our time over a peer's, over all rows where both were timed: below 1 ours is faster."""
+class SummaryRecord(Record):
+    """jaxdw's time over a peer's, over all rows where both were timed: below 1 jaxdw is faster."""
 
     peer: str
     rows: int
@@ -140,8 +115,8 @@ class SummaryRecord(pydantic.BaseModel):
     greatest_at: str
 
 
-class SuiteRecord(pydantic.BaseModel):
-    """A suite; `skipped` has the peers that could not be had, and why."""
+class SuiteRecord(Record):
+    """A suite; `skipped` has the peers that were not available, and the reasons."""
 
     suite: str
     rows: list[RowRecord]
@@ -154,8 +129,8 @@ class SuiteRecord(pydantic.BaseModel):
         return cls(suite=suite, rows=rows, summaries=summaries(rows), skipped=skipped, seconds=seconds)
 
 
-class CopyRecord(pydantic.BaseModel):
-    """Bandwidth of a copy that moves `nbytes`, half of them read and half written: 10^9 bytes a second, by whom."""
+class CopyRecord(Record):
+    """Bandwidth of a copy that moves `nbytes`, half read and half written: 10^9 bytes per second, by framework."""
 
     nbytes: int
     gigabytes_a_second: dict[str, float]
@@ -165,15 +140,8 @@ class CopyRecord(pydantic.BaseModel):
         return max(self.gigabytes_a_second.values())
 
 
-class PointRecord(pydantic.BaseModel):
-    """One size of one quantity in `scaling`.
-
-    Attributes:
-      value: images, channels, positions or taps.
-      name: of the layer; batch: images.
-      milliseconds: of each round.
-      temporary_bytes, argument_bytes, output_bytes: of the compiled program.
-    """
+class PointRecord(Record):
+    """One size of one quantity in `scaling`."""
 
     value: int
     name: str
@@ -184,20 +152,13 @@ class PointRecord(pydantic.BaseModel):
     output_bytes: int
 
     @property
-    def spread(self) -> Spread:
-        return spread(self.milliseconds)
+    def median(self) -> float:
+        """Milliseconds."""
+        return quartiles(self.milliseconds).median
 
 
-class ScaleRecord(pydantic.BaseModel):
-    """How the cost of jaxdw grows with one quantity, the others as in the base.
-
-    Attributes:
-      quantity: "batch", "channels", "positions" or "taps".
-      work: "forward" or "gradients" (forward and both gradients).
-      points: from the smallest.
-      time_exponent: p where milliseconds go as value**p, over the greater half of the decades, where overhead is small.
-      memory_exponent: of temporary bytes; None where a program needs none.
-    """
+class ScaleRecord(Record):
+    """The growth of jaxdw's cost with one quantity. The others are as in the base."""
 
     quantity: str
     work: str
@@ -206,22 +167,12 @@ class ScaleRecord(pydantic.BaseModel):
     memory_exponent: float | None
 
 
-class BenchReport(pydantic.BaseModel):
-    """A whole run.
+class BenchReport(Record):
+    """A whole run."""
 
-    Attributes:
-      environment: versions, processor, threads and flags.
-      settings: what was asked for.
-      copies: bandwidth of copies, in the same run; empty where no suite needs it.
-      suites: in order.
-      scaling: of the suite "scaling"; base: from which.
-    """
-
-    model_config = pydantic.ConfigDict(populate_by_name=True)
-
-    schema_: Literal["jaxdw.bench/1"] = pydantic.Field(default=SCHEMA, alias="schema")
+    schema_: Literal["jaxdw.bench/1"] = SCHEMA
     environment: dict[str, str]
-    settings: Settings
+    settings: BenchSettings
     copies: list[CopyRecord]
     suites: list[SuiteRecord]
     scaling: list[ScaleRecord]
@@ -230,7 +181,7 @@ class BenchReport(pydantic.BaseModel):
 
     @property
     def wrong(self) -> list[str]:
-        """Every way whose result was wrong, in words."""
+        """Every way whose result was wrong, with the mistake."""
         return [
             f"{suite.suite}, {row.name}: {way.name}: {way.wrong}"
             for suite in self.suites
@@ -240,11 +191,40 @@ class BenchReport(pydantic.BaseModel):
         ]
 
     def to_json(self) -> str:
-        return self.model_dump_json(by_alias=True, indent=1) + "\n"
+        return compact_json(json.loads(self.model_dump_json(by_alias=True)), depth=4)
+
+
+def compact_json(value: Any, depth: int) -> str:
+    """Return JSON text whose containers have lines of their own down to `depth`; deeper ones are one line each.
+
+    >>> print(compact_json({"rows": [{"name": "a", "times": [1, 2]}] * 2}, depth=2), end="")
+    {
+     "rows": [
+      {"name": "a", "times": [1, 2]},
+      {"name": "a", "times": [1, 2]}
+     ]
+    }
+    """
+    return _json(value, depth, 0) + "\n"
+
+
+def _json(value: Any, depth: int, level: int) -> str:
+    if level >= depth or not isinstance(value, dict | list) or not value or (level > 1 and not _is_nested(value)):
+        return json.dumps(value, ensure_ascii=False)
+    parts = [_json(each, depth, level + 1) for each in (value.values() if isinstance(value, dict) else value)]
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(key, ensure_ascii=False)}: {part}" for key, part in zip(value, parts)]
+    indent = "\n" + " " * (level + 1)
+    first, last = "{}" if isinstance(value, dict) else "[]"
+    return f"{first}{indent}{f',{indent}'.join(parts)}{indent[:-1]}{last}"
+
+
+def _is_nested(value: dict[str, Any] | list[Any]) -> bool:
+    return any(isinstance(each, dict | list) for each in (value.values() if isinstance(value, dict) else value))
 
 
 def summaries(rows: Sequence[RowRecord], ours: str = OURS) -> list[SummaryRecord]:
-    """Of every peer of `ours`, and of the best of PyTorch's eager ways."""
+    """Return a summary for every peer of `ours`, and for the faster of PyTorch's eager ways."""
     names = dict.fromkeys(way.name for row in rows for way in row.ways if way.name != ours)
     found = []
     for peer in (*names, *((BEST,) if all(name in names for name in EAGER) else ())):

@@ -1,4 +1,4 @@
-"""What is measured: the depthwise layers of known networks at 224x224, and which of them each suite takes."""
+"""The depthwise layers of known networks at 224x224, and the layers that each suite measures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from jaxdw import Geometry
 
-#: Every suite; "all" is those before "scaling", which has no peers.
+#: Every suite. "all" means those before "scaling", which has no peers.
 SUITES = ("layers", "gradients", "windows", "blocks", "models", "scaling")
 ALL = SUITES[:-1]
 
@@ -38,18 +38,18 @@ NETWORKS: Mapping[str, str] = {
         7x7x300:9:1""",
 }
 
-#: Window-wise work holds every input once a tap in PyTorch and in `conv_general_dilated_patches`: a few shapes say it.
+#: A few shapes are enough: in PyTorch and `conv_general_dilated_patches`, windows hold every input once per tap.
 WINDOWS = """
     112x112x32:3:1 56x56x144:3:1 56x56x144:3:2 28x28x192:3:1 14x14x384:3:1 28x28x120:5:1 14x14x672:5:1
     7x7x960:5:1"""
 
-#: Its blocks are convolution, batch normalization and ReLU6.
+#: The blocks of this network are convolution, batch normalization and ReLU6.
 BLOCKS = NETWORKS["MobileNetV2"]
 
-#: From which `scaling` varies one quantity at a time.
+#: The layer from which `scaling` varies one quantity at a time.
 BASE = "28x28x96:3:1"
 
-#: What `scaling` varies, over two decades each: images, channels, positions (the square of the side) and taps.
+#: The quantities of `scaling`, over two decades each: images, channels, positions (the square of the side) and taps.
 SCALES: Mapping[str, Sequence[int]] = {
     "batch": (1, 2, 5, 10, 20, 50, 100),
     "channels": (8, 16, 40, 80, 160, 400, 800),
@@ -61,10 +61,10 @@ _SPEC = re.compile(r"(\d+)x(\d+)x(\d+):(\d+):(\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
-class Layer:
-    """A depthwise layer with a square kernel of odd size, padded by kernel // 2 on every side as in PyTorch's networks.
+class DepthwiseLayer:
+    """A depthwise layer with a square kernel of odd size, padded by kernel // 2 as in PyTorch's networks.
 
-    >>> layer = Layer.parse("56x56x144:3:2")
+    >>> layer = DepthwiseLayer.parse("56x56x144:3:2")
     >>> layer.stride, str(layer), layer.geometry(8).output_shape
     (2, '56x56x144:3:2', (8, 28, 28, 144))
     """
@@ -76,8 +76,8 @@ class Layer:
     stride: int
 
     @classmethod
-    def parse(cls, text: str, name: str = "layer") -> Layer:
-        """Of `height x width x channels : kernel : stride`; `name` is what an error calls it.
+    def parse(cls, text: str, name: str = "layer") -> DepthwiseLayer:
+        """Parse `height x width x channels : kernel : stride`; an error calls the argument `name`.
 
         Raises:
           ValueError: another form, a size of zero, or an even kernel.
@@ -96,7 +96,7 @@ class Layer:
 
     @property
     def padding(self) -> int:
-        """Zeros on each side of both axes."""
+        """Zeros at each end of both axes."""
         return self.kernel // 2
 
     def geometry(self, batch: int) -> Geometry:
@@ -108,24 +108,24 @@ class Layer:
         )
 
 
-def layers_of(suite: str) -> dict[Layer, tuple[str, ...]]:
-    """The layers of "layers", "gradients", "windows" or "blocks", each once, with the networks that have it.
+def layers_of(suite: str) -> dict[DepthwiseLayer, tuple[str, ...]]:
+    """Return the layers of "layers", "gradients", "windows" or "blocks", each once, with its networks.
 
-    >>> layers_of("layers")[Layer.parse("112x112x96:3:2")]
+    >>> layers_of("layers")[DepthwiseLayer.parse("112x112x96:3:2")]
     ('MobileNetV2', 'EfficientNet-B0', 'MixNet-S')
     """
-    networks: dict[Layer, tuple[str, ...]] = {}
+    networks: dict[DepthwiseLayer, tuple[str, ...]] = {}
     for network, specs in NETWORKS.items():
-        for layer in map(Layer.parse, specs.split()):
+        for layer in map(DepthwiseLayer.parse, specs.split()):
             networks[layer] = (*networks.get(layer, ()), network)
     if suite in ("layers", "gradients"):
         return networks
     chosen = {"windows": WINDOWS, "blocks": BLOCKS}[suite]
-    return {layer: networks[layer] for layer in map(Layer.parse, chosen.split())}
+    return {layer: networks[layer] for layer in map(DepthwiseLayer.parse, chosen.split())}
 
 
 def model_rows(batch: int) -> tuple[str, ...]:
-    """The rows of "models", MobileNetV2: inference of one image and of a batch, and a step of training.
+    """Return the rows of "models" (MobileNetV2): inference of one image and of a batch, and a step of training.
 
     >>> model_rows(8)
     ('inference, batch 1', 'inference, batch 8', 'training, batch 8')
@@ -134,16 +134,16 @@ def model_rows(batch: int) -> tuple[str, ...]:
 
 
 def select(suite: str, filters: Sequence[str], batch: int) -> dict[str, tuple[str, ...]]:
-    """The rows of a suite that filters leave: names, with the networks of each.
+    """Return the rows of a suite that the filters select: names, with the networks of each.
 
     Args:
       suite: one of `SUITES`.
       filters: a whole layer, as "56x56x144:3:2", which need not be in the tables; or a part of a row's name or of a
-        network's. A row stays if any filter takes it; no filters leave all.
-      batch: images at once.
+        network's. A row is selected if any filter matches it. No filters select all rows.
+      batch: images per call.
 
     Returns:
-      Names of layers, or those of `model_rows`; of "scaling" its base.
+      Names of layers, or the names of `model_rows`; for "scaling", its base.
     """
     own: dict[str, tuple[str, ...]] = dict.fromkeys(_own(filters), ())
     if suite == "scaling":
@@ -167,4 +167,4 @@ def select(suite: str, filters: Sequence[str], batch: int) -> dict[str, tuple[st
 def _own(filters: Sequence[str]) -> Iterator[str]:
     for text in filters:
         if ":" in text and _SPEC.fullmatch(text):
-            yield str(Layer.parse(text, "--layers"))
+            yield str(DepthwiseLayer.parse(text, "--layers"))

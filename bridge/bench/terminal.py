@@ -23,7 +23,7 @@ _ABOUT = {
 
 
 def print_report(report: BenchReport, console: Console) -> None:
-    """Every suite with its rows and its means, the cost model, and on what machine."""
+    """Print every suite with its rows and means, the cost model, and the machine."""
     for suite in report.suites:
         if report.settings.tune:
             _print_tuning(suite, console)
@@ -41,7 +41,7 @@ def print_report(report: BenchReport, console: Console) -> None:
 
 def _print_suite(suite: SuiteRecord, console: Console) -> None:
     peers = list(dict.fromkeys(way.name for row in suite.rows for way in row.ways if way.name != OURS))
-    table = _table(f"{suite.suite}: {_ABOUT[suite.suite]}; jaxdw's milliseconds, and its time over each peer's")
+    table = _table(f"{suite.suite}: {_ABOUT[suite.suite]}; jaxdw's milliseconds, and its time over each peer's time")
     table.add_column("batch x layer" if suite.suite != "models" else "work", no_wrap=True)
     table.add_column("jaxdw ms", justify="right", no_wrap=True)
     for peer in peers:
@@ -61,14 +61,14 @@ def _print_suite(suite: SuiteRecord, console: Console) -> None:
     for each in suite.summaries:
         if each.peer == BEST:
             console.print(
-                f"{BEST} is the faster of PyTorch's eager layouts, row by row; jaxdw's time is at most "
-                f"{each.greatest:.2f} of its, at {escape(each.greatest_at)}.",
+                f"{BEST} is the faster of PyTorch's eager layouts, row by row; jaxdw takes at most "
+                f"{each.greatest:.2f} of its time, at {escape(each.greatest_at)}.",
                 highlight=False,
             )
 
 
 def _summary(suite: SuiteRecord) -> Table:
-    table = _table("jaxdw's time over the peer's: below 1 jaxdw is faster")
+    table = _table("jaxdw's time over the peer's time: below 1 jaxdw is faster")
     table.add_column("peer", no_wrap=True)
     for title in ("geometric mean", "times as fast", "least", "greatest", "rows"):
         table.add_column(title, justify="right")
@@ -80,7 +80,7 @@ def _summary(suite: SuiteRecord) -> Table:
 
 
 def _print_tuning(suite: SuiteRecord, console: Console) -> None:
-    """What `auto` takes against the fastest of jaxdw's methods."""
+    """Print the method that `auto` stands for, against the fastest of jaxdw's methods."""
     methods = [way.name for way in suite.rows[0].ways]
     table = _table(f"{suite.suite}: {_ABOUT[suite.suite]}; milliseconds of jaxdw's methods")
     for title in ("batch x layer", "auto", "fastest"):
@@ -98,7 +98,7 @@ def _print_tuning(suite: SuiteRecord, console: Console) -> None:
         ratio = medians[row.auto] / medians[fastest] if row.auto in medians else None
         if ratio is not None:
             lost.append(ratio)
-        shown = (_milliseconds(way, spread=False) for way in row.ways)
+        shown = (_milliseconds(way, quartiles=False) for way in row.ways)
         table.add_row(
             escape(f"{row.batch}x{row.name}"),
             escape(row.auto or ""),
@@ -110,7 +110,7 @@ def _print_tuning(suite: SuiteRecord, console: Console) -> None:
     counts = ", ".join(f"{method} on {count}" for method, count in won.most_common())
     if lost:
         console.print(
-            f"Fastest: {counts} of {len(suite.rows)} layers. auto's time over that of the fastest: geometric mean "
+            f"Fastest: {counts} of {len(suite.rows)} layers. auto's time over the fastest time: geometric mean "
             f"{geometric_mean(lost):.3f}, greatest {max(lost):.3f}.\n",
             highlight=False,
         )
@@ -118,7 +118,7 @@ def _print_tuning(suite: SuiteRecord, console: Console) -> None:
 
 def _scales(report: BenchReport) -> Table:
     layer = f"{report.settings.batch}x{report.base}"
-    table = _table(f"scaling: jaxdw from {layer}, one quantity varied at a time; cost as the quantity to the power p")
+    table = _table(f"scaling: jaxdw from {layer}, one quantity varied at a time; cost ~ quantity^p")
     for title in ("quantity", "work", "range"):
         table.add_column(title, no_wrap=True)
     for title in ("ms", "p", "temporary MiB", "p"):
@@ -135,7 +135,7 @@ def _scale(scale: ScaleRecord) -> tuple[str, ...]:
         scale.quantity,
         scale.work,
         f"{first.value}-{last.value}",
-        f"{first.spread.median:.2g}-{last.spread.median:.3g}",
+        f"{first.median:.2g}-{last.median:.3g}",
         "" if scale.time_exponent is None else f"{scale.time_exponent:.2f}",
         f"{memory[0]:.2g}-{memory[1]:.3g}",
         "" if scale.memory_exponent is None else f"{scale.memory_exponent:.2f}",
@@ -143,16 +143,16 @@ def _scale(scale: ScaleRecord) -> tuple[str, ...]:
 
 
 def _remarks(report: BenchReport) -> Sequence[str]:
-    """On what, and how, it was measured."""
+    """Return sentences about the machine and the measurement."""
     info, settings = report.environment, report.settings
     lines = []
     if report.copies:
         roofs = ", ".join(f"{copy.best:.3g} at {_size(copy.nbytes)}" for copy in report.copies)
-        lines.append(f"Copies in this run move, in 10^9 bytes a second, the best of NumPy, JAX and PyTorch: {roofs}.")
+        lines.append(f"Copies in this run, the best of NumPy, JAX and PyTorch, in 10^9 bytes per second: {roofs}.")
     policy = info.get("OMP_WAIT_POLICY", "")
     turns = (
         f"Every round times each way once, in shuffled order{', as in a loop of its own' if settings.alone else ''}; "
-        f"{settings.rounds} rounds, slow ways fewer; medians, and in brackets the middle half. "
+        f"{settings.rounds} rounds, fewer for slow ways. Medians, with the quartiles in brackets. "
     )
     sleeping = ", so that PyTorch's idle threads do not spin through JAX's turn" if policy.lower() == "passive" else ""
     lines.append(f"{turns}OMP_WAIT_POLICY={policy or 'unset'}{sleeping}.")
@@ -168,11 +168,11 @@ def _table(title: str) -> Table:
     return Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
 
 
-def _milliseconds(way: WayRecord, *, spread: bool = True) -> str:
+def _milliseconds(way: WayRecord, *, quartiles: bool = True) -> str:
     if way.median is None or way.low is None or way.high is None:
         return "[bold red]wrong[/]" if way.wrong else "[yellow]failed[/]"
     median = f"{way.median:#.3g}"
-    return f"{median} ({way.low:#.3g}-{way.high:#.3g})" if spread else median
+    return f"{median} ({way.low:#.3g}-{way.high:#.3g})" if quartiles else median
 
 
 def _ratio(row: RowRecord, way: WayRecord | None) -> str:

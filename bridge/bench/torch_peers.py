@@ -1,5 +1,7 @@
-"""PyTorch's ways: `F.conv2d` in both layouts, `torch.compile`, `F.unfold`; and its MobileNetV2. Only this file of
-`bridge.bench` imports torch."""
+"""The peers in PyTorch: `F.conv2d` in both layouts, `torch.compile`, `F.unfold`, and MobileNetV2.
+
+Only this file of `bridge.bench` imports torch.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,12 @@ import torch._dynamo
 import torch.nn.functional as F
 from torch import nn
 
-from bridge.bench.problems import EPSILON, INPUTS, RATE, Problem, Way
+from bridge.bench.problems import EPSILON, RATE, Problem, Way
 from bridge.bench.reference import Arrays
-from bridge.bench.suites import Layer
+from bridge.bench.suites import DepthwiseLayer
 from jaxdw.models.mobilenet import round_channels
 
-#: Of a layer's tensors by name, its result or results.
+#: A function of a layer's tensors, with one result or several.
 Compute = Callable[..., Any]
 
 #: PyTorch's memory formats.
@@ -27,39 +29,51 @@ FORMS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_
 
 
 def set_threads(threads: int) -> None:
-    """How many threads PyTorch computes with."""
+    """Set the number of threads that PyTorch computes with."""
     torch.set_num_threads(threads)
 
 
 def ways(problem: Problem, names: Sequence[str]) -> list[Way]:
-    """The ways of these names that the suite has."""
+    """Return the ways of these names that the suite has."""
     return [_WAYS[problem.suite][name](problem, name) for name in names if name in _WAYS[problem.suite]]
 
 
 @functools.cache
 def compile_problem() -> str:
-    """Why `torch.compile` cannot compile here, in a line; empty where it can."""
+    """Return the reason why `torch.compile` cannot compile here, in one line; empty if it can."""
     try:
         torch.compile(lambda x: x * 2 + 1, fullgraph=True)(torch.ones(8))
-    except Exception as error:  # a missing compiler, header or permission: each raises its own
+    except Exception as error:  # a missing compiler, header or permission raises its own kind
         return next(iter(str(error).splitlines()), "") or type(error).__name__
     return ""
 
 
-def copy_call(elements: int) -> Callable[[int], None]:
-    """A copy of float32 into memory at hand, from a source in turn."""
-    sources = [torch.full((elements,), float(i)) for i in range(INPUTS)]
-    target = torch.zeros(elements)
-    return lambda turn: target.copy_(sources[turn])
+def copy_way(elements: int, device: str = "cpu") -> Way:
+    """Return a copy of float32 into memory at hand."""
+    target = torch.zeros(elements, device=device)
+
+    def start(arrays: Arrays) -> Callable[[], Any]:
+        source = torch.full((elements,), float(arrays["value"]), device=device)
+        return lambda: target.copy_(source)
+
+    return Way("torch", start, wait=lambda _: synchronize(device))
 
 
-def convolution(layer: Layer) -> Compute:
-    """`F.conv2d` with one group a channel."""
+def synchronize(device: str) -> None:
+    """Wait for everything that was enqueued on the device."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def convolution(layer: DepthwiseLayer) -> Compute:
+    """Return `F.conv2d` with one group per channel."""
     return lambda x, w: F.conv2d(x, w, None, layer.stride, layer.padding, 1, layer.channels)
 
 
-def _unfold(layer: Layer, function: Callable[[torch.Tensor], torch.Tensor] = lambda windows: windows) -> Compute:
-    """`F.unfold` and a sum over the taps; as a product of matrices, one a channel."""
+def _unfold(
+    layer: DepthwiseLayer, function: Callable[[torch.Tensor], torch.Tensor] = lambda windows: windows
+) -> Compute:
+    """Return `F.unfold` and a sum over the taps, as a product of matrices per channel."""
 
     def compute(x, w):
         n, c, taps = len(x), layer.channels, layer.kernel**2
@@ -76,7 +90,7 @@ def _signed_square(windows: torch.Tensor) -> torch.Tensor:
 
 
 def forward(compute: Compute) -> Callable[[Mapping[str, torch.Tensor]], Callable[[], Any]]:
-    """From tensors x and w, on any device, to the call that computes (y,) from them."""
+    """Return a function from tensors x and w, on any device, to the call that computes (y,)."""
 
     def call(tensors: Mapping[str, torch.Tensor]) -> Callable[[], Any]:
         x, w = tensors["x"], tensors["w"]
@@ -91,7 +105,7 @@ def forward(compute: Compute) -> Callable[[Mapping[str, torch.Tensor]], Callable
 
 
 def with_gradients(compute: Compute) -> Callable[[Mapping[str, torch.Tensor]], Callable[[], Any]]:
-    """From tensors x, w and dy, on any device, to the call that computes (y, dx, dw) from them."""
+    """Return a function from tensors x, w and dy, on any device, to the call that computes (y, dx, dw)."""
 
     def call(tensors: Mapping[str, torch.Tensor]) -> Callable[[], Any]:
         x, w, dy = tensors["x"].requires_grad_(), tensors["w"].requires_grad_(), tensors["dy"]
@@ -106,43 +120,44 @@ def with_gradients(compute: Compute) -> Callable[[Mapping[str, torch.Tensor]], C
 
 
 def _layer_way(
-    make: Callable[[Layer], Compute], suite: str, form: str = "contiguous", compiled: bool = False
+    make: Callable[[DepthwiseLayer], Compute], form: str = "contiguous", compiled: bool = False
 ) -> Callable[[Problem, str], Way]:
     def of(problem: Problem, name: str) -> Way:
         assert problem.layer is not None
         compute = make(problem.layer)
         if compiled:
             compute = _compiled(compute)
-        call = (with_gradients if suite == "gradients" else forward)(compute)
-        return Way(name, lambda arrays: call(_placed(arrays, form)), functools.partial(_fetched, suite))
+        call = (with_gradients if problem.suite == "gradients" else forward)(compute)
+        return Way(name, lambda arrays: call(_placed(arrays, form)), fetched)
 
     return of
 
 
-def _fetched(suite: str, result: Sequence[torch.Tensor]) -> dict[str, np.ndarray]:
-    names = ("y", "dx", "dw") if suite == "gradients" else ("y",)
+def fetched(result: Sequence[torch.Tensor]) -> dict[str, np.ndarray]:
+    """Return y, or y, dx and dw, as NumPy arrays with channels last."""
     return {
-        name: (tensor.permute(2, 3, 1, 0) if name == "dw" else tensor.permute(0, 2, 3, 1)).detach().numpy()
-        for name, tensor in zip(names, result, strict=True)
+        name: (tensor.permute(2, 3, 1, 0) if name == "dw" else tensor.permute(0, 2, 3, 1)).detach().cpu().numpy()
+        for name, tensor in zip(("y", "dx", "dw"), result, strict=False)
     }
 
 
 def _placed(arrays: Arrays, form: str) -> dict[str, torch.Tensor]:
-    """Images and weights in PyTorch's axes and a memory format; copies."""
-    axes = {"x": (0, 3, 1, 2), "dy": (0, 3, 1, 2), "images": (0, 3, 1, 2), "w": (3, 2, 0, 1)}
-    tensors = {}
-    for name, array in arrays.items():
-        if name in axes:
-            copied = np.array(array.transpose(axes[name]), order="C")
-            tensors[name] = torch.from_numpy(copied).contiguous(memory_format=FORMS[form])
-        else:
-            tensors[name] = torch.from_numpy(np.array(array))
-    return tensors
+    """Copy images and weights to PyTorch's axes and a memory format."""
+    return {name: in_form(name, torch.from_numpy(np.array(array)), form) for name, array in arrays.items()}
+
+
+def in_form(name: str, tensor: torch.Tensor, form: str) -> torch.Tensor:
+    """Permute images (x, dy, images) and kernels (w) to PyTorch's axes, and lay them out in a memory format."""
+    axes = {"x": (0, 3, 1, 2), "dy": (0, 3, 1, 2), "images": (0, 3, 1, 2), "w": (3, 2, 0, 1)}.get(name)
+    return tensor if axes is None else tensor.permute(axes).contiguous(memory_format=FORMS[form])
 
 
 def _compiled(function: Any) -> Any:
-    """Compiled as one graph or not at all. What was compiled before is let go: PyTorch otherwise counts it as one more
-    version of the same code, and past eight of them runs uncompiled without a word."""
+    """Compile as one graph, or fail.
+
+    Earlier programs are dropped: PyTorch counts them as versions of the same code, and after eight versions it runs the
+    code uncompiled, without a message.
+    """
     torch._dynamo.reset()
     return torch.compile(function, fullgraph=True, dynamic=False)
 
@@ -165,7 +180,7 @@ def _block_way(form: str, compiled: bool = False) -> Callable[[Problem, str], Wa
             keys = {"0.weight": "w", "1.weight": "scale", "1.bias": "bias", "1.running_mean": "mean"}
             keys["1.running_var"] = "var"
             state = {key: tensors[name] for key, name in keys.items()}
-            unit.load_state_dict(state, strict=False)  # all but the count of batches
+            unit.load_state_dict(state, strict=False)  # everything except the count of batches
 
             def run() -> Any:
                 with torch.inference_mode():
@@ -173,13 +188,13 @@ def _block_way(form: str, compiled: bool = False) -> Callable[[Problem, str], Wa
 
             return run
 
-        return Way(name, start, functools.partial(_fetched, "blocks"))
+        return Way(name, start, fetched)
 
     return of
 
 
 class MobileNetV2(nn.Module):
-    """Sandler et al., 2018, as torchvision has it, with its names of parameters; without dropout, to be repeatable."""
+    """Sandler et al., 2018, with torchvision's structure and names of parameters; no dropout, to be repeatable."""
 
     #: Expansion, channels, repetitions and first stride of each stage: table 2 of the paper.
     TABLE = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -223,10 +238,10 @@ def _unit(channels: int, out: int, kernel: int, stride: int, groups: int = 1) ->
 
 
 def network_weights(classes: int, width: float, seed: int) -> dict[str, np.ndarray]:
-    """A state_dict of `MobileNetV2`, drawn at random.
+    """Draw a state_dict of `MobileNetV2` at random.
 
-    Kernels and the matrix are normal with variance 2 / fan-in, which keeps what distinguishes images alive through
-    ReLU; scales and variances are around 1, biases and means around 0 but not there, so that nothing hides behind them.
+    Kernels and the matrix are normal with variance 2 / fan-in, so that different images keep different activations
+    after ReLU. Scales and variances are around 1, biases and means around 0 but not zero: a zero would hide mistakes.
     """
     rng = np.random.default_rng(seed)
     ranges = {"weight": (0.5, 1.5), "bias": (-0.5, 0.5), "running_mean": (-0.5, 0.5), "running_var": (0.5, 1.5)}
@@ -244,7 +259,7 @@ def network_weights(classes: int, width: float, seed: int) -> dict[str, np.ndarr
 
 
 def truth(weights: Arrays, width: float, arrays: Arrays) -> dict[str, np.ndarray]:
-    """What the network gives in float64: logits, or of a step of training the loss and the new state."""
+    """Compute the network in float64: the logits, or for a step of training the loss and the new state."""
     wide = {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in weights.items()}
     given = {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in arrays.items()}
     model = _network(wide, width, torch.float64)
@@ -258,7 +273,7 @@ def _network(weights: Arrays, width: float, dtype: torch.dtype = torch.float32) 
 
 
 def _network_call(model: MobileNetV2, program: Any, arrays: Arrays, form: str) -> Callable[[], Any]:
-    """Inference; where there are labels, a step of training by SGD, as a PyTorch user writes it."""
+    """Return the call for inference; if there are labels, for a step of training by SGD, as PyTorch users write it."""
     tensors = _placed(arrays, form)
     if "labels" not in arrays:
         model.eval()
@@ -308,21 +323,19 @@ def _network_way(form: str, compiled: bool = False) -> Callable[[Problem, str], 
 _Makers = Mapping[str, Callable[[Problem, str], Way]]
 
 
-def _convolutions(suite: str) -> _Makers:
-    return {
-        "torch": _layer_way(convolution, suite),
-        "torch.channels_last": _layer_way(convolution, suite, "channels_last"),
-        "torch.compile": _layer_way(convolution, suite, "channels_last", compiled=True),
-        "torch.unfold": _layer_way(_unfold, suite),
-    }
-
+_CONVOLUTIONS: _Makers = {
+    "torch": _layer_way(convolution),
+    "torch.channels_last": _layer_way(convolution, "channels_last"),
+    "torch.compile": _layer_way(convolution, "channels_last", compiled=True),
+    "torch.unfold": _layer_way(_unfold),
+}
 
 _WAYS: Mapping[str, _Makers] = {
-    "layers": _convolutions("layers"),
-    "gradients": _convolutions("gradients"),
+    "layers": _CONVOLUTIONS,
+    "gradients": _CONVOLUTIONS,
     "windows": {
-        "torch.unfold": _layer_way(lambda layer: _unfold(layer, _signed_square), "windows"),
-        "torch.compile": _layer_way(lambda layer: _unfold(layer, _signed_square), "windows", compiled=True),
+        "torch.unfold": _layer_way(lambda layer: _unfold(layer, _signed_square)),
+        "torch.compile": _layer_way(lambda layer: _unfold(layer, _signed_square), compiled=True),
     },
     "blocks": {
         "torch": _block_way("contiguous"),

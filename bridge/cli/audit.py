@@ -8,8 +8,8 @@ import typer
 
 from bridge.case import DTYPES
 from bridge.cli.cases import GeometryOptions
-from bridge.cli.options import HtmlOption, JsonOption
-from bridge.cli.output import check_outputs, command_line, console, summarise
+from bridge.cli.options import JsonOption
+from bridge.cli.output import check_outputs, console, summarise
 from bridge.cli.parse import parse_names
 from bridge.files import write_atomically
 
@@ -36,28 +36,24 @@ def audit(
         str, typer.Option(help="Precision for lax: default, high or highest, where METHOD names none.")
     ] = "default",
     json: JsonOption = None,
-    html: HtmlOption = None,
 ) -> None:
-    """Compile each method for a platform that need not be there, and say what the compiler made of it.
+    """Compile each method for a platform that need not be there, and show what the compiler made of it.
 
-    Nothing is run. Exit codes: 2 unusable arguments, or a METHOD that was named could not be compiled, or none could.
+    Nothing is run. Exit code 2: arguments are unusable, a named METHOD could not be compiled, or none could.
     """
-    from bridge.audit import Subject
+    from bridge.audit import AuditSubject, platform
     from bridge.audit import audit as run_audit
-    from bridge.audit.platforms import platform
-    from bridge.report.audit import audit_html, print_audit
+    from bridge.report.audit import print_audit
     from bridge.report.audit_schema import AuditReport
 
-    check_outputs("jaxdw.audit", json=json, html=html)
+    check_outputs("jaxdw.audit", json=json)
     if missing := platform(on).missing:
         raise ValueError(missing)
-    subject = Subject(layer.geometry(), dtype, layer.bias, gradient, precision)
+    subject = AuditSubject(layer.geometry(), dtype, layer.bias, gradient, precision)
     report = AuditReport.of(run_audit(parse_names(methods), subject, on))
     print_audit(report, console())
     if json is not None:
         write_atomically(json, report.to_json())
-    if html is not None:
-        write_atomically(html, audit_html(report, command=command_line()))
     failed = [each for each in report.findings if each.error]
     summarise(f"{len(report.findings) - len(failed)} of {len(report.findings)} methods were compiled for {on}")
     raise typer.Exit(2 if failed and (methods or len(failed) == len(report.findings)) else 0)

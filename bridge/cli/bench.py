@@ -54,14 +54,14 @@ def bench(
         Path | None, typer.Option(help="Show and draw what --json wrote before; nothing is measured.")
     ] = None,
 ) -> None:
-    """Time jaxdw against PyTorch, lax and Flax on the layers of known networks, results checked first.
+    """Time jaxdw against PyTorch, lax and Flax on the layers of known networks.
 
-    Exit codes: 1 a result was wrong, and not timed; 2 unusable arguments or files.
+    Results are checked first. Exit codes: 1 a result was wrong, and not timed; 2 unusable arguments or files.
     """
     from bridge.bench.pictures import to_svg
     from bridge.bench.process import check_threads, measured, read_report
     from bridge.bench.run import check
-    from bridge.bench.schema import Settings
+    from bridge.bench.schema import BenchSettings
     from bridge.bench.suites import ALL
     from bridge.bench.terminal import print_report
 
@@ -72,7 +72,7 @@ def bench(
         report = read_report(from_json)
     else:
         named = parse_names(suite) or ["layers"]
-        settings = Settings(
+        settings = BenchSettings(
             suites=tuple(dict.fromkeys(name for each in named for name in (ALL if each == "all" else (each,)))),
             batch=batch,
             rounds=rounds,

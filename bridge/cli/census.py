@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
+from bridge._implementations import implementation
 from bridge.cli.options import FailOnOption, HtmlOption
 from bridge.cli.output import check_outputs, command_line, console, summarise
 from bridge.cli.parse import parse_names
 from bridge.environment import environment
 from bridge.files import write_atomically
-from bridge.implementations import implementation
 from bridge.progress import track
 
 
@@ -54,10 +54,11 @@ def census(
     html: HtmlOption = None,
     fail_on: FailOnOption = None,
 ) -> None:
-    """Run PyTorch models, and give each depthwise layer its verdict on the input that it really received.
+    """Run PyTorch models, and give each depthwise layer its verdict on the input that it received.
 
-    Exit codes are those of `parity` for the weakest verdict; 2 also where a model could not be run, 4 where no model
-    has a depthwise layer.
+    Exit codes are those of `parity` for the weakest verdict.
+
+    2 also means that a model could not be run, and 4 that no model has a depthwise layer.
     """
     from bridge._census.census import DEFAULT
     from bridge._census.record import CensusSettings, append_record, finished, read_records

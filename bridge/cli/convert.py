@@ -17,9 +17,14 @@ from bridge.weights.manifest import manifest_path
 def convert(
     source: Annotated[
         Path,
-        typer.Argument(help=".safetensors, .pt, .pth or .bin, an index of shards, a Hugging Face or an Orbax folder."),
+        typer.Argument(
+            metavar="SOURCE",
+            help=".safetensors, .pt, .pth or .bin, an index of shards, a Hugging Face or an Orbax folder.",
+        ),
     ],
-    destination: Annotated[Path, typer.Argument(help="The file to write, or with --to orbax the folder.")],
+    destination: Annotated[
+        Path, typer.Argument(metavar="DESTINATION", help="The file to write, or with --to orbax the folder.")
+    ],
     to: Annotated[
         Format,
         typer.Option(help="Whose names and layouts: flax or torch, as .safetensors; or orbax, Flax's as a folder."),
@@ -36,9 +41,9 @@ def convert(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite DESTINATION.")] = False,
 ) -> None:
-    """Turn PyTorch weights into Flax weights or back, every tensor accounted for.
+    """Turn PyTorch weights into Flax weights or back, and account for every tensor.
 
-    A manifest beside DESTINATION says what went where, with hashes. Bit for bit: dtypes are kept.
+    Values and dtypes are kept bit for bit. A manifest beside DESTINATION lists what went where, with hashes.
     """
     log.info("reading %s", source)
     written = convert_checkpoint(

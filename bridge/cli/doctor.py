@@ -22,7 +22,7 @@ def doctor(
     Exit code 1: some bits differ, or the compiler has a bug that another version does not have.
     """
     from bridge import sentinel
-    from bridge.implementations import implementations
+    from bridge._implementations import implementations
     from bridge.requirements import untested
     from bridge.selftest import taps_against_torch
 

@@ -1,4 +1,4 @@
-"""What a command prints and writes: to standard output, in one line with --quiet, and to files."""
+"""Output of the commands: reports on standard output, one line with --quiet, and files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bridge.testing import explanation
 
 
 def level() -> Level:
-    """Return how much the command says."""
+    """Return the level that --quiet and --verbose set."""
     return Progress.current.verbosity if Progress.current is not None else Level.NORMAL
 
 

@@ -66,8 +66,9 @@ def parity(
 ) -> None:
     """Compare implementations of one depthwise convolution, and say what the difference is.
 
-    Without arguments: the question's own case. Exit codes: 0 ROUNDING or stronger; 1 CONVENTION, BUG or NONFINITE;
-    2 unusable arguments or files; 3 PRECISION; 4 INCONCLUSIVE.
+    Without arguments: the question's own case. The verdict decides the exit code:
+
+    0 ROUNDING or stronger; 1 CONVENTION, BUG or NONFINITE; 3 PRECISION; 4 INCONCLUSIVE; 2 unusable arguments or files.
     """
     if gradient and (attribute or html is not None or bundle is not None):
         raise ValueError("`--gradient` goes with `--json`, not with `--attribute`, `--html` or `--bundle`")

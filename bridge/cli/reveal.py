@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from bridge._implementations import implementation, is_exact
 from bridge.accumulation import MOST_TAPS, check_taps
 from bridge.accumulation import reveal as reveal_order
 from bridge.cli.cases import CaseOptions, allow_depth
@@ -15,7 +16,6 @@ from bridge.cli.output import check_outputs, console, summarise
 from bridge.cli.parse import parse_names
 from bridge.diagnosis import DEFAULT
 from bridge.files import write_atomically
-from bridge.implementations import implementation, is_exact
 from bridge.progress import track
 from bridge.report.orders import orders_to_json, print_orders
 from bridge.report.terminal import describe

@@ -1,4 +1,8 @@
-"""Compare outputs, and find out why they differ."""
+"""Compare outputs, and find out why they differ.
+
+Data (verdict, finding, target, output, comparison, diagnosis) is below the judges (precision, convention, localisation
+and the statistical tests), which judgement tries in turn. Comparing, parity, attribution and elimination are above.
+"""
 
 from bridge.diagnosis._compare import compare as compare
 from bridge.diagnosis._parity import DEFAULT as DEFAULT

@@ -128,10 +128,10 @@ def _verdict(a: Judgement, b: Judgement, found: Comparison, unbounded: int) -> d
         return {"verdict": Verdict.INCONCLUSIVE, "name": "overflow possible", "cause": cause}
     declared = _declared_difference(a.output, b.output)
     if found.explained == found.different:
-        cause = "order of addition, and fused or separate multiply and add: replaying both reproduces every bit"
+        cause = "accumulation order, and fused or separate multiply and add: replaying both orders reproduces every bit"
         cause = f"{declared}; and {cause}" if declared else cause
         return {"verdict": Verdict.EXPLAINED, "name": "order", "cause": cause}
-    cause = "every element is within the proved bound of rounding, which holds for any order of addition, fused or not"
+    cause = "every element is within the proved bound of rounding, which holds for any accumulation order, fused or not"
     one_sided = "; ".join(filter(None, (a.one_sided, b.one_sided)))
     cause = "; ".join(filter(None, (declared, cause, one_sided)))
     return {"verdict": Verdict.ROUNDING, "name": "one-sided rounding" if one_sided else "rounding", "cause": cause}

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bridge._implementations import Implementation, implementation, is_exact
 from bridge.accumulation import MOST_TAPS, replay, reveal
 from bridge.accumulation.gradient import InputGradient, has_input_gradient_case, input_gradient_case
 from bridge.case import Case
@@ -18,7 +19,6 @@ from bridge.diagnosis.integers import integer_test
 from bridge.diagnosis.judgement import Judgement
 from bridge.diagnosis.output import Output
 from bridge.diagnosis.target import Target
-from bridge.implementations import Implementation, implementation, is_exact
 from bridge.memory import check_fits
 
 _log = logging.getLogger("bridge")
@@ -64,17 +64,7 @@ def parity(
     Raises:
       ValueError: an unknown name, a name given twice, fewer than two names, or another quantity.
     """
-    if isinstance(implementations, str):
-        raise TypeError(f"`implementations` is {implementations!r}, expected a list of names or Implementations")
-    chosen = [implementation(i) if isinstance(i, str) else i for i in implementations or DEFAULT]
-    for each in chosen:
-        if not all(hasattr(each, member) for member in ("name", "run", "arithmetic")):
-            raise TypeError(
-                f"`implementations` has {each!r}, expected names, or objects with a name, run and arithmetic"
-            )
-    names = [i.name for i in chosen]
-    if len(chosen) < 2 or len(set(names)) < len(names):
-        raise ValueError(f"`implementations` is {names}, expected at least two, each once")
+    chosen = _chosen(implementations)
     if explain is None:
         explain = (
             case.geometry.taps <= MOST_TAPS
@@ -83,8 +73,9 @@ def parity(
     if quantity not in ("y", "dx"):
         raise ValueError(f"`quantity` is {quantity!r}, expected 'y' or 'dx'")
     target = Target(case, quantity, dy)
-    # a gradient that is itself a depthwise convolution is explained as that convolution
-    subject = case if dy is None else input_gradient_case(case, dy) if has_input_gradient_case(case) else None
+    subject: Case | None = case
+    if dy is not None:  # a gradient that is itself a depthwise convolution is explained as that convolution
+        subject = input_gradient_case(case, dy) if has_input_gradient_case(case) else None
     size = math.prod(target.shape)
     check_fits(
         f"The comparison of {len(chosen)} implementations with {size} elements each",
@@ -96,7 +87,7 @@ def parity(
         arithmetic = each.arithmetic(case, quantity)
         replayed = None
         if is_exact(each.name):
-            y = replayed = target.exact.value  # the one result that no order of addition can change
+            y = replayed = target.exact.value  # the one result that no accumulation order can change
         else:
             y = each.run(case) if dy is None else each.input_gradient(case, dy)
             if explain and subject is not None:
@@ -107,10 +98,25 @@ def parity(
         outputs.append(Output(each.name, y, target, arithmetic, replayed, emulated))
         if dy is None:
             tests.append(integer_test(each, case, arithmetic))
-    _log.info("comparing %s", ", ".join(names))
+    _log.info("comparing %s", ", ".join(output.name for output in outputs))
     judged = [Judgement(output, _evidence) for output in outputs]
     comparisons = [compare_outputs(a, b) for a, b in itertools.combinations(judged, 2)]
     return Diagnosis(case, {output.name: output.y for output in outputs}, comparisons, tests, orders, quantity, dy)
+
+
+def _chosen(implementations: Sequence[str | Implementation] | None) -> list[Implementation]:
+    if isinstance(implementations, str):
+        raise TypeError(f"`implementations` is {implementations!r}, expected a list of names or Implementations")
+    chosen = [implementation(each) if isinstance(each, str) else each for each in implementations or DEFAULT]
+    for each in chosen:
+        if not all(hasattr(each, member) for member in ("name", "run", "arithmetic")):
+            raise TypeError(
+                f"`implementations` has {each!r}, expected names, or objects with a name, run and arithmetic"
+            )
+    names = [each.name for each in chosen]
+    if len(chosen) < 2 or len(set(names)) < len(names):
+        raise ValueError(f"`implementations` is {names}, expected at least two, each once")
+    return chosen
 
 
 def _evidence(output: Output) -> str:

@@ -35,10 +35,10 @@ from fractions import Fraction
 
 import numpy as np
 
+from bridge._implementations import Implementation, counterpart, implementation, knobs
 from bridge.case import Case
 from bridge.diagnosis.diagnosis import Diagnosis
 from bridge.diagnosis.runs import CaseRuns, Unrunnable, neighbours
-from bridge.implementations import Implementation, counterpart, implementation, knobs
 from bridge.numerics import exact, same_bits
 
 #: Most factors that are tried: the number of configurations is 2 to that power.
@@ -93,14 +93,14 @@ class Flip:
     """One setting of one implementation changed alone.
 
     Attributes:
-      side: the implementation before; setting: the name of the setting; name: the implementation after.
+      before: the implementation before; setting: the name of the setting; name: the implementation after.
       different: elements whose bits changed; None if it did not run.
       max_abs: the greatest change among finite elements.
       error: the greatest |output - exact| among finite elements, after the change.
       reason: why it did not run.
     """
 
-    side: str
+    before: str
     setting: str
     name: str
     different: int | None = None

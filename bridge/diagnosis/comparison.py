@@ -18,7 +18,7 @@ class Comparison:
       max_abs: the greatest |a - b| among finite elements.
       max_ulp: the greatest distance in units of the last place, counted through the dtype's numbers.
       max_bound_ratio: the greatest |a - b| / (proved bound of a + proved bound of b).
-      side_bound_ratios: of each output the greatest |output - exact result| / its own bound.
+      own_bound_ratios: of each output the greatest |output - exact result| / its own bound.
       where: the index of the greatest bound ratio; for NONFINITE, of the first element that disagrees; None if no
         element differs.
       explained: how many of the different elements are reproduced by replaying both orders; None if it was not tried.
@@ -34,7 +34,7 @@ class Comparison:
     max_abs: float
     max_ulp: int
     max_bound_ratio: float
-    side_bound_ratios: tuple[float, float] = (0.0, 0.0)
+    own_bound_ratios: tuple[float, float] = (0.0, 0.0)
     where: tuple[int, ...] | None = None
     explained: int | None = None
     name: str = ""

@@ -21,9 +21,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from bridge._implementations import Implementation, implementation, implementations, knobs
 from bridge.case import Case
 from bridge.diagnosis.runs import CaseRuns, Unrunnable, digest, neighbours
-from bridge.implementations import Implementation, implementation, implementations, knobs
 
 #: Rounds in which the times are measured, after one that is not counted.
 ROUNDS = 5

@@ -39,7 +39,7 @@ class Judgement:
 
     @functools.cached_property
     def one_sided(self) -> str:
-        """In which direction the errors lie from the exact result, in words; empty if their signs may be random."""
+        """The direction of the errors from the exact result, in words; empty if their signs may be random."""
         return one_sided(self.output)
 
 
@@ -53,13 +53,7 @@ def _explain(output: Output) -> Finding:
     with np.errstate(all="ignore"):  # operands and outputs may be infinite, and what is tried may overflow
         search = Search(output)
         if output.target.affordable:
-            for tried in (
-                lambda: lower_precision(output),
-                search.one_mistake,
-                lambda: quantised(output),
-                search.two_mistakes,
-                lambda: lower_accumulator(output),
-            ):
-                if (finding := tried()) is not None:
-                    return finding
+            found = lower_precision(output) or search.one_mistake() or quantised(output)
+            if found := found or search.two_mistakes() or lower_accumulator(output):
+                return found
         return locate(output, search.near_misses)

@@ -7,9 +7,9 @@ import functools
 
 import numpy as np
 
+from bridge._implementations import Implementation
 from bridge.diagnosis.shape_hints import likely_cause
 from bridge.diagnosis.target import Expected, Target
-from bridge.implementations import Implementation
 from bridge.numerics import Arithmetic
 
 #: Elements on which a hypothesis is tried before it is tested on all.

@@ -7,8 +7,8 @@ import logging
 
 import numpy as np
 
+from bridge._implementations import Implementation, implementation, implementations, knobs
 from bridge.case import Case
-from bridge.implementations import Implementation, implementation, implementations, knobs
 
 _log = logging.getLogger("bridge")
 

@@ -1,7 +1,7 @@
 """Capture every operation of a live PyTorch model as it runs, with the very tensors that it received and gave.
 
-Operands are told apart by their memory: whatever shares an operation's result - a view, a tensor changed in place -
-is that operation's, and a copy or a padded copy of it counts as it.
+Operands are recognized by their memory. A view of an operation's result, a copy, a padded copy and a tensor changed in
+place count as that result.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bridge.implementations.torch_ import to_numpy
+from bridge._implementations.torch_ import to_numpy
 from bridge.model.operations import INPUT, Gradient, Operation
 from bridge.torch_models import Recorder, by_name, channels_last, on_device
 

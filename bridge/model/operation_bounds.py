@@ -168,7 +168,7 @@ def _batch_norm(operation: Operation) -> Expected:
 
 
 def _selection(choose: Function) -> Callable[[Operation], Expected]:
-    """The bound of an operation whose result is one of its operands."""
+    """Return the bound of an operation whose result is one of its operands, or a constant."""
 
     def bound(operation: Operation) -> Expected:
         x = operation.operands[0].astype(np.float64)

@@ -115,7 +115,7 @@ def judge_others(kind: str, done: Sequence[Operation], ours: np.ndarray, fix: st
     exact = Expected(theirs.astype(np.float64), np.full(theirs.shape, np.inf))
     found = compared(ours.reshape(theirs.shape), theirs, within or exact)
     if kind != only and only in _FUNCTIONS and (kind in _FUNCTIONS or only in ELEMENTWISE):
-        seen = "" if found.different else "; all elements agree, as these images do not tell the two apart"
+        seen = "" if found.different else "; all elements agree, since these images do not show the difference"
         return dataclasses.replace(
             found, verdict=Verdict.CONVENTION, name="another operation", cause=cause + seen, fix=fix
         )
@@ -195,23 +195,19 @@ def lower_precision(operation: Operation, ours: np.ndarray, found: Comparison) -
 
     The test is as strict as the one that failed: the exact result of rounded operands, in the bound of float32.
     """
+    results = zip(NAMES, (ours, operation.output), found.own_bound_ratios)
+    outside = {name: y for name, y, ratio in results if ratio > 1}
     for fmt in (TF32, FLOAT16, BFLOAT16):
         total = matrix_sum(operation, functools.partial(_rounded, fmt))
         if total is None:
             return found
         within = total.expected()
-        wrong = [
-            name
-            for name, y, ratio in zip(NAMES, (ours, operation.output), found.side_bound_ratios)
-            if ratio > 1 and not (within.ratio(y) <= 1).all()
-        ]
-        if not wrong:
-            sides = " and ".join(name for name, ratio in zip(NAMES, found.side_bound_ratios) if ratio > 1)
+        if all((within.ratio(y) <= 1).all() for y in outside.values()):
             return dataclasses.replace(
                 found,
                 verdict=Verdict.PRECISION,
                 name=f"{fmt.name} inputs",
-                cause=f"{sides} rounded input and kernel to {fmt.name}",
+                cause=f"{' and '.join(outside)} rounded input and kernel to {fmt.name}",
                 fix='in JAX: precision="highest"; in PyTorch: torch.set_float32_matmul_precision("highest")',
             )
     return found

@@ -161,7 +161,7 @@ def _scaled(path: Path, size: int) -> np.ndarray:
     except UnidentifiedImageError:
         raise ValueError(f"`image` is {path}, expected an image or an .npy file: Pillow does not know it") from None
     except Exception as error:  # Pillow raises almost anything on a damaged file
-        raise ValueError(f"`image` is {path}, which is not sound: {error}") from None
+        raise ValueError(f"`image` is {path}, which is damaged: {error}") from None
     shorter = int(size * 256 / 224)
     width, height = image.size
     scaled = (shorter, int(shorter * height / width)) if width <= height else (int(shorter * width / height), shorter)

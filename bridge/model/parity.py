@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -165,117 +165,111 @@ def model_parity(
     done, theirs = operations(module, images)
     every = steps(model)
     matching = match(every, done, manifest)
-    running: dict[str, Any] = {IMAGES: images}
-    growth = {IMAGES: 0.0}
+    networks = _Networks(images, done)
     layers: list[LayerParity] = []
-    values = _Values(images, done, running, growth)
     for step in track(every):
         try:
-            running[step.name] = step.compiled(*(running[name] for name in step.inputs))
+            networks.running[step.name] = step.compiled(*(networks.running[name] for name in step.inputs))
         except (TypeError, ValueError) as error:
             wrong = [f"{layer.name}: {layer.cause}" for layer in layers if layer.is_wrong]
             raise ValueError(
                 f"`model` fails in {step.name} on `images` of shape {images.shape}: {error}"
                 + (f"; wrong before it: {'; '.join(wrong)}" if wrong else "")
             ) from error
-        layers += [_missing(each, values) for each in matching.missing.get(step.name, ())]
-        counterpart = matching.counterpart.get(step.name)
-        if counterpart is None:
-            shape = running[step.name].shape
-            layers.append(LayerParity(step.name, "", step.kind, shape, None, matching.reasons[step.name], None, None))
-            continue
-        layers.append(layer := _layer(step, counterpart, values))
-        if layer.growth is not None:
-            growth[step.name] = layer.growth
-    layers += [_missing(each, values) for each in matching.missing.get("", ())]
+        layers += map(networks.missing, matching.missing.get(step.name, ()))
+        if (counterpart := matching.counterpart.get(step.name)) is not None:
+            layers.append(networks.layer(step, counterpart))
+        else:
+            shape, reason = networks.running[step.name].shape, matching.reasons[step.name]
+            layers.append(LayerParity(step.name, "", step.kind, shape, None, reason, None, None))
+    layers += map(networks.missing, matching.missing.get("", ()))
     ours = np.asarray(run_module(model, images))
     left = [described(done[place]) for place in matching.left]
     return ModelParity(name, images.shape, layers, left, Logits.of(ours, theirs))
 
 
-class _Values(NamedTuple):
-    """The images, PyTorch's operations, and by step the result in the network's own run and its growth."""
+class _Networks:
+    """Both networks on the same images, while the Flax model runs step by step.
 
-    images: np.ndarray
-    done: Sequence[Operation]
-    running: Mapping[str, Any]
-    growth: Mapping[str, float]
+    Attributes:
+      running: the result of each step in the Flax model's own run, by its name.
+      growth: of each step that was compared.
+    """
 
-    def at(self, place: int) -> np.ndarray:
+    def __init__(self, images: np.ndarray, done: Sequence[Operation]) -> None:
+        self._images = images
+        self._done = done
+        self.running: dict[str, Any] = {IMAGES: images}
+        self.growth = {IMAGES: 0.0}
+
+    def layer(self, step: ModelStep, counterpart: Counterpart) -> LayerParity:
+        """Compare one step with PyTorch's operations there."""
+        ranks = [self.running[name].ndim for name in step.inputs]
+        received = [_as_rank(self._at(place), rank) for place, rank in zip(counterpart.inputs, ranks)]
+
+        def run(*operands: np.ndarray) -> np.ndarray:
+            return np.asarray(step.compiled(*operands))
+
+        try:
+            fed = run(*received)
+        except (TypeError, ValueError) as error:
+            isolated: Comparison | str = f"it does not accept PyTorch's operands: {error}"
+        else:
+            kind = recognized(step.kind, run, received[0]) if step.is_activation else step.kind
+            isolated = self._judged(step.name, kind, counterpart, fed)
+        if counterpart.wiring and isinstance(isolated, Comparison) and isolated.verdict.passes:
+            changes: dict[str, Any] = {"name": "wiring", "cause": counterpart.wiring, "place": ""}
+            fix = "let both read the result of the same layer"
+            isolated = dataclasses.replace(isolated, verdict=Verdict.BUG, fix=fix, **changes)
+        found = self._parity(step.name, step.kind, counterpart, isolated, step.name, step.inputs)
+        if found.growth is not None:
+            self.growth[step.name] = found.growth
+        return found
+
+    def missing(self, missing: Missing) -> LayerParity:
+        """Compare operations of PyTorch that the Flax model lacks with doing nothing."""
+        counterpart = missing.counterpart
+        kind = " and then ".join(self._done[place].kind for place in counterpart.operations)
+        name = f"{missing.after.removesuffix('.norm')}.{kind.replace(' ', '_')}"
+        isolated = self._judged(name, "identity", counterpart, self._at(counterpart.inputs[0]))
+        return self._parity(name, kind, counterpart, isolated, missing.after, (missing.after,))
+
+    def _at(self, place: int) -> np.ndarray:
         """Return PyTorch's result at a place of the operations."""
-        return self.images if place == INPUT else self.done[place].output
+        return self._images if place == INPUT else self._done[place].output
 
+    def _judged(self, name: str, kind: str, counterpart: Counterpart, ours: np.ndarray) -> Comparison | str:
+        """Return the verdict on JAX's result for the operands of PyTorch's operations, or why there is none."""
+        some = [self._done[place] for place in counterpart.operations]
+        if len(some) == 1 and (some[0].layer or some[0].kind == kind):
+            return judge(some[0], ours)
+        given = self._at(counterpart.inputs[0])
+        if not some:
+            some = [Operation("identity", "", "", (), (given,), self._at(counterpart.output), {}, {})]
+            fix = f"leave it out of the Flax model: {name}"
+        else:
+            some[0] = dataclasses.replace(some[0], operands=(given, *some[0].operands[1:]))
+            fix = f"compute {' and then '.join(each.kind for each in some)} there in the Flax model"
+        return judge_others(kind, some, ours, fix)
 
-def _layer(step: ModelStep, counterpart: Counterpart, values: _Values) -> LayerParity:
-    """Compare one step with PyTorch's operations there."""
-    ranks = [values.running[name].ndim for name in step.inputs]
-    received = [_as_rank(values.at(place), rank) for place, rank in zip(counterpart.inputs, ranks)]
-
-    def run(*operands: np.ndarray) -> np.ndarray:
-        return np.asarray(step.compiled(*operands))
-
-    try:
-        fed = run(*received)
-    except (TypeError, ValueError) as error:
-        isolated: Comparison | str = f"it does not take what PyTorch's received: {error}"
-    else:
-        kind = recognized(step.kind, run, received[0]) if step.is_activation else step.kind
-        isolated = _judged(step.name, kind, counterpart, values, fed)
-    if counterpart.wiring and isinstance(isolated, Comparison) and isolated.verdict.passes:
-        fix = "let both read the result of the same layer"
-        isolated = dataclasses.replace(
-            isolated, verdict=Verdict.BUG, name="wiring", cause=counterpart.wiring, place="", fix=fix
+    def _parity(
+        self, name: str, kind: str, counterpart: Counterpart, isolated: Comparison | str, at: str, inputs: Sequence[str]
+    ) -> LayerParity:
+        """Return one row, for the result of the step `at`."""
+        running = self.running[at]
+        grown = _relative(np.asarray(running), self._at(counterpart.output))
+        before = max((self.growth[each] for each in inputs if each in self.growth), default=0.0)
+        operations = [self._done[place] for place in counterpart.operations]
+        return LayerParity(
+            name,
+            ", ".join(dict.fromkeys(each.layer or each.module for each in operations)) or "nothing",
+            kind,
+            running.shape,
+            isolated if isinstance(isolated, Comparison) else None,
+            isolated if isinstance(isolated, str) else "",
+            grown,
+            grown / before if grown is not None and before > 0 else None,
         )
-    return _parity(step.name, step.kind, counterpart, values, isolated, values.running[step.name], step.inputs)
-
-
-def _missing(missing: Missing, values: _Values) -> LayerParity:
-    """Compare operations of PyTorch that the Flax model lacks with doing nothing."""
-    counterpart = missing.counterpart
-    kind = " and then ".join(values.done[place].kind for place in counterpart.operations)
-    name = f"{missing.after.removesuffix('.norm')}.{kind.replace(' ', '_')}"
-    given = values.at(counterpart.inputs[0])
-    isolated = _judged(name, "identity", counterpart, values, given)
-    return _parity(name, kind, counterpart, values, isolated, values.running[missing.after], (missing.after,))
-
-
-def _judged(name: str, kind: str, counterpart: Counterpart, values: _Values, ours: np.ndarray) -> Comparison | str:
-    """Return the verdict on JAX's result for the operands of PyTorch's operations."""
-    some = [values.done[place] for place in counterpart.operations]
-    if len(some) == 1 and (some[0].layer or some[0].kind == kind):
-        return judge(some[0], ours)
-    given = values.at(counterpart.inputs[0])
-    if not some:
-        some = [Operation("identity", "", "", (), (given,), values.at(counterpart.output), {}, {})]
-        fix = f"leave it out of the Flax model: {name}"
-    else:
-        some[0] = dataclasses.replace(some[0], operands=(given, *some[0].operands[1:]))
-        fix = f"compute {' and then '.join(each.kind for each in some)} there in the Flax model"
-    return judge_others(kind, some, ours, fix)
-
-
-def _parity(
-    name: str,
-    kind: str,
-    counterpart: Counterpart,
-    values: _Values,
-    isolated: Comparison | str,
-    running: Any,
-    inputs: Sequence[str],
-) -> LayerParity:
-    grown = _relative(np.asarray(running), values.at(counterpart.output))
-    before = [values.growth[each] for each in inputs if each in values.growth]
-    operations = [values.done[place] for place in counterpart.operations]
-    return LayerParity(
-        name,
-        ", ".join(dict.fromkeys(each.layer or each.module for each in operations)) or "nothing",
-        kind,
-        running.shape,
-        isolated if isinstance(isolated, Comparison) else None,
-        isolated if isinstance(isolated, str) else "",
-        grown,
-        grown / max(before) if grown is not None and before and max(before) > 0 else None,
-    )
 
 
 def _as_rank(x: np.ndarray, rank: int) -> np.ndarray:

@@ -1,60 +1,30 @@
 """Formats, ULP, correctly rounded references and rigorous bounds of sums of products. NumPy only."""
 
-from bridge.numerics._exact import ExactSum, exact_sum
-from bridge.numerics.bounds import Arithmetic, difference_bound, error_bound
-from bridge.numerics.convolution import (
-    bias_gradient_products,
-    exact,
-    exact_bias_gradient,
-    exact_input_gradient,
-    exact_kernel_gradient,
-    input_gradient_products,
-    kernel_gradient_products,
-    output_products,
-)
-from bridge.numerics.formats import (
-    BFLOAT16,
-    FLOAT16,
-    FLOAT32,
-    FLOAT64,
-    TF32,
-    Format,
-    cast,
-    format_of,
-    round_integer,
-    round_to,
-    truncate_to,
-)
-from bridge.numerics.products import Products
-from bridge.numerics.ulp import ordered, same_bits, ulp_distance
-
-__all__ = [
-    "BFLOAT16",
-    "FLOAT16",
-    "FLOAT32",
-    "FLOAT64",
-    "TF32",
-    "Arithmetic",
-    "ExactSum",
-    "Format",
-    "Products",
-    "bias_gradient_products",
-    "cast",
-    "difference_bound",
-    "error_bound",
-    "exact",
-    "exact_bias_gradient",
-    "exact_input_gradient",
-    "exact_kernel_gradient",
-    "exact_sum",
-    "format_of",
-    "input_gradient_products",
-    "kernel_gradient_products",
-    "ordered",
-    "output_products",
-    "round_integer",
-    "round_to",
-    "same_bits",
-    "truncate_to",
-    "ulp_distance",
-]
+from bridge.numerics._exact import ExactSum as ExactSum
+from bridge.numerics._exact import exact_sum as exact_sum
+from bridge.numerics.bounds import Arithmetic as Arithmetic
+from bridge.numerics.bounds import difference_bound as difference_bound
+from bridge.numerics.bounds import error_bound as error_bound
+from bridge.numerics.convolution import bias_gradient_products as bias_gradient_products
+from bridge.numerics.convolution import exact as exact
+from bridge.numerics.convolution import exact_bias_gradient as exact_bias_gradient
+from bridge.numerics.convolution import exact_input_gradient as exact_input_gradient
+from bridge.numerics.convolution import exact_kernel_gradient as exact_kernel_gradient
+from bridge.numerics.convolution import input_gradient_products as input_gradient_products
+from bridge.numerics.convolution import kernel_gradient_products as kernel_gradient_products
+from bridge.numerics.convolution import output_products as output_products
+from bridge.numerics.formats import BFLOAT16 as BFLOAT16
+from bridge.numerics.formats import FLOAT16 as FLOAT16
+from bridge.numerics.formats import FLOAT32 as FLOAT32
+from bridge.numerics.formats import FLOAT64 as FLOAT64
+from bridge.numerics.formats import TF32 as TF32
+from bridge.numerics.formats import Format as Format
+from bridge.numerics.formats import cast as cast
+from bridge.numerics.formats import format_of as format_of
+from bridge.numerics.formats import round_integer as round_integer
+from bridge.numerics.formats import round_to as round_to
+from bridge.numerics.formats import truncate_to as truncate_to
+from bridge.numerics.products import Products as Products
+from bridge.numerics.ulp import ordered as ordered
+from bridge.numerics.ulp import same_bits as same_bits
+from bridge.numerics.ulp import ulp_distance as ulp_distance

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
+from bridge._implementations import implementation, is_exact
+from bridge._implementations import knobs as knob_table
 from bridge.accumulation import divergence
 from bridge.diagnosis import Comparison, Diagnosis, Verdict
-from bridge.implementations import implementation, is_exact
-from bridge.implementations import knobs as knob_table
 
 LIBRARY = {"torch": "PyTorch", "jax": "JAX", "numpy": "NumPy"}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import rich.box
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
@@ -10,6 +9,7 @@ from rich.table import Table
 
 from bridge.diagnosis.attribution import Attribution
 from bridge.diagnosis.elimination import Elimination
+from bridge.report.terminal import table
 
 
 def print_attribution(attribution: Attribution, console: Console) -> None:
@@ -22,9 +22,9 @@ def print_attribution(attribution: Attribution, console: Console) -> None:
         if cell.reason:
             changed = ", ".join(cell.changed)
             console.print(f"  Could not be run ({changed} changed): {cell.reason}", highlight=False, markup=False)
-    for side, error in dict(zip((attribution.a, attribution.b), attribution.errors)).items():
-        console.print(f"{side} with one setting changed, where that changes a bit:", markup=False, highlight=False)
-        console.print(_alone(attribution, side, error))
+    for name, error in dict(zip((attribution.a, attribution.b), attribution.errors)).items():
+        console.print(f"{name} with one setting changed, where that changes a bit:", markup=False, highlight=False)
+        console.print(_alone(attribution, name, error))
 
 
 def print_elimination(elimination: Elimination, console: Console) -> None:
@@ -37,35 +37,29 @@ def print_elimination(elimination: Elimination, console: Console) -> None:
 
 
 def _shares(attribution: Attribution) -> Table:
-    table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("factor", overflow="fold")
-    for heading in ("share", "%"):
-        table.add_column(heading, justify="right")
+    made = table(None, "factor", ">share", ">%")
     rows = [*attribution.shares, ("unexplained", attribution.unexplained)]
     for label, share in rows:
         part = f"{100 * share / attribution.total:.1f}" if attribution.total else ""
-        table.add_row(escape(label), f"{share:.3g}", part)
-    table.add_section()
-    table.add_row("total", f"{attribution.total:.3g}", "")
-    return table
+        made.add_row(escape(label), f"{share:.3g}", part)
+    made.add_section()
+    made.add_row("total", f"{attribution.total:.3g}", "")
+    return made
 
 
-def _alone(attribution: Attribution, side: str, error: float) -> Table:
-    table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("becomes", overflow="fold")
-    for heading in ("differ", "max abs", "error"):
-        table.add_column(heading, justify="right")
-    table.add_row("as it is", "", "", f"{error:.2g}")
+def _alone(attribution: Attribution, name: str, error: float) -> Table:
+    made = table(None, "becomes", ">differ", ">max abs", ">error")
+    made.add_row("as it is", "", "", f"{error:.2g}")
     for flip in attribution.flips:
-        if flip.side != side:
+        if flip.before != name:
             continue
         if flip.different is None:
-            table.add_row(escape(f"{flip.name}: {flip.reason}"), "", "", "")
+            made.add_row(escape(f"{flip.name}: {flip.reason}"), "", "", "")
         elif flip.different:
-            table.add_row(
+            made.add_row(
                 escape(flip.name),
                 f"{flip.different}/{attribution.elements}",
                 f"{flip.max_abs:.2g}",
                 f"{flip.error:.2g}",
             )
-    return table
+    return made

@@ -1,9 +1,8 @@
-"""An audit in a terminal, readable at 80 columns, and as one HTML file that needs nothing else."""
+"""An audit in a terminal, readable at 80 columns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import rich.box
 from rich.console import Console
@@ -11,33 +10,32 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from bridge.report.audit_schema import AuditReport, FindingRecord
+from bridge.audit import AuditFinding
+from bridge.report.audit_schema import AuditReport
 from bridge.report.census import geometry
-from bridge.report.html import template
-from bridge.report.pictures import ramp_css
 
-#: Said wherever an estimate is shown.
+#: Shown with every estimate.
 ESTIMATES = (
-    "Time and cycles are two estimates by the compiler: its optimal_seconds for the whole program, and its "
-    "estimated_cycles, summed over the steps: from a model of costs, and for hand-written kernels from their "
+    "Time and cycles are two estimates by the compiler. Time is its optimal_seconds for the whole program. Cycles are "
+    "its estimated_cycles, summed over the steps: from a model of costs, and for hand-written kernels from their "
     "instructions. They do not agree with each other, and neither is a measurement."
 )
 
-#: What a question mark is.
+#: The meaning of a question mark.
 OPEN = "A question mark: hardware, a library or a hand-written kernel decides, and the program does not say what."
 
-#: What the two counts of bytes are.
+#: The two counts of bytes.
 BYTES = (
     "Temporaries are what the compiler allocates in the main memory, over the padded input without tiles. Bytes moved "
-    "are ours: the operands and results of each step that lie there, once, in whole tiles."
+    "are our count: the operands and results of each step that lie there, once, in whole tiles."
 )
 
 #: The compiler's own count.
-ACCESSED = "Bytes accessed are the compiler's, with what is read again and what stays on the chip."
+ACCESSED = "Bytes accessed are the compiler's count, which includes what is read again and what stays on the chip."
 
 
 def print_audit(report: AuditReport, console: Console) -> None:
-    """What was compiled, the figures, and each way with its hazards."""
+    """Print the convolution, the figures, and each method with its hazards."""
     console.print(f"[bold]{escape(describe(report))}[/]", highlight=False)
     console.print(escape(compiled_for(report)), highlight=False)
     if any(not each.error for each in report.findings):
@@ -54,48 +52,19 @@ def print_audit(report: AuditReport, console: Console) -> None:
     console.print(f"\n[dim]{notes(report)}[/]", highlight=False)
 
 
-def audit_html(report: AuditReport, *, command: str) -> str:
-    """The whole audit as a page.
-
-    Args:
-      report: what to show.
-      command: the shell command that repeats it.
-    """
-    filters: dict[str, Callable[..., Any]] = {
-        "size": size,
-        "count": count,
-        "seconds": seconds,
-        "words": in_words,
-        "repeats": repeats,
-    }
-    return template("audit.html.jinja", **filters).render(
-        report=report,
-        case=describe(report),
-        compiled=compiled_for(report),
-        summary=summary(report),
-        headline=headline(report),
-        tone=_tone(report),
-        notes=notes(report),
-        counted=_is_counted(report.findings),
-        estimated=_is_estimated(report.findings),
-        command=command,
-        ramp=ramp_css(),
-    )
-
-
 def notes(report: AuditReport) -> str:
-    """How to read the figures that are there."""
+    """Explain the figures that are shown."""
     said = {
         BYTES: True,
-        ACCESSED: _is_counted(report.findings),
-        ESTIMATES: _is_estimated(report.findings),
+        ACCESSED: _is_counted(report),
+        ESTIMATES: _is_estimated(report),
         OPEN: any(each.is_open for each in report.findings),
     }
     return " ".join(note for note, applies in said.items() if applies)
 
 
 def describe(report: AuditReport) -> str:
-    """The convolution in one line."""
+    """Describe the convolution in one line."""
     case = report.case
     parts = [
         "gradients of a depthwise convolution" if report.gradient else "depthwise convolution",
@@ -108,7 +77,7 @@ def describe(report: AuditReport) -> str:
 
 
 def compiled_for(report: AuditReport) -> str:
-    """For what, with which compiler, and that nothing ran."""
+    """Name the platform and the compiler, and say that nothing ran."""
     compiler = {"tpu": ["libtpu"], "gpu": ["jax-cuda13-plugin", "jax-cuda12-plugin"]}.get(report.platform.backend, [])
     used = [f"{name} {report.environment[name]}" for name in ["jaxlib", *compiler] if name in report.environment]
     return (
@@ -116,21 +85,8 @@ def compiled_for(report: AuditReport) -> str:
     )
 
 
-def headline(report: AuditReport) -> str:
-    """How many ways round to what."""
-    rounded = [each for each in report.findings if each.roundings]
-    failed = sum(bool(each.error) for each in report.findings)
-    if failed == len(report.findings):
-        return "Nothing was compiled"
-    if not rounded:
-        return f"{report.case.dtype} kept"
-    may = " may" if all(each.is_open for each in rounded) else ""
-    types = sorted({each.narrowest for each in rounded})
-    return f"{len(rounded)} of {len(report.findings) - failed}{may} round to {' or '.join(types)}"
-
-
 def summary(report: AuditReport) -> str:
-    """Who keeps the type that was given, who rounds, and what is not known, a sentence each."""
+    """Group the methods in sentences: which keep the given type, which round, and which are not known."""
     groups: dict[str, list[str]] = {}
     for each in report.findings:
         if each.error:
@@ -145,15 +101,15 @@ def summary(report: AuditReport) -> str:
     return " ".join(f"{', '.join(names)}: {said}." for said, names in groups.items())
 
 
-def in_words(finding: FindingRecord, report: AuditReport) -> str:
-    """What the program is: its passes over arrays as large as the output."""
+def in_words(finding: AuditFinding, report: AuditReport) -> str:
+    """Describe the program by its passes over arrays as large as the output."""
     if repeats(finding, report):
         return f"the same as {finding.method}"
     return finding.form or "no pass over an array as large as the output"
 
 
-def repeats(finding: FindingRecord, report: AuditReport) -> bool:
-    """Whether it is "auto" beside the method that it stands for."""
+def repeats(finding: AuditFinding, report: AuditReport) -> bool:
+    """Return true for "auto" if the report also has the method that it stands for."""
     return bool(finding.method) and any(each.way == finding.method for each in report.findings)
 
 
@@ -163,34 +119,33 @@ def size(number: float | None) -> str:
     >>> size(28906560.0), size(0), size(None)
     ('28.9 MB', '0 B', '')
     """
-    if number is None:
-        return ""
-    return next(
-        (f"{number / unit:.3g} {name}" for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if number >= unit),
-        f"{number:g} B",
-    )
+    return _in_units(number, {"GB": 1e9, "MB": 1e6, "kB": 1e3, "B": 0})
 
 
 def count(number: float | None) -> str:
-    """
+    """A count in thousands or millions.
+
     >>> count(3655860), count(990), count(None)
     ('3.66 M', '990', '')
     """
-    if number is None:
-        return ""
-    return next(
-        (f"{number / unit:.3g} {name}" for unit, name in ((1e6, "M"), (1e3, "k")) if number >= unit), f"{number:g}"
-    )
+    return _in_units(number, {"M": 1e6, "k": 1e3, "": 0})
 
 
 def seconds(number: float | None) -> str:
-    """
+    """Seconds in milliseconds or microseconds.
+
     >>> seconds(6.97e-05), seconds(0.0015), seconds(None)
     ('69.7 us', '1.5 ms', '')
     """
+    return _in_units(None if number is None else number * 1e6, {"ms": 1e3, "us": 0})
+
+
+def _in_units(number: float | None, units: Mapping[str, float]) -> str:
+    """Return a number in its largest unit, with three digits; the last unit is 1."""
     if number is None:
         return ""
-    return f"{number * 1e3:.3g} ms" if number >= 1e-3 else f"{number * 1e6:.3g} us"
+    name, unit = next((name, unit) for name, unit in units.items() if number >= unit)
+    return f"{number / (unit or 1):.3g} {name}".strip()
 
 
 def _table(report: AuditReport) -> Table:
@@ -198,8 +153,8 @@ def _table(report: AuditReport) -> Table:
     widest = max(len(each.label) for each in report.findings)
     table.add_column("method", overflow="fold", min_width=min(widest, 16))
     table.add_column("narrowest\ntype", no_wrap=True)
-    accessed = ["bytes\naccessed"] if _is_counted(report.findings) else []
-    estimates = ["time,\nest.", "cycles,\nest."] if _is_estimated(report.findings) else []
+    accessed = ["bytes\naccessed"] if _is_counted(report) else []
+    estimates = ["time,\nest.", "cycles,\nest."] if _is_estimated(report) else []
     for name in ("tempo-\nraries", "over\ninput", *accessed, "bytes\nmoved", *estimates):
         table.add_column(name, justify="right", no_wrap=True)
     for each in report.findings:
@@ -214,15 +169,9 @@ def _table(report: AuditReport) -> Table:
     return table
 
 
-def _is_counted(findings: Sequence[FindingRecord]) -> bool:
-    return any(each.bytes_accessed is not None for each in findings)
+def _is_counted(report: AuditReport) -> bool:
+    return any(each.bytes_accessed is not None for each in report.findings)
 
 
-def _is_estimated(findings: Sequence[FindingRecord]) -> bool:
-    return any(each.optimal_seconds is not None or each.estimated_cycles is not None for each in findings)
-
-
-def _tone(report: AuditReport) -> str:
-    if any(each.error for each in report.findings):
-        return "fail"
-    return "warn" if any(each.roundings for each in report.findings) else "pass"
+def _is_estimated(report: AuditReport) -> bool:
+    return any(each.optimal_seconds is not None or each.estimated_cycles is not None for each in report.findings)

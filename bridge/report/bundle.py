@@ -19,11 +19,11 @@ import ml_dtypes
 import numpy as np
 import pydantic
 
+from bridge._implementations import Implementation, implementation
 from bridge.case import DTYPES, Case
 from bridge.diagnosis import Diagnosis, Verdict, parity
 from bridge.environment import environment
 from bridge.files import atomic_folder, check_free, parse_npy, read_json, read_regular
-from bridge.implementations import Implementation, implementation
 from bridge.numerics import same_bits
 from bridge.records import CaseRecord, Document, Record, first_problem
 
@@ -94,9 +94,9 @@ def check_new_folder(folder: Path) -> None:
       OSError: the folder holds something, is a file, or its parent is missing or closed.
     """
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file, expected a folder to make")
+        raise NotADirectoryError(f"{folder} is a file, expected a new or an empty folder")
     if folder.is_dir() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty, expected a folder to make")
+        raise FileExistsError(f"{folder} is not empty, expected a new or an empty folder")
     check_free(folder.absolute(), force=True)
 
 
@@ -146,9 +146,12 @@ def load_bundle(folder: Path) -> Bundle:
             name=saved.name,
         )
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder / _MANIFEST} describes no case: {error}") from None
+        raise ValueError(f"{folder / _MANIFEST} does not describe a valid case: {error}") from None
     if (case.geometry.padding, case.geometry.padding_mode) != (saved.padding, saved.padding_mode):
-        raise ValueError(f"{folder / _MANIFEST} has padding {saved.padding}, but {saved.padding_word} is another")
+        raise ValueError(
+            f"{folder / _MANIFEST} has padding {saved.padding} of {saved.padding_mode}, but padding_word "
+            f"{saved.padding_word} gives {case.geometry.padding} of {case.geometry.padding_mode}"
+        )
     for name, y in outputs.items():
         if y.shape != case.geometry.output_shape or y.dtype != case.dtype:
             expected = f"{case.dtype} {case.geometry.output_shape}"
@@ -179,7 +182,7 @@ def replay_bundle(folder: Path, *, import_functions: bool = False) -> tuple[Diag
         except (ValueError, ImportError) as error:
             absent.append(f"not run here: {name} ({error})")
     if len(chosen) < 2:
-        raise ValueError(f"{folder} cannot be repeated, since fewer than two implementations run: {'; '.join(absent)}")
+        raise ValueError(f"{folder} cannot be repeated: fewer than two implementations run here: {'; '.join(absent)}")
     diagnosis = parity(bundle.case, chosen)
     changes = [*absent, *_environment(bundle), *_outputs(bundle, diagnosis), *_verdicts(bundle, diagnosis)]
     return diagnosis, changes
@@ -187,7 +190,7 @@ def replay_bundle(folder: Path, *, import_functions: bool = False) -> tuple[Diag
 
 def _runnable(name: str, import_functions: bool) -> Implementation:
     if ":" in name and not import_functions:
-        raise ValueError("a function of the user's is not imported unasked")
+        raise ValueError("a function is imported only with --import-functions (`import_functions=True`)")
     return implementation(name)
 
 
@@ -210,12 +213,12 @@ def _outputs(bundle: Bundle, diagnosis: Diagnosis) -> Iterator[str]:
             with np.errstate(invalid="ignore"):
                 distance = np.abs(saved.astype(np.float64) - now.astype(np.float64))
             most = np.max(distance, where=np.isfinite(distance), initial=0.0)
-            yield f"output: {name} has other bits in {changed} of {saved.size} elements, by at most {most:.2g}"
+            yield f"output: {name} has different bits in {changed} of {saved.size} elements, by at most {most:.2g}"
 
 
 def _verdicts(bundle: Bundle, diagnosis: Diagnosis) -> Iterator[str]:
     if diagnosis.verdict is not bundle.manifest.verdict:
-        yield f"verdict: of the whole, was {bundle.manifest.verdict}, is {diagnosis.verdict}"
+        yield f"verdict: of the whole diagnosis, was {bundle.manifest.verdict}, is {diagnosis.verdict}"
     for saved in bundle.manifest.verdicts:
         if not {saved.a, saved.b} <= diagnosis.outputs.keys():
             continue
@@ -241,13 +244,13 @@ def _read(folder: Path, record: ArrayRecord) -> np.ndarray:
     try:
         data = read_regular(path)
     except FileNotFoundError:
-        raise ValueError(f"{folder} is not a whole bundle: {record.file} is missing") from None
+        raise ValueError(f"{folder} is an incomplete bundle: {record.file} is missing") from None
     if hashlib.sha256(data).hexdigest() != record.sha256:
         raise ValueError(f"{path} was cut or changed: its SHA-256 is not the manifest's")
     try:
         array = parse_npy(data)
     except ValueError as error:
-        raise ValueError(f"{path} is no array: {error}") from None
+        raise ValueError(f"{path} is not a valid array: {error}") from None
     if record.dtype == _BFLOAT16.name and array.dtype == np.uint16:
         array = array.view(_BFLOAT16)
     if array.dtype not in DTYPES.values() or array.dtype.name != record.dtype or array.shape != record.shape:

@@ -5,36 +5,29 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-import rich.box
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
-from rich.table import Table
 
 from bridge._census.record import CensusLayerRecord, CensusRecord
 from bridge.diagnosis import Verdict
 from bridge.records import CaseRecord
 from bridge.report.html import template
-from bridge.report.terminal import styled
+from bridge.report.terminal import styled, table
 
 
 def print_census(records: Sequence[CensusRecord], implementations: Sequence[str], console: Console) -> None:
     """Print one row per model, then every layer that is weaker than ROUNDING, then the totals."""
     reference, *others = implementations
-    table = Table(
-        title=f"Depthwise layers by verdict, and how many match {reference} bit for bit",
-        box=rich.box.SIMPLE_HEAD,
-        title_justify="left",
-        pad_edge=False,
-    )
-    table.add_column("model", overflow="fold")
-    table.add_column("layers", justify="right")
-    table.add_column("verdict", no_wrap=True)
-    for name in (*(escape(each.replace(".", ".\n", 1)) for each in others), "of\nbound", "s a\nlayer"):
-        table.add_column(name, justify="right", overflow="fold")
+    title = f"Depthwise layers by verdict, and how many match {reference} bit for bit"
+    names = (escape(each.replace(".", ".\n", 1)) for each in others)
+    made = table(title, "model", ">layers", "verdict", *(f">{name}" for name in (*names, "of\nbound", "s per\nlayer")))
+    made.columns[2].no_wrap = True
+    for column in made.columns[3:]:
+        column.overflow = "fold"
     for record in records:
-        table.add_row(escape(record.model), *_row(record))
-    console.print(table)
+        made.add_row(escape(record.model), *_row(record))
+    console.print(made)
     for record in records:
         for line in _remarks(record):
             console.print(Padding(f"[bold]{escape(record.model)}[/] {line}", (0, 0, 1, 2)), highlight=False)

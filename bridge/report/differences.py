@@ -9,17 +9,17 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from bridge._implementations import implementation
 from bridge.case import Case
 from bridge.diagnosis import Comparison, Diagnosis, Output
 from bridge.diagnosis.target import Target
-from bridge.implementations import implementation
 from bridge.numerics import Arithmetic, difference_bound, same_bits, ulp_distance
 
 #: Bins per decade of the ratio to the bound.
 _BINS_PER_DECADE = 4
 #: Ratios below 10 to this power share the lowest bin.
 _LOWEST_DECADE = -6
-#: A map is reduced, by maxima of blocks, to at most this many cells along an axis.
+#: A map is reduced, by maxima of blocks, to at most this many cells per axis.
 _CELLS = 96
 
 
@@ -128,12 +128,12 @@ def differences(diagnosis: Diagnosis, *, pairs: int, channels: int) -> Iterator[
     case = diagnosis.case
     target = Target(case)
 
-    def side(name: str) -> Output:
+    def output(name: str) -> Output:
         return Output(name, diagnosis.outputs[name], target, _declared(name, case))
 
     for class_a, class_b, comparison in chosen:
         both = (class_a, class_b) if comparison.a in class_a.names else (class_b, class_a)
-        yield _difference(comparison, both, side(comparison.a), side(comparison.b), channels)
+        yield _difference(comparison, both, output(comparison.a), output(comparison.b), channels)
 
 
 def ulp_bins(distance: np.ndarray, same: int) -> list[Bin]:
@@ -182,17 +182,17 @@ def _declared(name: str, case: Case) -> Arithmetic | None:
 
 
 def _difference(
-    comparison: Comparison, classes: tuple[BitClass, BitClass], side_a: Output, side_b: Output, channels: int
+    comparison: Comparison, classes: tuple[BitClass, BitClass], output_a: Output, output_b: Output, channels: int
 ) -> Difference:
-    a, b = side_a.y, side_b.y
+    a, b = output_a.y, output_b.y
     place = np.flatnonzero(~same_bits(a, b))
     left, right = a.ravel()[place], b.ravel()[place]
     finite = np.isfinite(left) & np.isfinite(right)
     with np.errstate(all="ignore"):
         distance = np.abs(left.astype(np.float64) - right.astype(np.float64))
         distance[~finite] = np.inf
-        ratio = distance / difference_bound(side_a.bound.ravel()[place], side_b.bound.ravel()[place])
-    axes = side_a.target.case.geometry.rank + 1
+        ratio = distance / difference_bound(output_a.bound.ravel()[place], output_b.bound.ravel()[place])
+    axes = output_a.target.case.geometry.rank + 1
     field = np.zeros(a.size)
     field[place] = distance
     field = field.reshape(-1, *a.shape[-axes:]).max(axis=0, initial=0.0)

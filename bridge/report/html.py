@@ -11,12 +11,12 @@ from typing import Any
 import jinja2
 import markupsafe
 
+from bridge._implementations import is_exact
 from bridge.case import Case
 from bridge.console import printable
 from bridge.diagnosis import Comparison, Diagnosis, Verdict
 from bridge.diagnosis.attribution import Attribution
 from bridge.environment import environment
-from bridge.implementations import is_exact
 from bridge.report import pictures
 from bridge.report.answer import answer
 from bridge.report.differences import Difference, bit_classes, differences

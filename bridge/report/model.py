@@ -7,37 +7,25 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-import rich.box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from bridge.diagnosis import Verdict
 from bridge.environment import environment
 from bridge.model.parity import LayerParity, ModelParity
 from bridge.report.html import template, tone
-from bridge.report.terminal import styled
+from bridge.report.terminal import styled, table
 
 
 def print_model(parity: ModelParity, console: Console) -> None:
     """Print one row per operation, what is wrong, and the answer in a few sentences."""
-    table = Table(
-        title=f"{escape(parity.name)}, {'x'.join(map(str, parity.images))}: PyTorch and JAX",
-        box=rich.box.SIMPLE_HEAD,
-        title_justify="left",
-        pad_edge=False,
-        padding=(0, 1),
-    )
-    table.add_column("layer", overflow="fold")
-    table.add_column("kind")
-    table.add_column("isolated")
-    for name in ("of bound", "growth", "ampl."):
-        table.add_column(name, justify="right")
+    title = f"{escape(parity.name)}, {'x'.join(map(str, parity.images))}: PyTorch and JAX"
+    made = table(title, "layer", "kind", "isolated", ">of bound", ">growth", ">ampl.")
     for layer in parity.layers:
         verdict = "[yellow]not compared[/]" if layer.isolated is None else styled(layer.verdict)
         figures = [_figure(of_bound(layer)), _figure(layer.growth), _figure(layer.amplification)]
-        table.add_row(escape(layer.name), escape(layer.kind), verdict, *figures)
-    console.print(table)
+        made.add_row(escape(layer.name), escape(layer.kind), verdict, *figures)
+    console.print(made)
     for line in remarks(parity):
         console.print(f"  {escape(line)}", highlight=False)
     console.print(f"{styled(parity.verdict)} {escape(summary(parity))}", highlight=False)
@@ -86,7 +74,7 @@ def why(layer: LayerParity) -> str:
 
 def of_bound(layer: LayerParity) -> float | None:
     """Return the greater of the two results' errors, as a share of the bound."""
-    return None if layer.isolated is None else max(layer.isolated.side_bound_ratios)
+    return None if layer.isolated is None else max(layer.isolated.own_bound_ratios)
 
 
 def model_html(parity: ModelParity, *, command: str) -> str:

@@ -49,7 +49,7 @@ class ConfigurationRecord(Record):
 class FlipRecord(Record):
     """One setting changed alone; the fields are those of `bridge.diagnosis.attribution.Flip`."""
 
-    side: str
+    before: str
     setting: str
     name: str
     different: int | None

@@ -10,9 +10,9 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+from bridge._implementations import is_exact
 from bridge.case import Case
 from bridge.diagnosis import Diagnosis, Verdict
-from bridge.implementations import is_exact
 from bridge.report.answer import answer
 
 #: Width that the figures of the table leave for a name at 80 columns.
@@ -69,24 +69,32 @@ def styled(verdict: Verdict) -> str:
     return f"[{_STYLES.get(verdict, 'bold red')}]{verdict}[/]"
 
 
+def table(title: str | None, *columns: str) -> Table:
+    """Return an empty table; the first column folds long names, and those whose heading begins with ">" stand right."""
+    made = Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for number, heading in enumerate(columns):
+        made.add_column(
+            heading.removeprefix(">"),
+            justify="right" if heading.startswith(">") else "left",
+            overflow="fold" if number == 0 else "ellipsis",
+        )
+    return made
+
+
 def _table(diagnosis: Diagnosis, reference: str) -> Table:
     exact = " (the exact sum, rounded once)" if is_exact(reference) else ""
     elements = diagnosis.outputs[reference].size
     title = f"Against {escape(reference)}{exact}, {elements} elements"
-    table = Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    table.add_column("implementation", overflow="fold")
-    table.add_column("verdict")
-    for name in ("differ", "max abs", "max ULP", "of bound"):
-        table.add_column(name, justify="right")
+    made = table(title, "implementation", "verdict", ">differ", ">max abs", ">max ULP", ">of bound")
     for name in diagnosis.names:
         if name == reference:
             continue
         c = diagnosis.between(reference, name)
         figures = (str(c.different), f"{c.max_abs:.2g}", str(c.max_ulp), f"{c.max_bound_ratio:.2g}")
-        table.add_row(
+        made.add_row(
             escape(_on_two_lines(name)), styled(c.verdict), *(figures if c.different else ("0", "0", "0", "0"))
         )
-    return table
+    return made
 
 
 def _on_two_lines(name: str) -> str:
@@ -100,20 +108,19 @@ def _integers(diagnosis: Diagnosis) -> str:
     if not diagnosis.integer_tests:
         return ""
     if not wrong:
-        return "On small integers, where every sum is exact, all are exact.\n"
+        return "On small integers, where every sum is exact, all results are exact.\n"
     listed = ", ".join(f"{t.implementation} ({t.comparison.different} of {t.comparison.elements})" for t in wrong)
     return f"On small integers, where every sum is exact, these are wrong: {listed}.\n"
 
 
 def _matrix(diagnosis: Diagnosis) -> Table:
-    table = Table(title="The same bits: = yes, . no", box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    table.add_column("implementation", overflow="fold")
+    made = table("The same bits: = yes, . no", "implementation")
     for number in range(1, len(diagnosis.names) + 1):
-        table.add_column(str(number), justify="center")
+        made.add_column(str(number), justify="center")
     for number, name in enumerate(diagnosis.names, start=1):
         same = {name, *diagnosis.identical_to(name)}
-        table.add_row(escape(f"{number} {name}"), *("=" if other in same else "." for other in diagnosis.names))
-    return table
+        made.add_row(escape(f"{number} {name}"), *("=" if other in same else "." for other in diagnosis.names))
+    return made
 
 
 def _by(sizes: tuple[int, ...]) -> str:

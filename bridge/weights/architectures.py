@@ -73,31 +73,24 @@ def _squeeze_excite(reduce: str, expand: str, block: int) -> Iterator[Rule]:
     yield Rule(expand, f"blocks.{block}.squeeze_excite.expand", "pointwise")
 
 
-def _torchvision_v2(blocks: Blocks) -> Iterator[Rule]:
-    yield from _norm_act("features.0.0", "features.0.1", "stem", "conv")
-    for i, parts in enumerate(blocks):
-        for position, part in enumerate(parts):
-            at = f"features.{i + 1}.conv.{position}"
-            if part == "project":  # not in a Sequential of its own: the normalization is the next one
-                yield from _block_part(at, f"features.{i + 1}.conv.{position + 1}", i, part)
-            else:
-                yield from _block_part(f"{at}.0", f"{at}.1", i, part)
-    yield from _norm_act(f"features.{len(blocks) + 1}.0", f"features.{len(blocks) + 1}.1", "head")
-    yield Rule("classifier.1", "classifier", "linear")
+def _torchvision(inside: str, *classifier: Rule) -> Callable[[Blocks], Iterator[Rule]]:
+    """Return torchvision's rules for blocks whose parts are in a Sequential named `inside`."""
 
+    def rules(blocks: Blocks) -> Iterator[Rule]:
+        yield from _norm_act("features.0.0", "features.0.1", "stem", "conv")
+        for i, parts in enumerate(blocks):
+            for position, part in enumerate(parts):
+                at = f"features.{i + 1}.{inside}.{position}"
+                if part == "squeeze_excite":
+                    yield from _squeeze_excite(f"{at}.fc1", f"{at}.fc2", i)
+                elif part == "project" and inside == "conv":  # V2 has no Sequential here: the next is the normalization
+                    yield from _block_part(at, f"features.{i + 1}.conv.{position + 1}", i, part)
+                else:
+                    yield from _block_part(f"{at}.0", f"{at}.1", i, part)
+        yield from _norm_act(f"features.{len(blocks) + 1}.0", f"features.{len(blocks) + 1}.1", "head")
+        yield from classifier
 
-def _torchvision_v3(blocks: Blocks) -> Iterator[Rule]:
-    yield from _norm_act("features.0.0", "features.0.1", "stem", "conv")
-    for i, parts in enumerate(blocks):
-        for position, part in enumerate(parts):
-            at = f"features.{i + 1}.block.{position}"
-            if part == "squeeze_excite":
-                yield from _squeeze_excite(f"{at}.fc1", f"{at}.fc2", i)
-            else:
-                yield from _block_part(f"{at}.0", f"{at}.1", i, part)
-    yield from _norm_act(f"features.{len(blocks) + 1}.0", f"features.{len(blocks) + 1}.1", "head")
-    yield Rule("classifier.0", "hidden", "linear")
-    yield Rule("classifier.3", "classifier", "linear")
+    return rules
 
 
 def _timm(stages: Sequence[int], head: Callable[[int], Iterator[Rule]]) -> Callable[[Blocks], Iterator[Rule]]:
@@ -155,6 +148,11 @@ def _transformers_v2(blocks: Blocks) -> Iterator[Rule]:
     yield Rule("classifier", "classifier", "linear")
 
 
+_TORCHVISION_V2 = _torchvision("conv", Rule("classifier.1", "classifier", "linear"))
+_TORCHVISION_V3 = _torchvision(
+    "block", Rule("classifier.0", "hidden", "linear"), Rule("classifier.3", "classifier", "linear")
+)
+
 _V1 = (_PLAIN,) * 13
 _V2 = (_PLAIN,) + (_WIDE,) * 16
 _V3_SMALL = (("depthwise", "squeeze_excite", "project"), _WIDE, _WIDE) + (_SQUEEZED,) * 8
@@ -163,9 +161,9 @@ _V3_LARGE = (_PLAIN, _WIDE, _WIDE) + (_SQUEEZED,) * 3 + (_WIDE,) * 4 + (_SQUEEZE
 ARCHITECTURES: Mapping[str, Architecture] = {
     architecture.name: architecture
     for architecture in (
-        Architecture("torchvision", "mobilenet_v2", _V2, _torchvision_v2),
-        Architecture("torchvision", "mobilenet_v3_small", _V3_SMALL, _torchvision_v3),
-        Architecture("torchvision", "mobilenet_v3_large", _V3_LARGE, _torchvision_v3),
+        Architecture("torchvision", "mobilenet_v2", _V2, _TORCHVISION_V2),
+        Architecture("torchvision", "mobilenet_v3_small", _V3_SMALL, _TORCHVISION_V3),
+        Architecture("torchvision", "mobilenet_v3_large", _V3_LARGE, _TORCHVISION_V3),
         Architecture("timm", "mobilenet_v1", _V1, _timm((1, 2, 2, 6, 2), lambda _: iter(()))),
         Architecture("timm", "mobilenet_v2", _V2, _timm((1, 2, 3, 4, 3, 3, 1), _timm_v2_head)),
         Architecture("timm", "mobilenet_v3_small", _V3_SMALL, _timm((1, 2, 3, 2, 3), _timm_v3_head)),

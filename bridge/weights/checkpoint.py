@@ -77,7 +77,7 @@ def convert_checkpoint(
     for path in (destination, manifest_path(destination)):
         check_free(path, force)
     if destination.is_dir() and (to != Format.ORBAX or not (is_orbax(destination) or not any(destination.iterdir()))):
-        raise FileExistsError(f"{destination} is a folder that is no Orbax checkpoint, which alone is overwritten")
+        raise FileExistsError(f"{destination} is a folder and no Orbax checkpoint: it is not overwritten")
     weights = read_orbax(source) if is_orbax(source) else load_weights(source, part=part, prefix=prefix, merge=merge)
     beside = manifest_path(source)
     manifest = WeightsManifest.read(beside) if beside.exists() else None

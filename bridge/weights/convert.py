@@ -95,7 +95,7 @@ def to_flax(
             misfits.hints.append(f"other conventions: build the target with `like={ARCHITECTURES[label].library!r}`")
         misfits.hints += hints(misfits, weights, tree)
         looks = looks_like(list(weights))
-        misfits.throw(f"the rules of {label}", looks if looks != label else None, list(weights), book)
+        misfits.throw(label, looks if looks != label else None, list(weights), book)
 
     arrays = {flax: np.asarray(p.layout.to_flax(weights[p.torch]), order="C") for flax, p in places.items()}
     moved = [_moved(place, weights[place.torch], arrays[flax]) for flax, place in places.items()]
@@ -126,13 +126,13 @@ def to_torch(tree: Any, by: WeightsManifest | Rules, *, tensors: bool = False) -
     """
     leaves = {name: _values(name, leaf) for name, leaf in ParameterTree.of(tree).leaves.items()}
     if isinstance(by, WeightsManifest):
-        label, rules, book = f"the manifest, which was made by the rules of {by.rules}", by.rules, RuleBook(())
+        label, rules, book = f"those of the manifest, {by.rules}", by.rules, RuleBook(())
         recorded = _places_of(by)
         found = {name: recorded.get(name, []) for name in leaves}
         kept = {record.torch.name: record.array() for record in by.kept}
     else:
         rules, book = named_rules(by, leaves)
-        label, recorded = f"the rules of {rules}", {}
+        label, recorded = rules, {}
         found = {name: book.from_flax(name) for name in leaves}
         kept = {name: np.zeros((), np.int64) for name in book.kept(leaves)}
     misfits, places = _match(found, "torch")

@@ -38,8 +38,8 @@ def hints(misfits: Misfits, weights: Mapping[str, np.ndarray], tree: ParameterTr
 def _adapters(misfits: Misfits) -> Iterator[str]:
     if found := [name for name in misfits.unexpected if _ADAPTER.search(name)]:
         yield (
-            f"{len(found)} tensors are of LoRA or another adapter of PEFT, as {found[0]}, and of no layer: in PyTorch "
-            "call `model.merge_and_unload()`, and convert what it returns"
+            f"{len(found)} tensors belong to LoRA or another adapter of PEFT, as {found[0]}, and to no layer: in "
+            "PyTorch call `model.merge_and_unload()`, and convert what it returns"
         )
 
 
@@ -50,13 +50,13 @@ def _parts(misfits: Misfits, weights: Mapping[str, np.ndarray]) -> Iterator[str]
         name, parts, how = found[0]
         others = f", and {len(found) - 1} more weights" if len(found) > 1 else ""
         yield (
-            f"{name} is there in parts, by {how}: {', '.join(parts)}{others}. `merge=True` (`jaxdw convert --merge`) "
+            f"{name} is stored in parts, by {how}: {', '.join(parts)}{others}. `merge=True` (`jaxdw convert --merge`) "
             "multiplies them out as PyTorch does"
         )
     rest = [name for name in loose if re.search(r"(^|\.)parametrizations\.", name)]
     if rest and not found:
         yield (
-            f"{min(rest)} is the part of a parametrization: give the live model with `merge=True`, or call "
+            f"{min(rest)} is one part of a parametrization: give the live model with `merge=True`, or call "
             "`torch.nn.utils.parametrize.remove_parametrizations` where the checkpoint was made"
         )
 
@@ -71,7 +71,7 @@ def _without_kind(misfits: Misfits, tree: ParameterTree) -> Iterator[str]:
     if found:
         said = ", ".join(f"{path or 'the target'} ({tree.others[path]})" for path in [*found][:4])
         yield (
-            f"no kind of rule is for {said}: move the axes yourself in the dictionary of `load_weights`, and give a "
+            f"rules have no kind for {said}: move the axes yourself in the dictionary of `load_weights`, and give a "
             f"rule for each parameter, as Rule(NAME_IN_PYTORCH, {next(iter(found.values()))!r}, 'array')"
         )
 
@@ -113,13 +113,13 @@ def _matrices(place: Place, shape: Shape, wanted: Shape) -> Iterator[str]:
     path, flax = place.rule.torch, place.rule.flax
     if place.layout is MATRIX and POINTWISE.flax_shape(shape) == wanted:
         yield (
-            f"{place.torch} is of a 1x1 convolution, and {place.flax} is a matrix: add Rule({path!r}, {flax!r}, "
+            f"{place.torch} belongs to a 1x1 convolution, and {place.flax} is a matrix: add Rule({path!r}, {flax!r}, "
             "'pointwise') to `rules`"
         )
     if place.layout is CONVOLUTION and CONVOLUTION.flax_shape((*shape, 1, 1)) == wanted:
         yield (
-            f"{place.torch} is a matrix, and {place.flax} of a 1x1 convolution: reshape it in the dictionary of "
-            f"`load_weights`: weights[{place.torch!r}] = weights[{place.torch!r}][:, :, None, None]"
+            f"{place.torch} is a matrix, and {place.flax} belongs to a 1x1 convolution: reshape it in the dictionary "
+            f"of `load_weights`: weights[{place.torch!r}] = weights[{place.torch!r}][:, :, None, None]"
         )
 
 
@@ -146,4 +146,4 @@ def _groups(place: Place, shape: Shape, wanted: Shape, layers: Mapping[str, Flax
     elif shape[1] == 1:
         fix += ", or as jaxdw.nnx.DepthwiseConv"
     kind = "a depthwise convolution" if shape[1] == 1 else "a convolution"
-    yield f"{place.torch} {shape} is of {kind} of {groups} group(s), and the target's has {count}: {fix}"
+    yield f"{place.torch} {shape} belongs to {kind} of {groups} group(s), and the target's has {count}: {fix}"

@@ -66,7 +66,7 @@ class Misfits:
         """
         causes = list(self._causes(looks, names, book))
         lettered = "; ".join(f"({letter}) {cause}" for letter, cause in zip("abcdefghijklmnopqrstuvwxyz", causes))
-        lines = [f"the weights do not fit by {label}." + (f" Likely causes: {lettered}." if causes else "")]
+        lines = [f"the weights do not fit (rules: {label})." + (f" Likely causes: {lettered}." if causes else "")]
         for title, items in self._lists():
             if items:
                 lines += [f"{title} ({len(items)}):", *(f"  {item}" for item in items)]
@@ -77,15 +77,15 @@ class Misfits:
         several = {name: " or ".join(f"{p.rule}" for p in places) for name, places in self.ambiguous.items()}
         yield "several rules for", [f"{name}: {rules}" for name, rules in several.items()]
         yield "several tensors for", [f"{place}: {', '.join(names)}" for place, names in self.collisions.items()]
-        yield "no place in the target for", [f"{place.torch}, which goes to {place.flax}" for place in self.unplaced]
+        yield "no place in the target for", [f"{place.torch}, which becomes {place.flax}" for place in self.unplaced]
         needed = self.missing.items()
         yield "missing", [f"{place} {shape}, from {name or 'no rule'}" for place, (shape, name) in needed]
         yield (
             "another shape",
             [f"{p.torch} {shape} for {p.flax} {wanted} ({p.layout.name})" for p, shape, wanted in self.shapes],
         )
-        yield "not of its layer's shape", self.misshapen
-        yield "gone since the manifest", self.absent
+        yield "of a shape that the layer cannot have", self.misshapen
+        yield "in the manifest and not in the tree", self.absent
         yield "another setting", [difference.said for difference in self.settings]
 
     def _causes(self, looks: str | None, names: Sequence[str], book: RuleBook) -> Iterator[str]:
@@ -109,7 +109,7 @@ class Misfits:
             fixes[difference.flax][difference.fix.partition("=")[0]][difference.fix] = None
         for flax, wanted in fixes.items():
             fix = " and ".join(_some(values) for values in wanted.values())
-            yield f"{flax} has other settings than the model, which no checkpoint holds: build it with {fix}"
+            yield f"{flax} has other settings than the model, and no checkpoint holds settings: build it with {fix}"
 
     def _prefix(self, names: Sequence[str], book: RuleBook) -> Iterator[str]:
         """Yield a prefix without which the rules know the names."""

@@ -90,15 +90,11 @@ def _refuse_averages(tensors: Mapping[str, object]) -> None:
     heads = {name.split(".")[0] for name in tensors}
     if averages := sorted(head for head in heads if is_average(head)):
         others = sorted(heads - set(averages))
+        prefixes = " or ".join(f"`prefix={name + '.'!r}`" for name in averages)
         raise ValueError(
-            f"weights averaged over training steps are among the keys; choose them with "
-            f"{_options(f'{name}.' for name in averages)}"
-            + (f", or the others ({', '.join(others)}) with a prefix of theirs" if others else "")
+            f"weights averaged over training steps are among the keys; choose them with {prefixes}"
+            + (f", or the others ({', '.join(others)}) with their prefix" if others else "")
         )
-
-
-def _options(prefixes: Iterable[str]) -> str:
-    return " or ".join(f"`prefix={prefix!r}`" for prefix in prefixes)
 
 
 def _some(names: Iterable[str], count: int = 4) -> str:

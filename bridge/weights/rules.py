@@ -46,7 +46,7 @@ class Rule:
         for name in names[0]:
             shifts = [m[2] for pattern in (self.torch, self.flax) for m in _PLACE.finditer(pattern) if m[1] == name]
             if len(shifts) != 2:
-                raise ValueError(f"`{{{name}}}` stands {len(shifts)} times in {self}, expected once in each pattern")
+                raise ValueError(f"`{{{name}}}` occurs {len(shifts)} times in {self}, expected once in each pattern")
 
     def to_flax(self, path: str) -> str | None:
         """Return the layer's path in Flax, or None where the rule does not match this path."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,13 +58,9 @@ class ParameterTree:
             from flax import nnx
 
             if isinstance(target, nnx.Module):
-                tree = cls._of_state(nnx.state(target), dict(_layers(target)))
-                others = _others(target, tree.layers)
-                bare = [name for name in tree.leaves if not _belongs(name, tree.layers, others)]
-                short = _in_sequence(target, [*tree.layers, *bare])
-                return dataclasses.replace(tree, others=others, bare=bare, in_sequence=short, is_module=True)
+                return cls._of_module(target)
             if isinstance(target, nnx.State):
-                return cls._of_state(target, {})
+                return cls._of_state(target)
         if not isinstance(target, Mapping):
             raise TypeError(
                 f"`target` is a {type(target).__name__}, expected an nnx.Module, an nnx.State, Linen variables or a "
@@ -86,7 +82,33 @@ class ParameterTree:
         return cls({name: paths[path] for path, name in names.items()}, {}, build)
 
     @classmethod
-    def _of_state(cls, state: Any, layers: Mapping[str, FlaxLayer]) -> ParameterTree:
+    def _of_module(cls, module: Any) -> ParameterTree:
+        from flax import nnx
+
+        from jaxdw.nnx import DepthwiseConv
+
+        kinds = {
+            (nnx.Conv, DepthwiseConv): "conv",
+            (nnx.Linear,): "linear",
+            (nnx.BatchNorm,): "batch_norm",
+            (nnx.LayerNorm, nnx.GroupNorm, nnx.RMSNorm, nnx.InstanceNorm): "norm",
+            (nnx.Embed,): "embedding",
+        }
+        layers, others, sequences = {}, {}, set()
+        for path, part in ((_dotted(path), part) for path, part in nnx.iter_modules(module)):
+            if kind := next((kind for types, kind in kinds.items() if isinstance(part, types)), None):
+                layers[path] = FlaxLayer(kind, part)
+            elif isinstance(part, nnx.Sequential):
+                sequences.add(path)
+            elif not isinstance(part, (nnx.List, nnx.Dict)) and _is_flax(type(part)):
+                others[path] = type(part).__name__
+        tree = cls._of_state(nnx.state(module))
+        bare = [name for name in tree.leaves if not _belongs(name, layers, others)]
+        short = dict(_in_sequence([*layers, *bare], sequences))
+        return dataclasses.replace(tree, layers=layers, others=others, bare=bare, in_sequence=short, is_module=True)
+
+    @classmethod
+    def _of_state(cls, state: Any) -> ParameterTree:
         from flax import nnx
 
         variables = {path: v for path, v in nnx.to_flat_state(state) if not isinstance(v, nnx.RngState)}
@@ -98,7 +120,7 @@ class ParameterTree:
                 [(path, variables[path].replace(_on_device(name, values[name]))) for path, name in names.items()]
             )
 
-        return cls({name: variables[path].get_value() for path, name in names.items()}, layers, build)
+        return cls({name: variables[path].get_value() for path, name in names.items()}, {}, build)
 
 
 def empty_model(model: str, library: str, **options: Any) -> Any:
@@ -141,47 +163,13 @@ def _on_device(name: str, value: np.ndarray) -> Any:
     return jnp.asarray(value)
 
 
-def _layers(module: Any) -> Iterator[tuple[str, FlaxLayer]]:
-    from flax import nnx
-
-    from jaxdw.nnx import DepthwiseConv
-
-    kinds = {
-        (nnx.Conv, DepthwiseConv): "conv",
-        (nnx.Linear,): "linear",
-        (nnx.BatchNorm,): "batch_norm",
-        (nnx.LayerNorm, nnx.GroupNorm, nnx.RMSNorm, nnx.InstanceNorm): "norm",
-        (nnx.Embed,): "embedding",
-    }
-    for path, layer in nnx.iter_modules(module):
-        for types, kind in kinds.items():
-            if isinstance(layer, types):
-                yield _dotted(path), FlaxLayer(kind, layer)
-
-
-def _others(module: Any, known: Mapping[str, FlaxLayer]) -> dict[str, str]:
-    """Return Flax's own layers that are neither known nor mere containers."""
-    from flax import nnx
-
-    containers = (nnx.List, nnx.Dict, nnx.Sequential)
-    return {
-        _dotted(path): type(layer).__name__
-        for path, layer in nnx.iter_modules(module)
-        if _dotted(path) not in known and not isinstance(layer, containers) and _is_flax(type(layer))
-    }
-
-
-def _in_sequence(module: Any, paths: Sequence[str]) -> dict[str, str]:
-    from flax import nnx
-
-    found = {_dotted(path) for path, each in nnx.iter_modules(module) if isinstance(each, nnx.Sequential)}
-    result = {}
+def _in_sequence(paths: Iterable[str], sequences: Container[str]) -> Iterator[tuple[str, str]]:
+    """Yield each path below an `nnx.Sequential`, and the same path without the sequence's `layers`."""
     for path in paths:
         parts = path.split(".")
-        short = [p for i, p in enumerate(parts) if p != "layers" or ".".join(parts[:i]) not in found]
+        short = [p for i, p in enumerate(parts) if p != "layers" or ".".join(parts[:i]) not in sequences]
         if len(short) < len(parts):
-            result[path] = ".".join(short)
-    return result
+            yield path, ".".join(short)
 
 
 def _is_flax(kind: type) -> bool:

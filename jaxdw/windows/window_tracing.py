@@ -72,20 +72,20 @@ class Traced:
         all channels. The positions may be some of the outputs, in any number of axes: the function treats all in the
         same way. Derivatives that the function defines for itself are lost.
         """
-        values: dict[Any, Any] = dict(zip(self.then.invars, [*constants, _Taps(taps)], strict=True))
         count = len(self.leading)
 
-        def read(atom: Any) -> Any:
-            return jnp.asarray(atom.val, atom.aval.dtype) if isinstance(atom, Literal) else values[atom]
-
-        for equation in self.then.eqns:
+        def on_taps(equation: JaxprEqn, operands: list[Any]) -> list[Any]:
             rule = _RULES.get(equation.primitive.name)
             shape = equation.outvars[0].aval.shape
             if rule is None or not _is_windows_shape(shape, self.leading, self.channels):
                 raise NotTapwise(f"{equation.primitive.name} to shape {shape}")
-            inputs = [read(atom) for atom in equation.invars]
-            values[equation.outvars[0]] = _Taps(rule(inputs, equation, count, shape[count:-1]))
-        result = read(self.then.outvars[0])
+            inputs = [
+                jnp.asarray(operand, atom.aval.dtype) if isinstance(atom, Literal) else operand
+                for atom, operand in zip(equation.invars, operands)
+            ]
+            return [_Taps(rule(inputs, equation, count, shape[count:-1]))]
+
+        (result,) = evaluate(ClosedJaxpr(self.then, ()), [*constants, _Taps(taps)], on_taps)
         if not isinstance(result, _Taps):
             raise NotTapwise("windows that are not computed from the windows given")
         return result.cells

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py, run dry on the CPU. No test here needs a GPU, and no time is held to anything."""
+"""benchmarks/gpu.py as a dry run on the CPU. No test needs a GPU, and no test checks a time."""
 
 import json
 import math
@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import gpu
 from bridge.bench.reference import convolve, gradients
-from bridge.bench.suites import Layer, layers_of
+from bridge.bench.suites import DepthwiseLayer, layers_of
 from bridge.case import DTYPES
 from bridge.numerics import BFLOAT16, TF32, exact, round_to
 
@@ -88,7 +88,7 @@ def test_a_run_that_is_cut_off_keeps_its_sections(tmp_path, monkeypatch):
         ("--batch", 0, "expected 1 or more"),
     ],
 )
-def test_bad_input_is_told_before_the_work(option, value, message, monkeypatch, capsys):
+def test_bad_input_is_reported_before_the_work(option, value, message, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "SECTIONS", {"never": (lambda _: pytest.fail("it worked first"), 1.0)})
     with pytest.raises(SystemExit) as end:
         gpu.main([option, str(value)])
@@ -109,7 +109,7 @@ def test_a_program_that_does_not_compile_costs_its_own_way_alone():
 
 
 @pytest.mark.parametrize("of", ["float32", "bfloat16", "float16"])
-def test_inputs_that_were_rounded_are_told_from_sums_that_were(of):
+def test_rounded_inputs_are_distinguished_from_rounded_sums(of):
     """A result is judged by the first arithmetic that explains it, and a wrong one by none."""
     dtype = DTYPES[of]
     case, _ = gpu._case((1, 8, 8, 64), (3, 3, 1, 64), {"padding": 1}, dtype)
@@ -127,7 +127,7 @@ def test_inputs_that_were_rounded_are_told_from_sums_that_were(of):
 
 @pytest.mark.parametrize("layer", ["7x7x96:11:1", "9x8x5:3:2"])
 def test_the_whole_numbers_of_all_frameworks_are_the_same_and_their_sums_exact(layer):
-    layer, batch = Layer.parse(layer), 3
+    layer, batch = DepthwiseLayer.parse(layer), 3
     arrays = {
         xp.__name__: gpu._whole(xp, "gradients", layer, batch, xp.arange(batch, dtype=xp.int32), 1)
         for xp in (np, jnp, torch)
@@ -151,7 +151,7 @@ def test_the_greatest_sums_of_every_layer_are_exact():
 
 
 def test_a_way_that_is_off_in_one_place_is_found():
-    layer, batch = Layer.parse("6x5x4:3:1"), 4
+    layer, batch = DepthwiseLayer.parse("6x5x4:3:1"), 4
     run = gpu.Run(gpu.GpuReport(dry_run="", quick=True, batch=batch, budget_seconds=1.0), Path("unused"), None)
 
     def broken(x, w):

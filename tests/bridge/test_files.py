@@ -52,8 +52,8 @@ def test_only_regular_files_are_opened(tmp_path):
 JSON = {
     "deep": (b"[" * 100_000, "recursion"),
     "twice": (b'{"a": 1, "a": 2}', "duplicate keys 'a'"),
-    "NaN": (b'{"a": NaN}', "NaN is no number"),
-    "infinite": (b'{"a": -Infinity}', "-Infinity is no number"),
+    "NaN": (b'{"a": NaN}', "NaN is not a JSON number"),
+    "infinite": (b'{"a": -Infinity}', "-Infinity is not a JSON number"),
     "not UTF-8": (b'{"\xff": 1}', "codec can't decode"),
     "long number": (b"1" * 10_000, "4300 digits"),
     "cut": (b'{"a": ', "Expecting value"),
@@ -64,7 +64,7 @@ JSON = {
 def test_json_that_is_not_sound_is_refused(name, tmp_path):
     content, message = JSON[name]
     (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(ValueError, match=f"is no sound JSON: .*{message}"):
+    with pytest.raises(ValueError, match=f"is not valid JSON: .*{message}"):
         files.read_json(tmp_path / "a.json")
 
 
@@ -92,7 +92,7 @@ NPY = {
 @pytest.mark.parametrize("name", NPY)
 def test_an_npy_file_that_is_not_sound_is_refused(name, tmp_path):
     (tmp_path / "a.npy").write_bytes(NPY[name])
-    with pytest.raises(ValueError, match=r"it is not sound|it holds|it claims|an archive of several"):
+    with pytest.raises(ValueError, match=r"it is damaged|it holds|it claims|an archive of several"):
         files.read_npy(tmp_path / "a.npy")
 
 

@@ -38,7 +38,7 @@ def jaxdw(monkeypatch, capfd):
             cli.run()
         signal.alarm(0)
         out, error = capfd.readouterr()
-        assert not RAW.search(out) and not RAW.search(error) and "a fault of jaxdw" not in error
+        assert not RAW.search(out) and not RAW.search(error) and "a bug in jaxdw" not in error
         return ended.value.code, out, error
 
     return run
@@ -67,7 +67,7 @@ F32 = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 WEIGHTS = {
     "itself.index.json": (index(a="itself.index.json"), "names indexes as its shards"),
     "deep.index.json": (b'{"weight_map":' + b"[" * 100_000, "recursion"),
-    "nan.index.json": (b'{"weight_map": NaN}', "NaN is no number"),
+    "nan.index.json": (b'{"weight_map": NaN}', "NaN is not a JSON number"),
     "twice.index.json": (b'{"weight_map": {}, "weight_map": {}}', "duplicate keys 'weight_map'"),
     "list.index.json": (b"[]", "is no index of shards"),
     "outside.index.json": (index(a="../b.safetensors"), "outside its own folder"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bridge import Case, cli, implementation, memory
-from bridge.implementations import ImplementationError
+from bridge._implementations import ImplementationError
 
 CASE = Case(np.ones((1, 6, 6, 2), np.float32), np.ones((3, 3, 1, 2), np.float32), padding=1)
 

@@ -6,10 +6,12 @@ import inspect
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import bridge
 from bridge import requirements
+from bridge.numerics import same_bits
 
 FRAMEWORKS = {"jax", "flax", "torch"}
 
@@ -41,17 +43,18 @@ def test_every_public_name_is_told_to_type_checkers_too():
     assert set(told) <= set(dir(bridge))
 
 
-@pytest.mark.parametrize("name", [name for name in bridge._MODULES if name != "implementations"])
+@pytest.mark.parametrize("name", bridge._MODULES)
 def test_a_public_name_is_no_module_of_that_name(name):
     for module in ("bridge.cli", bridge._MODULES[name]):
         importlib.import_module(module)
     assert inspect.ismodule(getattr(bridge, name)) == (name == "testing")
 
 
-@pytest.mark.parametrize("package", ["bridge.numerics", "bridge.accumulation", "bridge.implementations"])
-def test_no_name_of_a_package_shadows_a_module(package):
-    names = importlib.import_module(package).__all__
-    assert not [name for name in names if importlib.util.find_spec(f"{package}.{name}")]
+def test_an_order_is_revealed_and_replayed_by_public_names(seed):
+    rng = np.random.default_rng(seed)
+    x, kernel = (rng.standard_normal(shape, np.float32) for shape in ((1, 6, 6, 2), (3, 3, 1, 2)))
+    case, taps = bridge.Case(x, kernel), bridge.implementation("jax.taps")
+    assert same_bits(bridge.replay(bridge.reveal(taps, case), case), taps.run(case)).all()
 
 
 def test_a_name_that_is_not_there_is_refused():

@@ -12,8 +12,8 @@ import pytest
 
 import jaxdw
 from bridge import Case
-from bridge.implementations import implementation
-from bridge.implementations.jax_ import method
+from bridge._implementations import implementation
+from bridge._implementations.jax_ import method
 from bridge.numerics import same_bits
 from bridge.selftest import is_a_plain_loop, random_case, taps_against_torch
 from jaxdw.bias import bias_comes_first

@@ -129,7 +129,10 @@ def test_parity_says_above_the_verdict_that_the_compiler_is_wrong(started, tmp_p
     probe = next(probe for probe in sentinel.PROBES if probe.quick and probe.issue)
     wrong[probe.name] = "1 of 2 elements"
     out = " ".join(run("--json", str(tmp_path / "r.json"), "--html", str(tmp_path / "r.html")).split())
-    said = f"JAX's compiler is wrong here ({probe.issue}): a difference can be its mistake. To avoid it: {probe.avoid}"
+    said = (
+        f"JAX's compiler gives wrong results here ({probe.issue}). A difference may come from the compiler. "
+        f"To avoid it: {probe.avoid}"
+    )
     assert said in out and out.index(said) < out.index("Verdict:")
     assert said in json.loads((tmp_path / "r.json").read_text())["environment"]["compiler"]
     assert f"({probe.issue})" in (tmp_path / "r.html").read_text()

@@ -170,7 +170,7 @@ def test_only_what_is_named_and_what_that_imports_comes_from_the_folder(tmp_path
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("own_stranger")
     with pytest.raises(ValueError, match=r"json has no 'mine'; it is .*json.__init__\.py"):
-        from bridge.implementations import implementation
+        from bridge._implementations import implementation
 
         implementation("json:mine")
     for name in ("own_module", "own_sibling", "own_late"):

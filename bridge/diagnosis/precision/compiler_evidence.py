@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import functools
 
-from bridge.audit.audit import audit
-from bridge.audit.compiling import Subject, Way
-from bridge.audit.platforms import platform
+from bridge.audit import AuditSubject, audit, platform
+from bridge.audit.compiling import AuditMethod
 from bridge.audit.precision import Rounding
 from bridge.diagnosis.output import Output
 from bridge.diagnosis.target import OPERANDS, WORDS
@@ -26,11 +25,11 @@ def compiler_evidence(output: Output) -> str:
     target = _COMPILED_FOR[there.platform]
     name = each.base.removeprefix("jax.") + ("" if there.value == "default" else f"[precision={there.value}]")
     try:
-        Way.parse(name)
+        AuditMethod.parse(name)
     except ValueError:  # no method of jaxdw
         return ""
     dtype = case.dtype.name if each.knobs["dtype"] == "same" else each.knobs["dtype"]
-    subject = Subject(case.geometry, dtype, case.bias is not None, output.target.quantity != "y")
+    subject = AuditSubject(case.geometry, dtype, case.bias is not None, output.target.quantity != "y")
     found = _compiled(name, subject, target)
     if found is None:
         return ""
@@ -45,7 +44,7 @@ def compiler_evidence(output: Output) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(way: str, subject: Subject, target: str) -> tuple[Rounding, ...] | None:
+def _compiled(way: str, subject: AuditSubject, target: str) -> tuple[Rounding, ...] | None:
     """Return what the audit finds to be rounded; None where there is no compiler, or it fails."""
     if platform(target).missing:
         return None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from bridge._implementations import Emulation, Implementation, counterpart, knobs
 from bridge.diagnosis.finding import Finding
 from bridge.diagnosis.output import Output
 from bridge.diagnosis.verdict import Verdict
-from bridge.implementations import Emulation, Implementation, counterpart, knobs
 
 #: Returns what the compiler of the platform that an output emulates says of it, in words; empty for nothing.
 Evidence = Callable[[Output], str]

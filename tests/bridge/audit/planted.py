@@ -12,7 +12,7 @@ def clean(x, kernel):
 
 
 def copy_in_bfloat16(x, kernel):
-    """A copy that the compiler keeps; without the barrier it would drop the conversion and its way back."""
+    """A copy that the compiler keeps; without the barrier it would drop both conversions."""
     return clean(lax.optimization_barrier(x.astype(jnp.bfloat16)).astype(x.dtype), kernel)
 
 

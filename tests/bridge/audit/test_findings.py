@@ -1,4 +1,4 @@
-"""What the audit says of programs: of real ones for a TPU and a GPU, kept as text, and of planted hazards on this CPU.
+"""Findings of the audit: on real programs for a TPU and a GPU, kept as text, and on planted hazards on this CPU.
 
 `data/` holds the compilers' text for input (8, 56, 56, 144), kernel 3x3, padding 1, float32, made by libtpu 0.0.42.1
 for a v5e and by jaxlib 0.10.2 with jax-cuda13-plugin for an H100; without places in source files, shardings, and the
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bridge.audit import Subject, audit
-from bridge.audit.audit import finding
+from bridge.audit import AuditSubject, audit
 from bridge.audit.compiling import Compiled
+from bridge.audit.findings import finding
 from jaxdw.geometry import Geometry
 
 DATA = Path(__file__).with_name("data")
@@ -25,7 +25,7 @@ def read(name, gradient=False, **figures):
     """The finding of a kept program; `figures` are what the compiler says beside the text."""
     text = (DATA / f"{name}.hlo").read_text()
     backend = {"v5e": "tpu", "h100": "gpu"}[name.partition("_")[0]]
-    return finding(Compiled(name, text=text, **figures), Subject(GEOMETRY, gradient=gradient), backend)
+    return finding(Compiled(name, text=text, **figures), AuditSubject(GEOMETRY, gradient=gradient), backend)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def read(name, gradient=False, **figures):
             "f32",
             [
                 "hand-written kernel %_run.1: what it rounds and keeps inside is not seen here, and the compiler's "
-                "estimate in seconds takes its author's word for what it costs",
+                "estimate in seconds uses the cost that its author declared",
                 WASTE,
             ],
         ),
@@ -98,7 +98,7 @@ def test_a_real_program_is_described(name, form, narrowest, hazards):
     assert (found.form, found.narrowest, list(found.hazards)) == (form, narrowest, hazards)
 
 
-def test_what_is_certain_and_what_is_left_to_the_hardware_is_told_apart():
+def test_certain_roundings_are_distinguished_from_those_that_hardware_decides():
     by_argument = {each.arguments: each for each in read("v5e_grouped").roundings}
     assert by_argument[("x",)].certain and not by_argument[("kernel",)].certain
     assert not any(each.certain for each in read("h100_grouped").roundings)
@@ -156,7 +156,7 @@ def program(*lines):
     kernel = "  %k = f32[3,3,1,144]{3,2,1,0:T(1,128)} parameter(1)"
     *others, last = lines
     text = "\n".join(["HloModule m", "ENTRY %m {", x, kernel, *others, f"  ROOT {last.strip()}", "}"])
-    return finding(Compiled("m", text=text), Subject(GEOMETRY), "tpu")
+    return finding(Compiled("m", text=text), AuditSubject(GEOMETRY), "tpu")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def on_this_cpu():
         "wrong_shape",
         "raises",
     )
-    found = audit([PLANTED + name for name in names], Subject(SMALL), "cpu").findings
+    found = audit([PLANTED + name for name in names], AuditSubject(SMALL), "cpu").findings
     return dict(zip(names, found))
 
 
@@ -251,7 +251,7 @@ def test_a_transposition_before_the_sum_is_a_copy(on_this_cpu):
         ("windows_in_memory", "multiplies 9 times as often as needed"),
         ("windows_in_memory", "temporaries take"),
         ("windows_in_memory", "copies that compute nothing"),
-        ("row_by_row", "a loop of 16 rounds runs"),
+        ("row_by_row", "a loop of 16 rounds starts"),
     ],
 )
 def test_a_planted_hazard_is_found(on_this_cpu, name, hazard):
@@ -268,11 +268,11 @@ def test_what_a_function_does_wrong_is_the_error_of_that_function_alone(on_this_
 
 def test_dense_gradient_of_grouped_on_this_cpu():
     """XLA:CPU makes the gradient by the kernel a convolution of every channel with every other."""
-    (grouped,) = audit(["grouped"], Subject(SMALL, gradient=True), "cpu").findings
+    (grouped,) = audit(["grouped"], AuditSubject(SMALL, gradient=True), "cpu").findings
     assert any("a dense C x C convolution" in each and "32 times" in each for each in grouped.hazards)
 
 
 @pytest.mark.parametrize("dtype, narrowest", [("float64", "f64"), ("float32", "f32"), ("bfloat16", "bf16")])
 def test_what_was_given_is_the_narrowest_type(dtype, narrowest):
-    (found,) = audit(["taps"], Subject(SMALL, dtype, bias=True), "cpu").findings
+    (found,) = audit(["taps"], AuditSubject(SMALL, dtype, bias=True), "cpu").findings
     assert (found.error, found.narrowest, found.roundings) == ("", narrowest, ())

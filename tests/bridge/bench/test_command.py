@@ -1,4 +1,4 @@
-"""`jaxdw bench` as it is typed."""
+"""`jaxdw bench` on the command line."""
 
 import os
 import xml.etree.ElementTree
@@ -8,7 +8,7 @@ import typer.testing
 
 from bridge import cli
 from bridge.bench import process
-from bridge.bench.schema import Settings
+from bridge.bench.schema import BenchSettings
 
 SMALL = ("bench", "--layers", "6x5x4:3:1", "--batch", "1", "--rounds", "2", "--peers", "torch,lax.grouped")
 
@@ -37,18 +37,18 @@ def test_a_run_prints_and_writes_and_is_shown_again(tmp_path, monkeypatch, capfd
     "arguments, message",
     [
         (["--suite", "nothing"], "`--suite` is 'nothing'"),
-        (["--layers", "nothing"], "`--layers` is 'nothing', which takes no row of layers"),
+        (["--layers", "nothing"], "`--layers` is 'nothing', which selects no row of layers"),
         (["--peers", "nothing"], "`--peers` is 'nothing', expected default, all, or some of torch"),
         (["--threads", 10**6], f"`--threads` is 1000000, expected 1 to {len(os.sched_getaffinity(0))}"),
         (["--json", "missing/report.json"], "there is no folder missing"),
         (["--svg", "."], "is a folder, expected a file to write"),
         (["--json", "same", "--svg", "same"], "`--json` and `--svg` are both same, expected two files"),
-        (["--from-json", "README.md"], "expected what --json wrote"),
+        (["--from-json", "README.md"], "expected a report that --json wrote"),
         (["--from-json", "missing.json"], "missing.json"),
         (["--tune", "--suite", "blocks"], "`--suite` is 'blocks' with `--tune`"),
     ],
 )
-def test_bad_input_is_told_before_the_work(arguments, message, monkeypatch, capsys):
+def test_bad_input_is_reported_before_the_work(arguments, message, monkeypatch, capsys):
     monkeypatch.setattr(process, "measured", lambda _: pytest.fail("it worked first"))
     monkeypatch.setattr("sys.argv", ["jaxdw", "bench", *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
@@ -62,13 +62,13 @@ def test_nothing_less_than_one_is_taken(option):
     assert jaxdw("bench", option, 0).exit_code == 2
 
 
-def test_a_json_file_of_something_else_is_told_by_its_first_fault(tmp_path):
+def test_a_json_file_of_something_else_is_refused_with_its_first_fault(tmp_path):
     path = tmp_path / "other.json"
     path.write_text('{"schema": "jaxdw.parity/2"}')
-    with pytest.raises(ValueError, match="expected what --json wrote: schema"):
+    with pytest.raises(ValueError, match="expected a report that --json wrote: `schema`"):
         process.read_report(path)
 
 
 def test_a_failure_of_the_process_is_an_exit_code_and_its_own_words(capfd):
-    assert process.measured(Settings(suites=("nothing",))) == 2
+    assert process.measured(BenchSettings(suites=("nothing",))) == 2
     assert capfd.readouterr().err.startswith("jaxdw: `--suite` is 'nothing'")

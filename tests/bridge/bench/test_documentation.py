@@ -12,7 +12,7 @@ from bridge.bench.suites import layers_of
 TEXT = (Path(__file__).parents[3] / "docs/speed.md").read_text()
 MODELS = (
     schema.BenchReport,
-    schema.Settings,
+    schema.BenchSettings,
     schema.SuiteRecord,
     schema.RowRecord,
     schema.WayRecord,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bridge.bench.figures import Spread, exponent, geometric_mean, spread
+from bridge.bench.figures import Quartiles, exponent, geometric_mean, quartiles
 
 
 @pytest.mark.parametrize(
@@ -15,12 +15,12 @@ from bridge.bench.figures import Spread, exponent, geometric_mean, spread
     ],
 )
 def test_the_quartiles_are_the_known_ones(times, expected):
-    assert spread(times) == Spread(*expected)
+    assert quartiles(times) == Quartiles(*expected)
 
 
 def test_no_times_have_no_median():
     with pytest.raises(ValueError, match="`times` is empty"):
-        spread([])
+        quartiles([])
 
 
 def test_a_mean_of_ratios_does_not_care_which_way_they_are_taken():

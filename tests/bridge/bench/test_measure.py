@@ -6,7 +6,7 @@ import pytest
 from bridge.bench import measure
 from bridge.bench.problems import Problem, Way, problem
 from bridge.bench.reference import convolve
-from bridge.bench.suites import Layer
+from bridge.bench.suites import DepthwiseLayer
 
 NAME = "6x5x4:3:2"
 
@@ -17,7 +17,7 @@ def layers(seed) -> Problem:
 
 
 def numpy_way(name, compute=convolve, log=None):
-    layer = Layer.parse(NAME)
+    layer = DepthwiseLayer.parse(NAME)
 
     def start(arrays):
         def call():
@@ -86,6 +86,18 @@ def test_alone_a_way_runs_on_the_other_inputs_before_it_is_timed(monkeypatch, la
     ] * 2
 
 
+def test_a_filled_round_enqueues_calls_and_waits_once(monkeypatch, layers):
+    monkeypatch.setattr(measure, "MOST_ENQUEUED", 5)
+    log = []
+    way = numpy_way("torch", log=log)
+    way = Way(way.name, way.start, way.fetch, wait=lambda result: log.append("wait"))
+    (record,) = measure.measure(layers, [way], 2, 0, fill=1e4)
+    firsts = [arrays["x"].flat[0] for arrays in layers.inputs]
+    assert log[-7] == log[-1] == "wait"
+    assert [first for _, first in log[-6:-1]] == [firsts[k] for k in (0, 1, 2, 0, 1)]
+    assert len(record.milliseconds) == 2
+
+
 @pytest.mark.parametrize(
     "name, seconds, rounds, expected",
     [
@@ -101,7 +113,7 @@ def test_slow_ways_run_in_fewer_rounds(name, seconds, rounds, expected):
     assert measure._turns(name, seconds, rounds) == expected
 
 
-def test_rounds_that_a_way_sits_out_are_spread(monkeypatch, layers):
+def test_rounds_without_a_slow_way_are_evenly_distributed(monkeypatch, layers):
     monkeypatch.setattr(measure, "_turns", lambda name, *_: 3 if name == "slow" else 9)
     slow, fast = measure.measure(layers, [numpy_way("slow"), numpy_way("fast")], 9, 0)
     assert [ms is not None for ms in slow.milliseconds] == [False, False, True] * 3

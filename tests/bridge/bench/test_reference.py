@@ -5,10 +5,10 @@ import pytest
 
 from bridge.bench import reference
 from bridge.bench.reference import Check, exactly, within
-from bridge.bench.suites import Layer
+from bridge.bench.suites import DepthwiseLayer
 from tests import oracle
 
-LAYERS = [Layer.parse(text) for text in ("5x6x3:3:1", "7x7x4:3:2", "6x5x2:5:2", "3x3x2:7:1", "13x12x1:11:3")]
+LAYERS = [DepthwiseLayer.parse(text) for text in ("5x6x3:3:1", "7x7x4:3:2", "6x5x2:5:2", "3x3x2:7:1", "13x12x1:11:3")]
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
@@ -32,7 +32,7 @@ def test_the_gradients_are_the_adjoints_of_the_convolution(layer, fine, seed):
 @pytest.mark.parametrize("text", ["112x112x4:3:1", "56x56x2:7:1", "28x28x2:31:1"])
 @pytest.mark.parametrize("fine", ["x", "dy"])
 def test_sums_of_the_whole_numbers_are_exact_in_float32_in_any_order(text, fine, seed):
-    layer = Layer.parse(text)
+    layer = DepthwiseLayer.parse(text)
     a = {k: np.abs(v) for k, v in reference.integers(np.random.default_rng(seed), layer, 8, fine).items()}
     wide = {name: array.astype(np.float64) for name, array in a.items()}
     y, (dx, dw) = reference.convolve(wide["x"], wide["w"], layer), reference.gradients(**wide, layer=layer)
@@ -44,7 +44,7 @@ def test_sums_of_the_whole_numbers_are_exact_in_float32_in_any_order(text, fine,
 @pytest.mark.parametrize("fine, name", [("x", "y"), ("x", "dw"), ("dy", "dx"), ("dy", "dw")])
 def test_rounded_inputs_change_the_whole_numbers(fine, name, seed):
     """TF32 keeps 11 bits, one fewer than the fine operand has."""
-    layer = Layer.parse("14x14x4:3:1")
+    layer = DepthwiseLayer.parse("14x14x4:3:1")
     a = reference.integers(np.random.default_rng(seed), layer, 4, fine)
     rounded = {**a, fine: np.round(a[fine] / 2) * 2}
     results = []
@@ -55,7 +55,7 @@ def test_rounded_inputs_change_the_whole_numbers(fine, name, seed):
 
 
 def test_a_block_in_float32_is_within_its_bound_and_another_epsilon_is_not(seed):
-    layer, rng = Layer.parse("9x9x8:3:2"), np.random.default_rng(seed)
+    layer, rng = DepthwiseLayer.parse("9x9x8:3:2"), np.random.default_rng(seed)
     a = {"x": rng.standard_normal((2, 9, 9, 8), np.float32), "w": rng.standard_normal((3, 3, 1, 8), np.float32)}
     a |= {name: rng.uniform(-1, 1, 8).astype(np.float32) for name in ("scale", "bias", "mean")}
     a["var"] = rng.uniform(0.5, 2, 8).astype(np.float32)

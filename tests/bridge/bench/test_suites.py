@@ -2,7 +2,7 @@
 
 import pytest
 
-from bridge.bench.suites import NETWORKS, SCALES, Layer, layers_of, model_rows, select
+from bridge.bench.suites import NETWORKS, SCALES, DepthwiseLayer, layers_of, model_rows, select
 
 
 def test_every_layer_of_every_network_is_measured_once():
@@ -49,7 +49,7 @@ def test_a_batch_of_one_has_no_row_twice():
 @pytest.mark.parametrize("text", ["", "7x7:3:1", "7x7x0:3:1", "7x7x4:2:1", "7x7x4:3:0", "7x7x4:3:1:1", "ax7x4:3:1"])
 def test_what_is_no_layer_is_refused_with_an_example(text):
     with pytest.raises(ValueError, match="expected height x width x channels:kernel:stride such as 56x56x144:3:2"):
-        Layer.parse(text)
+        DepthwiseLayer.parse(text)
 
 
 def test_scaling_starts_from_one_layer():

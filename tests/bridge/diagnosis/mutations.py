@@ -99,7 +99,7 @@ def geometry(rng, *, rank=None, least=1, multiplier=None, bias=None, square=Fals
 
 
 def computed(other, case):
-    """What `other` computes, where the case was meant, if it is to be seen at all."""
+    """Return the output of `other` with the case that was meant; redraw if the output suits both."""
     if other.geometry.output_shape != case.geometry.output_shape:
         raise Redraw
     y = in_order(other)

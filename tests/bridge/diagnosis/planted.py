@@ -466,12 +466,12 @@ plant("half of the elements zero", "BUG", "zero at elements all over the output"
 
 
 def said(result):
-    """All that a report says of the cause."""
+    """Return all words of a report on the cause."""
     return f"{result.name} | {result.cause} | {result.fix} | {result.place}"
 
 
 def compared(planted, rng, compare, *, clean=False):
-    """What is found for the mistake, or for its clean twin."""
+    """Return the comparison for the mistake, or for its clean twin."""
     wrong, case = planted.plant(rng)
     right = planted.clean(case)
     declared = planted.arithmetic and planted.arithmetic(case.dtype)

@@ -47,7 +47,7 @@ def test_another_order_of_addition_is_rounding(rng):
     result = compare(in_order(case), backwards(case), case)
     assert result.verdict is Verdict.ROUNDING
     assert 0 < result.max_bound_ratio <= 1
-    assert max(result.side_bound_ratios) <= 1
+    assert max(result.own_bound_ratios) <= 1
 
 
 def test_two_sides_are_each_held_to_their_own_bound(rng):
@@ -59,7 +59,7 @@ def test_two_sides_are_each_held_to_their_own_bound(rng):
     at = np.unravel_index(np.argmax(bound / np.abs(total.reference)), a.shape)  # where the format resolves the bound
     a[at], b[at] = total.reference[at] + 1.5 * bound[at], total.reference[at] + 0.4 * bound[at]
     result = compare(a, b, case)
-    assert result.max_bound_ratio <= 1 < result.side_bound_ratios[0]
+    assert result.max_bound_ratio <= 1 < result.own_bound_ratios[0]
     assert (result.verdict, result.name, result.where) == (Verdict.BUG, "single element", at)
 
 
@@ -81,7 +81,7 @@ def test_zeros_of_other_signs_are_not_identical_bits(rng):
 
 @pytest.mark.parametrize("zero", ["x", "kernel"])
 def test_products_that_are_all_zero_decide_nothing(rng, zero):
-    case = make(rng, bias=False)
+    case = make(rng, (1, 4, 4, 2), (2, 2), bias=False)  # no hypothesis is screened out, so each is tried in full
     case = case.replace(**{zero: np.zeros_like(getattr(case, zero))})
     result = compare(in_order(case), in_order(case), case)
     assert (result.verdict, result.name) == (Verdict.INCONCLUSIVE, "nothing to decide")
@@ -182,15 +182,6 @@ def test_rounded_inputs_name_the_operands(rng):
     result = compare(in_order(case.replace(x=rounded(case.x, BFLOAT16))), backwards(case), case)
     assert (result.name, result.place) == ("bfloat16 inputs", "inputs: x")
     assert "highest" in result.fix
-
-
-@pytest.mark.parametrize("factor", [1 + 2.0**-10, 1 + 2.0**-8, 0.99])
-def test_a_small_bug_within_the_bound_of_a_lower_precision_is_a_bug(rng, factor):
-    case = make(rng)
-    kernel = case.kernel.copy()
-    kernel[0, 1] *= np.float32(factor)
-    result = compare(in_order(case.replace(kernel=kernel)), backwards(case), case)
-    assert (result.verdict, result.name) == (Verdict.BUG, "tap")
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, ml_dtypes.bfloat16])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from bridge import Case, implementation
+from bridge._implementations import jax_
 from bridge.diagnosis.elimination import MOST_CHANGES, Change, Elimination, eliminate
 from bridge.diagnosis.runs import CaseRuns, Unrunnable
-from bridge.implementations import jax_
 from bridge.numerics import same_bits
 from tests.bridge.diagnosis.test_attribution import draw
 
@@ -27,7 +27,7 @@ def assert_verified(result, case):
 
 
 def test_the_question_in_pytorch_has_an_answer(seed):
-    """Which routes over windows have the bits of the convolution depends on the processor; the convolution has."""
+    """The processor decides which methods over windows have the bits of the convolution; the convolution has them."""
     result = eliminate(question(seed), "torch.conv2d", "torch.unfold_matmul", isolated=False)
     changed = {(change.a, change.b) for change in result.changes}
     assert not result.identical and ("torch.conv2d", "torch.conv2d") in changed

@@ -7,9 +7,9 @@ import torch
 
 import jaxdw
 from bridge import Case, Verdict, compare, implementation, parity
+from bridge._implementations.torch_ import to_numpy, to_tensor
 from bridge.case import DTYPES
 from bridge.diagnosis import DEFAULT
-from bridge.implementations.torch_ import to_numpy, to_tensor
 from bridge.numerics import exact_input_gradient, exact_kernel_gradient
 from bridge.selftest import random_case
 from tests.bridge.diagnosis.mutations import in_order

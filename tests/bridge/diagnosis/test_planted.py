@@ -1,4 +1,4 @@
-"""What is said of mistakes that users make, of their clean twins, and of near misses."""
+"""Mistakes that users make are named in full; their clean twins pass; near misses are named as that."""
 
 import itertools
 import re
@@ -67,7 +67,7 @@ def test_a_scale_or_shift_and_noise_beyond_the_bound_is_a_bug(rng, full):
 
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
 def test_a_right_result_in_half_precision_is_no_mistake(rng, full, dtype):
-    """What is allowed for the roundings of a function or a scale must not explain a bug without it."""
+    """The allowance for the roundings of a function or a scale must not explain a bug without it."""
     for _ in range(20 if full else 1):
         case = make(rng, dtype=dtype, kernel=(5, 5), padding=2)
         y = exact(case).value
@@ -155,7 +155,7 @@ def test_one_channel_that_is_one_sided_is_told(rng):
     assert "of channel 3 with an error lie below the exact result" in result.cause
 
 
-def test_alike_windows_are_no_one_sided_error(rng):
+def test_equal_windows_are_no_one_sided_error(rng):
     """A flat image: every error is the same, once."""
     case = make(rng, bias=False)
     case = case.replace(x=np.full_like(case.x, 0.1))

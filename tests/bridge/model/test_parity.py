@@ -40,6 +40,12 @@ def noise(seed, size=32):
     return np.random.default_rng(seed).standard_normal((1, size, size, 3), np.float32)
 
 
+def skip_unless_drawn(number, seed, full):
+    """A sampled run takes one of three further networks: each compiles about a hundred operations."""
+    if not full and number != seed % 3:
+        pytest.skip("another network was drawn")
+
+
 @pytest.fixture(scope="module")
 def small(request):
     """One pair for the tests that plant nothing or undo it, and its images."""
@@ -54,9 +60,16 @@ def clean(small):
         return model_parity(theirs, ours, images, manifest, name="a small V2")
 
 
+class OwnCall(ConvNormAct):
+    """A part whose operations are not known."""
+
+    def __call__(self, x):
+        return super().__call__(x) + 1
+
+
 @pytest.fixture(scope="module")
 def planted(small):
-    """The parity of the pair with mistakes in seven places of the Flax model."""
+    """The parity of the pair with mistakes in seven places of the Flax model, and one part with a call of its own."""
     theirs, ours, manifest, images = small
     wrong = nnx.clone(ours)
     kernel = wrong.blocks[2].depthwise.conv.kernel
@@ -68,6 +81,7 @@ def planted(small):
     kernel[...] = kernel[...].astype(jnp.bfloat16).astype(jnp.float32)
     wrong.blocks[6].project.activation = nnx.relu
     wrong.blocks[7].depthwise.activation = None
+    wrong.blocks[9].depthwise.__class__ = OwnCall
     wrong.head.activation = nnx.relu
     with jax.numpy_dtype_promotion("strict"):
         return model_parity(theirs, wrong, images, manifest)
@@ -87,7 +101,7 @@ def test_every_operation_of_a_twin_is_rounding_or_stronger(clean):
         "mean": 1,
         "linear": 1,
     }
-    assert all(max(layer.isolated.side_bound_ratios) <= 1 for layer in clean.layers)
+    assert all(max(layer.isolated.own_bound_ratios) <= 1 for layer in clean.layers)
     assert "only rounding" in summary(clean)
 
 
@@ -149,25 +163,12 @@ def test_nothing_else_is_wrong_and_the_first_is_named(planted):
     assert planted.verdict is Verdict.BUG and planted.verdict.exit_code == 1
 
 
-def test_layers_after_a_wrong_activation_are_still_compared(planted):
-    assert not planted.not_compared and not planted.left
-    assert [layer.name for layer in planted.layers[-3:]] == ["head.relu", "mean", "classifier"]
-
-
-def test_a_part_with_a_call_of_its_own_is_not_compared_and_the_layers_after_it_are(small):
-    class Own(ConvNormAct):
-        def __call__(self, x):
-            return super().__call__(x) + 1
-
-    theirs, ours, manifest, images = small
-    wrong = nnx.clone(ours)
-    wrong.blocks[4].depthwise.__class__ = Own
-    found = model_parity(theirs, wrong, images, manifest)
-    assert {layer.name: layer.reason for layer in found.not_compared} == {
-        "blocks.4.depthwise": "Own has a `__call__` of its own, whose operations are not known"
+def test_a_part_with_a_call_of_its_own_is_not_compared_and_all_layers_after_it_and_after_wrong_ones_are(planted):
+    assert {layer.name: layer.reason for layer in planted.not_compared} == {
+        "blocks.9.depthwise": "OwnCall has a `__call__` of its own, whose operations are not known"
     }
-    assert found.left == ["features.5.conv.1.0", "features.5.conv.1.1", "relu6 in features.5.conv.1.2"]
-    assert found.verdict is Verdict.INCONCLUSIVE and found.first_wrong is None
+    assert planted.left == ["features.10.conv.1.0", "features.10.conv.1.1", "relu6 in features.10.conv.1.2"]
+    assert [layer.name for layer in planted.layers[-3:]] == ["head.relu", "mean", "classifier"]
 
 
 class Composed(torch.nn.Module):
@@ -250,7 +251,9 @@ def test_wrong_missing_and_added_activations_are_all_named_and_hide_nothing(seed
     assert found.verdict.exit_code == 1
 
 
-def test_wrong_activations_of_v1_are_named(seed):
+def test_wrong_activations_of_v1_are_named(seed, full):
+    """timm's activations are parts of its normalizations."""
+    skip_unless_drawn(2, seed, full)
     theirs, ours, manifest = pair("timm.mobilenet_v1", seed)
     ours.blocks[3].project.activation = nnx.relu
     ours.blocks[5].depthwise.activation = None
@@ -290,9 +293,8 @@ def test_a_model_that_cannot_run_says_where_and_what_was_wrong_before(small):
 
 @pytest.mark.parametrize("number", range(2))
 def test_other_networks_pass(number, seed, full):
-    """V3 has gates and hard swish, transformers' V2 TensorFlow's padding; one of them where the run is a sample."""
-    if not full and number != seed % 2:
-        pytest.skip("drawn: the other one")
+    """V3 has gates and hard swish, transformers' V2 has TensorFlow's padding."""
+    skip_unless_drawn(number, seed, full)
     name, width = (("torchvision.mobilenet_v3_small", 0.35), ("transformers.mobilenet_v2", 0.25))[number]
     theirs, ours, manifest = pair(name, seed, width)
     found = model_parity(theirs, ours, noise(seed), manifest)

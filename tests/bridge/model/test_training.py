@@ -38,17 +38,17 @@ def test_every_gradient_is_rounding_but_where_a_kernel_is_wrong(example, seed):
 
 
 def test_training_diverges_as_rounding_does(example, seed, full):
-    """A mistake would part the two as far in float64 as in float32; rounding parts them by 2^-29 of that.
+    """A mistake would give the same difference in float64 as in float32; rounding gives 2^-29 of that.
 
     The threshold, for the first step, is the middle of the two on a scale of powers; later steps amplify both.
     """
     if not full:
         pytest.skip("two compilations of a step of training: full runs only")
-    apart = {}
+    difference = {}
     for dtype in ("float32", "float64"):
         with jax.enable_x64(dtype == "float64"), jax.numpy_dtype_promotion("standard"):
             theirs, ours, _ = example.pair(seed, dtype)
             steps = list(example.train(theirs, ours, example.batches(seed, 10, dtype)))
         assert len(steps) == 10 and np.isfinite(steps).all()
-        apart[dtype] = steps[0][2]
-    assert apart["float64"] < apart["float32"] * 2**-14.5
+        difference[dtype] = steps[0][2]
+    assert difference["float64"] < difference["float32"] * 2**-14.5

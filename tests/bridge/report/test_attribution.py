@@ -34,7 +34,7 @@ def test_the_command_prints_and_writes_what_was_found(tmp_path):
     assert [factor["name"] for factor in found["factors"]] == ["algorithm"]
     assert sum(f["share"] for f in found["factors"]) + found["unexplained"] == found["total"] > 0
     assert {c["name"] for c in found["configurations"]} == {found["a"], found["b"]}
-    assert found["flips"] and all(flip["side"] in (found["a"], found["b"]) for flip in found["flips"])
+    assert found["flips"] and all(flip["before"] in (found["a"], found["b"]) for flip in found["flips"])
     assert report["elimination"]["changes"] and not report["elimination"]["identical"]
     assert "Sources of the difference" in paths["html"].read_text()
 

@@ -91,8 +91,8 @@ def test_a_replay_says_which_environment_output_and_verdict_changed(saved):
     assert changes[0].startswith("environment: torch was 1.0, is ")
     assert changes[1] == "environment: gone was then, is absent"
     assert changes[2].startswith("environment: numpy was absent, is ")
-    assert changes[3].startswith(f"output: jax.taps has other bits in 1 of {y.size} elements")
-    assert changes[4] == f"verdict: of the whole, was BUG, is {diagnosis.verdict}"
+    assert changes[3].startswith(f"output: jax.taps has different bits in 1 of {y.size} elements")
+    assert changes[4] == f"verdict: of the whole diagnosis, was BUG, is {diagnosis.verdict}"
     assert changes[5].startswith("verdict: of torch.conv2d and jax.taps, was BUG, is ")
 
 
@@ -114,7 +114,7 @@ def test_a_function_that_a_bundle_names_is_not_imported_unasked(saved, monkeypat
 
 def test_a_bundle_of_which_nothing_runs_here_is_refused(tmp_path, seed):
     save_bundle(planted.rounding(seed), tmp_path / "bundle")
-    with pytest.raises(ValueError, match="cannot be repeated, since fewer than two implementations run"):
+    with pytest.raises(ValueError, match="cannot be repeated: fewer than two implementations run here"):
         replay_bundle(tmp_path / "bundle")
 
 
@@ -144,7 +144,7 @@ def rehashed(folder, file, array):
 DAMAGES = [
     (cut, "x.npy was cut or changed"),
     (flip, "output-2.npy was cut or changed"),
-    (lambda f: (f / "kernel.npy").unlink(), "not a whole bundle: kernel.npy is missing"),
+    (lambda f: (f / "kernel.npy").unlink(), "an incomplete bundle: kernel.npy is missing"),
     (cut_manifest, "manifest.json was cut or changed: "),
     (lambda f: (f / "manifest.json").unlink(), "is not a bundle: it has no manifest.json"),
     (lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe{"), "manifest.json was cut or changed: "),
@@ -152,14 +152,14 @@ DAMAGES = [
     (lambda f: edit(f, lambda m: m.update(schema="jaxdw.bundle/3")), "newer than 'jaxdw.bundle/2'"),
     (lambda f: edit(f, lambda m: m.update(schema="jaxdw.parity/2")), "expected 'jaxdw.bundle/2'"),
     (lambda f: edit(f, lambda m: m.pop("case")), "malformed: `case`: Field required"),
-    (lambda f: edit(f, lambda m: m["arrays"].pop("x")), "describes no case"),
+    (lambda f: edit(f, lambda m: m["arrays"].pop("x")), "does not describe a valid case"),
     (lambda f: edit(f, lambda m: m["outputs"][0].update(file="../x.npy")), "malformed: `outputs.0.file`"),
     (lambda f: edit(f, lambda m: m["outputs"][0].update(shape=[1])), "output-0.npy holds float32"),
     (lambda f: edit(f, lambda m: m["case"].update(strides=[2, 2])), "has an output torch.conv2d of"),
-    (lambda f: edit(f, lambda m: m["case"].update(strides=[0, 2])), "describes no case: `strides`"),
-    (lambda f: edit(f, lambda m: m["case"].update(padding_word="VALID")), "but VALID is another"),
+    (lambda f: edit(f, lambda m: m["case"].update(strides=[0, 2])), "does not describe a valid case: `strides`"),
+    (lambda f: edit(f, lambda m: m["case"].update(padding_word="VALID")), "but padding_word VALID gives"),
     (lambda f: rehashed(f, "output-0.npy", np.ones(3)), "output-0.npy holds float64"),
-    (lambda f: rehashed(f, "output-0.npy", np.array(["a"])), "output-0.npy is no array: it holds <U1"),
+    (lambda f: rehashed(f, "output-0.npy", np.array(["a"])), "output-0.npy is not a valid array: it holds <U1"),
 ]
 
 

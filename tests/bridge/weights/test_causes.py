@@ -1,4 +1,4 @@
-"""What weights in the wild have: a cause in words for each, what to do, and the right values once it was done."""
+"""Causes of a mismatch in real checkpoints: each is named with its fix, and the fix gives the right values."""
 
 import functools
 import io
@@ -85,7 +85,7 @@ def test_a_rule_adds_to_the_automatic_ones_and_an_argument_switches_them_off():
     weights = to_flax(theirs, ours, rules).weights
     assert np.array_equal(weights["layer_scale"].get_value(), theirs.gamma.detach())
     assert np.array_equal(weights["fc"]["kernel"].get_value(), theirs.fc.weight.detach().T)
-    with pytest.raises(WeightsMismatch, match=r"(?s)by the rules of your own\..*no rule for.*fc\.weight"):
+    with pytest.raises(WeightsMismatch, match=r"(?s)\(rules: your own\).*no rule for.*fc\.weight"):
         to_flax(theirs, ours, rules, automatic=False)
 
 
@@ -186,7 +186,7 @@ def test_a_weight_in_parts_is_named_and_merged_on_request_to_the_bit(name, live)
     source = module if live else module.state_dict()
     ours = target(lambda rngs: Module(fc=linear(rngs)))
     with pytest.raises(
-        WeightsMismatch, match=rf"fc\.weight is there in parts, by {name.split(',')[0].split(' of')[0]}"
+        WeightsMismatch, match=rf"fc\.weight is stored in parts, by {name.split(',')[0].split(' of')[0]}"
     ):
         to_flax(source, ours)
     kernel = to_flax(source, ours, merge=True).weights["fc"]["kernel"].get_value()
@@ -231,7 +231,7 @@ CAUSES = {
     "no groups": (
         DEPTHWISE,
         conv,
-        ["weight (8, 1, 3, 3) is of a depthwise convolution of 8 group(s)", "`feature_group_count=8`"],
+        ["weight (8, 1, 3, 3) belongs to a depthwise convolution of 8 group(s)", "`feature_group_count=8`"],
     ),
     "no groups in a file": (load_weights(DEPTHWISE), conv, ["and the target's has 1", "jaxdw.nnx.DepthwiseConv"]),
     "other groups": (
@@ -247,9 +247,9 @@ CAUSES = {
     "LoRA": (
         {f"base_model.model.{name}": array for name, array in LORA.items()},
         lambda rngs: Module(fc=linear(rngs)),
-        ["3 tensors are of LoRA or another adapter of PEFT", "`model.merge_and_unload()`"],
+        ["3 tensors belong to LoRA or another adapter of PEFT", "`model.merge_and_unload()`"],
     ),
-    "LoRA of loralib": (arrays(weight=(4, 4), lora_A=(2, 4), lora_B=(4, 2)), linear, ["2 tensors are of LoRA"]),
+    "LoRA of loralib": (arrays(weight=(4, 4), lora_A=(2, 4), lora_B=(4, 2)), linear, ["2 tensors belong to LoRA"]),
     "tied, once in the target": (
         Tied(),
         lambda rngs: Module(embed=embedding(rngs)),
@@ -263,22 +263,22 @@ CAUSES = {
     "a transposed convolution": (
         nn.ModuleDict({"up": nn.ConvTranspose2d(4, 4, 3)}),
         lambda rngs: Module(up=nnx.ConvTranspose(4, 4, (3, 3), rngs=rngs)),
-        ["no kind of rule is for up (ConvTranspose)", "Rule(NAME_IN_PYTORCH, 'up.kernel', 'array')"],
+        ["rules have no kind for up (ConvTranspose)", "Rule(NAME_IN_PYTORCH, 'up.kernel', 'array')"],
     ),
     "a transposed convolution alone": (
         nn.ConvTranspose2d(4, 4, 3),
         lambda rngs: nnx.ConvTranspose(4, 4, (3, 3), rngs=rngs),
-        ["no kind of rule is for the target (ConvTranspose)"],
+        ["rules have no kind for the target (ConvTranspose)"],
     ),
     "attention": (
         nn.ModuleDict({"at": nn.MultiheadAttention(4, 2)}),
         lambda rngs: Module(at=nnx.MultiHeadAttention(2, 4, 4, decode=False, rngs=rngs)),
-        ["no kind of rule is for at (MultiHeadAttention)"],
+        ["rules have no kind for at (MultiHeadAttention)"],
     ),
     "a recurrent cell": (
         nn.GRUCell(4, 4),
         lambda rngs: nnx.GRUCell(4, 4, rngs=rngs),
-        ["no kind of rule is for the target (GRUCell)"],
+        ["rules have no kind for the target (GRUCell)"],
     ),
     "a channel multiplier": (
         nn.Conv2d(4, 8, 3, groups=4),
@@ -288,7 +288,7 @@ CAUSES = {
     "a 1x1 convolution for a matrix": (
         nn.Conv2d(4, 4, 1),
         linear,
-        ["weight is of a 1x1 convolution, and kernel is a matrix: add Rule('', '', 'pointwise') to `rules`"],
+        ["weight belongs to a 1x1 convolution, and kernel is a matrix: add Rule('', '', 'pointwise') to `rules`"],
     ),
     "a matrix for a 1x1 convolution": (
         nn.Linear(4, 8),

@@ -146,7 +146,7 @@ def test_what_the_user_got_wrong_is_told_without_a_traceback(original, tmp_path,
         run()
     assert left.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith("jaxdw: the weights do not fit by the rules of ")
+    assert error.startswith("jaxdw: the weights do not fit (rules: ")
     assert f"(a) the wrong architecture: the names look like {NAME}" in error
     assert list(tmp_path.iterdir()) == []
 

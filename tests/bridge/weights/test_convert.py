@@ -242,7 +242,7 @@ MISFITS = {
     "a bias too many": (
         net(),
         lambda: Net(bias=False),
-        ["built without what the weights have in conv", "which goes to conv.bias"],
+        ["built without what the weights have in conv", "which becomes conv.bias"],
     ),
     "extra": (load_weights(net()) | {"aux.weight": np.ones(1)}, None, ["no rule for (1):\n  aux.weight"]),
     "prefix": (renamed("model."), None, ['prefix="model."', "model.head.bias", "head.bias (10,), from head.bias"]),

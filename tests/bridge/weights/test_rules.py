@@ -58,7 +58,7 @@ def test_a_shift_is_undone_by_the_way_back(number, shift):
         ("a", "b", "convolution", "`kind` is 'convolution', expected one of conv, linear"),
         ("a.{i}", "b", "conv", "expected the same places in braces in both"),
         ("a.{i}", "b.{j}", "conv", "expected the same places in braces in both"),
-        ("a.{i}.{i}", "b.{i}", "conv", "stands 3 times.*expected once in each"),
+        ("a.{i}.{i}", "b.{i}", "conv", "occurs 3 times.*expected once in each"),
     ],
 )
 def test_a_rule_that_cannot_work_both_ways_is_refused(torch, flax, kind, message):

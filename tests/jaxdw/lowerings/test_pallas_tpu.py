@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given
 
 import jaxdw
-from bridge.audit.platforms import PLATFORMS, environment_for
+from bridge.audit.platforms import PLATFORMS
 from bridge.case import Case
 from bridge.numerics import Arithmetic, error_bound, exact_kernel_gradient
 from jaxdw import Geometry
@@ -273,7 +274,7 @@ COMPILED = [
 def test_kernels_compile_for_each_tpu(full):
     """In a process of its own, since the compiler reads its variables once. A sample: each geometry for one TPU."""
     command = [sys.executable, "-c", f"from {__name__} import compile_for_each_tpu; compile_for_each_tpu({full})"]
-    environment = {**environment_for(PLATFORMS["tpu:v5e"]), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **PLATFORMS["tpu:v5e"].environment, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr[-4_000:]
     assert done.stdout.split() == [name for name in TPUS for _ in range(len(COMPILED) if full else len(COMPILED) // 3)]

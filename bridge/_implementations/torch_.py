@@ -15,9 +15,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from bridge._implementations import user
+from bridge._implementations.algorithm import Algorithm, Knob, declared, time_calls
 from bridge.case import DTYPES, Case
-from bridge.implementations import user
-from bridge.implementations.algorithm import Algorithm, Knob, declared, time_calls
 from bridge.numerics import BFLOAT16, TF32, Arithmetic
 from jaxdw.bias import bias_comes_first
 from jaxdw.geometry import Geometry

@@ -11,11 +11,11 @@ from hypothesis import given
 
 import bridge
 from bridge import Case
+from bridge._implementations import counterpart, implementation, implementations, isolated, jax_, knobs
 from bridge.accumulation import replay, reveal
 from bridge.accumulation.tree import BIAS, Tree
 from bridge.diagnosis import DEFAULT
 from bridge.diagnosis.runs import neighbours
-from bridge.implementations import counterpart, implementation, implementations, isolated, jax_, knobs
 from bridge.numerics import error_bound, exact, same_bits
 from tests import oracle
 from tests.strategies import problems

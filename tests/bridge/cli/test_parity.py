@@ -1,27 +1,12 @@
-"""The command, as a user types it."""
+"""`jaxdw parity`, as a user types it."""
 
 import json
 import os
-import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-import typer.testing
 
-from bridge import cli, progress
-from bridge.implementations import ImplementationError
-
-
-def jaxdw(*arguments, **environment):
-    """Exit code, standard output, and standard error or the one line of an error."""
-    runner = typer.testing.CliRunner()
-    result = runner.invoke(cli.app, [str(a) for a in arguments], env=environment)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        assert isinstance(result.exception, (ValueError, TypeError, OSError, ImplementationError)), result.exception
-        return 2, result.stdout, str(result.exception)
-    return result.exit_code, result.stdout, result.stderr
+from tests.bridge.cli.command import jaxdw
 
 
 def test_without_arguments_it_answers_the_question():
@@ -122,79 +107,6 @@ def test_files_in_pytorchs_layout_are_recognised_and_taken(tmp_path):
     assert code == 0 and "input 2x6x7x4" in out
 
 
-def test_quiet_leaves_one_line_and_verbose_adds_steps_and_figures(tmp_path):
-    names = ("--implementations", "torch.conv2d,jax.grouped")
-    code, out, _ = jaxdw("--quiet", "parity", *names, "--bundle", tmp_path / "saved")
-    assert code == 0 and out.startswith("Verdict: ") and out.count("\n") == 1
-    for command in (("doctor", "--cases", 1), ("reveal", "jax.taps"), ("replay", tmp_path / "saved")):
-        assert jaxdw("-q", *command)[1].count("\n") == 1
-    plain, verbose = ("\n".join(jaxdw(*more, "parity", *names)[1:]) for more in ((), ("--verbose",)))
-    for words in ("s: numpy: ", "s: running jax.grouped", "torch.conv2d and jax.grouped: ", "  greatest "):
-        assert words in verbose and words not in plain
-    assert jaxdw("--quiet", "--verbose", "doctor")[2].startswith("`--quiet` and `--verbose` are both given")
-
-
-def test_the_console_says_its_version_completes_and_takes_general_options_anywhere(monkeypatch, capsys):
-    assert re.match(r"jaxdw \d\S+, jax \d\S+, flax \d\S+, torch \d\S+, Python 3\.\d+\.\d+", jaxdw("--version")[1])
-    code = "import sys; sys.argv[0] = 'jaxdw'; from bridge.__main__ import main; main()"
-    asked = {"_JAXDW_COMPLETE": "complete_bash", "COMP_WORDS": "jaxdw re", "COMP_CWORD": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **asked})
-    assert done.stdout.split() == ["reveal", "replay"]
-    monkeypatch.setattr(sys, "argv", ["jaxdw", "parity", "--implementations", "jax.taps,jax.rows", "--quiet"])
-    with pytest.raises(SystemExit, match="0"):
-        cli.run()
-    assert capsys.readouterr().out.startswith("Verdict: ")
-
-
-BASE_INSTALL = """
-import importlib.metadata, sys
-version = importlib.metadata.version
-absent = ("torch", "typer", "rich", "pydantic", "jinja2")
-sys.modules.update(dict.fromkeys(absent))
-def only_the_base(name):
-    if name in absent:
-        raise importlib.metadata.PackageNotFoundError(name)
-    return version(name)
-importlib.metadata.version = only_the_base
-sys.argv[0] = "jaxdw"
-from bridge.__main__ import main
-main()
-"""
-
-
-def test_a_base_install_answers_what_it_can():
-    def run(*words):
-        command = [sys.executable, "-c", BASE_INSTALL, *words]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
-    assert ", torch none, " in run("--version").stdout
-    told = run("--help").stdout
-    assert all(f"\n  {name} " in told for name in ("parity", "reveal", "convert", "census", "doctor"))
-    assert "pip install 'jaxdw[bridge]'" in told and told == run().stdout == run("parity", "--help").stdout
-    done = run("parity")
-    assert done.returncode == 2 and done.stderr.startswith("jaxdw: ") and done.stderr.count("\n") == 1
-
-
-def test_progress_is_a_plain_line_where_there_is_no_terminal(capsys, monkeypatch):
-    monkeypatch.setattr(progress, "FIRST", 0.0)
-    with progress.Progress(threaded=False):
-        assert list(progress.track("ab", "letter\x1b[2J")) == ["a", "b"]
-    assert capsys.readouterr().err == "jaxdw: 0 s: letter\\x1b[2J: 1 of 2\n"  # the next only after a while
-    with progress.Progress(progress.Level.QUIET, threaded=False):
-        progress.log.info("step")
-    progress.log.info("step of a library")
-    assert capsys.readouterr().err == ""
-
-
-def test_help_shows_defaults_and_brackets():
-    out = " ".join(jaxdw("parity", "--help", COLUMNS="120")[1].replace("│", " ").split())
-    assert (
-        "[default: (2x5x5x3)]" in out
-        and "[default: channels_last]" in out
-        and "jax.grouped[precision=tpu-default]" in out
-    )
-
-
 def test_fail_on_tightens_the_exit_code():
     assert jaxdw("parity", "--fail-on", "explained")[0] == 1
     assert jaxdw("parity", "--fail-on", "rounding")[0] == 0
@@ -239,29 +151,6 @@ def test_bad_arguments_are_one_line_and_exit_code_2(name, tmp_path):
     assert code == 2 and message in error and "\n" not in error.strip()
 
 
-def test_the_console_prints_an_error_and_no_traceback():
-    done = subprocess.run(
-        [sys.executable, "-m", "bridge", "parity", "--shape", "x"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == "jaxdw: `--shape` is 'x', expected sizes such as 2x5x5x3 or 2,5,5,3\n"
-
-
-def test_reveal_shows_orders_and_where_they_first_diverge(tmp_path):
-    path = tmp_path / "orders.json"
-    code, out, _ = jaxdw("reveal", "torch.conv2d", "torch.unfold_matmul", "--json", path)
-    assert code == 0
-    assert "F[8, F[7, F[6, F[5, F[4, F[3, F[2, F[1, 0]]]]]]]]" in out
-    report = json.loads(path.read_text())
-    assert [order["implementation"] for order in report["orders"]] == ["torch.conv2d", "torch.unfold_matmul"]
-    assert report["divergences"][0] in " ".join(out.split())
-    assert re.search(
-        r"torch.conv2d and torch.unfold_matmul first diverge at the second product, on 54 of 150 elements: "
-        r"torch.conv2d (fuses multiply and add \(one rounding\)|rounds the product first \(two roundings\)); ",
-        report["divergences"][0],
-    )
-
-
 def test_a_users_own_function_is_compared_and_revealed(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "import torch.nn.functional as F\n"
@@ -283,14 +172,6 @@ def test_a_users_own_function_is_compared_and_revealed(tmp_path, monkeypatch):
     }.items():
         code, _, error = jaxdw("parity", "--implementations", f"torch.conv2d,{name}")
         assert code == 2 and message in error
-
-
-def test_doctor_prints_the_machine_and_its_self_test(monkeypatch):
-    monkeypatch.setattr("bridge.sentinel.PROBES", ())  # they have tests of their own
-    code, out, _ = jaxdw("doctor", "--cases", 5)
-    text = " ".join(out.split())
-    assert code == 0 and "torch.conv2d" in out and "5 random float32 convolutions" in text
-    assert "With a channel multiplier of 2, where no equal bits are promised" in text
 
 
 def test_rounded_inputs_are_precision_even_where_an_order_replays(tmp_path, monkeypatch):

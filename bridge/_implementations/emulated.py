@@ -50,7 +50,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from bridge.implementations.algorithm import Emulation
+from bridge._implementations.algorithm import Emulation
 from jaxdw.jaxprs import called, closed, equations, evaluate, inner, is_jaxpr
 
 

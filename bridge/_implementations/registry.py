@@ -12,16 +12,17 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from bridge._implementations.algorithm import Algorithm, Emulation, Knob
 from bridge.case import Case
-from bridge.implementations.algorithm import Algorithm, Emulation, ImplementationError, Knob
+from bridge.errors import ImplementationError
 from bridge.memory import check_fits, check_starts, lack_of_memory
 from bridge.numerics import Arithmetic, format_of
 
 #: The module of each framework's implementations; it is imported when one of them is used.
 FRAMEWORKS = {
-    "torch": "bridge.implementations.torch_",
-    "jax": "bridge.implementations.jax_",
-    "numpy": "bridge.implementations.numpy_",
+    "torch": "bridge._implementations.torch_",
+    "jax": "bridge._implementations.jax_",
+    "numpy": "bridge._implementations.numpy_",
 }
 
 
@@ -47,7 +48,7 @@ class Implementation:
 
     @property
     def is_exact(self) -> bool:
-        """Return whether it rounds the exact sum once, so that it has no order of addition."""
+        """Return whether it rounds the exact sum once, so that it has no accumulation order."""
         return self.algorithm.family == "exact"
 
     @property
@@ -210,7 +211,7 @@ def knobs(framework: str) -> Mapping[str, Knob]:
 def _algorithm(name: str, base: str) -> tuple[str, Algorithm]:
     """Return the framework and the algorithm of a name without its knobs."""
     if ":" in base:
-        from bridge.implementations import user
+        from bridge._implementations import user
 
         function, framework = user.load(base)
         return framework, importlib.import_module(FRAMEWORKS[framework]).user_algorithm(base, function)

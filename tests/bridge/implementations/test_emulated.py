@@ -20,14 +20,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from bridge import Case, Verdict, cli, implementation, parity
-from bridge.audit.audit import audit
-from bridge.audit.compiling import Subject
-from bridge.audit.platforms import platform
+from bridge._implementations import emulated, jax_, knobs
+from bridge._implementations.emulated import Parts
+from bridge.audit import AuditSubject, audit, platform
 from bridge.diagnosis.attribution import attribute
 from bridge.diagnosis.elimination import eliminate
 from bridge.diagnosis.precision import compiler_evidence, emulation
-from bridge.implementations import emulated, jax_, knobs
-from bridge.implementations.emulated import Parts
 from bridge.numerics import same_bits
 from tests.strategies import problems
 
@@ -397,7 +395,7 @@ def test_what_libtpu_compiles_rounds_what_is_emulated(multiplier, seed, full, un
         pytest.skip("with the full counts: a program takes seconds to compile")
     ways = [f"{m}[precision={p}]" for m in ("grouped", "patches", "taps", "rows") for p in ("default", "highest")]
     case, _ = normal_case(seed, multiplier)
-    for each in audit(ways, Subject(case.geometry), "tpu:v5e").findings:
+    for each in audit(ways, AuditSubject(case.geometry), "tpu:v5e").findings:
         assert not each.error
         method, _, precision = each.way.partition("[precision=")
         ours = finding(case, f"jax.{method}[precision=tpu-{precision.rstrip(']') or 'default'}]").place

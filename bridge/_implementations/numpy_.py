@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from bridge import numerics
+from bridge._implementations.algorithm import Algorithm, Knob, time_calls
 from bridge.case import Case
-from bridge.implementations.algorithm import Algorithm, Knob, time_calls
 from bridge.numerics import FLOAT64, Arithmetic
 
 KNOBS: dict[str, Knob] = {}

@@ -16,9 +16,9 @@ import numpy as np
 from jax import lax
 
 import jaxdw
+from bridge._implementations import emulated, isolated, user
+from bridge._implementations.algorithm import Algorithm, Knob, declared, time_calls
 from bridge.case import DTYPES, Case, options
-from bridge.implementations import emulated, isolated, user
-from bridge.implementations.algorithm import Algorithm, Knob, declared, time_calls
 from bridge.numerics import BFLOAT16, Arithmetic
 from jaxdw.lowerings.lax_convolutions import lax_grouped
 

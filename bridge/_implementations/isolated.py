@@ -1,6 +1,6 @@
 """Run a case in a process of its own, for settings that a process reads once, such as XLA's flags.
 
-The case goes there as `.npy` files and JSON in a temporary folder, and the result comes back the same way; nothing is
+The case goes there as arrays and JSON in a temporary folder, and the result comes back the same way; nothing is
 pickled.
 """
 
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from bridge._implementations.registry import implementation
 from bridge.case import DTYPES, Case, options
-from bridge.implementations.algorithm import ImplementationError
-from bridge.implementations.registry import implementation
+from bridge.errors import ImplementationError
 from bridge.memory import lack_of_memory
 from bridge.process import last_line, run_module
 
@@ -34,7 +34,7 @@ def run(name: str, case: Case, *, environment: Mapping[str, str]) -> np.ndarray:
     """
     with tempfile.TemporaryDirectory() as folder:
         _start(Path(folder), name, case, 0, environment)
-        return _load(Path(folder) / "y.npy", case.dtype)
+        return np.load(Path(folder) / "y.npy", allow_pickle=False).view(case.dtype)
 
 
 def seconds(name: str, case: Case, repetitions: int, *, environment: Mapping[str, str]) -> list[float]:
@@ -45,9 +45,8 @@ def seconds(name: str, case: Case, repetitions: int, *, environment: Mapping[str
 
 
 def _start(folder: Path, name: str, case: Case, repetitions: int, environment: Mapping[str, str]) -> None:
-    for label, array in (("x", case.x), ("kernel", case.kernel), ("bias", case.bias)):
-        if array is not None:
-            _save(folder / f"{label}.npy", array)
+    given = {"x": case.x, "kernel": case.kernel} | ({} if case.bias is None else {"bias": case.bias})
+    np.savez(folder / "case.npz", **{label: _storable(array) for label, array in given.items()})  # type: ignore[arg-type]
     job = {
         "implementation": name,
         "dtype": case.dtype.name,
@@ -78,31 +77,22 @@ def _reason(stderr: str) -> str:
     return lack or last_line(stderr)
 
 
-def _save(path: Path, array: np.ndarray) -> None:
-    """Save an array; bfloat16, which .npy does not name, as its bits."""
-    np.save(path, array.view(np.uint16) if array.dtype == DTYPES["bfloat16"] else array, allow_pickle=False)
-
-
-def _load(path: Path, dtype: np.dtype) -> np.ndarray:
-    return np.load(path, allow_pickle=False).view(dtype)
+def _storable(array: np.ndarray) -> np.ndarray:
+    """Return the bits of a bfloat16 array, whose dtype .npy does not name; others as they are."""
+    return array.view(np.uint16) if array.dtype == DTYPES["bfloat16"] else array
 
 
 def _main(folder: Path) -> None:
     job = json.loads((folder / "job.json").read_text())
     dtype = DTYPES[job["dtype"]]
-    bias = folder / "bias.npy"
-    case = Case(
-        _load(folder / "x.npy", dtype),
-        _load(folder / "kernel.npy", dtype),
-        _load(bias, dtype) if bias.exists() else None,
-        **job["options"],
-    )
+    with np.load(folder / "case.npz", allow_pickle=False) as stored:
+        case = Case(**{label: stored[label].view(dtype) for label in stored}, **job["options"])
     each = implementation(job["implementation"])
     if job["repetitions"]:
         times = each.seconds(case, 1 + job["repetitions"])[1:]
         (folder / "seconds.json").write_text(json.dumps(times))
     else:
-        _save(folder / "y.npy", each.run(case))
+        np.save(folder / "y.npy", _storable(each.run(case)), allow_pickle=False)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from bridge.implementations.algorithm import ImplementationError
+from bridge.errors import ImplementationError
 from bridge.libraries import with_torchvision
 from bridge.process import import_named
 

@@ -29,7 +29,6 @@ def test_a_page_and_a_bundle_are_written_and_the_bundle_is_repeated(tmp_path):
 @pytest.mark.parametrize(
     "option, path, error",
     [
-        ("--html", ".", IsADirectoryError),
         ("--html", "missing/report.html", FileNotFoundError),
         ("--bundle", "file", NotADirectoryError),
         ("--bundle", "full", FileExistsError),

@@ -12,10 +12,6 @@ from bridge.case import DTYPES, Case
 from bridge.numerics import Arithmetic, format_of
 
 
-class ImplementationError(RuntimeError):
-    """An implementation failed, or returned something of another shape or dtype; the message names it."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Algorithm:
     """One algorithm of a framework.
