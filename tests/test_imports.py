@@ -80,7 +80,7 @@ ALLOWED = {
     "jax": {
         "_implementations.jax_",
         "_implementations.emulated",
-        "sentinel",
+        "compiler_probes",
         "audit.compiling",
         "weights.trees",
         "model.steps",

@@ -21,7 +21,7 @@ def doctor(
 
     Exit code 1: some bits differ, or the compiler has a bug that another version does not have.
     """
-    from bridge import sentinel
+    from bridge import compiler_probes
     from bridge._implementations import implementations
     from bridge.requirements import untested
     from bridge.selftest import taps_against_torch
@@ -44,13 +44,13 @@ def doctor(
         f"{multiplied.equal} of {multiplied.elements} elements."
     )
     outcomes = []
-    for number, outcome in enumerate(sentinel.examine(sentinel.PROBES), start=1):
-        log.info("compiler: %d of %d programs", number, len(sentinel.PROBES))
+    for number, outcome in enumerate(compiler_probes.examine(compiler_probes.PROBES), start=1):
+        log.info("compiler: %d of %d programs", number, len(compiler_probes.PROBES))
         outcomes.append(outcome)
-    compiler = sentinel.listing(outcomes)
+    compiler = compiler_probes.listing(outcomes)
     _print("", *compiler)
     summarise(f"{told} {compiler[0]}")
-    raise typer.Exit(1 if result.equal < result.elements or any(map(sentinel.avoidable, outcomes)) else 0)
+    raise typer.Exit(1 if result.equal < result.elements or any(map(compiler_probes.avoidable, outcomes)) else 0)
 
 
 def _print(*lines: str) -> None:

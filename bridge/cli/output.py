@@ -46,11 +46,11 @@ def show(diagnosis: Diagnosis, compiler: Sequence[str]) -> None:
 
 def compiler_faults(names: Sequence[str]) -> list[str]:
     """Return what is wrong with JAX's compiler, where one of these implementations may have run through it."""
-    from bridge import sentinel
+    from bridge import compiler_probes
 
     if all(name.startswith(("torch.", "numpy.")) for name in names):
         return []
-    return sentinel.sentences(sentinel.quick_findings())
+    return compiler_probes.sentences(compiler_probes.quick_findings())
 
 
 def check_outputs(schema: str, **paths: Path | None) -> None:

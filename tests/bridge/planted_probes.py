@@ -5,8 +5,8 @@ import os
 import jax
 import numpy as np
 
-from bridge import sentinel
-from bridge.sentinel import Probe
+from bridge import compiler_probes
+from bridge.compiler_probes import Probe
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -74,5 +74,5 @@ PROBES = (
 )
 
 if __name__ == "__main__":
-    sentinel.TIME_LIMIT = 1
-    sentinel.main(PROBES)
+    compiler_probes.TIME_LIMIT = 1
+    compiler_probes.main(PROBES)

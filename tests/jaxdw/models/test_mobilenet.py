@@ -146,5 +146,5 @@ def test_images_that_do_not_fit_are_named(model, shape):
 
 def test_training_on_one_value_a_channel_is_refused():
     model = abstract()
-    with pytest.raises(ValueError, match=r"`x` has shape \(1, 1, 1, 8\), expected more than one value a channel"):
+    with pytest.raises(ValueError, match=r"`x` has shape \(1, 1, 1, 8\), expected more than one value per channel"):
         nnx.eval_shape(lambda model, x: model(x), model, jnp.ones((1, 2, 2, 3)))

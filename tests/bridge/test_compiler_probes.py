@@ -1,11 +1,11 @@
-"""The compiler's sentinel: planted mistakes are named, a sound program is not, and the cache forgets in time."""
+"""The probes of JAX's compiler: planted mistakes are named, a sound program is not, and the cache forgets in time."""
 
 import json
 
 import pytest
 import typer.testing
 
-from bridge import cli, sentinel
+from bridge import cli, compiler_probes
 from tests.bridge import planted_probes as planted
 
 EXPECTED = {
@@ -26,8 +26,8 @@ EXPECTED = {
 
 @pytest.fixture
 def planted_probes(monkeypatch):
-    monkeypatch.setattr(sentinel, "PROBES", planted.PROBES)
-    monkeypatch.setattr(sentinel, "_MODULE", "tests.bridge.planted_probes")
+    monkeypatch.setattr(compiler_probes, "PROBES", planted.PROBES)
+    monkeypatch.setattr(compiler_probes, "_MODULE", "tests.bridge.planted_probes")
 
 
 @pytest.fixture
@@ -42,54 +42,56 @@ def started(tmp_path, monkeypatch):
         return "".join(lines), "ended with exit code 0"
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(sentinel, "_run_child", child)
+    monkeypatch.setattr(compiler_probes, "_run_child", child)
     return asked, wrong, tmp_path / "jaxdw"
 
 
 def test_each_planted_mistake_is_named_and_what_is_sound_is_not(planted_probes):
-    outcomes = list(sentinel.examine(planted.PROBES))
+    outcomes = list(compiler_probes.examine(planted.PROBES))
     assert [outcome.name for outcome in outcomes] == [probe.name for probe in planted.PROBES]
     for outcome in outcomes:
         wrong, skipped = EXPECTED[outcome.name]
         assert wrong in outcome.wrong and bool(wrong) == bool(outcome.wrong), outcome
         assert skipped in outcome.skipped and bool(skipped) == bool(outcome.skipped), outcome
-    avoidable = {outcome.name for outcome in outcomes if sentinel.avoidable(outcome)}
+    avoidable = {outcome.name for outcome in outcomes if compiler_probes.avoidable(outcome)}
     assert avoidable == {name for name, (wrong, _) in EXPECTED.items() if wrong} - {"wrong both ways"}
-    listed = "\n".join(sentinel.listing(outcomes))
+    listed = "\n".join(compiler_probes.listing(outcomes))
     assert "2 of 8 programs" in listed and "known as jax-ml/jax#1: jaxlib 9" in listed
     assert "to avoid it: jaxlib 10" in listed and "not run: killed: its process" in listed
 
 
 def test_a_child_that_does_nothing_is_ended():
-    assert sentinel._run_child(["sound"], 0.1) == ("", "did not end in 0.1 s")
+    assert compiler_probes._run_child(["sound"], 0.1) == ("", "did not end in 0.1 s")
 
 
 def test_a_child_that_dies_before_its_first_probe_finds_nothing(monkeypatch):
-    monkeypatch.setattr(sentinel, "_run_child", lambda names, timeout: ("", "ended with exit code 1: no jax"))
-    assert {o.skipped for o in sentinel.examine(planted.PROBES)} == {"its process ended with exit code 1: no jax"}
+    monkeypatch.setattr(compiler_probes, "_run_child", lambda names, timeout: ("", "ended with exit code 1: no jax"))
+    assert {o.skipped for o in compiler_probes.examine(planted.PROBES)} == {
+        "its process ended with exit code 1: no jax"
+    }
 
 
 def test_a_crash_after_the_last_word_of_a_probe_is_its_own(monkeypatch):
     said = ['probe "a"', 'outcome {"name": "a"}', 'probe "b"', 'outcome {"name": "b"}']
     ends = iter([("\n".join(said), "was ended by SIGSEGV"), ('probe "c"\noutcome {"name": "c"}', "")])
-    monkeypatch.setattr(sentinel, "_run_child", lambda names, timeout: next(ends))
-    probes = [sentinel.Probe(name, planted._sound) for name in "abc"]
-    assert [bool(outcome.wrong) for outcome in sentinel.examine(probes)] == [False, True, False]
+    monkeypatch.setattr(compiler_probes, "_run_child", lambda names, timeout: next(ends))
+    probes = [compiler_probes.Probe(name, planted._sound) for name in "abc"]
+    assert [bool(outcome.wrong) for outcome in compiler_probes.examine(probes)] == [False, True, False]
 
 
 def test_quick_findings_are_had_once_for_each_environment(started, monkeypatch):
     asked, wrong, folder = started
     wrong["gathers"] = "an element"
-    first = sentinel.quick_findings()
+    first = compiler_probes.quick_findings()
     assert [finding.name for finding in first] == ["gathers"] and len(asked) == 1 and "--eager" not in asked[0]
-    assert sentinel.quick_findings() == first and len(asked) == 1
+    assert compiler_probes.quick_findings() == first and len(asked) == 1
     for name, value in (("XLA_FLAGS", "--xla_a=b"), ("JAX_PLATFORMS", "cuda"), ("JAX_ENABLE_X64", "1")):
         monkeypatch.setenv(name, value)
-        sentinel.quick_findings()
+        compiler_probes.quick_findings()
     monkeypatch.setattr("importlib.metadata.version", lambda name: "99.1")
-    sentinel.quick_findings()
+    compiler_probes.quick_findings()
     monkeypatch.setattr("bridge.environment.processor", lambda: "abacus")
-    sentinel.quick_findings()
+    compiler_probes.quick_findings()
     assert len(asked) == 6 and len(list(folder.iterdir())) == 6
 
 
@@ -98,25 +100,25 @@ def test_quick_findings_are_had_once_for_each_environment(started, monkeypatch):
 )
 def test_a_damaged_cache_is_replaced(started, damage):
     asked, _, folder = started
-    sentinel.quick_findings()
+    compiler_probes.quick_findings()
     (file,) = folder.iterdir()
     file.write_bytes(damage)
-    assert sentinel.quick_findings() == [] and len(asked) == 2
-    assert json.loads(file.read_text()) == {"wrong": {}} and sentinel.quick_findings() == [] and len(asked) == 2
+    assert compiler_probes.quick_findings() == [] and len(asked) == 2
+    assert json.loads(file.read_text()) == {"wrong": {}} and compiler_probes.quick_findings() == [] and len(asked) == 2
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(started, tmp_path, monkeypatch):
     asked, _, folder = started
     folder.write_text("a file where the folder would be")
-    assert sentinel.quick_findings() == sentinel.quick_findings() == [] and len(asked) == 2
+    assert compiler_probes.quick_findings() == compiler_probes.quick_findings() == [] and len(asked) == 2
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.chdir(tmp_path)
-    assert sentinel.quick_findings() == [] and not (tmp_path / "relative").exists()
+    assert compiler_probes.quick_findings() == [] and not (tmp_path / "relative").exists()
 
 
 def test_what_could_not_run_is_not_cached(started, monkeypatch):
-    monkeypatch.setattr(sentinel, "_run_child", lambda names, timeout: ("", "ended with exit code 1"))
-    assert sentinel.quick_findings() == [] and not started[2].exists()
+    monkeypatch.setattr(compiler_probes, "_run_child", lambda names, timeout: ("", "ended with exit code 1"))
+    assert compiler_probes.quick_findings() == [] and not started[2].exists()
 
 
 def test_parity_says_above_the_verdict_that_the_compiler_is_wrong(started, tmp_path):
@@ -126,7 +128,7 @@ def test_parity_says_above_the_verdict_that_the_compiler_is_wrong(started, tmp_p
     assert "compiler" not in run()
     for file in started[2].iterdir():
         file.unlink()
-    probe = next(probe for probe in sentinel.PROBES if probe.quick and probe.issue)
+    probe = next(probe for probe in compiler_probes.PROBES if probe.quick and probe.issue)
     wrong[probe.name] = "1 of 2 elements"
     out = " ".join(run("--json", str(tmp_path / "r.json"), "--html", str(tmp_path / "r.html")).split())
     said = (
@@ -146,16 +148,16 @@ def test_parity_without_jax_does_not_ask_its_compiler(started):
 def test_doctor_fails_only_for_what_another_version_has_right(started):
     asked, wrong, _ = started
     run = lambda: typer.testing.CliRunner().invoke(cli.app, ["doctor", "--cases", "1"])  # noqa: E731
-    wrong[next(probe.name for probe in sentinel.PROBES if probe.everywhere)] = "an element"
+    wrong[next(probe.name for probe in compiler_probes.PROBES if probe.everywhere)] = "an element"
     done = run()
     assert done.exit_code == 0 and "wrong: " in done.output and "openxla/xla#49176" in done.output
-    assert [name for names in asked for name in names[1:]] == [probe.name for probe in sentinel.PROBES]
+    assert [name for names in asked for name in names[1:]] == [probe.name for probe in compiler_probes.PROBES]
     assert all(names[0] == "--eager" for names in asked)
     wrong["gathers"] = "an element"
     assert run().exit_code == 1
 
 
 def test_every_probe_has_a_name_of_its_own_and_a_known_bug_its_versions():
-    names = [probe.name for probe in sentinel.PROBES]
+    names = [probe.name for probe in compiler_probes.PROBES]
     assert len(set(names)) == len(names)
-    assert all(probe.affected for probe in sentinel.PROBES if probe.issue)
+    assert all(probe.affected for probe in compiler_probes.PROBES if probe.issue)

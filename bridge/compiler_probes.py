@@ -5,7 +5,7 @@ integers, compiled by `jax.jit` and run operation by operation, against the same
 probes for known bugs of JAX's compiler, and for the operations that jaxdw rests on. They run in a child process: a
 crash, a signal and a hang are findings like a wrong number, and the next probe runs in a new child.
 
-`python -m bridge.sentinel` runs all of them; with names, it is the child.
+`python -m bridge.compiler_probes` runs all of them; with names, it is the child.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MEMORY_LIMIT = (2 << 30) + (64 << 20) * (os.cpu_count() or 1)
 BATCH = 12
 
 #: What `python -m` starts as the child.
-_MODULE = "bridge.sentinel"
+_MODULE = "bridge.compiler_probes"
 
 _AVOID_YNN = "jaxlib 0.10.1 or 0.12.0, or XLA_FLAGS='--xla_cpu_experimental_ynn_fusion_type='"
 
