@@ -52,7 +52,7 @@ def _status() -> tuple[ctypes.CDLL | None, str]:
     if switch == "on":
         files = [file for folder in __path__ for file in Path(folder).glob("libjaxdw_kernels.*")]
         if not files:
-            return None, "jaxdw was installed without a C++ compiler"
+            return None, "there is no library; install jaxdw again where there is a C++ compiler"
     else:
         files = [Path(switch)]
         if not files[0].is_file():
