@@ -149,6 +149,7 @@ def test_the_environment_chooses_the_kernels(variable, value, message):
 
 def test_a_library_that_cannot_be_loaded_is_one_warning(tmp_path, monkeypatch):
     (tmp_path / "libjaxdw_kernels.so").write_bytes(b"of another machine")
+    monkeypatch.setenv("JAXDW_NATIVE", "on")
     monkeypatch.setattr(native, "__path__", [str(tmp_path)])
     native._status.cache_clear()
     try:
