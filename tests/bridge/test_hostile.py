@@ -206,7 +206,6 @@ def test_no_command_overwrites_a_foreign_file(held, tmp_path, jaxdw):
         ("census", "timm:resnet18", "--html"),
         ("bench", "--svg"),
         ("bench", "--json"),
-        ("audit", "--html"),
         ("parity", "--bundle"),
         ("convert", path),
     ):
