@@ -87,6 +87,8 @@ def empty_arrays(draw):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_nothing_to_sum_gives_zeros_and_empty_arrays(name, full):
     fn = FUNCTIONS[name]
+    if name == "sharded" and jax.__version_info__ < (0, 9):
+        pytest.skip("JAX 0.8 cannot batch the sum over devices in a gradient inside of `shard_map`: docs/versions.md")
 
     @hypothesis.settings(max_examples=100 if full else 3)
     @given(empty_arrays())

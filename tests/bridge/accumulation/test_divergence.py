@@ -26,8 +26,11 @@ CASES = {
 
 def order(name, text):
     trees, refusals = ([Tree.parse(text)], []) if text else ([], [NotASum("planted")])
+    (outcome,) = trees or refusals
     labels = np.full(4, 0 if text else -1)
-    return types.SimpleNamespace(implementation=name, trees=trees, refusals=refusals, labels=labels)
+    return types.SimpleNamespace(
+        implementation=name, trees=trees, refusals=refusals, labels=labels, outcome=lambda label: outcome
+    )
 
 
 @pytest.mark.parametrize("texts, said", CASES.items())
