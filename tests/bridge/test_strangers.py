@@ -135,8 +135,9 @@ def test_no_command_runs_a_file_of_the_current_folder(tmp_path, full):
 
 
 def test_python_m_bridge_runs_none_either(tmp_path):
-    # what Python itself imports from there, before the command can say a word
-    start = subprocess.run([sys.executable, "-c", "import sys; print(*sys.modules)"], capture_output=True, text=True)
+    # what Python, and the hook of an editable install, import from there before the command can say a word
+    find = "import importlib.util, sys; importlib.util.find_spec('bridge'); print(*sys.modules)"
+    start = subprocess.run([sys.executable, "-c", find], capture_output=True, text=True)
     own = {"bridge", "sitecustomize", "usercustomize", "runpy", *start.stdout.split()}
     done = Folder(tmp_path, NAMES - own).python("-m", "bridge", "parity", "--shape", "x")
     assert done.returncode == 2 and done.stderr.startswith("jaxdw: `--shape` is 'x'")
@@ -153,7 +154,13 @@ def test_a_checkout_that_is_not_installed_runs_from_its_folder(tmp_path):
         shutil.copytree(ROOT / name, folder.path / name, ignore=shutil.ignore_patterns("__pycache__"))
     source = (folder.path / "jaxdw" / "__init__.py").read_text()
     (folder.path / "jaxdw" / "__init__.py").write_text(source.replace('__version__ = "', '__version__ = "8.'))
-    assert folder.python("-m", "bridge", "--version").stdout.startswith("jaxdw 8.")
+    # without the import hook of an editable install, which finds that one first
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import sys\nsys.meta_path[:] = [f for f in sys.meta_path if not type(f).__name__.startswith('ScikitBuild')]\n"
+    )
+    done = folder.python("-m", "bridge", "--version", PYTHONPATH=str(tmp_path / "site"))
+    assert done.stdout.startswith("jaxdw 8."), done
 
 
 def test_only_what_is_named_and_what_that_imports_comes_from_the_folder(tmp_path, monkeypatch):
