@@ -357,16 +357,22 @@ class ConvRows : public Parts {
     int64_t outputs = end - begin;
     if (group_ > 1 && !segment.is_masked && segment.step == 1 && segment.x_step == 1 && outputs >= group_) {
       int64_t wide = group_ * c, groups = outputs / group_, rest = outputs % group_ * c;
-      taps_of_row(g, width_, segment, x, std::as_const(group_kernel_).data(), wide, depth, row, taps);
+      weights_of_row(segment, x, std::as_const(group_kernel_).data(), wide, depth, row, taps);
       const Sum* bias = group_bias_.data();
       outputs_in_row<V>(taps, false, groups, wide, wide, bias, conv_.bias_place, y, wide);
       for (auto& tap : taps) tap.x += groups * wide;
       if (rest) outputs_in_row<V>(taps, false, 1, wide, rest, bias, conv_.bias_place, y + groups * wide, wide);
       return;
     }
-    taps_of_row(g, width_, segment, x, kernel_, c, depth, row, taps);
+    weights_of_row(segment, x, kernel_, c, depth, row, taps);
     outputs_in_row<V>(taps, segment.is_masked, outputs, segment.x_step * c, c, bias_, conv_.bias_place, y,
                       segment.step * c);
+  }
+
+  void weights_of_row(const Segment& segment, const T* x, const Sum* kernel, int64_t step, int64_t depth, int64_t row,
+                      std::vector<Tap<T, const Sum>>& taps) {
+    const Sum* first = conv_.flipped ? kernel + (taps_ - 1) * step : kernel;
+    taps_of_row(conv_.geometry, width_, segment, x, first, conv_.flipped ? -step : step, depth, row, taps);
   }
 
   const Conv& conv_;
