@@ -245,6 +245,26 @@ void outputs_of(const Tap<T, const Sum>* taps, int64_t count, int64_t outputs, i
     tile<V, R, 1, true, masked>(taps, count, outputs, x, x_step, c, int(to - c), bias, place, y, y_step);
 }
 
+// A vector that is stored past the caches. The address is a multiple of its size.
+template <class V>
+struct Streamed : V {
+  Streamed() = default;
+  JAXDW_INLINE Streamed(V vector) : V(vector) {}
+  JAXDW_INLINE Streamed(decltype(V::v) v) : V{v} {}
+  template <class T>
+  JAXDW_INLINE void store(T* p) const {
+#if JAXDW_IS == JAXDW_IS_avx512
+    _mm512_stream_ps(p, this->v);
+#elif JAXDW_IS == JAXDW_IS_avx2
+    _mm256_stream_ps(p, this->v);
+#else
+    V::store(p);
+#endif
+  }
+};
+
+constexpr bool can_stream = JAXDW_IS == JAXDW_IS_avx512 || JAXDW_IS == JAXDW_IS_avx2;
+
 // Bytes of weights that stay in the first cache while the outputs of a row go by.
 constexpr int64_t cached_weights = 16384;
 
@@ -264,9 +284,10 @@ struct Row {
 };
 
 // What the next row of outputs reads and this one does not: `rows` of x that end `x` after what the last tap reads. And
-// the distance to its outputs, or 0 where they are too few to be worth it.
+// the distance to its outputs, or 0 where they are too few to be worth it, or are stored past the caches.
 struct Ahead {
   int64_t rows, x, x_row, y;
+  bool streams;
 };
 
 // The same outputs in several rows. A few columns of all rows are computed before the next columns, so that the inputs
@@ -301,8 +322,11 @@ void outputs_in_rows(const Row<T, Sum>* rows, int64_t row_count, bool is_masked,
           if (ahead.y) fetch(y + ahead.y, size * y_step);
         }
         done = with_size<most_outputs, T>(size, [&](auto constant) {
-          outputs_of<V, decltype(constant)::value, false, T, Sum>(taps, count, 0, first * x_step, x_step, from, to,
-                                                                  bias, place, y, y_step);
+          constexpr int R = decltype(constant)::value;
+          auto of = outputs_of<V, R, false, T, Sum>;
+          if constexpr (can_stream && std::is_same_v<T, float>)
+            if (ahead.streams) of = outputs_of<Streamed<V>, R, false, T, Sum>;
+          of(taps, count, 0, first * x_step, x_step, from, to, bias, place, y, y_step);
         });
       }
       first += done;
@@ -329,6 +353,10 @@ Array<Sum> widened(const void* values, int64_t count, int64_t channels, int64_t 
 // Bytes of x and y up to which several rows are computed together. Where there are more, each row by itself is faster,
 // as it lies in memory, with the next row fetched ahead.
 constexpr int64_t most_cached = 16 << 20;
+
+// Bytes of y from which the C library takes memory from the system each time. Its pages have just been zeroed, so they
+// are in the cache, and stores past it are slower.
+constexpr int64_t least_fresh = 32 << 20;
 
 // A convolution as rows of outputs that are computed independently, some of them cut into parts.
 template <class V, class T, class Sum>
@@ -363,6 +391,8 @@ class ConvRows : public Parts {
     rows_at_once_ = (rows_ + wanted - 1) / wanted;
     int64_t in = g.images * g.in[0] * g.in[1] * g.in[2] * g.channels, out = rows_ * g.out[2] * g.channels;
     is_large_ = (in + out) * int64_t(sizeof(T)) > most_cached;
+    streams_ = is_large_ && can_stream && std::is_same_v<T, float> && g.channels % V::lanes == 0 &&
+               reinterpret_cast<uintptr_t>(conv.y) % 64 == 0 && out * int64_t(sizeof(T)) < least_fresh;
     rows_together_ = is_large_ || taps_ > 32 ? 1 : 8;
     parts_ = (rows_ + rows_at_once_ - 1) / rows_at_once_ * pieces_;
   }
@@ -380,6 +410,9 @@ class ConvRows : public Parts {
     for (; first < end; first += at_once)
       for (const Segment& segment : width_.segments)
         segment_of_rows(segment, first, std::min(at_once, end - first), left, right, rows);
+#if defined(__x86_64__)
+    if (streams_) _mm_sfence();  // before another thread is told that this part is done
+#endif
   }
 
  private:
@@ -421,7 +454,7 @@ class ConvRows : public Parts {
     Ahead ahead = {};
     if (is_large_) {
       int64_t stride = g.strides[1], y_row = g.out[2] * c;
-      ahead = {std::min(stride, g.kernel[1]), stride * g.in[2] * c, g.in[2] * c, stride == 1 ? y_row : 0};
+      ahead = {std::min(stride, g.kernel[1]), stride * g.in[2] * c, g.in[2] * c, stride == 1 && !streams_ ? y_row : 0, streams_};
     }
     outputs_in_rows<V>(rows.data(), row_count, segment.is_masked, outputs, segment.x_step * c, c, bias_,
                        conv_.bias_place, segment.step * c, ahead);
@@ -430,7 +463,7 @@ class ConvRows : public Parts {
   const Conv& conv_;
   Width width_;
   int64_t taps_, rows_, rows_at_once_, rows_together_, pieces_, parts_, group_ = 1;
-  bool is_large_;
+  bool is_large_, streams_;
   const Sum *kernel_, *bias_;
   Array<Sum> wide_kernel_, wide_bias_, group_kernel_, group_bias_;
 };
