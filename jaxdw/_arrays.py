@@ -24,7 +24,8 @@ def as_array(name: str, value: Any) -> jax.Array:
         held = " of objects" if isinstance(value, np.ndarray) else ""
         raise TypeError(f"`{name}` is a {kind}{held}, expected a JAX or NumPy array of numbers")
     try:
-        array = jnp.asarray(value)
+        # Of an array that is being differentiated, `asarray` would be a copy, and that a program to compile.
+        array = value if isinstance(value, jax.Array) else jnp.asarray(value)
     except TypeError:  # text, dates, records, another machine's byte order
         array = None
     if array is None or jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended):

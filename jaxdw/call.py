@@ -83,7 +83,13 @@ class Call:
 
     def cast(self, dtype: np.dtype) -> Call:
         """Return the call with its arrays in this dtype."""
-        return jax.tree.map(lambda array: array.astype(dtype), self)
+
+        def cast(array: jax.Array) -> jax.Array:
+            # Of an array that is being differentiated, `astype` would be a copy, and that a program to compile.
+            is_as_asked = array.dtype == dtype and not jax.typeof(array).weak_type
+            return array if is_as_asked else array.astype(dtype)
+
+        return jax.tree.map(cast, self)
 
     def without_products(self) -> jax.Array | None:
         """Return the result where no tap reads an element of x, since a size is 0; else None."""

@@ -26,12 +26,14 @@ class Lowering(NamedTuple):
     Attributes:
       conv: `(x, kernel, bias or None, geometry, order, compute, dtype)` to y `(*batch, *output_spatial, C*M)`.
       kernel_gradient: `(x, dy, geometry, compute, dtype)` to `(*kernel_size, 1, C*M)`.
+      reads_flipped: whether `conv` has the argument `flipped`, with which it reads the kernel backwards.
 
     Both add in the dtype `compute`, float32 or float64, and round the sum once to `dtype`. No size is 0.
     """
 
     conv: Callable[..., jax.Array]
     kernel_gradient: Callable[..., jax.Array]
+    reads_flipped: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +89,7 @@ METHODS: dict[str, Method] = {
         "raster",
         "float32 or wider throughout; on a CPU the bits of PyTorch's convolution, without a channel multiplier",
         _SUMS,
-        Lowering(cpu_native.conv, cpu_native.kernel_gradient),
+        Lowering(cpu_native.conv, cpu_native.kernel_gradient, reads_flipped=True),
     ),
     "rows": Method("rows", "float32 or wider throughout", _SUMS),
     "pallas": Method(

@@ -35,14 +35,24 @@ _kernel_gradient_p = Primitive("depthwise_conv_kernel_gradient")
 
 
 def conv(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, method: str, dtype: Any
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    geometry: Geometry,
+    method: str,
+    dtype: Any,
+    flipped: bool = False,
 ) -> jax.Array:
     """Return y `(*batch, *output_spatial, C*M)` of dtype `dtype`; the sum starts from the bias if one is given.
 
     Sums are in float32, or in float64 if any dtype here is. A narrower result is rounded once at the end.
+
+    Args:
+      flipped: reverse the kernel along its spatial axes. The compiled kernels read it backwards, so that XLA has no
+        program to compile for it.
     """
-    operands = (x, kernel) if bias is None else (x, kernel, bias)
-    return _conv_p.bind(*varying_together(*operands), geometry=geometry, method=method, dtype=np.dtype(dtype))
+    operands = varying_together(*((x, kernel) if bias is None else (x, kernel, bias)))
+    return _conv_p.bind(*operands, geometry=geometry, method=method, dtype=np.dtype(dtype), flipped=flipped)
 
 
 def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, method: str, dtype: Any) -> jax.Array:
@@ -53,12 +63,14 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, method: str
     return _kernel_gradient_p.bind(*varying_together(x, dy), geometry=geometry, method=method, dtype=np.dtype(dtype))
 
 
-def input_gradient(dy: jax.Array, kernel: jax.Array, geometry: Geometry, method: str, dtype: Any) -> jax.Array:
+def input_gradient(
+    dy: jax.Array, kernel: jax.Array, geometry: Geometry, method: str, dtype: Any, flipped: bool = False
+) -> jax.Array:
     """Return the transpose of the convolution by x, a convolution of dy: `(*batch, *spatial, C)` of dtype `dtype`."""
     if geometry.padding_mode != "zeros":
-        return transposed_pad(input_gradient(dy, kernel, padded_geometry(geometry), method, dtype), geometry)
-    flipped = lax.rev(kernel, tuple(range(geometry.rank)))
-    dx = conv(dy, flipped, None, adjoint(geometry), method, dtype)
+        dx = input_gradient(dy, kernel, padded_geometry(geometry), method, dtype, flipped)
+        return transposed_pad(dx, geometry)
+    dx = conv(dy, kernel, None, adjoint(geometry), method, dtype, not flipped)
     if geometry.multiplier == 1:
         return dx
     return dx.reshape(*geometry.x_shape, geometry.multiplier).sum(axis=-1)
@@ -92,7 +104,7 @@ def replicated(shape: tuple[int, ...], dtype: np.dtype, like: Any) -> Any:
 
 
 @_conv_p.def_abstract_eval
-def _conv_abstract(x, kernel, *bias, geometry: Geometry, method: str, dtype: np.dtype):
+def _conv_abstract(x, kernel, *bias, geometry: Geometry, method: str, dtype: np.dtype, flipped: bool):
     return replicated(geometry.output_shape, dtype, x)
 
 
@@ -101,26 +113,31 @@ def _kernel_gradient_abstract(x, dy, *, geometry: Geometry, method: str, dtype: 
     return replicated(geometry.kernel_shape, dtype, x)
 
 
-def _conv_jvp(primals, tangents, *, geometry: Geometry, method: str, dtype: np.dtype):
+def _conv_jvp(primals, tangents, *, geometry: Geometry, method: str, dtype: np.dtype, flipped: bool):
     x, kernel, *bias = primals
-    y = _conv_p.bind(*primals, geometry=geometry, method=method, dtype=dtype)
+    y = _conv_p.bind(*primals, geometry=geometry, method=method, dtype=dtype, flipped=flipped)
     dx, dkernel, *dbias = tangents
     terms = []
     if type(dx) is not ad.Zero:
-        terms.append(conv(dx, kernel, None, geometry, method, dtype))
+        terms.append(conv(dx, kernel, None, geometry, method, dtype, flipped))
     if type(dkernel) is not ad.Zero:
-        terms.append(conv(x, dkernel, None, geometry, method, dtype))
+        terms.append(conv(x, dkernel, None, geometry, method, dtype, flipped))
     if bias and type(dbias[0]) is not ad.Zero:
         terms.append(jnp.broadcast_to(dbias[0].astype(dtype), geometry.output_shape))
     return y, functools.reduce(jnp.add, terms) if terms else ad.Zero.from_primal_value(y)
 
 
-def _conv_transpose(ct, x, kernel, *, geometry: Geometry, method: str, dtype: np.dtype):
+def _conv_transpose(ct, x, kernel, *, geometry: Geometry, method: str, dtype: np.dtype, flipped: bool):
     if type(ct) is ad.Zero:
         return None, None
     if ad.is_undefined_primal(x):
-        return input_gradient(ct, kernel, geometry, method, x.aval.dtype), None
-    return None, kernel_gradient(x, ct, geometry, method, kernel.aval.dtype)
+        return input_gradient(ct, kernel, geometry, method, x.aval.dtype, flipped), None
+    gradient = kernel_gradient(x, ct, geometry, method, kernel.aval.dtype)
+    return None, _flip(gradient, geometry) if flipped else gradient
+
+
+def _flip(kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    return lax.rev(kernel, tuple(range(geometry.rank)))
 
 
 def _kernel_gradient_jvp(primals, tangents, *, geometry: Geometry, method: str, dtype: np.dtype):
@@ -149,14 +166,14 @@ ad.primitive_jvps[_kernel_gradient_p] = _kernel_gradient_jvp
 ad.primitive_transposes[_kernel_gradient_p] = _kernel_gradient_transpose
 
 
-def _conv_batch(operands, axes, *, geometry: Geometry, method: str, dtype: np.dtype):
+def _conv_batch(operands, axes, *, geometry: Geometry, method: str, dtype: np.dtype, flipped: bool):
     """Make the mapped axis a batch axis if only x has it, else a factor of the channels or of the multiplier."""
     x, kernel, *bias = operands
     x_axis, kernel_axis, *bias_axis = axes
     count = next(operand.shape[axis] for operand, axis in zip(operands, axes) if axis is not None)
     if kernel_axis is None and (not bias or bias_axis[0] is None):
         wide = dataclasses.replace(geometry, batch=(count, *geometry.batch))
-        y = conv(jnp.moveaxis(x, x_axis, 0), kernel, bias[0] if bias else None, wide, method, dtype)
+        y = conv(jnp.moveaxis(x, x_axis, 0), kernel, bias[0] if bias else None, wide, method, dtype, flipped)
         return y, 0
     channels, multiplier = geometry.channels, geometry.multiplier
     kernel, *bias = (_leading(a, axis, count) for a, axis in zip((kernel, *bias), (kernel_axis, *bias_axis)))
@@ -168,7 +185,7 @@ def _conv_batch(operands, axes, *, geometry: Geometry, method: str, dtype: np.dt
         kernel, *bias = (jnp.moveaxis(a.reshape(*a.shape[:-1], channels, multiplier), 0, -2) for a in (kernel, *bias))
         wide = dataclasses.replace(geometry, multiplier=count * multiplier)
     kernel = kernel.reshape(wide.kernel_shape)
-    y = conv(x, kernel, bias[0].reshape(-1) if bias else None, wide, method, dtype)
+    y = conv(x, kernel, bias[0].reshape(-1) if bias else None, wide, method, dtype, flipped)
     if x_axis is not None:
         return y.reshape(*geometry.output_shape[:-1], count, geometry.features), y.ndim - 1
     y = y.reshape(*geometry.output_shape[:-1], channels, count, multiplier)
@@ -193,14 +210,27 @@ batching.primitive_batchers[_kernel_gradient_p] = _kernel_gradient_batch
 
 
 def _compute_conv(
-    x, kernel, *bias, geometry: Geometry, method: str, dtype: np.dtype, platform: str | None, compiled: bool
+    x,
+    kernel,
+    *bias,
+    geometry: Geometry,
+    method: str,
+    dtype: np.dtype,
+    flipped: bool,
+    platform: str | None,
+    compiled: bool,
 ):
     start = bias[0] if bias else None
     if geometry.is_empty:  # `vmap` over nothing gives any axis size 0
         first = jnp.zeros((), dtype) if start is None else start.astype(dtype)
         return jnp.broadcast_to(first, geometry.output_shape)
     order, lowering = resolve(method, geometry, platform, compiled)
-    return lowering.conv(x, kernel, start, geometry, order, accumulator(x.dtype, kernel.dtype, dtype), dtype)
+    compute, options = accumulator(x.dtype, kernel.dtype, dtype), {}
+    if lowering.reads_flipped:
+        options["flipped"] = flipped
+    elif flipped:
+        kernel = _flip(kernel, geometry)
+    return lowering.conv(x, kernel, start, geometry, order, compute, dtype, **options)
 
 
 def _compute_kernel_gradient(

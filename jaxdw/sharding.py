@@ -392,8 +392,7 @@ def _exchanged_jvp(partition, method, dtype, primals, tangents):
 def _input_gradient(dy: jax.Array, kernel: jax.Array, partition: _Partition, method: str, dtype: np.dtype) -> jax.Array:
     """Compute `primitive.input_gradient` for a device's block."""
     adjoint, multiplier = partition.adjoint(), partition.whole.multiplier
-    flipped = lax.rev(kernel, tuple(range(partition.whole.rank)))
-    dx = primitive.conv(adjoint.exchange(dy), flipped, None, adjoint.local, method, dtype)
+    dx = primitive.conv(adjoint.exchange(dy), kernel, None, adjoint.local, method, dtype, flipped=True)
     return dx if multiplier == 1 else dx.reshape(*dx.shape[:-1], -1, multiplier).sum(axis=-1)
 
 

@@ -6,8 +6,6 @@ the call, and compiles nothing.
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +13,6 @@ import numpy as np
 from jaxdw import native
 from jaxdw.geometry import Geometry
 from jaxdw.lowerings.ordered_sum import Order
-from jaxdw.native.calls import three
 from jaxdw.padding import pad_repeated
 
 
@@ -27,20 +24,17 @@ def conv(
     order: Order,
     compute: np.dtype,
     dtype: np.dtype,
+    flipped: bool,
 ) -> jax.Array:
-    """Return y `(*batch, *output_spatial, C*M)`: one chain of fused multiply-adds in raster order for each element."""
+    """Return y `(*batch, *output_spatial, C*M)`: one chain of fused multiply-adds in raster order for each element.
+
+    With `flipped` it is the raster order of the flipped kernel.
+    """
     x, geometry = pad_repeated(x, geometry)
     operands = _in_one_dtype(compute, dtype, _for_each_output(x, geometry), kernel, *(() if bias is None else (bias,)))
     x, kernel, *biases = operands
-    call = jax.ffi.ffi_call(native.CONV, jax.ShapeDtypeStruct(_spatial(geometry, outputs=True), x.dtype))
-    y = call(
-        x.reshape(_spatial(geometry)),
-        kernel.reshape(_kernel(geometry)),
-        *biases,
-        **_attributes(geometry),
-        bias_last=False,
-    )
-    return y.reshape(geometry.output_shape).astype(dtype)
+    call = jax.ffi.ffi_call(native.CONV, jax.ShapeDtypeStruct(geometry.output_shape, x.dtype))
+    return call(x, kernel, *biases, **_attributes(geometry), bias_last=False, flipped=flipped).astype(dtype)
 
 
 def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np.dtype, dtype: np.dtype) -> jax.Array:
@@ -50,11 +44,8 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np
     """
     x, geometry = pad_repeated(x, geometry)
     x, dy = _in_one_dtype(compute, dtype, _for_each_output(x, geometry), dy)
-    call = jax.ffi.ffi_call(native.KERNEL_GRADIENT, jax.ShapeDtypeStruct(_kernel(geometry), x.dtype))
-    gradient = call(
-        x.reshape(_spatial(geometry)), dy.reshape(_spatial(geometry, outputs=True)), **_attributes(geometry)
-    )
-    return gradient.reshape(geometry.kernel_shape).astype(dtype)
+    call = jax.ffi.ffi_call(native.KERNEL_GRADIENT, jax.ShapeDtypeStruct(geometry.kernel_shape, x.dtype))
+    return call(x, dy, **_attributes(geometry)).astype(dtype)
 
 
 def _in_one_dtype(compute: np.dtype, dtype: np.dtype, *arrays: jax.Array) -> list[jax.Array]:
@@ -68,22 +59,11 @@ def _for_each_output(x: jax.Array, geometry: Geometry) -> jax.Array:
     return x if geometry.multiplier == 1 else jnp.repeat(x, geometry.multiplier, axis=-1)
 
 
-def _spatial(geometry: Geometry, outputs: bool = False) -> tuple[int, ...]:
-    """Return the shape of x or of y with one batch axis and three spatial axes."""
-    sizes = geometry.output_spatial if outputs else geometry.spatial
-    return (math.prod(geometry.batch), *three(sizes, 1), geometry.features)
-
-
-def _kernel(geometry: Geometry) -> tuple[int, ...]:
-    return (*three(geometry.kernel_size, 1), geometry.features)
-
-
 def _attributes(geometry: Geometry) -> dict[str, np.ndarray]:
-    low = tuple(low for low, _ in geometry.padding)
     attributes = {
-        "strides": three(geometry.strides, 1),
-        "padding": three(low, 0),
-        "kernel_dilation": three(geometry.kernel_dilation, 1),
-        "input_dilation": three(geometry.input_dilation, 1),
+        "strides": geometry.strides,
+        "padding": tuple(low for low, _ in geometry.padding),
+        "kernel_dilation": geometry.kernel_dilation,
+        "input_dilation": geometry.input_dilation,
     }
     return {name: np.array(values, np.int64) for name, values in attributes.items()}

@@ -56,14 +56,16 @@ void expect(bool holds, const std::string& what) {
 // Sizes and factors are below this, so that no position overflows.
 constexpr int64_t most = int64_t{1} << 30;
 
-void read(const char* name, Dimensions given, int64_t least, int64_t (&to)[3]) {
-  expect(given.size() == 3, "`" + std::string(name) + "` has " + std::to_string(given.size()) +
-                                " numbers, expected one for each of 3 spatial axes");
-  for (size_t axis = 0; axis < 3; ++axis) {
+// One number for each of `rank` spatial axes; missing leading axes have `one`.
+void read(const char* name, Dimensions given, size_t rank, int64_t one, int64_t least, int64_t (&to)[3]) {
+  expect(given.size() == rank, "`" + std::string(name) + "` has " + std::to_string(given.size()) +
+                                   " numbers, expected one for each of " + std::to_string(rank) + " spatial axes");
+  std::fill(to, to + 3, one);
+  for (size_t axis = 0; axis < rank; ++axis) {
     expect(given[axis] >= least && given[axis] < most,
            "`" + std::string(name) + "` is " + text(given) + ", expected numbers from " + std::to_string(least) +
                " to " + std::to_string(most - 1));
-    to[axis] = given[axis];
+    to[3 - rank + axis] = given[axis];
   }
 }
 
@@ -77,39 +79,49 @@ Type type_of(const char* name, ffi::AnyBuffer buffer) {
   }
 }
 
-// x (images, *in, channels), the array of `kernel`'s sizes (*kernel, channels), and that of y's.
+// x (*batch, *in, channels), the array of the kernel's sizes (*kernel, 1, channels), and y's (*batch, *out, channels).
+// There is a stride for each spatial axis.
 Geometry geometry_of(ffi::AnyBuffer x, const char* kernel_name, ffi::AnyBuffer kernel, const char* y_name,
                      ffi::AnyBuffer y, Dimensions strides, Dimensions padding, Dimensions kernel_dilation,
                      Dimensions input_dilation) {
   Geometry g;
-  auto check = [](const char* name, Dimensions sizes, size_t rank) {
-    expect(sizes.size() == rank, "`" + std::string(name) + "` has shape " + text(sizes) + ", expected " +
-                                     std::to_string(rank) + " axes");
+  size_t rank = strides.size();
+  expect(rank >= 1 && rank <= 3, "`strides` has " + std::to_string(rank) + " numbers, expected 1 to 3");
+  auto check = [](const char* name, Dimensions sizes, bool fits, const std::string& expected) {
+    expect(fits, "`" + std::string(name) + "` has shape " + text(sizes) + ", expected " + expected + " axes");
     for (int64_t size : sizes)
       expect(size > 0 && size < most * 2, "`" + std::string(name) + "` has shape " + text(sizes) +
                                               ", expected sizes from 1 to " + std::to_string(most * 2 - 1));
   };
-  check("x", x.dimensions(), 5);
-  check(kernel_name, kernel.dimensions(), 4);
-  check(y_name, y.dimensions(), 5);
-  g.images = x.dimensions()[0];
-  g.channels = x.dimensions()[4];
-  for (int axis = 0; axis < 3; ++axis) {
-    g.in[axis] = x.dimensions()[1 + axis];
-    g.kernel[axis] = kernel.dimensions()[axis];
-    g.out[axis] = y.dimensions()[1 + axis];
-  }
+  Dimensions in = x.dimensions(), taps = kernel.dimensions(), out = y.dimensions();
+  check("x", in, in.size() > rank, "more than " + std::to_string(rank));
+  check(kernel_name, taps, taps.size() == rank + 2, std::to_string(rank + 2));
+  check(y_name, out, out.size() == in.size(), std::to_string(in.size()));
   auto same = [&](const char* name, int64_t value, int64_t expected, Dimensions sizes, const char* of) {
     expect(value == expected, "`" + std::string(name) + "` has shape " + text(sizes) + ", expected " +
-                                  std::to_string(expected) + " " + of + ", as `x` " + text(x.dimensions()));
+                                  std::to_string(expected) + " " + of + ", as `x` " + text(in));
   };
-  same(kernel_name, kernel.dimensions()[3], g.channels, kernel.dimensions(), "channels");
-  same(y_name, y.dimensions()[4], g.channels, y.dimensions(), "channels");
-  same(y_name, y.dimensions()[0], g.images, y.dimensions(), "images");
-  read("strides", strides, 1, g.strides);
-  read("padding", padding, -most + 1, g.padding);
-  read("kernel_dilation", kernel_dilation, 1, g.kernel_dilation);
-  read("input_dilation", input_dilation, 1, g.input_dilation);
+  size_t batch = in.size() - rank - 1;
+  g.images = 1;
+  for (size_t axis = 0; axis < batch; ++axis) {
+    same(y_name, out[axis], in[axis], out, "images");
+    g.images *= in[axis];
+  }
+  for (size_t axis = 0; axis < 3; ++axis) {
+    bool missing = axis < 3 - rank;
+    size_t at = axis - (3 - rank);
+    g.in[axis] = missing ? 1 : in[batch + at];
+    g.out[axis] = missing ? 1 : out[batch + at];
+    g.kernel[axis] = missing ? 1 : taps[at];
+  }
+  g.channels = in[batch + rank];
+  same(kernel_name, taps[rank + 1], g.channels, taps, "channels");
+  same(y_name, out[batch + rank], g.channels, out, "channels");
+  expect(taps[rank] == 1, "`" + std::string(kernel_name) + "` has shape " + text(taps) + ", expected 1 before the last");
+  read("strides", strides, rank, 1, 1, g.strides);
+  read("padding", padding, rank, 0, -most + 1, g.padding);
+  read("kernel_dilation", kernel_dilation, rank, 1, 1, g.kernel_dilation);
+  read("input_dilation", input_dilation, rank, 1, 1, g.input_dilation);
   Type type = type_of("x", x);
   auto same_type = [type](const char* name, ffi::AnyBuffer buffer) {
     expect(type_of(name, buffer) == type, "`" + std::string(name) + "` has another element type than `x`");
@@ -136,10 +148,11 @@ ffi::Error checked(Of of) {
 
 ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::RemainingArgs rest,
                 ffi::Result<ffi::AnyBuffer> y, Dimensions strides, Dimensions padding, Dimensions kernel_dilation,
-                Dimensions input_dilation, bool bias_last) {
+                Dimensions input_dilation, bool bias_last, bool flipped) {
   return checked([&] {
     Geometry g = geometry_of(x, "kernel", kernel, "y", *y, strides, padding, kernel_dilation, input_dilation);
-    Conv conv{g, type_of("x", x), Bias::none, x.untyped_data(), kernel.untyped_data(), nullptr, y->untyped_data()};
+    Conv conv{g, type_of("x", x), Bias::none, x.untyped_data(), kernel.untyped_data(), nullptr, y->untyped_data(),
+              flipped};
     expect(rest.size() < 2, "there are " + std::to_string(rest.size() + 2) + " operands, expected at most 3");
     if (rest.size() == 1) {
       auto given = rest.get<ffi::AnyBuffer>(0);
@@ -184,7 +197,8 @@ XLA_FFI_DEFINE_HANDLER(conv_handler, jaxdw::conv,
                            .Attr<jaxdw::Dimensions>("padding")
                            .Attr<jaxdw::Dimensions>("kernel_dilation")
                            .Attr<jaxdw::Dimensions>("input_dilation")
-                           .Attr<bool>("bias_last"));
+                           .Attr<bool>("bias_last")
+                           .Attr<bool>("flipped"));
 
 XLA_FFI_DEFINE_HANDLER(kernel_gradient_handler, jaxdw::kernel_gradient,
                        xla::ffi::Ffi::Bind()

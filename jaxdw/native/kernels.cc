@@ -245,30 +245,91 @@ void outputs_of(const Tap<T, const Sum>* taps, int64_t count, int64_t outputs, i
     tile<V, R, 1, true, masked>(taps, count, outputs, x, x_step, c, int(to - c), bias, place, y, y_step);
 }
 
+// A vector that is stored past the caches. The address is a multiple of its size.
+template <class V>
+struct Streamed : V {
+  Streamed() = default;
+  JAXDW_INLINE Streamed(V vector) : V(vector) {}
+  JAXDW_INLINE Streamed(decltype(V::v) v) : V{v} {}
+  template <class T>
+  JAXDW_INLINE void store(T* p) const {
+#if JAXDW_IS == JAXDW_IS_avx512
+    _mm512_stream_ps(p, this->v);
+#elif JAXDW_IS == JAXDW_IS_avx2
+    _mm256_stream_ps(p, this->v);
+#else
+    V::store(p);
+#endif
+  }
+};
+
+constexpr bool can_stream = JAXDW_IS == JAXDW_IS_avx512 || JAXDW_IS == JAXDW_IS_avx2;
+
 // Bytes of weights that stay in the first cache while the outputs of a row go by.
 constexpr int64_t cached_weights = 16384;
 
+// Bytes of inputs that stay there from one row of outputs to the next.
+constexpr int64_t cached_inputs = 24576;
+
+template <class T>
+JAXDW_INLINE void fetch(const T* from, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(from + i);
+}
+
+// A stretch of outputs in one row: its taps, and where the outputs go.
+template <class T, class Sum>
+struct Row {
+  std::vector<Tap<T, const Sum>> taps;
+  T* y;
+};
+
+// What the next row of outputs reads and this one does not: `rows` of x that end `x` after what the last tap reads. And
+// the distance to its outputs, or 0 where they are too few to be worth it, or are stored past the caches.
+struct Ahead {
+  int64_t rows, x, x_row, y;
+  bool streams;
+};
+
+// The same outputs in several rows. A few columns of all rows are computed before the next columns, so that the inputs
+// which rows share, and the weights, are still in the first cache.
 template <class V, class T, class Sum>
-void outputs_in_row(const std::vector<Tap<T, const Sum>>& taps, bool is_masked, int64_t outputs, int64_t x_step,
-                    int64_t channels, const Sum* bias, Bias place, T* y, int64_t y_step) {
-  int64_t count = int64_t(taps.size()), unit = 8 * V::lanes;
-  int64_t chunk = cached_weights / int64_t(sizeof(Sum)) / std::max<int64_t>(count, 1) / unit * unit;
-  chunk = std::max(chunk, unit);
+void outputs_in_rows(const Row<T, Sum>* rows, int64_t row_count, bool is_masked, int64_t outputs, int64_t x_step,
+                     int64_t channels, const Sum* bias, Bias place, int64_t y_step, Ahead ahead) {
+  int64_t most_taps = 1, unit = 8 * V::lanes;
+  for (const Row<T, Sum>* row = rows; row < rows + row_count; ++row)
+    most_taps = std::max(most_taps, int64_t(row->taps.size()));
+  int64_t chunk = cached_weights / int64_t(sizeof(Sum)) / most_taps;
+  int64_t inputs = ceil_div(most_outputs * most_taps, 3);  // about so many for 3x3
+  if (row_count > 1) chunk = std::min(chunk, cached_inputs / int64_t(sizeof(T)) / inputs);
+  chunk = std::max(chunk / unit * unit, unit);
   for (int64_t from = 0; from < channels; from += chunk) {
     int64_t to = std::min(channels, from + chunk);
-    if (is_masked) {
-      auto of = outputs <= 4 ? outputs_of<V, 4, true, T, Sum> : outputs_of<V, most_outputs, true, T, Sum>;
-      of(taps.data(), count, outputs, 0, x_step, from, to, bias, place, y, y_step);
-      continue;
-    }
     for (int64_t first = 0; first < outputs;) {
       int64_t blocks = (outputs - first + most_outputs - 1) / most_outputs;
-      int64_t size = (outputs - first + blocks - 1) / blocks;
-      size = with_size<most_outputs, T>(size, [&](auto constant) {
-        outputs_of<V, decltype(constant)::value, false, T, Sum>(taps.data(), count, 0, first * x_step, x_step, from, to,
-                                                                bias, place, y + first * y_step, y_step);
-      });
-      first += size;
+      int64_t size = is_masked ? outputs : (outputs - first + blocks - 1) / blocks, done = size;
+      for (const Row<T, Sum>* row = rows; row < rows + row_count; ++row) {
+        const Tap<T, const Sum>* taps = row->taps.data();
+        int64_t count = int64_t(row->taps.size());
+        T* y = row->y + first * y_step;
+        if (is_masked) {
+          auto of = outputs <= 4 ? outputs_of<V, 4, true, T, Sum> : outputs_of<V, most_outputs, true, T, Sum>;
+          of(taps, count, outputs, 0, x_step, from, to, bias, place, y, y_step);
+          continue;
+        }
+        if (from == 0 && count) {
+          for (int64_t i = 0; i < ahead.rows; ++i)
+            fetch(taps[count - 1].x + first * x_step + ahead.x - i * ahead.x_row, size * x_step);
+          if (ahead.y) fetch(y + ahead.y, size * y_step);
+        }
+        done = with_size<most_outputs, T>(size, [&](auto constant) {
+          constexpr int R = decltype(constant)::value;
+          auto of = outputs_of<V, R, false, T, Sum>;
+          if constexpr (can_stream && std::is_same_v<T, float>)
+            if (ahead.streams) of = outputs_of<Streamed<V>, R, false, T, Sum>;
+          of(taps, count, 0, first * x_step, x_step, from, to, bias, place, y, y_step);
+        });
+      }
+      first += done;
     }
   }
 }
@@ -288,6 +349,14 @@ Array<Sum> widened(const void* values, int64_t count, int64_t channels, int64_t 
   }
   return wide;
 }
+
+// Bytes of x and y up to which several rows are computed together. Where there are more, each row by itself is faster,
+// as it lies in memory, with the next row fetched ahead.
+constexpr int64_t most_cached = 16 << 20;
+
+// Bytes of y from which the C library takes memory from the system each time. Its pages have just been zeroed, so they
+// are in the cache, and stores past it are slower.
+constexpr int64_t least_fresh = 32 << 20;
 
 // A convolution as rows of outputs that are computed independently, some of them cut into parts.
 template <class V, class T, class Sum>
@@ -320,6 +389,11 @@ class ConvRows : public Parts {
     int64_t wanted = threads == 1 ? 1 : std::min<int64_t>(std::max<int64_t>(work / 65536, 1), 8 * threads);
     pieces_ = rows_ >= wanted ? 1 : std::min((wanted + rows_ - 1) / rows_, (g.out[2] + 31) / 32);
     rows_at_once_ = (rows_ + wanted - 1) / wanted;
+    int64_t in = g.images * g.in[0] * g.in[1] * g.in[2] * g.channels, out = rows_ * g.out[2] * g.channels;
+    is_large_ = (in + out) * int64_t(sizeof(T)) > most_cached;
+    streams_ = is_large_ && can_stream && std::is_same_v<T, float> && g.channels % V::lanes == 0 &&
+               reinterpret_cast<uintptr_t>(conv.y) % 64 == 0 && out * int64_t(sizeof(T)) < least_fresh;
+    rows_together_ = is_large_ || taps_ > 32 ? 1 : 8;
     parts_ = (rows_ + rows_at_once_ - 1) / rows_at_once_ * pieces_;
   }
 
@@ -328,21 +402,22 @@ class ConvRows : public Parts {
   void run(int64_t part) override {
     Rounding rounding;
     const Geometry& g = conv_.geometry;
-    std::vector<Tap<T, const Sum>> taps;
-    taps.reserve(taps_);
     int64_t piece = part % pieces_, first = part / pieces_ * rows_at_once_;
     int64_t left = g.out[2] * piece / pieces_, right = g.out[2] * (piece + 1) / pieces_;
-    for (int64_t number = first; number < std::min(rows_, first + rows_at_once_); ++number) {
-      int64_t row = number % g.out[1], depth = number / g.out[1] % g.out[0], image = number / g.out[1] / g.out[0];
-      const T* x = static_cast<const T*>(conv_.x) + image * g.in[0] * g.in[1] * g.in[2] * g.channels;
-      T* y = static_cast<T*>(conv_.y) + number * g.out[2] * g.channels;
-      for (const Segment& segment : width_.segments) segment_of_row(segment, x, y, depth, row, left, right, taps);
-    }
+    int64_t end = std::min(rows_, first + rows_at_once_), at_once = std::min(end - first, rows_together_);
+    std::vector<Row<T, Sum>> rows(at_once);
+    for (Row<T, Sum>& row : rows) row.taps.reserve(taps_);
+    for (; first < end; first += at_once)
+      for (const Segment& segment : width_.segments)
+        segment_of_rows(segment, first, std::min(at_once, end - first), left, right, rows);
+#if defined(__x86_64__)
+    if (streams_) _mm_sfence();  // before another thread is told that this part is done
+#endif
   }
 
  private:
-  void segment_of_row(const Segment& segment, const T* image, T* y, int64_t depth, int64_t row, int64_t left,
-                      int64_t right, std::vector<Tap<T, const Sum>>& taps) {
+  void segment_of_rows(const Segment& segment, int64_t first, int64_t row_count, int64_t left, int64_t right,
+                       std::vector<Row<T, Sum>>& rows) {
     const Geometry& g = conv_.geometry;
     int64_t c = g.channels;
     int64_t begin = std::max<int64_t>(0, ceil_div(left - segment.first, segment.step));
@@ -352,26 +427,43 @@ class ConvRows : public Parts {
       if (begin) return;  // it is in the part with its first output
       end = segment.count;
     }
-    const T* x = image + begin * segment.x_step * c;
-    y += (segment.first + begin * segment.step) * c;
-    int64_t outputs = end - begin;
-    if (group_ > 1 && !segment.is_masked && segment.step == 1 && segment.x_step == 1 && outputs >= group_) {
-      int64_t wide = group_ * c, groups = outputs / group_, rest = outputs % group_ * c;
-      taps_of_row(g, width_, segment, x, std::as_const(group_kernel_).data(), wide, depth, row, taps);
+    int64_t outputs = end - begin, wide = group_ * c;
+    bool in_groups = group_ > 1 && !segment.is_masked && segment.step == 1 && segment.x_step == 1 && outputs >= group_;
+    const Sum* kernel = in_groups ? std::as_const(group_kernel_).data() : kernel_;
+    int64_t weight_step = in_groups ? wide : c;
+    if (conv_.flipped) kernel += (taps_ - 1) * weight_step;
+    for (int64_t i = 0; i < row_count; ++i) {
+      int64_t number = first + i;
+      int64_t row = number % g.out[1], depth = number / g.out[1] % g.out[0], image = number / g.out[1] / g.out[0];
+      const T* x = static_cast<const T*>(conv_.x) + image * g.in[0] * g.in[1] * g.in[2] * c;
+      rows[i].y = static_cast<T*>(conv_.y) + (number * g.out[2] + segment.first + begin * segment.step) * c;
+      taps_of_row(g, width_, segment, x + begin * segment.x_step * c, kernel,
+                  conv_.flipped ? -weight_step : weight_step, depth, row, rows[i].taps);
+    }
+    if (in_groups) {
+      int64_t groups = outputs / group_, rest = outputs % group_ * c;
       const Sum* bias = group_bias_.data();
-      outputs_in_row<V>(taps, false, groups, wide, wide, bias, conv_.bias_place, y, wide);
-      for (auto& tap : taps) tap.x += groups * wide;
-      if (rest) outputs_in_row<V>(taps, false, 1, wide, rest, bias, conv_.bias_place, y + groups * wide, wide);
+      outputs_in_rows<V>(rows.data(), row_count, false, groups, wide, wide, bias, conv_.bias_place, wide, {});
+      for (int64_t i = 0; i < row_count; ++i) {
+        for (auto& tap : rows[i].taps) tap.x += groups * wide;
+        rows[i].y += groups * wide;
+      }
+      if (rest) outputs_in_rows<V>(rows.data(), row_count, false, 1, wide, rest, bias, conv_.bias_place, wide, {});
       return;
     }
-    taps_of_row(g, width_, segment, x, kernel_, c, depth, row, taps);
-    outputs_in_row<V>(taps, segment.is_masked, outputs, segment.x_step * c, c, bias_, conv_.bias_place, y,
-                      segment.step * c);
+    Ahead ahead = {};
+    if (is_large_) {
+      int64_t stride = g.strides[1], y_row = g.out[2] * c;
+      ahead = {std::min(stride, g.kernel[1]), stride * g.in[2] * c, g.in[2] * c, stride == 1 && !streams_ ? y_row : 0, streams_};
+    }
+    outputs_in_rows<V>(rows.data(), row_count, segment.is_masked, outputs, segment.x_step * c, c, bias_,
+                       conv_.bias_place, segment.step * c, ahead);
   }
 
   const Conv& conv_;
   Width width_;
-  int64_t taps_, rows_, rows_at_once_, pieces_, parts_, group_ = 1;
+  int64_t taps_, rows_, rows_at_once_, rows_together_, pieces_, parts_, group_ = 1;
+  bool is_large_, streams_;
   const Sum *kernel_, *bias_;
   Array<Sum> wide_kernel_, wide_bias_, group_kernel_, group_bias_;
 };

@@ -40,7 +40,8 @@ class Threads {
   virtual void run(int64_t count, Parts& parts) = 0;
 };
 
-// y (images, *out, channels) of x (images, *in, channels) and kernel (*kernel, channels), all of `type`.
+// y (images, *out, channels) of x (images, *in, channels) and kernel (*kernel, channels), all of `type`. A flipped
+// kernel is read from its last tap to its first.
 struct Conv {
   Geometry geometry;
   Type type;
@@ -49,6 +50,7 @@ struct Conv {
   const void* kernel;
   const void* bias;
   void* y;
+  bool flipped = false;
 };
 
 // gradient (*kernel, channels) of x and dy (images, *out, channels), all of `type`.

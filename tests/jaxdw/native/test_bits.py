@@ -15,6 +15,7 @@ from bridge import Case
 from bridge.numerics import same_bits
 from jaxdw import native
 from jaxdw.geometry import Geometry
+from jaxdw.native import calls
 from tests import oracle
 from tests.jaxdw.native import arrays
 
@@ -61,6 +62,25 @@ def test_an_emulated_arm_processor_has_the_same_bits(tmp_path):
             assert hashlib.sha256(output[:size]).hexdigest()[:16] == expected[number], (isa, problem.geometry)
             output = output[size:]
         assert output == b""
+
+
+@pytest.mark.parametrize("strides, channels", [(1, 96), (2, 96), (1, 100)])
+@pytest.mark.parametrize("offset", [0, 4])
+def test_arrays_larger_than_the_caches_have_the_bits_of_their_images(strides, channels, offset, seed):
+    """Their next row is fetched ahead, and where y is aligned it is stored past the caches."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((11, 64, 65, channels), np.float32)
+    kernel, bias = rng.standard_normal((3, 3, 1, channels), np.float32), rng.standard_normal(channels, np.float32)
+    whole, one = (Geometry.of(shape, kernel.shape, strides=strides, padding=1) for shape in (x.shape, x[:1].shape))
+    expected = np.concatenate([arrays.conv(image[None], kernel, bias, one, isa="scalar") for image in x])
+    memory = np.empty(expected.size + 32, np.float32)
+    start = -memory.ctypes.data % 64 // 4 + offset
+    y = memory[start:][: expected.size]
+    for isa in arrays.isas():
+        y[:] = 0
+        addresses = (array.ctypes.data for array in (x, kernel, bias, y))
+        calls.conv(*addresses, whole, "float32", threads=3, isa=isa)
+        assert (y.reshape(expected.shape) == expected).all(), isa
 
 
 @pytest.mark.parametrize("threads", [2, 3, 8])

@@ -1,5 +1,6 @@
 """Calls of the compiled kernels: bad ones are errors, threads do not block each other, XLA serves without them."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -17,13 +18,14 @@ from tests.jaxdw.native import arrays
 
 needs_kernels = pytest.mark.skipif(not native.is_available(), reason=native.status())
 
-X, KERNEL, Y = (2, 1, 6, 5, 4), (1, 3, 3, 4), (2, 1, 6, 5, 4)
+X, KERNEL, Y = (2, 1, 6, 5, 4), (1, 3, 3, 1, 4), (2, 1, 6, 5, 4)
 ATTRIBUTES = {
     "strides": [1, 1, 1],
     "padding": [0, 1, 1],
     "kernel_dilation": [1, 1, 1],
     "input_dilation": [1, 1, 1],
     "bias_last": False,
+    "flipped": False,
 }
 
 
@@ -41,10 +43,11 @@ def call(x=X, kernel=KERNEL, y=Y, bias=None, dtypes=(np.float32,) * 3, target=No
 
 
 BAD_CALLS = {
-    "x of four axes": ({"x": (2, 6, 5, 4)}, r"`x` has shape \(2, 6, 5, 4\), expected 5 axes"),
-    "kernel of five axes": ({"kernel": (1, 3, 3, 1, 4)}, "`kernel` has shape .*, expected 4 axes"),
+    "x of three axes": ({"x": (6, 5, 4)}, r"`x` has shape \(6, 5, 4\), expected more than 3 axes"),
+    "kernel of four axes": ({"kernel": (1, 3, 3, 4)}, "`kernel` has shape .*, expected 5 axes"),
     "y of one axis": ({"y": (8,)}, "`y` has shape .*, expected 5 axes"),
-    "other channels": ({"kernel": (1, 3, 3, 5)}, "`kernel` has shape .*, expected 4 channels"),
+    "other channels": ({"kernel": (1, 3, 3, 1, 5)}, "`kernel` has shape .*, expected 4 channels"),
+    "two inputs for a channel": ({"kernel": (1, 3, 3, 2, 4)}, "`kernel` has shape .*, expected 1 before the last"),
     "other outputs": ({"y": (2, 1, 6, 5, 8)}, "`y` has shape .*, expected 4 channels"),
     "other images": ({"y": (3, 1, 6, 5, 4)}, "`y` has shape .*, expected 2 images"),
     "no input": ({"x": (2, 1, 0, 5, 4)}, "`x` has shape .*, expected sizes from 1"),
@@ -55,7 +58,8 @@ BAD_CALLS = {
     "a bias of two axes": ({"bias": (4, 1)}, "`bias` has shape"),
     "no stride": ({"strides": [1, 0, 1]}, "`strides` is .*, expected numbers from 1"),
     "huge stride": ({"strides": [1, 2**40, 1]}, "`strides` is .*, expected numbers from 1 to"),
-    "two strides": ({"strides": [1, 1]}, "`strides` has 2 numbers, expected one for each of 3 spatial axes"),
+    "no strides": ({"strides": []}, "`strides` has 0 numbers, expected 1 to 3"),
+    "two paddings": ({"padding": [1, 1]}, "`padding` has 2 numbers, expected one for each of 3 spatial axes"),
     "huge padding": ({"padding": [0, -(2**62), 0]}, "`padding` is"),
     "no dilation": ({"kernel_dilation": [1, 1, -3]}, "`kernel_dilation` is"),
     "no input dilation": ({"input_dilation": [0, 1, 1]}, "`input_dilation` is"),
@@ -86,7 +90,7 @@ def test_random_calls_give_errors_or_zeros(seed, full):
         try:
             y = call(
                 x=(images[0], *sizes[:3], channels[0]),
-                kernel=(*sizes[5:8], channels[1]),
+                kernel=(*sizes[5:8], 1, channels[1]),
                 y=(images[1], *rng.integers(1, 40, 3), channels[2]),
                 strides=rng.integers(0, 5, 3).tolist(),
                 padding=rng.integers(-20, 20, 3).tolist(),
@@ -206,3 +210,15 @@ def test_a_program_with_the_kernels_has_no_loop_of_its_own_and_compiles_to_a_cal
     x, kernel = jnp.ones((1, 8, 9, 4)), jnp.ones((3, 3, 1, 4))
     text = jax.jit(lambda x, k: jaxdw.depthwise_conv(x, k, method="taps")).lower(x, kernel).as_text()
     assert f"@{native.CONV}" in text and "multiply" not in text
+
+
+@needs_kernels
+def test_gradients_compile_to_two_calls_and_nothing_else():
+    """Each other operation, as a flip of the kernel or a copy of the result, costs tens of milliseconds to compile."""
+    rng = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in ((2, 8, 9, 4), (3, 3, 1, 4)))
+    pull = jax.jit(lambda x, k, dy: jax.vjp(functools.partial(jaxdw.depthwise_conv, method="taps"), x, k)[1](dy))
+    text = pull.lower(x, kernel, x).compile().as_text()
+    assert text.count("custom-call(") == 2 and "fusion(" not in text and "copy(" not in text
+    dx, _ = pull(x, kernel, x)
+    assert (dx == jaxdw.depthwise_conv(x, kernel[::-1, ::-1], method="taps")).all()
