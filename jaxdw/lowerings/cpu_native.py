@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxdw import native
 from jaxdw.geometry import Geometry
+from jaxdw.lowerings.cpu_fused import materialized
 from jaxdw.lowerings.ordered_sum import Order
 from jaxdw.native.calls import three
 from jaxdw.padding import pad_repeated
@@ -29,9 +30,8 @@ def conv(
     dtype: np.dtype,
 ) -> jax.Array:
     """Return y `(*batch, *output_spatial, C*M)`: one chain of fused multiply-adds in raster order for each element."""
-    x, geometry = pad_repeated(x, geometry)
-    operands = _in_one_dtype(compute, dtype, _for_each_output(x, geometry), kernel, *(() if bias is None else (bias,)))
-    x, kernel, *biases = operands
+    operands = (x, kernel) if bias is None else (x, kernel, bias)
+    (x, kernel, *biases), geometry = _as_read(operands, geometry, compute, dtype)
     call = jax.ffi.ffi_call(native.CONV, jax.ShapeDtypeStruct(_spatial(geometry, outputs=True), x.dtype))
     y = call(
         x.reshape(_spatial(geometry)),
@@ -48,8 +48,7 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np
 
     The sum is a fixed tree.
     """
-    x, geometry = pad_repeated(x, geometry)
-    x, dy = _in_one_dtype(compute, dtype, _for_each_output(x, geometry), dy)
+    (x, dy), geometry = _as_read((x, dy), geometry, compute, dtype)
     call = jax.ffi.ffi_call(native.KERNEL_GRADIENT, jax.ShapeDtypeStruct(_kernel(geometry), x.dtype))
     gradient = call(
         x.reshape(_spatial(geometry)), dy.reshape(_spatial(geometry, outputs=True)), **_attributes(geometry)
@@ -57,15 +56,22 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np
     return gradient.reshape(geometry.kernel_shape).astype(dtype)
 
 
-def _in_one_dtype(compute: np.dtype, dtype: np.dtype, *arrays: jax.Array) -> list[jax.Array]:
-    """Return the arrays in `dtype` if all have it, else in `compute`."""
-    one = dtype if all(array.dtype == dtype for array in arrays) else compute
-    return [array.astype(one) for array in arrays]
+def _as_read(
+    operands: tuple[jax.Array, ...], geometry: Geometry, compute: np.dtype, dtype: np.dtype
+) -> tuple[list[jax.Array], Geometry]:
+    """Return operands as the kernels read them, x first, and the geometry on that x.
 
-
-def _for_each_output(x: jax.Array, geometry: Geometry) -> jax.Array:
-    """Return x with each channel once for each output channel that reads it."""
-    return x if geometry.multiplier == 1 else jnp.repeat(x, geometry.multiplier, axis=-1)
+    All are in `dtype` if all are given in it, else in `compute`. x has its periodic or reflected padding, and each
+    channel once for each output channel that reads it.
+    """
+    one = dtype if all(array.dtype == dtype for array in operands) else compute
+    if geometry.padding_mode != "zeros" or geometry.multiplier > 1 or any(array.dtype != one for array in operands):
+        # XLA would compute the operands once more in the loops that copy them, and there LLVM may contract otherwise
+        operands = materialized(*operands)
+    x, geometry = pad_repeated(operands[0], geometry)
+    if geometry.multiplier > 1:
+        x = jnp.repeat(x, geometry.multiplier, axis=-1)
+    return [array.astype(one) for array in (x, *operands[1:])], geometry
 
 
 def _spatial(geometry: Geometry, outputs: bool = False) -> tuple[int, ...]:

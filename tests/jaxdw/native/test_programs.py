@@ -184,3 +184,15 @@ def test_no_surrounding_program_changes_a_bit(part, seed, full):
             assert same_bits(np.asarray(a), np.asarray(b)).all(), named
         if number % 100 == 99:
             release_programs()
+
+
+@pytest.mark.parametrize("multiplier, padding", [(3, "SAME"), (1, "REFLECT"), (1, "CIRCULAR"), (2, "CIRCULAR")])
+def test_what_a_copy_of_x_reads_is_what_the_program_has(multiplier, padding, seed):
+    """The kernels read a copy with the channels repeated or the padding in it; XLA fused what computes x with it."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((3, 12, 13, 17)).astype(np.float32)
+    kernel = rng.standard_normal((3, 3, 1, 17 * multiplier)).astype(np.float32)
+    program = Program([x, kernel], [{"standardised": _standardised}] * 2, {}, {}, {"padding": padding})
+    (x, kernel), y, _, _ = jax.jit(program.__call__)(*program.operands)
+    expected = expected_output((np.asarray(x), np.asarray(kernel)), program.options)
+    assert same_bits(np.asarray(y), expected).all()
