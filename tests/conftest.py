@@ -56,7 +56,7 @@ def seed(request) -> int:
 
 @pytest.fixture
 def full(request) -> bool:
-    """Whether to run the full counts."""
+    """True where the full counts run."""
     return request.config.option.full
 
 

@@ -1,4 +1,4 @@
-"""What the command says and sets, kept out of other tests."""
+"""The command's output and settings, kept out of other tests."""
 
 import math
 

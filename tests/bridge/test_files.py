@@ -1,4 +1,4 @@
-"""What the commands read and write: only regular files, and never in place of somebody else's."""
+"""Files that the commands read and write: only regular files, and never in place of somebody else's."""
 
 import os
 import socket

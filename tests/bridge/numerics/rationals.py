@@ -22,7 +22,7 @@ def rounded(value, fmt, to_integer=round):
 
 
 def infinite(value):
-    """Whether `rounded` overflowed; finite numbers are rationals, too large for `math.isinf`."""
+    """True where `rounded` overflowed; finite numbers are rationals, too large for `math.isinf`."""
     return isinstance(value, float)
 
 
