@@ -65,9 +65,8 @@ def _as_read(
     channel once for each output channel that reads it.
     """
     one = dtype if all(array.dtype == dtype for array in operands) else compute
-    if geometry.padding_mode != "zeros" or geometry.multiplier > 1 or any(array.dtype != one for array in operands):
-        # XLA would compute the operands once more in the loops that copy them, and there LLVM may contract otherwise
-        operands = materialized(*operands)
+    # XLA would compute them once more in the loops that copy or reshape them, and there LLVM may contract otherwise
+    operands = materialized(*operands)
     x, geometry = pad_repeated(operands[0], geometry)
     if geometry.multiplier > 1:
         x = jnp.repeat(x, geometry.multiplier, axis=-1)
