@@ -134,13 +134,11 @@ def fma(a, b, c):
 
 
 def fma_chain(case, *, bias_first):
-    """The float32 output of adding the taps in raster order, each multiply fused with its add."""
+    """The float32 output of adding the taps in raster order, each multiply fused with its add; padding is skipped."""
     g = case.geometry
-    y = np.zeros(g.output_shape, np.float32)
-    if case.bias is not None and bias_first:
-        y = y + case.bias
-    y = case.split_channels(y).copy()
-    for x, w, _ in case.tap_terms():
-        y = fma(x, w, y)
+    start = case.bias if case.bias is not None and bias_first else np.float32(0)
+    y = case.split_channels(np.broadcast_to(start, g.output_shape))
+    for x, w, valid in case.tap_terms():
+        y = np.where(valid, fma(x, w, y), y)
     y = y.reshape(g.output_shape)
     return y + case.bias if case.bias is not None and not bias_first else y

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxdw import native
 from jaxdw.geometry import Geometry
+from jaxdw.lowerings.cpu_fused import materialized
 from jaxdw.lowerings.ordered_sum import Order
 from jaxdw.padding import pad_repeated
 
@@ -30,9 +31,8 @@ def conv(
 
     With `flipped` it is the raster order of the flipped kernel.
     """
-    x, geometry = pad_repeated(x, geometry)
-    operands = _in_one_dtype(compute, dtype, _for_each_output(x, geometry), kernel, *(() if bias is None else (bias,)))
-    x, kernel, *biases = operands
+    operands = (x, kernel) if bias is None else (x, kernel, bias)
+    (x, kernel, *biases), geometry = _as_read(operands, geometry, compute, dtype)
     call = jax.ffi.ffi_call(native.CONV, jax.ShapeDtypeStruct(geometry.output_shape, x.dtype))
     return call(x, kernel, *biases, **_attributes(geometry), bias_last=False, flipped=flipped).astype(dtype)
 
@@ -42,21 +42,26 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np
 
     The sum is a fixed tree.
     """
-    x, geometry = pad_repeated(x, geometry)
-    x, dy = _in_one_dtype(compute, dtype, _for_each_output(x, geometry), dy)
+    (x, dy), geometry = _as_read((x, dy), geometry, compute, dtype)
     call = jax.ffi.ffi_call(native.KERNEL_GRADIENT, jax.ShapeDtypeStruct(geometry.kernel_shape, x.dtype))
     return call(x, dy, **_attributes(geometry)).astype(dtype)
 
 
-def _in_one_dtype(compute: np.dtype, dtype: np.dtype, *arrays: jax.Array) -> list[jax.Array]:
-    """Return the arrays in `dtype` if all have it, else in `compute`."""
-    one = dtype if all(array.dtype == dtype for array in arrays) else compute
-    return [array.astype(one) for array in arrays]
+def _as_read(
+    operands: tuple[jax.Array, ...], geometry: Geometry, compute: np.dtype, dtype: np.dtype
+) -> tuple[list[jax.Array], Geometry]:
+    """Return operands as the kernels read them, x first, and the geometry on that x.
 
-
-def _for_each_output(x: jax.Array, geometry: Geometry) -> jax.Array:
-    """Return x with each channel once for each output channel that reads it."""
-    return x if geometry.multiplier == 1 else jnp.repeat(x, geometry.multiplier, axis=-1)
+    All are in `dtype` if all are given in it, else in `compute`. x has its periodic or reflected padding, and each
+    channel once for each output channel that reads it.
+    """
+    one = dtype if all(array.dtype == dtype for array in operands) else compute
+    # XLA would compute them once more in the loops that copy them, and there LLVM may contract otherwise
+    operands = materialized(*operands)
+    x, geometry = pad_repeated(operands[0], geometry)
+    if geometry.multiplier > 1:
+        x = jnp.repeat(x, geometry.multiplier, axis=-1)
+    return [array.astype(one) for array in (x, *operands[1:])], geometry
 
 
 def _attributes(geometry: Geometry) -> dict[str, np.ndarray]:

@@ -132,6 +132,16 @@ def test_taps_equals_torch_with_every_kind_of_padding(options, bias, multiplier,
     assert same_bits(implementation("jax.taps").run(case), implementation("torch.conv2d").run(case)).all()
 
 
+@pytest.fixture
+def by_xla(monkeypatch):
+    """Without the compiled kernels: programs that call them are in tests/jaxdw/native/test_programs.py."""
+    jax.clear_caches()
+    with monkeypatch.context() as patched:
+        patched.setattr("jaxdw.primitive.is_available", lambda: False)
+        yield
+    jax.clear_caches()
+
+
 #: What a program may do next with y, and XLA fuse with it.
 FOLLOWING = {
     "scaled": lambda y: y * 2,
@@ -143,6 +153,7 @@ FOLLOWING = {
 }
 
 
+@pytest.mark.usefixtures("by_xla")
 @pytest.mark.parametrize("following", FOLLOWING.values(), ids=FOLLOWING)
 def test_taps_has_the_same_bits_whatever_follows_in_the_program(following, seed, full):
     rng = np.random.default_rng(seed)
@@ -172,6 +183,7 @@ PRECEDING = {
 }
 
 
+@pytest.mark.usefixtures("by_xla")
 @pytest.mark.parametrize("preceding", PRECEDING.values(), ids=PRECEDING)
 def test_what_the_convolution_reads_is_what_the_program_has(preceding, seed, full):
     """With its gradients; few taps too, of which XLA would compute the operands once for each tap."""
@@ -194,6 +206,7 @@ def test_what_the_convolution_reads_is_what_the_program_has(preceding, seed, ful
         assert same_bits(np.asarray(dx), np.asarray(alone)).all()
 
 
+@pytest.mark.usefixtures("by_xla")
 @pytest.mark.parametrize("padding", [1, 3])
 def test_a_bias_that_is_a_product_is_rounded_first(padding, seed):
     """Padding 3: the bias is added last."""
@@ -205,6 +218,7 @@ def test_a_bias_that_is_a_product_is_rounded_first(padding, seed):
     assert same_bits(np.asarray(y), np.asarray(conv(x, kernel, a * b))).all()
 
 
+@pytest.mark.usefixtures("by_xla")
 @pytest.mark.parametrize("channels", [4, 24])
 def test_two_convolutions_of_the_same_operands_share_no_product(channels, seed):
     rng = np.random.default_rng(seed)
@@ -220,6 +234,7 @@ def test_two_convolutions_of_the_same_operands_share_no_product(channels, seed):
     assert same_bits(np.asarray(jax.jit(both)(x, kernel)), np.asarray(both(x, kernel))).all()
 
 
+@pytest.mark.usefixtures("by_xla")
 def test_products_that_two_boxes_share_are_fused_in_both(seed):
     """Seen with two outputs a channel: their loop held all boxes, and LLVM computed the common product before them."""
     rng = np.random.default_rng(seed)
@@ -231,14 +246,6 @@ def test_products_that_two_boxes_share_are_fused_in_both(seed):
         kernel_dilation=2,
     )
     assert same_bits(implementation("jax.taps").run(case), oracle.fma_chain(case, bias_first=False)).all()
-
-
-def test_taps_has_the_same_bits_inside_a_larger_jitted_program(seed):
-    rng = np.random.default_rng(seed)
-    x, kernel = rng.standard_normal((2, 14, 14, 8), np.float32), rng.standard_normal((3, 3, 1, 8), np.float32)
-    alone = jaxdw.depthwise_conv(x, kernel, method="taps")
-    inside = jax.jit(lambda x, k: jaxdw.depthwise_conv(x * 1.0, k, method="taps") * 2.0)(x, kernel)
-    assert (np.asarray(inside) == 2 * np.asarray(alone)).all()
 
 
 @pytest.mark.skipif(not native.is_available(), reason=native.status())

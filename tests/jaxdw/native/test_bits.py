@@ -5,7 +5,6 @@ import pathlib
 import shutil
 import subprocess
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -157,9 +156,9 @@ def test_subnormal_numbers_are_kept(channels, multiplier, seed):
     case = Case(
         rng.standard_normal((2, 8, 9, channels), np.float32) * scale,
         rng.standard_normal((3, 3, 1, channels * multiplier), np.float32) * scale,
-        padding="VALID",  # the oracle multiplies padding, which turns a sum of -0 into +0
+        padding=1,
     )
-    y = jaxdw.depthwise_conv(case.x, case.kernel, padding="VALID", method="taps")
+    y = jaxdw.depthwise_conv(case.x, case.kernel, padding=1, method="taps")
     assert same_bits(np.asarray(y), oracle.fma_chain(case, bias_first=True)).all()
     assert np.any((np.asarray(y) != 0) & (abs(np.asarray(y)) < 2.0**-126))
 
@@ -190,19 +189,6 @@ def test_values_of_narrow_types_convert_alike_on_every_instruction_set():
             results = [arrays.conv(every, kernel.astype(dtype), None, geometry, isa=isa) for isa in arrays.isas()]
             with np.errstate(all="ignore"):
                 assert all(((r == results[0]) | ((r != r) & (results[0] != results[0]))).all() for r in results)
-
-
-def test_the_gradients_have_the_same_bits_in_any_program(seed):
-    rng = np.random.default_rng(seed)
-    x, kernel = rng.standard_normal((3, 9, 10, 12), np.float32), rng.standard_normal((3, 3, 1, 12), np.float32)
-
-    def loss(x, kernel, of):
-        return (of(jaxdw.depthwise_conv(of(x), kernel, strides=2, padding=1, method="taps")) ** 2).sum()
-
-    alone = jax.grad(loss, (0, 1))(x, kernel, lambda a: a)
-    inside = jax.jit(lambda x, k: jax.grad(loss, (0, 1))(x, k, lambda a: a[::-1][::-1]))(x, kernel)
-    for a, b in zip(alone, inside):
-        assert same_bits(np.asarray(a), np.asarray(b)).all()
 
 
 if __name__ == "__main__":  # writes the digests anew: only where docs/arithmetic.md changes
