@@ -95,7 +95,7 @@ def environment(name: str, row: Row) -> Path | None:
     pins = [*(f"{package}=={version}" for package, version in row.packages.items()), *map(_pinned, TOOLS)]
     pins.append("optax")  # some releases of Flax need one of its versions alone
     python, ready = folder / "bin" / "python", folder / ".ready"
-    if ready.exists() and ready.read_text().split() == pins:
+    if ready.exists() and ready.read_text().split() == [*pins, "jaxdw"]:
         return python
     base = interpreter(row.python)
     if base is None:
@@ -112,7 +112,10 @@ def environment(name: str, row: Row) -> Path | None:
     if done.returncode:
         print(f"{name}: skipped, its packages cannot be installed: {_last_line(done)}", flush=True)
         return None
-    ready.write_text(" ".join(pins))
+    # jaxdw itself, for its compiled kernels; without a compiler XLA computes all
+    install = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-deps", "-e", str(ROOT)]
+    subprocess.run(install, check=True)
+    ready.write_text(" ".join([*pins, "jaxdw"]))
     return python
 
 
