@@ -98,7 +98,7 @@ def as_one_of_them(arguments: argparse.Namespace) -> int:
         same = has_the_bits_of_one_device(who, arguments.rounds, lambda: time_limit(limit, silence))
         with time_limit(limit, silence):
             jax.distributed.shutdown()  # waits for the others
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # a collective that fails at once is a ValueError
         stop(f"{who}: stopped, because another process no longer answers: {error}".splitlines()[0], 4)
     say(f"{who}: {'the bits of one device' if same else 'NOT the bits of one device'}")
     return 0 if same else 1
