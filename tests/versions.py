@@ -94,8 +94,8 @@ def environment(name: str, row: Row) -> Path | None:
     folder = ENVIRONMENTS / re.sub(r"\W+", "-", name)
     pins = [*(f"{package}=={version}" for package, version in row.packages.items()), *map(_pinned, TOOLS)]
     pins.append("optax")  # some releases of Flax need one of its versions alone
-    python, ready = folder / "bin" / "python", folder / ".ready"
-    if ready.exists() and ready.read_text().split() == [*pins, "jaxdw"]:
+    python, ready, installed = folder / "bin" / "python", folder / ".ready", " ".join([*pins, "jaxdw"])
+    if ready.exists() and ready.read_text() == installed:
         return python
     base = interpreter(row.python)
     if base is None:
@@ -103,8 +103,8 @@ def environment(name: str, row: Row) -> Path | None:
         return None
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([base, "-m", "venv", str(folder)], check=True)
-    install = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", *pins]
-    done = subprocess.run(install, capture_output=True, text=True, check=False)
+    install = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+    done = subprocess.run([*install, *pins], capture_output=True, text=True, check=False)
     if done.returncode and "torch" in row.packages:
         packages = {package: version for package, version in row.packages.items() if package != "torch"}
         print(f"{name}: without PyTorch {row.packages['torch']}: {_last_line(done)}", flush=True)
@@ -113,9 +113,8 @@ def environment(name: str, row: Row) -> Path | None:
         print(f"{name}: skipped, its packages cannot be installed: {_last_line(done)}", flush=True)
         return None
     # jaxdw itself, for its compiled kernels; without a compiler XLA computes all
-    install = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-deps", "-e", str(ROOT)]
-    subprocess.run(install, check=True)
-    ready.write_text(" ".join([*pins, "jaxdw"]))
+    subprocess.run([*install, "--no-deps", "-e", str(ROOT)], check=True)
+    ready.write_text(installed)
     return python
 
 
