@@ -16,7 +16,7 @@ from jaxdw.geometry import Geometry
 NAMES: Mapping[str, tuple[str, ...]] = {
     "x": ("x", "input", "inputs", "inp", "image", "images", "img", "data", "lhs", "input_tensor"),
     "kernel": ("weight", "kernel", "weights", "kernels", "w", "filter", "filters", "rhs"),
-    "bias": ("bias", "biases", "b"),
+    "bias": ("bias", "biases"),
     "strides": ("stride", "strides", "window_strides"),
     "padding": ("padding", "pad", "paddings", "pads"),
     "kernel_dilation": ("dilation", "kernel_dilation", "rhs_dilation", "dilations", "dilation_rate"),
@@ -84,9 +84,9 @@ def bind(function: Callable[..., Any], given: Mapping[str, Any], g: Geometry, fr
             values[parameter.name] = missing | _keywords(function, set(roles.values()), g, framework)
             missing = {}
         elif parameter.name not in roles and parameter.default is Parameter.empty:
-            known = ", ".join(spelled for each in names.values() for spelled in each[:2])
+            known = ", ".join(each[0] for each in names.values())
             raise ArgumentError(
-                f"nothing is known to pass as `{parameter.name}`, expected a default, or a name such as {known}"
+                f"nothing is known to pass as `{parameter.name}`; give it a default, or one of the names {known}"
             )
     if "bias" in missing:
         raise ArgumentError("the case has a bias, and no parameter takes it: add a parameter `bias`")
@@ -129,6 +129,9 @@ def described(bound: inspect.BoundArguments) -> str:
 def signature_of(function: Callable[..., Any]) -> inspect.Signature:
     """Return the signature, of a built-in function of PyTorch from its docstring; (*arguments) if there is none."""
     try:
+        if isinstance(function, type):  # a metaclass may hide the parameters
+            init = inspect.signature(inspect.getattr_static(function, "__init__"))
+            return init.replace(parameters=list(init.parameters.values())[1:])
         return inspect.signature(function)
     except (ValueError, TypeError):
         pass
@@ -138,10 +141,10 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature:
     name = getattr(function, "__name__", "")
     head = re.search(rf"^{re.escape(name)}(\(.*?\)) ->", getattr(function, "__doc__", None) or "", re.MULTILINE)
     try:
-        (parsed,) = ast.parse(f"def f{head[1]}: ...").body if head else ()
-        assert isinstance(parsed, ast.FunctionDef)
+        (parsed,) = ast.parse(f"def f{head[1] if head else '()'}: ...").body
+        assert head is not None and isinstance(parsed, ast.FunctionDef)
         defaults: list[Any] = [ast.literal_eval(each) for each in parsed.args.defaults]
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, AssertionError):
         return inspect.Signature([Parameter("arguments", Parameter.VAR_POSITIONAL)])
     given = [each.arg for each in parsed.args.args]
     defaults = [Parameter.empty] * (len(given) - len(defaults)) + defaults
@@ -165,10 +168,12 @@ def _roles(
         if role is not None and role not in found.values():
             found[parameter.name] = role
     unknown = [each for each in parameters if each.kind in _POSITIONAL and each.name not in found]
-    for role in ("x", "kernel", "bias") if names is NAMES else ():
-        needed = role != "bias" or (bool(unknown) and unknown[0].default is Parameter.empty)
-        if role not in found.values() and unknown and needed:
+    for role in ("x", "kernel") if names is NAMES else ():
+        if role not in found.values() and unknown:
             found[unknown.pop(0).name] = role
+    third = next((each.name for each in unknown if each.name == "b" or each.default is Parameter.empty), None)
+    if names is NAMES and third is not None and "bias" not in found.values():
+        found[third] = "bias"
     return found
 
 

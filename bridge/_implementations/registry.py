@@ -265,7 +265,10 @@ def _framework_by_trial(function: user.UserFunction, case: Case) -> str:
         try:
             algorithm.compute(case, **{knob: spec.default for knob, spec in knobs(framework).items()})
         except Exception as error:
-            reasons.append(f"{framework}: {next(iter(str(error).splitlines()), '') or type(error).__name__}")
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            if isinstance(error, ImplementationError) and "cannot be called" in reason:
+                raise
+            reasons.append(f"{framework}: {reason}")
             continue
         _found[function.spelled] = function.target, framework
         return framework

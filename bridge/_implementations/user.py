@@ -41,7 +41,7 @@ class Arrays:
     """
 
     framework: str
-    kind: type
+    kind: type[Any]
     native: str
     moveaxis: Callable[..., Any]
     padded: Callable[[Any, Geometry], Any]
@@ -125,14 +125,19 @@ class UserFunction:
             function, made = self._layer(arrays, g, bias)
         if takes(function, "padding") and not _can_be_told(function, g, arrays.framework):
             x = arrays.padded(x, g)
-            plain = {"padding": ((0, 0),) * g.rank, "padding_mode": "zeros", "input_dilation": (1,) * g.rank}
-            g = dataclasses.replace(g, spatial=g.padded_spatial, **plain)
+            g = dataclasses.replace(
+                g,
+                spatial=g.padded_spatial,
+                padding=((0, 0),) * g.rank,
+                padding_mode="zeros",
+                input_dilation=(1,) * g.rank,
+            )
         if of_x != arrays.native:
             x = arrays.moveaxis(x, *_MOVES[of_x])
         if of_kernel != arrays.native:
             kernel = arrays.moveaxis(kernel, *_KERNEL_MOVES[of_kernel])
-        given = {"x": x, "kernel": kernel} | ({} if bias is None else {"bias": bias})
-        shapes = ", ".join(str(tuple(array.shape)) for array in given.values())
+        given: dict[str, Any] = {"x": x, "kernel": kernel} | ({} if bias is None else {"bias": bias})
+        shapes = ", ".join(str(tuple(array.shape)) for array in (x, kernel, bias) if array is not None)
         called = ""
         try:
             bound = bind(function, given, g, arrays.framework)
@@ -141,7 +146,8 @@ class UserFunction:
         except (Exception, SystemExit) as error:
             if isinstance(error, ArgumentError):
                 raise ImplementationError(f"{self.name} cannot be called: {error}") from None
-            hint = "; jax.jit traces it, without [jit=off]" if "Tracer" in type(error).__name__ else ""
+            traced = "Tracer" in type(error).__name__
+            hint = f"; as {self.name}[jit=off] it is not traced by jax.jit" if traced else ""
             raise ImplementationError(
                 f"{self.name} raised {type(error).__name__} for arrays of shapes {shapes}: {_first_line(error)}"
                 f"{f' (called as {called})' if called else ''}{hint}"
@@ -163,7 +169,7 @@ class UserFunction:
         """Return a function of x, kernel and bias from the layer or its class, and how it was made in words."""
         layer, made = self.target, f"{self.name} with the case's weights"
         if isinstance(layer, type):
-            given = {"use_bias": bias is not None} | arrays.keys()
+            given = {"use_bias": bias is not None, **arrays.keys()}
             try:
                 bound = bind(layer, given, g, arrays.framework)
                 layer, made = layer(*bound.args, **bound.kwargs), f"{self.name}({described(bound)})"
