@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 
@@ -28,8 +29,8 @@ from bridge.diagnosis.runs import CaseRuns, Unrunnable, another_draw, neighbours
 #: Rounds in which the times are measured, after one that is not counted.
 ROUNDS = 5
 
-#: Least seconds that are told: below, a time is that of the call and not of the arithmetic.
-LEAST_SECONDS = 1e-3
+#: Least products of a case whose times are told: below, a time is that of the call and not of the arithmetic.
+LEAST_PRODUCTS = 10**6
 
 #: Most changes that are verified and timed.
 MOST_CHANGES = 6
@@ -74,6 +75,7 @@ class Elimination:
       changes: the changes that work: those that keep the windows first, then the least intrusive.
       tried: how many implementations were run.
       failed: `(name, reason)` of those that could not be.
+      measured: True if the case is large enough for the times to mean anything.
     """
 
     a: str
@@ -82,6 +84,7 @@ class Elimination:
     changes: Sequence[Change]
     tried: int
     failed: Sequence[tuple[str, str]]
+    measured: bool = False
 
     @property
     def best(self) -> Change | None:
@@ -104,7 +107,7 @@ class Elimination:
 
     def _time(self, change: Change) -> str:
         """Return a sentence on the time of a change; empty where the case is too small for it, or is emulated."""
-        if self.emulated or min(change.before, change.after) < LEAST_SECONDS:
+        if self.emulated or not self.measured:
             return ""
         before, after = (f"{seconds * 1e3:.3g} ms" for seconds in (change.before, change.after))
         return f" Time: {after} instead of {before}."
@@ -145,7 +148,8 @@ def eliminate(
         if found := list(itertools.islice(equal, MOST_CHANGES)):
             break
     changes = _timed(case, (left, right), found)
-    return Elimination(left.name, right.name, False, changes, runs.tried, sorted(runs.failures.items()))
+    measured = math.prod(case.geometry.output_shape) * case.geometry.taps >= LEAST_PRODUCTS
+    return Elimination(left.name, right.name, False, changes, runs.tried, sorted(runs.failures.items()), measured)
 
 
 def _one_change(before: Implementation, case: Case, *, isolated: bool) -> list[Implementation]:
