@@ -7,7 +7,7 @@ import torch
 
 import bridge
 from bridge.numerics import same_bits
-from tests.bridge.diagnosis.test_attribution import draw
+from tests.bridge.implementations.test_user import draw
 
 CASES = {
     "the question": {"padding": 1},
@@ -39,8 +39,7 @@ def run(remedy, case):
 
 @pytest.mark.parametrize("name", CASES)
 def test_lines_to_copy_have_the_bits_of_the_reference(name, seed):
-    options = {"shape": (2, 5, 5, 3), "kernel_size": (3, 3), **CASES[name]}
-    case = draw(seed, options.pop("shape"), options.pop("kernel_size"), **options)
+    case = draw(seed, **CASES[name])
     diagnosis = bridge.parity(case, ["torch.conv2d", "jax.grouped", "torch.unfold_matmul"], explain=False)
     wanted = {"torch.unfold_matmul": "torch", "jax.grouped": "jax"}
     differing = [other for other in wanted if other not in diagnosis.identical_to("torch.conv2d")]
