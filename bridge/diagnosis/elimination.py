@@ -143,7 +143,7 @@ def eliminate(
     around = [_one_change(each, case, isolated=isolated) for each in (left, right)]
     another = CaseRuns(another_draw(case))
     found: list[Pair] = []
-    for step in _steps(left, right, around, runs):
+    for step in _steps(left, right, around, case, runs):
         equal = (pair for pair in step if _same(runs, *pair) and _same(another, *pair))
         if found := list(itertools.islice(equal, MOST_CHANGES)):
             break
@@ -171,13 +171,13 @@ def _input_bits(each: Implementation, case: Case) -> int:
 
 
 def _steps(
-    a: Implementation, b: Implementation, around: Sequence[Sequence[Implementation]], runs: CaseRuns
+    a: Implementation, b: Implementation, around: Sequence[Sequence[Implementation]], case: Case, runs: CaseRuns
 ) -> Iterator[Iterator[Pair]]:
     """Yield the pairs to try, step by step; within each those that keep b's windows come first."""
     yield ((a, after) for after in _windows_first(b, around[1]))
-    yield ((a, after) for after in _windows_first(b, _plain(b)))
+    yield ((a, after) for after in _windows_first(b, _plain(b, case)))
     yield ((after, b) for after in around[0])
-    yield ((after, b) for after in _plain(a))
+    yield ((after, b) for after in _plain(a, case))
     yield _change_both(around, runs)
 
 
@@ -187,9 +187,11 @@ def _windows_first(before: Implementation, after: Sequence[Implementation]) -> l
     return sorted(after, key=lambda each: each.algorithm.family == own != before.algorithm.family)
 
 
-def _plain(each: Implementation) -> list[Implementation]:
+def _plain(each: Implementation, case: Case) -> list[Implementation]:
+    """Return the framework's methods without settings, on the platform that it emulates; none with coarser inputs."""
     own = [name for name in implementations(interpreted=False) if name.partition(".")[0] == each.framework]
-    return [implementation(name).on(each.emulation.platform if each.emulation else "") for name in own]
+    plain = (implementation(name).on(each.emulation.platform if each.emulation else "") for name in own)
+    return [after for after in plain if _input_bits(after, case) >= _input_bits(each, case)]
 
 
 def _change_both(around: Sequence[Sequence[Implementation]], runs: CaseRuns) -> Iterator[Pair]:
