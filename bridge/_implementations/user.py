@@ -238,6 +238,9 @@ def framework_of(target: Any, module: ModuleType | None = None) -> str:
         function = next(
             getattr(function, name) for name in ("func", "__wrapped__", "__func__") if hasattr(function, name)
         )
+    if inspect.isbuiltin(function):
+        named = _frameworks([function])
+        return named.pop() if len(named) == 1 else ""
     if not hasattr(function, "__code__"):  # an object that is called
         function = type(function).__call__
     named = _frameworks(getattr(function, "__globals__", {}).get(name, name) for name in _names(function))
