@@ -131,8 +131,8 @@ def _table(diagnosis: Diagnosis, reference: str) -> Table:
 
 
 def _on_two_lines(name: str) -> str:
-    """Break a name that is too long for its column before its settings."""
-    return name if len(name) <= NAME_WIDTH else name.replace("[", "\n[", 1)
+    """Break a name that is too long for its column before its settings, and after the module of a user's function."""
+    return name if len(name) <= NAME_WIDTH else name.replace("[", "\n[", 1).replace(":", ":\n", 1)
 
 
 def _integers(diagnosis: Diagnosis) -> str:
