@@ -46,9 +46,8 @@ def print_diagnosis(
         console.print(_table(diagnosis, reference))
     if verbose:
         console.print(_matrix(diagnosis))
-    integers = _integers(diagnosis)
-    if integers and (verbose or "wrong" in integers):
-        console.print(integers, highlight=False, markup=False)
+    if verbose and diagnosis.integer_tests:
+        console.print(_integers(diagnosis), highlight=False, markup=False)
     for called in diagnosis.calls.values():
         console.print(f"Called as {called}.\n", highlight=False, markup=False)
     if compiler:
@@ -136,10 +135,8 @@ def _on_two_lines(name: str) -> str:
 
 
 def _integers(diagnosis: Diagnosis) -> str:
-    """Return the result of the tests on small integers in a line; nothing if there are none."""
+    """Return the result of the tests on small integers in a line."""
     wrong = [test for test in diagnosis.integer_tests if not test.passed]
-    if not diagnosis.integer_tests:
-        return ""
     if not wrong:
         return "On small integers, where every sum is exact, all results are exact.\n"
     listed = ", ".join(f"{t.implementation} ({t.comparison.different} of {t.comparison.elements})" for t in wrong)
