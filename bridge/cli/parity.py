@@ -35,7 +35,7 @@ def parity(
         typer.Option(
             help="Implementations to compare, separated by commas; the first is the reference. Your own function is "
             "module:function; alone it is compared with torch.conv2d. `jaxdw doctor` lists all others. Settings stand "
-            "in brackets: jax.grouped\\[precision=tpu-default] rounds its operands as a TPU does."
+            "in brackets: jax.grouped[precision=tpu-default] rounds its operands as a TPU does."
         ),
     ] = None,
     max_taps: MaxTapsOption = MOST_TAPS,
