@@ -153,6 +153,15 @@ class _Problem(NamedTuple):
         return self.in_onednn and not is_product and not fits
 
     @property
+    def is_depthwise_and_contiguous(self) -> bool:
+        """True where oneDNN's depthwise kernel runs for a dilated kernel and for another, with the same bits.
+
+        Then the dilated one is the faster: its image is copied in longer runs. It took 0.7 of the time at 8x32x112x112.
+        """
+        kernel = self.in_onednn and self.multiplier == 1 and self.form == torch.contiguous_format
+        return kernel and len(self.outputs) < 3 and max(self.kernel_size) > 1
+
+    @property
     def is_a_plain_loop(self) -> bool:
         """True if oneDNN runs its reference loop: where it would multiply matrices, and has no memory for it."""
         dilated = max(self.dilation) > 1
@@ -207,7 +216,7 @@ def _sum_of_windows(
         return _plain_loop(windows, weight, bias, problem)
     if problem.is_wide:
         return _convolve_wide(windows, weight, bias, problem)
-    if max(problem.dilation) > 1:
+    if max(problem.dilation) > 1 or problem.is_depthwise_and_contiguous:
         return _convolve_dilated(windows, weight, bias, problem)
     return _convolve(windows, weight, bias, problem)
 

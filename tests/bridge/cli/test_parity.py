@@ -28,7 +28,7 @@ def test_json_holds_every_pair_and_is_valid(tmp_path):
     report = json.loads(path.read_text())
     assert code == 0 and report["schema"].startswith("jaxdw.parity/")
     assert {"environment", "case", "verdict", "comparisons"} <= set(report)
-    assert len(report["comparisons"]) == 7 * 6 // 2
+    assert len(report["comparisons"]) == 8 * 7 // 2
     fields = {
         "a",
         "b",
