@@ -12,7 +12,7 @@ from rich.padding import Padding
 from bridge._census.record import CensusLayerRecord, CensusRecord
 from bridge.diagnosis import Verdict
 from bridge.records import CaseRecord
-from bridge.report.html import template
+from bridge.report.html import heading, template
 from bridge.report.terminal import styled, table
 
 
@@ -72,6 +72,7 @@ def census_html(records: Sequence[CensusRecord], implementations: Sequence[str],
         meaning=summary(records),
         environment=records[-1].environment if records else {},
         command=command,
+        **heading(),
     )
 
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 from bridge.diagnosis import Verdict
 from bridge.environment import environment
 from bridge.model.parity import LayerParity, ModelParity
-from bridge.report.html import template, tone
+from bridge.report.html import heading, template
 from bridge.report.terminal import styled, table
 
 
@@ -93,6 +93,7 @@ def model_html(parity: ModelParity, *, command: str) -> str:
         chart=growth_chart(parity.layers),
         environment=environment(),
         command=command,
+        **heading(),
     )
 
 
@@ -102,7 +103,7 @@ class Dot:
 
     x: float
     y: float
-    tone: str
+    verdict: Verdict
     note: str
 
 
@@ -111,7 +112,7 @@ class GrowthChart:
     """The relative difference of each layer, from left to right, on a scale of powers of ten.
 
     Attributes:
-      dots: one per layer whose results differ, coloured by its isolated verdict.
+      dots: one per layer whose results differ, with its isolated verdict.
       ticks: `(y, power of ten)`.
       summary: the picture in words.
     """
@@ -121,7 +122,12 @@ class GrowthChart:
     summary: str
 
     width, height = 720.0, 300.0
-    left, right, top, bottom = 56.0, 708.0, 20.0, 256.0
+    left, right, top, bottom = 66.0, 708.0, 28.0, 256.0
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """The verdicts of the dots, the strongest first."""
+        return sorted({dot.verdict for dot in self.dots}, key=Verdict.rank)
 
 
 def growth_chart(layers: Sequence[LayerParity]) -> GrowthChart | None:
@@ -141,7 +147,7 @@ def growth_chart(layers: Sequence[LayerParity]) -> GrowthChart | None:
         Dot(
             GrowthChart.left + step * (number + 0.5),
             y(power),
-            tone(layer.verdict),
+            layer.verdict,
             f"{layer.name}: {growth:.2g}, isolated {layer.verdict}",
         )
         for power, (number, layer, growth) in zip(powers, grown)
