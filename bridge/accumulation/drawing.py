@@ -6,7 +6,7 @@ import html
 
 from bridge.accumulation.tree import BIAS, Tree
 
-_LEAF = 22  # px between neighbouring leaves
+_LEAF = 20  # px between neighbouring leaves
 _TALLEST = 420  # px that the additions may take
 
 

@@ -22,6 +22,9 @@ from bridge.report.terminal import describe
 #: Classes of elements drawn for each implementation; the rest are counted.
 _DRAWN = 4
 
+#: Leaves of the widest tree that has room beside another.
+_BESIDE = 11
+
 #: Classes of elements pictured beside the first, where their order is another one.
 _PICTURED = 9
 
@@ -145,10 +148,12 @@ class DrawnDivergence:
     Attributes:
       sentence: where they first diverge, and how.
       drawings: the reference and the other; one drawing if all implementations share an order.
+      wide: whether the trees need the width of the page, one below the other.
     """
 
     sentence: str
     drawings: list[DrawnOrder]
+    wide: bool
 
 
 def pictures(orders: Sequence[AccumulationOrder]) -> list[DrawnDivergence]:
@@ -158,7 +163,8 @@ def pictures(orders: Sequence[AccumulationOrder]) -> list[DrawnDivergence]:
         return []
     reference, *others = groups
     if not others:
-        return [DrawnDivergence("", [_drawn_order(reference, _fullest(reference[0]))])]
+        tree = _fullest(reference[0])
+        return [DrawnDivergence("", [_drawn_order(reference, tree)], _is_wide(tree))]
     drawn = []
     for group in others:
         found = first_divergence(reference[0], group[0])
@@ -166,7 +172,8 @@ def pictures(orders: Sequence[AccumulationOrder]) -> list[DrawnDivergence]:
             continue
         nodes: Sequence[Tree | None] = found.nodes or (None, None)
         drawings = [_drawn_order(*each) for each in zip((reference, group), found.outcomes, nodes)]
-        drawn.append(DrawnDivergence(divergence(reference[0], group[0]), drawings))
+        wide = any(map(_is_wide, found.outcomes))
+        drawn.append(DrawnDivergence(divergence(reference[0], group[0]), drawings, wide))
     return drawn
 
 
@@ -190,6 +197,10 @@ def _fullest(order: AccumulationOrder) -> Tree | NotASum:
     """Return the tree with the most products, of those the most frequent; the first refusal if there is no tree."""
     outcomes = [tree for tree, _, _ in order.classes()]
     return max(outcomes, key=lambda tree: len(tree.leaves) if isinstance(tree, Tree) else -1)
+
+
+def _is_wide(outcome: Tree | NotASum) -> bool:
+    return isinstance(outcome, Tree) and len(outcome.leaves) > _BESIDE
 
 
 def _caption(tree: Tree | NotASum, count: int, size: int, first: tuple[int, ...]) -> str:

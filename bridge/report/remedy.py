@@ -52,6 +52,8 @@ def remedy(diagnosis: Diagnosis, elimination: Elimination | None = None) -> Reme
         return Remedy(f"Nothing to change: all results have the bits of {reference}.")
     found: dict[str, Implementation] = {}
     for each in filter(None, map(_found, diagnosis.identical_to(reference))):
+        if each.base == reference.partition("[")[0]:  # the reference itself under a setting that changes no bit
+            continue
         if each.framework not in found or each.algorithm.window_copies < found[each.framework].algorithm.window_copies:
             found[each.framework] = each
     code = "\n\n".join(filter(None, (code_of(each.name, case) for each in found.values())))
@@ -75,8 +77,9 @@ def _first_sentence(diagnosis: Diagnosis) -> str:
     found = [(c.verdict, c) for c in diagnosis.comparisons if not c.verdict.passes] or failed
     worst = max(found, key=lambda each: each[0].rank())[1]
     if worst.fix:
-        return f"{worst.fix[:1].upper()}{worst.fix[1:]}."
-    return f"No fix is known. {worst.a} and {worst.b} differ most at {worst.where}."
+        return f"{worst.fix}."
+    known = f"The cause: {worst.cause}" if worst.cause else f"{worst.a} and {worst.b} differ most at {worst.where}"
+    return f"No fix is known. {known}."
 
 
 def code_of(name: str, case: Case) -> str:
@@ -93,18 +96,18 @@ def code_of(name: str, case: Case) -> str:
     settings = [knob.how_to(each.knobs[key]) for key, knob in knob_table(each.framework).items()
                 if each.knobs[key] != knob.default]  # fmt: skip
     body = [*map(_line, settings), _line(code, "y = ")]
-    names = {node.id for node in ast.walk(ast.parse(body[-1])) if isinstance(node, ast.Name)}
-    if not names or names - _KNOWN:
+    used = {node.id for node in ast.walk(ast.parse(body[-1])) if isinstance(node, ast.Name)}
+    if not used or used - _KNOWN:
         return ""
     run = "\n".join(line for line in body if not line.startswith("#"))
-    used = [statement for word, statement in _IMPORTS.items() if re.search(rf"(?<![\w.]){word}\.", run)]
+    imports = [statement for word, statement in _IMPORTS.items() if re.search(rf"(?<![\w.]){word}\.", run)]
     names, shapes = "x and kernel", f"{g.x_shape} and {g.kernel_shape}"
     if each.framework == "torch":
         names, shapes = (
             "x and weight",
             f"{(math.prod(g.batch), g.channels, *g.spatial)} and {(g.features, 1, *g.kernel_size)}",
         )
-    return "\n".join([f"# {LIBRARY[each.framework]}: the shapes of {names} are {shapes}", *used, *body])
+    return "\n".join([f"# {LIBRARY[each.framework]}: the shapes of {names} are {shapes}", *imports, *body])
 
 
 def _found(name: str) -> Implementation | None:
