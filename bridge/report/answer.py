@@ -111,6 +111,27 @@ def _noise_or_bug(diagnosis: Diagnosis) -> str:
     )
 
 
+def fix(diagnosis: Diagnosis) -> str:
+    """Return what to change, in a sentence or two; the lines to copy are those of `diagnosis.remedies`."""
+    reference = diagnosis.names[0]
+    if diagnosis.verdict is Verdict.IDENTICAL:
+        return f"Nothing to change: all results have the bits of {reference}."
+    if not diagnosis.verdict.passes:
+        failed = [c for c in diagnosis.comparisons if not c.verdict.passes]
+        failed = failed or [t.comparison for t in diagnosis.integer_tests if not t.passed]
+        worst = max(failed, key=lambda c: c.verdict.rank())
+        if worst.fix:
+            return f"{worst.fix}."
+        where = f"{worst.a} and {worst.b} differ most at {worst.where}"
+        return f"No fix is known. {_sentence('The cause', worst.cause) or f'{where}.'}"
+    if not diagnosis.remedies:
+        return same_bits(diagnosis)
+    return (
+        f"add as {reference} does, and keep the windows. fn is your function of them. These lines gave every bit of "
+        f"{reference}, on this case and on another draw of random numbers:"
+    )
+
+
 def _sentence(label: str, text: str) -> str:
     return f"{label}: {text}." if text else ""
 

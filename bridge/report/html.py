@@ -20,10 +20,9 @@ from bridge.diagnosis.attribution import Attribution
 from bridge.diagnosis.elimination import Elimination
 from bridge.environment import environment
 from bridge.report import pictures
-from bridge.report.answer import answer
+from bridge.report.answer import LIBRARY, answer, fix
 from bridge.report.differences import Difference, bit_classes, differences
 from bridge.report.orders import pictures as drawn_orders
-from bridge.report.remedy import remedy
 from bridge.report.terminal import describe
 from bridge.requirements import versions
 
@@ -93,7 +92,9 @@ def to_html(
         case=describe(diagnosis.case),
         verdict=diagnosis.verdict,
         meaning=diagnosis.verdict.meaning,
-        remedy=remedy(diagnosis, elimination),
+        fix=_fix(diagnosis, elimination),
+        code="\n\n".join(f"# {LIBRARY[each.framework]}\n{each.code}" for each in diagnosis.remedies),
+        calls=diagnosis.calls.values(),
         sentences=answer(diagnosis),
         compiler=compiler,
         findings=_findings(diagnosis),
@@ -151,6 +152,13 @@ def _contents(page: str) -> list[tuple[str, str]]:
     """Return (id, heading) of each section of a page."""
     found = re.findall(r'<h2 id="([\w-]+)-title">(.*?)</h2>', page)
     return [(anchor, markupsafe.Markup(title)) for anchor, title in found]
+
+
+def _fix(diagnosis: Diagnosis, elimination: Elimination | None) -> str:
+    """Return the fix of the diagnosis, or where no lines keep the windows, the least change that was verified."""
+    if diagnosis.remedies or elimination is None or elimination.best is None:
+        return fix(diagnosis)
+    return elimination.sentences()[0]
 
 
 def _breakable(name: str) -> markupsafe.Markup:

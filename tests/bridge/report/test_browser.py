@@ -120,10 +120,10 @@ def test_the_first_column_stays_in_place_and_every_other_column_can_be_seen_on_a
         assert abs(first) <= 1 and last <= 1 and between >= -1
 
 
-def test_the_fix_is_copied_by_its_button_and_can_be_selected_without_it(browser, files):
+def test_text_is_copied_by_its_button_and_can_be_selected_without_it(browser, files):
     show(browser, files, "question")
-    code = browser.find_element("id", "fix-text")
-    browser.find_element("css selector", "button[data-copies=fix-text]").click()
+    code = browser.find_element("id", "command-text")
+    browser.find_element("css selector", "button[data-copies=command-text]").click()
     script = "const done = arguments[0]; navigator.clipboard.readText().then(done, () => done(String(getSelection())))"
     browser.execute_cdp_cmd("Browser.grantPermissions", {"permissions": ["clipboardReadWrite"]})
     assert browser.execute_async_script(script).strip() == code.text.strip()

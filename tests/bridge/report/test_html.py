@@ -1,5 +1,6 @@
 """The HTML report: whole in itself, well formed, and with the figures of the JSON."""
 
+import dataclasses
 import datetime
 import html.parser
 import re
@@ -9,9 +10,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from bridge import implementation
 from bridge.diagnosis import Verdict
-from bridge.numerics import exact
+from bridge.diagnosis.elimination import Change, Elimination
+from bridge.diagnosis.remedy import Remedy
 from bridge.report import Report
 from bridge.report import html as html_report
 from bridge.report.html import symbol, to_html, tone
@@ -150,17 +151,20 @@ def test_borders_are_folded_into_one_tree_and_the_diverging_addition_has_a_ring(
     ]
 
 
-def test_the_remedy_can_be_copied_and_run(seed):
-    jnp = pytest.importorskip("jax.numpy")
-    case = planted.case(seed)
-    same = {"torch.conv2d": exact(case).value, "jax.taps": exact(case).value}
-    diagnosis = planted.diagnosis_of(case, same | {"other": exact(case).value * np.float32(1 + 2**-22)})
-    page = page_of(diagnosis)
-    (code,) = (e["text"] for e in page.all("pre", id="fix-text"))
-    names = {"x": jnp.asarray(case.x), "kernel": jnp.asarray(case.kernel), "bias": None}
-    exec(code, names)
-    assert (np.asarray(names["y"]) == implementation("jax.taps").run(case)).all()
+def test_the_remedy_and_the_command_can_be_copied(seed):
+    remedies = [Remedy("jax.windows", "jax", "y = f(x) < 1"), Remedy("torch.windows", "torch", "y = g(x)")]
+    page = page_of(dataclasses.replace(planted.rounding(seed), remedies=remedies))
+    (code,) = page.all("pre", id="fix-text")
+    assert code["text"] == "# JAX\ny = f(x) < 1\n\n# PyTorch\ny = g(x)"
     assert [e["data-copies"] for e in page.all("button") if "data-copies" in e] == ["fix-text", "command-text"]
+
+
+def test_a_verified_change_is_the_fix_where_no_remedy_keeps_the_windows(seed):
+    change = Change("jax.taps", "jax.rows", ("flag",), ("<this>",), 1.0, 1.0)
+    elimination = Elimination("jax.taps", "jax.grouped", False, [change], 3, [])
+    page = page_of(planted.rounding(seed), elimination=elimination)
+    assert "Use jax.rows instead of jax.grouped: write <this>." in page.all("p", **{"class": "fix"})[0]["text"]
+    assert page.all("section", id="attribution")
 
 
 def test_colours_of_maps_stand_out_from_both_pages():
