@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -15,8 +14,6 @@ from bridge.diagnosis.runs import CaseRuns, Unrunnable, another_draw
 from bridge.numerics import same_bits
 from jaxdw.bias import bias_comes_first
 from jaxdw.geometry import Geometry
-
-_log = logging.getLogger("bridge")
 
 #: The implementation of each framework that keeps the windows and adds in raster order.
 KEEPS_WINDOWS = {"torch": "torch.windows", "jax": "jax.windows"}
@@ -109,7 +106,6 @@ def _is_of(name: str, framework: str) -> bool:
 
 
 def _has_bits(name: str, case: Case, again: Case, reference: Runnable, outputs: Mapping[str, np.ndarray]) -> bool:
-    _log.info("running %s", name)
     runs = CaseRuns(case), CaseRuns(again)
     try:
         here = outputs.get(name)

@@ -147,7 +147,7 @@ def bad(tmp_path):
         "strides": (["--strides", "0"], "`strides` is 0, expected a positive int"),
         "implementation": (
             ["--implementations", "torch.conv2d,jax.fft"],
-            "`implementation` is 'jax.fft', expected one",
+            "`implementation` is 'jax.fft', expected a function of your own as package.module:function, or one",
         ),
         "one implementation": (["--implementations", "torch.conv2d"], "expected at least two, each once"),
         "twice": (["--implementations", "jax.taps,jax.taps"], "expected at least two, each once"),

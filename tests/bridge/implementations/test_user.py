@@ -160,6 +160,13 @@ def test_settings_say_what_no_trial_tells(seed):
     assert found is Verdict.IDENTICAL and "channels last" in called and "the shapes do not tell" not in called
     assert "PyTorch tensors" in verdict(says_nothing, draw(seed))[1]
     assert "JAX arrays" in verdict(says_nothing, draw(seed), "mine[framework=jax]")[1]
+    jax_function = lambda x, k: jaxdw.depthwise_conv(x, k, padding=1)  # noqa: E731
+    for function, name, spelled in (
+        (F.conv2d, "mine[layout=channels_first,threads=1]", "mine[axes=channels_first,threads=1]"),
+        (F.conv2d, "mine[layout=channels_last]", "mine[layout=channels_last]"),  # the format in memory
+        (jax_function, "mine[layout=channels_last]", "mine[axes=channels_last]"),
+    ):
+        assert implementation(name, function=function).name == spelled
     with pytest.raises(ValueError, match="`axes` is 'NHWC', expected one of channels_first, channels_last"):
         implementation("mine[axes=NHWC]", function=F.conv2d)
     with pytest.raises(ValueError, match=r"takes none of these .*torch: .*jax: .*numpy: "):
