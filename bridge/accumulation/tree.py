@@ -226,7 +226,7 @@ class Tree:
         """
         kept: dict[Tree, Tree] = {}
         for node in self.nodes():
-            below = [tree for child in node.children if (tree := kept.pop(child)).leaves]
+            below = [tree for child in node.children if (tree := kept.pop(child)).kind != "empty"]
             if node.leaf is not None and node.leaf in leaves:
                 kept[node] = Tree.fma(node.leaf, below[0]) if below else Tree.of(node.leaf)
             elif len(below) < 2:
