@@ -146,7 +146,7 @@ def same_bits(diagnosis: Diagnosis) -> str:
     """Return which implementations have the bits of the first one, and how to write them."""
     reference = diagnosis.names[0]
     equal = [name for name in diagnosis.identical_to(reference) if not is_exact(name)]
-    same = [_how_to(name) for name in equal if not _emulates(name)]
+    same = [_how_to(name) for name in equal if not emulates(name)]
     if equal and not same:
         return f"Only these emulated implementations match {reference} bit for bit: {', '.join(equal)}."
     if not same:
@@ -154,7 +154,8 @@ def same_bits(diagnosis: Diagnosis) -> str:
     return f"To match {reference} bit for bit, use: {'; '.join(same)}. Checked here, on this case and this machine."
 
 
-def _emulates(name: str) -> bool:
+def emulates(name: str) -> bool:
+    """Return whether an implementation emulates another platform."""
     try:
         return implementation(name).emulation is not None
     except ValueError:  # one that was handed to `parity` as an object

@@ -72,6 +72,19 @@ def why(layer: LayerParity) -> str:
     return "; ".join(filter(None, told))
 
 
+def fix(parity: ModelParity) -> str:
+    """Return what to change."""
+    wrong = parity.first_wrong
+    if wrong is not None and wrong.isolated is not None:
+        known = f"{wrong.isolated.fix}." if wrong.isolated.fix else f"no fix is known; {why(wrong)}."
+        return f"{wrong.name}: {known}"
+    if parity.not_compared or parity.left:
+        return "None is known: some operations were not compared. The reasons stand below."
+    if parity.verdict is Verdict.IDENTICAL:
+        return "Nothing to change: every operation has the bits of PyTorch's."
+    return "None is needed: every difference is rounding."
+
+
 def of_bound(layer: LayerParity) -> float | None:
     """Return the greater of the two results' errors, as a share of the bound."""
     return None if layer.isolated is None else max(layer.isolated.own_bound_ratios)
@@ -88,6 +101,8 @@ def model_html(parity: ModelParity, *, command: str) -> str:
         case=f"{parity.name}, images {'x'.join(map(str, parity.images))}, PyTorch and JAX",
         verdict=parity.verdict,
         meaning=summary(parity),
+        fix=fix(parity),
+        code="",
         parity=parity,
         remarks=remarks(parity),
         chart=growth_chart(parity.layers),

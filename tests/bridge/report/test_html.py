@@ -118,6 +118,11 @@ def test_names_commands_and_causes_are_escaped(seed):
     page = page_of(diagnosis)
     assert len(page.all("script")) == 1 and not page.all("b&")
     assert "<b>&" in page.all("main")[0]["text"] and "<script>" in page.all("header")[0]["text"]
+    hostile = [
+        dataclasses.replace(each, implementation=f"<b>&'{each.implementation}") for each in planted.ordered(seed).orders
+    ]
+    assert len(page_of(dataclasses.replace(diagnosis, orders=hostile)).all("script")) == 1
+    assert not page_of(dataclasses.replace(diagnosis, orders=hostile)).all("b&'")
     assert "--seed 1" in page.all("pre", id="command-text")[0]["text"]
 
 
