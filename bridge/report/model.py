@@ -136,8 +136,8 @@ class GrowthChart:
     ticks: Sequence[tuple[float, int]]
     summary: str
 
-    width, height = 720.0, 300.0
-    left, right, top, bottom = 66.0, 708.0, 28.0, 256.0
+    width, height = 720.0, 316.0
+    left, right, top, bottom = 66.0, 708.0, 44.0, 272.0
 
     @property
     def verdicts(self) -> list[Verdict]:
