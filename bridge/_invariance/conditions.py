@@ -44,6 +44,14 @@ _INSTRUCTION_SETS = {
 }
 
 
+_READERS = {
+    "ONEDNN_MAX_CPU_ISA": "PyTorch reads ONEDNN_MAX_CPU_ISA",
+    "ATEN_CPU_CAPABILITY": "PyTorch reads ATEN_CPU_CAPABILITY",
+    "JAXDW_ISA": "jaxdw's methods read JAXDW_ISA",
+    "XLA_FLAGS": "XLA reads its flags",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """What a condition changes for the implementations of one framework.
@@ -143,11 +151,11 @@ def conditions(case: Case, kinds: Sequence[str] | None = None, batches: Sequence
     rows += [_threads(number) for number in THREADS]
     rows.append(_layout(case))
     rows += _instruction_sets()
-    rows.append(Condition("jit", "no jit", settings={"jax": Setting({"jit": "off"})}, reason="jit is JAX's"))
+    rows.append(Condition("jit", "no jit", settings={"jax": Setting({"jit": "off"})}, reason="only JAX has jit"))
     # a pool of compiling processes would outlive the measurement
     alone = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
     compiled = {"torch": Setting({"compile": "on"}, alone)}
-    rows.append(Condition("compile", "torch.compile", settings=compiled, reason="torch.compile is PyTorch's"))
+    rows.append(Condition("compile", "torch.compile", settings=compiled, reason="only PyTorch has torch.compile"))
     rows += _shardings(case)
     return [row for row in rows if kinds is None or row.kind in kinds]
 
@@ -163,7 +171,7 @@ def variables(environment: Mapping[str, str]) -> dict[str, str]:
 def _threads(number: int) -> Condition:
     settings = {"torch": Setting({"threads": str(number)}), "jax": Setting(environment={"NPROC": str(number)})}
     label = f"{number} thread{'s' * (number > 1)}"
-    return Condition("threads", label, settings=settings, reason="NumPy's loops have one thread")
+    return Condition("threads", label, settings=settings, reason="only PyTorch and JAX have a pool of threads")
 
 
 def _layout(case: Case) -> Condition:
@@ -181,7 +189,7 @@ def _instruction_sets() -> list[Condition]:
             for value in values[0 if x86 else 1]:
                 label = value if name == "XLA_FLAGS" else f"{name}={value}"
                 setting = Setting(environment={name: value})
-                reason = f"{'XLA reads the flag' if name == 'XLA_FLAGS' else f'{framework} alone reads the variable'}"
+                reason = f"only {_READERS[name]}"
                 rows.append(Condition("isa", label, settings={framework: setting}, reason=reason))
     return rows
 
@@ -193,7 +201,7 @@ def _shardings(case: Case) -> list[Condition]:
     for along, size in (("batch", BATCH), ("spatial", case.x.shape[1]), ("channels", case.x.shape[-1])):
         divides = any(size % number == 0 for number in range(2, 9))
         settings = {"jax": Setting({"sharding": along}, environment)} if divides else {}
-        reason = "devices are JAX's" if divides else f"no number of devices from 2 to 8 divides the axis of {size}"
+        reason = "only JAX shards" if divides else f"no number of devices from 2 to 8 divides the axis of {size}"
         placement = Placement(BATCH) if along == "batch" else ALONE
         rows.append(Condition("sharding", f"sharded {along}", placement, ALONE, settings, reason))
     return rows

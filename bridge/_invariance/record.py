@@ -39,6 +39,13 @@ class Cell(Record):
         return str(self.different) if self.different else "="
 
 
+class SettingRecord(Record):
+    """The knobs and the environment variables that a condition changes for one framework."""
+
+    knobs: dict[str, str]
+    environment: dict[str, str]
+
+
 class Row(Record):
     """One condition.
 
@@ -46,12 +53,17 @@ class Row(Record):
       kind: "run", "batch", "position", "others", "threads", "layout", "isa", "jit", "compile" or "sharding".
       label: the condition in words.
       against: the result that it is compared with, in words.
+      batch: samples in the batch; position: of the sample in it, from 0.
+      settings: by framework, the knobs and the environment variables that it changes.
       cells: one per implementation.
     """
 
     kind: str
     label: str
     against: str
+    batch: int
+    position: int
+    settings: dict[str, SettingRecord]
     cells: list[Cell]
 
 

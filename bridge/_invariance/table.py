@@ -15,7 +15,7 @@ import numpy as np
 from bridge._implementations import Implementation, ImplementationError, implementation, is_exact
 from bridge._invariance.cells import Job, Outcome, Placed, compute, compute_elsewhere, order_of, results, samples
 from bridge._invariance.conditions import ALONE, Condition, Placement, Setting, conditions, variables
-from bridge._invariance.record import Cell, Change, Invariance, Row
+from bridge._invariance.record import Cell, Change, Invariance, Row, SettingRecord
 from bridge.accumulation import MOST_TAPS, AccumulationOrder, divergence
 from bridge.case import Case
 from bridge.diagnosis import DEFAULT
@@ -116,8 +116,9 @@ class _Table:
             elif setting is not None and self.names[column]:
                 apart.setdefault(tuple(sorted(setting.environment.items())), []).append((at, column))
         with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
+            slowest_first = sorted(apart.items(), key=lambda each: self.rows[each[1][0][0]].kind != "compile")
             waiting = [
-                (keys, pool.submit(self._elsewhere, keys, dict(environment))) for environment, keys in apart.items()
+                (keys, pool.submit(self._elsewhere, keys, dict(environment))) for environment, keys in slowest_first
             ]
             for key in here:
                 self.outcomes[key] = self._here(*key)
@@ -169,7 +170,17 @@ class _Table:
         rows = []
         for at, row in enumerate(self.rows):
             cells = [self._cell(at, column, changes) for column in range(len(self.chosen))]
-            rows.append(Row(kind=row.kind, label=row.label, against=row.against, cells=cells))
+            rows.append(
+                Row(
+                    kind=row.kind,
+                    label=row.label,
+                    against=row.against,
+                    batch=row.placement.size,
+                    position=row.placement.position,
+                    settings={name: SettingRecord.model_validate(each) for name, each in row.settings.items()},
+                    cells=cells,
+                )
+            )
         return Invariance(
             environment=environment(),
             case=CaseRecord.of_case(self.sample),

@@ -10,25 +10,24 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from bridge._invariance.record import Cell, Invariance
+from bridge._invariance.record import Cell, Invariance, Row
 from bridge.report.census import geometry
 
 #: The meaning of the cells.
 LEGEND = (
-    "= every bit of the reference. A number counts the elements with other bits. - does not apply. ? could not be "
-    "computed. The reference is the sample alone, with every setting at its default. The rows `second of 8`, "
-    "`last of 8` and `other data in 8` are compared with the first of 8."
+    "= the bits of the reference. A number counts the elements with other bits, (1) is the line that explains them. "
+    "The reference is the sample alone, with every setting at its default; for the position and the other data in a "
+    "batch it is the first sample of that batch."
 )
 
 
 def print_invariance(table: Invariance, console: Console) -> None:
     """Print the case, the table, each change with its explanation, and which implementations kept every bit."""
     console.print(f"[bold]{escape(describe(table))}[/]", highlight=False)
-    console.print(
-        f"{table.samples} samples, {table.samples * math.prod(table.case.output)} elements.\n", highlight=False
-    )
+    elements = table.samples * math.prod(table.case.output)
+    console.print(f"Each cell compares {elements} elements; samples: {table.samples}.\n", highlight=False)
     console.print(_table(table))
-    console.print(f"\n[dim]{LEGEND}[/]\n", highlight=False)
+    console.print(f"\n[dim]{escape(notes(table))}[/]\n", highlight=False)
     for line in changes(table):
         console.print(Padding(escape(line), (0, 0, 1, 0)), highlight=False)
     for line in table.undecided:
@@ -41,7 +40,7 @@ def describe(table: Invariance) -> str:
     case = table.case
     parts = [
         case.name or "depthwise convolution",
-        f"samples of {'x'.join(map(str, case.x[1:]))}",
+        f"one sample of {'x'.join(map(str, case.x[1:]))}",
         f"kernel {geometry(case)}",
         "no bias" if case.bias is None else "bias",
         case.dtype,
@@ -59,6 +58,13 @@ def changes(table: Invariance) -> list[str]:
     ]
 
 
+def notes(table: Invariance) -> str:
+    """Explain the cells, and say why some conditions do not apply."""
+    reasons = dict.fromkeys(cell.reason for row in _shown(table) for cell in row.cells if not cell.applies)
+    told = [f"- does not apply: {'; '.join(reasons)}."] if reasons else []
+    return " ".join([LEGEND, *told, *(["? could not be computed."] if table.undecided else [])])
+
+
 def summary(table: Invariance) -> str:
     """Return which implementations kept every bit, and which did not."""
     kept = [name for name in table.implementations if name not in table.changed]
@@ -73,13 +79,18 @@ def summary(table: Invariance) -> str:
 
 
 def _table(table: Invariance) -> Table:
-    made = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    made = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
     made.add_column("condition", no_wrap=True)
     for name in table.implementations:
         made.add_column(escape(name.replace(".", ".\n", 1).replace("_", "_\n", 1)), justify="right", overflow="fold")
-    for row in table.rows:
+    for row in _shown(table):
         made.add_row(escape(row.label), *map(_styled, row.cells))
     return made
+
+
+def _shown(table: Invariance) -> list[Row]:
+    """Return the rows that apply to an implementation; all rows if none does."""
+    return [row for row in table.rows if any(cell.applies for cell in row.cells)] or table.rows
 
 
 def _styled(cell: Cell) -> str:

@@ -1,12 +1,15 @@
 """The table of conditions: planted changes are counted and explained, and a clean twin has none."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bridge import Case, invariance
 from bridge._invariance import conditions as rows_of
+from bridge._invariance.record import Cell, Change, Row
 from bridge.testing import InvarianceFailure, assert_invariant
 from tests.bridge.cli.command import jaxdw
 from tests.bridge.diagnosis.mutations import backwards, in_order
@@ -79,8 +82,8 @@ def test_a_clean_implementation_keeps_every_bit_and_what_needs_a_name_does_not_a
     table = assert_invariant(Planted(in_order), case, conditions=[*HERE, "threads", "jit"])
     assert table.changes == [] == table.undecided
     assert {cell.reason for row in table.rows for cell in row.cells if not cell.applies} == {
-        "NumPy's loops have one thread",
-        "jit is JAX's",
+        "only PyTorch and JAX have a pool of threads",
+        "only JAX has jit",
     }
 
 
@@ -159,3 +162,14 @@ def test_arguments_are_checked(case, options, message):
 def test_a_case_without_a_sample_is_refused(case):
     with pytest.raises(ValueError, match="expected at least one element"):
         invariance(case.replace(x=case.x[:0]), ["torch.conv2d"])
+
+
+def test_the_page_lists_every_kind_and_every_field_and_its_example_runs(capsys):
+    text = (Path(__file__).parents[3] / "docs/invariance.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(rows_of.KINDS)
+    for name, record in (("row", Row), ("cell", Cell), ("change", Change)):
+        (fields,) = re.findall(rf"^\| a {name} \| (.*) \|$", text, re.MULTILINE)
+        assert re.findall(r"`(\w+)`", fields) == list(record.model_fields)
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(example, {})
+    assert capsys.readouterr().out.startswith("[['=', '=']")
