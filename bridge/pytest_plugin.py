@@ -7,6 +7,7 @@ is imported here; NumPy, JAX and PyTorch are loaded when a fixture is used or a 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import re
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from bridge.requirements import unmet
 
 #: Prefix of the properties of a failed test. `--junitxml` writes them, and pytest-xdist carries them.
 _PREFIX = "parity_"
@@ -42,17 +45,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture
 def assert_parity() -> Callable[..., Any]:
     """Return `bridge.testing.assert_parity`: two outputs differ by no more than rounding."""
-    from bridge.testing import assert_parity
-
-    return assert_parity
+    return _of_testing("assert_parity")
 
 
 @pytest.fixture
 def assert_invariant() -> Callable[..., Any]:
     """Return `bridge.testing.assert_invariant`: no condition changes a bit of one sample."""
-    from bridge.testing import assert_invariant
+    return _of_testing("assert_invariant")
 
-    return assert_invariant
+
+def _of_testing(name: str) -> Callable[..., Any]:
+    if lacking := unmet():
+        pytest.fail(lacking, pytrace=False)
+    return getattr(importlib.import_module("bridge.testing"), name)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -64,6 +69,8 @@ def pytest_configure(config: pytest.Config) -> None:
         if given:
             setattr(config.option, name, str(config.invocation_params.dir.joinpath(given)))
     report, sarif = config.option.parity_report, config.option.parity_sarif
+    if (report or sarif) and (lacking := unmet()):
+        raise pytest.UsageError(lacking)
     try:
         if report:
             Path(report).mkdir(parents=True, exist_ok=True)
@@ -82,12 +89,10 @@ def pytest_configure_node(node: Any) -> None:
         node.workerinput[name] = getattr(node.config.option, name)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)  # `wrapper` is newer than pluggy 1.0; first: after xfail has decided
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
     """Write the reports of a failed assertion, in the process that ran the test."""
-    report = yield
+    report = (yield).get_result()
     failure = _failure(call.excinfo.value) if call.excinfo is not None and report.failed else None
     if failure is not None and call.excinfo is not None:
         found = {
@@ -103,7 +108,6 @@ def pytest_runtest_makereport(
         properties = [(_PREFIX + name, value) for name, value in found.items() if value]
         item.user_properties += properties
         report.user_properties = [*report.user_properties, *properties]
-    return report
 
 
 class _Collector:

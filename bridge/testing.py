@@ -56,7 +56,10 @@ class ParityFailure(Failure):
         from bridge.report import Report
         from bridge.report.html import to_html
 
-        return {"json": Report.of(self.diagnosis).to_json(), "html": to_html(self.diagnosis, command=command)}
+        documents = {"json": Report.of(self.diagnosis).to_json()}
+        if self.diagnosis.quantity == "y":  # the page draws outputs
+            documents["html"] = to_html(self.diagnosis, command=command)
+        return documents
 
     def save_bundle(self, folder: Path) -> str:
         from bridge.report.bundle import save_bundle

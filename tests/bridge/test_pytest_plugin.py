@@ -48,6 +48,10 @@ def test_passes(assert_parity):
 
 def test_other():
     assert 1 == 2
+
+@pytest.mark.xfail
+def test_expected_to_fail(assert_parity):
+    assert_parity(output(case()) + 1, output(case()), case())
 """
 
 
@@ -87,7 +91,7 @@ def test_failures_are_collected_from_all_processes(tmp_path, run):
     files = {"test_planted": TESTS, "test_page": re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]}
     options = ("-p", "xdist", "-n", "2", "--parity-report", "out/reports", "--parity-bundle")
     result = run(*options, "--parity-sarif", "log.sarif", "--junitxml", "junit.xml", **files)
-    assert "4 failed, 1 passed" in result.stdout and "mine and theirs: CONVENTION" in result.stdout
+    assert "4 failed, 1 passed, 1 xfailed" in result.stdout and "mine and theirs: CONVENTION" in result.stdout
     assert fnmatch.filter(result.stdout.splitlines(), "parity: 3 diagnoses in *index.html")
 
     folder = tmp_path / "out" / "reports"
