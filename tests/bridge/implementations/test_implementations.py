@@ -236,7 +236,7 @@ def test_names_are_canonical():
         ("torch.conv2d[", "or one of torch.conv2d, "),
         (
             "torch.conv2d[color=red]",
-            "with knob 'color=red', expected one of deterministic, dtype, fp32_precision, layout, ",
+            "with knob 'color=red', expected one of compile, deterministic, dtype, fp32_precision, ",
         ),
         ("torch.conv2d[mkldnn=maybe]", "`mkldnn` is 'maybe', expected one of on, off"),
         ("torch.conv2d[threads=0]", "`threads` is '0', expected a positive integer"),
@@ -250,6 +250,7 @@ def test_a_wrong_name_is_answered_with_what_there_is(name, message):
 
 def test_every_knob_is_listed():
     assert set(knobs("torch")) == {
+        "compile",
         "deterministic",
         "dtype",
         "fp32_precision",
@@ -258,7 +259,7 @@ def test_every_knob_is_listed():
         "mkldnn",
         "threads",
     }
-    assert set(knobs("jax")) == {"dtype", "jit", "precision", "xla"} and set(knobs("numpy")) == set()
+    assert set(knobs("jax")) == {"dtype", "jit", "precision", "sharding", "xla"} and set(knobs("numpy")) == set()
 
 
 @pytest.mark.parametrize(
