@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import typer.testing
 
+import bridge
+import jaxdw
 from bridge import cli, requirements
 
 ROOT = Path(__file__).parent.parent
@@ -82,6 +84,22 @@ def test_the_files_names_and_links_of_the_documents_exist(page):
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
 def test_python_in_the_documents_runs(number):
     exec(blocks("python")[number], {"__name__": "readme"})
+
+
+def test_the_tutorial_runs_and_shows_that_jax_has_the_bits_of_pytorch(capsys):
+    code = re.findall(r"^```python exec[^\n]*\n(.*?)^```", (ROOT / "docs/tutorial.md").read_text(), re.M | re.S)
+    exec("".join(code), {"__name__": "tutorial"})
+    printed = capsys.readouterr().out
+    assert "\n0 of 150 elements differ\n" in printed and "every bit replayed: False" not in printed
+
+
+def test_the_pages_of_the_api_have_every_public_name():
+    pages = "".join((ROOT / f"docs/api-{package}.md").read_text() for package in ("jaxdw", "bridge"))
+    for name in re.findall(r"^::: (\S+)$", pages, re.MULTILINE):
+        pkgutil.resolve_name(name)
+    public = {f"bridge.{name}" for name in bridge._MODULES}
+    public |= {f"jaxdw.{name}" for name, value in vars(jaxdw).items() if callable(value) and name[0] != "_"}
+    assert [name for name in public if not re.search(rf"^::: {name}\b", pages, re.MULTILINE)] == []
 
 
 def commands():
