@@ -70,6 +70,12 @@ def test_no_line_of_the_documents_is_longer_than_120_characters(page):
     assert [(number, line) for number, line in lines if not line.startswith("|")] == []  # a table row has no break
 
 
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *PAGES[1:]], ids=lambda page: page.name)
+def test_no_line_of_a_paragraph_begins_as_an_item_of_a_list(page):
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert re.findall(r"(?<=[^\n]\n) +\d+\. .*", prose) == []  # the site would make it one
+
+
 @pytest.mark.parametrize("page", [ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda page: page.name)
 def test_the_files_names_and_links_of_the_documents_exist(page):
     text = page.read_text()
