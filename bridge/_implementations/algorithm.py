@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from bridge._implementations.user import UserFunction
 from bridge.case import DTYPES, Case
 from bridge.numerics import Arithmetic, format_of
 
@@ -30,6 +31,7 @@ class Algorithm:
         where the declared arithmetic does not say it: where a platform is emulated.
       interpreted: whether a CPU interprets it, operation by operation: only where it is named, not among what is tried.
       window_copies: how many copies of all windows are in memory at once, for the estimate of what cannot fit.
+      function: the user's function or layer that it runs; None for our own.
     """
 
     compute: Callable[..., np.ndarray]
@@ -41,6 +43,7 @@ class Algorithm:
     input_bits: Callable[..., int | None] = lambda case, **knobs: None
     interpreted: bool = False
     window_copies: int = 0
+    function: UserFunction | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,10 +18,14 @@ from jax import lax
 import jaxdw
 from bridge._implementations import emulated, isolated, user
 from bridge._implementations.algorithm import Algorithm, Knob, declared, time_calls
+from bridge._implementations.arguments import ArgumentError
 from bridge.case import DTYPES, Case, options
+from bridge.errors import ImplementationError
 from bridge.numerics import BFLOAT16, Arithmetic
 from jaxdw import native
+from jaxdw.geometry import Geometry
 from jaxdw.lowerings.lax_convolutions import lax_grouped
+from jaxdw.padding import pad
 
 #: Named sets of XLA flags that change which instructions or libraries XLA:CPU uses.
 XLA = {
@@ -71,7 +75,9 @@ def seconds(name: str, compute: Compute, case: Case, repetitions: int, *, xla: s
 
 
 def _spelled(name: str, knobs: Mapping[str, str]) -> str:
-    return f"{name}[{','.join(f'{knob}={value}' for knob, value in knobs.items())}]"
+    base, _, said = name.partition("[")
+    settings = [*filter(None, [said.removesuffix("]")]), *(f"{knob}={value}" for knob, value in knobs.items())]
+    return f"{base}[{','.join(settings)}]"
 
 
 def _flags(xla: str) -> dict[str, str]:
@@ -234,17 +240,69 @@ ALGORITHMS = {
 }
 
 
-def user_algorithm(name: str, function: Callable[..., jax.Array]) -> Algorithm:
-    """Return the algorithm of a user's function.
+def user_algorithm(function: user.UserFunction) -> Algorithm:
+    """Return the algorithm of a user's function or Flax module, which is given arrays."""
+    made = _algorithm(function.spelled, user_compute(function), 2, function.name, function.name)
+    return dataclasses.replace(made, function=function)
 
-    It takes arrays, channels last: x `(*batch, *spatial, C)`, kernel `(*kernel_size, 1, C*M)`, bias.
-    """
+
+def user_compute(function: user.UserFunction) -> Compute:
+    """Return a user's function or Flax module as a function of arrays, geometry and precision."""
 
     def compute(x, kernel, bias, geometry, precision):
         del precision  # the function's own business
-        return user.call(name, function, jax.Array, geometry.output_shape, x, kernel, bias)
+        flat = dataclasses.replace(geometry, batch=(math.prod(geometry.batch),))
+        y = function.call(_ARRAYS, x.reshape(flat.x_shape), kernel, bias, flat)
+        return y.reshape(geometry.output_shape)
 
-    return _algorithm(name, compute, 2, name, name)
+    return compute
+
+
+def _layer(layer: Any, g: Geometry) -> Compute:
+    """Return a function that runs a Flax module with other weights: the parameters of the shapes of kernel and bias.
+
+    A bias that the case has not is zero.
+    """
+    is_nnx = not hasattr(layer, "apply")
+    if is_nnx:
+        from flax import nnx
+
+        graph, state, rest = nnx.split(layer, nnx.Param, ...)
+    else:
+        state = layer.init(jax.random.key(0), jnp.zeros(g.x_shape))
+    leaves, tree = jax.tree.flatten(state)
+    shapes = [tuple(leaf.shape) for leaf in leaves]
+    kernels = [at for at, shape in enumerate(shapes) if shape == g.kernel_shape] or [
+        at
+        for at, shape in enumerate(shapes)
+        if len(shape) > 1 and shape[-1] == g.features and math.prod(shape) == math.prod(g.kernel_shape)
+    ]
+    biases = [at for at, shape in enumerate(shapes) if shape == (g.features,)]
+    if len(kernels) != 1 or len(biases) > 1 or len(shapes) > len(kernels) + len(biases):
+        raise ImplementationError(
+            f"{type(layer).__name__} has parameters of shapes {shapes}, expected one kernel {g.kernel_shape}, and a "
+            "bias at most"
+        )
+
+    def run_layer(x, kernel, bias=None):
+        if bias is not None and not biases:
+            raise ArgumentError(f"the case has a bias, and {type(layer).__name__} has none")
+        given = {kernels[0]: kernel.reshape(shapes[kernels[0]])}
+        given |= {at: jnp.zeros(g.features, x.dtype) if bias is None else bias for at in biases}
+        new = jax.tree.unflatten(tree, [given[at] for at in range(len(leaves))])
+        return nnx.merge(graph, new, rest)(x) if is_nnx else layer.apply(new, x)
+
+    return run_layer
+
+
+def _keys() -> dict[str, Any]:
+    """Return the random numbers that the class of an NNX module asks for."""
+    from flax import nnx
+
+    return {"rngs": nnx.Rngs(0)}
+
+
+_ARRAYS = user.Arrays("jax", jax.Array, "channels_last", jnp.moveaxis, pad, _layer, _keys)
 
 
 def environment() -> dict[str, str]:

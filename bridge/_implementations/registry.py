@@ -8,10 +8,12 @@ import functools
 import importlib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
+from bridge._implementations import user
 from bridge._implementations.algorithm import Algorithm, Emulation, Knob
 from bridge.case import Case
 from bridge.errors import ImplementationError
@@ -50,6 +52,11 @@ class Implementation:
     def is_exact(self) -> bool:
         """Return whether it rounds the exact sum once, so that it has no accumulation order."""
         return self.algorithm.family == "exact"
+
+    @property
+    def called(self) -> str:
+        """How a user's function was called, in words, once it was; empty for all others."""
+        return self.algorithm.function.told if self.algorithm.function else ""
 
     @property
     def isolated(self) -> bool:
@@ -148,8 +155,18 @@ class Implementation:
         return _with_knobs(self.base, self.framework, self.algorithm, {**self.knobs, **values})
 
 
-def implementation(name: str) -> Implementation:
-    """Return the implementation of that name; `package.module:function` is a user's own, in PyTorch or JAX.
+def implementation(
+    name: str, case: Case | None = None, *, function: Callable[..., Any] | None = None
+) -> Implementation:
+    """Return the implementation of that name; `package.module:function` is a user's own.
+
+    A user's function has two settings more: `axes=channels_first` or `channels_last` is the order of axes that it
+    takes, and `framework=torch`, `jax` or `numpy` the arrays. Without them both are found from its code and by trial.
+
+    Args:
+      name: of an implementation, with its settings in brackets.
+      case: what a user's function is tried with, where its code does not say which arrays it takes.
+      function: a user's function or layer, which then has that name.
 
     Raises:
       ValueError: no such implementation, knob or value; the message lists what there is.
@@ -157,15 +174,29 @@ def implementation(name: str) -> Implementation:
     >>> implementation("torch.conv2d[mkldnn=off]").knobs["mkldnn"]
     'off'
     """
-    match = re.fullmatch(r"(?P<base>[\w.]+(:\w+)?)(\[(?P<knobs>[^\[\]]*)\])?", name)
+    pattern = r"(?P<base>[\w.]+(:\w+)?)" if function is None else r"(?P<base>[^\[\]]+)"
+    match = re.fullmatch(pattern + r"(\[(?P<knobs>[^\[\]]*)\])?", name)
     base = match["base"] if match else name
-    framework, algorithm = _algorithm(name, base)
+    items = list(filter(None, (match["knobs"] or "").split(","))) if match else []
+    said: dict[str, str] = {}
+    if function is not None or ":" in base:
+        said = {key: value for item in items for key, _, value in [item.partition("=")] if key in user.SETTINGS}
+        items = [item for item in items if item.partition("=")[0] not in said]
+        for key, value in said.items():
+            if value not in user.SETTINGS[key]:
+                raise ValueError(f"`{key}` is {value!r}, expected one of {', '.join(user.SETTINGS[key])}")
+        own = user.load(base, said) if function is None else user.UserFunction(base, function, said)
+        framework = own.framework or _framework_by_trial(own, case or _question())
+        algorithm = importlib.import_module(FRAMEWORKS[framework]).user_algorithm(own)
+    else:
+        framework, algorithm = _algorithm(name, base)
     known = _tables(framework)[1]
     given: dict[str, str] = {}
-    for item in filter(None, (match["knobs"] or "").split(",")) if match else ():
+    for item in items:
         knob, equals, value = (part.strip() for part in item.partition("="))
         if not equals or knob not in known:
-            expected = f"one of {', '.join(known)}" if known else "no knob"
+            names = [*known, *(user.SETTINGS if algorithm.function else ())]
+            expected = f"one of {', '.join(names)}" if names else "no knob"
             raise ValueError(f"`implementation` is {name!r} with knob {item!r}, expected {expected}")
         given[knob] = known[knob].check(knob, value)
     return _with_knobs(base, framework, algorithm, given)
@@ -210,11 +241,6 @@ def knobs(framework: str) -> Mapping[str, Knob]:
 
 def _algorithm(name: str, base: str) -> tuple[str, Algorithm]:
     """Return the framework and the algorithm of a name without its knobs."""
-    if ":" in base:
-        from bridge._implementations import user
-
-        function, framework = user.load(base)
-        return framework, importlib.import_module(FRAMEWORKS[framework]).user_algorithm(base, function)
     framework, _, algorithm = base.partition(".")
     if framework not in FRAMEWORKS or algorithm not in _tables(framework)[0]:
         raise ValueError(
@@ -222,6 +248,41 @@ def _algorithm(name: str, base: str) -> tuple[str, Algorithm]:
             "or a function of your own as package.module:function"
         )
     return framework, _tables(framework)[0][algorithm]
+
+
+#: The framework that was found for a function by trial, by its name; the function tells two of one name apart.
+_found: dict[str, tuple[object, str]] = {}
+
+
+def _framework_by_trial(function: user.UserFunction, case: Case) -> str:
+    """Return the framework whose arrays a function takes and returns."""
+    known, framework = _found.get(function.spelled, (None, ""))
+    if known is function.target and framework:
+        return framework
+    reasons = []
+    for framework, module in FRAMEWORKS.items():
+        algorithm = importlib.import_module(module).user_algorithm(function)
+        try:
+            algorithm.compute(case, **{knob: spec.default for knob, spec in knobs(framework).items()})
+        except Exception as error:
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            if isinstance(error, ImplementationError) and "cannot be called" in reason:
+                raise
+            reasons.append(f"{framework}: {reason}")
+            continue
+        _found[function.spelled] = function.target, framework
+        return framework
+    raise ValueError(
+        f"`implementation` is {function.name!r}, whose code does not say which arrays it takes, and it takes none of "
+        f"these ({'; '.join(reasons)}); say it as {function.name}[framework=torch]"
+    )
+
+
+def _question() -> Case:
+    """Return the question's own case."""
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.standard_normal(shape, np.float32) for shape in ((2, 5, 5, 3), (3, 3, 1, 3)))
+    return Case(x, kernel, padding=1)
 
 
 def _shapes(case: Case) -> str:
@@ -238,6 +299,7 @@ def _tables(framework: str) -> tuple[Mapping[str, Algorithm], Mapping[str, Knob]
 def _with_knobs(base: str, framework: str, algorithm: Algorithm, given: Mapping[str, str]) -> Implementation:
     known = knobs(framework)
     values = {knob: given.get(knob, spec.default) for knob, spec in known.items()}
-    changed = (f"{knob}={value}" for knob, value in sorted(values.items()) if value != known[knob].default)
-    brackets = ",".join(changed)
+    changed = {knob: value for knob, value in values.items() if value != known[knob].default}
+    changed |= algorithm.function.said if algorithm.function else {}
+    brackets = ",".join(f"{knob}={value}" for knob, value in sorted(changed.items()))
     return Implementation(base + (f"[{brackets}]" if brackets else ""), framework, values, algorithm)

@@ -17,7 +17,9 @@ import torch.nn.functional as F
 
 from bridge._implementations import user
 from bridge._implementations.algorithm import Algorithm, Knob, declared, time_calls
+from bridge._implementations.arguments import ArgumentError
 from bridge.case import DTYPES, Case
+from bridge.errors import ImplementationError
 from bridge.numerics import BFLOAT16, TF32, Arithmetic
 from jaxdw.bias import bias_comes_first
 from jaxdw.geometry import Geometry
@@ -344,16 +346,51 @@ ALGORITHMS = {
 }
 
 
-def user_algorithm(name: str, function: Callable[..., torch.Tensor]) -> Algorithm:
-    """Return the algorithm of a user's function.
-
-    It takes tensors, channels first: x `(N, C, *spatial)`, weight `(C*M, 1, *kernel_size)`, bias.
-    """
+def user_algorithm(function: user.UserFunction) -> Algorithm:
+    """Return the algorithm of a user's function or `nn.Module`, which is given tensors."""
 
     def compute(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, g: Geometry) -> torch.Tensor:
-        return user.call(name, function, torch.Tensor, (len(x), g.features, *g.output_spatial), x, weight, bias)
+        flat = dataclasses.replace(g, batch=(math.prod(g.batch),))
+        return function.call(_ARRAYS, x, weight, bias, flat)
 
-    return _algorithm(compute, True, name, name)
+    made = _algorithm(compute, True, function.name, function.name)
+    return dataclasses.replace(made, function=function)
+
+
+def _padded(x: torch.Tensor, g: Geometry) -> torch.Tensor:
+    x, amounts = padding_for(x, g)
+    return F.pad(x, [amount for low in reversed(amounts) for amount in (low, low)])
+
+
+def _layer(layer: torch.nn.Module, g: Geometry) -> Callable[..., torch.Tensor]:
+    """Return a function that runs a layer with other weights: the parameters of the shapes of weight and bias.
+
+    A bias that the case has not is zero. A kernel of another shape is taken if it alone has that many elements.
+    """
+    shape = (g.features, 1, *g.kernel_size)
+    named = {name: tuple(each.shape) for name, each in layer.named_parameters()}
+    kernels = [name for name, each in named.items() if each == shape] or [
+        name for name, each in named.items() if len(each) > 1 and math.prod(each) == math.prod(shape)
+    ]
+    biases = [name for name, each in named.items() if each == (g.features,)]
+    if len(kernels) != 1 or len(biases) > 1 or len(named) > len(kernels) + len(biases):
+        raise ImplementationError(
+            f"{type(layer).__name__} has parameters of shapes {named}, expected one kernel {shape}, and a bias at most"
+        )
+
+    def run_layer(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        if bias is not None and not biases:
+            raise ArgumentError(f"the case has a bias, and {type(layer).__name__} has none")
+        given = {kernels[0]: weight.reshape(named[kernels[0]])}
+        given |= {name: weight.new_zeros(g.features) if bias is None else bias for name in biases}
+        return torch.func.functional_call(layer, given, (x,))
+
+    return run_layer
+
+
+_ARRAYS = user.Arrays(
+    "torch", torch.Tensor, "channels_first", lambda *moved: torch.movedim(*moved).contiguous(), _padded, _layer
+)
 
 
 def environment() -> dict[str, str]:

@@ -25,7 +25,7 @@ from jax import lax
 from jax.sharding import SingleDeviceSharding
 
 from bridge._implementations import ImplementationError, user
-from bridge._implementations.jax_ import method
+from bridge._implementations.jax_ import method, user_compute
 from bridge.audit.platforms import Platform, platform
 from bridge.audit.steps import HAND_WRITTEN
 from bridge.case import DTYPES
@@ -128,15 +128,15 @@ class AuditMethod:
                     f"`METHOD` is {name!r} with {item.strip()!r}, expected [precision=] one of {', '.join(PRECISIONS)}"
                 )
             precision = value
-        if ":" in base and _framework(base) != "jax":
+        if ":" in base and _framework(base) not in ("jax", ""):
             raise ValueError(f"`METHOD` is {name!r}, a PyTorch function, expected a JAX function: XLA compiles it")
         return cls(base + (f"[precision={precision}]" if precision else ""), base, precision)
 
 
 def _framework(function: str) -> str:
-    """Return "torch" or "jax"; an error names the argument of this command."""
+    """Return "torch", "jax" or "" if its code does not say; an error names the argument of this command."""
     try:
-        return user.load(function)[1]
+        return user.load(function).framework
     except ValueError as error:
         raise ValueError(str(error).replace("`implementation`", "`METHOD`", 1)) from None
 
@@ -282,11 +282,11 @@ def function_of(way: AuditMethod, subject: AuditSubject, backend: str) -> tuple[
     if way.base == "auto":
         chosen = choose(g, backend)
     if ":" in way.base:
-        own, _ = user.load(way.base)
+        own = user_compute(user.load(way.base))
 
         def forward(x, kernel, bias=None):
             with contextlib.nullcontext() if precision == "default" else jax.default_matmul_precision(precision):
-                return user.call(way.base, own, jax.Array, g.output_shape, x, kernel, bias)
+                return own(x, kernel, bias, g, None)
     else:
         compute = method(way.base)
 

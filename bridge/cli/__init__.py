@@ -35,7 +35,7 @@ for command in (
 def run() -> None:
     """Run the command line; a failure is one line and exit code 2, not a traceback with the exit code of BUG."""
     os.environ["PYTHONSAFEPATH"] = "1"  # a process that PyTorch or JAX starts imports nothing from the current folder
-    anywhere = [word for word in sys.argv[1:] if word in ("--quiet", "--verbose")]
+    anywhere = [word for word in sys.argv[1:] if word in ("--quiet", "--verbose", "-q", "-v")]
     words = [*anywhere, *(word for word in sys.argv[1:] if word not in anywhere)]
     try:
         code = app(words, standalone_mode=False)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bridge._implementations import implementation
 from bridge.console import Console, printable
 from bridge.diagnosis import Diagnosis, Verdict
 from bridge.files import check_writable
@@ -35,7 +36,7 @@ def summarise(line: str) -> None:
 
 def show(diagnosis: Diagnosis, compiler: Sequence[str]) -> None:
     """Print a diagnosis, with --verbose each pair's figures, and what is wrong with JAX's compiler."""
-    print_diagnosis(diagnosis, console(), compiler)
+    print_diagnosis(diagnosis, console(), compiler, verbose=level() is Level.VERBOSE)
     if level() is Level.VERBOSE:
         differing = (each for each in diagnosis.comparisons if each.verdict is not Verdict.IDENTICAL)
         console().print(
@@ -48,9 +49,16 @@ def compiler_faults(names: Sequence[str]) -> list[str]:
     """Return what is wrong with JAX's compiler, where one of these implementations may have run through it."""
     from bridge import compiler_probes
 
-    if all(name.startswith(("torch.", "numpy.")) for name in names):
+    if not any(map(_may_be_jax, names)):
         return []
     return compiler_probes.sentences(compiler_probes.quick_findings())
+
+
+def _may_be_jax(name: str) -> bool:
+    try:
+        return implementation(name).framework == "jax"
+    except ValueError:  # of another machine, or handed over as an object
+        return True
 
 
 def check_outputs(schema: str, **paths: Path | None) -> None:

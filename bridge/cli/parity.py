@@ -58,8 +58,8 @@ def parity(
         bool,
         typer.Option(
             "--attribute",
-            help="Take the PyTorch and JAX pair that differs most; show which settings make up the difference, and "
-            "the cheapest change that removes it. Takes about a minute.",
+            help="Take the implementation that differs most from the first: your own function, else one of another "
+            "framework. Show which settings make up the difference, and what removes it. Takes about a minute.",
         ),
     ] = False,
     fail_on: FailOnOption = None,

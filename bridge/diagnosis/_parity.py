@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from bridge.diagnosis.diagnosis import Diagnosis
 from bridge.diagnosis.integers import integer_test
 from bridge.diagnosis.judgement import Judgement
 from bridge.diagnosis.output import Output
+from bridge.diagnosis.remedy import remedies
 from bridge.diagnosis.target import Target
 from bridge.memory import check_fits
 
@@ -43,7 +45,7 @@ _WORKING_BYTES = 128
 
 def parity(
     case: Case,
-    implementations: Sequence[str | Implementation] | None = None,
+    implementations: Sequence[str | Implementation | Callable[..., Any]] | Mapping[str, Any] | None = None,
     *,
     explain: bool | None = None,
     quantity: str = "y",
@@ -53,8 +55,9 @@ def parity(
 
     Args:
       case: input, kernel, bias and geometry.
-      implementations: names or Implementations; None compares PyTorch's convolution, its unfold and multiply in two
-        ways, lax's convolution, jaxdw's methods and the exact result.
+      implementations: names, Implementations, or functions and layers of your own, or a mapping of names to these. The
+        first is the reference; one function alone is compared with "torch.conv2d". None compares PyTorch's
+        convolution, its unfold and multiply in two ways, lax's convolution, jaxdw's methods and the exact result.
       explain: reveal each implementation's accumulation order and replay it, which can prove EXPLAINED and takes about
         2 n runs for n taps; None does so if the output is small and the window has at most `MOST_TAPS` taps.
       quantity: "y", the output, or "dx", the gradient of sum(dy y) by the input, from each framework's own
@@ -63,8 +66,15 @@ def parity(
 
     Raises:
       ValueError: an unknown name, a name given twice, fewer than two names, or another quantity.
+      bridge.errors.ImplementationError: a function raised, or returned another shape or type.
+
+    >>> rng = np.random.default_rng(0)
+    >>> case = Case(rng.standard_normal((1, 5, 5, 2), np.float32), rng.standard_normal((3, 3, 1, 2), np.float32))
+    >>> import torch.nn.functional as F
+    >>> parity(case, {"mine": lambda x, w, padding=0: F.conv2d(x, w, padding=padding, groups=len(w))}).verdict
+    <Verdict.IDENTICAL: 'IDENTICAL'>
     """
-    chosen = _chosen(implementations)
+    chosen = _chosen(implementations, case)
     if explain is None:
         explain = (
             case.geometry.taps <= MOST_TAPS
@@ -101,22 +111,57 @@ def parity(
     _log.info("comparing %s", ", ".join(output.name for output in outputs))
     judged = [Judgement(output, _evidence) for output in outputs]
     comparisons = [compare_outputs(a, b) for a, b in itertools.combinations(judged, 2)]
-    return Diagnosis(case, {output.name: output.y for output in outputs}, comparisons, tests, orders, quantity, dy)
+    results = {output.name: output.y for output in outputs}
+    rounding = [c.b for c in comparisons if c.a == chosen[0].name and c.different and c.verdict.passes]
+    rounding = [name for name in rounding if not is_exact(name)]
+    wanted = rounding and dy is None and not is_exact(chosen[0].name)
+    return Diagnosis(
+        case,
+        results,
+        comparisons,
+        tests,
+        orders,
+        quantity,
+        dy,
+        {each.name: each.called for each in chosen if getattr(each, "called", "")},
+        remedies(case, chosen[0], results, rounding) if wanted else (),
+    )
 
 
-def _chosen(implementations: Sequence[str | Implementation] | None) -> list[Implementation]:
-    if isinstance(implementations, str):
-        raise TypeError(f"`implementations` is {implementations!r}, expected a list of names or Implementations")
-    chosen = [implementation(each) if isinstance(each, str) else each for each in implementations or DEFAULT]
-    for each in chosen:
-        if not all(hasattr(each, member) for member in ("name", "run", "arithmetic")):
-            raise TypeError(
-                f"`implementations` has {each!r}, expected names, or objects with a name, run and arithmetic"
-            )
+def _chosen(implementations: Sequence[Any] | Mapping[str, Any] | None, case: Case) -> list[Implementation]:
+    if isinstance(implementations, str) or callable(implementations):
+        raise TypeError(
+            f"`implementations` is {implementations!r}, expected a list of names, Implementations or functions, or a "
+            "mapping of names to these"
+        )
+    if isinstance(implementations, Mapping):
+        chosen = [_one(each, case, name) for name, each in implementations.items()]
+    else:
+        chosen = [_one(each, case) for each in implementations or DEFAULT]
+    if len(chosen) == 1 and _is_users(chosen[0]):
+        chosen.insert(0, implementation(DEFAULT[0]))
     names = [each.name for each in chosen]
     if len(chosen) < 2 or len(set(names)) < len(names):
         raise ValueError(f"`implementations` is {names}, expected at least two, each once")
     return chosen
+
+
+def _is_users(each: Any) -> bool:
+    return isinstance(each, Implementation) and each.algorithm.function is not None
+
+
+def _one(given: Any, case: Case, name: str = "") -> Implementation:
+    """Return the implementation of a name, a function, a layer, or an object with a name, run and arithmetic."""
+    if isinstance(given, str):
+        return implementation(given, case)
+    if all(hasattr(given, member) for member in ("name", "run", "arithmetic")):
+        return given
+    if not callable(given):
+        raise TypeError(
+            f"`implementations` has {given!r}, expected names, functions, or objects with a name, run and arithmetic"
+        )
+    own = name or getattr(given, "__name__", "") or type(given).__name__
+    return implementation(own.strip("<>"), case, function=given)
 
 
 def _evidence(output: Output) -> str:

@@ -223,13 +223,25 @@ def attribute(
 
 
 def most_different(diagnosis: Diagnosis) -> tuple[str, str] | None:
-    """Return the pair of a diagnosis that differs most: of two frameworks if there is one, with the weakest verdict and
-    the greatest share of its bound. None if fewer than two implementations round as they go."""
-    framework = {name: implementation(name).framework for name in diagnosis.names}
-    pairs = [c for c in diagnosis.comparisons if "numpy" not in (framework[c.a], framework[c.b])]
-    across = [c for c in pairs if framework[c.a] != framework[c.b] and c.different]
-    widest = max(across or pairs, key=lambda c: (c.verdict.rank(), c.max_bound_ratio), default=None)
-    return None if widest is None else (widest.a, widest.b)
+    """Return the first implementation and the one that differs most from it: with the weakest verdict, then the
+    greatest share of its bound. A user's own function comes before all others, then another framework. None if fewer
+    than two implementations round as they go."""
+    chosen = [each for each in map(implementation, diagnosis.names) if not each.is_exact]
+    if len(chosen) < 2:
+        return None
+    first, *others = chosen
+    own = [each for each in others if each.algorithm.function]
+    across = [
+        each
+        for each in others
+        if each.framework != first.framework and diagnosis.between(first.name, each.name).different
+    ]
+
+    def badness(each: Implementation) -> tuple[int, float]:
+        comparison = diagnosis.between(first.name, each.name)
+        return comparison.verdict.rank(), comparison.max_bound_ratio
+
+    return first.name, max(own or across or others, key=badness).name
 
 
 def factors(a: Implementation, b: Implementation) -> list[Factor]:

@@ -11,6 +11,7 @@ from bridge.accumulation import AccumulationOrder
 from bridge.case import Case
 from bridge.diagnosis.comparison import Comparison
 from bridge.diagnosis.integers import IntegerTest
+from bridge.diagnosis.remedy import Remedy
 from bridge.diagnosis.verdict import Verdict
 
 
@@ -26,6 +27,8 @@ class Diagnosis:
         for the bound.
       orders: each implementation's revealed accumulation order, but for the exact result, which has none; empty if
         none was asked for.
+      calls: how each function of the user was called, by name.
+      remedies: how to have the bits of the first implementation and keep the windows, where others differ by rounding.
       quantity, dy: the quantity of the outputs: "y", or "dx", the gradient of sum(dy y) by the input.
     """
 
@@ -36,6 +39,8 @@ class Diagnosis:
     orders: Sequence[AccumulationOrder] = ()
     quantity: str = "y"
     dy: np.ndarray | None = None
+    calls: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    remedies: Sequence[Remedy] = ()
 
     @property
     def verdict(self) -> Verdict:

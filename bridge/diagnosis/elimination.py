@@ -1,15 +1,17 @@
-"""Find the cheapest change that gives two implementations the same bits, by running it.
+"""Find the least change that gives the second of two implementations the bits of the first, by running it.
 
-Changes are tried in three steps, from the least to the most that the user must do:
+The first implementation is the reference: it changes only if no change of the second one works. Changes are tried in
+five steps:
 
-1. one change of one implementation: its method, a flag, a layout, a number of threads or a dtype;
-2. a method at the framework's default settings in place of one implementation;
-3. one change of each implementation.
+1. one change of the second: its method, a flag, a layout, a number of threads or a dtype;
+2. a method at the framework's default settings in place of the second;
+3. and 4. the same of the first;
+5. one change of each.
 
-The answer is the first step in which any change works, and of its changes the one that costs least time. A change works
-if both implementations then have the same bits on the case, and on another draw of random numbers of the same shapes.
-Changes that round inputs more coarsely than the implementation did are not tried: nearly everything is equal in
-bfloat16.
+The answer is the first step in which any change works. Of its changes those that keep the windows come first, then the
+least intrusive. A change works if both implementations then have the same bits on the case, and on another draw of
+random numbers of the same shapes. Changes that round inputs more coarsely than the implementation did are not tried:
+nearly everything is equal in bfloat16.
 """
 
 from __future__ import annotations
@@ -19,14 +21,15 @@ import itertools
 import statistics
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from bridge._implementations import Implementation, implementation, implementations, knobs
 from bridge.case import Case
-from bridge.diagnosis.runs import CaseRuns, Unrunnable, digest, neighbours
+from bridge.diagnosis.runs import CaseRuns, Unrunnable, another_draw, neighbours
 
 #: Rounds in which the times are measured, after one that is not counted.
 ROUNDS = 5
+
+#: Least seconds that are told: below, a time is that of the call and not of the arithmetic.
+LEAST_SECONDS = 1e-3
 
 #: Most changes that are verified and timed.
 MOST_CHANGES = 6
@@ -68,7 +71,7 @@ class Elimination:
     Attributes:
       a, b: the names of the implementations.
       identical: True if their bits are the same without any change.
-      changes: the changes that work, the cheapest first.
+      changes: the changes that work: those that keep the windows first, then the least intrusive.
       tried: how many implementations were run.
       failed: `(name, reason)` of those that could not be.
     """
@@ -95,24 +98,26 @@ class Elimination:
             return [f"Nothing to change: {self.a} and {self.b} have the same bits."]
         if self.best is None:
             return [f"{self.tried} implementations were run; no change gives {self.a} and {self.b} the same bits."]
-        before, after = (f"{seconds * 1e3:.3g} ms" for seconds in (self.best.before, self.best.after))
-        time = f"Time: {after} instead of {before} (x {self.best.ratio:.2g})."
-        others = [f"{_change(self, each)} (time x {each.ratio:.2g})" for each in self.changes[1:]]
-        if self.emulated:
-            time = "The time that this takes there was not measured."
-            others = [_change(self, each) for each in self.changes[1:]]
-        first = f"Use {_change(self, self.best)}: write {'; '.join(self.best.code)}. {time}"
+        first = f"Use {_change(self, self.best)}: write {'; '.join(self.best.code)}.{self._time(self.best)}"
+        others = [_change(self, each) for each in self.changes[1:]]
         return [first, f"These changes work too: {'; '.join(others)}."] if others else [first]
+
+    def _time(self, change: Change) -> str:
+        """Return a sentence on the time of a change; empty where the case is too small for it, or is emulated."""
+        if self.emulated or min(change.before, change.after) < LEAST_SECONDS:
+            return ""
+        before, after = (f"{seconds * 1e3:.3g} ms" for seconds in (change.before, change.after))
+        return f" Time: {after} instead of {before}."
 
 
 def eliminate(
     case: Case, a: str | Implementation, b: str | Implementation, *, isolated: bool = True, runs: CaseRuns | None = None
 ) -> Elimination:
-    """Return the cheapest verified changes that give two implementations the same bits on this case.
+    """Return the least verified changes that give two implementations the same bits on this case.
 
     Args:
       case: input, kernel, bias and geometry.
-      a, b: implementations, or their names.
+      a, b: implementations, or their names; a is the reference, and b the one to change.
       isolated: also try settings that need a process of their own, such as XLA's flags (one or two seconds each).
       runs: the runs of this case, to share with `attribute`.
 
@@ -133,9 +138,9 @@ def eliminate(
     if runs.digest(left) == runs.digest(right):
         return Elimination(left.name, right.name, True, (), runs.tried, ())
     around = [_one_change(each, case, isolated=isolated) for each in (left, right)]
-    another = CaseRuns(_another_draw(case))
+    another = CaseRuns(another_draw(case))
     found: list[Pair] = []
-    for step in (_change_one(left, right, around), _defaults(left, right), _change_both(around, runs)):
+    for step in _steps(left, right, around, runs):
         equal = (pair for pair in step if _same(runs, *pair) and _same(another, *pair))
         if found := list(itertools.islice(equal, MOST_CHANGES)):
             break
@@ -161,15 +166,21 @@ def _input_bits(each: Implementation, case: Case) -> int:
         return 0
 
 
-def _change_one(a: Implementation, b: Implementation, around: Sequence[Sequence[Implementation]]) -> Iterator[Pair]:
-    yield from ((a, after) for after in around[1])
-    yield from ((after, b) for after in around[0])
+def _steps(
+    a: Implementation, b: Implementation, around: Sequence[Sequence[Implementation]], runs: CaseRuns
+) -> Iterator[Iterator[Pair]]:
+    """Yield the pairs to try, step by step; within each those that keep b's windows come first."""
+    yield ((a, after) for after in _windows_first(b, around[1]))
+    yield ((a, after) for after in _windows_first(b, _plain(b)))
+    yield ((after, b) for after in around[0])
+    yield ((after, b) for after in _plain(a))
+    yield _change_both(around, runs)
 
 
-def _defaults(a: Implementation, b: Implementation) -> Iterator[Pair]:
-    """Yield either implementation replaced by any method without settings, on the platform that it emulates."""
-    yield from ((a, each) for each in _plain(b))
-    yield from ((each, b) for each in _plain(a))
+def _windows_first(before: Implementation, after: Sequence[Implementation]) -> list[Implementation]:
+    """Return the implementations, last those that are the framework's own convolution in place of something else."""
+    own = "convolution"
+    return sorted(after, key=lambda each: each.algorithm.family == own != before.algorithm.family)
 
 
 def _plain(each: Implementation) -> list[Implementation]:
@@ -189,16 +200,6 @@ def _same(runs: CaseRuns, a: Implementation, b: Implementation) -> bool:
     return digest is not None and digest == runs.digest(b)
 
 
-def _another_draw(case: Case) -> Case:
-    """Return the case with other normal random numbers, which no case drawn from a seed repeats by accident."""
-    rng = np.random.default_rng(int(digest(case.x), 16))
-
-    def draw(array: np.ndarray) -> np.ndarray:
-        return np.asarray(rng.standard_normal(array.shape)).astype(array.dtype)
-
-    return case.replace(x=draw(case.x), kernel=draw(case.kernel), bias=None if case.bias is None else draw(case.bias))
-
-
 def _parts(before: Implementation, after: Implementation) -> list[tuple[str, str]]:
     """Return `(kind, code)` of each setting that differs."""
     parts = []
@@ -211,7 +212,7 @@ def _parts(before: Implementation, after: Implementation) -> list[tuple[str, str
 
 
 def _timed(case: Case, before: Pair, found: Sequence[Pair]) -> list[Change]:
-    """Return the changes with their times, the cheapest first."""
+    """Return the changes with their times."""
     each = {i.name: i for pair in (before, *found) for i in pair}
     times: dict[str, list[float]] = {name: [] for name in each}
     for turn in range(1 + ROUNDS if found else 0):
@@ -235,7 +236,7 @@ def _timed(case: Case, before: Pair, found: Sequence[Pair]) -> list[Change]:
                 sum(median[new.name] for _, new in changed),
             )
         )
-    return sorted(changes, key=lambda change: change.ratio)
+    return changes
 
 
 def _change(before: Elimination, change: Change) -> str:

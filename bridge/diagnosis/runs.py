@@ -85,3 +85,13 @@ def neighbours(each: Implementation, case: Case) -> list[tuple[str, Implementati
             values = [value for value in values if value != case.dtype.name]
         changes += [(knob, each.changed(**{knob: value})) for value in values]
     return changes
+
+
+def another_draw(case: Case) -> Case:
+    """Return the case with other normal random numbers, which no case drawn from a seed repeats by accident."""
+    rng = np.random.default_rng(int(digest(case.x), 16))
+
+    def draw(array: np.ndarray) -> np.ndarray:
+        return np.asarray(rng.standard_normal(array.shape)).astype(array.dtype)
+
+    return case.replace(x=draw(case.x), kernel=draw(case.kernel), bias=None if case.bias is None else draw(case.bias))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 from bridge._implementations import implementation, is_exact
@@ -16,13 +17,18 @@ def answer(diagnosis: Diagnosis) -> list[str]:
     """Return the sentences: do they differ, why, is it rounding or a bug, and which implementations have equal bits."""
     reference = diagnosis.names[0]
     others = [diagnosis.between(reference, name) for name in diagnosis.names[1:] if not is_exact(name)]
-    differing = [c for c in others if c.different]
+    first = _differ(reference, others, [c for c in others if c.different])
+    return [first, *reasons(diagnosis), same_bits(diagnosis)]
+
+
+def reasons(diagnosis: Diagnosis) -> list[str]:
+    """Return the sentences that say why the results differ, and whether it is rounding or a bug."""
+    reference = diagnosis.names[0]
+    others = [diagnosis.between(reference, name) for name in diagnosis.names[1:] if not is_exact(name)]
     sentences = [
-        _differ(reference, others, differing),
         _unrepeatable(diagnosis),
-        _why(diagnosis, reference, differing),
+        _why(diagnosis, reference, [c for c in others if c.different]),
         _noise_or_bug(diagnosis),
-        _same_bits(diagnosis, reference),
     ]
     return [sentence for sentence in sentences if sentence]
 
@@ -38,13 +44,28 @@ def _differ(reference: str, others: list[Comparison], differing: list[Comparison
 
 
 def _why(diagnosis: Diagnosis, reference: str, differing: list[Comparison]) -> str:
-    """Return where each accumulation order first diverges from the reference's, if they were revealed."""
+    """Return where the accumulation orders first diverge from the reference's, once for those that do it alike."""
     orders = {order.implementation: order for order in diagnosis.orders}
     told = [c.b for c in differing if c.b in orders and c.verdict is Verdict.EXPLAINED]
     if reference not in orders or not told:
         return ""
-    why = " ".join(divergence(orders[reference], orders[name]) for name in told)
+    alike: dict[str, list[str]] = {}
+    for name in told:
+        unnamed = dataclasses.replace(orders[name], implementation=_OTHER)
+        alike.setdefault(divergence(orders[reference], unnamed), []).append(name)
+    why = " ".join(_with_names(sentence, names) for sentence, names in alike.items())
     return f"Why: {why} Replaying these orders in NumPy reproduces each result bit for bit."
+
+
+#: Stands for an implementation's name in a sentence that holds for several.
+_OTHER = "\0"
+
+
+def _with_names(sentence: str, names: list[str]) -> str:
+    if len(names) == 1:
+        return sentence.replace(_OTHER, names[0])
+    listed = f"each of {', '.join(names[:-1])} and {names[-1]}"
+    return sentence.replace(_OTHER, listed, 1).replace(_OTHER, "each of these")
 
 
 def _unrepeatable(diagnosis: Diagnosis) -> str:
@@ -94,7 +115,9 @@ def _sentence(label: str, text: str) -> str:
     return f"{label}: {text}." if text else ""
 
 
-def _same_bits(diagnosis: Diagnosis, reference: str) -> str:
+def same_bits(diagnosis: Diagnosis) -> str:
+    """Return which implementations have the bits of the first one, and how to write them."""
+    reference = diagnosis.names[0]
     equal = [name for name in diagnosis.identical_to(reference) if not is_exact(name)]
     same = [_how_to(name) for name in equal if not _emulates(name)]
     if equal and not same:

@@ -28,7 +28,7 @@ def print_attribution(attribution: Attribution, console: Console) -> None:
 
 
 def print_elimination(elimination: Elimination, console: Console) -> None:
-    """Print the cheapest change that makes the bits equal, what to write for it, and the other changes that work."""
+    """Print the least change that makes the bits equal, what to write for it, and the other changes that work."""
     console.print("[bold]How to make the bits equal[/]", highlight=False)
     for sentence in elimination.sentences():
         console.print(Padding(escape(sentence), (0, 0, 0, 2)), highlight=False)

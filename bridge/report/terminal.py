@@ -13,7 +13,7 @@ from rich.table import Table
 from bridge._implementations import is_exact
 from bridge.case import Case
 from bridge.diagnosis import Diagnosis, Verdict
-from bridge.report.answer import answer
+from bridge.report.answer import reasons, same_bits
 
 #: Width that the figures of the table leave for a name at 80 columns.
 NAME_WIDTH = 26
@@ -27,22 +27,55 @@ _STYLES = {
 }
 
 
-def print_diagnosis(diagnosis: Diagnosis, console: Console, compiler: Sequence[str] = ()) -> None:
-    """Print the tables, the matrix of equal bits, what is wrong with the compiler, and the answer in sentences."""
+def print_diagnosis(
+    diagnosis: Diagnosis, console: Console, compiler: Sequence[str] = (), *, verbose: bool = False
+) -> None:
+    """Print the question, the verdict, each implementation against the first, the cause and the fix: one screen.
+
+    Args:
+      diagnosis: what to print.
+      console: where to print it.
+      compiler: what is wrong with JAX's compiler, in sentences.
+      verbose: also print the comparisons with the exact result, the matrix of equal bits and the test on integers.
+    """
     what = "" if diagnosis.quantity == "y" else "Gradient by the input. "
     console.print(f"[bold]{what}{escape(describe(diagnosis.case))}[/]", highlight=False)
-    against = [diagnosis.names[0]] + [name for name in diagnosis.names[1:] if is_exact(name)]
-    for reference in against:
-        console.print()
-        console.print(_table(diagnosis, reference))
-    console.print()
-    console.print(_matrix(diagnosis))
-    console.print(f"\n{_integers(diagnosis)}", highlight=False, markup=False, end="")
-    if compiler:
-        console.print("\n" + "\n".join(compiler), style="yellow", highlight=False, markup=False)
     console.print(f"\n[bold]Verdict: {styled(diagnosis.verdict)}[/]: {diagnosis.verdict.meaning}\n", highlight=False)
-    for sentence in answer(diagnosis):
-        console.print(Padding(escape(sentence), (0, 0, 1, 2)), highlight=False)
+    exact = [name for name in diagnosis.names[1:] if is_exact(name)]
+    for reference in [diagnosis.names[0], *(exact if verbose else ())]:
+        console.print(_table(diagnosis, reference))
+    if verbose:
+        console.print(_matrix(diagnosis))
+    integers = _integers(diagnosis)
+    if integers and (verbose or "wrong" in integers):
+        console.print(integers, highlight=False, markup=False)
+    for called in diagnosis.calls.values():
+        console.print(f"Called as {called}.\n", highlight=False, markup=False)
+    if compiler:
+        console.print("\n".join(compiler) + "\n", style="yellow", highlight=False, markup=False)
+    for sentence in reasons(diagnosis):
+        console.print(Padding(escape(sentence), (0, 0, 1, 0)), highlight=False)
+    _print_fix(diagnosis, console)
+
+
+def _print_fix(diagnosis: Diagnosis, console: Console) -> None:
+    """Print how to have the bits of the first implementation: lines to copy, or a sentence."""
+    if not diagnosis.verdict.passes or diagnosis.verdict is Verdict.IDENTICAL:
+        return
+    reference = diagnosis.names[0]
+    if not diagnosis.remedies:
+        console.print(f"Fix: {same_bits(diagnosis)}", highlight=False, markup=False)
+        return
+    console.print(
+        f"Fix: add as {reference} does, and keep the windows. fn is your function of them. These lines gave every bit "
+        f"of {reference}, on this case and on another draw of random numbers:",
+        highlight=False,
+        markup=False,
+    )
+    for remedy in diagnosis.remedies:
+        console.print()
+        for line in remedy.code.splitlines():
+            console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def describe(case: Case) -> str:
