@@ -33,11 +33,12 @@ def on_post_page(output, page, **_):
     return output
 
 
-class Examples(griffe.Extension):
-    """Show the examples of docstrings as code, wherever they stand."""
+class Docstrings(griffe.Extension):
+    """Adapt the docstrings to what griffe reads."""
 
     def on_object(self, *, obj, **_):
-        """Fence each paragraph that begins with `>>>`."""
+        """Fence each paragraph that begins with `>>>`, and keep names that share a description together."""
         if obj.docstring:
-            examples = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)
-            obj.docstring.value = examples.sub(r"```pycon\n\g<0>\n```", obj.docstring.value)
+            text = re.sub(r"^>>> .*(?:\n.+)*", r"```pycon\n\g<0>\n```", obj.docstring.value, flags=re.MULTILINE)
+            shared = re.compile(r"^ +\w+(?:, \w+)+: ", re.MULTILINE)
+            obj.docstring.value = shared.sub(lambda names: names[0].replace(", ", ",\N{NO-BREAK SPACE}"), text)
