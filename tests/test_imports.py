@@ -89,6 +89,7 @@ ALLOWED = {
         "bench.run",
     },
     "flax": {
+        "_implementations.jax_",
         "weights.trees",
         "model.steps",
         "model.gradients",

@@ -168,12 +168,14 @@ def _roles(
         if role is not None and role not in found.values():
             found[parameter.name] = role
     unknown = [each for each in parameters if each.kind in _POSITIONAL and each.name not in found]
-    for role in ("x", "kernel") if names is NAMES else ():
-        if role not in found.values() and unknown:
-            found[unknown.pop(0).name] = role
-    third = next((each.name for each in unknown if each.name == "b" or each.default is Parameter.empty), None)
-    if names is NAMES and third is not None and "bias" not in found.values():
-        found[third] = "bias"
+    if names is not NAMES:
+        return found
+    unnamed = [role for role in ("x", "kernel") if role not in found.values()]
+    for role in unnamed[: len(unknown)]:
+        found[unknown.pop(0).name] = role
+    for each in unknown:  # of functions without names, the third is the bias
+        if "bias" not in found.values() and (each.name == "b" or (unnamed and each.default is Parameter.empty)):
+            found[each.name] = "bias"
     return found
 
 

@@ -23,6 +23,7 @@ from bridge.case import DTYPES, Case, options
 from bridge.errors import ImplementationError
 from bridge.numerics import BFLOAT16, Arithmetic
 from jaxdw import native
+from jaxdw.bias import bias_comes_first
 from jaxdw.geometry import Geometry
 from jaxdw.lowerings.lax_convolutions import lax_grouped
 from jaxdw.padding import pad
@@ -165,6 +166,25 @@ def unfold_matmul(x, kernel, bias, geometry, precision):
     return y if bias is None else y + jnp.broadcast_to(bias, y.shape)
 
 
+def windows(x, kernel, bias, geometry, precision):
+    """Convolve windows as they are: side by side as an image, where the sum starts from the bias, as `taps` does."""
+    if bias is None or not bias_comes_first(geometry):
+        return jaxdw.windowed_conv(lambda each: each, x, kernel, bias, **options(geometry))
+    unfolded = jaxdw.unfold(x, geometry.kernel_size, **options(geometry))
+    image = side_by_side(unfolded, geometry)
+    return jaxdw.depthwise_conv(
+        image, kernel, bias, strides=geometry.kernel_size, padding="VALID", method="taps", precision=precision
+    )
+
+
+def side_by_side(unfolded, geometry):
+    """Return windows of one or two axes `(*batch, *output_spatial, *kernel_size, C)` as an image of one axis less."""
+    at = len(geometry.batch)
+    image = unfolded.swapaxes(at + 1, at + 2) if geometry.rank == 2 else unfolded
+    sizes = (n * k for n, k in zip(geometry.output_spatial, geometry.kernel_size))
+    return image.reshape(*geometry.batch, *sizes, geometry.channels)
+
+
 def method(name):
     """Return jaxdw's method of that name as a function of arrays, geometry and precision."""
 
@@ -236,6 +256,14 @@ ALGORITHMS = {
     ),
     "taps": _of_jaxdw("taps", 1),
     "rows": _of_jaxdw("rows", 2),
+    "windows": _algorithm(
+        "jax.windows",
+        windows,
+        2,
+        "windows of taps",
+        "jaxdw.windowed_conv(fn, x, kernel, bias, ...)",
+        window_copies=2,
+    ),
     "pallas": _of_jaxdw("pallas", 1, interpreted=True),
 }
 

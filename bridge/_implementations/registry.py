@@ -178,14 +178,11 @@ def implementation(
     match = re.fullmatch(pattern + r"(\[(?P<knobs>[^\[\]]*)\])?", name)
     base = match["base"] if match else name
     items = list(filter(None, (match["knobs"] or "").split(","))) if match else []
-    said: dict[str, str] = {}
     if function is not None or ":" in base:
-        said = {key: value for item in items for key, _, value in [item.partition("=")] if key in user.SETTINGS}
-        items = [item for item in items if item.partition("=")[0] not in said]
-        for key, value in said.items():
-            if value not in user.SETTINGS[key]:
-                raise ValueError(f"`{key}` is {value!r}, expected one of {', '.join(user.SETTINGS[key])}")
-        own = user.load(base, said) if function is None else user.UserFunction(base, function, said)
+        own = user.load(base) if function is None else user.UserFunction(base, function)
+        said = dict(filter(None, (_said(own, item) for item in items)))
+        items = [item for item in items if _said(own, item) is None]
+        own = own.told_to(said)
         framework = own.framework or _framework_by_trial(own, case or _question())
         algorithm = importlib.import_module(FRAMEWORKS[framework]).user_algorithm(own)
     else:
@@ -244,10 +241,22 @@ def _algorithm(name: str, base: str) -> tuple[str, Algorithm]:
     framework, _, algorithm = base.partition(".")
     if framework not in FRAMEWORKS or algorithm not in _tables(framework)[0]:
         raise ValueError(
-            f"`implementation` is {name!r}, expected one of {', '.join(implementations())}, "
-            "or a function of your own as package.module:function"
+            f"`implementation` is {name!r}, expected a function of your own as package.module:function, or one of "
+            f"{', '.join(implementations())}"
         )
     return framework, _tables(framework)[0][algorithm]
+
+
+def _said(function: user.UserFunction, item: str) -> tuple[str, str] | None:
+    """Return what an item in brackets says of a user's function: name and value; None for a knob of the framework.
+
+    `layout=channels_first` is the order of axes; `layout=channels_last` too, but in PyTorch, where it is the format in
+    memory.
+    """
+    key, _, value = (part.strip() for part in item.partition("="))
+    if key == "layout" and (value == user.AXES[0] or (value == user.AXES[1] and function.framework != "torch")):
+        key = "axes"
+    return (key, value) if key in user.SETTINGS else None
 
 
 #: The framework that was found for a function by trial, by its name; the function tells two of one name apart.

@@ -7,7 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import CodeType, MappingProxyType, ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from bridge._implementations.arguments import ArgumentError, bind, described, takes
@@ -71,7 +71,7 @@ class UserFunction:
     def __post_init__(self) -> None:
         if not callable(self.target):
             raise TypeError(f"{self.name} is {self.target!r}, expected a function or a layer")
-        self.framework = self.said.get("framework", "") or self.framework or framework_of(self.target)
+        self.framework = self.framework or framework_of(self.target)
 
     @property
     def axes(self) -> str:
@@ -83,6 +83,18 @@ class UserFunction:
         """The name with its settings."""
         settings = ",".join(f"{key}={value}" for key, value in sorted(self.said.items()))
         return f"{self.name}[{settings}]" if settings else self.name
+
+    def told_to(self, said: Mapping[str, str]) -> UserFunction:
+        """Return it with the settings that a user gives in brackets.
+
+        Raises:
+          ValueError: a value that a setting has not.
+        """
+        for key, value in said.items():
+            if value not in SETTINGS[key]:
+                raise ValueError(f"`{key}` is {value!r}, expected one of {', '.join(SETTINGS[key])}")
+        framework = said.get("framework", "") or self.framework
+        return UserFunction(self.name, self.target, said, framework)
 
     def call(self, arrays: Arrays, x: Any, kernel: Any, bias: Any, geometry: Geometry) -> Any:
         """Return the output `(N, ...)` in the native order of axes.
@@ -149,8 +161,8 @@ class UserFunction:
             traced = "Tracer" in type(error).__name__
             hint = f"; as {self.name}[jit=off] it is not traced by jax.jit" if traced else ""
             raise ImplementationError(
-                f"{self.name} raised {type(error).__name__} for arrays of shapes {shapes}: {_first_line(error)}"
-                f"{f' (called as {called})' if called else ''}{hint}"
+                f"{self.name} raised {_first_line(error)} (called as {called or self.name} with arrays of shapes "
+                f"{shapes}){hint}"
             ) from None
         if not isinstance(y, arrays.kind):
             raise ImplementationError(
@@ -196,8 +208,8 @@ _KERNEL_MOVES = {"channels_first": ((-1, -2), (0, 1)), "channels_last": ((0, 1),
 _WORDS = {"torch": "PyTorch tensors", "jax": "JAX arrays", "numpy": "NumPy arrays"}
 
 
-def load(name: str, said: Mapping[str, str] = MappingProxyType({})) -> UserFunction:
-    """Return the function or layer `package.module:name`, with the settings that the user gave.
+def load(name: str) -> UserFunction:
+    """Return the function or layer `package.module:name`.
 
     Raises:
       ValueError: there is no such function; the message says so.
@@ -214,7 +226,7 @@ def load(name: str, said: Mapping[str, str] = MappingProxyType({})) -> UserFunct
         raise ValueError(
             f"`implementation` is {name!r}, expected a function: {module_name} has no {attribute!r}{_found(module)}"
         )
-    return UserFunction(name, target, said, framework_of(target, module))
+    return UserFunction(name, target, framework=framework_of(target, module))
 
 
 def framework_of(target: Any, module: ModuleType | None = None) -> str:

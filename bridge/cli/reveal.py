@@ -30,7 +30,7 @@ def reveal(
     ] = None,
     *,
     given: CaseOptions,
-    every: Annotated[bool, typer.Option("--every", help="Show every class of elements, not the largest four.")] = False,
+    every: Annotated[bool, typer.Option("--every", help="Show every class of elements, not the largest two.")] = False,
     max_taps: MaxTapsOption = MOST_TAPS,
     json: JsonOption = None,
 ) -> None:

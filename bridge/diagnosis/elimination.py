@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 
@@ -28,8 +29,8 @@ from bridge.diagnosis.runs import CaseRuns, Unrunnable, another_draw, neighbours
 #: Rounds in which the times are measured, after one that is not counted.
 ROUNDS = 5
 
-#: Least seconds that are told: below, a time is that of the call and not of the arithmetic.
-LEAST_SECONDS = 1e-3
+#: Least products of a case whose times are told: below, a time is that of the call and not of the arithmetic.
+LEAST_PRODUCTS = 10**6
 
 #: Most changes that are verified and timed.
 MOST_CHANGES = 6
@@ -74,6 +75,7 @@ class Elimination:
       changes: the changes that work: those that keep the windows first, then the least intrusive.
       tried: how many implementations were run.
       failed: `(name, reason)` of those that could not be.
+      measured: True if the case is large enough for the times to mean anything.
     """
 
     a: str
@@ -82,6 +84,7 @@ class Elimination:
     changes: Sequence[Change]
     tried: int
     failed: Sequence[tuple[str, str]]
+    measured: bool = False
 
     @property
     def best(self) -> Change | None:
@@ -104,7 +107,7 @@ class Elimination:
 
     def _time(self, change: Change) -> str:
         """Return a sentence on the time of a change; empty where the case is too small for it, or is emulated."""
-        if self.emulated or min(change.before, change.after) < LEAST_SECONDS:
+        if self.emulated or not self.measured:
             return ""
         before, after = (f"{seconds * 1e3:.3g} ms" for seconds in (change.before, change.after))
         return f" Time: {after} instead of {before}."
@@ -140,12 +143,13 @@ def eliminate(
     around = [_one_change(each, case, isolated=isolated) for each in (left, right)]
     another = CaseRuns(another_draw(case))
     found: list[Pair] = []
-    for step in _steps(left, right, around, runs):
+    for step in _steps(left, right, around, case, runs):
         equal = (pair for pair in step if _same(runs, *pair) and _same(another, *pair))
         if found := list(itertools.islice(equal, MOST_CHANGES)):
             break
     changes = _timed(case, (left, right), found)
-    return Elimination(left.name, right.name, False, changes, runs.tried, sorted(runs.failures.items()))
+    measured = math.prod(case.geometry.output_shape) * case.geometry.taps >= LEAST_PRODUCTS
+    return Elimination(left.name, right.name, False, changes, runs.tried, sorted(runs.failures.items()), measured)
 
 
 def _one_change(before: Implementation, case: Case, *, isolated: bool) -> list[Implementation]:
@@ -167,13 +171,13 @@ def _input_bits(each: Implementation, case: Case) -> int:
 
 
 def _steps(
-    a: Implementation, b: Implementation, around: Sequence[Sequence[Implementation]], runs: CaseRuns
+    a: Implementation, b: Implementation, around: Sequence[Sequence[Implementation]], case: Case, runs: CaseRuns
 ) -> Iterator[Iterator[Pair]]:
     """Yield the pairs to try, step by step; within each those that keep b's windows come first."""
     yield ((a, after) for after in _windows_first(b, around[1]))
-    yield ((a, after) for after in _windows_first(b, _plain(b)))
+    yield ((a, after) for after in _windows_first(b, _plain(b, case)))
     yield ((after, b) for after in around[0])
-    yield ((after, b) for after in _plain(a))
+    yield ((after, b) for after in _plain(a, case))
     yield _change_both(around, runs)
 
 
@@ -183,9 +187,11 @@ def _windows_first(before: Implementation, after: Sequence[Implementation]) -> l
     return sorted(after, key=lambda each: each.algorithm.family == own != before.algorithm.family)
 
 
-def _plain(each: Implementation) -> list[Implementation]:
+def _plain(each: Implementation, case: Case) -> list[Implementation]:
+    """Return the framework's methods without settings, on the platform that it emulates; none with coarser inputs."""
     own = [name for name in implementations(interpreted=False) if name.partition(".")[0] == each.framework]
-    return [implementation(name).on(each.emulation.platform if each.emulation else "") for name in own]
+    plain = (implementation(name).on(each.emulation.platform if each.emulation else "") for name in own)
+    return [after for after in plain if _input_bits(after, case) >= _input_bits(each, case)]
 
 
 def _change_both(around: Sequence[Sequence[Implementation]], runs: CaseRuns) -> Iterator[Pair]:

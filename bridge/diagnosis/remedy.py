@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -13,12 +12,11 @@ from bridge._implementations import implementation, implementations
 from bridge.case import Case
 from bridge.diagnosis.runs import CaseRuns, Unrunnable, another_draw
 from bridge.numerics import same_bits
+from jaxdw.bias import bias_comes_first
 from jaxdw.geometry import Geometry
 
-_log = logging.getLogger("bridge")
-
 #: The implementation of each framework that keeps the windows and adds in raster order.
-KEEPS_WINDOWS = {"torch": "torch.windows", "jax": "jax.taps"}
+KEEPS_WINDOWS = {"torch": "torch.windows", "jax": "jax.windows"}
 
 
 class Runnable(Protocol):
@@ -79,7 +77,18 @@ def code_of(framework: str, case: Case) -> str:
         settings = {"strides": _short(g.strides), "padding": _padding(g)}
         settings |= {"kernel_dilation": _short(g.kernel_dilation), "input_dilation": _short(g.input_dilation)}
         call = f"x, kernel{bias}{_settings(settings)}"
-        return f'import jaxdw\ny = jaxdw.depthwise_conv({call}, method="taps")\ny = jaxdw.windowed_conv(fn, {call})'
+        lines = ["import jaxdw", f'y = jaxdw.depthwise_conv({call}, method="taps")']
+        if case.bias is None or not bias_comes_first(g):
+            return "\n".join([*lines, f"y = jaxdw.windowed_conv(fn, {call})"])
+        at = len(g.batch)
+        image = (*g.batch, *(n * k for n, k in zip(g.output_spatial, g.kernel_size)), g.channels)
+        moved = f".swapaxes({at + 1}, {at + 2})" if g.rank == 2 else ""
+        lines += [
+            f"windows = jaxdw.unfold(x, {g.kernel_size}{_settings(settings)})",
+            f"image = fn(windows){moved}.reshape{image}",
+            f'y = jaxdw.depthwise_conv(image, kernel, bias, strides={g.kernel_size}, padding="VALID", method="taps")',
+        ]
+        return "\n".join(lines)
     if g.symmetric_padding is None:
         return ""
     name = f"windowed_conv{g.rank}d"
@@ -97,7 +106,6 @@ def _is_of(name: str, framework: str) -> bool:
 
 
 def _has_bits(name: str, case: Case, again: Case, reference: Runnable, outputs: Mapping[str, np.ndarray]) -> bool:
-    _log.info("running %s", name)
     runs = CaseRuns(case), CaseRuns(again)
     try:
         here = outputs.get(name)

@@ -93,7 +93,7 @@ def _alternatives(case: Case) -> Iterator[tuple[str, Case]]:
             other = case.replace(**change)
         except ValueError:
             continue
-        yield ", ".join(f"{name}={_short(value)}" for name, value in change.items()), other
+        yield ", ".join(f"{name}={spelled(value)}" for name, value in change.items()), other
 
 
 def _distance(g: Geometry, n: int) -> int:
@@ -101,8 +101,8 @@ def _distance(g: Geometry, n: int) -> int:
     return sum(abs(n - low) + abs(n - high) for low, high in g.padding)
 
 
-def _short(value: Any) -> str:
-    """Return an option's value as shortly as possible: one number for all axes, or one for both ends of an axis."""
+def spelled(value: Any) -> str:
+    """Return an option's value as code, as short as it can be: one number for all axes, or for both ends of an axis."""
     while isinstance(value, tuple):
         inner = tuple(pair[0] if isinstance(pair, tuple) and len(set(pair)) == 1 else pair for pair in value)
         if len(set(inner)) == 1 and not isinstance(inner[0], tuple):
@@ -110,9 +110,4 @@ def _short(value: Any) -> str:
         if inner == value:
             break
         value = inner
-    return spelled(value)
-
-
-def spelled(value: Any) -> str:
-    """Return an option's value as code."""
     return f'"{value}"' if isinstance(value, str) else str(value)

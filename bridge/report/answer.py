@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
 from bridge._implementations import implementation, is_exact
 from bridge._implementations import knobs as knob_table
-from bridge.accumulation import divergence
+from bridge.accumulation import AccumulationOrder, divergence
 from bridge.diagnosis import Comparison, Diagnosis, Verdict
 
 LIBRARY = {"torch": "PyTorch", "jax": "JAX", "numpy": "NumPy"}
@@ -49,12 +50,17 @@ def _why(diagnosis: Diagnosis, reference: str, differing: list[Comparison]) -> s
     told = [c.b for c in differing if c.b in orders and c.verdict is Verdict.EXPLAINED]
     if reference not in orders or not told:
         return ""
-    alike: dict[str, list[str]] = {}
-    for name in told:
-        unnamed = dataclasses.replace(orders[name], implementation=_OTHER)
-        alike.setdefault(divergence(orders[reference], unnamed), []).append(name)
-    why = " ".join(_with_names(sentence, names) for sentence, names in alike.items())
+    why = " ".join(divergences(orders[reference], [orders[name] for name in told]))
     return f"Why: {why} Replaying these orders in NumPy reproduces each result bit for bit."
+
+
+def divergences(reference: AccumulationOrder, others: Sequence[AccumulationOrder]) -> list[str]:
+    """Return where orders first diverge from that of a reference: one sentence for those that do it alike."""
+    alike: dict[str, list[str]] = {}
+    for order in others:
+        unnamed = dataclasses.replace(order, implementation=_OTHER)
+        alike.setdefault(divergence(reference, unnamed), []).append(order.implementation)
+    return [_with_names(sentence, names) for sentence, names in alike.items()]
 
 
 #: Stands for an implementation's name in a sentence that holds for several.

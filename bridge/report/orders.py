@@ -16,10 +16,11 @@ from bridge.accumulation import AccumulationOrder, NotASum, Tree, divergence
 from bridge.accumulation.drawing import tree_svg
 from bridge.case import Case
 from bridge.environment import environment
+from bridge.report.answer import divergences
 from bridge.report.terminal import describe
 
 #: Classes of elements drawn for each implementation; the rest are counted.
-_DRAWN = 4
+_DRAWN = 2
 
 #: Classes of elements pictured for each implementation: interior, edges and corners of an image.
 _PICTURED = 9
@@ -48,8 +49,8 @@ def print_orders(orders: Sequence[AccumulationOrder], console: Console, *, every
         "Taps are numbered in raster order from 0.[/]\n",
         highlight=False,
     )
-    for other in orders[1:]:
-        console.print(divergence(orders[0], other), highlight=False, markup=False)
+    for sentence in divergences(orders[0], orders[1:]):
+        console.print(sentence, highlight=False, markup=False)
 
 
 def orders_to_json(orders: Sequence[AccumulationOrder], case: Case) -> str:

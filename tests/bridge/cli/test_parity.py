@@ -22,6 +22,19 @@ def test_without_arguments_it_answers_the_question():
     assert all(len(line) <= 80 for line in out.splitlines())
 
 
+def test_the_function_of_the_question_is_answered_on_one_screen():
+    name = "tests.bridge.implementations.question:depthwise_conv2d_matmul"
+    code, out, _ = jaxdw("parity", "--implementations", name)
+    lines = out.splitlines()
+    assert code == 0 and len(lines) <= 40 and max(map(len, lines)) <= 80
+    words = " ".join(out.split())
+    assert "Against torch.conv2d" in words and "(input, weight, padding=1): PyTorch tensors, channels first" in words
+    assert "Verdict: " in words and "windowed_conv" in words and "times as long" not in words
+    assert len(jaxdw("parity")[1].splitlines()) <= 40
+    told = jaxdw("--verbose", "parity", "--implementations", name)[1]
+    assert "The same bits: = yes, . no" in told and "The same bits" not in out
+
+
 def test_json_holds_every_pair_and_is_valid(tmp_path):
     path = tmp_path / "report.json"
     code, _, _ = jaxdw("parity", "--json", path)
@@ -134,7 +147,7 @@ def bad(tmp_path):
         "strides": (["--strides", "0"], "`strides` is 0, expected a positive int"),
         "implementation": (
             ["--implementations", "torch.conv2d,jax.fft"],
-            "`implementation` is 'jax.fft', expected one",
+            "`implementation` is 'jax.fft', expected a function of your own as package.module:function, or one",
         ),
         "one implementation": (["--implementations", "torch.conv2d"], "expected at least two, each once"),
         "twice": (["--implementations", "jax.taps,jax.taps"], "expected at least two, each once"),
@@ -158,7 +171,7 @@ def test_a_users_own_function_is_compared_and_revealed(tmp_path, monkeypatch):
         "def cropped(x, weight): return conv(x, weight)[:, :, 1:]\n"
         "def broken(x, weight): raise KeyError('planted')\n"
     )
-    (tmp_path / "neither.py").write_text("def conv(x, kernel): return x\n")
+    (tmp_path / "neither.py").write_text("def conv(x, kernel): return None\n")
     monkeypatch.syspath_prepend(tmp_path)
     code, out, _ = jaxdw("parity", "--implementations", "torch.conv2d,mine:conv")
     assert code == 0 and "IDENTICAL" in out
@@ -168,7 +181,7 @@ def test_a_users_own_function_is_compared_and_revealed(tmp_path, monkeypatch):
         "mine:broken": "mine:broken raised KeyError",
         "mine:missing": "mine has no 'missing'",
         "nowhere:conv": "'nowhere' cannot be imported",
-        "neither:conv": "imports neither torch nor jax",
+        "neither:conv": "whose code does not say which arrays it takes, and it takes none of these",
     }.items():
         code, _, error = jaxdw("parity", "--implementations", f"torch.conv2d,{name}")
         assert code == 2 and message in error

@@ -165,7 +165,7 @@ def test_symmetric_padding_for_same_is_fixed_in_the_words_of_a_call(rng):
     case = make(rng, x_shape=(2, 8, 8, 3), padding=1, strides=2)
     result = compare(in_order(case.replace(padding="SAME")), backwards(case), case)
     assert result.name == "SAME against symmetric padding"
-    assert result.fix == '`padding=((1, 1), (1, 1))` instead of `padding="SAME"`'
+    assert result.fix == '`padding=1` instead of `padding="SAME"`'
     assert result.place == "padding"
 
 

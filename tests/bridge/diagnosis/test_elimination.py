@@ -22,8 +22,7 @@ def assert_verified(result, case):
         a, b = (implementation(name).run(case) for name in (change.a, change.b))
         assert same_bits(a, b).all()
         assert change.before > 0 and change.after > 0 and change.ratio == change.after / change.before
-    ratios = [change.ratio for change in result.changes]
-    assert ratios == sorted(ratios) and len(ratios) <= MOST_CHANGES
+    assert len(result.changes) <= MOST_CHANGES
 
 
 def test_the_question_in_pytorch_has_an_answer(seed):
@@ -33,7 +32,10 @@ def test_the_question_in_pytorch_has_an_answer(seed):
     assert not result.identical and ("torch.conv2d", "torch.conv2d") in changed
     assert_verified(result, question(seed))
     text = " ".join(result.sentences())
-    assert result.best.code[0] in text and "Time: " in text
+    assert result.best.code[0] in text and "Time: " not in text  # 150 elements measure the call
+    assert {change.a for change in result.changes} == {"torch.conv2d"}  # the reference stays
+    families = [implementation(change.b).algorithm.family for change in result.changes]
+    assert families == sorted(families, key="convolution".__eq__)  # what loses the windows comes last
 
 
 def test_the_question_in_jax_has_an_answer(seed):
@@ -103,11 +105,12 @@ def test_a_side_that_fails_is_an_error(seed):
         eliminate(draw(seed, (2, 9, 4), (3,)), "torch.conv2d[layout=channels_last]", "jax.taps")
 
 
-def test_sentences_say_what_to_write_and_what_it_costs():
+def test_sentences_say_what_to_write_and_a_time_where_the_case_is_large():
     change = Change("torch.conv2d", "jax.taps", ("method",), ("new in place of old",), 2e-3, 1e-3)
-    slower = Change("torch.taps", "jax.grouped", ("method",), ("other",), 1e-3, 3e-3)
-    result = Elimination("torch.conv2d", "jax.grouped", False, [change, slower], 9, [])
+    other = dataclasses.replace(change, a="torch.taps", b="jax.grouped")
+    result = Elimination("torch.conv2d", "jax.grouped", False, [change, other], 9, [], measured=True)
     assert result.sentences() == [
-        "Use jax.taps instead of jax.grouped: write new in place of old. Time: 1 ms instead of 2 ms (x 0.5).",
-        "These changes work too: torch.taps instead of torch.conv2d (time x 3).",
+        "Use jax.taps instead of jax.grouped: write new in place of old. Time: 1 ms instead of 2 ms.",
+        "These changes work too: torch.taps instead of torch.conv2d.",
     ]
+    assert "Time" not in dataclasses.replace(result, measured=False).sentences()[0]
