@@ -12,6 +12,7 @@ from bridge._implementations import implementation
 from bridge.case import Case
 from bridge.environment import environment
 from bridge.numerics import same_bits
+from jaxdw import onednn
 from jaxdw.bias import bias_comes_first
 from jaxdw.geometry import Geometry
 
@@ -66,14 +67,13 @@ def is_left_to_pytorch(geometry: Geometry, threads: int) -> bool:
 def is_a_plain_loop(geometry: Geometry) -> bool:
     """Return whether oneDNN runs its reference loop, which rounds the products, for lack of memory.
 
-    Where its depthwise kernels do not apply, it multiplies matrices, unless the windows of one channel have more
-    elements than 15 times x, kernel and y together (`scratchpad_limit` in its gemm_convolution_utils.cpp).
+    Where its depthwise kernels do not apply, it multiplies matrices, unless the windows take too much memory.
     """
     g = geometry
     if bias_comes_first(g) or (g.rank == 3 and max(g.kernel_dilation) == 1):
         return False
     elements = sum(map(math.prod, (g.x_shape, g.kernel_shape, g.output_shape)))
-    return g.taps * math.prod(g.output_spatial[-2:]) > 15 * elements
+    return onednn.is_a_plain_loop(g.taps, g.output_spatial, elements)
 
 
 def random_case(rng: np.random.Generator, *, rank: int = 2, multiplier: int | None = None) -> Case:

@@ -1,24 +1,43 @@
 """Depthwise convolution for JAX and Flax, with work on the windows, and the bits of PyTorch where you need them."""
 
 import importlib
-
-from jaxdw.conv import depthwise_conv as depthwise_conv
-from jaxdw.drop_in import accelerate as accelerate
-from jaxdw.drop_in import conv_general_dilated as conv_general_dilated
-from jaxdw.geometry import Geometry as Geometry
-from jaxdw.windows import contract as contract
-from jaxdw.windows import fold as fold
-from jaxdw.windows import map_windows as map_windows
-from jaxdw.windows import unfold as unfold
-from jaxdw.windows.windowed_conv import windowed_conv as windowed_conv
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-#: Modules that are imported when they are first used: all but `sharding` import Flax.
+#: The public names, by the module that each is imported from when it is first used. `import jaxdw` loads no framework.
+_PUBLIC = {
+    "jaxdw.conv": ("depthwise_conv",),
+    "jaxdw.drop_in": ("accelerate", "conv_general_dilated"),
+    "jaxdw.geometry": ("Geometry",),
+    "jaxdw.windows": ("contract", "fold", "map_windows", "unfold"),
+    "jaxdw.windows.windowed_conv": ("windowed_conv",),
+}
+_NAMES = {name: module for module, names in _PUBLIC.items() for name in names}
+
+#: Public modules; all but `sharding` import Flax.
 _LAZY = ("nnx", "linen", "models", "sharding")
 
+if TYPE_CHECKING:  # the same names for type checkers and editors
+    from jaxdw.conv import depthwise_conv as depthwise_conv
+    from jaxdw.drop_in import accelerate as accelerate
+    from jaxdw.drop_in import conv_general_dilated as conv_general_dilated
+    from jaxdw.geometry import Geometry as Geometry
+    from jaxdw.windows import contract as contract
+    from jaxdw.windows import fold as fold
+    from jaxdw.windows import map_windows as map_windows
+    from jaxdw.windows import unfold as unfold
+    from jaxdw.windows.windowed_conv import windowed_conv as windowed_conv
 
-def __getattr__(name: str):
+
+def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return importlib.import_module(f"jaxdw.{name}")
-    raise AttributeError(f"module 'jaxdw' has no attribute {name!r}")
+    if name not in _NAMES:
+        raise AttributeError(f"module 'jaxdw' has no attribute {name!r}")
+    globals()[name] = value = getattr(importlib.import_module(_NAMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_NAMES, *_LAZY})

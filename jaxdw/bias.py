@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import os
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from jaxdw.auto import choose
 from jaxdw.geometry import Geometry
 from jaxdw.lowerings.cpu_fused import materialized
 from jaxdw.methods import METHODS
+from jaxdw.onednn import padding_fits
 
 
 def starts_from_bias(method: str, geometry: Geometry) -> bool:
@@ -28,34 +28,17 @@ def bias_comes_first(geometry: Geometry) -> bool:
     oneDNN's depthwise kernel (`jit_uni_dw_convolution`) starts from the bias. PyTorch uses it if all of these hold:
 
     1. There are one or two spatial axes, and no channel multiplier.
-    2. The padding is smaller than the dilated kernel.
-    3. The padding along the last axis is at most the number of outputs that the kernel computes at once.
+    2. The padding fits (`padding_fits`); a symbolic size of `jax.export` counts as large.
 
     Its other kernels add the bias last. Padding that PyTorch's `padding=` cannot express counts as padded beforehand.
-    Read in oneDNN 3.12, which torch 2.13 has, and seen on x86-64.
     """
     padding = geometry.symmetric_padding or (0,) * geometry.rank
-    outputs, at_once = geometry.output_spatial[-1], outputs_at_once()
-    if isinstance(outputs, int):  # a symbolic size of `jax.export` counts as larger
-        at_once = min(outputs, at_once)
+    outputs = geometry.output_spatial[-1]
     return (
         geometry.multiplier == 1
         and geometry.rank < 3
-        and all(amount < span for amount, span in zip(padding, geometry.spans))
-        and padding[-1] <= at_once
+        and padding_fits(padding, geometry.spans, outputs if isinstance(outputs, int) else sys.maxsize)
     )
-
-
-@functools.cache
-def outputs_at_once() -> int:
-    """Return how many outputs oneDNN's depthwise kernel computes at once along the last axis.
-
-    They are 6 with AVX-512 and 4 without. ONEDNN_MAX_CPU_ISA, which oneDNN reads when it starts, can forbid AVX-512.
-    """
-    simd = np.show_config(mode="dicts")["SIMD Extensions"]
-    avx512 = {"AVX512_SKX", "X86_V4"} & {*simd["baseline"], *simd["found"]}  # the older and the newer name
-    most = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
-    return 6 if avx512 and not most.startswith(("SSE", "AVX2")) and most != "AVX" else 4
 
 
 def add_bias(y: jax.Array, bias: jax.Array, result: np.dtype) -> jax.Array:

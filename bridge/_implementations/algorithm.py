@@ -20,9 +20,10 @@ class Algorithm:
     Attributes:
       compute: takes a Case and every knob, returns the output.
       arithmetic: takes a Case and every knob, returns the declared arithmetic.
-      family: "convolution" (the framework's own), "windows" (then one einsum over the taps), "channel loop" (windows,
-        then a matrix product per channel), "taps" (shifted multiply-add, tap by tap), "exact", or the name of a user's
-        own function. Algorithms of one family differ in their framework alone.
+      family: "convolution" (the framework's own), "convolution of windows" (the same, of windows side by side),
+        "windows" (then one einsum over the taps), "channel loop" (windows, then a matrix product per channel), "taps"
+        (shifted multiply-add, tap by tap), "fused taps" (an operation for both), "exact", or the name of a user's own
+        function. Algorithms of one family differ in their framework alone.
       code: how to write it in the user's own code.
       seconds: takes a Case, how often to repeat, and every knob; returns the seconds of each repetition, with arrays
         at hand, until the result is ready.

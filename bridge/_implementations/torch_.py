@@ -1,4 +1,4 @@
-"""PyTorch: `F.conv2d`, and the question's own unfold and multiply."""
+"""PyTorch: `F.conv2d`, its windows side by side, and the question's own unfold and multiply."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from bridge import torch_windows
 from bridge._implementations import user
 from bridge._implementations.algorithm import Algorithm, Knob, declared, time_calls
 from bridge._implementations.arguments import ArgumentError
@@ -256,8 +257,31 @@ def unfold_einsum(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     return _fold(y if bias is None else y + bias[:, None], g)
 
 
+def windows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, g: Geometry) -> torch.Tensor:
+    """Form the windows, and call `F.conv` on them side by side: `bridge.torch_windows`."""
+    x, padding = padding_for(x, g)
+    function = (torch_windows.windowed_conv1d, torch_windows.windowed_conv2d, torch_windows.windowed_conv3d)[g.rank - 1]
+    return function(x, weight, bias, g.strides, padding, g.kernel_dilation)
+
+
 def taps(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, g: Geometry) -> torch.Tensor:
     """Multiply and add shifted inputs in the order of `jax.taps`, from the same start, in operations of their own."""
+    return _add_taps(lambda y, window, w: y + window * w, x, weight, bias, g)
+
+
+def addcmul(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, g: Geometry) -> torch.Tensor:
+    """Add products of shifted inputs as `taps` does, but in one operation for each tap, which PyTorch may fuse."""
+    return _add_taps(torch.addcmul, x, weight, bias, g)
+
+
+def _add_taps(
+    add: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    g: Geometry,
+) -> torch.Tensor:
+    """Add tap after tap by add(sum, window, weight), from the bias where `jax.taps` starts from it."""
     dtype = x.dtype
     accumulator = torch.float32 if dtype.itemsize == 2 else dtype
     x, padding = padding_for(x, g)
@@ -274,7 +298,7 @@ def taps(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, g: Ge
             window = window[
                 (slice(None),) * axis + (slice(t * dilation, t * dilation + (out - 1) * stride + 1, stride),)
             ]
-        y = y + window.unsqueeze(2) * weights[:, :, number]
+        y = add(y, window.unsqueeze(2), weights[:, :, number])
     return (y if first else y + start).reshape(len(x), g.features, *g.output_spatial).to(dtype)
 
 
@@ -288,6 +312,8 @@ def _fold(y: torch.Tensor, g: Geometry) -> torch.Tensor:
 def _algorithm(
     compute: Compute, bias_is_rounded_twice: bool, family: str, code: str, *, window_copies: int = 0
 ) -> Algorithm:
+    convolves = "convolution" in family
+
     def arithmetic(
         case: Case, *, dtype: str, fp32_precision: str, matmul_precision: str, **exact_settings: str
     ) -> Arithmetic:
@@ -298,10 +324,10 @@ def _algorithm(
             output_roundings=2 if bias_is_rounded_twice and case.bias is not None else 1,
         )
         rounds_to = fp32_precision
-        if family != "convolution" and rounds_to == "ieee":
+        if not convolves and rounds_to == "ieee":
             rounds_to = _MATMUL_INPUTS[matmul_precision]
         working = case.dtype.name if dtype == "same" else dtype
-        if rounds_to == "ieee" or working != "float32" or family == "taps":
+        if rounds_to == "ieee" or working != "float32" or "taps" in family:
             return base
         # Inputs that were rounded to float32 before are rounded twice: by at most what truncation does.
         return dataclasses.replace(base, input=_INPUTS[rounds_to], input_truncated=base.input is not None)
@@ -324,6 +350,13 @@ ALGORITHMS = {
         "convolution",
         "F.conv2d(x, weight, bias, ..., groups=C)",
     ),
+    "windows": _algorithm(
+        windows,
+        False,
+        "convolution of windows",
+        "from bridge.torch_windows import windowed_conv2d; windowed_conv2d(x, weight, bias, ..., window_fn=...)",
+        window_copies=2,
+    ),
     "unfold_matmul": _algorithm(
         unfold_matmul,
         True,
@@ -342,6 +375,12 @@ ALGORITHMS = {
         False,
         "taps",
         "y = y + x[..., i:i+H, j:j+W] * weight[:, 0, i, j, None, None], tap by tap",
+    ),
+    "addcmul": _algorithm(
+        addcmul,
+        False,
+        "fused taps",
+        "y = torch.addcmul(y, x[..., i:i+H, j:j+W], weight[:, 0, i, j, None, None]), tap by tap from the bias",
     ),
 }
 

@@ -1,0 +1,55 @@
+"""Which kernel oneDNN, the library of PyTorch's convolutions on CPU, runs for a depthwise convolution. NumPy only."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def padding_fits(padding: Sequence[int], spans: Sequence[int], outputs: int) -> bool:
+    """Return True if the padding is narrow enough for oneDNN's depthwise kernel (`jit_uni_dw_convolution`).
+
+    1. Along each axis it is smaller than the dilated kernel.
+    2. Along the last axis it is at most the number of outputs that the kernel computes at once.
+
+    Read in oneDNN 3.12, which torch 2.13 has, and seen on x86-64.
+
+    Args:
+      padding: the same at both ends, one int per spatial axis.
+      spans: the extents of the dilated kernel, one per spatial axis.
+      outputs: output positions along the last axis.
+
+    >>> padding_fits((1, 1), (3, 3), 56), padding_fits((1, 3), (3, 3), 56)
+    (True, False)
+    """
+    narrow = all(amount < span for amount, span in zip(padding, spans))
+    return narrow and padding[-1] <= min(outputs, outputs_at_once())
+
+
+def is_a_plain_loop(taps: int, outputs: Sequence[int], elements: int) -> bool:
+    """Return True if oneDNN has no memory for a matrix product, and runs a loop that rounds each product.
+
+    It is for convolutions that its depthwise kernels do not compute (`scratchpad_limit` in gemm_convolution_utils.cpp).
+
+    Args:
+      taps: the number of kernel positions.
+      outputs: output positions, one int per spatial axis.
+      elements: of x, the kernel and the output together.
+    """
+    return taps * math.prod(outputs[-2:]) > 15 * elements
+
+
+@functools.cache
+def outputs_at_once() -> int:
+    """Return how many outputs oneDNN's depthwise kernel computes at once along the last axis.
+
+    They are 6 with AVX-512 and 4 without. ONEDNN_MAX_CPU_ISA, which oneDNN reads when it starts, can forbid AVX-512.
+    """
+    simd = np.show_config(mode="dicts")["SIMD Extensions"]
+    avx512 = {"AVX512_SKX", "X86_V4"} & {*simd["baseline"], *simd["found"]}  # the older and the newer name
+    most = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    return 6 if avx512 and not most.startswith(("SSE", "AVX2")) and most != "AVX" else 4
