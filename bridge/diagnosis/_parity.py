@@ -58,8 +58,8 @@ def parity(
       case: input, kernel, bias and geometry.
       implementations: names, Implementations, or functions and layers of your own, or a mapping of names to these. The
         first is the reference; one function alone is compared with "torch.conv2d". None compares PyTorch's
-        convolution, its unfold and multiply in two ways, `bridge.torch_windows`, lax's convolution, jaxdw's methods and the
-        exact result.
+        convolution, its unfold and multiply in two ways, `bridge.torch_windows`, lax's convolution, jaxdw's methods
+        and the exact result.
       explain: reveal each implementation's accumulation order and replay it, which can prove EXPLAINED and takes about
         2 n runs for n taps; None does so if the output is small and the window has at most `MOST_TAPS` taps.
       quantity: "y", the output, or "dx", the gradient of sum(dy y) by the input, from each framework's own
