@@ -260,7 +260,7 @@ ALGORITHMS = {
         "jax.windows",
         windows,
         2,
-        "windows of taps",
+        "convolution of windows",
         "jaxdw.windowed_conv(fn, x, kernel, bias, ...)",
         window_copies=2,
     ),

@@ -51,6 +51,7 @@ def parity(
     explain: bool | None = None,
     quantity: str = "y",
     dy: np.ndarray | None = None,
+    remedy: bool = True,
 ) -> Diagnosis:
     """Run the case through each implementation and compare every pair.
 
@@ -58,13 +59,14 @@ def parity(
       case: input, kernel, bias and geometry.
       implementations: names, Implementations, or functions and layers of your own, or a mapping of names to these. The
         first is the reference; one function alone is compared with "torch.conv2d". None compares PyTorch's
-        convolution, its unfold and multiply in two ways, `bridge.torch_windows`, lax's convolution, jaxdw's methods
-        and the exact result.
+        convolution, its unfold and multiply in two ways, `bridge.torch_windows`, lax's convolution, jaxdw's methods and
+        the exact result.
       explain: reveal each implementation's accumulation order and replay it, which can prove EXPLAINED and takes about
         2 n runs for n taps; None does so if the output is small and the window has at most `MOST_TAPS` taps.
       quantity: "y", the output, or "dx", the gradient of sum(dy y) by the input, from each framework's own
         differentiation. No integers are tested for a gradient.
       dy: the gradient by the output, of its shape and dtype, for "dx".
+      remedy: where an implementation differs by rounding, look for `Diagnosis.remedies`, which takes a few runs more.
 
     Raises:
       ValueError: an unknown name, a name given twice, fewer than two names, or another quantity.
@@ -116,7 +118,7 @@ def parity(
     results = {output.name: output.y for output in outputs}
     rounding = [c.b for c in comparisons if c.a == chosen[0].name and c.different and c.verdict.passes]
     rounding = [name for name in rounding if not is_exact(name)]
-    wanted = rounding and dy is None and not is_exact(chosen[0].name)
+    wanted = remedy and rounding and dy is None and not is_exact(chosen[0].name)
     return Diagnosis(
         case,
         results,
