@@ -10,6 +10,7 @@ _PUBLIC = {
     "jaxdw.conv": ("depthwise_conv",),
     "jaxdw.drop_in": ("accelerate", "conv_general_dilated"),
     "jaxdw.geometry": ("Geometry",),
+    "jaxdw.matmul": ("chain_matmul",),
     "jaxdw.windows": ("contract", "fold", "map_windows", "unfold"),
     "jaxdw.windows.windowed_conv": ("windowed_conv",),
 }
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from jaxdw.drop_in import accelerate as accelerate
     from jaxdw.drop_in import conv_general_dilated as conv_general_dilated
     from jaxdw.geometry import Geometry as Geometry
+    from jaxdw.matmul import chain_matmul as chain_matmul
     from jaxdw.windows import contract as contract
     from jaxdw.windows import fold as fold
     from jaxdw.windows import map_windows as map_windows

@@ -3,57 +3,16 @@
 // Lanes of a vector are output channels (or, of a row with stride 1, neighbouring outputs), never terms of one sum. So
 // all instruction sets round alike. docs/arithmetic.md has the sequence of roundings.
 #include <algorithm>
-#include <memory>
 #include <numeric>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
-#include "simd.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "support.h"
 
 namespace jaxdw {
 namespace JAXDW_ISA {
 namespace {
-
-// Subnormal numbers count, and results are rounded to nearest, whatever the thread's mode is; it is restored after.
-class Rounding {
- public:
-#if defined(__x86_64__)
-  Rounding() : before_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
-  ~Rounding() { _mm_setcsr(before_); }
-
- private:
-  unsigned before_;
-#elif defined(__aarch64__)
-  Rounding() {
-    asm volatile("mrs %0, fpcr" : "=r"(before_));
-    asm volatile("msr fpcr, %0" : : "r"(uint64_t{0}));
-  }
-  ~Rounding() { asm volatile("msr fpcr, %0" : : "r"(before_)); }
-
- private:
-  uint64_t before_;
-#else
-  Rounding() {}
-#endif
-};
-
-// Numbers, zero at first. Not a std::vector: its functions for float would be shared with other instruction sets.
-template <class T>
-class Array {
- public:
-  Array() = default;
-  explicit Array(int64_t size) : data_(new T[size]()) {}
-  T* data() { return data_.get(); }
-  const T* data() const { return data_.get(); }
-
- private:
-  std::unique_ptr<T[]> data_;
-};
 
 template <class T>
 void copy(const T* from, int64_t count, T* to) {
@@ -707,8 +666,10 @@ void kernel_gradient(const KernelGradient& of, Threads& threads) {
 
 }  // namespace
 
+void matmul(const Matmul&, Threads&);
+
 extern const Kernels kernels;
-const Kernels kernels = {conv, kernel_gradient};
+const Kernels kernels = {conv, kernel_gradient, matmul};
 
 }  // namespace JAXDW_ISA
 }  // namespace jaxdw
