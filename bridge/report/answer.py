@@ -51,7 +51,7 @@ def _why(diagnosis: Diagnosis, reference: str, differing: list[Comparison]) -> s
     if reference not in orders or not told:
         return ""
     why = " ".join(divergences(orders[reference], [orders[name] for name in told]))
-    return f"Why: {why} Replaying these orders in NumPy reproduces each result bit for bit."
+    return f"Why: {why}"
 
 
 def divergences(reference: AccumulationOrder, others: Sequence[AccumulationOrder]) -> list[str]:
