@@ -123,26 +123,28 @@ def test_processors_without_avx512_are_followed(limits, full):
     subprocess.run([sys.executable, "-c", program], check=True, env=environment, cwd=ROOT)
 
 
-#: x, kernel_size, stride, padding: what PyTorch or oneDNN decides by size.
+#: x, kernel_size, stride, padding, multiplier: what PyTorch or oneDNN decides by size.
 DECISIONS = {
-    "1x1 with a stride": ((1, 3, 9, 9), (1, 1), 2, 0),
-    "oneDNN's plain loop": ((1, 2, 7, 7), (7, 7), 1, 7),
-    "one output": ((1, 4, 3, 3), (3, 3), 1, 0),
-    "one channel": ((1, 1, 9, 9), (3, 3), 1, 1),
-    "one channel, many images": ((16, 1, 30, 30), (3, 3), 1, 1),
+    "1x1 with a stride": ((1, 3, 9, 9), (1, 1), 2, 0, 1),
+    "oneDNN's plain loop": ((1, 2, 7, 7), (7, 7), 1, 7, 1),
+    "oneDNN's plain loop, multiplier": ((1, 2, 14, 14), (13, 13), 1, 6, 2),
+    "one output": ((1, 4, 3, 3), (3, 3), 1, 0, 1),
+    "one channel": ((1, 1, 9, 9), (3, 3), 1, 1, 1),
+    "one channel, many images": ((16, 1, 30, 30), (3, 3), 1, 1, 1),
 }
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", DECISIONS)
 def test_the_bits_are_kept_where_pytorch_decides_by_size(name, threads, seed):
-    x_shape, kernel, stride, padding = DECISIONS[name]
+    x_shape, kernel, stride, padding, multiplier = DECISIONS[name]
     torch.manual_seed(seed)
+    features = x_shape[1] * multiplier
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for dilation in (1, 2) if x_shape[2] > 7 else (1,):
-            x, weight, bias = torch.randn(x_shape), torch.randn(x_shape[1], 1, *kernel), torch.randn(x_shape[1])
+        for dilation in (1, 2) if x_shape[2] == 9 else (1,):
+            x, weight, bias = torch.randn(x_shape), torch.randn(features, 1, *kernel), torch.randn(features)
             y = torch_windows.windowed_conv2d(x, weight, bias, stride, padding, dilation)
             assert torch.equal(y, F.conv2d(x, weight, bias, stride, padding, dilation, x_shape[1])), dilation
     finally:
