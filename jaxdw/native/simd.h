@@ -106,7 +106,7 @@ struct Doubles {
 JAXDW_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) { return {__builtin_fma(a.v, b.v, c.v)}; }
 JAXDW_INLINE Doubles add(Doubles a, Doubles b) { return {a.v + b.v}; }
 
-constexpr int registers = 8;  // sums that are kept at once: enough to hide the latency of a fused multiply-add
+constexpr int registers = 16;
 
 #elif JAXDW_IS == JAXDW_IS_avx2
 
@@ -150,7 +150,7 @@ struct Doubles {
 JAXDW_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
 JAXDW_INLINE Doubles add(Doubles a, Doubles b) { return {_mm256_add_pd(a.v, b.v)}; }
 
-constexpr int registers = 12;  // of 16: one more holds the weight, and the inputs are memory operands
+constexpr int registers = 16;
 
 #elif JAXDW_IS == JAXDW_IS_avx512
 
@@ -193,7 +193,7 @@ struct Doubles {
 JAXDW_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
 JAXDW_INLINE Doubles add(Doubles a, Doubles b) { return {_mm512_add_pd(a.v, b.v)}; }
 
-constexpr int registers = 16;  // of 32: more gained nothing
+constexpr int registers = 32;
 
 #elif JAXDW_IS == JAXDW_IS_neon
 
@@ -233,11 +233,13 @@ struct Doubles {
 JAXDW_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) { return {vfmaq_f64(c.v, a.v, b.v)}; }
 JAXDW_INLINE Doubles add(Doubles a, Doubles b) { return {vaddq_f64(a.v, b.v)}; }
 
-constexpr int registers = 16;  // of 32
+constexpr int registers = 32;
 
 #endif
 
-// The first `count` lanes, fewer than all; the others are zero.
+constexpr bool can_stream = JAXDW_IS == JAXDW_IS_avx512 || JAXDW_IS == JAXDW_IS_avx2;
+
+// The first `count` lanes; the others are zero.
 template <class V, class T>
 JAXDW_INLINE V load_first(const T* p, int count) {
 #if JAXDW_IS == JAXDW_IS_avx512
@@ -270,6 +272,34 @@ JAXDW_INLINE void store_first(V value, T* p, int count) {
     value.store(all);
     for (int i = 0; i < count; ++i) p[i] = all[i];
   }
+}
+
+// Of `vectors` that lie side by side number v. With `part` the last one has its first `count` lanes, others are whole.
+template <class V, bool part, class T>
+JAXDW_INLINE V load_last(const T* p, int v, int vectors, int count) {
+  return part && v == vectors - 1 ? load_first<V>(p + v * V::lanes, count) : V::load(p + v * V::lanes);
+}
+
+// The same vector, loaded once: compilers would rather load it for each operation.
+template <class V>
+JAXDW_INLINE V in_register(V value) {
+#if JAXDW_IS == JAXDW_IS_avx512 || JAXDW_IS == JAXDW_IS_avx2
+  asm("" : "+v"(value.v));
+#elif JAXDW_IS == JAXDW_IS_neon
+  asm("" : "+w"(value.v));
+#endif
+  return value;
+}
+
+// Stores a vector past the caches where there are instructions for it. The address is a multiple of its size.
+template <class V, class T>
+JAXDW_INLINE void stream(V value, T* p) {
+#if JAXDW_IS == JAXDW_IS_avx512
+  if constexpr (sizeof(T) == 4) return _mm512_stream_ps(p, value.v);
+#elif JAXDW_IS == JAXDW_IS_avx2
+  if constexpr (sizeof(T) == 4) return _mm256_stream_ps(p, value.v);
+#endif
+  value.store(p);
 }
 
 #if JAXDW_IS == JAXDW_IS_avx2
