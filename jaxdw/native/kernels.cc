@@ -2,6 +2,8 @@
 //
 // Lanes of a vector are output channels (or, of a row with stride 1, neighbouring outputs), never terms of one sum. So
 // all instruction sets round alike. docs/arithmetic.md has the sequence of roundings.
+#include <math.h>
+
 #include <algorithm>
 #include <memory>
 #include <numeric>
@@ -171,11 +173,10 @@ void taps_of_row(const Geometry& g, const Width& width, const Segment& segment, 
   }
 }
 
-
 // R outputs of CV vectors of channels: all their sums are in registers. Of a masked segment there may be fewer outputs.
-template <class V, int R, int CV, bool part, bool masked, class T, class Sum>
+template <class V, int R, int CV, bool part, bool masked, class T, class Sum, class To>
 JAXDW_INLINE void tile(const Tap<T, const Sum>* taps, int64_t count, int64_t outputs, int64_t x, int64_t x_step,
-                       int64_t c, int lanes, const Sum* bias, Bias place, T* y, int64_t y_step) {
+                       int64_t c, int lanes, const Sum* bias, Bias place, To* y, int64_t y_step) {
   auto load = [lanes](auto* p) { return part ? load_first<V>(p, lanes) : V::load(p); };
   V sums[R][CV];
 #pragma GCC unroll 16
@@ -205,13 +206,61 @@ JAXDW_INLINE void tile(const Tap<T, const Sum>* taps, int64_t count, int64_t out
       if (masked && r >= outputs) break;
       V sum = sums[r][v];
       if (place == Bias::last) sum = add(sum, load(bias + c + v * V::lanes));
-      T* to = y + r * y_step + c + v * V::lanes;
+      To* to = y + r * y_step + c + v * V::lanes;
       if (part)
         store_first(sum, to, lanes);
       else
         sum.store(to);
     }
   }
+}
+
+// What is done to sums before they are rounded and stored. The residual of an output is as far from `residual` as the
+// output from `y`.
+template <class T, class Sum>
+struct Epilogue {
+  const Sum *scale, *shift;
+  const T *y, *residual;
+  Activation activation;
+};
+
+// Does it to the sums of some outputs, for channels from `c` on.
+template <class V, bool is_hard_swish, class T, class Sum>
+JAXDW_INLINE void finish_as(const Epilogue<T, Sum>& epilogue, const Sum* sums, int64_t sums_step, int64_t outputs,
+                            int64_t c, int64_t channels, T* y, int64_t y_step) {
+  Activation activation = epilogue.activation;
+  V six = V::all(6), three = V::all(3), zero = V::zero();
+  V least = activation == Activation::none ? V::all(-INFINITY) : zero;
+  V most = activation == Activation::relu6 ? six : V::all(INFINITY);
+  for (int64_t v = 0; v < channels; v += V::lanes) {
+    int lanes = int(std::min<int64_t>(V::lanes, channels - v));
+    auto load = [lanes](auto* p) { return lanes < V::lanes ? load_first<V>(p, lanes) : V::load(p); };
+    V scale = zero, shift = zero;
+    if (epilogue.scale) scale = load(epilogue.scale + c + v), shift = load(epilogue.shift + c + v);
+    for (int64_t r = 0; r < outputs; ++r) {
+      T* to = y + r * y_step + c + v;
+      V sum = V::load(sums + r * sums_step + v);
+      if (epilogue.scale) sum = fma(sum, scale, shift);
+      if (epilogue.residual) sum = add(sum, load(epilogue.residual + (to - epilogue.y)));
+      if (is_hard_swish)
+        sum = divide(multiply(sum, at_most(six, at_least(zero, add(sum, three)))), six);
+      else
+        sum = at_most(most, at_least(least, sum));
+      if (lanes < V::lanes)
+        store_first(sum, to, lanes);
+      else
+        sum.store(to);
+    }
+  }
+}
+
+template <class V, class T, class Sum>
+__attribute__((noinline)) void finish(const Epilogue<T, Sum>& epilogue, const Sum* sums, int64_t sums_step,
+                                      int64_t outputs, int64_t c, int64_t channels, T* y, int64_t y_step) {
+  if (epilogue.activation == Activation::hard_swish)
+    finish_as<V, true>(epilogue, sums, sums_step, outputs, c, channels, y, y_step);
+  else
+    finish_as<V, false>(epilogue, sums, sums_step, outputs, c, channels, y, y_step);
 }
 
 // Calls `of` with a compile-time size and returns that: `size`, or the next power of two below for types other than
@@ -230,12 +279,44 @@ JAXDW_INLINE int64_t with_size(int64_t size, Of of) {
 template <int R>
 constexpr int vectors_beside = std::max(1, std::min(8, registers / R));
 
+// The vectors whose sums are in registers beside `Streamed` ones are the same.
+template <class V>
+struct Plain {
+  using type = V;
+};
+
+// R outputs, channels `from` to `to`, with an epilogue: the sums of a tile go through memory in the first cache.
+template <class V, int R, bool masked, class T, class Sum>
+void finished_outputs_of(const Tap<T, const Sum>* taps, int64_t count, int64_t outputs, int64_t x, int64_t x_step,
+                         int64_t from, int64_t to, const Sum* bias, Bias place, const Epilogue<T, Sum>& epilogue, T* y,
+                         int64_t y_step) {
+  using P = typename Plain<V>::type;
+  constexpr int CV = vectors_beside<R>;
+  constexpr int64_t step = CV * V::lanes;
+  alignas(64) Sum sums[R * step];
+  int64_t stored = masked ? outputs : R;
+  auto as = [&](auto vectors, auto part, int64_t c, int64_t channels) {
+    tile<P, R, decltype(vectors)::value, decltype(part)::value, masked>(taps, count, outputs, x, x_step, c,
+                                                                        int(channels), bias, place, sums - c, step);
+    finish<V>(epilogue, sums, step, stored, c, channels, y, y_step);
+  };
+  int64_t c = from;
+  if constexpr (CV > 1)
+    for (; c + step <= to; c += step) as(std::integral_constant<int, CV>(), std::false_type(), c, step);
+  for (; c + V::lanes <= to; c += V::lanes) as(std::integral_constant<int, 1>(), std::false_type(), c, V::lanes);
+  if (c < to) as(std::integral_constant<int, 1>(), std::true_type(), c, to - c);
+}
+
 // R outputs, channels `from` to `to`.
 template <class V, int R, bool masked, class T, class Sum>
 void outputs_of(const Tap<T, const Sum>* taps, int64_t count, int64_t outputs, int64_t x, int64_t x_step, int64_t from,
-                int64_t to, const Sum* bias, Bias place, T* y, int64_t y_step) {
+                int64_t to, const Sum* bias, Bias place, const Epilogue<T, Sum>* epilogue, T* y, int64_t y_step) {
   constexpr int CV = vectors_beside<R>;
   int64_t c = from;
+  if (epilogue) {
+    finished_outputs_of<V, R, masked>(taps, count, outputs, x, x_step, from, to, bias, place, *epilogue, y, y_step);
+    return;
+  }
   if constexpr (CV > 1)
     for (; c + CV * V::lanes <= to; c += CV * V::lanes)
       tile<V, R, CV, false, masked>(taps, count, outputs, x, x_step, c, 0, bias, place, y, y_step);
@@ -261,6 +342,11 @@ struct Streamed : V {
     V::store(p);
 #endif
   }
+};
+
+template <class V>
+struct Plain<Streamed<V>> {
+  using type = V;
 };
 
 constexpr bool can_stream = JAXDW_IS == JAXDW_IS_avx512 || JAXDW_IS == JAXDW_IS_avx2;
@@ -294,7 +380,8 @@ struct Ahead {
 // which rows share, and the weights, are still in the first cache.
 template <class V, class T, class Sum>
 void outputs_in_rows(const Row<T, Sum>* rows, int64_t row_count, bool is_masked, int64_t outputs, int64_t x_step,
-                     int64_t channels, const Sum* bias, Bias place, int64_t y_step, Ahead ahead) {
+                     int64_t channels, const Sum* bias, Bias place, const Epilogue<T, Sum>* epilogue, int64_t y_step,
+                     Ahead ahead) {
   int64_t most_taps = 1, unit = 8 * V::lanes;
   for (const Row<T, Sum>* row = rows; row < rows + row_count; ++row)
     most_taps = std::max(most_taps, int64_t(row->taps.size()));
@@ -313,7 +400,7 @@ void outputs_in_rows(const Row<T, Sum>* rows, int64_t row_count, bool is_masked,
         T* y = row->y + first * y_step;
         if (is_masked) {
           auto of = outputs <= 4 ? outputs_of<V, 4, true, T, Sum> : outputs_of<V, most_outputs, true, T, Sum>;
-          of(taps, count, outputs, 0, x_step, from, to, bias, place, y, y_step);
+          of(taps, count, outputs, 0, x_step, from, to, bias, place, epilogue, y, y_step);
           continue;
         }
         if (from == 0 && count) {
@@ -326,7 +413,7 @@ void outputs_in_rows(const Row<T, Sum>* rows, int64_t row_count, bool is_masked,
           auto of = outputs_of<V, R, false, T, Sum>;
           if constexpr (can_stream && std::is_same_v<T, float>)
             if (ahead.streams) of = outputs_of<Streamed<V>, R, false, T, Sum>;
-          of(taps, count, 0, first * x_step, x_step, from, to, bias, place, y, y_step);
+          of(taps, count, 0, first * x_step, x_step, from, to, bias, place, epilogue, y, y_step);
         });
       }
       first += done;
@@ -383,6 +470,18 @@ class ConvRows : public Parts {
         group_kernel_ = widened<V, Sum, Sum>(kernel_, taps_, g.channels, group);
         if (bias_) group_bias_ = widened<V, Sum, Sum>(bias_, 1, g.channels, group);
       }
+    }
+    if (conv.scale || conv.residual || conv.activation != Activation::none) {
+      const Sum *scale = static_cast<const Sum*>(conv.scale), *shift = static_cast<const Sum*>(conv.shift);
+      epilogue_ = {scale, shift, static_cast<const T*>(conv.y), static_cast<const T*>(conv.residual), conv.activation};
+      group_epilogue_ = epilogue_;
+      if (scale && group_ > 1) {
+        group_scale_ = widened<V, Sum, Sum>(scale, 1, g.channels, group_);
+        group_shift_ = widened<V, Sum, Sum>(shift, 1, g.channels, group_);
+        group_epilogue_.scale = group_scale_.data();
+        group_epilogue_.shift = group_shift_.data();
+      }
+      has_epilogue_ = true;
     }
     rows_ = g.images * g.out[0] * g.out[1];
     int64_t work = rows_ * g.out[2] * g.channels * taps_;
@@ -443,12 +542,14 @@ class ConvRows : public Parts {
     if (in_groups) {
       int64_t groups = outputs / group_, rest = outputs % group_ * c;
       const Sum* bias = group_bias_.data();
-      outputs_in_rows<V>(rows.data(), row_count, false, groups, wide, wide, bias, conv_.bias_place, wide, {});
+      const Epilogue<T, Sum>* epilogue = has_epilogue_ ? &group_epilogue_ : nullptr;
+      outputs_in_rows<V>(rows.data(), row_count, false, groups, wide, wide, bias, conv_.bias_place, epilogue, wide, {});
       for (int64_t i = 0; i < row_count; ++i) {
         for (auto& tap : rows[i].taps) tap.x += groups * wide;
         rows[i].y += groups * wide;
       }
-      if (rest) outputs_in_rows<V>(rows.data(), row_count, false, 1, wide, rest, bias, conv_.bias_place, wide, {});
+      if (rest)
+        outputs_in_rows<V>(rows.data(), row_count, false, 1, wide, rest, bias, conv_.bias_place, epilogue, wide, {});
       return;
     }
     Ahead ahead = {};
@@ -457,15 +558,16 @@ class ConvRows : public Parts {
       ahead = {std::min(stride, g.kernel[1]), stride * g.in[2] * c, g.in[2] * c, stride == 1 && !streams_ ? y_row : 0, streams_};
     }
     outputs_in_rows<V>(rows.data(), row_count, segment.is_masked, outputs, segment.x_step * c, c, bias_,
-                       conv_.bias_place, segment.step * c, ahead);
+                       conv_.bias_place, has_epilogue_ ? &epilogue_ : nullptr, segment.step * c, ahead);
   }
 
   const Conv& conv_;
   Width width_;
   int64_t taps_, rows_, rows_at_once_, rows_together_, pieces_, parts_, group_ = 1;
-  bool is_large_, streams_;
+  bool is_large_, streams_, has_epilogue_ = false;
   const Sum *kernel_, *bias_;
-  Array<Sum> wide_kernel_, wide_bias_, group_kernel_, group_bias_;
+  Epilogue<T, Sum> epilogue_, group_epilogue_;
+  Array<Sum> wide_kernel_, wide_bias_, group_kernel_, group_bias_, group_scale_, group_shift_;
 };
 
 template <class V, class T, class Sum>
