@@ -2,6 +2,8 @@
 //
 // Lanes of a vector are output channels (or, of a row with stride 1, neighbouring outputs), never terms of one sum. So
 // all instruction sets round alike. docs/arithmetic.md has the sequence of roundings.
+#include <math.h>
+
 #include <algorithm>
 #include <memory>
 #include <numeric>
@@ -189,6 +191,54 @@ struct Group {
   unsigned columns;
 };
 
+// What is done to sums before they are rounded and stored. The residual of an output is as far from `residual` as the
+// output from `y`.
+template <class T, class Sum>
+struct Epilogue {
+  const Sum *scale, *shift;
+  const T *y, *residual;
+  Activation activation;
+};
+
+// Does it to the sums of some outputs, for channels from `c` on.
+template <class V, bool is_hard_swish, class T, class Sum>
+JAXDW_INLINE void finish_as(const Epilogue<T, Sum>& epilogue, const Sum* sums, int64_t sums_step, int64_t outputs,
+                            int64_t c, int64_t channels, T* y, int64_t y_step) {
+  Activation activation = epilogue.activation;
+  V six = V::all(6), three = V::all(3), zero = V::zero();
+  V least = activation == Activation::none ? V::all(-INFINITY) : zero;
+  V most = activation == Activation::relu6 ? six : V::all(INFINITY);
+  for (int64_t v = 0; v < channels; v += V::lanes) {
+    int lanes = int(std::min<int64_t>(V::lanes, channels - v));
+    auto load = [lanes](auto* p) { return lanes < V::lanes ? load_first<V>(p, lanes) : V::load(p); };
+    V scale = zero, shift = zero;
+    if (epilogue.scale) scale = load(epilogue.scale + c + v), shift = load(epilogue.shift + c + v);
+    for (int64_t r = 0; r < outputs; ++r) {
+      T* to = y + r * y_step + c + v;
+      V sum = V::load(sums + r * sums_step + v);
+      if (epilogue.scale) sum = fma(sum, scale, shift);
+      if (epilogue.residual) sum = add(sum, load(epilogue.residual + (to - epilogue.y)));
+      if (is_hard_swish)
+        sum = divide(multiply(sum, at_most(six, at_least(zero, add(sum, three)))), six);
+      else
+        sum = at_most(most, at_least(least, sum));
+      if (lanes < V::lanes)
+        store_first(sum, to, lanes);
+      else
+        sum.store(to);
+    }
+  }
+}
+
+template <class V, class T, class Sum>
+__attribute__((noinline)) void finish(const Epilogue<T, Sum>& epilogue, const Sum* sums, int64_t sums_step,
+                                      int64_t outputs, int64_t c, int64_t channels, T* y, int64_t y_step) {
+  if (epilogue.activation == Activation::hard_swish)
+    finish_as<V, true>(epilogue, sums, sums_step, outputs, c, channels, y, y_step);
+  else
+    finish_as<V, false>(epilogue, sums, sums_step, outputs, c, channels, y, y_step);
+}
+
 // A block of outputs along the last axis, the lines of its row, and where its outputs go. The inputs of neighbouring taps
 // are `x_step` apart, their weights `w_step`. The first output's inputs are where the groups say, from `x` on.
 template <class T, class Sum>
@@ -200,6 +250,7 @@ struct Block {
   int outputs;
   const Sum *kernel, *bias;
   Bias place;
+  const Epilogue<T, Sum>* epilogue;
   bool streams;
 };
 
@@ -270,6 +321,16 @@ JAXDW_INLINE void tile(const Block<T, Sum>& block, int64_t c, int lanes, T* y) {
   }
   int64_t y_step = block.y_step;
   int outputs = block.outputs;
+  if (block.epilogue) {  // the sums go through memory in the first cache
+    constexpr int64_t width = CV * V::lanes;
+    alignas(64) Sum stored[R * width];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+      for (int v = 0; v < CV; ++v) sums[r][v].store(stored + r * width + v * V::lanes);
+    finish<V>(*block.epilogue, stored, width, outputs, c, part ? width - V::lanes + lanes : width, y, y_step);
+    return;
+  }
   bool streams = block.streams;
   y += c;
 #pragma GCC unroll 16
@@ -330,11 +391,11 @@ Array<Sum> widened(const void* values, int64_t count, int64_t channels, int64_t 
 
 // Bytes of x and y up to which several rows are computed together. Where there are more, each row by itself is faster,
 // as it lies in memory, with the next row fetched ahead.
-constexpr int64_t most_cached = 16 << 20;
+constexpr int64_t most_cached = 6 << 20;
 
-// Bytes of y from which the C library takes memory from the system each time. Its pages have just been zeroed, so they
-// are in the cache, and stores past it are slower.
-constexpr int64_t least_fresh = 32 << 20;
+// Bytes of x and y from which y is stored past the caches. From so many bytes of y alone the C library takes memory from
+// the system each time: its pages have just been zeroed, so they are in the cache, and stores past it are slower.
+constexpr int64_t least_streamed = 16 << 20, least_fresh = 32 << 20;
 
 // A convolution as rows of outputs that are computed independently, some of them cut into parts.
 template <class V, class T, class Sum>
@@ -352,6 +413,10 @@ class ConvRows : public Parts {
       if (conv.bias) wide_bias_ = widened<V, T, Sum>(conv.bias, 1, g.channels, 1);
       bias_ = conv.bias ? wide_bias_.data() : nullptr;
     }
+    has_epilogue_ = conv.scale || conv.residual || conv.activation != Activation::none;
+    epilogue_ = {static_cast<const Sum*>(conv.scale), static_cast<const Sum*>(conv.shift),
+                 static_cast<const T*>(conv.y), static_cast<const T*>(conv.residual), conv.activation};
+    group_epilogue_ = epilogue_;
     int64_t dilation = g.input_dilation[2], phases = dilation / std::gcd(dilation, g.strides[2]);
     for (int64_t phase = 0; phase < std::min(phases, g.out[2]); ++phase) add_phase(phase, phases);
     for (Segment& segment : segments_) {
@@ -365,8 +430,9 @@ class ConvRows : public Parts {
     pieces_ = rows_ >= wanted ? 1 : std::min(ceil_div(wanted, rows_), ceil_div(blocks_, 4));
     rows_at_once_ = ceil_div(rows_, wanted);
     int64_t in = g.images * g.in[0] * g.in[1] * g.in[2] * g.channels, out = rows_ * g.out[2] * g.channels;
-    is_large_ = (in + out) * int64_t(sizeof(T)) > most_cached;
-    streams_ = is_large_ && can_stream && std::is_same_v<T, float> && g.channels % V::lanes == 0 &&
+    int64_t bytes = (in + out) * int64_t(sizeof(T));
+    is_large_ = bytes > most_cached;
+    streams_ = bytes > least_streamed && can_stream && std::is_same_v<T, float> && g.channels % V::lanes == 0 &&
                reinterpret_cast<uintptr_t>(conv.y) % 64 == 0 && out * int64_t(sizeof(T)) < least_fresh;
     for (Segment& segment : segments_) segment.block.streams = streams_;
     rows_together_ = is_large_ || taps_ > 32 ? 1 : 8;
@@ -439,6 +505,12 @@ class ConvRows : public Parts {
       if (!group_kernel_.data()) {
         group_kernel_ = widened<V, Sum, Sum>(kernel_, taps_, g.channels, wide);
         if (bias_) group_bias_ = widened<V, Sum, Sum>(bias_, 1, g.channels, wide);
+        if (epilogue_.scale) {
+          group_scale_ = widened<V, Sum, Sum>(epilogue_.scale, 1, g.channels, wide);
+          group_shift_ = widened<V, Sum, Sum>(epilogue_.shift, 1, g.channels, wide);
+          group_epilogue_.scale = group_scale_.data();
+          group_epilogue_.shift = group_shift_.data();
+        }
       }
       int64_t whole = (to - from) / wide, rest = (to - from) % wide;
       add_blocks(p, from, whole, wide, wide * g.channels);
@@ -507,6 +579,7 @@ class ConvRows : public Parts {
       }
       block.bias = wide > 1 ? std::as_const(group_bias_).data() : bias_;
       block.place = conv_.bias_place;
+      if (has_epilogue_) block.epilogue = wide > 1 ? &group_epilogue_ : &epilogue_;
       segment.run = run_of(together, apart, outputs);
       segments_.push_back(segment);
     }
@@ -587,9 +660,10 @@ class ConvRows : public Parts {
   std::vector<Segment> segments_;
   std::vector<Group> groups_;
   int64_t taps_, blocks_ = 0, rows_, rows_at_once_, rows_together_, pieces_, parts_;
-  bool is_large_, streams_;
+  bool is_large_, streams_, has_epilogue_;
   const Sum *kernel_, *bias_;
-  Array<Sum> wide_kernel_, wide_bias_, group_kernel_, group_bias_;
+  Epilogue<T, Sum> epilogue_, group_epilogue_;
+  Array<Sum> wide_kernel_, wide_bias_, group_kernel_, group_bias_, group_scale_, group_shift_;
 };
 
 template <class V, class T, class Sum>
