@@ -92,8 +92,10 @@ struct Width {
 
 constexpr int64_t most_outputs = 8, at_border = 4;
 
-// Taps that are added side by side: more weights would leave no registers for sums.
-constexpr int64_t most_side_by_side = 5;
+// Taps that are added side by side. More weights would leave no registers for sums, and types other than float are not
+// worth the time to compile more. Without vectors nothing is gained.
+template <class V, class T>
+constexpr int most_side_by_side = V::lanes == 1 ? 1 : std::is_same_v<T, float> ? 5 : 3;
 
 int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b > 0); }
 
@@ -292,6 +294,7 @@ JAXDW_INLINE void add_taps(V (&sums)[R][CV], const T* x, int64_t x_step, const S
 // Up to R outputs of CV vectors of channels, the last of which may have fewer `lanes`: all their sums are in registers.
 template <class V, int K, int S, int R, int CV, bool part, class T, class Sum>
 JAXDW_INLINE void tile(const Block<T, Sum>& block, int64_t c, int lanes, T* y) {
+  constexpr bool uneven = K > (most_side_by_side<V, T> + 1) / 2 && K > 1;  // some groups have one tap fewer
   V sums[R][CV];
 #pragma GCC unroll 16
   for (int v = 0; v < CV; ++v) {
@@ -303,12 +306,12 @@ JAXDW_INLINE void tile(const Block<T, Sum>& block, int64_t c, int lanes, T* y) {
     const T* line_x = line->x + block.x + c;
     const Sum* line_w = block.kernel + line->tap * block.line_step + c;
     for (const Group* group = block.groups; group < block.groups + block.group_count; ++group) {
-      if (K <= 3 || group->taps == K)
-        add_taps<V, K, S, part>(sums, line_x + group->x, block.x_step, line_w + group->w, block.w_step, group->columns,
-                                lanes);
-      else if constexpr (K > 3)
-        add_taps<V, K - 1, S, part>(sums, line_x + group->x, block.x_step, line_w + group->w, block.w_step,
-                                    group->columns, lanes);
+      const T* group_x = line_x + group->x;
+      const Sum* group_w = line_w + group->w;
+      if (!uneven || group->taps == K)
+        add_taps<V, K, S, part>(sums, group_x, block.x_step, group_w, block.w_step, group->columns, lanes);
+      else if constexpr (uneven)
+        add_taps<V, K - 1, S, part>(sums, group_x, block.x_step, group_w, block.w_step, group->columns, lanes);
     }
   }
   if (block.place == Bias::last) {
@@ -529,7 +532,8 @@ class ConvRows : public Parts {
     if (count <= 0) return;
     const Geometry& g = conv_.geometry;
     int64_t x_output = p.x_output * wide, size = ceil_div(count, ceil_div(count, most_outputs));
-    int64_t passes = std::max<int64_t>(1, ceil_div(p.taps, most_side_by_side)), together = ceil_div(p.taps, passes);
+    int64_t passes = std::max<int64_t>(1, ceil_div(p.taps, most_side_by_side<V, T>));
+    int64_t together = ceil_div(p.taps, passes);
     // inputs are read once for all taps where the next output's are one or two taps further
     bool shares = p.taps > 1 && (x_output == p.x_tap || (x_output == 2 * p.x_tap && together > 2));
     if (!shares) passes = p.taps, together = 1;
@@ -586,24 +590,21 @@ class ConvRows : public Parts {
   }
 
   // The function for blocks of so many outputs, so many inputs `apart`, whose taps are read `together`.
+  template <int K = most_side_by_side<V, T>>
   static Run run_of(int64_t together, int64_t apart, int64_t outputs) {
-    if (apart == 2) return together == 3 ? of_size<3, 2>(outputs) : together == 4 ? of_size<4, 2>(outputs) : of_size<5, 2>(outputs);
-    switch (together) {
-      case 5: return of_size<5, 1>(outputs);
-      case 4: return of_size<4, 1>(outputs);
-      case 3: return of_size<3, 1>(outputs);
-      case 2: return of_size<2, 1>(outputs);
-      default: return of_size<1, 1>(outputs);
-    }
+    if constexpr (K > 1)
+      if (together < K) return run_of<K - 1>(together, apart, outputs);
+    if constexpr (K > 2)
+      if (apart == 2) return of_size<K, 2>(outputs);
+    return of_size<K, 1>(outputs);
   }
 
   // Types other than float are not worth the time to compile more sizes.
   template <int K, int S>
   static Run of_size(int64_t outputs) {
-    if constexpr (std::is_same_v<T, float>) {
+    if constexpr (std::is_same_v<T, float> && V::lanes > 1) {
       if (outputs == 7) return outputs_of<V, K, S, 7, T, Sum>;
       if (outputs == 5 || outputs == 6) return outputs_of<V, K, S, 6, T, Sum>;
-      if (outputs == 2) return outputs_of<V, K, S, 2, T, Sum>;
     }
     if (outputs > 4) return outputs_of<V, K, S, 8, T, Sum>;
     if (outputs > 1) return outputs_of<V, K, S, 4, T, Sum>;
