@@ -241,8 +241,8 @@ __attribute__((noinline)) void finish(const Epilogue<T, Sum>& epilogue, const Su
     finish_as<V, false>(epilogue, sums, sums_step, outputs, c, channels, y, y_step);
 }
 
-// A block of outputs along the last axis, the lines of its row, and where its outputs go. The inputs of neighbouring taps
-// are `x_step` apart, their weights `w_step`. The first output's inputs are where the groups say, from `x` on.
+// A block of outputs along the last axis, the lines of its row, and where its outputs go. The inputs of neighbouring
+// taps are `x_step` apart, their weights `w_step`. The first output's inputs are where the groups say, from `x` on.
 template <class T, class Sum>
 struct Block {
   const Line<T>* lines;
@@ -392,12 +392,15 @@ Array<Sum> widened(const void* values, int64_t count, int64_t channels, int64_t 
   return wide;
 }
 
+// Products that other threads must take over so that it is worth to wake them, which costs tens of microseconds.
+constexpr int64_t least_shared = 1 << 20;
+
 // Bytes of x and y up to which several rows are computed together. Where there are more, each row by itself is faster,
 // as it lies in memory, with the next row fetched ahead.
 constexpr int64_t most_cached = 6 << 20;
 
-// Bytes of x and y from which y is stored past the caches. From so many bytes of y alone the C library takes memory from
-// the system each time: its pages have just been zeroed, so they are in the cache, and stores past it are slower.
+// Bytes of x and y from which y is stored past the caches. From so many bytes of y alone the C library takes memory
+// from the system each time: its pages have just been zeroed, so they are in the cache, and stores past it are slower.
 constexpr int64_t least_streamed = 16 << 20, least_fresh = 32 << 20;
 
 // A convolution as rows of outputs that are computed independently, some of them cut into parts.
@@ -429,7 +432,7 @@ class ConvRows : public Parts {
 
     rows_ = g.images * g.out[0] * g.out[1];
     int64_t work = rows_ * g.out[2] * g.channels * taps_;
-    int64_t wanted = threads == 1 ? 1 : std::min<int64_t>(std::max<int64_t>(work / 65536, 1), 8 * threads);
+    int64_t wanted = work / threads * (threads - 1) < least_shared ? 1 : std::min<int64_t>(work / 65536, 8 * threads);
     pieces_ = rows_ >= wanted ? 1 : std::min(ceil_div(wanted, rows_), ceil_div(blocks_, 4));
     rows_at_once_ = ceil_div(rows_, wanted);
     int64_t in = g.images * g.in[0] * g.in[1] * g.in[2] * g.channels, out = rows_ * g.out[2] * g.channels;
