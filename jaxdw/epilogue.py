@@ -87,7 +87,7 @@ class Epilogue:
                 raise ValueError(f"`{name}` has shape {array.shape}, expected one number for each channel, as `mean`")
         wide = _arrays.accumulator(*(array.dtype for array in given.values()))
         mean, var = given["mean"].astype(wide), given["var"].astype(wide)
-        scale = 1 / jnp.sqrt(var + jnp.asarray(epsilon, wide))
+        scale = 1 / _in_memory(jnp.sqrt(var + jnp.asarray(epsilon, wide)))  # or XLA would take an inverse square root
         if weight is not None:
             scale = scale * given["weight"].astype(wide)
         shift = multiply_add(-mean[None, None], scale, given["bias"].astype(wide) if bias is not None else None, 1)
@@ -98,9 +98,8 @@ class Epilogue:
         if self.scale is not None:
             y = multiply_add(y, self.scale, self.shift, rank)
         if self.residual is not None:
-            # in memory, or XLA:CPU would contract a product that the program has as its residual
-            (residual,) = lax.platform_dependent(self.residual, cpu=materialized, default=lambda a: (a,))
-            y = y + residual.astype(y.dtype)
+            # or XLA:CPU would contract a product that the program has as its residual
+            y = y + _in_memory(self.residual).astype(y.dtype)
         return _activated(y, self.activation).astype(result)
 
 
@@ -145,6 +144,12 @@ def multiply_add(y: jax.Array, scale: jax.Array, shift: jax.Array | None, rank: 
     """Return fma(y, scale, shift) for y `(*batch, *spatial, C)`: a depthwise convolution of one tap is this sum."""
     geometry = Geometry.of(y.shape, (*(1,) * rank, 1, y.shape[-1]))
     return primitive.conv(y, scale.reshape(geometry.kernel_shape), shift, geometry, "taps", y.dtype)
+
+
+def _in_memory(array: jax.Array) -> jax.Array:
+    """Return an array that XLA:CPU computes by itself."""
+    (array,) = lax.platform_dependent(array, cpu=materialized, default=lambda array: (array,))
+    return array
 
 
 def _activated(y: jax.Array, activation: str | None) -> jax.Array:

@@ -9,12 +9,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 from hypothesis import given, settings
 from jax.test_util import check_grads
 
 import jaxdw
 from bridge.numerics import same_bits
 from jaxdw import Epilogue
+from jaxdw import epilogue as epilogues
+from jaxdw.call import Call
 from jaxdw.epilogue import NAMES
 from jaxdw.methods import METHODS
 from jaxdw.native import is_available
@@ -85,11 +88,12 @@ def test_convolution_normalization_residual_and_activation_have_the_bits_of_pyto
     if activation:
         y = getattr(torch.nn.functional, activation.replace("_", ""))(y)
 
-    epilogue = Epilogue.batch_norm(
-        mean, var, weight, bias, epsilon=1e-3, residual=jnp.asarray(residual), activation=activation
-    )
-    for function in (layer, jax.jit(layer)):
-        assert same_bits(np.asarray(function(epilogue=epilogue)), y.movedim(1, -1).numpy()).all()
+    def unit(*statistics):
+        residual_too = {"residual": jnp.asarray(residual), "activation": activation}
+        return layer(epilogue=Epilogue.batch_norm(*statistics, epsilon=1e-3, **residual_too))
+
+    for function in (unit, jax.jit(unit)):
+        assert same_bits(np.asarray(function(mean, var, weight, bias)), y.movedim(1, -1).numpy()).all()
 
 
 def channels_first(a):
@@ -228,3 +232,16 @@ def test_what_does_not_fit_is_an_error(epilogue, error, message):
         jaxdw.depthwise_conv(x, kernel, epilogue=epilogue)
     with pytest.raises(ValueError, match=r"`var` has shape \(3,\), expected one number for each channel, as `mean`"):
         Epilogue.batch_norm(jnp.ones(4), jnp.ones(3))
+
+
+@pytest.mark.parametrize("options", [{}, {"window_fn": lambda windows: windows * 2}, {"dtype": jnp.bfloat16}])
+def test_both_modules_take_an_epilogue(options):
+    x, epilogue = jnp.arange(2 * 5 * 6 * 4.0).reshape(2, 5, 6, 4), Epilogue(shift=jnp.ones(4), activation="relu6")
+    layer = jaxdw.nnx.DepthwiseConv(4, (3, 3), rngs=nnx.Rngs(0), **options)
+    twin = jaxdw.linen.DepthwiseConv(4, (3, 3), **options)
+    parameters = {"params": {"kernel": layer.kernel[...], "bias": layer.bias[...]}}
+    wide = {**options, "preferred_element_type": np.float32}
+    sums = jaxdw.nnx.DepthwiseConv(4, (3, 3), rngs=nnx.Rngs(0), **wide)(x)
+    expected = epilogues.checked(epilogue, Call.of(x, layer.kernel[...])).apply(sums, 2, layer(x).dtype)
+    assert (layer(x, epilogue=epilogue) == expected).all()
+    assert (twin.apply(parameters, x, epilogue=epilogue) == expected).all()
