@@ -5,6 +5,7 @@ import importlib
 from jaxdw.conv import depthwise_conv as depthwise_conv
 from jaxdw.drop_in import accelerate as accelerate
 from jaxdw.drop_in import conv_general_dilated as conv_general_dilated
+from jaxdw.epilogue import Epilogue as Epilogue
 from jaxdw.geometry import Geometry as Geometry
 from jaxdw.windows import contract as contract
 from jaxdw.windows import fold as fold

@@ -256,14 +256,14 @@ def _lower_on_each_device(compute: Callable[..., jax.Array], platform: str | Non
                 "XLA cannot partition its kernels; use 'taps' or 'auto' over automatic axes"
             )
         avals = [varying_nowhere(aval) for aval in ctx.avals_in]
-        compiled = platform == "cpu" and _can_call_kernels(ctx, params["geometry"])
+        compiled = platform == "cpu" and can_call_kernels(ctx, params["geometry"])
         with triton_kernels() if platform == "cuda" else contextlib.nullcontext():
             return lower(ctx.replace(avals_in=avals), *operands, method=method, compiled=compiled, **params)
 
     return lowered
 
 
-def _can_call_kernels(ctx: Any, geometry: Geometry) -> bool:
+def can_call_kernels(ctx: Any, geometry: Geometry) -> bool:
     """Return True if a program for a CPU can call `jaxdw.native`: one for one device, of known sizes, that runs here.
 
     XLA cannot partition the kernels, and an exported program may run where there are none.

@@ -29,8 +29,8 @@ def divergence(a: AccumulationOrder, b: AccumulationOrder) -> str:
     a_words, b_words = _words(node), _words(twin)
     at = f"addition {number}"
     for one, other in ((node, twin), (twin, node)):
-        operands = frozenset({(one.leaf,), *(child.leaves for child in one.children)})
-        if one.kind == "fma" and _signature(other) == ("add", None, operands):
+        operands = frozenset(child.leaf_set for child in one.children)
+        if one.kind == "fma" and _signature(other) == ("add", None, operands | {Tree.of(one.leaf or 0).leaf_set}):
             at = f"the {_ordinal(1 + int(one.leaf or 0))} product"
             told = {"fma": "fuses multiply and add (one rounding)", "add": "rounds the product first (two roundings)"}
             a_words, b_words = told[node.kind], told[twin.kind]
@@ -57,7 +57,7 @@ def _first_only(tree: Tree, other: Tree) -> tuple[int, Tree]:
 
 def _signature(node: Tree) -> tuple:
     """Return which leaves one addition adds to which, whatever the order inside its operands."""
-    return node.kind, node.leaf, frozenset(child.leaves for child in node.children)
+    return node.kind, node.leaf, frozenset(child.leaf_set for child in node.children)
 
 
 def _words(node: Tree) -> str:
@@ -74,11 +74,11 @@ def _words(node: Tree) -> str:
 
 def _operand(tree: Tree) -> str:
     taps = [leaf for leaf in tree.leaves if isinstance(leaf, int)]
-    if len(tree.leaves) == 1:
+    if tree.size == 1:
         return f"the rounded product {taps[0]}" if taps else "the bias"
     run = taps == list(range(taps[0], taps[-1] + 1)) and len(taps) > 2
     names = f"{taps[0]} to {taps[-1]}" if run else ", ".join(map(str, taps))
-    return f"the sum of products {names}{' and the bias' if BIAS in tree.leaves else ''}"
+    return f"the sum of products {names}{' and the bias' if tree.has(BIAS) else ''}"
 
 
 def _ordinal(number: int) -> str:

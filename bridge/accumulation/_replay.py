@@ -50,7 +50,7 @@ def replay(order: AccumulationOrder, case: Case | SumsOfProducts) -> np.ndarray:
         raise ValueError(
             f"`case` is {sums.dtype} {sums.layout}, expected what was revealed: {order.dtype} {order.layout}"
         )
-    if order.trees and sums.has_bias != any(BIAS in tree.leaves for tree in order.trees):
+    if order.trees and sums.has_bias != any(tree.has(BIAS) for tree in order.trees):
         given, expected = ("a bias", "none") if sums.has_bias else ("no bias", "one")
         raise ValueError(f"`case` has {given}, expected what was revealed: {expected}")
     sums = _rounded_inputs(order, sums)

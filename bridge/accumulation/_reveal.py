@@ -170,7 +170,7 @@ def _bias(
 
 def _products(trees: list[Tree]) -> str | None:
     """ "fused" where any product enters unrounded. One that starts a sum, or one lane of it, is rounded either way."""
-    if all(len(tree.leaves) < 2 or tree.kind == "exact" for tree in trees):
+    if all(tree.size < 2 or tree.kind == "exact" for tree in trees):
         return None
     return "fused" if any(tree.fused for tree in trees) else "rounded"
 

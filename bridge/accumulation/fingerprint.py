@@ -155,17 +155,17 @@ def absorbing_triples(tree: Tree) -> Iterator[tuple[Leaf, Leaf, Leaf]]:
     """Yield leaves (i, k, j) where i and k meet in an addition of two before j joins."""
     for node in tree.nodes():
         for below in node.children:
-            parts = _operand_leaves(below)
+            parts = _first_leaves(below)
             if len(parts) == 2:
-                for other in _operand_leaves(node):
-                    if other[0] not in below.leaves:
-                        yield parts[0][0], parts[1][0], other[0]
+                for other in _first_leaves(node):
+                    if not below.has(other):
+                        yield parts[0], parts[1], other
 
 
-def _operand_leaves(node: Tree) -> list[tuple[Leaf, ...]]:
-    """Return the leaves of each operand of an addition, a fused product included."""
-    own: list[tuple[Leaf, ...]] = [(node.leaf,)] if node.kind == "fma" and node.leaf is not None else []
-    return [child.leaves for child in node.children] + own
+def _first_leaves(node: Tree) -> list[Leaf]:
+    """Return the first leaf of each operand of an addition, a fused product included."""
+    own = [node.leaf] if node.kind == "fma" and node.leaf is not None else []
+    return [child.leaves[0] for child in node.children] + own
 
 
 def holds_products(subject: Subject, tree: Tree, where: np.ndarray) -> bool:
@@ -187,7 +187,7 @@ def compensates(subject: Subject, tree: Tree, where: np.ndarray, p: int) -> bool
     """Return whether 1 + 0.75 2^-p + 0.75 2^-p exceeds 1: each part alone is lost, so a dropped one came back."""
     for node in tree.nodes():
         below = node.children[0] if node.children else None
-        if below is None or len(below.leaves) != 2 or len(node.leaves) != 3:
+        if below is None or below.size != 2 or node.size != 3:
             continue
         (last,) = set(node.leaves) - set(below.leaves)
         lost = 0.75 * 2.0**-p

@@ -26,10 +26,17 @@ class Contradiction(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """The l(leaf, partner) to ask for. Every partner serves, and the first is the best guess."""
+    """The l(leaf, partner) to ask for.
+
+    Attributes:
+      leaf: which leaf.
+      partner: the best guess.
+      partners: all that serve, as bits.
+    """
 
     leaf: int
-    partners: tuple[int, ...]
+    partner: int
+    partners: int
 
 
 @dataclasses.dataclass(eq=False)
@@ -46,7 +53,7 @@ class Insertion:
     """The tree of the leaves inserted so far. `advance` inserts all that the known sizes settle."""
 
     def __init__(self, leaves: Sequence[int], like: Insertion | None = None):
-        """`leaves`: in the order of insertion; `like`: a whole tree that this one may resemble."""
+        """`leaves`: in this order, ascending after the first; `like`: a whole tree that this one may resemble."""
         self._order = tuple(leaves)
         self._like = like
         self._position = {leaf: position for position, leaf in enumerate(leaves)}
@@ -61,7 +68,8 @@ class Insertion:
         Raises:
           Contradiction: the sizes are those of no tree.
         """
-        for leaf in self._order[len(self._nodes) :]:
+        while len(self._nodes) < len(self._order):
+            leaf = self._order[len(self._nodes)]
             question = self._insert(leaf, sizes.get(leaf, {}))
             if question is not None:
                 return question
@@ -70,19 +78,14 @@ class Insertion:
                 raise Contradiction(f"an addition of {node.size} leaves has {node.mask.bit_count()} below it")
         return None
 
-    def siblings(self, leaf: int) -> tuple[int, ...]:
-        """Return the leaves of the other operand of the addition of two that `leaf` enters; () where there is none."""
+    def siblings(self, leaf: int) -> int:
+        """Return, as bits, the leaves of the other operand of the addition of two that `leaf` enters; 0: none."""
         parent = self._nodes[leaf].parent
-        if parent is None or len(parent.operands) != 2:
-            return ()
-        return tuple(_bits(parent.mask & ~(1 << leaf)))
+        return parent.mask & ~(1 << leaf) if parent is not None and len(parent.operands) == 2 else 0
 
     def meeting(self, i: int, j: int) -> tuple[int, bool, bool]:
         """`(l(i, j), whether i itself is an operand where they meet, whether j is)`, of the whole tree."""
-        node: _Node | None = self._nodes[i]
-        while node is not None and not node.mask >> j & 1:
-            node = node.parent
-        assert node is not None
+        node = _first_over(self._nodes[i], j, self._nodes[j], i)
         two = len(node.operands) == 2
         return node.size, two and self._nodes[i].parent is node, two and self._nodes[j].parent is node
 
@@ -91,12 +94,13 @@ class Insertion:
         if self._root is None:
             return Tree.empty()
         built = {1 << leaf: Tree.of(name[leaf]) for leaf in self._order}
+        unrounded = {self._nodes[leaf].parent: leaf for leaf in fused}
         for node in sorted(self._inner(), key=lambda node: node.mask.bit_count()):
-            unrounded = [leaf for leaf in fused if self._nodes[leaf].parent is node]
             operands = [built.pop(operand.mask) for operand in node.operands]
-            if unrounded:
-                (addend,) = (operand for operand in operands if operand is not Tree.of(name[unrounded[0]]))
-                built[node.mask] = Tree.fma(name[unrounded[0]], addend)
+            leaf = unrounded.get(node)
+            if leaf is not None:
+                (addend,) = (operand for operand in operands if operand is not Tree.of(name[leaf]))
+                built[node.mask] = Tree.fma(name[leaf], addend)
             else:
                 built[node.mask] = Tree.add(*operands)
         return built[self._root.mask]
@@ -132,7 +136,7 @@ class Insertion:
                 return self._question(leaf, region, first_guess)
             first_guess = False
             size = known[partner]
-            below = self._nodes[partner]
+            below = region if region.size < size else self._nodes[partner]
             while below is not region and (parent := below.parent) is not None and parent.size < size:
                 below = parent
             if below is not region and (parent := below.parent) is not None and parent.size == size:
@@ -167,21 +171,28 @@ class Insertion:
     def _note(self, new: _Node, sibling: int) -> None:
         """Note how far back the new leaf found its sibling: the next leaf is likely to find its own as far back."""
         position = self._position[new.mask.bit_length() - 1]
-        self._stride = position - max(self._position[leaf] for leaf in _bits(sibling))
+        self._stride = position - self._position[self._last(sibling)]
         self._runs_on = self._stride == 1 and sibling.bit_count() > 1
 
     def _question(self, leaf: int, region: _Node, first_guess: bool) -> Question:
         if self._like is not None and (expected := self._like._beside(leaf, region.mask)):
-            return Question(leaf, tuple(_bits(expected)))
-        inside = sorted(_bits(region.mask), key=self._position.__getitem__, reverse=True)
+            return Question(leaf, _lowest(expected), expected)
         guess = self._order[self._position[leaf] - self._stride]
         if first_guess and self._runs_on:
             # The last leaf was added to a sum of several. If this one follows it, each of them as its partner says so;
             # if not, the first, on which the others were added, tells the most.
-            return Question(leaf, tuple(reversed(inside)))
+            return Question(leaf, self._first(region.mask), region.mask)
         if not region.mask >> guess & 1:
-            guess = inside[0] if first_guess else inside[-1]
-        return Question(leaf, (guess,))
+            guess = self._last(region.mask) if first_guess else self._first(region.mask)
+        return Question(leaf, guess, 1 << guess)
+
+    def _first(self, mask: int) -> int:
+        """Return the leaf of a set that was inserted first."""
+        return self._order[0] if mask >> self._order[0] & 1 else _lowest(mask)
+
+    def _last(self, mask: int) -> int:
+        """Return the leaf of a set that was inserted last."""
+        return (mask & ~(1 << self._order[0]) or mask).bit_length() - 1
 
 
 def _join(new: _Node, node: _Node) -> None:
@@ -197,5 +208,16 @@ def _add_to_masks(node: _Node | None, mask: int) -> None:
         node = node.parent
 
 
-def _bits(mask: int) -> list[int]:
-    return [position for position in range(mask.bit_length()) if mask >> position & 1]
+def _first_over(a: _Node | None, j: int, b: _Node | None, i: int) -> _Node:
+    """Return the first node above leaf i that holds leaf j: climb from both (nodes a and b), the nearer one ends it."""
+    while a is not None and b is not None:
+        if a.mask >> j & 1:
+            return a
+        if b.mask >> i & 1:
+            return b
+        a, b = a.parent, b.parent
+    raise AssertionError("leaves of one tree meet at its root")
+
+
+def _lowest(mask: int) -> int:
+    return (mask & -mask).bit_length() - 1

@@ -14,7 +14,7 @@ the other.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -41,7 +41,7 @@ class Masks:
     residue: float
     capacity: int
 
-    def unit_sets(self, others: Sequence[int]) -> Iterator[Sequence[int]]:
+    def unit_sets(self, others: np.ndarray) -> Iterator[np.ndarray]:
         """Yield the leaves to count, in as many runs as the capacity needs, at least one."""
         step = self.capacity if self.unit else max(1, len(others))
         for start in range(0, max(1, len(others)), step):

@@ -144,14 +144,14 @@ class AccumulationOrder:
 
 def where_bias_enters(tree: Tree) -> str | None:
     """ "first", "last" or "inside"; None without a bias beside something else."""
-    if BIAS not in tree.leaves or len(tree.leaves) == 1 or tree.kind == "exact":
+    if not tree.has(BIAS) or tree.size == 1 or tree.kind == "exact":
         return None
     bias = Tree.of(BIAS)
     if bias in tree.children and tree.kind == "add":
-        return "last" if len(tree.leaves) > 2 else "first"
+        return "last" if tree.size > 2 else "first"
     depth = 0
     node = tree
-    while BIAS in node.leaves and node is not bias:
-        node = next(child for child in node.children if BIAS in child.leaves)
+    while node.has(BIAS) and node is not bias:
+        node = next(child for child in node.children if child.has(BIAS))
         depth += 1
     return "first" if depth == tree.height else "inside"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -21,7 +22,7 @@ class Group:
       leaves: the leaves that these elements add, in the order in which to insert them.
       count: how many elements.
       sizes: l(i, j) by i and j, both ways round.
-      signs: by (i, j): +1 where product i was seen to enter unrounded beside j, -1 where j was beside i, 0 neither.
+      signs: by i and j: +1 where product i was seen to enter unrounded beside j, -1 where j was beside i, 0 neither.
       refusal: why the answers are not those of a tree.
       exact: whether no answer depended on any order.
       settled: whether the tree is known.
@@ -30,7 +31,7 @@ class Group:
     leaves: tuple[int, ...]
     count: int
     sizes: dict[int, dict[int, int]] = dataclasses.field(default_factory=dict)
-    signs: dict[tuple[int, int], int] = dataclasses.field(default_factory=dict)
+    signs: dict[int, dict[int, int]] = dataclasses.field(default_factory=dict)
     refusal: str | None = None
     exact: bool = False
     settled: bool = False
@@ -38,16 +39,29 @@ class Group:
 
     def split(self, count: int) -> Group:
         """Return a part of this group, with the same answers so far."""
-        sizes = {leaf: dict(partners) for leaf, partners in self.sizes.items()}
+        sizes, signs = ({leaf: dict(seen) for leaf, seen in known.items()} for known in (self.sizes, self.signs))
         whole = self.insertion if self.settled else None
-        return Group(self.leaves, count, sizes, dict(self.signs), self.refusal, self.exact, self.settled, whole)
+        return Group(self.leaves, count, sizes, signs, self.refusal, self.exact, self.settled, whole)
+
+    @functools.cached_property
+    def leaf_set(self) -> int:
+        """The leaves as bits."""
+        return sum(1 << leaf for leaf in self.leaves)
+
+    def wants_product(self, leaf: int) -> bool:
+        """Return whether the leaf is added and has a sibling, and was not seen beside a leaf of it."""
+        if self.refusal is not None or self.exact or not self.settled or not self.leaf_set >> leaf & 1:
+            return False
+        siblings = self.whole.siblings(leaf)
+        return siblings != 0 and not any(siblings >> seen & 1 for seen in self.signs.get(leaf, ()))
 
     def answer(self, i: int, j: int, sign: int | None, size: int | None) -> None:
         """Note the answers of a run; None stands for an answer that its masks cannot give."""
         if size is not None:
             self.sizes.setdefault(i, {})[j] = self.sizes.setdefault(j, {})[i] = size
         if sign is not None:
-            self.signs[i, j], self.signs[j, i] = sign, -sign
+            self.signs.setdefault(i, {})[j] = sign
+            self.signs.setdefault(j, {})[i] = -sign
 
     def advance(self, like: Insertion | None) -> Question | None:
         """Return the next question, or None once the group is settled, refused or found exact."""
@@ -93,11 +107,10 @@ class Partition:
         """Return the groups whose tree is not known yet."""
         return [group for group in self.groups if group.refusal is None and not group.settled]
 
-    def most_like(self, leaves: tuple[int, ...]) -> Insertion | None:
+    def most_like(self, leaves: int) -> Insertion | None:
         """Return the known tree that has most of these leaves."""
         known = [group for group in self.groups if group.settled and not group.exact and group.refusal is None]
-        shared = set(leaves)
-        return max(known, key=lambda group: len(shared & set(group.leaves))).whole if known else None
+        return max(known, key=lambda group: (leaves & group.leaf_set).bit_count()).whole if known else None
 
     @property
     def without_tree(self) -> int:
@@ -109,7 +122,9 @@ class Partition:
     ) -> None:
         """Split the groups by what leaves i and j answered to `masks`: `(sign, count, sound)` for every element."""
         sign, count, sound = answers
-        asked = np.array([{i, j} <= set(group.leaves) and group.refusal is None for group in self.groups])
+        asked = np.array(
+            [group.leaf_set >> i & group.leaf_set >> j & 1 and group.refusal is None for group in self.groups], bool
+        )
         codes = 3 * (terms + 1) + 1
         code = np.where(sound & asked[self.labels], 1 + (sign + 1) * (terms + 1) + count, 0)
         combined = self.labels.astype(np.int64) * codes + code
@@ -144,12 +159,16 @@ class Partition:
             for i, partners in group.sizes.items():
                 if any(group.whole.meeting(i, j)[0] != size for j, size in partners.items()):
                     group.refusal = f"term {i} does not meet the others where they say that it does"
-            for (i, j), sign in group.signs.items():
-                _, i_enters, j_enters = group.whole.meeting(i, j)
-                if sign != (i_enters and i in unrounded) - (j_enters and j in unrounded):
-                    group.refusal = f"a product is unrounded beyond its first addition (terms {i} and {j})"
+            for i, signs in group.signs.items():
+                for j, sign in signs.items():
+                    _, i_enters, j_enters = group.whole.meeting(i, j)
+                    if sign != (i_enters and i in unrounded) - (j_enters and j in unrounded):
+                        group.refusal = f"a product is unrounded beyond its first addition (terms {i} and {j})"
 
 
 def fused_leaves(group: Group) -> frozenset[int]:
     """Return the leaves of a settled group that were seen to enter unrounded where they are added."""
-    return frozenset(i for (i, j), sign in group.signs.items() if sign > 0 and group.whole.meeting(i, j)[1])
+    meeting = group.whole.meeting
+    return frozenset(
+        i for i, signs in group.signs.items() if any(sign > 0 and meeting(i, j)[1] for j, sign in signs.items())
+    )

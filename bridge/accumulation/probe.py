@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bridge.accumulation import masks as masking
+from bridge.accumulation.insertion import Question
 from bridge.accumulation.masks import Masks
 from bridge.accumulation.partition import Group, Partition
 from bridge.accumulation.sums import SumsOfProducts
@@ -98,9 +99,9 @@ def ask(subject: Subject, partition: Partition, masks: Masks, i: int, j: int) ->
     """Ask all elements one question: +M at leaf i, -M at leaf j."""
     terms = len(subject.names)
     answers = []
-    for units in masks.unit_sets([leaf for leaf in range(terms) if leaf not in (i, j)]):
+    for units in masks.unit_sets(np.delete(np.arange(terms), [i, j])):
         weights = np.zeros(terms)
-        weights[list(units)] = masks.unit
+        weights[units] = masks.unit
         weights[i], weights[j] = masks.mask, -masks.mask
         if subject.names[-1] == BIAS:
             scale = {i: masks.bias_mask, j: -masks.bias_mask}
@@ -115,22 +116,23 @@ def settle(subject: Subject, partition: Partition, masks: Masks, most: int | Non
     asked = 0
     while groups := partition.open():
         lead = max(groups, key=lambda group: group.count)
-        question = lead.advance(partition.most_like(lead.leaves))
+        question = lead.advance(partition.most_like(lead.leaf_set))
         if question is None:
             continue
         if asked == most:
             return
-        partner = most_shared(question.leaf, question.partners, groups)
+        partner = most_shared(question, groups)
         ask(subject, partition, masks, question.leaf, partner)
         asked += 1
 
 
-def most_shared(leaf: int, partners: tuple[int, ...], groups: list[Group]) -> int:
-    """Return the partner for `leaf` that most groups can answer; the first of several."""
-    if len(partners) == 1:
-        return partners[0]
-    sharing = [set(group.leaves) for group in groups if leaf in group.leaves]
-    return max(partners, key=lambda partner: sum(partner in leaves for leaves in sharing))
+def most_shared(question: Question, groups: list[Group]) -> int:
+    """Return the partner that most groups can answer; of several the best guess, or the first."""
+    sharing = [group.leaf_set for group in groups if group.leaf_set >> question.leaf & 1]
+    if all(leaves >> question.partner & 1 for leaves in sharing):
+        return question.partner
+    partners = [leaf for leaf in range(question.partners.bit_length()) if question.partners >> leaf & 1]
+    return max(partners, key=lambda partner: sum(leaves >> partner & 1 for leaves in sharing))
 
 
 def reveal_order(subject: Subject, *, fused: bool, fused_first: bool, subnormals: bool) -> tuple[Partition, Masks]:
@@ -163,23 +165,18 @@ def reveal_order(subject: Subject, *, fused: bool, fused_first: bool, subnormals
 def reveal_rounding_of_products(subject: Subject, partition: Partition, accumulator: Format) -> None:
     """Find out which products enter unrounded, in runs of their own: one per leaf, beside a leaf of its sibling."""
     masks = masking.product_rounding(subject.format, accumulator)
+    products = [leaf for leaf, name in enumerate(subject.names) if name != BIAS]
+    wanting: dict[Group, list[int]] = {}  # the first is the last
     while True:
-        wanting = [(group, leaf) for group in partition.groups for leaf in _unknown_products(group, subject.names)]
-        if not wanting:
+        for group in partition.groups:
+            rest = wanting.setdefault(group, [leaf for leaf in reversed(products) if group.leaf_set >> leaf & 1])
+            while rest and not group.wants_product(rest[-1]):
+                rest.pop()
+        lead = max((group for group in partition.groups if wanting[group]), key=lambda group: group.count, default=None)
+        if lead is None:
             return
-        group, leaf = max(wanting, key=lambda pair: pair[0].count)
-        groups = [other for other, wanted in wanting if wanted == leaf]
-        partner = most_shared(leaf, group.whole.siblings(leaf), groups)
-        ask(subject, partition, masks, leaf, partner)
-
-
-def _unknown_products(group: Group, names: tuple[Leaf, ...]) -> list[int]:
-    if group.refusal is not None or group.exact or not group.settled:
-        return []
-    return [
-        leaf
-        for leaf in group.leaves
-        if names[leaf] != BIAS
-        and (siblings := group.whole.siblings(leaf))
-        and not any((leaf, sibling) in group.signs for sibling in siblings)
-    ]
+        leaf = wanting[lead][-1]
+        siblings = lead.whole.siblings(leaf)
+        question = Question(leaf, (siblings & -siblings).bit_length() - 1, siblings)
+        groups = [group for group in partition.groups if wanting[group] and group.wants_product(leaf)]
+        ask(subject, partition, masks, leaf, most_shared(question, groups))

@@ -37,7 +37,7 @@ class Tree:
       kind: "leaf", "add", "fma", "exact" or "empty".
       leaf: the tap or `BIAS` of a leaf, the tap whose product an fma takes in; else None.
       children: the operands that are trees: of an add two or more, of an fma one, of an exact sum its leaves.
-      leaves: all taps, ascending, and the bias last.
+      leaf_set: all leaves as bits: the bias is bit 0, tap i is bit i + 1. It stays small in a chain of thousands.
       height: additions on the longest way from a product to the root.
 
     >>> tree = Tree.fma(2, Tree.add(Tree.of(1), Tree.of(0)))
@@ -45,31 +45,33 @@ class Tree:
     (Tree('F[2, (0+1)]'), 2, True)
     """
 
-    __slots__ = ("__weakref__", "children", "height", "kind", "leaf", "leaves")
+    __slots__ = ("__weakref__", "children", "height", "kind", "leaf", "leaf_set")
     _interned: ClassVar[weakref.WeakValueDictionary[tuple[Any, ...], Tree]] = weakref.WeakValueDictionary()
 
     kind: str
     leaf: Leaf | None
     children: tuple[Tree, ...]
-    leaves: tuple[Leaf, ...]
     height: int
+    leaf_set: int
 
     def __new__(cls, kind: str, leaf: Leaf | None = None, children: Sequence[Tree] = ()) -> Tree:
-        children = tuple(sorted(children, key=lambda child: _rank(child.leaves[0]) if child.leaves else -1))
+        children = tuple(sorted(children, key=_first_leaf))
         # Children are unique objects, kept alive by their parent: their identities identify the node.
         key = (kind, leaf, *map(id, children))
         node = cls._interned.get(key)
         if node is None:
-            own = () if leaf is None else (leaf,)
-            leaves = (*own, *(below for child in children for below in child.leaves))
-            if len(set(leaves)) < len(leaves):
-                raise ValueError(f"`children` share leaves: {', '.join(map(str, children))}, expected each leaf once")
+            below = 0 if leaf is None else _bit(leaf)
+            for child in children:
+                if below & child.leaf_set:
+                    shown = ", ".join(map(str, children))
+                    raise ValueError(f"`children` share leaves: {shown}, expected each leaf once")
+                below |= child.leaf_set
             node = super().__new__(cls)
             for name, value in (
                 ("kind", kind),
                 ("leaf", leaf),
                 ("children", children),
-                ("leaves", tuple(sorted(leaves, key=_rank))),
+                ("leaf_set", below),
                 ("height", 0 if not children else 1 + max(child.height for child in children)),
             ):
                 object.__setattr__(node, name, value)
@@ -86,14 +88,14 @@ class Tree:
     @classmethod
     def add(cls, *operands: Tree) -> Tree:
         """Return one rounded addition of two operands, or one multi-way addition of more."""
-        if len(operands) < 2 or any(not operand.leaves for operand in operands):
+        if len(operands) < 2 or any(not operand.leaf_set for operand in operands):
             raise ValueError(f"`operands` are {operands}, expected two or more trees with leaves")
         return cls("add", None, operands)
 
     @classmethod
     def fma(cls, tap: Leaf | None, addend: Tree) -> Tree:
         """Return fma(x_tap, w_tap, addend)."""
-        if not isinstance(tap, (int, np.integer)) or not addend.leaves:
+        if not isinstance(tap, (int, np.integer)) or not addend.leaf_set:
             raise ValueError(f"`tap` is {tap!r} and `addend` {addend}, expected a tap and a tree with leaves")
         return cls("fma", cls.of(tap).leaf, (addend,))
 
@@ -217,10 +219,31 @@ class Tree:
         return built[self]
 
     @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """All taps, ascending, and the bias last."""
+        taps = (tap for tap, bit in enumerate(reversed(bin(self.leaf_set)[2:-1])) if bit == "1")
+        return (*taps, *([BIAS] if self.has(BIAS) else []))
+
+    @property
+    def size(self) -> int:
+        """The number of leaves."""
+        return self.leaf_set.bit_count()
+
+    def has(self, leaf: Leaf) -> bool:
+        """Return whether a leaf is below."""
+        return bool(self.leaf_set & _bit(leaf))
+
+    @property
     def fused(self) -> tuple[int, ...]:
         """The taps whose products enter unrounded, ascending."""
         return tuple(sorted(node.leaf for node in self.nodes() if node.kind == "fma" and isinstance(node.leaf, int)))
 
 
-def _rank(leaf: Leaf) -> float:
-    return np.inf if isinstance(leaf, str) else leaf
+def _bit(leaf: Leaf) -> int:
+    return 1 if isinstance(leaf, str) else 2 << leaf
+
+
+def _first_leaf(tree: Tree) -> float:
+    """Return where a tree stands among its siblings: by its smallest tap, the bias alone last, the empty one first."""
+    taps = tree.leaf_set >> 1
+    return (taps & -taps).bit_length() if taps else np.inf if tree.leaf_set else -1

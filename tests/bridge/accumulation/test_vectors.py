@@ -158,6 +158,43 @@ def test_the_order_of_a_vector_is_replayed_on_other_numbers(multiplies, seed):
         replay(order, DotProduct.of(ones[:9], ones[:9]))
 
 
+def in_halves(n):
+    """`(function, tree)`: the products of neighbours are added, then the sums of neighbours."""
+
+    def function(x, w):
+        terms = x * w
+        while len(terms) > 1:
+            terms = terms[0::2] + terms[1::2]
+        return terms[0]
+
+    level = [Tree.of(leaf) for leaf in range(n)]
+    while len(level) > 1:
+        level = [Tree.add(*pair) for pair in zip(level[0::2], level[1::2])]
+    return function, level[0]
+
+
+def in_block_chains(n, blocks=4):
+    """`(function, tree)`: every block is added in order, then the blocks; by an array of all of them side by side."""
+
+    def function(x, w):
+        return np.add.accumulate(np.add.accumulate((x * w).reshape(blocks, -1), axis=1)[:, -1])[-1]
+
+    chains = [Tree.chain(range(start, start + n // blocks)) for start in range(0, n, n // blocks)]
+    tree = chains[0]
+    for chain in chains[1:]:
+        tree = Tree.add(tree, chain)
+    return function, tree
+
+
+@pytest.mark.parametrize("family", [in_halves, in_block_chains])
+def test_a_sum_of_a_thousand_products_is_revealed_in_two_runs_per_product(family):
+    function, tree = family(1024)
+    order = reveal_dot(function, 1024)
+    assert order.trees == (tree,)
+    assert order.fingerprint.products == "rounded"
+    assert order.fingerprint.order_runs < 2 * 1024
+
+
 @pytest.mark.parametrize("n", [0, -1, 2.0, True])
 def test_a_length_that_cannot_be_is_refused(n):
     with pytest.raises(ValueError, match="`n` is"):

@@ -241,7 +241,7 @@ def test_its_clean_twin_has_no_hazard(on_this_cpu, name):
 
 def test_a_transposition_before_the_sum_is_a_copy(on_this_cpu):
     """An operand is in memory before the sum reads it."""
-    (hazard,) = on_this_cpu["columns_first"].hazards
+    hazard = on_this_cpu["columns_first"].hazards[-1]  # jaxlib 0.12 copies once more, and its temporaries come first
     assert "copies that compute nothing" in hazard and "transpose" in hazard
 
 

@@ -135,7 +135,7 @@ def test_arguments_by_place_and_by_name_and_in_numpy(seed):
     assert np.array_equal(by_place.case.x, by_name.case.x)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.parametrize(
     "form",
     [

@@ -460,7 +460,7 @@ def zipped():
         (zipped, "a.zip", r"a zip archive, and no PyTorch checkpoint: .* it has 'model/readme\.txt"),
     ],
 )
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's, that TorchScript is deprecated
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # that TorchScript is deprecated
 def test_a_sound_archive_that_is_no_checkpoint_is_named_and_not_called_damaged(make, name, said, tmp_path):
     (tmp_path / name).write_bytes(make())
     with pytest.raises(ValueError, match=said) as raised:
