@@ -194,7 +194,9 @@ def conv(
 ) -> jax.Array:
     """Return the convolution by a method of `jaxdw.methods` that has lowerings, its bias and its checked epilogue."""
     if epilogue is None:
-        return _biased(x, kernel, bias, geometry, method, result)
+        if bias is None or starts_from_bias(method, geometry):
+            return primitive.conv(x, kernel, bias, geometry, method, result)
+        epilogue = Epilogue()  # the kernels add a last bias to a sum that XLA would flush if it is subnormal
     given = (bias, epilogue.scale, epilogue.shift, epilogue.residual)
     operands = varying_together(x, kernel, *(array for array in given if array is not None))
     settings = _Settings(
