@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "jaxdw.conv": ("depthwise_conv",),
     "jaxdw.drop_in": ("accelerate", "conv_general_dilated"),
+    "jaxdw.epilogue": ("Epilogue",),
     "jaxdw.geometry": ("Geometry",),
     "jaxdw.matmul": ("chain_matmul",),
     "jaxdw.windows": ("contract", "fold", "map_windows", "unfold"),
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from jaxdw.conv import depthwise_conv as depthwise_conv
     from jaxdw.drop_in import accelerate as accelerate
     from jaxdw.drop_in import conv_general_dilated as conv_general_dilated
+    from jaxdw.epilogue import Epilogue as Epilogue
     from jaxdw.geometry import Geometry as Geometry
     from jaxdw.matmul import chain_matmul as chain_matmul
     from jaxdw.windows import contract as contract

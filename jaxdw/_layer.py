@@ -11,8 +11,10 @@ from flax import linen
 from jax import lax
 
 from jaxdw import _arrays
+from jaxdw import epilogue as epilogues
 from jaxdw.call import Call
 from jaxdw.conv import depthwise_conv
+from jaxdw.epilogue import Epilogue
 from jaxdw.geometry import Padding, spatial_tuple
 from jaxdw.methods import check_method
 from jaxdw.windows import contract, unfold, windowed_conv
@@ -78,6 +80,7 @@ def convolve(
     kernel: jax.Array,
     bias: jax.Array | None,
     promote: Callable[..., Sequence[jax.Array | None]],
+    epilogue: Epilogue | None = None,
 ) -> jax.Array:
     """Return the layer's output for its parameters; `promote` converts inputs, kernel and bias to one dtype."""
     inputs = _arrays.as_array("inputs", inputs)
@@ -99,7 +102,28 @@ def convolve(
         "preferred_element_type": layer.preferred_element_type,
     }
     if layer.window_fn is None:
+        if epilogue is not None:  # a function of the user's need not know it
+            arithmetic["epilogue"] = epilogue
         return layer.depthwise_conv(inputs, kernel, bias, method=layer.method, **geometry, **arithmetic)
+    if epilogue is not None:  # on the sums that the windows give
+        call = Call.of(inputs, kernel, bias, **geometry, **arithmetic)
+        epilogue = epilogues.checked(epilogue, call)
+        if epilogue is not None:
+            arithmetic["preferred_element_type"] = call.wide
+            y = _of_windows(layer, inputs, kernel, bias, geometry, arithmetic)
+            return epilogue.apply(y, call.geometry.rank, call.result)
+    return _of_windows(layer, inputs, kernel, bias, geometry, arithmetic)
+
+
+def _of_windows(
+    layer: Layer,
+    inputs: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    geometry: dict[str, Any],
+    arithmetic: dict[str, Any],
+) -> jax.Array:
+    assert layer.window_fn is not None
     # In Linen the function may create and change variables and draw from streams; tracing it twice would disturb them.
     if layer.method == "patches" or isinstance(layer, linen.Module):
         extraction = "patches" if layer.method == "patches" else "slices"

@@ -77,6 +77,11 @@ class Call:
         """x, kernel and bias."""
         return self.x, self.kernel, self.bias
 
+    @property
+    def wide(self) -> np.dtype:
+        """The dtype in which products are added: float32 or float64."""
+        return _arrays.accumulator(self.result)
+
     def promoted(self) -> Call:
         """Return the call with its arrays in their common dtype."""
         return self.cast(jnp.result_type(*(array for array in self.arrays if array is not None)))

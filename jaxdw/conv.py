@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
 import jax
 from jax import lax
 
-from jaxdw import _arrays, primitive, sharding
-from jaxdw.bias import add_bias, starts_from_bias
+from jaxdw import _arrays, sharding
+from jaxdw import epilogue as epilogues
 from jaxdw.call import Call
+from jaxdw.epilogue import Epilogue
 from jaxdw.geometry import Padding
 from jaxdw.methods import METHODS, check_method
 
@@ -27,6 +29,7 @@ def depthwise_conv(
     method: str = "auto",
     precision: lax.PrecisionLike = None,
     preferred_element_type: jax.typing.DTypeLike | None = None,
+    epilogue: Epilogue | None = None,
 ) -> jax.Array:
     """Depthwise convolution: output channel `c*M + m` is input channel c correlated with `kernel[..., 0, c*M + m]`.
 
@@ -46,6 +49,8 @@ def depthwise_conv(
       precision: as for `lax.conv_general_dilated`. It matters on GPU and TPU, for "patches" and "grouped";
         the others always compute at full precision.
       preferred_element_type: dtype to accumulate and return in, no narrower than the arrays'; None: the arrays' own.
+      epilogue: scale and shift (batch normalization), residual and activation of the result, or None. The compiled
+        kernels compute them in the same pass, with the same bits.
 
     If the type of x or of the kernel says that it is sharded over explicit mesh axes, the computation is sharded in the
     same way: see `jaxdw.sharding`. Over automatic axes the compiler decides.
@@ -79,23 +84,23 @@ def depthwise_conv(
         precision=precision,
         preferred_element_type=preferred_element_type,
     )
+    epilogue = epilogues.checked(epilogue, call)
     y = call.without_products()
     if y is not None:
-        return y
+        return y if epilogue is None else epilogue.apply(y.astype(call.wide), call.geometry.rank, call.result)
     if _arrays.is_sharded(call.x) or _arrays.is_sharded(call.kernel):
-        return sharding.run(call, method)
-    return _run(call.promoted(), method=method)
+        return sharding.run(call, method, epilogue=epilogue)
+    return _run(call.promoted(), epilogue, method=method)
 
 
 # Compiled even when called eagerly: the multiply and add of a method must reach the compiler together.
 @functools.partial(jax.jit, static_argnames="method")
-def _run(call: Call, *, method: str) -> jax.Array:
+def _run(call: Call, epilogue: Epilogue | None, *, method: str) -> jax.Array:
     function = None if method == "auto" else METHODS[method].function
     if function is not None and not call.geometry.has_symbolic_axes:  # lax has no gradients of unknown sizes
-        return function(call)
-    x, kernel, bias, result = *call.arrays, call.result
+        if epilogue is None:
+            return function(call)
+        y = function(dataclasses.replace(call, result=call.wide))
+        return epilogue.apply(y, call.geometry.rank, call.result)
     method = method if function is None else "taps"
-    if bias is None or starts_from_bias(method, call.geometry):
-        return primitive.conv(x, kernel, bias, call.geometry, method, result)
-    y = primitive.conv(x, kernel, None, call.geometry, method, _arrays.accumulator(result))
-    return add_bias(y, bias, result)
+    return epilogues.conv(*call.arrays, call.geometry, method, call.result, epilogue)

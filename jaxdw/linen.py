@@ -15,6 +15,7 @@ from jax import lax
 
 from jaxdw._layer import checked_kernel_shape, convolve
 from jaxdw.conv import depthwise_conv as _depthwise_conv
+from jaxdw.epilogue import Epilogue
 from jaxdw.geometry import Padding
 
 
@@ -63,9 +64,12 @@ class DepthwiseConv(nn.Module):
     depthwise_conv: Callable[..., jax.Array] = _depthwise_conv
 
     @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Convolve `inputs` `(*batch, *spatial, C)` to `(*batch, *output_spatial, C*M)`."""
+    def __call__(self, inputs: jax.Array, *, epilogue: Epilogue | None = None) -> jax.Array:
+        """Convolve `inputs` `(*batch, *spatial, C)` to `(*batch, *output_spatial, C*M)`.
+
+        `epilogue` is what follows the convolution in the same pass, as for `jaxdw.depthwise_conv`.
+        """
         shape = checked_kernel_shape(self)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = self.param("bias", self.bias_init, shape[-1:], self.param_dtype) if self.use_bias else None
-        return convolve(self, inputs, kernel, bias, functools.partial(self.promote_dtype, dtype=self.dtype))
+        return convolve(self, inputs, kernel, bias, functools.partial(self.promote_dtype, dtype=self.dtype), epilogue)

@@ -15,6 +15,7 @@ from jax import lax
 
 from jaxdw._layer import checked_kernel_shape, convolve
 from jaxdw.conv import depthwise_conv as _depthwise_conv
+from jaxdw.epilogue import Epilogue
 from jaxdw.geometry import Padding, spatial_tuple
 
 _lecun_normal = nnx.initializers.lecun_normal()
@@ -124,7 +125,11 @@ class DepthwiseConv(nnx.Module):
             self.bias = nnx.data(None)  # a leaf of the tree, so that a bias can be set later
 
     def __call__(
-        self, inputs: jax.Array, out_sharding: jax.sharding.NamedSharding | jax.sharding.PartitionSpec | None = None
+        self,
+        inputs: jax.Array,
+        out_sharding: jax.sharding.NamedSharding | jax.sharding.PartitionSpec | None = None,
+        *,
+        epilogue: Epilogue | None = None,
     ) -> jax.Array:
         """Convolve.
 
@@ -132,12 +137,14 @@ class DepthwiseConv(nnx.Module):
           inputs: `(*batch, *spatial, C)`, any number of batch axes.
           out_sharding: sharding of the output, or None to leave it to JAX. Where all axes of the mesh are automatic it
             is a constraint on the compiler (`flax.nnx.Conv` refuses); otherwise the output is resharded to it.
+          epilogue: what follows the convolution in the same pass, as for `jaxdw.depthwise_conv`.
 
         Returns:
           `(*batch, *output_spatial, C*M)`.
         """
         bias = None if self.bias is None else self.bias[...]
-        y = convolve(self, inputs, self.kernel[...], bias, lambda *arrays: self.promote_dtype(arrays, dtype=self.dtype))
+        promote = lambda *arrays: self.promote_dtype(arrays, dtype=self.dtype)  # noqa: E731
+        y = convolve(self, inputs, self.kernel[...], bias, promote, epilogue)
         return y if out_sharding is None else _placed(y, out_sharding)
 
 

@@ -20,10 +20,12 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxdw import _arrays, primitive
+from jaxdw import epilogue as epilogues
+from jaxdw import primitive
 from jaxdw._compat import varying_along, varying_axes
 from jaxdw.bias import add_bias, starts_from_bias
 from jaxdw.call import Call
+from jaxdw.epilogue import Epilogue
 from jaxdw.geometry import Geometry, Padding
 from jaxdw.methods import METHODS, check_method
 
@@ -42,6 +44,7 @@ def depthwise_conv(
     method: str = "auto",
     precision: lax.PrecisionLike = None,
     preferred_element_type: jax.typing.DTypeLike | None = None,
+    epilogue: Epilogue | None = None,
 ) -> jax.Array:
     """Compute `jaxdw.depthwise_conv` with x and the result sharded over a mesh of devices.
 
@@ -58,8 +61,8 @@ def depthwise_conv(
         `P("data", "x", "y", None)`. None is the sharding of x itself, where it is known (outside `jit`, or over
         explicit mesh axes), and for channels also that of the kernel.
       mesh: None is that of x itself, or the one of `jax.set_mesh`. Mesh axes that `spec` does not name are left to JAX.
-      strides, padding, kernel_dilation, input_dilation, method, precision, preferred_element_type: as for
-        `jaxdw.depthwise_conv`.
+      strides, padding, kernel_dilation, input_dilation, method, precision, preferred_element_type, epilogue: as for
+        `jaxdw.depthwise_conv`. A residual is sharded as the result.
 
     The size of every axis of x and of the result must be a multiple of the number of devices that shard it. Along a
     spatial axis no output may read beyond the neighbouring shards.
@@ -89,20 +92,24 @@ def depthwise_conv(
         precision=precision,
         preferred_element_type=preferred_element_type,
     )
-    return run(call, method, mesh, spec)
+    return run(call, method, mesh, spec, epilogues.checked(epilogue, call))
 
 
 def run(
-    call: Call, method: str, mesh: Mesh | AbstractMesh | None = None, spec: PartitionSpec | None = None
+    call: Call,
+    method: str,
+    mesh: Mesh | AbstractMesh | None = None,
+    spec: PartitionSpec | None = None,
+    epilogue: Epilogue | None = None,
 ) -> jax.Array:
-    """Compute `depthwise_conv` of a checked call."""
+    """Compute `depthwise_conv` of a checked call and epilogue."""
     mesh, spec = _placement(call.x, call.kernel, mesh, spec)
     shardings = _axis_shardings(spec, mesh, call.x.ndim)
     y = call.without_products()
     if y is not None:  # nothing to partition
-        return y
+        return y if epilogue is None else epilogue.apply(y.astype(call.wide), call.geometry.rank, call.result)
     partition = _Partition.of(call.geometry, shardings)
-    return _run(call.promoted(), partition=partition, mesh=mesh, method=method)
+    return _run(call.promoted(), epilogue, partition=partition, mesh=mesh, method=method)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,49 +322,56 @@ def _local(geometry: Geometry, shardings: Sequence[_AxisSharding], halos: Sequen
 
 
 @functools.partial(jax.jit, static_argnames=("partition", "mesh", "method"))
-def _run(call: Call, *, partition: _Partition, mesh: Mesh | AbstractMesh, method: str) -> jax.Array:
-    channels = partition.names[-1]
-    groups = partition.names, [()] * (call.kernel.ndim - 1) + [channels], [channels]
-    arrays = [array for array in call.arrays if array is not None]
+def _run(
+    call: Call, epilogue: Epilogue | None, *, partition: _Partition, mesh: Mesh | AbstractMesh, method: str
+) -> jax.Array:
+    arrays, structure = jax.tree.flatten((call, epilogue))
+    groups = [partition.names[-array.ndim :] for array in arrays]  # of all axes, or of the channels alone
+    groups[1] = [()] * (call.kernel.ndim - 1) + partition.names[-1:]
     explicit = {name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Explicit}
     if explicit:  # over these `shard_map` takes arrays only as they are placed
         kept = [_spec([tuple(n for n in names if n in explicit) for names in group]) for group in groups]
         arrays = [jax.sharding.reshard(array, NamedSharding(mesh, spec)) for array, spec in zip(arrays, kept)]
 
-    def part(x, kernel, bias=None):
-        return _convolve(
-            dataclasses.replace(call, x=x, kernel=kernel, bias=bias, geometry=partition.local), partition, method
-        )
+    def part(*arrays):
+        call, epilogue = jax.tree.unflatten(structure, arrays)
+        return _convolve(dataclasses.replace(call, geometry=partition.local), epilogue, partition, method)
 
     named = {name for group in partition.names for name in group}
     if not named:  # `shard_map` would take an empty set for all axes
         return part(*arrays)
     specs = tuple(map(_spec, groups))
-    return jax.shard_map(part, mesh=mesh, in_specs=specs[: len(arrays)], out_specs=specs[0], axis_names=named)(*arrays)
+    return jax.shard_map(part, mesh=mesh, in_specs=specs, out_specs=specs[0], axis_names=named)(*arrays)
 
 
-def _convolve(call: Call, partition: _Partition, method: str) -> jax.Array:
-    """Compute one device's part from its block of x and its channels of kernel and bias."""
-    x, result = call.x, call.result
-    wide = _arrays.accumulator(result)
+def _convolve(call: Call, epilogue: Epilogue | None, partition: _Partition, method: str) -> jax.Array:
+    """Compute one device's part from its block of x and its channels of the other arrays."""
+    x, wide = call.x, call.wide
+    result = call.result if epilogue is None else wide
     # Cast here: gradients are then added over the devices when they are small, and before they are rounded.
     axes = varying_axes(x)
     kernel = varying_along(call.kernel.astype(wide), axes)
     bias = None if call.bias is None else varying_along(call.bias.astype(wide), axes)
+    if epilogue is not None:
+        epilogue = jax.tree.map(lambda array: varying_along(array, axes), epilogue)
+    function = None if method == "auto" else METHODS[method].function
+    if function is None and not partition.halos:
+        return epilogues.conv(x, kernel, bias, partition.local, method, call.result, epilogue)
     bias_first = starts_from_bias(method, partition.whole)  # the shard's own padding does not matter
     start = bias if bias_first else None
     dtype = result if bias is None or bias_first else wide
-    function = None if method == "auto" else METHODS[method].function
     if function is not None:
         local = dataclasses.replace(
             call, x=partition.exchange(x), kernel=kernel.astype(x.dtype), bias=None, result=dtype
         )
         y = function(local)
-    elif partition.halos and partition.whole.padding_mode == "zeros":
+    elif partition.whole.padding_mode == "zeros":
         y = _exchanged(x, kernel, start, partition, method, dtype)
     else:
         y = primitive.conv(partition.exchange(x), kernel, start, partition.local, method, dtype)
-    return y if bias is None or bias_first else add_bias(y, bias, result)
+    if bias is not None and not bias_first:
+        y = add_bias(y, bias, result)
+    return y if epilogue is None else epilogue.apply(y, partition.whole.rank, call.result)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from jaxdw.epilogue import hard_swish
 from jaxdw.models import MobileNet
 from jaxdw.models.blocks import ConvNormAct, InvertedResidual, SqueezeExcite, global_average_pool
 from jaxdw.nnx import DepthwiseConv
@@ -20,6 +21,7 @@ IMAGES = "images"
 #: Names of functions whose own name is not that of PyTorch's operation.
 _ACTIVATIONS: Mapping[Any, str] = {
     nnx.hard_swish: "hard swish",
+    hard_swish: "hard swish",
     nnx.hard_sigmoid: "hard sigmoid",
     nnx.gelu: "gelu (tanh)",
     nnx.hard_tanh: "hardtanh",

@@ -6,6 +6,8 @@ the call, and compiles nothing.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,25 @@ from jaxdw import native
 from jaxdw.geometry import Geometry
 from jaxdw.lowerings.cpu_fused import materialized
 from jaxdw.lowerings.ordered_sum import Order
+from jaxdw.native.calls import ACTIVATIONS
 from jaxdw.padding import pad_repeated
+
+
+class Epilogue(NamedTuple):
+    """What the kernel does to each sum before it is rounded and stored; see docs/arithmetic.md.
+
+    Attributes:
+      bias_last: whether the bias is added to the sum, which else starts from it.
+      scale, shift: `(C*M,)`, both or none.
+      residual: `(*batch, *output_spatial, C*M)`, of the dtype of the result, or None.
+      activation: a name of `jaxdw.native.calls.ACTIVATIONS`.
+    """
+
+    bias_last: bool = False
+    scale: jax.Array | None = None
+    shift: jax.Array | None = None
+    residual: jax.Array | None = None
+    activation: str | None = None
 
 
 def conv(
@@ -26,6 +46,7 @@ def conv(
     compute: np.dtype,
     dtype: np.dtype,
     flipped: bool,
+    epilogue: Epilogue = Epilogue(),  # noqa: B008 (it cannot change)
 ) -> jax.Array:
     """Return y `(*batch, *output_spatial, C*M)`: one chain of fused multiply-adds in raster order for each element.
 
@@ -33,8 +54,24 @@ def conv(
     """
     operands = (x, kernel) if bias is None else (x, kernel, bias)
     (x, kernel, *biases), geometry = _as_read(operands, geometry, compute, dtype)
+    scaled, residual = epilogue.scale is not None, epilogue.residual is not None
+    factors = materialized(epilogue.scale, epilogue.shift) if scaled else ()
+    added = materialized(epilogue.residual) if residual else ()
     call = jax.ffi.ffi_call(native.CONV, jax.ShapeDtypeStruct(geometry.output_shape, x.dtype))
-    return call(x, kernel, *biases, **_attributes(geometry), bias_last=False, flipped=flipped).astype(dtype)
+    y = call(
+        x,
+        kernel,
+        *biases,
+        *(factor.astype(compute) for factor in factors),
+        *(array.astype(x.dtype) for array in added),
+        **_attributes(geometry),
+        bias_last=epilogue.bias_last,
+        flipped=flipped,
+        scaled=scaled,
+        residual=residual,
+        activation=ACTIVATIONS[epilogue.activation],
+    )
+    return y.astype(dtype)
 
 
 def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np.dtype, dtype: np.dtype) -> jax.Array:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
+from jaxdw.epilogue import hard_swish
 from jaxdw.models.blocks import Block, Conventions
 from jaxdw.models.mobilenet import (
     Architecture,
@@ -151,7 +152,7 @@ def _mobilenet_v3(
     else:
         head, hidden = 6 * blocks[-1].out_channels, round_channels(hidden * width)
     architecture = Architecture(
-        with_output_stride(blocks, output_stride, conventions), nnx.hard_swish, head=head, hidden=hidden
+        with_output_stride(blocks, output_stride, conventions), hard_swish, head=head, hidden=hidden
     )
     return MobileNet(architecture, conventions, num_classes=num_classes, in_channels=in_channels, rngs=rngs)
 
@@ -173,7 +174,7 @@ def _blocks(table: tuple[_Row, ...], width: float, like: str) -> list[Block]:
                 channels,
                 expanded,
                 channels := round_channels(row.out * width),
-                nnx.hard_swish if row.hard else nnx.relu,
+                hard_swish if row.hard else nnx.relu,
                 kernel=row.kernel,
                 stride=row.stride,
                 squeeze=round_channels(expanded // 4) if row.squeezes else None,

@@ -12,10 +12,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from jaxdw.epilogue import Epilogue, hard_swish, relu6
 from jaxdw.models import dense
 from jaxdw.nnx import DepthwiseConv
 
 Activation = Callable[[jax.Array], jax.Array]
+
+#: The activations that the epilogue of a convolution has, by its name.
+_NAMES = {nnx.relu: "relu", relu6: "relu6", hard_swish: "hard_swish"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,17 +83,6 @@ class Block:
     residual: bool = True
 
 
-def relu6(x: jax.Array) -> jax.Array:
-    """Return min(max(x, 0), 6), with slope 0 at 0 and at 6 as in PyTorch.
-
-    `jax.nn.relu6` has slope 1/2 there, and exact zeros are common: a window of zeros, normalized with a mean of 0.
-
-    >>> [float(jax.grad(relu6)(x)) for x in (0.0, 1.0, 6.0)]
-    [0.0, 1.0, 0.0]
-    """
-    return jnp.where(x >= 6, 6, jax.nn.relu(x))
-
-
 def global_average_pool(x: jax.Array) -> jax.Array:
     """Average `(*batch, H, W, C)` to `(*batch, C)`."""
     return x.mean((-3, -2))
@@ -134,6 +127,12 @@ class BatchNorm(nnx.BatchNorm):
         y = super().__call__(x, use_running_average=False)
         self.var[...] += (self.var[...] - kept) / (n - 1)
         return y
+
+    def epilogue(self, activation: str | None) -> Epilogue:
+        """Return the normalization by running statistics, and an activation, as what follows a convolution."""
+        assert self.mean is not None and self.scale is not None and self.bias is not None
+        statistics = (self.mean[...], self.var[...], self.scale[...], self.bias[...])
+        return Epilogue.batch_norm(*statistics, epsilon=self.epsilon, activation=activation)
 
 
 class ConvNormAct(nnx.Module):
@@ -189,8 +188,13 @@ class ConvNormAct(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `(*batch, H, W, in)` to `(*batch, H / stride, W / stride, out)`."""
+        activation = self.activation
+        if isinstance(self.conv, DepthwiseConv) and self.norm.use_running_average:
+            named = None if activation is None else _NAMES.get(activation)
+            x = self.conv(x, epilogue=self.norm.epilogue(named))
+            return x if activation is None or named else activation(x)
         x = self.norm(self.conv(x))
-        return x if self.activation is None else self.activation(x)
+        return x if activation is None else activation(x)
 
 
 class SqueezeExcite(nnx.Module):

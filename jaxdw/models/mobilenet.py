@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 from flax import nnx
+from jax import lax
 
+from jaxdw._arrays import is_sharded
 from jaxdw.models.blocks import (
     Activation,
     Block,
@@ -37,6 +40,9 @@ class Architecture:
     hidden: int | None = None
 
 
+#: Pixels of images that a CPU computes together in inference: two images of 224x224.
+PIXELS_AT_ONCE = 2 * 224 * 224
+
 #: The possible products of all strides.
 OUTPUT_STRIDES: Sequence[int] = (2, 4, 8, 16, 32)
 
@@ -45,7 +51,8 @@ class MobileNet(nnx.Module):
     """MobileNet V1, V2 or V3, by its architecture. A new one is in training mode, as any Flax module.
 
     Made by `jaxdw.models.mobilenet_v1`, `mobilenet_v2`, `mobilenet_v3_small` and `mobilenet_v3_large`.
-    `model.train()` and `model.eval()` switch batch normalization and dropout.
+    `model.train()` and `model.eval()` switch batch normalization and dropout. In inference on a CPU a batch is computed
+    a few images at a time, which are in the caches from one layer to the next.
 
     The parameters have these paths, the same for every original; i counts the blocks of the whole network from 0:
 
@@ -112,6 +119,18 @@ class MobileNet(nnx.Module):
         """
         if x.ndim < 3 or x.shape[-1] != self.in_channels:
             raise ValueError(f"`x` has shape {x.shape}, expected (*batch, H, W, {self.in_channels})")
+        batch = x.shape[:-3]
+        groups = 1 if self._is_training or is_sharded(x) else _groups(*x.shape)
+        if groups == 1:
+            return self._features(x)
+        y = lax.map(self._features, x.reshape(groups, -1, *x.shape[-3:]))
+        return y.reshape(*batch, *y.shape[-3:])
+
+    @property
+    def _is_training(self) -> bool:
+        return not self.stem.norm.use_running_average
+
+    def _features(self, x: jax.Array) -> jax.Array:
         x = self.stem(x)
         for block in self.blocks:
             x = block(x)
@@ -124,6 +143,19 @@ class MobileNet(nnx.Module):
             x = self.architecture.activation(self.hidden(x))
         x = self.dropout(x, rngs=rngs)
         return x if self.classifier is None else self.classifier(x)
+
+
+def _groups(*shape: Any) -> int:
+    """Return into how many equal groups images `(*batch, H, W, C)` are cut, which are computed one after the other.
+
+    On a CPU a whole batch leaves the caches between two layers. Elsewhere, and where the batch may be shared out over
+    devices, there is one group.
+    """
+    if not all(isinstance(size, int) for size in shape) or jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return 1
+    *batch, height, width, _ = shape
+    images, most = math.prod(batch), max(1, PIXELS_AT_ONCE // max(1, height * width))
+    return next((images // size for size in range(min(images, most), 0, -1) if images % size == 0), 1)
 
 
 def conventions_like(like: str, originals: Mapping[str, Conventions], changes: Mapping[str, Any]) -> Conventions:

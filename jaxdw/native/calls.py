@@ -14,6 +14,9 @@ from jaxdw.geometry import Geometry
 #: Element types by number, as jaxdw/native/plain.cc has them.
 TYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
 
+#: Activations by number, likewise.
+ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2, "hard_swish": 3}
+
 
 def conv(
     x: int,
@@ -24,6 +27,10 @@ def conv(
     dtype: str,
     *,
     bias_last: bool = False,
+    scale: int | None = None,
+    shift: int | None = None,
+    residual: int | None = None,
+    activation: str | None = None,
     threads: int = 1,
     isa: str | None = None,
 ) -> None:
@@ -31,6 +38,9 @@ def conv(
 
     Args:
       geometry: with padding of zeros and a channel multiplier of 1.
+      scale, shift: `(C,)`, both or none: float64 for float64, else float32.
+      residual: of the shape and dtype of y.
+      activation: a name of `ACTIVATIONS`.
       isa: the instruction set; None: that of JAXDW_ISA, or the widest.
 
     Raises:
@@ -46,6 +56,8 @@ def conv(
             _address(numbers.ctypes.data),
             *map(_address, (x, kernel, bias)),
             int(bias_last),
+            *map(_address, (scale, shift, residual)),
+            ACTIVATIONS[activation],
             _address(y),
         ),
         isa,

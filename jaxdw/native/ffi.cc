@@ -146,30 +146,44 @@ ffi::Error checked(Of of) {
   }
 }
 
-// The data of the bias, if there is a third operand.
-const void* bias_of(ffi::RemainingArgs rest, int64_t channels, Type type) {
-  expect(rest.size() < 2, "there are " + std::to_string(rest.size() + 2) + " operands, expected at most 3");
-  if (rest.size() == 0) return nullptr;
-  auto given = rest.get<ffi::AnyBuffer>(0);
-  expect(given.has_value(), "`bias` is no array");
-  ffi::AnyBuffer bias = *given;
-  expect(bias.dimensions().size() == 1 && bias.dimensions()[0] == channels,
-         "`bias` has shape " + text(bias.dimensions()) + ", expected (" + std::to_string(channels) + ")");
-  expect(type_of("bias", bias) == type, "`bias` has another element type than `x`");
-  return bias.untyped_data();
+// The data of a further operand, of this shape and type.
+const void* operand(ffi::RemainingArgs rest, size_t index, const char* name, Dimensions sizes, Type type) {
+  auto given = rest.get<ffi::AnyBuffer>(index);
+  std::string quoted = "`" + std::string(name) + "`";
+  expect(given.has_value(), quoted + " is no array");
+  Dimensions is = given->dimensions();
+  expect(is.size() == sizes.size() && std::equal(is.begin(), is.end(), sizes.begin()),
+         quoted + " has shape " + text(is) + ", expected " + text(sizes));
+  expect(type_of(name, *given) == type, quoted + " has another element type than expected beside `x`");
+  return given->untyped_data();
 }
 
 ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::RemainingArgs rest,
                 ffi::Result<ffi::AnyBuffer> y, Dimensions strides, Dimensions padding, Dimensions kernel_dilation,
-                Dimensions input_dilation, bool bias_last, bool flipped) {
+                Dimensions input_dilation, bool bias_last, bool flipped, bool scaled, bool residual,
+                int64_t activation) {
   return checked([&] {
     Geometry g = geometry_of(x, "kernel", kernel, "y", *y, strides, padding, kernel_dilation, input_dilation);
     Conv conv{g, type_of("x", x), Bias::none, x.untyped_data(), kernel.untyped_data(), nullptr, y->untyped_data(),
               flipped};
-    if (const void* bias = bias_of(rest, g.channels, conv.type)) {
-      conv.bias = bias;
+    size_t next = 0, others = 2 * scaled + residual;
+    expect(rest.size() == others || rest.size() == others + 1,
+           "there are " + std::to_string(rest.size() + 2) + " operands, expected " + std::to_string(others + 2) +
+               ", or one more with a bias");
+    Dimensions channels(&g.channels, 1);
+    if (rest.size() > others) {
+      conv.bias = operand(rest, next++, "bias", channels, conv.type);
       conv.bias_place = bias_last ? Bias::last : Bias::first;
     }
+    if (scaled) {
+      Type sum = conv.type == Type::f64 ? Type::f64 : Type::f32;
+      conv.scale = operand(rest, next++, "scale", channels, sum);
+      conv.shift = operand(rest, next++, "shift", channels, sum);
+    }
+    if (residual) conv.residual = operand(rest, next++, "residual", y->dimensions(), conv.type);
+    expect(activation >= 0 && activation <= 3,
+           "`activation` is " + std::to_string(activation) + ", expected a number from 0 to 3");
+    conv.activation = Activation(activation);
     PoolThreads threads(pool);
     kernels_of(nullptr)->conv(conv, threads);
   });
@@ -221,8 +235,9 @@ ffi::Error matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w, ffi:
     expect(type_of("w", w) == matmul.type, "`w` has another element type than `x`");
     expect(type_of("y", *y) == matmul.type, "`y` has another element type than `x`");
     matmul.x = x.untyped_data(), matmul.w = w.untyped_data(), matmul.y = y->untyped_data();
-    if (const void* bias = bias_of(rest, matmul.columns, matmul.type)) {
-      matmul.bias = bias;
+    expect(rest.size() < 2, "there are " + std::to_string(rest.size() + 2) + " operands, expected 2, or 3 with a bias");
+    if (rest.size() == 1) {
+      matmul.bias = operand(rest, 0, "bias", Dimensions(&matmul.columns, 1), matmul.type);
       matmul.bias_place = bias_last ? Bias::last : Bias::first;
     }
     PoolThreads threads(pool);
@@ -247,7 +262,10 @@ XLA_FFI_DEFINE_HANDLER(conv_handler, jaxdw::conv,
                            .Attr<jaxdw::Dimensions>("kernel_dilation")
                            .Attr<jaxdw::Dimensions>("input_dilation")
                            .Attr<bool>("bias_last")
-                           .Attr<bool>("flipped"));
+                           .Attr<bool>("flipped")
+                           .Attr<bool>("scaled")
+                           .Attr<bool>("residual")
+                           .Attr<int64_t>("activation"));
 
 XLA_FFI_DEFINE_HANDLER(kernel_gradient_handler, jaxdw::kernel_gradient,
                        xla::ffi::Ffi::Bind()

@@ -2,6 +2,8 @@
 //
 // Lanes of a vector are output channels (or, of a row with stride 1, neighbouring outputs), never terms of one sum. So
 // all instruction sets round alike. docs/arithmetic.md has the sequence of roundings.
+#include <math.h>
+
 #include <algorithm>
 #include <numeric>
 #include <type_traits>
@@ -48,6 +50,11 @@ struct Width {
 };
 
 constexpr int64_t most_outputs = 8, at_border = 4;
+
+// Taps that are added side by side. More weights would leave no registers for sums, and types other than float are not
+// worth the time to compile more. Without vectors nothing is gained.
+template <class V, class T>
+constexpr int most_side_by_side = V::lanes == 1 ? 1 : std::is_same_v<T, float> ? 5 : 3;
 
 int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b > 0); }
 
@@ -131,41 +138,52 @@ void taps_of_row(const Geometry& g, const Width& width, const Segment& segment, 
 }
 
 
-// R outputs of CV vectors of channels: all their sums are in registers. Of a masked segment there may be fewer outputs.
-template <class V, int R, int CV, bool part, bool masked, class T, class Sum>
-JAXDW_INLINE void tile(const Tap<T, const Sum>* taps, int64_t count, int64_t outputs, int64_t x, int64_t x_step,
-                       int64_t c, int lanes, const Sum* bias, Bias place, T* y, int64_t y_step) {
-  auto load = [lanes](auto* p) { return part ? load_first<V>(p, lanes) : V::load(p); };
-  V sums[R][CV];
-#pragma GCC unroll 16
-  for (int v = 0; v < CV; ++v) {
-    V start = place == Bias::first ? load(bias + c + v * V::lanes) : V::zero();
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) sums[r][v] = start;
-  }
-  for (int64_t t = 0; t < count; ++t) {
-    const T* from = taps[t].x + x + c;
-    const Sum* w = taps[t].w + c;
-    V weights[CV];
-#pragma GCC unroll 16
-    for (int v = 0; v < CV; ++v) weights[v] = load(w + v * V::lanes);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      if (masked && !(taps[t].outputs >> r & 1)) continue;
-#pragma GCC unroll 16
-      for (int v = 0; v < CV; ++v)
-        sums[r][v] = fma(load(from + r * x_step + v * V::lanes), weights[v], sums[r][v]);
-    }
-  }
-#pragma GCC unroll 16
-  for (int v = 0; v < CV; ++v) {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      if (masked && r >= outputs) break;
-      V sum = sums[r][v];
-      if (place == Bias::last) sum = add(sum, load(bias + c + v * V::lanes));
-      T* to = y + r * y_step + c + v * V::lanes;
-      if (part)
+// The taps (i, j) of an output row that read inputs: the input row that they read, and the number of the first of them.
+template <class T>
+struct Line {
+  const T* x;
+  int64_t tap;
+};
+
+// Taps of a line that read inputs side by side. Distances from the block's first input and from the line's first weight
+// are in elements. Bit p of `columns` says that the p-th input is none of the padding.
+struct Group {
+  int64_t taps, x, w;
+  unsigned columns;
+};
+
+// What is done to sums before they are rounded and stored. The residual of an output is as far from `residual` as the
+// output from `y`.
+template <class T, class Sum>
+struct Epilogue {
+  const Sum *scale, *shift;
+  const T *y, *residual;
+  Activation activation;
+};
+
+// Does it to the sums of some outputs, for channels from `c` on.
+template <class V, bool is_hard_swish, class T, class Sum>
+JAXDW_INLINE void finish_as(const Epilogue<T, Sum>& epilogue, const Sum* sums, int64_t sums_step, int64_t outputs,
+                            int64_t c, int64_t channels, T* y, int64_t y_step) {
+  Activation activation = epilogue.activation;
+  V six = V::all(6), three = V::all(3), zero = V::zero();
+  V least = activation == Activation::none ? V::all(-INFINITY) : zero;
+  V most = activation == Activation::relu6 ? six : V::all(INFINITY);
+  for (int64_t v = 0; v < channels; v += V::lanes) {
+    int lanes = int(std::min<int64_t>(V::lanes, channels - v));
+    auto load = [lanes](auto* p) { return lanes < V::lanes ? load_first<V>(p, lanes) : V::load(p); };
+    V scale = zero, shift = zero;
+    if (epilogue.scale) scale = load(epilogue.scale + c + v), shift = load(epilogue.shift + c + v);
+    for (int64_t r = 0; r < outputs; ++r) {
+      T* to = y + r * y_step + c + v;
+      V sum = V::load(sums + r * sums_step + v);
+      if (epilogue.scale) sum = fma(sum, scale, shift);
+      if (epilogue.residual) sum = add(sum, load(epilogue.residual + (to - epilogue.y)));
+      if (is_hard_swish)
+        sum = divide(multiply(sum, at_most(six, at_least(zero, add(sum, three)))), six);
+      else
+        sum = at_most(most, at_least(least, sum));
+      if (lanes < V::lanes)
         store_first(sum, to, lanes);
       else
         sum.store(to);
@@ -173,125 +191,149 @@ JAXDW_INLINE void tile(const Tap<T, const Sum>* taps, int64_t count, int64_t out
   }
 }
 
-// Calls `of` with a compile-time size and returns that: `size`, or the next power of two below for types other than
-// float, which are not worth the time to compile more.
-template <int most, class T, class Of>
-JAXDW_INLINE int64_t with_size(int64_t size, Of of) {
-  if constexpr (most > 1) {
-    constexpr bool is_compiled = std::is_same_v<T, float> || (most & (most - 1)) == 0;
-    if (!is_compiled || size < most) return with_size<most - 1, T>(size, of);
-  }
-  of(std::integral_constant<int, most>());
-  return most;
+template <class V, class T, class Sum>
+__attribute__((noinline)) void finish(const Epilogue<T, Sum>& epilogue, const Sum* sums, int64_t sums_step,
+                                      int64_t outputs, int64_t c, int64_t channels, T* y, int64_t y_step) {
+  if (epilogue.activation == Activation::hard_swish)
+    finish_as<V, true>(epilogue, sums, sums_step, outputs, c, channels, y, y_step);
+  else
+    finish_as<V, false>(epilogue, sums, sums_step, outputs, c, channels, y, y_step);
 }
 
-// Vectors of channels that are summed at once beside R outputs.
-template <int R>
-constexpr int vectors_beside = std::max(1, std::min(8, registers / R));
-
-// R outputs, channels `from` to `to`.
-template <class V, int R, bool masked, class T, class Sum>
-void outputs_of(const Tap<T, const Sum>* taps, int64_t count, int64_t outputs, int64_t x, int64_t x_step, int64_t from,
-                int64_t to, const Sum* bias, Bias place, T* y, int64_t y_step) {
-  constexpr int CV = vectors_beside<R>;
-  int64_t c = from;
-  if constexpr (CV > 1)
-    for (; c + CV * V::lanes <= to; c += CV * V::lanes)
-      tile<V, R, CV, false, masked>(taps, count, outputs, x, x_step, c, 0, bias, place, y, y_step);
-  for (; c + V::lanes <= to; c += V::lanes)
-    tile<V, R, 1, false, masked>(taps, count, outputs, x, x_step, c, 0, bias, place, y, y_step);
-  if (c < to)
-    tile<V, R, 1, true, masked>(taps, count, outputs, x, x_step, c, int(to - c), bias, place, y, y_step);
-}
-
-// A vector that is stored past the caches. The address is a multiple of its size.
-template <class V>
-struct Streamed : V {
-  Streamed() = default;
-  JAXDW_INLINE Streamed(V vector) : V(vector) {}
-  JAXDW_INLINE Streamed(decltype(V::v) v) : V{v} {}
-  template <class T>
-  JAXDW_INLINE void store(T* p) const {
-#if JAXDW_IS == JAXDW_IS_avx512
-    _mm512_stream_ps(p, this->v);
-#elif JAXDW_IS == JAXDW_IS_avx2
-    _mm256_stream_ps(p, this->v);
-#else
-    V::store(p);
-#endif
-  }
+// A block of outputs along the last axis, the lines of its row, and where its outputs go. The inputs of neighbouring
+// taps are `x_step` apart, their weights `w_step`. The first output's inputs are where the groups say, from `x` on.
+template <class T, class Sum>
+struct Block {
+  const Line<T>* lines;
+  int64_t line_count;
+  const Group* groups;
+  int64_t group_count, x, x_step, w_step, line_step, y_step;
+  int outputs;
+  const Sum *kernel, *bias;
+  Bias place;
+  const Epilogue<T, Sum>* epilogue;
+  bool streams;
 };
 
-constexpr bool can_stream = JAXDW_IS == JAXDW_IS_avx512 || JAXDW_IS == JAXDW_IS_avx2;
+// x + step. The compiler would rather keep all multiples of the step, for which there are not enough registers.
+template <class T>
+JAXDW_INLINE T* next(T* x, int64_t step) {
+  x += step;
+  asm("" : "+r"(x));
+  return x;
+}
 
-// Bytes of weights that stay in the first cache while the outputs of a row go by.
-constexpr int64_t cached_weights = 16384;
+// Adds the products of K taps to R outputs that are S inputs apart: each input is read once. The products of an output
+// are added from the first tap to the last, because its inputs come in that order.
+template <class V, int K, int S, bool part, int R, int CV, class T, class Sum>
+JAXDW_INLINE void add_taps(V (&sums)[R][CV], const T* x, int64_t x_step, const Sum* w, int64_t w_step, unsigned columns,
+                           int lanes) {
+  V weights[K][CV];
+#pragma GCC unroll 16
+  for (int k = 0; k < K; ++k) {
+    if (k) w = next(w, w_step);
+#pragma GCC unroll 16
+    for (int v = 0; v < CV; ++v) weights[k][v] = load_last<V, part>(w, v, CV, lanes);
+  }
+#pragma GCC unroll 32
+  for (int p = 0; p < S * (R - 1) + K; ++p) {
+    if (p) x = next(x, x_step);
+    if (!(columns >> p & 1)) continue;
+#pragma GCC unroll 16
+    for (int v = 0; v < CV; ++v) {
+      V input = in_register(load_last<V, part>(x, v, CV, lanes));
+#pragma GCC unroll 16
+      for (int k = 0; k < K; ++k)
+        if (p >= k && (p - k) % S == 0 && (p - k) / S < R)
+          sums[(p - k) / S][v] = fma(input, weights[k][v], sums[(p - k) / S][v]);
+    }
+  }
+}
 
-// Bytes of inputs that stay there from one row of outputs to the next.
-constexpr int64_t cached_inputs = 24576;
+// Up to R outputs of CV vectors of channels, the last of which may have fewer `lanes`: all their sums are in registers.
+template <class V, int K, int S, int R, int CV, bool part, class T, class Sum>
+JAXDW_INLINE void tile(const Block<T, Sum>& block, int64_t c, int lanes, T* y) {
+  constexpr bool uneven = K > (most_side_by_side<V, T> + 1) / 2 && K > 1;  // some groups have one tap fewer
+  V sums[R][CV];
+#pragma GCC unroll 16
+  for (int v = 0; v < CV; ++v) {
+    V start = block.place == Bias::first ? load_last<V, part>(block.bias + c, v, CV, lanes) : V::zero();
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) sums[r][v] = start;
+  }
+  for (const Line<T>* line = block.lines; line < block.lines + block.line_count; ++line) {
+    const T* line_x = line->x + block.x + c;
+    const Sum* line_w = block.kernel + line->tap * block.line_step + c;
+    for (const Group* group = block.groups; group < block.groups + block.group_count; ++group) {
+      const T* group_x = line_x + group->x;
+      const Sum* group_w = line_w + group->w;
+      if (!uneven || group->taps == K)
+        add_taps<V, K, S, part>(sums, group_x, block.x_step, group_w, block.w_step, group->columns, lanes);
+      else if constexpr (uneven)
+        add_taps<V, K - 1, S, part>(sums, group_x, block.x_step, group_w, block.w_step, group->columns, lanes);
+    }
+  }
+  if (block.place == Bias::last) {
+#pragma GCC unroll 16
+    for (int v = 0; v < CV; ++v) {
+      V last = load_last<V, part>(block.bias + c, v, CV, lanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) sums[r][v] = add(sums[r][v], last);
+    }
+  }
+  int64_t y_step = block.y_step;
+  int outputs = block.outputs;
+  if (block.epilogue) {  // the sums go through memory in the first cache
+    constexpr int64_t width = CV * V::lanes;
+    alignas(64) Sum stored[R * width];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+      for (int v = 0; v < CV; ++v) sums[r][v].store(stored + r * width + v * V::lanes);
+    finish<V>(*block.epilogue, stored, width, outputs, c, part ? width - V::lanes + lanes : width, y, y_step);
+    return;
+  }
+  bool streams = block.streams;
+  y += c;
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    if (r >= outputs) break;
+    if (r) y = next(y, y_step);
+#pragma GCC unroll 16
+    for (int v = 0; v < CV; ++v) {
+      if (streams)
+        stream(sums[r][v], y + v * V::lanes);
+      else if (part && v == CV - 1)
+        store_first(sums[r][v], y + v * V::lanes, lanes);
+      else
+        sums[r][v].store(y + v * V::lanes);
+    }
+  }
+}
+
+// Channels `from` to `to` of up to R outputs.
+template <class V, int K, int S, int R, class T, class Sum>
+void outputs_of(const Block<T, Sum>& block, int64_t from, int64_t to, T* y) {
+  constexpr int CV = std::max(1, std::min(2, (registers - 1) / (R + K + 1)));
+  int64_t c = from;
+  for (; c + CV * V::lanes < to; c += CV * V::lanes) tile<V, K, S, R, CV, false>(block, c, 0, y);
+  int64_t vectors = (to - c - 1) / V::lanes;
+  int lanes = int(to - c - vectors * V::lanes);
+  if constexpr (CV == 2)
+    if (vectors) return tile<V, K, S, R, 2, true>(block, c, lanes, y);
+  tile<V, K, S, R, 1, true>(block, c, lanes, y);
+}
 
 template <class T>
 JAXDW_INLINE void fetch(const T* from, int64_t count) {
   for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(from + i);
 }
 
-// A stretch of outputs in one row: its taps, and where the outputs go.
-template <class T, class Sum>
-struct Row {
-  std::vector<Tap<T, const Sum>> taps;
-  T* y;
-};
+// Bytes of weights that stay in the first cache while the outputs of a row go by.
+constexpr int64_t cached_weights = 16384;
 
-// What the next row of outputs reads and this one does not: `rows` of x that end `x` after what the last tap reads. And
-// the distance to its outputs, or 0 where they are too few to be worth it, or are stored past the caches.
-struct Ahead {
-  int64_t rows, x, x_row, y;
-  bool streams;
-};
-
-// The same outputs in several rows. A few columns of all rows are computed before the next columns, so that the inputs
-// which rows share, and the weights, are still in the first cache.
-template <class V, class T, class Sum>
-void outputs_in_rows(const Row<T, Sum>* rows, int64_t row_count, bool is_masked, int64_t outputs, int64_t x_step,
-                     int64_t channels, const Sum* bias, Bias place, int64_t y_step, Ahead ahead) {
-  int64_t most_taps = 1, unit = 8 * V::lanes;
-  for (const Row<T, Sum>* row = rows; row < rows + row_count; ++row)
-    most_taps = std::max(most_taps, int64_t(row->taps.size()));
-  int64_t chunk = cached_weights / int64_t(sizeof(Sum)) / most_taps;
-  int64_t inputs = ceil_div(most_outputs * most_taps, 3);  // about so many for 3x3
-  if (row_count > 1) chunk = std::min(chunk, cached_inputs / int64_t(sizeof(T)) / inputs);
-  chunk = std::max(chunk / unit * unit, unit);
-  for (int64_t from = 0; from < channels; from += chunk) {
-    int64_t to = std::min(channels, from + chunk);
-    for (int64_t first = 0; first < outputs;) {
-      int64_t blocks = (outputs - first + most_outputs - 1) / most_outputs;
-      int64_t size = is_masked ? outputs : (outputs - first + blocks - 1) / blocks, done = size;
-      for (const Row<T, Sum>* row = rows; row < rows + row_count; ++row) {
-        const Tap<T, const Sum>* taps = row->taps.data();
-        int64_t count = int64_t(row->taps.size());
-        T* y = row->y + first * y_step;
-        if (is_masked) {
-          auto of = outputs <= 4 ? outputs_of<V, 4, true, T, Sum> : outputs_of<V, most_outputs, true, T, Sum>;
-          of(taps, count, outputs, 0, x_step, from, to, bias, place, y, y_step);
-          continue;
-        }
-        if (from == 0 && count) {
-          for (int64_t i = 0; i < ahead.rows; ++i)
-            fetch(taps[count - 1].x + first * x_step + ahead.x - i * ahead.x_row, size * x_step);
-          if (ahead.y) fetch(y + ahead.y, size * y_step);
-        }
-        done = with_size<most_outputs, T>(size, [&](auto constant) {
-          constexpr int R = decltype(constant)::value;
-          auto of = outputs_of<V, R, false, T, Sum>;
-          if constexpr (can_stream && std::is_same_v<T, float>)
-            if (ahead.streams) of = outputs_of<Streamed<V>, R, false, T, Sum>;
-          of(taps, count, 0, first * x_step, x_step, from, to, bias, place, y, y_step);
-        });
-      }
-      first += done;
-    }
-  }
-}
+// Bytes of inputs that stay there from one row of outputs to the next.
+constexpr int64_t cached_inputs = 24576;
 
 template <class V, class T, class Sum>
 Array<Sum> widened(const void* values, int64_t count, int64_t channels, int64_t copies) {
@@ -309,19 +351,22 @@ Array<Sum> widened(const void* values, int64_t count, int64_t channels, int64_t 
   return wide;
 }
 
+// Products that other threads must take over so that it is worth to wake them, which costs tens of microseconds.
+constexpr int64_t least_shared = 1 << 20;
+
 // Bytes of x and y up to which several rows are computed together. Where there are more, each row by itself is faster,
 // as it lies in memory, with the next row fetched ahead.
-constexpr int64_t most_cached = 16 << 20;
+constexpr int64_t most_cached = 6 << 20;
 
-// Bytes of y from which the C library takes memory from the system each time. Its pages have just been zeroed, so they
-// are in the cache, and stores past it are slower.
-constexpr int64_t least_fresh = 32 << 20;
+// Bytes of x and y from which y is stored past the caches. From so many bytes of y alone the C library takes memory
+// from the system each time: its pages have just been zeroed, so they are in the cache, and stores past it are slower.
+constexpr int64_t least_streamed = 16 << 20, least_fresh = 32 << 20;
 
 // A convolution as rows of outputs that are computed independently, some of them cut into parts.
 template <class V, class T, class Sum>
 class ConvRows : public Parts {
  public:
-  ConvRows(const Conv& conv, int64_t threads) : conv_(conv), width_(segments_of(conv.geometry)) {
+  ConvRows(const Conv& conv, int64_t threads) : conv_(conv) {
     const Geometry& g = conv.geometry;
     taps_ = g.kernel[0] * g.kernel[1] * g.kernel[2];
     if constexpr (std::is_same_v<T, Sum>) {
@@ -333,98 +378,255 @@ class ConvRows : public Parts {
       if (conv.bias) wide_bias_ = widened<V, T, Sum>(conv.bias, 1, g.channels, 1);
       bias_ = conv.bias ? wide_bias_.data() : nullptr;
     }
-    int64_t rounded = (g.channels + V::lanes - 1) / V::lanes * V::lanes;
-    if ((rounded - g.channels) * 10 > g.channels) {
-      int64_t group = V::lanes / std::gcd<int64_t>(V::lanes, g.channels);
-      auto fits = [&](const Segment& s) { return !s.is_masked && s.step == 1 && s.x_step == 1 && s.count >= group; };
-      if (std::any_of(width_.segments.begin(), width_.segments.end(), fits)) {
-        group_ = group;
-        group_kernel_ = widened<V, Sum, Sum>(kernel_, taps_, g.channels, group);
-        if (bias_) group_bias_ = widened<V, Sum, Sum>(bias_, 1, g.channels, group);
-      }
+    has_epilogue_ = conv.scale || conv.residual || conv.activation != Activation::none;
+    epilogue_ = {static_cast<const Sum*>(conv.scale), static_cast<const Sum*>(conv.shift),
+                 static_cast<const T*>(conv.y), static_cast<const T*>(conv.residual), conv.activation};
+    group_epilogue_ = epilogue_;
+    int64_t dilation = g.input_dilation[2], phases = dilation / std::gcd(dilation, g.strides[2]);
+    for (int64_t phase = 0; phase < std::min(phases, g.out[2]); ++phase) add_phase(phase, phases);
+    for (Segment& segment : segments_) {
+      segment.block.groups = groups_.data() + segment.first_group;
+      blocks_ += segment.blocks;
     }
+
     rows_ = g.images * g.out[0] * g.out[1];
     int64_t work = rows_ * g.out[2] * g.channels * taps_;
-    int64_t wanted = threads == 1 ? 1 : std::min<int64_t>(std::max<int64_t>(work / 65536, 1), 8 * threads);
-    pieces_ = rows_ >= wanted ? 1 : std::min((wanted + rows_ - 1) / rows_, (g.out[2] + 31) / 32);
-    rows_at_once_ = (rows_ + wanted - 1) / wanted;
+    int64_t wanted = work / threads * (threads - 1) < least_shared ? 1 : std::min<int64_t>(work / 65536, 8 * threads);
+    pieces_ = rows_ >= wanted ? 1 : std::min(ceil_div(wanted, rows_), ceil_div(blocks_, 4));
+    rows_at_once_ = ceil_div(rows_, wanted);
     int64_t in = g.images * g.in[0] * g.in[1] * g.in[2] * g.channels, out = rows_ * g.out[2] * g.channels;
-    is_large_ = (in + out) * int64_t(sizeof(T)) > most_cached;
-    streams_ = is_large_ && can_stream && std::is_same_v<T, float> && g.channels % V::lanes == 0 &&
+    int64_t bytes = (in + out) * int64_t(sizeof(T));
+    is_large_ = bytes > most_cached;
+    streams_ = bytes > least_streamed && can_stream && std::is_same_v<T, float> && g.channels % V::lanes == 0 &&
                reinterpret_cast<uintptr_t>(conv.y) % 64 == 0 && out * int64_t(sizeof(T)) < least_fresh;
+    for (Segment& segment : segments_) segment.block.streams = streams_;
     rows_together_ = is_large_ || taps_ > 32 ? 1 : 8;
-    parts_ = (rows_ + rows_at_once_ - 1) / rows_at_once_ * pieces_;
+    parts_ = ceil_div(rows_, rows_at_once_) * pieces_;
   }
 
   int64_t parts() const { return parts_; }
 
   void run(int64_t part) override {
     Rounding rounding;
-    const Geometry& g = conv_.geometry;
     int64_t piece = part % pieces_, first = part / pieces_ * rows_at_once_;
-    int64_t left = g.out[2] * piece / pieces_, right = g.out[2] * (piece + 1) / pieces_;
-    int64_t end = std::min(rows_, first + rows_at_once_), at_once = std::min(end - first, rows_together_);
-    std::vector<Row<T, Sum>> rows(at_once);
-    for (Row<T, Sum>& row : rows) row.taps.reserve(taps_);
-    for (; first < end; first += at_once)
-      for (const Segment& segment : width_.segments)
-        segment_of_rows(segment, first, std::min(at_once, end - first), left, right, rows);
+    int64_t begin = blocks_ * piece / pieces_, end = blocks_ * (piece + 1) / pieces_;
+    int64_t last = std::min(rows_, first + rows_at_once_), at_once = std::min(last - first, rows_together_);
+    std::vector<Row> rows(at_once);
+    for (; first < last; first += at_once) {
+      rows.resize(std::min(at_once, last - first));
+      for (size_t i = 0; i < rows.size(); ++i) lines_of(first + int64_t(i), rows[i]);
+      int64_t before = 0;
+      for (const Segment& segment : segments_) {
+        blocks_of(segment, rows, std::max<int64_t>(0, begin - before), std::min(segment.blocks, end - before));
+        before += segment.blocks;
+      }
+    }
 #if defined(__x86_64__)
     if (streams_) _mm_sfence();  // before another thread is told that this part is done
 #endif
   }
 
  private:
-  void segment_of_rows(const Segment& segment, int64_t first, int64_t row_count, int64_t left, int64_t right,
-                       std::vector<Row<T, Sum>>& rows) {
+  using Run = void (*)(const Block<T, Sum>&, int64_t from, int64_t to, T* y);
+
+  // Blocks of `size` outputs along the last axis that are computed alike: the first one, and what is `next` to it.
+  struct Segment {
+    Block<T, Sum> block;
+    int64_t blocks, first_group, channels, y, x_next, y_next;
+    Run run;
+  };
+
+  struct Row {
+    std::vector<Line<T>> lines;
+    T* y;
+  };
+
+  // The outputs that are a number of `phases` apart: they read inputs that are `x_step` apart, under the same taps.
+  void add_phase(int64_t phase, int64_t phases) {
     const Geometry& g = conv_.geometry;
-    int64_t c = g.channels;
-    int64_t begin = std::max<int64_t>(0, ceil_div(left - segment.first, segment.step));
-    int64_t end = std::min(segment.count, ceil_div(right - segment.first, segment.step));
-    if (right <= segment.first || begin >= end) return;
-    if (segment.is_masked) {
-      if (begin) return;  // it is in the part with its first output
-      end = segment.count;
+    int64_t dilation = g.input_dilation[2], tap_step = dilation / std::gcd(dilation, g.kernel_dilation[2]);
+    Phase p = {};
+    p.tap_step = tap_step;
+    while (p.tap < g.kernel[2] && (phase * g.strides[2] + p.tap * g.kernel_dilation[2] - g.padding[2]) % dilation)
+      ++p.tap;
+    p.taps = ceil_div(std::max<int64_t>(0, g.kernel[2] - p.tap), tap_step);
+    p.x = (phase * g.strides[2] + p.tap * g.kernel_dilation[2] - g.padding[2]) / dilation;
+    p.x_tap = tap_step * g.kernel_dilation[2] / dilation;
+    p.x_output = g.strides[2] * phases / dilation;
+    p.y = phase;
+    p.y_output = phases;
+    int64_t count = ceil_div(g.out[2] - phase, phases), unused = -g.channels % V::lanes;
+    if (unused < 0) unused += V::lanes;
+    int64_t wide = V::lanes / std::gcd<int64_t>(V::lanes, g.channels);
+    int64_t from = 0, to = 0;  // the outputs that are computed side by side, as if they were channels
+    if (unused * 4 > g.channels && phases == 1 && p.x_output == 1) {
+      from = std::max<int64_t>(0, ceil_div(-p.x, 1));
+      to = std::min(count, g.in[2] - p.x - (p.taps - 1) * p.x_tap);
+      from = ceil_div(from, at_border) * at_border, to = count - ceil_div(count - to, at_border) * at_border;
+      if (to - from < wide) from = to = 0;
     }
-    int64_t outputs = end - begin, wide = group_ * c;
-    bool in_groups = group_ > 1 && !segment.is_masked && segment.step == 1 && segment.x_step == 1 && outputs >= group_;
-    const Sum* kernel = in_groups ? std::as_const(group_kernel_).data() : kernel_;
-    int64_t weight_step = in_groups ? wide : c;
-    if (conv_.flipped) kernel += (taps_ - 1) * weight_step;
-    for (int64_t i = 0; i < row_count; ++i) {
-      int64_t number = first + i;
-      int64_t row = number % g.out[1], depth = number / g.out[1] % g.out[0], image = number / g.out[1] / g.out[0];
-      const T* x = static_cast<const T*>(conv_.x) + image * g.in[0] * g.in[1] * g.in[2] * c;
-      rows[i].y = static_cast<T*>(conv_.y) + (number * g.out[2] + segment.first + begin * segment.step) * c;
-      taps_of_row(g, width_, segment, x + begin * segment.x_step * c, kernel,
-                  conv_.flipped ? -weight_step : weight_step, depth, row, rows[i].taps);
-    }
-    if (in_groups) {
-      int64_t groups = outputs / group_, rest = outputs % group_ * c;
-      const Sum* bias = group_bias_.data();
-      outputs_in_rows<V>(rows.data(), row_count, false, groups, wide, wide, bias, conv_.bias_place, wide, {});
-      for (int64_t i = 0; i < row_count; ++i) {
-        for (auto& tap : rows[i].taps) tap.x += groups * wide;
-        rows[i].y += groups * wide;
+    add_blocks(p, 0, from, 1, g.channels);
+    if (from < to) {
+      if (!group_kernel_.data()) {
+        group_kernel_ = widened<V, Sum, Sum>(kernel_, taps_, g.channels, wide);
+        if (bias_) group_bias_ = widened<V, Sum, Sum>(bias_, 1, g.channels, wide);
+        if (epilogue_.scale) {
+          group_scale_ = widened<V, Sum, Sum>(epilogue_.scale, 1, g.channels, wide);
+          group_shift_ = widened<V, Sum, Sum>(epilogue_.shift, 1, g.channels, wide);
+          group_epilogue_.scale = group_scale_.data();
+          group_epilogue_.shift = group_shift_.data();
+        }
       }
-      if (rest) outputs_in_rows<V>(rows.data(), row_count, false, 1, wide, rest, bias, conv_.bias_place, wide, {});
-      return;
+      int64_t whole = (to - from) / wide, rest = (to - from) % wide;
+      add_blocks(p, from, whole, wide, wide * g.channels);
+      if (rest) add_blocks(p, from + whole * wide, 1, wide, rest * g.channels);
     }
-    Ahead ahead = {};
-    if (is_large_) {
-      int64_t stride = g.strides[1], y_row = g.out[2] * c;
-      ahead = {std::min(stride, g.kernel[1]), stride * g.in[2] * c, g.in[2] * c, stride == 1 && !streams_ ? y_row : 0, streams_};
+    add_blocks(p, to, count - to, 1, g.channels);
+  }
+
+  // Where the first tap and the first output of a phase are, how many taps there are, and how far the next ones are.
+  struct Phase {
+    int64_t tap, taps, tap_step, x, x_tap, x_output, y, y_output;
+  };
+
+  // Blocks of `count` outputs from `from` on, each of them `wide` outputs beside each other with `channels` numbers.
+  void add_blocks(const Phase& p, int64_t from, int64_t count, int64_t wide, int64_t channels) {
+    if (count <= 0) return;
+    const Geometry& g = conv_.geometry;
+    int64_t x_output = p.x_output * wide, size = ceil_div(count, ceil_div(count, most_outputs));
+    int64_t passes = std::max<int64_t>(1, ceil_div(p.taps, most_side_by_side<V, T>));
+    int64_t together = ceil_div(p.taps, passes);
+    // inputs are read once for all taps where the next output's are one or two taps further
+    bool shares = p.taps > 1 && (x_output == p.x_tap || (x_output == 2 * p.x_tap && together > 2));
+    if (!shares) passes = p.taps, together = 1;
+    int64_t x_step = shares ? p.x_tap : x_output, apart = x_output / x_step;
+    int64_t weights = g.channels * wide;
+    bool was_whole = false;
+    for (int64_t output = 0; output < count; output += size) {
+      int64_t outputs = std::min(size, count - output), x = p.x + (from + output * wide) * p.x_output;
+      bool whole = x >= 0 && x + (outputs - 1) * x_output + (p.taps - 1) * p.x_tap + (wide - 1) * p.x_output < g.in[2];
+      if (whole && was_whole && outputs == segments_.back().block.outputs) {
+        ++segments_.back().blocks;
+        continue;
+      }
+      was_whole = whole;
+      Segment segment = {};
+      Block<T, Sum>& block = segment.block;
+      segment.first_group = int64_t(groups_.size());
+      for (int64_t pass = 0, tap = 0; pass < passes; ++pass) {
+        Group group = {together, 0, 0, 0};
+        group.taps = ceil_div(p.taps - tap, passes - pass);
+        int64_t at = x + tap * p.x_tap;
+        for (int64_t i = 0; i < apart * (outputs - 1) + group.taps; ++i)
+          if (at + i * x_step >= 0 && at + i * x_step < g.in[2]) group.columns |= 1u << i;
+        group.x = tap * p.x_tap * g.channels;
+        group.w = (p.tap + tap * p.tap_step) * weights;
+        if (conv_.flipped) group.w = -group.w;
+        if (group.columns) groups_.push_back(group);
+        tap += group.taps;
+      }
+      segment.blocks = 1;
+      segment.channels = channels;
+      segment.y = (p.y + (from + output * wide) * p.y_output) * g.channels;
+      segment.x_next = outputs * x_output * g.channels;
+      segment.y_next = outputs * p.y_output * weights;
+      block.group_count = int64_t(groups_.size()) - segment.first_group;
+      block.x = x * g.channels;
+      block.x_step = x_step * g.channels;
+      block.w_step = p.tap_step * weights;
+      block.y_step = p.y_output * weights;
+      block.outputs = int(outputs);
+      block.kernel = wide > 1 ? std::as_const(group_kernel_).data() : kernel_;
+      block.line_step = weights * g.kernel[2];
+      if (conv_.flipped) {
+        block.kernel += (taps_ - 1) * weights;
+        block.w_step = -block.w_step;
+        block.line_step = -block.line_step;
+      }
+      block.bias = wide > 1 ? std::as_const(group_bias_).data() : bias_;
+      block.place = conv_.bias_place;
+      if (has_epilogue_) block.epilogue = wide > 1 ? &group_epilogue_ : &epilogue_;
+      segment.run = run_of(together, apart, outputs);
+      segments_.push_back(segment);
     }
-    outputs_in_rows<V>(rows.data(), row_count, segment.is_masked, outputs, segment.x_step * c, c, bias_,
-                       conv_.bias_place, segment.step * c, ahead);
+  }
+
+  // The function for blocks of so many outputs, so many inputs `apart`, whose taps are read `together`.
+  template <int K = most_side_by_side<V, T>>
+  static Run run_of(int64_t together, int64_t apart, int64_t outputs) {
+    if constexpr (K > 1)
+      if (together < K) return run_of<K - 1>(together, apart, outputs);
+    if constexpr (K > 2)
+      if (apart == 2) return of_size<K, 2>(outputs);
+    return of_size<K, 1>(outputs);
+  }
+
+  // Types other than float are not worth the time to compile more sizes.
+  template <int K, int S>
+  static Run of_size(int64_t outputs) {
+    if constexpr (std::is_same_v<T, float> && V::lanes > 1) {
+      if (outputs == 7) return outputs_of<V, K, S, 7, T, Sum>;
+      if (outputs == 5 || outputs == 6) return outputs_of<V, K, S, 6, T, Sum>;
+    }
+    if (outputs > 4) return outputs_of<V, K, S, 8, T, Sum>;
+    if (outputs > 1) return outputs_of<V, K, S, 4, T, Sum>;
+    return outputs_of<V, K, S, 1, T, Sum>;
+  }
+
+  void lines_of(int64_t number, Row& to) {
+    const Geometry& g = conv_.geometry;
+    int64_t row = number % g.out[1], depth = number / g.out[1] % g.out[0], image = number / g.out[1] / g.out[0];
+    const T* x = static_cast<const T*>(conv_.x) + image * g.in[0] * g.in[1] * g.in[2] * g.channels;
+    to.y = static_cast<T*>(conv_.y) + number * g.out[2] * g.channels;
+    to.lines.clear();
+    for (int64_t i = 0; i < g.kernel[0]; ++i) {
+      int64_t z = input_at(g, 0, depth, i);
+      if (z < 0) continue;
+      for (int64_t j = 0; j < g.kernel[1]; ++j) {
+        int64_t y = input_at(g, 1, row, j);
+        if (y >= 0) to.lines.push_back({x + (z * g.in[1] + y) * g.in[2] * g.channels, i * g.kernel[1] + j});
+      }
+    }
+  }
+
+  // The same blocks in several rows. A few channels of a block in all rows are computed before the next, so that the
+  // inputs which rows share, and the weights, are still in the first cache.
+  void blocks_of(const Segment& segment, std::vector<Row>& rows, int64_t begin, int64_t end) {
+    if (begin >= end) return;
+    const Geometry& g = conv_.geometry;
+    int64_t unit = 8 * V::lanes, chunk = cached_weights / int64_t(sizeof(Sum)) / taps_;
+    int64_t inputs = ceil_div(most_outputs * taps_, 3);  // about so many for 3x3
+    if (rows.size() > 1) chunk = std::min(chunk, cached_inputs / int64_t(sizeof(T)) / inputs);
+    chunk = std::max(chunk / unit * unit, unit);
+    int64_t x_row = g.in[2] * g.channels, ahead = std::min(g.strides[1], g.kernel[1]);
+    for (int64_t from = 0; from < segment.channels; from += chunk) {
+      int64_t to = std::min(segment.channels, from + chunk);
+      for (int64_t b = begin; b < end; ++b) {
+        for (Row& row : rows) {
+          Block<T, Sum> block = segment.block;
+          block.x += b * segment.x_next;
+          block.lines = row.lines.data();
+          block.line_count = int64_t(row.lines.size());
+          T* y = row.y + segment.y + b * segment.y_next;
+          if (is_large_ && from == 0 && block.line_count) {
+            const T* next = block.lines[block.line_count - 1].x + block.x + g.strides[1] * x_row;
+            for (int64_t i = 0; i < ahead; ++i) fetch(next - i * x_row, segment.x_next);
+            if (g.strides[1] == 1 && !streams_) fetch(y + g.out[2] * g.channels, segment.y_next);
+          }
+          segment.run(block, from, to, y);
+        }
+      }
+    }
   }
 
   const Conv& conv_;
-  Width width_;
-  int64_t taps_, rows_, rows_at_once_, rows_together_, pieces_, parts_, group_ = 1;
-  bool is_large_, streams_;
+  std::vector<Segment> segments_;
+  std::vector<Group> groups_;
+  int64_t taps_, blocks_ = 0, rows_, rows_at_once_, rows_together_, pieces_, parts_;
+  bool is_large_, streams_, has_epilogue_;
   const Sum *kernel_, *bias_;
-  Array<Sum> wide_kernel_, wide_bias_, group_kernel_, group_bias_;
+  Epilogue<T, Sum> epilogue_, group_epilogue_;
+  Array<Sum> wide_kernel_, wide_bias_, group_kernel_, group_bias_, group_scale_, group_shift_;
 };
 
 template <class V, class T, class Sum>
@@ -506,7 +708,19 @@ void masked_chains_in_row(const std::vector<Tap<T, Sum>>& taps, int64_t channels
   if (c < channels) masked_chains<V, true>(taps, c, int(channels - c), outputs, x_step, dy, dy_step);
 }
 
-constexpr int most_chains = registers == 12 ? 10 : 14;
+constexpr int most_chains = registers == 16 ? 10 : 14;
+
+// Calls `of` with a compile-time size and returns that: `size`, or the next power of two below for types other than
+// float, which are not worth the time to compile more.
+template <int most, class T, class Of>
+JAXDW_INLINE int64_t with_size(int64_t size, Of of) {
+  if constexpr (most > 1) {
+    constexpr bool is_compiled = std::is_same_v<T, float> || (most & (most - 1)) == 0;
+    if (!is_compiled || size < most) return with_size<most - 1, T>(size, of);
+  }
+  of(std::integral_constant<int, most>());
+  return most;
+}
 
 template <class V, class T, class Sum>
 void chains_in_row(const std::vector<Tap<T, Sum>>& taps, int64_t channels, int64_t outputs, int64_t x_step,

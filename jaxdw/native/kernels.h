@@ -17,6 +17,7 @@ struct f16 {
 
 enum class Type { f32, f64, bf16, f16 };
 enum class Bias { none, first, last };
+enum class Activation { none, relu, relu6, hard_swish };
 
 // Three spatial axes; a convolution of fewer has leading axes of size 1. All arrays are dense, channels last.
 struct Geometry {
@@ -41,7 +42,8 @@ class Threads {
 };
 
 // y (images, *out, channels) of x (images, *in, channels) and kernel (*kernel, channels), all of `type`. A flipped
-// kernel is read from its last tap to its first.
+// kernel is read from its last tap to its first. From `scale` on it is the epilogue of docs/arithmetic.md: scale and
+// shift (channels) are float, or double for f64, and both are given or none; residual has the shape and type of y.
 struct Conv {
   Geometry geometry;
   Type type;
@@ -51,6 +53,10 @@ struct Conv {
   const void* bias;
   void* y;
   bool flipped = false;
+  const void* scale = nullptr;
+  const void* shift = nullptr;
+  const void* residual = nullptr;
+  Activation activation = Activation::none;
 };
 
 // gradient (*kernel, channels) of x and dy (images, *out, channels), all of `type`.

@@ -86,7 +86,7 @@ struct Floats {
   static constexpr int lanes = 1;
   float v;
   static JAXDW_INLINE Floats zero() { return {0.0f}; }
-  static JAXDW_INLINE Floats splat(float value) { return {value}; }
+  static JAXDW_INLINE Floats all(float value) { return {value}; }
   static JAXDW_INLINE Floats load(const float* p) { return {*p}; }
   static JAXDW_INLINE Floats load(const bf16* p) { return {widen(*p)}; }
   static JAXDW_INLINE Floats load(const f16* p) { return {widen(*p)}; }
@@ -96,19 +96,27 @@ struct Floats {
 };
 JAXDW_INLINE Floats fma(Floats a, Floats b, Floats c) { return {__builtin_fmaf(a.v, b.v, c.v)}; }
 JAXDW_INLINE Floats add(Floats a, Floats b) { return {a.v + b.v}; }
+JAXDW_INLINE Floats multiply(Floats a, Floats b) { return {a.v * b.v}; }
+JAXDW_INLINE Floats divide(Floats a, Floats b) { return {a.v / b.v}; }
+JAXDW_INLINE Floats at_least(Floats least, Floats a) { return {least.v > a.v ? least.v : a.v}; }
+JAXDW_INLINE Floats at_most(Floats most, Floats a) { return {most.v < a.v ? most.v : a.v}; }
 
 struct Doubles {
   static constexpr int lanes = 1;
   double v;
   static JAXDW_INLINE Doubles zero() { return {0.0}; }
-  static JAXDW_INLINE Doubles splat(double value) { return {value}; }
+  static JAXDW_INLINE Doubles all(double value) { return {value}; }
   static JAXDW_INLINE Doubles load(const double* p) { return {*p}; }
   JAXDW_INLINE void store(double* p) const { *p = v; }
 };
 JAXDW_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) { return {__builtin_fma(a.v, b.v, c.v)}; }
 JAXDW_INLINE Doubles add(Doubles a, Doubles b) { return {a.v + b.v}; }
+JAXDW_INLINE Doubles multiply(Doubles a, Doubles b) { return {a.v * b.v}; }
+JAXDW_INLINE Doubles divide(Doubles a, Doubles b) { return {a.v / b.v}; }
+JAXDW_INLINE Doubles at_least(Doubles least, Doubles a) { return {least.v > a.v ? least.v : a.v}; }
+JAXDW_INLINE Doubles at_most(Doubles most, Doubles a) { return {most.v < a.v ? most.v : a.v}; }
 
-constexpr int registers = 8;  // sums that are kept at once: enough to hide the latency of a fused multiply-add
+constexpr int registers = 16;
 
 #elif JAXDW_IS == JAXDW_IS_avx2
 
@@ -116,7 +124,7 @@ struct Floats {
   static constexpr int lanes = 8;
   __m256 v;
   static JAXDW_INLINE Floats zero() { return {_mm256_setzero_ps()}; }
-  static JAXDW_INLINE Floats splat(float value) { return {_mm256_set1_ps(value)}; }
+  static JAXDW_INLINE Floats all(float value) { return {_mm256_set1_ps(value)}; }
   static JAXDW_INLINE Floats load(const float* p) { return {_mm256_loadu_ps(p)}; }
   static JAXDW_INLINE Floats load(const bf16* p) {
     __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -142,19 +150,27 @@ struct Floats {
 };
 JAXDW_INLINE Floats fma(Floats a, Floats b, Floats c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 JAXDW_INLINE Floats add(Floats a, Floats b) { return {_mm256_add_ps(a.v, b.v)}; }
+JAXDW_INLINE Floats multiply(Floats a, Floats b) { return {_mm256_mul_ps(a.v, b.v)}; }
+JAXDW_INLINE Floats divide(Floats a, Floats b) { return {_mm256_div_ps(a.v, b.v)}; }
+JAXDW_INLINE Floats at_least(Floats least, Floats a) { return {_mm256_max_ps(least.v, a.v)}; }
+JAXDW_INLINE Floats at_most(Floats most, Floats a) { return {_mm256_min_ps(most.v, a.v)}; }
 
 struct Doubles {
   static constexpr int lanes = 4;
   __m256d v;
   static JAXDW_INLINE Doubles zero() { return {_mm256_setzero_pd()}; }
-  static JAXDW_INLINE Doubles splat(double value) { return {_mm256_set1_pd(value)}; }
+  static JAXDW_INLINE Doubles all(double value) { return {_mm256_set1_pd(value)}; }
   static JAXDW_INLINE Doubles load(const double* p) { return {_mm256_loadu_pd(p)}; }
   JAXDW_INLINE void store(double* p) const { _mm256_storeu_pd(p, v); }
 };
 JAXDW_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
 JAXDW_INLINE Doubles add(Doubles a, Doubles b) { return {_mm256_add_pd(a.v, b.v)}; }
+JAXDW_INLINE Doubles multiply(Doubles a, Doubles b) { return {_mm256_mul_pd(a.v, b.v)}; }
+JAXDW_INLINE Doubles divide(Doubles a, Doubles b) { return {_mm256_div_pd(a.v, b.v)}; }
+JAXDW_INLINE Doubles at_least(Doubles least, Doubles a) { return {_mm256_max_pd(least.v, a.v)}; }
+JAXDW_INLINE Doubles at_most(Doubles most, Doubles a) { return {_mm256_min_pd(most.v, a.v)}; }
 
-constexpr int registers = 12;  // of 16: one more holds the weight, and the inputs are memory operands
+constexpr int registers = 16;
 
 #elif JAXDW_IS == JAXDW_IS_avx512
 
@@ -162,7 +178,7 @@ struct Floats {
   static constexpr int lanes = 16;
   __m512 v;
   static JAXDW_INLINE Floats zero() { return {_mm512_setzero_ps()}; }
-  static JAXDW_INLINE Floats splat(float value) { return {_mm512_set1_ps(value)}; }
+  static JAXDW_INLINE Floats all(float value) { return {_mm512_set1_ps(value)}; }
   static JAXDW_INLINE Floats load(const float* p) { return {_mm512_loadu_ps(p)}; }
   static JAXDW_INLINE Floats load(const bf16* p) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -187,19 +203,27 @@ struct Floats {
 };
 JAXDW_INLINE Floats fma(Floats a, Floats b, Floats c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 JAXDW_INLINE Floats add(Floats a, Floats b) { return {_mm512_add_ps(a.v, b.v)}; }
+JAXDW_INLINE Floats multiply(Floats a, Floats b) { return {_mm512_mul_ps(a.v, b.v)}; }
+JAXDW_INLINE Floats divide(Floats a, Floats b) { return {_mm512_div_ps(a.v, b.v)}; }
+JAXDW_INLINE Floats at_least(Floats least, Floats a) { return {_mm512_max_ps(least.v, a.v)}; }
+JAXDW_INLINE Floats at_most(Floats most, Floats a) { return {_mm512_min_ps(most.v, a.v)}; }
 
 struct Doubles {
   static constexpr int lanes = 8;
   __m512d v;
   static JAXDW_INLINE Doubles zero() { return {_mm512_setzero_pd()}; }
-  static JAXDW_INLINE Doubles splat(double value) { return {_mm512_set1_pd(value)}; }
+  static JAXDW_INLINE Doubles all(double value) { return {_mm512_set1_pd(value)}; }
   static JAXDW_INLINE Doubles load(const double* p) { return {_mm512_loadu_pd(p)}; }
   JAXDW_INLINE void store(double* p) const { _mm512_storeu_pd(p, v); }
 };
 JAXDW_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
 JAXDW_INLINE Doubles add(Doubles a, Doubles b) { return {_mm512_add_pd(a.v, b.v)}; }
+JAXDW_INLINE Doubles multiply(Doubles a, Doubles b) { return {_mm512_mul_pd(a.v, b.v)}; }
+JAXDW_INLINE Doubles divide(Doubles a, Doubles b) { return {_mm512_div_pd(a.v, b.v)}; }
+JAXDW_INLINE Doubles at_least(Doubles least, Doubles a) { return {_mm512_max_pd(least.v, a.v)}; }
+JAXDW_INLINE Doubles at_most(Doubles most, Doubles a) { return {_mm512_min_pd(most.v, a.v)}; }
 
-constexpr int registers = 16;  // of 32: more gained nothing
+constexpr int registers = 32;
 
 #elif JAXDW_IS == JAXDW_IS_neon
 
@@ -207,7 +231,7 @@ struct Floats {
   static constexpr int lanes = 4;
   float32x4_t v;
   static JAXDW_INLINE Floats zero() { return {vdupq_n_f32(0.0f)}; }
-  static JAXDW_INLINE Floats splat(float value) { return {vdupq_n_f32(value)}; }
+  static JAXDW_INLINE Floats all(float value) { return {vdupq_n_f32(value)}; }
   static JAXDW_INLINE Floats load(const float* p) { return {vld1q_f32(p)}; }
   static JAXDW_INLINE Floats load(const bf16* p) {
     return {vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p)), 16))};
@@ -229,23 +253,39 @@ struct Floats {
 };
 JAXDW_INLINE Floats fma(Floats a, Floats b, Floats c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
 JAXDW_INLINE Floats add(Floats a, Floats b) { return {vaddq_f32(a.v, b.v)}; }
+JAXDW_INLINE Floats multiply(Floats a, Floats b) { return {vmulq_f32(a.v, b.v)}; }
+JAXDW_INLINE Floats divide(Floats a, Floats b) { return {vdivq_f32(a.v, b.v)}; }
+JAXDW_INLINE Floats at_least(Floats least, Floats a) {
+  return {vbslq_f32(vcgtq_f32(least.v, a.v), least.v, a.v)};
+}
+JAXDW_INLINE Floats at_most(Floats most, Floats a) { return {vbslq_f32(vcltq_f32(most.v, a.v), most.v, a.v)}; }
 
 struct Doubles {
   static constexpr int lanes = 2;
   float64x2_t v;
   static JAXDW_INLINE Doubles zero() { return {vdupq_n_f64(0.0)}; }
-  static JAXDW_INLINE Doubles splat(double value) { return {vdupq_n_f64(value)}; }
+  static JAXDW_INLINE Doubles all(double value) { return {vdupq_n_f64(value)}; }
   static JAXDW_INLINE Doubles load(const double* p) { return {vld1q_f64(p)}; }
   JAXDW_INLINE void store(double* p) const { vst1q_f64(p, v); }
 };
 JAXDW_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) { return {vfmaq_f64(c.v, a.v, b.v)}; }
 JAXDW_INLINE Doubles add(Doubles a, Doubles b) { return {vaddq_f64(a.v, b.v)}; }
+JAXDW_INLINE Doubles multiply(Doubles a, Doubles b) { return {vmulq_f64(a.v, b.v)}; }
+JAXDW_INLINE Doubles divide(Doubles a, Doubles b) { return {vdivq_f64(a.v, b.v)}; }
+JAXDW_INLINE Doubles at_least(Doubles least, Doubles a) {
+  return {vbslq_f64(vcgtq_f64(least.v, a.v), least.v, a.v)};
+}
+JAXDW_INLINE Doubles at_most(Doubles most, Doubles a) { return {vbslq_f64(vcltq_f64(most.v, a.v), most.v, a.v)}; }
 
-constexpr int registers = 16;  // of 32
+constexpr int registers = 32;
 
 #endif
 
-// The first `count` lanes, fewer than all; the others are zero.
+// at_least and at_most return `a` where it is NaN, or a zero of the other sign than the limit.
+
+constexpr bool can_stream = JAXDW_IS == JAXDW_IS_avx512 || JAXDW_IS == JAXDW_IS_avx2;
+
+// The first `count` lanes; the others are zero.
 template <class V, class T>
 JAXDW_INLINE V load_first(const T* p, int count) {
 #if JAXDW_IS == JAXDW_IS_avx512
@@ -278,6 +318,34 @@ JAXDW_INLINE void store_first(V value, T* p, int count) {
     value.store(all);
     for (int i = 0; i < count; ++i) p[i] = all[i];
   }
+}
+
+// Of `vectors` that lie side by side number v. With `part` the last one has its first `count` lanes, others are whole.
+template <class V, bool part, class T>
+JAXDW_INLINE V load_last(const T* p, int v, int vectors, int count) {
+  return part && v == vectors - 1 ? load_first<V>(p + v * V::lanes, count) : V::load(p + v * V::lanes);
+}
+
+// The same vector, loaded once: compilers would rather load it for each operation.
+template <class V>
+JAXDW_INLINE V in_register(V value) {
+#if JAXDW_IS == JAXDW_IS_avx512 || JAXDW_IS == JAXDW_IS_avx2
+  asm("" : "+v"(value.v));
+#elif JAXDW_IS == JAXDW_IS_neon
+  asm("" : "+w"(value.v));
+#endif
+  return value;
+}
+
+// Stores a vector past the caches where there are instructions for it. The address is a multiple of its size.
+template <class V, class T>
+JAXDW_INLINE void stream(V value, T* p) {
+#if JAXDW_IS == JAXDW_IS_avx512
+  if constexpr (sizeof(T) == 4) return _mm512_stream_ps(p, value.v);
+#elif JAXDW_IS == JAXDW_IS_avx2
+  if constexpr (sizeof(T) == 4) return _mm256_stream_ps(p, value.v);
+#endif
+  value.store(p);
 }
 
 #if JAXDW_IS == JAXDW_IS_avx2

@@ -3,6 +3,7 @@
 #define JAXDW_NATIVE_WORK_H_
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
@@ -33,9 +34,11 @@ class Work {
     }
   }
 
-  // Waits for the parts that other threads have begun. To be called after `take`: then no part waits for a thread.
+  // Waits for the parts that other threads have begun. To be called after `take`: then no part waits for a thread. A
+  // part is soon done, and to sleep and be woken costs tens of microseconds. So it sleeps only after a while.
   void wait() {
-    for (int i = 0; i < 2000 && done_.load() != count_; ++i) {
+    auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(100);
+    while (done_.load() != count_ && std::chrono::steady_clock::now() < end) {
     }
     std::unique_lock<std::mutex> lock(mutex_);
     all_done_.wait(lock, [this] { return done_.load() == count_; });

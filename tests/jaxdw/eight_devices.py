@@ -411,6 +411,27 @@ def test_over_explicit_axes_the_plain_function_follows_the_types():
         jaxdw.depthwise_conv(jax.device_put(x, NamedSharding(mesh, P(None, ("data", "x")))), kernel, padding=0)
 
 
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("spec", [P("data"), P("data", "x"), P(None, "x", None, "c"), P()])
+@pytest.mark.parametrize("method", ["taps", "grouped"])
+def test_an_epilogue_is_shared_out_as_the_result(kind, spec, method):
+    x, kernel, bias, scale, shift = whole_numbers(0, (4, 16, 8, 16), (3, 3, 1, 16), (16,), (16,), (16,))
+    epilogue = jaxdw.Epilogue(scale, shift, x, "relu6")
+    mesh = mesh_of(kind, data=2, x=2, c=2)
+
+    def with_gradients(conv, *arrays):
+        y, pull = jax.vjp(lambda *arrays: conv(*arrays[:-1], method=method, epilogue=arrays[-1]), *arrays)
+        return y, pull(y)
+
+    expected = with_gradients(jaxdw.depthwise_conv, x, kernel, bias, epilogue)
+    over = functools.partial(jaxdw.sharding.depthwise_conv, spec=spec, mesh=mesh)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(x, NamedSharding(mesh, spec))
+        for conv in [over] if kind == AxisType.Auto else [over, jaxdw.depthwise_conv]:
+            actual = jax.jit(functools.partial(with_gradients, conv))(placed, kernel, bias, epilogue)
+            assert all((a == b).all() for a, b in zip(*map(jax.tree.leaves, (actual, expected))))
+
+
 @pytest.mark.parametrize("framework", ["nnx", "linen"])
 def test_a_module_takes_the_function_that_convolves(framework):
     mesh = mesh_of(x=4)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxdw.models.blocks import BatchNorm, Conventions, global_average_pool, relu6
+from jaxdw.epilogue import hard_swish
+from jaxdw.models.blocks import BatchNorm, Conventions, ConvNormAct, global_average_pool, relu6
+from jaxdw.native import is_available
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'jaxdw[bridge]'")
 
@@ -58,3 +60,25 @@ def test_evaluation_uses_the_running_statistics_and_leaves_them():
 def test_pooling_keeps_the_batch_axes():
     x = jnp.arange(24.0).reshape(1, 2, 2, 3, 2)
     assert global_average_pool(x).tolist() == [[[5.0, 6.0], [17.0, 18.0]]]
+
+
+@pytest.mark.skipif(not is_available(), reason="without the kernels XLA flushes subnormal numbers")
+@pytest.mark.parametrize("activation, name", [(relu6, "relu6"), (nnx.relu, "relu"), (hard_swish, "hardswish")])
+def test_a_depthwise_unit_in_inference_has_the_bits_of_pytorch(activation, name, seed):
+    rng = np.random.default_rng(seed)
+    options = {"kernel": 3, "stride": 2, "depthwise": True, "activation": activation, "rngs": nnx.Rngs(0)}
+    unit = ConvNormAct(24, 24, Conventions("SYMMETRIC", bn_epsilon=1e-3, bn_momentum=0.9), **options)
+    unit.eval()
+    layer = torch.nn.Sequential(
+        torch.nn.Conv2d(24, 24, 3, 2, 1, groups=24, bias=False), torch.nn.BatchNorm2d(24, eps=1e-3)
+    ).eval()
+    names = {"running_mean": "mean", "running_var": "var", "weight": "scale", "bias": "bias"}
+    for theirs, ours in names.items():
+        values = abs(rng.standard_normal(24, np.float32))
+        getattr(unit.norm, ours)[...] = jnp.asarray(values)
+        getattr(layer[1], theirs).data = torch.tensor(values)
+    layer[0].weight.data = torch.tensor(np.asarray(unit.conv.kernel[...])).permute(3, 2, 0, 1)
+    x = rng.standard_normal((2, 15, 14, 24), np.float32)
+    with torch.inference_mode():
+        expected = getattr(torch.nn.functional, name)(layer(torch.tensor(x).permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+    assert np.array_equal(np.asarray(nnx.jit(lambda unit, x: unit(x))(unit, x)), expected.numpy())

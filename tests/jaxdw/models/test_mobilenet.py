@@ -14,6 +14,7 @@ from jaxdw.models import (
     Block,
     Conventions,
     MobileNet,
+    mobilenet,
     mobilenet_v1,
     mobilenet_v2,
     mobilenet_v3_large,
@@ -148,3 +149,19 @@ def test_training_on_one_value_a_channel_is_refused():
     model = abstract()
     with pytest.raises(ValueError, match=r"`x` has shape \(1, 1, 1, 8\), expected more than one value per channel"):
         nnx.eval_shape(lambda model, x: model(x), model, jnp.ones((1, 2, 2, 3)))
+
+
+def test_inference_computes_a_few_images_at_a_time(model, monkeypatch):
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+        pytest.skip("only a CPU with one device does so")
+    model.eval()
+    run = jax.jit(lambda state, x: nnx.merge(graph, state)(x))
+    graph, state = nnx.split(model)
+    expected = jnp.concatenate([run(state, IMAGES[:2]), run(state, IMAGES[2:])])
+    monkeypatch.setattr(mobilenet, "PIXELS_AT_ONCE", 2 * 16 * 16)
+    run.clear_cache()
+    assert "while" in run.lower(state, IMAGES).as_text()
+    assert (run(state, IMAGES) == expected).all()
+    assert run(state, IMAGES[:3]).shape == (3, 5) and run(state, IMAGES.reshape(2, 2, 16, 16, 3)).shape == (2, 2, 5)
+    gradient = jax.grad(lambda x: run(state, x).sum())(IMAGES)
+    assert gradient.shape == IMAGES.shape and (gradient != 0).any()

@@ -23,6 +23,8 @@ def isas():
 def conv(x, kernel, bias, geometry, **options):
     y = np.empty(geometry.output_shape, x.dtype)
     start = None if bias is None else bias.ctypes.data
+    for name in {"scale", "shift", "residual"} & options.keys():
+        options[name] = None if options[name] is None else options[name].ctypes.data
     calls.conv(x.ctypes.data, kernel.ctypes.data, start, y.ctypes.data, geometry, x.dtype.name, **options)
     return y
 

@@ -6,7 +6,8 @@
 #include <cstdio>
 #include <vector>
 
-extern "C" int jaxdw_conv(const char*, int64_t, int, const int64_t*, const void*, const void*, const void*, int, void*);
+extern "C" int jaxdw_conv(const char*, int64_t, int, const int64_t*, const void*, const void*, const void*, int,
+                          const void*, const void*, const void*, int, void*);
 extern "C" int jaxdw_kernel_gradient(const char*, int64_t, int, const int64_t*, const void*, const void*, void*);
 
 int main(int, char** arguments) {
@@ -23,7 +24,7 @@ int main(int, char** arguments) {
     std::vector<char> x = read(geometry[0] * count(2)), kernel = read(count(5)), bias = read(geometry[1] * numbers[1]),
                       dy = read(geometry[0] * count(8)), y(dy.size()), gradient(kernel.size());
     int failure = jaxdw_conv(arguments[1], 1, int(numbers[0]), geometry, x.data(), kernel.data(),
-                             numbers[1] ? bias.data() : nullptr, int(numbers[2]), y.data());
+                             numbers[1] ? bias.data() : nullptr, int(numbers[2]), nullptr, nullptr, nullptr, 0, y.data());
     failure |= jaxdw_kernel_gradient(arguments[1], 2, int(numbers[0]), geometry, x.data(), dy.data(), gradient.data());
     if (failure) return failure;
     std::fwrite(y.data(), 1, y.size(), stdout);

@@ -14,6 +14,7 @@ import jaxdw
 from bridge import Case
 from bridge.numerics import same_bits
 from jaxdw import native
+from jaxdw.bias import bias_comes_first
 from jaxdw.geometry import Geometry
 from jaxdw.native import calls
 from tests import oracle
@@ -162,6 +163,21 @@ def test_subnormal_numbers_are_kept(channels, multiplier, seed):
     )
     y = jaxdw.depthwise_conv(case.x, case.kernel, padding=1, method="taps")
     assert same_bits(np.asarray(y), oracle.fma_chain(case, bias_first=True)).all()
+    assert np.any((np.asarray(y) != 0) & (abs(np.asarray(y)) < 2.0**-126))
+
+
+@pytest.mark.parametrize("padding, rank", [(4, 1), (4, 2), (1, 3)])
+def test_a_bias_that_is_added_last_keeps_subnormal_numbers(padding, rank, seed):
+    rng = np.random.default_rng(seed)
+    case = Case(
+        rng.standard_normal((2, *(5,) * rank, 6), np.float32) * np.float32(2.0**-70),
+        rng.standard_normal((*(3,) * rank, 1, 6), np.float32) * np.float32(2.0**-72),
+        rng.standard_normal(6, np.float32) * np.float32(2.0**-141),
+        padding=padding,
+    )
+    assert not bias_comes_first(case.geometry)
+    y = jaxdw.depthwise_conv(case.x, case.kernel, case.bias, padding=padding, method="taps")
+    assert same_bits(np.asarray(y), oracle.fma_chain(case, bias_first=False)).all()
     assert np.any((np.asarray(y) != 0) & (abs(np.asarray(y)) < 2.0**-126))
 
 

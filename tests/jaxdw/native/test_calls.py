@@ -26,10 +26,13 @@ ATTRIBUTES = {
     "input_dilation": [1, 1, 1],
     "bias_last": False,
     "flipped": False,
+    "scaled": False,
+    "residual": False,
+    "activation": 0,
 }
 
 
-def call(x=X, kernel=KERNEL, y=Y, bias=None, dtypes=(np.float32,) * 3, target=None, **attributes):
+def call(x=X, kernel=KERNEL, y=Y, bias=None, dtypes=(np.float32,) * 3, target=None, rest=(), **attributes):
     """The handler of the convolution, called as no lowering calls it."""
     attributes = {
         name: np.array(value, np.int64) if isinstance(value, list) else value
@@ -38,6 +41,7 @@ def call(x=X, kernel=KERNEL, y=Y, bias=None, dtypes=(np.float32,) * 3, target=No
     }
     operands = [jnp.zeros(x, dtypes[0]), jnp.zeros(kernel, dtypes[1])]
     operands += [] if bias is None else [jnp.zeros(bias, dtypes[0])]
+    operands += [jnp.zeros(shape, dtype) for shape, dtype in rest]
     run = jax.ffi.ffi_call(target or native.CONV, jax.ShapeDtypeStruct(y, dtypes[2]))
     return jax.jit(lambda *operands: run(*operands, **attributes))(*operands).block_until_ready()
 
@@ -63,6 +67,11 @@ BAD_CALLS = {
     "huge padding": ({"padding": [0, -(2**62), 0]}, "`padding` is"),
     "no dilation": ({"kernel_dilation": [1, 1, -3]}, "`kernel_dilation` is"),
     "no input dilation": ({"input_dilation": [0, 1, 1]}, "`input_dilation` is"),
+    "no scale": ({"scaled": True}, "there are 2 operands, expected 4, or one more with a bias"),
+    "a long scale": ({"scaled": True, "rest": [((5,), np.float32)] * 2}, r"`scale` has shape \(5\), expected \(4\)"),
+    "a scale of bfloat16": ({"scaled": True, "rest": [((4,), jnp.bfloat16)] * 2}, "`scale` has another element type"),
+    "a small residual": ({"residual": True, "rest": [((4,), np.float32)]}, "`residual` has shape .*, expected"),
+    "another activation": ({"activation": 9}, "`activation` is 9, expected a number from 0 to 3"),
     "an attribute is missing": ({"padding": None}, "Wrong number of attributes"),  # XLA names those that are there
     "an attribute of another type": ({"strides": True}, "Wrong attribute type"),
 }
