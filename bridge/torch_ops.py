@@ -1,18 +1,27 @@
 """The compiled kernels of jaxdw as operations of PyTorch: the same bits in both frameworks, forward and backward.
 
-docs/arithmetic.md states each sum. The operations run on CPU tensors, under `torch.compile` and autograd too.
+docs/arithmetic.md states each sum. The operations run on CPU tensors, under `torch.compile` and autograd too, which may
+differentiate them any number of times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch.nn import functional as F
 
 from jaxdw.bias import bias_comes_first
 from jaxdw.geometry import Geometry
 from jaxdw.native import calls
 from jaxdw.primitive import adjoint
+
+_ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "hard_swish": F.hardswish,
+}
 
 
 def depthwise_conv(
@@ -23,18 +32,25 @@ def depthwise_conv(
     stride: int | Sequence[int] = 1,
     padding: int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
+    scale: torch.Tensor | None = None,
+    shift: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    activation: str | None = None,
 ) -> torch.Tensor:
     """Return the depthwise convolution that `jaxdw.depthwise_conv(..., method="taps")` computes, bit for bit.
 
     Args:
       x: `(N, C, *spatial)` with 1 to 3 spatial axes: float32, float64, bfloat16 or float16, on the CPU. Channels-last
         memory costs no copy.
-      weight: `(C, 1, *kernel_size)`, of the same dtype.
-      bias: `(C,)` or None.
+      weight: `(C*M, 1, *kernel_size)`, of the same dtype, for a channel multiplier M.
+      bias: `(C*M,)` or None.
       stride, padding, dilation: as of `torch.nn.functional.conv2d`.
+      scale, shift, residual, activation: what follows the convolution, as of `jaxdw.Epilogue`. scale and shift `(C*M,)`
+        are float64 for float64, else float32; the residual has the result's shape and the dtype of x. Without
+        gradients it is computed in the same pass, with the same bits.
 
     Returns:
-      `(N, C, *output_spatial)`, channels last in memory.
+      `(N, C*M, *output_spatial)`, channels last in memory.
 
     Raises:
       ValueError, TypeError: a tensor or a number that does not fit.
@@ -48,26 +64,86 @@ def depthwise_conv(
     rank = x.dim() - 2
     if not 1 <= rank <= 3:
         raise ValueError(f"`x` has shape {tuple(x.shape)}, expected (N, C, *spatial) with 1 to 3 spatial axes")
-    if weight.dim() != x.dim() or tuple(weight.shape[:2]) != (x.shape[1], 1):
+    channels, features = x.shape[1], weight.shape[0]
+    if weight.dim() != x.dim() or weight.shape[1] != 1 or not channels or features % channels or not features:
         raise ValueError(
-            f"`weight` has shape {tuple(weight.shape)}, expected ({x.shape[1]}, 1, *kernel_size) with {rank} sizes: "
-            "one output per channel"
+            f"`weight` has shape {tuple(weight.shape)}, expected (C*M, 1, *kernel_size) with C = {channels} channels, "
+            f"one or more outputs M for each, and {rank} sizes"
         )
-    for name, tensor in {"x": x, "weight": weight, "bias": bias}.items():
-        if tensor is None:
-            continue
-        if tensor.device.type != "cpu" or _dtype(tensor) not in calls.TYPES or tensor.dtype != x.dtype:
-            raise TypeError(
-                f"`{name}` is {tensor.dtype} on {tensor.device}, expected the dtype of `x` on the CPU, "
-                f"one of {', '.join(calls.TYPES)}"
-            )
-    if bias is not None and tuple(bias.shape) != (x.shape[1],):
-        raise ValueError(f"`bias` has shape {tuple(bias.shape)}, expected ({x.shape[1]},)")
+    _check("x", x, x.dtype)
+    _check("weight", weight, x.dtype)
+    _check("bias", bias, x.dtype, (features,))
     numbers = [list(v) if isinstance(v, Sequence) else [v] * rank for v in (stride, padding, dilation)]
     geometry = _geometry(x.shape, weight.shape, *numbers)  # raises what does not fit
     if 0 in geometry.output_shape + geometry.x_shape:
         raise ValueError(f"`x` has shape {tuple(x.shape)}, expected at least one input and one output")
-    return _conv(x, weight, bias, *numbers)
+    wide = _wide(x)
+    _check("scale", scale, wide, (features,))
+    _check("shift", shift, wide, (features,))
+    _check("residual", residual, x.dtype, (x.shape[0], features, *geometry.output_spatial))
+    if activation is not None and activation not in _ACTIVATIONS:
+        raise ValueError(f"`activation` is {activation!r}, expected None or one of {', '.join(_ACTIVATIONS)}")
+    if scale is None and shift is None and residual is None and activation is None:
+        return _conv(x, weight, bias, *numbers)
+    if scale is not None or shift is not None:
+        scale = torch.ones(features, dtype=wide) if scale is None else scale
+        shift = torch.zeros(features, dtype=wide) if shift is None else shift
+    tensors = (x, weight, bias, scale, shift, residual)
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        return _defined(*tensors, activation, *numbers)
+    return _finished(*tensors, activation, *numbers)
+
+
+def _check(name: str, tensor: torch.Tensor | None, dtype: torch.dtype, shape: tuple[int, ...] | None = None) -> None:
+    if tensor is None:
+        return
+    if tensor.device.type != "cpu" or _dtype(tensor) not in calls.TYPES or tensor.dtype != dtype:
+        expected = f"one of {', '.join(calls.TYPES)}" if name == "x" else str(dtype)
+        raise TypeError(f"`{name}` is {tensor.dtype} on {tensor.device}, expected {expected} on the CPU")
+    if shape is not None and tuple(tensor.shape) != shape:
+        raise ValueError(f"`{name}` has shape {tuple(tensor.shape)}, expected {shape}")
+
+
+def _defined(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    activation: str | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> torch.Tensor:
+    """Compute the convolution in float32 or wider, and then each step, as operations that autograd knows."""
+    wide = _wide(x)
+    operands = (x.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
+    y = _conv(*operands, stride, padding, dilation)
+    if scale is not None:  # a convolution of one tap, along one axis, is a fused multiply-add
+        flat = _conv(y.flatten(2), scale.reshape(-1, 1, 1), shift, [1], [0], [1])
+        y = flat.reshape(y.shape)
+    if residual is not None:
+        y = y + residual.to(wide)
+    return (y if activation is None else _ACTIVATIONS[activation](y)).to(x.dtype)
+
+
+@torch.library.custom_op("jaxdw::depthwise_conv_with_epilogue", mutates_args=())
+def _finished(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    activation: str | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> torch.Tensor:
+    geometry = _geometry(x.shape, weight.shape, stride, padding, dilation)
+    epilogue = (scale, shift, None if residual is None else _channels_last(residual))
+    return _run_conv(x, _kernel(weight), bias, geometry, not bias_comes_first(geometry), epilogue, activation)
 
 
 @torch.library.custom_op("jaxdw::depthwise_conv", mutates_args=())
@@ -80,8 +156,7 @@ def _conv(
     dilation: list[int],
 ) -> torch.Tensor:
     geometry = _geometry(x.shape, weight.shape, stride, padding, dilation)
-    last = not bias_comes_first(geometry)
-    return _run_conv(_channels_last(x), _kernel(weight), bias, geometry, last).movedim(-1, 1)
+    return _run_conv(x, _kernel(weight), bias, geometry, not bias_comes_first(geometry))
 
 
 @torch.library.custom_op("jaxdw::depthwise_conv_input_gradient", mutates_args=())
@@ -93,9 +168,15 @@ def _input_gradient(
     padding: list[int],
     dilation: list[int],
 ) -> torch.Tensor:
-    geometry = adjoint(_geometry(size, weight.shape, stride, padding, dilation))
+    geometry = _geometry(size, weight.shape, stride, padding, dilation)
     flipped = _kernel(weight.flip(tuple(range(2, weight.dim()))))
-    return _run_conv(_channels_last(dy), flipped, None, geometry, False).movedim(-1, 1)
+    of_each = _run_conv(dy, flipped, None, adjoint(geometry), False)
+    if geometry.multiplier == 1:
+        return of_each
+    dx, *others = of_each.unflatten(1, (-1, geometry.multiplier)).to(_wide(dy)).unbind(2)
+    for other in others:  # in this order, as XLA adds them
+        dx = dx + other
+    return dx.to(dy.dtype)
 
 
 @torch.library.custom_op("jaxdw::depthwise_conv_weight_gradient", mutates_args=())
@@ -108,7 +189,8 @@ def _weight_gradient(
     dilation: list[int],
 ) -> torch.Tensor:
     geometry = _geometry(x.shape, size, stride, padding, dilation)
-    x, dy = _channels_last(x), _channels_last(dy)
+    x, dy = _repeated(x, geometry), _channels_last(dy)
+    geometry = dataclasses.replace(geometry, channels=geometry.features, multiplier=1)
     gradient = x.new_empty(geometry.kernel_shape)
     calls.kernel_gradient(
         x.data_ptr(), dy.data_ptr(), gradient.data_ptr(), geometry, _dtype(x), threads=torch.get_num_threads()
@@ -118,6 +200,12 @@ def _weight_gradient(
 
 @_conv.register_fake
 def _(x, weight, bias, stride, padding, dilation):
+    shape = _geometry(x.shape, weight.shape, stride, padding, dilation).output_shape
+    return x.new_empty(shape).movedim(-1, 1)
+
+
+@_finished.register_fake
+def _(x, weight, bias, scale, shift, residual, activation, stride, padding, dilation):
     shape = _geometry(x.shape, weight.shape, stride, padding, dilation).output_shape
     return x.new_empty(shape).movedim(-1, 1)
 
@@ -146,7 +234,30 @@ def _backward(ctx, dy):
     return dx, dweight, dbias, None, None, None
 
 
+def _save_two(ctx, inputs, output) -> None:
+    a, b, _, *ctx.numbers = inputs
+    ctx.save_for_backward(a, b)
+
+
+def _input_gradient_backward(ctx, ddx):
+    dy, weight = ctx.saved_tensors
+    needs_dy, needs_weight, *_ = ctx.needs_input_grad
+    back = _conv(ddx, weight, None, *ctx.numbers) if needs_dy else None
+    dweight = _weight_gradient(ddx, dy, list(weight.shape), *ctx.numbers) if needs_weight else None
+    return back, dweight, None, None, None, None
+
+
+def _weight_gradient_backward(ctx, ddweight):
+    x, dy = ctx.saved_tensors
+    needs_x, needs_dy, *_ = ctx.needs_input_grad
+    dx = _input_gradient(dy, ddweight, list(x.shape), *ctx.numbers) if needs_x else None
+    back = _conv(x, ddweight, None, *ctx.numbers) if needs_dy else None
+    return dx, back, None, None, None, None
+
+
 _conv.register_autograd(_backward, setup_context=_save)
+_input_gradient.register_autograd(_input_gradient_backward, setup_context=_save_two)
+_weight_gradient.register_autograd(_weight_gradient_backward, setup_context=_save_two)
 
 
 def _geometry(
@@ -168,21 +279,46 @@ def _geometry(
 
 
 def _run_conv(
-    x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry, bias_last: bool
+    x: torch.Tensor,
+    kernel: torch.Tensor,
+    bias: torch.Tensor | None,
+    geometry: Geometry,
+    bias_last: bool,
+    epilogue: tuple[torch.Tensor | None, ...] = (None, None, None),
+    activation: str | None = None,
 ) -> torch.Tensor:
+    x = _repeated(x, geometry)
     y = x.new_empty(geometry.output_shape)
-    bias = None if bias is None else bias.contiguous()
+    bias, scale, shift, residual = (None if t is None else t.contiguous() for t in (bias, *epilogue))
     calls.conv(
         x.data_ptr(),
         kernel.data_ptr(),
-        None if bias is None else bias.data_ptr(),
+        _address(bias),
         y.data_ptr(),
-        geometry,
+        dataclasses.replace(geometry, channels=geometry.features, multiplier=1),
         _dtype(x),
         bias_last=bias_last,
+        scale=_address(scale),
+        shift=_address(shift),
+        residual=_address(residual),
+        activation=activation,
         threads=torch.get_num_threads(),
     )
-    return y
+    return y.movedim(-1, 1)
+
+
+def _address(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _repeated(x: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """Return `(N, C, *spatial)` as `(N, *spatial, C*M)`, each channel once for each output channel that reads it."""
+    x = _channels_last(x)
+    return x if geometry.multiplier == 1 else x.repeat_interleave(geometry.multiplier, dim=-1)
+
+
+def _wide(x: torch.Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _channels_last(x: torch.Tensor) -> torch.Tensor:

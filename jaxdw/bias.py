@@ -7,11 +7,10 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxdw.auto import choose
 from jaxdw.geometry import Geometry
-from jaxdw.lowerings.cpu_fused import materialized
+from jaxdw.lowerings.cpu_fused import in_memory
 from jaxdw.methods import METHODS
 from jaxdw.onednn import padding_fits
 
@@ -46,5 +45,5 @@ def add_bias(y: jax.Array, bias: jax.Array, result: np.dtype) -> jax.Array:
 
     The bias is rounded before: XLA:CPU would contract a product that the program has as its bias.
     """
-    (bias,) = lax.platform_dependent(bias, cpu=materialized, default=lambda bias: (bias,))
+    (bias,) = in_memory(bias)
     return (y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)).astype(result)

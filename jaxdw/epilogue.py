@@ -24,7 +24,7 @@ from jaxdw.bias import add_bias, starts_from_bias
 from jaxdw.call import Call
 from jaxdw.geometry import Geometry
 from jaxdw.lowerings import cpu_native
-from jaxdw.lowerings.cpu_fused import materialized
+from jaxdw.lowerings.cpu_fused import in_memory
 from jaxdw.methods import resolve
 from jaxdw.native.calls import ACTIVATIONS
 
@@ -87,7 +87,7 @@ class Epilogue:
                 raise ValueError(f"`{name}` has shape {array.shape}, expected one number for each channel, as `mean`")
         wide = _arrays.accumulator(*(array.dtype for array in given.values()))
         mean, var = given["mean"].astype(wide), given["var"].astype(wide)
-        scale = 1 / _in_memory(jnp.sqrt(var + jnp.asarray(epsilon, wide)))  # or XLA would take an inverse square root
+        scale = 1 / in_memory(jnp.sqrt(var + jnp.asarray(epsilon, wide)))[0]  # or XLA would take an inverse square root
         if weight is not None:
             scale = scale * given["weight"].astype(wide)
         shift = multiply_add(-mean[None, None], scale, given["bias"].astype(wide) if bias is not None else None, 1)
@@ -99,7 +99,7 @@ class Epilogue:
             y = multiply_add(y, self.scale, self.shift, rank)
         if self.residual is not None:
             # or XLA:CPU would contract a product that the program has as its residual
-            y = y + _in_memory(self.residual).astype(y.dtype)
+            y = y + in_memory(self.residual)[0].astype(y.dtype)
         return _activated(y, self.activation).astype(result)
 
 
@@ -144,12 +144,6 @@ def multiply_add(y: jax.Array, scale: jax.Array, shift: jax.Array | None, rank: 
     """Return fma(y, scale, shift) for y `(*batch, *spatial, C)`: a depthwise convolution of one tap is this sum."""
     geometry = Geometry.of(y.shape, (*(1,) * rank, 1, y.shape[-1]))
     return primitive.conv(y, scale.reshape(geometry.kernel_shape), shift, geometry, "taps", y.dtype)
-
-
-def _in_memory(array: jax.Array) -> jax.Array:
-    """Return an array that XLA:CPU computes by itself."""
-    (array,) = lax.platform_dependent(array, cpu=materialized, default=lambda array: (array,))
-    return array
 
 
 def _activated(y: jax.Array, activation: str | None) -> jax.Array:
@@ -283,8 +277,10 @@ def _finished_batch(operands, axes, *, settings: _Settings):
     if x_axis is None or any(mapped) or (has_residual and others[-1] is None):
         return jax.vmap(functools.partial(_defined, settings=settings), in_axes=axes)(*operands), 0
     x, *rest = operands
+    if x_axis != 0:
+        (x,) = in_memory(x)
     if has_residual:
-        rest[-1] = jnp.moveaxis(rest[-1], others[-1], 0)
+        rest[-1] = jnp.moveaxis(rest[-1] if others[-1] == 0 else in_memory(rest[-1])[0], others[-1], 0)
     batch = (x.shape[x_axis], *settings.geometry.batch)
     wide = settings._replace(geometry=dataclasses.replace(settings.geometry, batch=batch))
     return _finished_p.bind(jnp.moveaxis(x, x_axis, 0), *rest, settings=wide), 0

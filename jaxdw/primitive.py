@@ -26,6 +26,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxdw._arrays import accumulator
 from jaxdw._compat import triton_kernels, varying_nowhere, varying_together
 from jaxdw.geometry import Geometry
+from jaxdw.lowerings.cpu_fused import in_memory
 from jaxdw.methods import resolve
 from jaxdw.native import is_available
 from jaxdw.padding import padded_geometry, transposed_pad
@@ -173,8 +174,12 @@ def _conv_batch(operands, axes, *, geometry: Geometry, method: str, dtype: np.dt
     count = next(operand.shape[axis] for operand, axis in zip(operands, axes) if axis is not None)
     if kernel_axis is None and (not bias or bias_axis[0] is None):
         wide = dataclasses.replace(geometry, batch=(count, *geometry.batch))
+        if x_axis != 0:
+            (x,) = in_memory(x)
         y = conv(jnp.moveaxis(x, x_axis, 0), kernel, bias[0] if bias else None, wide, method, dtype, flipped)
         return y, 0
+    # or XLA:CPU would compute them once more in the loops that move their axes, and there LLVM may contract otherwise
+    x, kernel, *bias = in_memory(x, kernel, *bias)
     channels, multiplier = geometry.channels, geometry.multiplier
     kernel, *bias = (_leading(a, axis, count) for a, axis in zip((kernel, *bias), (kernel_axis, *bias_axis)))
     if x_axis is not None:  # (..., C) of each becomes (..., count * C)
@@ -195,7 +200,7 @@ def _conv_batch(operands, axes, *, geometry: Geometry, method: str, dtype: np.dt
 def _kernel_gradient_batch(operands, axes, *, geometry: Geometry, method: str, dtype: np.dtype):
     """Make the mapped axis a factor of the channels."""
     count = next(operand.shape[axis] for operand, axis in zip(operands, axes) if axis is not None)
-    x, dy = (jnp.moveaxis(_leading(a, axis, count), 0, -2) for a, axis in zip(operands, axes))
+    x, dy = (jnp.moveaxis(_leading(a, axis, count), 0, -2) for a, axis in zip(in_memory(*operands), axes))
     wide = dataclasses.replace(geometry, channels=count * geometry.channels)
     value = kernel_gradient(x.reshape(wide.x_shape), dy.reshape(wide.output_shape), wide, method, dtype)
     return value.reshape(*geometry.kernel_shape[:-1], count, geometry.features), geometry.rank + 1

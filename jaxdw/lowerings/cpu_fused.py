@@ -150,6 +150,11 @@ def materialized(*operands: jax.Array) -> tuple[jax.Array, ...]:
     return _not_inlined(lambda *values: lax.optimization_barrier(values), *lax.optimization_barrier(operands))
 
 
+def in_memory(*operands: jax.Array) -> tuple[jax.Array, ...]:
+    """Return the operands `materialized` in a program for a CPU, and as they are in others."""
+    return lax.platform_dependent(*operands, cpu=materialized, default=lambda *operands: operands)
+
+
 def interleaved(outputs: list[jax.Array], geometry: Geometry) -> jax.Array:
     """Return y `(*batch, *output_spatial, C*M)` of M arrays `(images, *output_spatial, C)`."""
     if geometry.multiplier == 1:

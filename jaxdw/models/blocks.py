@@ -189,12 +189,17 @@ class ConvNormAct(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `(*batch, H, W, in)` to `(*batch, H / stride, W / stride, out)`."""
         activation = self.activation
-        if isinstance(self.conv, DepthwiseConv) and self.norm.use_running_average:
+        if self.is_one_pass:
             named = None if activation is None else _NAMES.get(activation)
             x = self.conv(x, epilogue=self.norm.epilogue(named))
             return x if activation is None or named else activation(x)
         x = self.norm(self.conv(x))
         return x if activation is None else activation(x)
+
+    @property
+    def is_one_pass(self) -> bool:
+        """Whether the convolution has the normalization as its epilogue: a depthwise one, in inference."""
+        return isinstance(self.conv, DepthwiseConv) and self.norm.use_running_average
 
 
 class SqueezeExcite(nnx.Module):

@@ -186,6 +186,35 @@ def test_no_surrounding_program_changes_a_bit(part, seed, full):
             release_programs()
 
 
+@pytest.mark.parametrize("name", ["standardised", "centred"])
+@pytest.mark.parametrize("mapped", [(None, 0, None), (1, None, None), (0, 1, 0), (2, 2, None), (3, 0, None)])
+def test_what_vmap_reshapes_is_what_the_program_has(name, mapped, seed):
+    """The mapped axis becomes one of channels: the kernels read what the program has, not what the reshape computes."""
+    rng = np.random.default_rng(seed)
+    shapes = [(2, 12, 13, 32), (3, 5, 1, 32), (32,)]
+    operands = [
+        rng.standard_normal(shape if axis is None else (*shape[:axis], 4, *shape[axis:]), np.float32)
+        for shape, axis in zip(shapes, mapped)
+    ]
+
+    def conv(x, kernel, bias):
+        return jaxdw.depthwise_conv(x, kernel, bias, method="taps")
+
+    @jax.jit
+    def program(*operands):
+        operands = tuple(map(COMPUTED[name], operands))
+        y, pull = jax.vjp(jax.vmap(conv, in_axes=mapped), *operands)
+        return operands, y, pull(y)
+
+    operands, y, gradients = program(*operands)
+    for i in range(4):
+        one = [np.asarray(a if axis is None else jnp.take(a, i, axis)) for a, axis in zip(operands, mapped)]
+        assert same_bits(np.asarray(y[i]), expected_output(one, {})).all()
+    alone = jax.vjp(jax.vmap(conv, in_axes=mapped), *operands)[1](y)
+    for a, b in zip(gradients[:2], alone):
+        assert same_bits(np.asarray(a), np.asarray(b)).all()
+
+
 @pytest.mark.parametrize("multiplier, padding", [(3, "SAME"), (1, "REFLECT"), (1, "CIRCULAR"), (2, "CIRCULAR")])
 def test_what_a_copy_of_x_reads_is_what_the_program_has(multiplier, padding, seed):
     """The kernels read a copy with the channels repeated or the padding in it; XLA fused what computes x with it."""
