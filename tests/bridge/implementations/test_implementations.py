@@ -250,7 +250,7 @@ def test_a_wrong_name_is_answered_with_what_there_is(name, message):
 
 def test_sharding_on_one_device_says_how_to_get_more():
     case = Case(np.ones((2, 4, 4, 2), np.float32), np.ones((3, 3, 1, 2), np.float32))
-    with pytest.raises(ValueError, match=r"`sharding` is 'batch' on one device, .* device_count=8\" gives a CPU 8"):
+    with pytest.raises(ValueError, match="`sharding` is 'batch' on one device, expected two or more: XLA_FLAGS"):
         implementation("jax.grouped[sharding=batch]").run(case)
 
 
