@@ -127,29 +127,31 @@ def _sharded(arrays: list[jax.Array | None], g: Geometry, along: str) -> list[ja
     The axis is the first of the batch, the first spatial one, or the channels of all three arrays.
 
     Raises:
-      ValueError: there is no such axis, or no number of devices divides it.
+      ValueError: there is no such axis, there is one device, or no number of devices divides the axis.
     """
     if along == "batch" and not g.batch:
         raise ValueError("`sharding` is 'batch' and x has no batch axis, expected 'spatial' or 'channels'")
+    devices = jax.devices()
+    if len(devices) < 2:
+        more = 'XLA_FLAGS="--xla_force_host_platform_device_count=8" gives a CPU 8 devices'
+        raise ValueError(f"`sharding` is {along!r} on one device, expected two or more: {more}")
     axis = {"batch": 0, "spatial": len(g.batch), "channels": len(g.x_shape) - 1}[along]
-    size, devices = g.x_shape[axis], jax.devices()
+    size = g.x_shape[axis]
     number = next((n for n in range(2, len(devices) + 1) if size % n == 0), None)
     if number is None:
-        raise ValueError(
-            f"`sharding` is {along!r}, an axis of {size}, which no number of devices from 2 to {len(devices)} divides; "
-            f'XLA_FLAGS="--xla_force_host_platform_device_count=8" gives a CPU 8 devices'
-        )
-    mesh = jax.sharding.Mesh(np.array(devices[:number]), ("shard",))
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    of_x = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*[None] * axis, "shard"))
-    placed = [jax.device_put(arrays[0], of_x)]
-    for array in arrays[1:]:
-        if array is None or along != "channels":
-            placed.append(None if array is None else jax.device_put(array, whole))
-        else:
-            last = jax.sharding.PartitionSpec(*[None] * (array.ndim - 1), "shard")
-            placed.append(jax.device_put(array, jax.sharding.NamedSharding(mesh, last)))
-    return placed
+        expected = f"expected one that a number of devices from 2 to {len(devices)} divides"
+        raise ValueError(f"`sharding` is {along!r}, an axis of {size}, {expected}")
+    mesh = jax.sharding.Mesh(np.array(devices[:number]), ("shards",))
+
+    def place(array: jax.Array | None, axis: int | None) -> jax.Array | None:
+        if array is None:
+            return None
+        parts = [] if axis is None else [None] * axis + ["shards"]
+        return jax.device_put(array, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*parts)))
+
+    x, kernel, bias = arrays
+    last = along == "channels"
+    return [place(x, axis), place(kernel, g.rank + 1 if last else None), place(bias, 0 if last else None)]
 
 
 def _on(compute: Compute, precision: str, working: np.dtype) -> tuple[Compute, lax.Precision]:

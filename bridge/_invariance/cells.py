@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,11 +114,21 @@ class Job:
 
 
 def compute_elsewhere(
-    jobs: Sequence[Job], case: Case, references: Sequence[np.ndarray], explain: bool, environment: Mapping[str, str]
+    jobs: Sequence[Job],
+    case: Case,
+    references: Sequence[np.ndarray],
+    explain: bool,
+    environment: Mapping[str, str],
+    stopped: threading.Event,
 ) -> list[Outcome]:
-    """Return the outcome of each job, computed in a process with these variables; one that ends it has the reason."""
+    """Return the outcome of each job, computed in a process with these variables; one that ends it has the reason.
+
+    No further process starts once `stopped` is set.
+    """
     found: list[Outcome] = []
-    while len(found) < len(jobs):  # if the process ends early, only the job that it worked on is lost
+    while (
+        len(found) < len(jobs) and not stopped.is_set()
+    ):  # if the process ends early, only the job that it worked on is lost
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             save_case(folder, case)

@@ -7,6 +7,7 @@ import itertools
 import logging
 import math
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -96,6 +97,7 @@ class _Table:
 
     def __init__(self, sample: Case, chosen: Sequence[Implementation], rows: Sequence[Condition], explain: bool):
         self.sample, self.chosen, self.rows, self.explain = sample, chosen, rows, explain
+        self.stopped = threading.Event()
         self.names = [_name_elsewhere(each) for each in chosen]
         self.references: dict[tuple[int, Placement], np.ndarray] = {}
         self.outcomes: dict[tuple[int, int], Outcome] = {}
@@ -115,14 +117,17 @@ class _Table:
                 here.append((at, column))
             elif setting is not None and self.names[column]:
                 apart.setdefault(tuple(sorted(setting.environment.items())), []).append((at, column))
+        slowest_first = sorted(apart.items(), key=lambda each: self.rows[each[1][0][0]].kind != "compile")
         with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
-            slowest_first = sorted(apart.items(), key=lambda each: self.rows[each[1][0][0]].kind != "compile")
-            waiting = [
-                (keys, pool.submit(self._elsewhere, keys, dict(environment))) for environment, keys in slowest_first
-            ]
-            for key in here:
-                self.outcomes[key] = self._here(*key)
-            self._collect(waiting)
+            try:
+                waiting = [(keys, pool.submit(self._elsewhere, keys, dict(added))) for added, keys in slowest_first]
+                for key in here:
+                    self.outcomes[key] = self._here(*key)
+                self._collect(waiting)
+            except BaseException:  # an interrupt too: nothing more is started
+                self.stopped.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def setting(self, at: int, column: int) -> Setting | None:
         return self.rows[at].setting(getattr(self.chosen[column], "framework", ""))
@@ -157,7 +162,7 @@ class _Table:
         jobs = []
         for number, (at, column) in enumerate(keys):
             jobs.append(Job(self._changed(at, column).name, self.rows[at].placement, number))
-        return compute_elsewhere(jobs, self.sample, references, self.explain, variables(environment))
+        return compute_elsewhere(jobs, self.sample, references, self.explain, variables(environment), self.stopped)
 
     def _collect(self, waiting: Sequence[tuple[Sequence[tuple[int, int]], Future[list[Outcome]]]]) -> None:
         for number, (keys, future) in enumerate(waiting, start=1):

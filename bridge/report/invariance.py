@@ -67,14 +67,15 @@ def notes(table: Invariance) -> str:
 
 def summary(table: Invariance) -> str:
     """Return which implementations kept every bit, and which did not."""
-    kept = [name for name in table.implementations if name not in table.changed]
+    open_ = {cell.implementation for row in table.rows for cell in row.cells if cell.applies and cell.different is None}
+    kept = [name for name in table.implementations if name not in table.changed and name not in open_]
     told = []
     if kept:
         told.append(f"No condition changed a bit of {', '.join(kept)}.")
     if table.changed:
         told.append(f"{', '.join(table.changed)} changed.")
     if table.undecided:
-        told.append(f"{len(table.undecided)} cells could not be computed.")
+        told.append(f"Not every cell could be computed for {', '.join(sorted(open_))}.")
     return " ".join(told)
 
 
