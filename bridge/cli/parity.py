@@ -24,7 +24,6 @@ from bridge.report import Report
 from bridge.report.attribution import print_attribution, print_elimination
 from bridge.report.bundle import check_new_folder, save_bundle
 from bridge.report.html import to_html
-from bridge.report.orders import pictures
 
 
 def parity(
@@ -107,7 +106,7 @@ def parity(
             diagnosis,
             command=command_line(),
             attribution=attribution,
-            orders=pictures(diagnosis.orders),
+            elimination=elimination,
             compiler=compiler,
         )
         write_atomically(html, page)

@@ -13,7 +13,7 @@ from rich.table import Table
 from bridge._implementations import is_exact
 from bridge.case import Case
 from bridge.diagnosis import Diagnosis, Verdict
-from bridge.report.answer import reasons, same_bits
+from bridge.report.answer import fix, reasons
 
 #: Width that the figures of the table leave for a name at 80 columns.
 NAME_WIDTH = 26
@@ -61,16 +61,7 @@ def _print_fix(diagnosis: Diagnosis, console: Console) -> None:
     """Print how to have the bits of the first implementation: lines to copy, or a sentence."""
     if not diagnosis.verdict.passes or diagnosis.verdict is Verdict.IDENTICAL:
         return
-    reference = diagnosis.names[0]
-    if not diagnosis.remedies:
-        console.print(f"Fix: {same_bits(diagnosis)}", highlight=False, markup=False)
-        return
-    console.print(
-        f"Fix: add as {reference} does, and keep the windows. fn is your function of them. These lines gave every bit "
-        f"of {reference}, on this case and on another draw of random numbers:",
-        highlight=False,
-        markup=False,
-    )
+    console.print(f"Fix: {fix(diagnosis)}", highlight=False, markup=False)
     for remedy in diagnosis.remedies:
         console.print()
         for line in remedy.code.splitlines():
