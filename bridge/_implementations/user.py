@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -66,7 +66,7 @@ class UserFunction:
     said: Mapping[str, str] = dataclasses.field(default_factory=dict)
     framework: str = ""
     told: str = ""
-    _taken: tuple[str, str] | None = None
+    _taken: tuple[str, str, bool] | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.target):
@@ -100,7 +100,7 @@ class UserFunction:
         """Return the output `(N, ...)` in the native order of axes.
 
         The orders of axes of x and of the kernel are those of the first call that gives the geometry's output shape:
-        the framework's own are tried first, then the other's.
+        the framework's own are tried first, then the other's, then a kernel without its axis of one input channel.
 
         Args:
           arrays: the framework.
@@ -122,15 +122,17 @@ class UserFunction:
         assert failure is not None
         raise failure
 
-    def _orders(self, native: str) -> Iterator[tuple[str, str]]:
-        """Yield orders of axes of x and of the kernel."""
-        ranked = [native, *(axes for axes in AXES if axes != native)]
-        for of_x in [self.axes] if self.axes else ranked:
-            yield of_x, of_x
-        for of_x in [self.axes] if self.axes else reversed(ranked):
-            yield of_x, next(axes for axes in AXES if axes != of_x)
+    def _orders(self, native: str) -> Iterator[tuple[str, str, bool]]:
+        """Yield orders of axes of x and of the kernel, and whether the kernel has its axis of one input channel."""
+        other = {AXES[0]: AXES[1], AXES[1]: AXES[0]}
+        ranked = [self.axes] if self.axes else [native, other[native]]
+        yield from ((of_x, of_x, True) for of_x in ranked)
+        yield from ((of_x, other[of_x], True) for of_x in reversed(ranked))
+        yield from ((of_x, of_x, False) for of_x in ranked)
 
-    def _attempt(self, arrays: Arrays, x: Any, kernel: Any, bias: Any, g: Geometry, of_x: str, of_kernel: str) -> Any:
+    def _attempt(
+        self, arrays: Arrays, x: Any, kernel: Any, bias: Any, g: Geometry, of_x: str, of_kernel: str, one: bool
+    ) -> Any:
         """Call it with these orders of axes; raise ImplementationError if the result does not suit them."""
         function, made = self.target, ""
         if layer_framework(self.target):
@@ -148,6 +150,8 @@ class UserFunction:
             x = arrays.moveaxis(x, *_MOVES[of_x])
         if of_kernel != arrays.native:
             kernel = arrays.moveaxis(kernel, *_KERNEL_MOVES[of_kernel])
+        if not one:
+            kernel = kernel.squeeze(1 if of_kernel == AXES[0] else -2)
         given: dict[str, Any] = {"x": x, "kernel": kernel} | ({} if bias is None else {"bias": bias})
         shapes = ", ".join(str(tuple(array.shape)) for array in (x, kernel, bias) if array is not None)
         called = ""
@@ -174,7 +178,7 @@ class UserFunction:
                 f"{self.name} returned shape {tuple(y.shape)}, expected shape {expected}: "
                 f"does it stride and pad as the case does? It was called as {called}"
             )
-        self.told = f"{called}: {_WORDS[arrays.framework]}, {self._in_words(g, of_x, of_kernel)}"
+        self.told = f"{called}: {_WORDS[arrays.framework]}, {self._in_words(g, of_x, of_kernel, kernel.shape)}"
         return y if of_x == arrays.native else arrays.moveaxis(y, *_MOVES[arrays.native])
 
     def _layer(self, arrays: Arrays, g: Geometry, bias: Any) -> tuple[Callable[..., Any], str]:
@@ -189,10 +193,12 @@ class UserFunction:
                 raise ImplementationError(f"{self.name} cannot be made: {_first_line(error)}") from None
         return arrays.layer(layer, g), made
 
-    def _in_words(self, g: Geometry, of_x: str, of_kernel: str) -> str:
+    def _in_words(self, g: Geometry, of_x: str, of_kernel: str, kernel_shape: Sequence[int]) -> str:
         words = of_x.replace("_", " ")
         if of_kernel != of_x:
             words += f", the kernel {of_kernel.replace('_', ' ')}"
+        elif len(kernel_shape) == g.rank + 1:
+            words += f", the kernel of shape {tuple(kernel_shape)}"
         other = next(axes for axes in AXES if axes != of_x)
         if not self.axes and all(
             _shape(g, of_x, output=each) == _shape(g, other, output=each) for each in (False, True)
@@ -238,6 +244,9 @@ def framework_of(target: Any, module: ModuleType | None = None) -> str:
         function = next(
             getattr(function, name) for name in ("func", "__wrapped__", "__func__") if hasattr(function, name)
         )
+    if inspect.isbuiltin(function):
+        named = _frameworks([function])
+        return named.pop() if len(named) == 1 else ""
     if not hasattr(function, "__code__"):  # an object that is called
         function = type(function).__call__
     named = _frameworks(getattr(function, "__globals__", {}).get(name, name) for name in _names(function))

@@ -1,6 +1,8 @@
 """Accumulation orders: reveal the order in which an implementation adds, and replay it bit for bit. NumPy only."""
 
+from bridge.accumulation._divergence import Divergence as Divergence
 from bridge.accumulation._divergence import divergence as divergence
+from bridge.accumulation._divergence import first_divergence as first_divergence
 from bridge.accumulation._replay import replay as replay
 from bridge.accumulation._reveal import reveal as reveal
 from bridge.accumulation.convolution import MOST_TAPS as MOST_TAPS

@@ -2,32 +2,63 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from bridge.accumulation.order import AccumulationOrder, NotASum
 from bridge.accumulation.tree import BIAS, Tree
 
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
 
 
-def divergence(a: AccumulationOrder, b: AccumulationOrder) -> str:
-    """Return one sentence: the first addition that only one of two orders has.
+@dataclasses.dataclass(frozen=True)
+class Divergence:
+    """The first additions that only one of two orders has, on the largest class of elements whose orders differ.
 
-    It speaks of the largest class of elements whose orders differ. An order is a list of additions, in which each
-    operand stands before the addition that it enters.
+    Attributes:
+      elements: how many elements the class has.
+      outcomes: of the first order and of the second, the tree of the class, or why there is none.
+      nodes: in each tree the first addition that the other has not; none where an outcome is no tree.
+      number: counts the additions of the first tree up to that one, from 1.
+    """
+
+    elements: int
+    outcomes: tuple[Tree | NotASum, Tree | NotASum]
+    nodes: tuple[Tree, ...]
+    number: int
+
+
+def first_divergence(a: AccumulationOrder, b: AccumulationOrder) -> Divergence | None:
+    """Return where two orders first diverge, or None if they are the same everywhere.
+
+    An order is a list of additions, in which each operand stands before the addition that it enters.
     """
     counts = {pair: n for pair, n in _classes(a, b).items() if a.outcome(pair[0]) != b.outcome(pair[1])}
     if not counts:
-        return f"{a.implementation} and {b.implementation} add in the same order everywhere."
-    pair = max(counts, key=counts.__getitem__)
+        return None
+    pair = max(counts, key=lambda pair: (counts[pair], _products(a.outcome(pair[0]))))
     left, right = a.outcome(pair[0]), b.outcome(pair[1])
-    both = f"{a.implementation} and {b.implementation}"
-    where = f"{counts[pair]} of {a.labels.size} elements"
     if isinstance(left, NotASum) or isinstance(right, NotASum):
-        which = a.implementation if isinstance(left, NotASum) else b.implementation
-        return f"{both} cannot be compared on {where}: {which} is no conventional sum there."
+        return Divergence(counts[pair], (left, right), (), 0)
     number, node = _first_only(left, right)
-    _, twin = _first_only(right, left)
+    return Divergence(counts[pair], (left, right), (node, _first_only(right, left)[1]), number)
+
+
+def divergence(a: AccumulationOrder, b: AccumulationOrder) -> str:
+    """Return one sentence: the first addition that only one of two orders has.
+
+    It speaks of the largest class of elements whose orders differ.
+    """
+    found = first_divergence(a, b)
+    if found is None:
+        return f"{a.implementation} and {b.implementation} add in the same order everywhere."
+    both = f"{a.implementation} and {b.implementation}"
+    where = f"{found.elements} of {a.labels.size} elements"
+    if not found.nodes:
+        which = a.implementation if isinstance(found.outcomes[0], NotASum) else b.implementation
+        return f"{both} cannot be compared on {where}: {which} is no conventional sum there."
+    node, twin = found.nodes
     a_words, b_words = _words(node), _words(twin)
-    at = f"addition {number}"
+    at = f"addition {found.number}"
     for one, other in ((node, twin), (twin, node)):
         operands = frozenset(child.leaf_set for child in one.children)
         if one.kind == "fma" and _signature(other) == ("add", None, operands | {Tree.of(one.leaf or 0).leaf_set}):
@@ -45,6 +76,10 @@ def _classes(a: AccumulationOrder, b: AccumulationOrder) -> dict[tuple[int, int]
         for twin in set(other.tolist()):
             found[label, twin] = int((other == twin).sum())
     return found
+
+
+def _products(outcome: Tree | NotASum) -> int:
+    return len(outcome.leaves) if isinstance(outcome, Tree) else 0
 
 
 def _first_only(tree: Tree, other: Tree) -> tuple[int, Tree]:

@@ -6,14 +6,15 @@ import html
 
 from bridge.accumulation.tree import BIAS, Tree
 
-_LEAF = 26  # px between neighbouring leaves
+_LEAF = 20  # px between neighbouring leaves
 _TALLEST = 420  # px that the additions may take
 
 
-def tree_svg(tree: Tree, title: str) -> str:
+def tree_svg(tree: Tree, title: str, ringed: Tree | None = None) -> str:
     """Return one `<svg>` element, in the colours of the page around it; `title` is its alternative text.
 
-    Filled nodes fuse a multiply with their addition; hollow ones add rounded operands.
+    Filled nodes fuse a multiply with their addition; hollow ones add rounded operands. The node `ringed` has a ring of
+    class "ring" around it.
 
     >>> tree_svg(Tree.parse("F[2, (0+1)]"), "an example").count("<circle")
     2
@@ -21,7 +22,7 @@ def tree_svg(tree: Tree, title: str) -> str:
     order = _left_to_right(tree)
     level = min(22.0, _TALLEST / max(1, tree.height))
     width = _LEAF * max(1, len(order)) + 12
-    foot = tree.height * level + 16
+    foot = tree.height * level + 20
     at = {leaf: _LEAF * (i + 0.5) + 6 for i, leaf in enumerate(order)}
     lines, marks = [], []
     place: dict[Tree, tuple[float, float]] = {}
@@ -37,10 +38,13 @@ def tree_svg(tree: Tree, title: str) -> str:
         filled = ' class="fused" fill="currentColor"' if node.kind == "fma" else ' fill="none"'
         marks.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4"{filled}/>')
         place[node] = x, y
+        if node is ringed:
+            marks.append(f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="9" fill="none" stroke-width="2.5"/>')
     labels = [
         f'<text x="{x:.1f}" y="{foot + 15:.1f}">{"bias" if leaf == BIAS else leaf}</text>' for leaf, x in at.items()
     ]
-    alternative = html.escape(f"{title}: {tree}", quote=True)
+    at_ring = "" if ringed is None else f", ring around {ringed}"
+    alternative = html.escape(f"{title}: {tree}{at_ring}", quote=True)
     return (
         f'<svg role="img" aria-label="{alternative}" viewBox="0 0 {width:.0f} {foot + 22:.0f}" width="{width:.0f}" '
         f'height="{foot + 22:.0f}" xmlns="http://www.w3.org/2000/svg" font-size="11" text-anchor="middle">'

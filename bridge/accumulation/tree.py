@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -217,6 +217,23 @@ class Tree:
             own = [node.leaf] if node.kind == "fma" else []
             built[node] = node.leaf if node.kind == "leaf" else [node.kind, *own, *below]
         return built[self]
+
+    def restricted(self, leaves: Container[Leaf]) -> Tree:
+        """Return the tree with only these leaves: every other product is zero, and adding it is skipped.
+
+        >>> Tree.parse("F[3, ((0+1)+2)]").restricted({1, 3}), Tree.parse("F[1, 0]").restricted({1})
+        (Tree('F[3, 1]'), Tree('1'))
+        """
+        kept: dict[Tree, Tree] = {}
+        for node in self.nodes():
+            below = [tree for child in node.children if (tree := kept.pop(child)).kind != "empty"]
+            if node.leaf is not None and node.leaf in leaves:
+                kept[node] = Tree.fma(node.leaf, below[0]) if below else Tree.of(node.leaf)
+            elif len(below) < 2:
+                kept[node] = below[0] if below else Tree.empty()
+            else:
+                kept[node] = Tree(node.kind, None, below)
+        return kept[self]
 
     @property
     def leaves(self) -> tuple[Leaf, ...]:

@@ -16,7 +16,7 @@ from bridge.environment import environment
 from bridge.progress import Level, Progress, log
 from bridge.requirements import versions
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 for command in (
     parity.parity,

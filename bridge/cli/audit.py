@@ -19,7 +19,7 @@ def audit(
         list[str] | None,
         typer.Argument(
             metavar="METHOD...",
-            help="A method of jaxdw, as taps or 'grouped\\[precision=highest]'; or auto; or your own JAX function of x "
+            help="A method of jaxdw, as taps or 'grouped[precision=highest]'; or auto; or your own JAX function of x "
             "and kernel as package.module:function. Default: all methods for the platform.",
         ),
     ] = None,

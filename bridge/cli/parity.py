@@ -24,7 +24,6 @@ from bridge.report import Report
 from bridge.report.attribution import print_attribution, print_elimination
 from bridge.report.bundle import check_new_folder, save_bundle
 from bridge.report.html import to_html
-from bridge.report.orders import pictures
 
 
 def parity(
@@ -33,8 +32,9 @@ def parity(
     implementations: Annotated[
         list[str] | None,
         typer.Option(
-            help="Implementations to compare, separated by commas; the first is the reference. `jaxdw doctor` lists "
-            "them. Settings stand in brackets: jax.grouped\\[precision=tpu-default] rounds its operands as a TPU does."
+            help="Implementations to compare, separated by commas; the first is the reference. Your own function is "
+            "module:function; alone it is compared with torch.conv2d. `jaxdw doctor` lists all others. Settings stand "
+            "in brackets: jax.grouped[precision=tpu-default] rounds its operands as a TPU does."
         ),
     ] = None,
     max_taps: MaxTapsOption = MOST_TAPS,
@@ -106,7 +106,7 @@ def parity(
             diagnosis,
             command=command_line(),
             attribution=attribution,
-            orders=pictures(diagnosis.orders),
+            elimination=elimination,
             compiler=compiler,
         )
         write_atomically(html, page)

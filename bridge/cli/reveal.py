@@ -43,7 +43,8 @@ def reveal(
     check_taps("reveal", case.geometry, max_taps)
     allow_depth(case.geometry.taps)
     chosen = parse_names(implementations) or [name for name in DEFAULT if not is_exact(name)]
-    orders = [reveal_order(implementation(name), case) for name in track(chosen, "revealing the accumulation order")]
+    found = (implementation(name, case) for name in chosen)
+    orders = [reveal_order(each, case) for each in track(found, "revealing the accumulation order")]
     console().print(f"[bold]{escape(describe(case))}[/]\n", highlight=False)
     print_orders(orders, console(), every=every)
     whole = sum(order.revealed == 1 for order in orders)

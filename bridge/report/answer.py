@@ -117,6 +117,27 @@ def _noise_or_bug(diagnosis: Diagnosis) -> str:
     )
 
 
+def fix(diagnosis: Diagnosis) -> str:
+    """Return what to change, in a sentence or two; the lines to copy are those of `diagnosis.remedies`."""
+    reference = diagnosis.names[0]
+    if diagnosis.verdict is Verdict.IDENTICAL:
+        return f"Nothing to change: all results have the bits of {reference}."
+    if not diagnosis.verdict.passes:
+        failed = [c for c in diagnosis.comparisons if not c.verdict.passes]
+        failed = failed or [t.comparison for t in diagnosis.integer_tests if not t.passed]
+        worst = max(failed, key=lambda c: c.verdict.rank())
+        if worst.fix:
+            return f"{worst.fix}."
+        where = f"{worst.a} and {worst.b} differ most at {worst.where}"
+        return f"No fix is known. {_sentence('The cause', worst.cause) or f'{where}.'}"
+    if not diagnosis.remedies:
+        return same_bits(diagnosis)
+    return (
+        f"add as {reference} does, and keep the windows. fn is your function of them. These lines gave every bit of "
+        f"{reference}, on this case and on another draw of random numbers:"
+    )
+
+
 def _sentence(label: str, text: str) -> str:
     return f"{label}: {text}." if text else ""
 
@@ -125,7 +146,7 @@ def same_bits(diagnosis: Diagnosis) -> str:
     """Return which implementations have the bits of the first one, and how to write them."""
     reference = diagnosis.names[0]
     equal = [name for name in diagnosis.identical_to(reference) if not is_exact(name)]
-    same = [_how_to(name) for name in equal if not _emulates(name)]
+    same = [_how_to(name) for name in equal if not emulates(name)]
     if equal and not same:
         return f"Only these emulated implementations match {reference} bit for bit: {', '.join(equal)}."
     if not same:
@@ -133,7 +154,8 @@ def same_bits(diagnosis: Diagnosis) -> str:
     return f"To match {reference} bit for bit, use: {'; '.join(same)}. Checked here, on this case and this machine."
 
 
-def _emulates(name: str) -> bool:
+def emulates(name: str) -> bool:
+    """Return whether an implementation emulates another platform."""
     try:
         return implementation(name).emulation is not None
     except ValueError:  # one that was handed to `parity` as an object

@@ -178,7 +178,7 @@ def replay_bundle(folder: Path, *, import_functions: bool = False) -> tuple[Diag
     chosen, absent = [], []
     for name in bundle.outputs:
         try:
-            chosen.append(_runnable(name, import_functions))
+            chosen.append(_runnable(name, bundle.case, import_functions))
         except (ValueError, ImportError) as error:
             absent.append(f"not run here: {name} ({error})")
     if len(chosen) < 2:
@@ -188,10 +188,10 @@ def replay_bundle(folder: Path, *, import_functions: bool = False) -> tuple[Diag
     return diagnosis, changes
 
 
-def _runnable(name: str, import_functions: bool) -> Implementation:
+def _runnable(name: str, case: Case, import_functions: bool) -> Implementation:
     if ":" in name and not import_functions:
         raise ValueError("a function is imported only with --import-functions (`import_functions=True`)")
-    return implementation(name)
+    return implementation(name, case)
 
 
 def _environment(bundle: Bundle) -> Iterator[str]:

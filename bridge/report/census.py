@@ -10,9 +10,11 @@ from rich.markup import escape
 from rich.padding import Padding
 
 from bridge._census.record import CensusLayerRecord, CensusRecord
+from bridge._implementations import implementation
 from bridge.diagnosis import Verdict
 from bridge.records import CaseRecord
-from bridge.report.html import template
+from bridge.report.answer import emulates
+from bridge.report.html import heading, template
 from bridge.report.terminal import styled, table
 
 
@@ -63,6 +65,7 @@ def census_html(records: Sequence[CensusRecord], implementations: Sequence[str],
       command: the shell command that repeats it.
     """
     weakest = max((record.verdict for record in records if record.verdict), key=Verdict.rank, default=None)
+    told, code = fix(records, implementations)
     return template("census.html.jinja", geometry=geometry).render(
         records=records,
         reference=implementations[0],
@@ -70,9 +73,39 @@ def census_html(records: Sequence[CensusRecord], implementations: Sequence[str],
         case="Census of depthwise layers",
         verdict=weakest or Verdict.INCONCLUSIVE,
         meaning=summary(records),
+        fix=told,
+        code=code,
         environment=records[-1].environment if records else {},
         command=command,
+        **heading(),
     )
+
+
+def fix(records: Sequence[CensusRecord], implementations: Sequence[str]) -> tuple[str, str]:
+    """Return what to change, and the lines to copy; these are empty where no implementation has all bits."""
+    reference, *others = implementations
+    failed = [(record, layer) for record in records for layer in record.layers if not layer.verdict.passes]
+    if failed:
+        record, layer = max(failed, key=lambda each: each[1].verdict.rank())
+        c = layer.weakest
+        told = c.fix or f"no fix is known; the cause: {c.cause or c.verdict.meaning}"
+        return f"{record.model}, {layer.layer}: {told}.", ""
+    layers = [layer for record in records for layer in record.layers]
+    equal = [
+        name
+        for at, name in enumerate(others)
+        if not emulates(name) and sum(record.identical()[at] for record in records) == len(layers)
+    ]
+    if len(equal) == len(others):
+        return (
+            f"Nothing to change: all results have the bits of {reference}." if layers else "No layer was compared.",
+            "",
+        )
+    if not equal:
+        return f"None is needed: every difference is rounding. None of {', '.join(others)} matches all layers.", ""
+    said = f"it has every bit of {reference} on all {_plural(len(layers), 'layer')}."
+    code = implementation(equal[0]).algorithm.code if ":" not in equal[0] else ""
+    return f"Use {equal[0]}: {said}", code
 
 
 def geometry(case: CaseRecord) -> str:

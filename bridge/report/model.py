@@ -13,7 +13,7 @@ from rich.markup import escape
 from bridge.diagnosis import Verdict
 from bridge.environment import environment
 from bridge.model.parity import LayerParity, ModelParity
-from bridge.report.html import template, tone
+from bridge.report.html import heading, template
 from bridge.report.terminal import styled, table
 
 
@@ -72,6 +72,19 @@ def why(layer: LayerParity) -> str:
     return "; ".join(filter(None, told))
 
 
+def fix(parity: ModelParity) -> str:
+    """Return what to change."""
+    wrong = parity.first_wrong
+    if wrong is not None and wrong.isolated is not None:
+        known = f"{wrong.isolated.fix}." if wrong.isolated.fix else f"no fix is known; {why(wrong)}."
+        return f"{wrong.name}: {known}"
+    if parity.not_compared or parity.left:
+        return "None is known: some operations were not compared. The reasons stand below."
+    if parity.verdict is Verdict.IDENTICAL:
+        return "Nothing to change: every operation has the bits of PyTorch's."
+    return "None is needed: every difference is rounding."
+
+
 def of_bound(layer: LayerParity) -> float | None:
     """Return the greater of the two results' errors, as a share of the bound."""
     return None if layer.isolated is None else max(layer.isolated.own_bound_ratios)
@@ -88,11 +101,14 @@ def model_html(parity: ModelParity, *, command: str) -> str:
         case=f"{parity.name}, images {'x'.join(map(str, parity.images))}, PyTorch and JAX",
         verdict=parity.verdict,
         meaning=summary(parity),
+        fix=fix(parity),
+        code="",
         parity=parity,
         remarks=remarks(parity),
         chart=growth_chart(parity.layers),
         environment=environment(),
         command=command,
+        **heading(),
     )
 
 
@@ -102,7 +118,7 @@ class Dot:
 
     x: float
     y: float
-    tone: str
+    verdict: Verdict
     note: str
 
 
@@ -111,7 +127,7 @@ class GrowthChart:
     """The relative difference of each layer, from left to right, on a scale of powers of ten.
 
     Attributes:
-      dots: one per layer whose results differ, coloured by its isolated verdict.
+      dots: one per layer whose results differ, with its isolated verdict.
       ticks: `(y, power of ten)`.
       summary: the picture in words.
     """
@@ -120,8 +136,13 @@ class GrowthChart:
     ticks: Sequence[tuple[float, int]]
     summary: str
 
-    width, height = 720.0, 300.0
-    left, right, top, bottom = 56.0, 708.0, 20.0, 256.0
+    width, height = 720.0, 316.0
+    left, right, top, bottom = 66.0, 708.0, 44.0, 272.0
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """The verdicts of the dots, the strongest first."""
+        return sorted({dot.verdict for dot in self.dots}, key=Verdict.rank)
 
 
 def growth_chart(layers: Sequence[LayerParity]) -> GrowthChart | None:
@@ -141,7 +162,7 @@ def growth_chart(layers: Sequence[LayerParity]) -> GrowthChart | None:
         Dot(
             GrowthChart.left + step * (number + 0.5),
             y(power),
-            tone(layer.verdict),
+            layer.verdict,
             f"{layer.name}: {growth:.2g}, isolated {layer.verdict}",
         )
         for power, (number, layer, growth) in zip(powers, grown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 
@@ -12,7 +13,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from bridge.accumulation import AccumulationOrder, NotASum, Tree, divergence
+from bridge.accumulation import AccumulationOrder, NotASum, Tree, divergence, first_divergence
 from bridge.accumulation.drawing import tree_svg
 from bridge.case import Case
 from bridge.environment import environment
@@ -22,7 +23,10 @@ from bridge.report.terminal import describe
 #: Classes of elements drawn for each implementation; the rest are counted.
 _DRAWN = 2
 
-#: Classes of elements pictured for each implementation: interior, edges and corners of an image.
+#: Leaves of the widest tree that has room beside another.
+_BESIDE = 11
+
+#: Classes of elements pictured beside the first, where their order is another one.
 _PICTURED = 9
 
 #: Least widths of the fingerprint table's columns: the property, and its value.
@@ -119,17 +123,94 @@ def _facts(order: AccumulationOrder) -> dict[str, str]:
     }
 
 
-def pictures(orders: Sequence[AccumulationOrder]) -> dict[str, list[tuple[str, str]]]:
-    """Return, for the names that share an order, (caption, `<svg>`) of each tree, the largest class first."""
-    found = {}
-    for group in _same_trees(orders):
-        names = ", ".join(order.implementation for order in group)
-        drawn = [(t, count, first) for t, count, first in group[0].classes() if isinstance(t, Tree)]
-        found[names] = [
-            (f"{count} of {group[0].labels.size} elements, the first at {first}", tree_svg(tree, names))
-            for tree, count, first in drawn[:_PICTURED]
-        ]
-    return found
+@dataclasses.dataclass(frozen=True)
+class DrawnOrder:
+    """The accumulation order of implementations that share it.
+
+    Attributes:
+      names: the implementations, separated by commas.
+      svg: the tree of one class of elements; empty where it is no conventional sum.
+      caption: which elements it is of, and how many others have the same order without the taps in the padding.
+      others: (caption, `<svg>`) of each class with another order, the largest first.
+      left_out: how many classes with another order are not among them.
+    """
+
+    names: str
+    svg: str
+    caption: str
+    others: list[tuple[str, str]]
+    left_out: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnDivergence:
+    """An order beside that of the reference, the first addition that only one has in a ring; or an order alone.
+
+    Attributes:
+      sentence: where they first diverge, and how.
+      drawings: the reference and the other; one drawing if all implementations share an order.
+      wide: whether the trees need the width of the page, one below the other.
+    """
+
+    sentence: str
+    drawings: list[DrawnOrder]
+    wide: bool
+
+
+def pictures(orders: Sequence[AccumulationOrder]) -> list[DrawnDivergence]:
+    """Return each distinct order beside that of the first implementation."""
+    groups = _same_trees(orders)
+    if not groups or not orders[0].labels.size:
+        return []
+    reference, *others = groups
+    if not others:
+        tree = _fullest(reference[0])
+        return [DrawnDivergence("", [_drawn_order(reference, tree)], _is_wide(tree))]
+    drawn = []
+    for group in others:
+        found = first_divergence(reference[0], group[0])
+        if found is None:  # they differ only in why elements have no tree
+            continue
+        nodes: Sequence[Tree | None] = found.nodes or (None, None)
+        drawings = [_drawn_order(*each) for each in zip((reference, group), found.outcomes, nodes)]
+        wide = any(map(_is_wide, found.outcomes))
+        drawn.append(DrawnDivergence(divergence(reference[0], group[0]), drawings, wide))
+    return drawn
+
+
+def _drawn_order(group: Sequence[AccumulationOrder], shown: Tree | NotASum, ringed: Tree | None = None) -> DrawnOrder:
+    names, order = ", ".join(each.implementation for each in group), group[0]
+    caption, folded, others = "", 0, []
+    for tree, count, first in order.classes():
+        told = _caption(tree, count, order.labels.size, first)
+        if tree is shown:
+            caption = told
+        elif isinstance(tree, Tree) and isinstance(shown, Tree) and shown.restricted(tree.leaves) is tree:
+            folded += count
+        else:
+            others.append((told, _svg(tree, names)))
+    if folded:
+        caption += f". {folded} more have this order without the taps in the padding"
+    return DrawnOrder(names, _svg(shown, names, ringed), caption, others[:_PICTURED], max(0, len(others) - _PICTURED))
+
+
+def _fullest(order: AccumulationOrder) -> Tree | NotASum:
+    """Return the tree with the most products, of those the most frequent; the first refusal if there is no tree."""
+    outcomes = [tree for tree, _, _ in order.classes()]
+    return max(outcomes, key=lambda tree: len(tree.leaves) if isinstance(tree, Tree) else -1)
+
+
+def _is_wide(outcome: Tree | NotASum) -> bool:
+    return isinstance(outcome, Tree) and len(outcome.leaves) > _BESIDE
+
+
+def _caption(tree: Tree | NotASum, count: int, size: int, first: tuple[int, ...]) -> str:
+    why = f", no conventional sum: {tree.reason}" if isinstance(tree, NotASum) else ""
+    return f"{count} of {size} elements, the first at {first}{why}"
+
+
+def _svg(tree: Tree | NotASum, names: str, ringed: Tree | None = None) -> str:
+    return tree_svg(tree, names, ringed) if isinstance(tree, Tree) else ""
 
 
 def _drawn(tree: Tree | NotASum) -> rich.tree.Tree:

@@ -12,16 +12,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bridge.diagnosis import Comparison, Diagnosis
+from bridge.diagnosis import Comparison, Diagnosis, Verdict
 from bridge.diagnosis.attribution import Attribution
 from bridge.report.differences import Bin, BitClass, Map, class_pairs
 
-#: Viridis (Nathaniel Smith, Stefan van der Walt, 2015, CC0) without its darkest end, which a dark page would swallow.
-_RAMP = ((72, 35, 116), (64, 67, 135), (52, 94, 141), (41, 120, 142), (32, 144, 140), (34, 167, 132), (68, 190, 112),
-         (121, 209, 81), (189, 222, 38), (253, 231, 36))  # fmt: skip
-_NOT_FINITE = (224, 49, 49)
-#: Palette places: same bits, the first and last colour of the ramp, not finite in one result.
-_SAME, _FIRST, _LAST, _BAD = 0, 1, 254, 255
+#: Viridis (Nathaniel Smith, Stefan van der Walt, 2015, CC0) without its dark end, which looks like a dark page.
+_RAMP = ((46, 110, 142), (41, 120, 142), (32, 144, 140), (34, 167, 132), (68, 190, 112), (121, 209, 81), (189, 222, 38),
+         (253, 231, 36))  # fmt: skip
+_NOT_FINITE, _HATCH = (224, 49, 49), (128, 128, 128)
+#: Palette places: same bits (hatched), the first and last colour of the ramp, not finite in one result.
+_SAME, _HATCHED, _FIRST, _LAST, _BAD = 0, 1, 2, 254, 255
+#: Pixels of the longer side of a map, at least, and from one line of the hatch to the next.
+_PIXELS, _HATCH_STEP = 128, 5
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -57,17 +59,17 @@ class Chart:
     summary: str
     mark: float | None = None
 
-    width = 400
-    height = 236
+    width = 340
+    height = 204
     left = 58
-    right = 386
-    top = 28
-    bottom = 188
+    right = 330
+    top = 26
+    bottom = 158
 
 
 @dataclasses.dataclass(frozen=True)
 class Heatmap:
-    """A map as an image of one pixel per cell, stretched to `width` by `height`."""
+    """A map as an image, stretched to `width` by `height`. Cells with the same bits are hatched."""
 
     title: str
     image: str
@@ -106,7 +108,7 @@ class Arc:
     x: float
     y: float
     label: str
-    verdict: str
+    verdict: Verdict
     note: str
 
 
@@ -167,7 +169,7 @@ def graph(diagnosis: Diagnosis, classes: Sequence[BitClass]) -> Graph:
         _arc(comparison, card_width, middle[a.letter], middle[b.letter], order[b.letter] - order[a.letter], a, b)
         for a, b, comparison in class_pairs(diagnosis, classes)
     ]
-    reach = max((arc.x for arc in arcs), default=card_width) + (48 if arcs else 2)
+    reach = max((arc.x for arc in arcs), default=card_width) + (58 if arcs else 2)
     parts = [f"class {each.letter} with the same bits: {', '.join(each.names)}" for each in classes]
     return Graph(reach, y - gap + 1, card_width, cards, arcs, "; ".join(parts))
 
@@ -180,7 +182,7 @@ def _arc(c: Comparison, left: float, top: float, bottom: float, apart: int, a: B
         f"M {left:g} {top:g} C {left + reach * 4 / 3:g} {top:g} {left + reach * 4 / 3:g} {bottom:g} {left:g} {bottom:g}"
     )
     note = f"{a.letter} and {b.letter}: {c.verdict}, {c.different} of {c.elements} elements differ"
-    return Arc(path, left + reach + 5, (top + bottom) / 2, _share(c.different, c.elements), c.verdict.lower(), note)
+    return Arc(path, left + reach + 5, (top + bottom) / 2, _share(c.different, c.elements), c.verdict, note)
 
 
 def ulp_chart(bins: Sequence[Bin]) -> Chart:
@@ -258,7 +260,7 @@ def heatmap(each: Map, scale: float) -> Heatmap:
     )
     return Heatmap(
         f"{each.title}: {'not finite' if colour.max() == _BAD else f'{greatest:.2g}'}",
-        _png(colour),
+        _png(_hatched(colour)),
         width,
         height,
         rows - 1,
@@ -266,6 +268,15 @@ def heatmap(each: Map, scale: float) -> Heatmap:
         each.axes,
         summary,
     )
+
+
+def _hatched(colour: np.ndarray) -> np.ndarray:
+    """Return the cells as squares of pixels, with diagonal lines over those that have the same bits."""
+    side = max(1, _PIXELS // max(colour.shape))
+    pixels = colour.repeat(side, axis=0).repeat(side, axis=1)
+    row, column = np.indices(pixels.shape)
+    pixels[(pixels == _SAME) & ((row + column) % _HATCH_STEP == 0)] = _HATCHED
+    return pixels
 
 
 def _fitted(rows: int, columns: int, longest: float) -> tuple[float, float]:
@@ -355,7 +366,7 @@ def _palette() -> bytes:
     ramp = np.array(_RAMP, float)
     at = np.linspace(0, len(_RAMP) - 1, _LAST - _FIRST + 1)
     colours = np.stack([np.interp(at, np.arange(len(_RAMP)), ramp[:, k]) for k in range(3)], axis=1)
-    return bytes((0, 0, 0)) + np.round(colours).astype(np.uint8).tobytes() + bytes(_NOT_FINITE)
+    return bytes((0, 0, 0, *_HATCH)) + np.round(colours).astype(np.uint8).tobytes() + bytes(_NOT_FINITE)
 
 
 def _png(colour: np.ndarray) -> str:

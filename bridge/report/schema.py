@@ -100,7 +100,7 @@ class ChangeRecord(Record):
 
 
 class EliminationRecord(Record):
-    """The changes that were found and verified, the cheapest first; `failed` lists what could not run, and why."""
+    """The changes that were verified, those that keep the windows first; `failed` lists what could not run, and why."""
 
     a: str
     b: str

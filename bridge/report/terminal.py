@@ -13,7 +13,7 @@ from rich.table import Table
 from bridge._implementations import is_exact
 from bridge.case import Case
 from bridge.diagnosis import Diagnosis, Verdict
-from bridge.report.answer import reasons, same_bits
+from bridge.report.answer import fix, reasons
 
 #: Width that the figures of the table leave for a name at 80 columns.
 NAME_WIDTH = 26
@@ -46,9 +46,8 @@ def print_diagnosis(
         console.print(_table(diagnosis, reference))
     if verbose:
         console.print(_matrix(diagnosis))
-    integers = _integers(diagnosis)
-    if integers and (verbose or "wrong" in integers):
-        console.print(integers, highlight=False, markup=False)
+    if verbose and diagnosis.integer_tests:
+        console.print(_integers(diagnosis), highlight=False, markup=False)
     for called in diagnosis.calls.values():
         console.print(f"Called as {called}.\n", highlight=False, markup=False)
     if compiler:
@@ -62,16 +61,7 @@ def _print_fix(diagnosis: Diagnosis, console: Console) -> None:
     """Print how to have the bits of the first implementation: lines to copy, or a sentence."""
     if not diagnosis.verdict.passes or diagnosis.verdict is Verdict.IDENTICAL:
         return
-    reference = diagnosis.names[0]
-    if not diagnosis.remedies:
-        console.print(f"Fix: {same_bits(diagnosis)}", highlight=False, markup=False)
-        return
-    console.print(
-        f"Fix: add as {reference} does, and keep the windows. fn is your function of them. These lines gave every bit "
-        f"of {reference}, on this case and on another draw of random numbers:",
-        highlight=False,
-        markup=False,
-    )
+    console.print(f"Fix: {fix(diagnosis)}", highlight=False, markup=False)
     for remedy in diagnosis.remedies:
         console.print()
         for line in remedy.code.splitlines():
@@ -131,15 +121,13 @@ def _table(diagnosis: Diagnosis, reference: str) -> Table:
 
 
 def _on_two_lines(name: str) -> str:
-    """Break a name that is too long for its column before its settings."""
-    return name if len(name) <= NAME_WIDTH else name.replace("[", "\n[", 1)
+    """Break a name that is too long for its column before its settings, and after the module of a user's function."""
+    return name if len(name) <= NAME_WIDTH else name.replace("[", "\n[", 1).replace(":", ":\n", 1)
 
 
 def _integers(diagnosis: Diagnosis) -> str:
-    """Return the result of the tests on small integers in a line; nothing if there are none."""
+    """Return the result of the tests on small integers in a line."""
     wrong = [test for test in diagnosis.integer_tests if not test.passed]
-    if not diagnosis.integer_tests:
-        return ""
     if not wrong:
         return "On small integers, where every sum is exact, all results are exact.\n"
     listed = ", ".join(f"{t.implementation} ({t.comparison.different} of {t.comparison.elements})" for t in wrong)

@@ -37,7 +37,7 @@ def test_models_are_run_and_summed_up(results, tmp_path):
     assert second.verdict is None and not second.layers
     text = page.read_text()
     assert text.startswith("<!doctype html>") and "http" not in text.replace("http-equiv", "")
-    assert f"{HERE}:small" in text and "5x5, stride 2, padding 0, multiplier 2" in text
+    assert "<b>Fix:</b>" in text and f"{HERE}:small" in text and "5x5, stride 2, padding 0, multiplier 2" in text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["census.html", "results.jsonl"]
 
 
@@ -108,6 +108,7 @@ def test_exit_codes_are_those_of_the_weakest_verdict(change, verdict, code, tmp_
     page = tmp_path / "census.html"
     found, out = jaxdw("layer:one", "--implementations", "torch.conv2d,planted:conv", "--out", results, "--html", page)
     assert found == code and verdict in out and verdict in page.read_text()
+    assert f"<b>Fix:</b> {'layer:one, 0: ' if code else 'Nothing to change'}" in page.read_text()
     assert record.read_records(results)[0].verdict.value == verdict
 
 

@@ -56,6 +56,12 @@ def channels_last_in_torch(x, w, padding=0):
     return F.conv2d(x.movedim(-1, 1), w, padding=padding, groups=len(w)).movedim(1, -1)
 
 
+def three_axes(x, w, padding=0):
+    taps = torch.einsum("nctl,ct->ncl", F.unfold(x, w.shape[1:], padding=padding).unflatten(1, (3, -1)), w.flatten(1))
+    assert w.ndim == 3
+    return taps.reshape(x.shape)
+
+
 def imports_inside(x, k, padding=0):
     from jax import lax as inner
 
@@ -107,6 +113,7 @@ RIGHT = {
     "lax, channels first": (lax.conv_general_dilated, {"shape": (2, 6, 7, 3)}, "JAX arrays, channels first"),
     "jit": (jax.jit(lambda x, k: jaxdw.depthwise_conv(x, k, padding=1)), {}, "(x, k)"),
     "torch, channels last": (channels_last_in_torch, {"shape": (2, 6, 7, 3)}, "last, the kernel channels first"),
+    "a kernel of three axes": (three_axes, {"shape": (2, 6, 7, 3)}, "channels first, the kernel of shape (3, 3, 3)"),
     "imports inside": (imports_inside, {"shape": (2, 6, 7, 3)}, "JAX arrays, channels first"),
     "NumPy": (windows_in_numpy, {"strides": 2, "shape": (2, 6, 7, 3)}, "NumPy arrays, channels last"),
     "a class of torch": (torch.nn.Conv2d, {"bias": True, "strides": 2}, "in_channels=3, out_channels=3, kernel_size=3"),

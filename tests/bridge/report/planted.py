@@ -6,6 +6,7 @@ import numpy as np
 
 import bridge
 from bridge import Case, Diagnosis
+from bridge.accumulation import AccumulationOrder, Fingerprint, Tree
 from bridge.diagnosis import compare
 from bridge.numerics import exact
 
@@ -52,6 +53,25 @@ def one_sided_nan(seed) -> Diagnosis:
 def identical(seed) -> Diagnosis:
     asked = case(seed)
     return diagnosis_of(asked, {"one": exact(asked).value, "two": exact(asked).value})
+
+
+def ordered(seed) -> Diagnosis:
+    """`rounding` with planted orders: chains of rounded products, fused in "up", where one border element differs."""
+    made = rounding(seed)
+    shape = made.outputs["up"].shape
+    orders = []
+    for name, whole, border in (
+        ("same", "((((0+1)+2)+3)+4)+5", "((1+2)+4)+5"),
+        ("up", "F[5, F[4, F[3, F[2, F[1, 0]]]]]", "F[5, F[4, F[2, 1]]]"),
+    ):
+        trees = [Tree.parse(text) for text in (whole, border, "2+(4+5)")]
+        labels = np.zeros(shape, np.int32)
+        labels[:, :, 0] = 1
+        labels[0, 0, 0, 0] = 2 if name == "up" else 1
+        fingerprint = Fingerprint(None, None, None, None, None, (), None, None, None, True, 0, 0)
+        found = (None, np.dtype(np.float32), tuple(trees), labels, (), np.zeros(shape, bool), fingerprint)
+        orders.append(AccumulationOrder(name, *found))
+    return dataclasses.replace(made, orders=orders)
 
 
 def question(seed) -> Diagnosis:

@@ -4,9 +4,8 @@ import shutil
 
 import pytest
 
-from bridge.accumulation import Tree
-from bridge.accumulation.drawing import tree_svg
-from bridge.report.html import to_html
+from bridge.diagnosis import Verdict
+from bridge.report.html import to_html, tone
 from tests.bridge.report import planted
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -20,7 +19,7 @@ FLAGS = (
     "--disable-component-update --disable-sync"
 )
 DESKTOP, PHONE = (1280, 900), (390, 844)
-KINDS = {"question": planted.question, **planted.KINDS}
+KINDS = {"question": planted.question, "ordered": planted.ordered, **planted.KINDS}
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +37,8 @@ def browser(tmp_path_factory):
 @pytest.fixture(scope="module")
 def files(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
-    orders = {"up": [("54 of 150 elements", tree_svg(Tree.parse("F[8, ((0+1)+(2+3))]"), "up"))]}
     for name, make in KINDS.items():
-        text = to_html(
-            make(request.config.option.seed), command="jaxdw parity", attribution=planted.Shares(), orders=orders
-        )
+        text = to_html(make(request.config.option.seed), command="jaxdw parity", attribution=planted.Shares())
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
     return folder
 
@@ -108,6 +104,41 @@ def test_heatmap_images_decode(browser, files, kind):
     assert isinstance(sizes, list) and sizes and all(sizes)
 
 
+@pytest.mark.parametrize("kind", ["question", "tap"])
+def test_the_first_column_stays_in_place_and_every_other_column_can_be_seen_on_a_phone(browser, files, kind):
+    show(browser, files, kind, PHONE)
+    places = browser.execute_script(
+        "return [...document.querySelectorAll('.scroll:has(> table)')].map(scroll => {"
+        " scroll.closest('details')?.setAttribute('open', '');"
+        " scroll.scrollLeft = scroll.scrollWidth; const box = scroll.getBoundingClientRect();"
+        " const cells = scroll.querySelector('tbody tr').cells;"
+        " const [first, last] = [cells[0], cells[cells.length - 1]].map(e => e.getBoundingClientRect());"
+        " return [first.left - box.left, last.right - box.right, last.left - first.right]; })"
+    )
+    assert places
+    for first, last, between in places:
+        assert abs(first) <= 1 and last <= 1 and between >= -1
+
+
+def test_text_is_copied_by_its_button_and_can_be_selected_without_it(browser, files):
+    show(browser, files, "question")
+    code = browser.find_element("id", "command-text")
+    browser.find_element("css selector", "button[data-copies=command-text]").click()
+    script = "const done = arguments[0]; navigator.clipboard.readText().then(done, () => done(String(getSelection())))"
+    browser.execute_cdp_cmd("Browser.grantPermissions", {"permissions": ["clipboardReadWrite"]})
+    assert browser.execute_async_script(script).strip() == code.text.strip()
+    assert code.value_of_css_property("user-select") in ("auto", "text")
+
+
+def test_text_of_charts_is_large_enough_on_a_phone(browser, files):
+    show(browser, files, "question", PHONE)
+    heights = browser.execute_script(
+        "return [...document.querySelectorAll('.chart text')].filter(e => e.getClientRects().length)"
+        ".map(e => parseFloat(getComputedStyle(e).fontSize) * e.getScreenCTM().a)"
+    )
+    assert heights and min(heights) >= 10.5
+
+
 def column(browser, table, number):
     """The cells' texts, their sort values, and the directions that the heads announce."""
     script = (
@@ -143,6 +174,8 @@ def test_text_stands_out_in_light_and_dark(browser, files, kind, scheme):
     show(browser, files, kind, scheme=scheme)
     page = browser.find_element("css selector", "body").value_of_css_property("background-color")
     assert (luminance(page) > 0.5) == (scheme == "light")
+    badges = "".join(f'<span class="badge {tone(verdict)}">{verdict}</span>' for verdict in Verdict)
+    browser.execute_script("document.querySelector('main').insertAdjacentHTML('beforeend', arguments[0])", badges)
     texts = browser.execute_script(
         "const ground = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;"
         " if (!c.startsWith('rgba(0, 0, 0, 0')) return c; } };"
