@@ -6,7 +6,7 @@ READY := .venv/.ready
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS)
 
-.PHONY: parity test test-all test-native test-versions lint bench census tpu clean setup
+.PHONY: parity test test-all test-native test-versions lint docs bench census tpu clean setup
 .DEFAULT_GOAL := parity
 
 parity: $(READY)  ## answer the question: why unfold + matmul differs from F.conv2d, and what has the same bits
@@ -27,6 +27,9 @@ test-versions: $(READY)  ## the tests on the oldest, the newest and other versio
 
 lint: $(READY)  ## format, lint and types, as pre-commit runs them
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+
+docs: $(BIN)/.docs  ## the site of the documentation, into build/site; a warning is an error
+	@NO_MKDOCS_2_WARNING=1 PATH=$(abspath $(BIN)):$$PATH $(BIN)/mkdocs build
 
 bench: $(READY)  ## ratios against lax, flax and PyTorch, interleaved
 	@$(BIN)/jaxdw bench
@@ -53,4 +56,8 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,models]' || \
 	  { echo "jaxdw could not install its packages: see pip's message above (the pins of constraints.txt need wheels for this Python and platform)" >&2; exit 1; }
+	@touch $@
+
+$(BIN)/.docs: $(READY)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt 'jaxdw[docs]'  # jaxdw is there: no build
 	@touch $@

@@ -28,7 +28,7 @@ def depthwise_conv(
     precision: lax.PrecisionLike = None,
     preferred_element_type: jax.typing.DTypeLike | None = None,
 ) -> jax.Array:
-    """Depthwise convolution: output channel c*M + m is input channel c correlated with kernel[..., 0, c*M + m].
+    """Depthwise convolution: output channel `c*M + m` is input channel c correlated with `kernel[..., 0, c*M + m]`.
 
     Args:
       x: `(*batch, *spatial, C)`, float16, bfloat16, float32 or float64; any number of batch axes, 1 to 3 spatial axes.

@@ -4,6 +4,7 @@ import os
 import pkgutil
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 import typer.testing
 
+import bridge
+import jaxdw
 from bridge import cli, requirements
 
 ROOT = Path(__file__).parent.parent
@@ -68,6 +71,12 @@ def test_no_line_of_the_documents_is_longer_than_120_characters(page):
     assert [(number, line) for number, line in lines if not line.startswith("|")] == []  # a table row has no break
 
 
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *PAGES[1:]], ids=lambda page: page.name)
+def test_no_line_of_a_paragraph_begins_as_an_item_of_a_list(page):
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert re.findall(r"(?<=[^\n]\n) +\d+\. .*", prose) == []  # the site would make it one
+
+
 @pytest.mark.parametrize("page", [ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda page: page.name)
 def test_the_files_names_and_links_of_the_documents_exist(page):
     text = page.read_text()
@@ -84,6 +93,24 @@ def test_python_in_the_documents_runs(number):
     exec(blocks("python")[number], {"__name__": "readme"})
 
 
+def test_the_tutorial_runs_and_shows_that_jax_has_the_bits_of_pytorch(capsys):
+    code = re.findall(r"^```python exec[^\n]*\n(.*?)^```", (ROOT / "docs/tutorial.md").read_text(), re.M | re.S)
+    exec("".join(code), {"__name__": "tutorial"})
+    printed = capsys.readouterr().out
+    assert "\n0 of 150 elements differ\n" in printed and "every bit replayed: False" not in printed
+
+
+def test_the_pages_of_the_api_have_every_public_name():
+    pages = "".join((ROOT / f"docs/api-{package}.md").read_text() for package in ("jaxdw", "bridge"))
+    for name in re.findall(r"^::: (\S+)$", pages, re.MULTILINE):
+        pkgutil.resolve_name(name)
+    public = {f"bridge.{name}" for name in bridge._MODULES}
+    functions = {name for name in dir(jaxdw) if getattr(getattr(jaxdw, name), "__module__", "").startswith("jaxdw.")}
+    assert "unfold" in functions
+    public |= {f"jaxdw.{name}" for name in functions}
+    assert [name for name in public if not re.search(rf"^::: {name}\b", pages, re.MULTILINE)] == []
+
+
 def commands():
     """The commands of the documents, each in one line: a backslash at the end of a line continues it."""
     lines = "".join(blocks("sh")).replace("\\\n", "").splitlines()
@@ -91,7 +118,10 @@ def commands():
 
 
 @pytest.mark.parametrize("command", commands())
-def test_commands_in_the_documents_run(command, tmp_path):
+def test_commands_in_the_documents_run(command, tmp_path, monkeypatch):
+    if "mymodel:" in command:  # the user's own function, in the current folder
+        shutil.copy(ROOT / "tests/bridge/implementations/question.py", tmp_path / "mymodel.py")
+        monkeypatch.chdir(tmp_path)
     words = [
         str(tmp_path / w) if re.search(r"\.(json|html|svg)$", w) else w for w in shlex.split(command, comments=True)
     ]
