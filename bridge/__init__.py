@@ -40,6 +40,7 @@ if _left:  # from where these two packages may have been found
 #: The public names, by the module that each is imported from when it is first used: most modules load a framework.
 _PUBLIC = {
     "bridge._census.census": ("census",),
+    "bridge._invariance.table": ("invariance",),
     "bridge.accumulation": ("replay", "reveal"),
     "bridge.case": ("Case",),
     "bridge.diagnosis": ("Comparison", "Diagnosis", "Verdict", "compare", "parity"),
@@ -55,6 +56,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from bridge._implementations import Implementation as Implementation
     from bridge._implementations import implementation as implementation
     from bridge._implementations import implementations as implementations
+    from bridge._invariance.table import invariance as invariance
     from bridge.accumulation import replay as replay
     from bridge.accumulation import reveal as reveal
     from bridge.case import Case as Case

@@ -78,12 +78,14 @@ class Knob:
       code: the values it may have, each with how to write it in the user's own code; a template means a positive
         integer.
       emulated: further values, that stand for a value on a platform that is not there.
+      tried: False where another value is used only if it is named: it compiles for seconds, or needs several devices.
     """
 
     kind: str
     default: str
     code: Mapping[str, str] | str
     emulated: Mapping[str, Emulation] = dataclasses.field(default_factory=dict)
+    tried: bool = True
 
     def check(self, name: str, value: str) -> str:
         if isinstance(self.code, str):
@@ -113,6 +115,8 @@ class Knob:
 
         A setting does not change the platform, so no platform is tried in place of another.
         """
+        if not self.tried:
+            return []
         if isinstance(self.code, str):
             known = [self.default, "1"]
         else:

@@ -45,14 +45,8 @@ def seconds(name: str, case: Case, repetitions: int, *, environment: Mapping[str
 
 
 def _start(folder: Path, name: str, case: Case, repetitions: int, environment: Mapping[str, str]) -> None:
-    given = {"x": case.x, "kernel": case.kernel} | ({} if case.bias is None else {"bias": case.bias})
-    np.savez(folder / "case.npz", **{label: _storable(array) for label, array in given.items()})  # type: ignore[arg-type]
-    job = {
-        "implementation": name,
-        "dtype": case.dtype.name,
-        "repetitions": repetitions,
-        "options": options(case.geometry),
-    }
+    save_case(folder, case)
+    job = {"implementation": name, "repetitions": repetitions}
     (folder / "job.json").write_text(json.dumps(job))
     words = " ".join(f"{key}={value}" for key, value in environment.items())
     try:
@@ -77,22 +71,35 @@ def _reason(stderr: str) -> str:
     return lack or last_line(stderr)
 
 
-def _storable(array: np.ndarray) -> np.ndarray:
+def save_case(folder: Path, case: Case) -> None:
+    """Write a case into a folder, for `load_case` in another process."""
+    given = {"x": case.x, "kernel": case.kernel} | ({} if case.bias is None else {"bias": case.bias})
+    np.savez(folder / "case.npz", **{label: stored(array) for label, array in given.items()})  # type: ignore[arg-type]
+    (folder / "case.json").write_text(json.dumps({"dtype": case.dtype.name, "options": options(case.geometry)}))
+
+
+def load_case(folder: Path) -> Case:
+    """Return the case that `save_case` wrote."""
+    record = json.loads((folder / "case.json").read_text())
+    with np.load(folder / "case.npz", allow_pickle=False) as arrays:
+        data = {label: arrays[label].view(DTYPES[record["dtype"]]) for label in arrays}
+    return Case(**data, **record["options"])
+
+
+def stored(array: np.ndarray) -> np.ndarray:
     """Return the bits of a bfloat16 array, whose dtype .npy does not name; others as they are."""
     return array.view(np.uint16) if array.dtype == DTYPES["bfloat16"] else array
 
 
 def _main(folder: Path) -> None:
     job = json.loads((folder / "job.json").read_text())
-    dtype = DTYPES[job["dtype"]]
-    with np.load(folder / "case.npz", allow_pickle=False) as stored:
-        case = Case(**{label: stored[label].view(dtype) for label in stored}, **job["options"])
+    case = load_case(folder)
     each = implementation(job["implementation"])
     if job["repetitions"]:
         times = each.seconds(case, 1 + job["repetitions"])[1:]
         (folder / "seconds.json").write_text(json.dumps(times))
     else:
-        np.save(folder / "y.npy", _storable(each.run(case)), allow_pickle=False)
+        np.save(folder / "y.npy", stored(each.run(case)), allow_pickle=False)
 
 
 if __name__ == "__main__":

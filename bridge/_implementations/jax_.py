@@ -53,6 +53,16 @@ KNOBS = {
         {v: f'precision="{v}"' for v in ("default", "high", "highest")},
         emulated.values(),
     ),
+    "sharding": Knob(
+        "flag",
+        "none",
+        {"none": "no sharding"}
+        | {
+            axis: f"x on a mesh of devices, its {axis} axis sharded: jax.device_put(x, NamedSharding(mesh, ...))"
+            for axis in ("batch", "spatial", "channels")
+        },
+        tried=False,
+    ),
     "xla": Knob("flag", "default", {v: f'XLA_FLAGS="{flags}"' for v, flags in XLA.items()}),
 }
 
@@ -96,7 +106,7 @@ def input_gradient(compute: Compute, case: Case, dy: np.ndarray, *, xla: str, **
 
 @contextlib.contextmanager
 def _ready(
-    compute: Compute, case: Case, *more: np.ndarray, dtype: str, jit: str, precision: str
+    compute: Compute, case: Case, *more: np.ndarray, dtype: str, jit: str, precision: str, sharding: str
 ) -> Iterator[Callable[[], jax.Array]]:
     """Yield a call of compute on JAX arrays in the computation's dtype: those of the case, and more."""
     working = case.dtype if dtype == "same" else DTYPES[dtype]
@@ -105,8 +115,43 @@ def _ready(
     with jax.enable_x64(True) if wide else contextlib.nullcontext():
         given = (case.x, case.kernel, case.bias, *more)
         arrays = [None if a is None else jnp.asarray(a).astype(working) for a in given]
+        if sharding != "none":
+            arrays[:3] = _sharded(arrays[:3], case.geometry, sharding)
         with jax.disable_jit(jit == "off"):
             yield lambda: _call(*arrays, compute=compute, geometry=case.geometry, precision=asked)
+
+
+def _sharded(arrays: list[jax.Array | None], g: Geometry, along: str) -> list[jax.Array | None]:
+    """Return x, kernel and bias on a mesh of the fewest devices that divide the axis: two or more.
+
+    The axis is the first of the batch, the first spatial one, or the channels of all three arrays.
+
+    Raises:
+      ValueError: there is no such axis, there is one device, or no number of devices divides the axis.
+    """
+    if along == "batch" and not g.batch:
+        raise ValueError("`sharding` is 'batch' and x has no batch axis, expected 'spatial' or 'channels'")
+    devices = jax.devices()
+    if len(devices) < 2:
+        more = 'XLA_FLAGS="--xla_force_host_platform_device_count=8" gives a CPU 8 devices'
+        raise ValueError(f"`sharding` is {along!r} on one device, expected two or more: {more}")
+    axis = {"batch": 0, "spatial": len(g.batch), "channels": len(g.x_shape) - 1}[along]
+    size = g.x_shape[axis]
+    number = next((n for n in range(2, len(devices) + 1) if size % n == 0), None)
+    if number is None:
+        expected = f"expected one that a number of devices from 2 to {len(devices)} divides"
+        raise ValueError(f"`sharding` is {along!r}, an axis of {size}, {expected}")
+    mesh = jax.sharding.Mesh(np.array(devices[:number]), ("shards",))
+
+    def place(array: jax.Array | None, axis: int | None) -> jax.Array | None:
+        if array is None:
+            return None
+        parts = [] if axis is None else [None] * axis + ["shards"]
+        return jax.device_put(array, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*parts)))
+
+    x, kernel, bias = arrays
+    last = along == "channels"
+    return [place(x, axis), place(kernel, g.rank + 1 if last else None), place(bias, 0 if last else None)]
 
 
 def _on(compute: Compute, precision: str, working: np.dtype) -> tuple[Compute, lax.Precision]:

@@ -29,6 +29,7 @@ from jaxdw.geometry import Geometry
 _SAYS_PRECISION = hasattr(torch.backends.mkldnn, "conv")
 
 KNOBS = {
+    "compile": Knob("flag", "off", {"off": "no torch.compile", "on": "torch.compile"}, tried=False),
     "deterministic": Knob(
         "flag", "off", {v: f"torch.use_deterministic_algorithms({v == 'on'})" for v in ("off", "on")}
     ),
@@ -96,7 +97,7 @@ def input_gradient(compute: Compute, case: Case, dy: np.ndarray, **knobs: str) -
 
 @contextlib.contextmanager
 def _ready(
-    compute: Compute, case: Case, *, dtype: str, layout: str, **global_settings: str
+    compute: Compute, case: Case, *, compile: str, dtype: str, layout: str, **global_settings: str
 ) -> Iterator[tuple[Callable[[], torch.Tensor], torch.Tensor]]:
     """Yield a call of compute on tensors in PyTorch's layout and the computation's dtype, under the settings; and x."""
     g = case.geometry
@@ -110,8 +111,20 @@ def _ready(
             raise ValueError("`layout` is 'channels_last' in 1-D, expected 'contiguous': PyTorch has no such format")
         form = torch.channels_last if g.rank == 2 else torch.channels_last_3d
         x, weight = x.contiguous(memory_format=form), weight.contiguous(memory_format=form)
+    plain: Callable[..., torch.Tensor] = compute
+    call = _compiled(compute, g) if compile == "on" else functools.partial(plain, g=g)
     with settings(**global_settings):
-        yield lambda: compute(x, weight, bias, g), x
+        yield lambda: call(x, weight, bias), x
+
+
+@functools.lru_cache(maxsize=1)
+def _compiled(compute: Compute, g: Geometry) -> Callable[..., torch.Tensor]:
+    """Return compute for one geometry, for `torch.compile`.
+
+    Dynamo keeps few programs of one piece of code, and runs what is beyond them without compiling: so it keeps one.
+    """
+    torch.compiler.reset()
+    return torch.compile(lambda x, weight, bias: compute(x, weight, bias, g), dynamic=False)
 
 
 @contextlib.contextmanager

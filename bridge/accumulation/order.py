@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bridge.accumulation.tree import BIAS, Tree
-from bridge.numerics import Format, round_to, truncate_to
+from bridge.numerics import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Format, round_to, truncate_to
+
+_FORMATS = {each.name: each for each in (FLOAT64, FLOAT32, TF32, BFLOAT16, FLOAT16)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,16 @@ class Rounding:
 
     def __str__(self) -> str:
         return self.format.name + (", toward zero" if self.toward_zero else "")
+
+    @classmethod
+    def parse(cls, text: str) -> Rounding:
+        """Return the rounding that `str` wrote.
+
+        >>> Rounding.parse("tf32, toward zero").format.precision
+        11
+        """
+        name, _, direction = text.partition(", ")
+        return cls(_FORMATS[name], toward_zero=bool(direction))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +83,13 @@ class Fingerprint:
             name: str(value) if isinstance(value, Rounding) else list(value) if isinstance(value, tuple) else value
             for name, value in fields.items()
         }
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Fingerprint:
+        """Return the fingerprint that `to_json` wrote."""
+        roundings = ("x", "kernel", "output", "accumulator")
+        read = {name: Rounding.parse(fields[name]) for name in roundings if fields[name] is not None}
+        return cls(**{**fields, **read, "flushed": tuple(fields["flushed"])})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bridge.cli import audit, bench, census, convert, doctor, model, parity, replay, reveal
+from bridge.cli import audit, bench, census, convert, doctor, invariance, model, parity, replay, reveal
 from bridge.cli.options import take_groups
 from bridge.cli.output import level
 from bridge.console import complain
@@ -22,6 +22,7 @@ for command in (
     parity.parity,
     reveal.reveal,
     replay.replay,
+    invariance.invariance,
     convert.convert,
     census.census,
     model.model,

@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,9 +20,9 @@ import ml_dtypes
 import numpy as np
 import pydantic
 
-from bridge._implementations import Implementation, implementation
+from bridge._implementations import FRAMEWORKS, Implementation, implementation
 from bridge.case import DTYPES, Case
-from bridge.diagnosis import Diagnosis, Verdict, parity
+from bridge.diagnosis import Diagnosis, Verdict, compare, parity
 from bridge.environment import environment
 from bridge.files import atomic_folder, check_free, parse_npy, read_json, read_regular
 from bridge.numerics import same_bits
@@ -87,26 +88,26 @@ class Bundle:
     outputs: Mapping[str, np.ndarray]
 
 
-def check_new_folder(folder: Path) -> None:
-    """Fail before the work if `save_bundle` could not write the folder after it.
+def check_new_folder(folder: Path, *, replace: bool = False) -> None:
+    """Fail before the work if `save_bundle` could not write the folder after it; `replace` allows an older bundle.
 
     Raises:
       OSError: the folder holds something, is a file, or its parent is missing or closed.
     """
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file, expected a new or an empty folder")
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(folder.iterdir()) and not (replace and (folder / _MANIFEST).is_file()):
         raise FileExistsError(f"{folder} is not empty, expected a new or an empty folder")
     check_free(folder.absolute(), force=True)
 
 
-def save_bundle(diagnosis: Diagnosis, folder: Path) -> None:
-    """Write the bundle whole; an interrupted run leaves no part of it.
+def save_bundle(diagnosis: Diagnosis, folder: Path, *, replace: bool = False) -> None:
+    """Write the bundle whole; an interrupted run leaves no part of it. With `replace` an older bundle is replaced.
 
     Raises:
       OSError: as `check_new_folder` says.
     """
-    check_new_folder(folder)
+    check_new_folder(folder, replace=replace)
     case = diagnosis.case
     given: dict[Given, np.ndarray | None] = {"x": case.x, "kernel": case.kernel, "bias": case.bias}
     with atomic_folder(folder.absolute()) as new:
@@ -168,24 +169,49 @@ def replay_bundle(folder: Path, *, import_functions: bool = False) -> tuple[Diag
         bundle that you trust, since any function installed here can be named.
 
     Returns:
-      The diagnosis of those implementations that run here; and one line for each change: an implementation that does
-      not run here, the environment, an output's bits, a verdict. No line: nothing changed.
+      The diagnosis of those implementations that run here, and of arrays that no implementation is named after, as
+      they were saved; and one line for each change: an implementation that does not run here, the environment, an
+      output's bits, a verdict. No line: nothing changed.
 
     Raises:
-      ValueError: as `load_bundle`, or fewer than two implementations run here.
+      ValueError: as `load_bundle`, or fewer than two outputs can be compared here.
     """
     bundle = load_bundle(folder)
-    chosen, absent = [], []
-    for name in bundle.outputs:
+    chosen, kept, absent = [], {}, []
+    for name, y in bundle.outputs.items():
+        if _is_array(name):
+            kept[name] = y
+            continue
         try:
             chosen.append(_runnable(name, bundle.case, import_functions))
         except (ValueError, ImportError) as error:
             absent.append(f"not run here: {name} ({error})")
-    if len(chosen) < 2:
+    if len(chosen) + len(kept) < 2:
         raise ValueError(f"{folder} cannot be repeated: fewer than two implementations run here: {'; '.join(absent)}")
-    diagnosis = parity(bundle.case, chosen)
+    names = [name for name in bundle.outputs if name in kept or any(each.name == name for each in chosen)]
+    diagnosis = _compared(bundle.case, names, chosen, kept) if kept else parity(bundle.case, chosen)
     changes = [*absent, *_environment(bundle), *_outputs(bundle, diagnosis), *_verdicts(bundle, diagnosis)]
     return diagnosis, changes
+
+
+def _is_array(name: str) -> bool:
+    """Return whether an output is no implementation's, but an array that `assert_parity` was given."""
+    framework, dot, _ = name.partition(".")
+    return ":" not in name and not (dot and framework in FRAMEWORKS)
+
+
+def _compared(
+    case: Case, names: Sequence[str], chosen: Sequence[Implementation], kept: Mapping[str, np.ndarray]
+) -> Diagnosis:
+    """Return the comparisons of implementations that run, and of arrays as they were saved."""
+    runnable = {each.name: each for each in chosen}
+    outputs = {name: kept[name] if name in kept else runnable[name].run(case) for name in names}
+    arithmetics = {name: each.arithmetic(case) for name, each in runnable.items()}
+    comparisons = [
+        compare(outputs[a], outputs[b], case, names=(a, b), arithmetics=(arithmetics.get(a), arithmetics.get(b)))
+        for a, b in itertools.combinations(names, 2)
+    ]
+    return Diagnosis(case, outputs, comparisons)
 
 
 def _runnable(name: str, case: Case, import_functions: bool) -> Implementation:

@@ -162,7 +162,10 @@ def test_foreign_text_reaches_neither_terminal_nor_page_raw(tmp_path, jaxdw, bun
     named = copied(bundle, tmp_path / "named", case__name=EVIL, environment__numpy=EVIL)
     code, out, _ = jaxdw("replay", named)
     assert code == 0 and r"a\x1b[2J" in out and "[link=x]" in out.replace("\n", "")
-    unknown = copied(bundle, tmp_path / "unknown", outputs__0__implementation=EVIL, verdicts=[])
+    array = copied(bundle, tmp_path / "array", outputs__0__implementation=EVIL, verdicts=[])
+    code, out, _ = jaxdw("replay", array)
+    assert code == 0 and r"\x1b[2J" in out.replace("\n", "") and "\x1b[2J" not in out
+    unknown = copied(bundle, tmp_path / "unknown", outputs__0__implementation=f"torch.{EVIL}", verdicts=[])
     code, _, error = jaxdw("replay", unknown)
     assert code == 2 and r"\x1b" in error
     (tmp_path / EVIL.replace("/", "")).mkdir()
@@ -179,6 +182,7 @@ def test_foreign_text_reaches_neither_terminal_nor_page_raw(tmp_path, jaxdw, bun
         ("parity", "--padding", EVIL),
         ("parity", "--json", folder),
         ("reveal", EVIL),
+        ("invariance", EVIL),
         ("audit", EVIL),
         ("census", f"timm:{EVIL}"),
         ("census", f"{EVIL}:b"),

@@ -1,10 +1,12 @@
 """assert_parity: passes on rounding, and its failure is the diagnosis."""
 
+import json
+
 import numpy as np
 import pytest
 
 from bridge import Case, Verdict
-from bridge.testing import assert_parity
+from bridge.testing import ParityFailure, assert_parity
 from tests.bridge.diagnosis.mutations import backwards, in_order
 
 
@@ -46,3 +48,26 @@ def test_what_cannot_be_decided_does_not_pass(case):
 def test_another_shape_is_an_error_and_not_a_failure(case):
     with pytest.raises(ValueError, match="`actual` has shape"):
         assert_parity(np.zeros((2, 3, 8, 8), np.float32), backwards(case), case)
+
+
+@pytest.mark.parametrize("quantity", ["dx", "dkernel", "dbias"])
+def test_a_failure_of_a_gradient_has_a_report_and_says_why_it_has_no_bundle(case, quantity, tmp_path):
+    case = case.replace(bias=np.ones(3, np.float32))
+    shapes = {"dx": case.x.shape, "dkernel": case.kernel.shape, "dbias": (3,)}
+    wrong = np.zeros(shapes[quantity], np.float32)
+    dy = np.ones(case.geometry.output_shape, np.float32)
+    with pytest.raises(ParityFailure) as failure:
+        assert_parity(wrong, wrong + 1, case, names=("mine", "mine"), quantity=quantity, dy=dy)
+    documents = failure.value.documents("pytest tests/test_mine.py")
+    report = json.loads(documents.pop("json"))
+    assert report["quantity"] == quantity and report["comparisons"][0]["b"] == "mine (expected)" and not documents
+    assert failure.value.save_bundle(tmp_path / "bundle") == "a bundle holds outputs, not gradients"
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_channels_of_a_bias_gradient_in_another_order_are_named(case):
+    case = case.replace(bias=np.ones(3, np.float32))
+    dy = np.random.default_rng(0).standard_normal(case.geometry.output_shape).astype(np.float32)
+    dbias = dy.reshape(-1, 3).sum(0)
+    with pytest.raises(ParityFailure, match="outputs permuted"):
+        assert_parity(dbias[[1, 2, 0]], dbias, case, quantity="dbias", dy=dy)

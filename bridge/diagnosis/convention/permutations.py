@@ -143,7 +143,8 @@ def _axes(output: Output) -> Iterator[Mistake]:
             continue
         rng = np.random.default_rng(0)
         elsewhere = tuple(rng.integers(0, m, _POSITIONS) for k, m in enumerate(output.y.shape) if k != axis)
-        rows = [np.moveaxis(np.moveaxis(a, axis, -1)[elsewhere], 0, -1) for a in (output.y, reference, allowed)]
+        given = (output.y, reference, allowed)  # of one axis alone, as a bias' gradient, a row is one number
+        rows = [np.moveaxis(np.moveaxis(a, axis, -1)[elsewhere], 0, -1).reshape(n, -1) for a in given]
         source = _matching_slices(*rows)
         if not _is_permutation(source):
             continue

@@ -270,7 +270,7 @@ def test_what_cannot_be_emulated_is_refused(name, dtype, message):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("torch.conv2d[precision=tpu-default]", "expected one of deterministic"),
+        ("torch.conv2d[precision=tpu-default]", "expected one of compile, deterministic"),
         ("numpy.exact[precision=tpu-default]", "expected no knob"),
         ("jax.taps[precision=tpu]", "`precision` is 'tpu', expected one of default, high, highest, tpu-default, tpu-"),
     ],

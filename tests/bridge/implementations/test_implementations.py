@@ -236,7 +236,7 @@ def test_names_are_canonical():
         ("torch.conv2d[", "or one of torch.conv2d, "),
         (
             "torch.conv2d[color=red]",
-            "with knob 'color=red', expected one of deterministic, dtype, fp32_precision, layout, ",
+            "with knob 'color=red', expected one of compile, deterministic, dtype, fp32_precision, ",
         ),
         ("torch.conv2d[mkldnn=maybe]", "`mkldnn` is 'maybe', expected one of on, off"),
         ("torch.conv2d[threads=0]", "`threads` is '0', expected a positive integer"),
@@ -248,8 +248,21 @@ def test_a_wrong_name_is_answered_with_what_there_is(name, message):
     assert message in str(caught.value)
 
 
+def test_sharding_on_one_device_says_how_to_get_more():
+    case = Case(np.ones((2, 4, 4, 2), np.float32), np.ones((3, 3, 1, 2), np.float32))
+    with pytest.raises(ValueError, match="`sharding` is 'batch' on one device, expected two or more: XLA_FLAGS"):
+        implementation("jax.grouped[sharding=batch]").run(case)
+
+
+def test_what_takes_long_is_used_only_where_it_is_named():
+    case = Case(np.ones((2, 4, 4, 2), np.float32), np.ones((3, 3, 1, 2), np.float32))
+    tried = {knob for name in ("torch.conv2d", "jax.taps") for knob, _ in neighbours(implementation(name), case)}
+    assert "jit" in tried and not tried & {"compile", "sharding"}
+
+
 def test_every_knob_is_listed():
     assert set(knobs("torch")) == {
+        "compile",
         "deterministic",
         "dtype",
         "fp32_precision",
@@ -258,7 +271,7 @@ def test_every_knob_is_listed():
         "mkldnn",
         "threads",
     }
-    assert set(knobs("jax")) == {"dtype", "jit", "precision", "xla"} and set(knobs("numpy")) == set()
+    assert set(knobs("jax")) == {"dtype", "jit", "precision", "sharding", "xla"} and set(knobs("numpy")) == set()
 
 
 @pytest.mark.parametrize(

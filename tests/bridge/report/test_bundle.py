@@ -1,5 +1,6 @@
 """Bundles: the same case and bits back, what changed is said, and a damaged bundle is refused in one line."""
 
+import dataclasses
 import hashlib
 import json
 
@@ -105,15 +106,37 @@ def test_an_implementation_that_does_not_run_here_is_named_and_the_rest_is_repea
 
 def test_a_function_that_a_bundle_names_is_not_imported_unasked(saved, monkeypatch):
     monkeypatch.setattr(
-        bundles, "implementation", lambda name: pytest.fail(name) if ":" in name else bridge.implementation(name)
+        bundles, "implementation", lambda name, _: pytest.fail(name) if ":" in name else bridge.implementation(name)
     )
     edit(saved, lambda manifest: manifest["outputs"][0].update(implementation="os:system"))
     _, changes = replay_bundle(saved)
     assert any(line.startswith("not run here: os:system") for line in changes)
 
 
-def test_a_bundle_of_which_nothing_runs_here_is_refused(tmp_path, seed):
+def test_arrays_that_no_implementation_is_named_after_are_compared_as_they_were_saved(tmp_path, seed):
+    saved = planted.scaled_tap(seed)
+    save_bundle(saved, tmp_path / "bundle")
+    diagnosis, changes = replay_bundle(tmp_path / "bundle")
+    assert (diagnosis.verdict, changes) == (saved.verdict, [])
+    assert diagnosis.names == saved.names and diagnosis.comparisons[0].place == saved.comparisons[0].place
+
+
+def test_a_bundle_is_replaced_only_where_that_is_asked_for(tmp_path, seed):
     save_bundle(planted.rounding(seed), tmp_path / "bundle")
+    with pytest.raises(FileExistsError, match="is not empty"):
+        save_bundle(planted.rounding(seed), tmp_path / "bundle")
+    save_bundle(planted.scaled_tap(seed), tmp_path / "bundle", replace=True)
+    assert list(load_bundle(tmp_path / "bundle").outputs)[:2] == ["right", "wrong"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    with pytest.raises(FileExistsError, match="is not empty"):
+        save_bundle(planted.rounding(seed), tmp_path / "mine", replace=True)
+
+
+def test_a_bundle_of_which_nothing_runs_here_is_refused(tmp_path, seed):
+    diagnosis = planted.rounding(seed)
+    gone = dict(zip(("torch.gone", "jax.gone", "numpy.gone"), diagnosis.outputs.values()))
+    save_bundle(dataclasses.replace(diagnosis, outputs=gone), tmp_path / "bundle")
     with pytest.raises(ValueError, match="cannot be repeated: fewer than two implementations run here"):
         replay_bundle(tmp_path / "bundle")
 
