@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -14,6 +15,9 @@ from bridge.diagnosis.runs import CaseRuns, Unrunnable, another_draw
 from bridge.numerics import same_bits
 from jaxdw.bias import bias_comes_first
 from jaxdw.geometry import Geometry
+
+#: Characters of a line of code: it is printed after four blanks.
+_WIDTH = 76
 
 #: The implementation of each framework that keeps the windows and adds in raster order.
 KEEPS_WINDOWS = {"torch": "torch.windows", "jax": "jax.windows"}
@@ -76,26 +80,43 @@ def code_of(framework: str, case: Case) -> str:
     if framework == "jax":
         settings = {"strides": _short(g.strides), "padding": _padding(g)}
         settings |= {"kernel_dilation": _short(g.kernel_dilation), "input_dilation": _short(g.input_dilation)}
-        call = f"x, kernel{bias}{_settings(settings)}"
-        lines = ["import jaxdw", f'y = jaxdw.depthwise_conv({call}, method="taps")']
+        given = _settings(settings)
+        plain = f'y = jaxdw.depthwise_conv(x, kernel{bias}{given}, method="taps")'
         if case.bias is None or not bias_comes_first(g):
-            return "\n".join([*lines, f"y = jaxdw.windowed_conv(fn, {call})"])
+            return _lines("import jaxdw", plain, f"y = jaxdw.windowed_conv(fn, x, kernel{bias}{given})")
         at = len(g.batch)
         image = (*g.batch, *(n * k for n, k in zip(g.output_spatial, g.kernel_size)), g.channels)
         moved = f".swapaxes({at + 1}, {at + 2})" if g.rank == 2 else ""
-        lines += [
-            f"windows = jaxdw.unfold(x, {g.kernel_size}{_settings(settings)})",
-            f"image = fn(windows){moved}.reshape{image}",
-            f'y = jaxdw.depthwise_conv(image, kernel, bias, strides={g.kernel_size}, padding="VALID", method="taps")',
-        ]
-        return "\n".join(lines)
-    if g.symmetric_padding is None:
+        side_by_side = f'strides={g.kernel_size}, padding="VALID", method="taps"'
+        return _lines(
+            "import jaxdw",
+            plain,
+            f"windows = fn(jaxdw.unfold(x, {g.kernel_size}{given})){moved}",
+            f"y = jaxdw.depthwise_conv(windows.reshape{image}, kernel, bias, {side_by_side})",
+        )
+    if g.padding_mode != "zeros" or max(g.input_dilation) > 1:
         return ""
     name = f"windowed_conv{g.rank}d"
-    settings = {"stride": _short(g.strides), "padding": _short(g.symmetric_padding)}
+    padded = []
+    if g.symmetric_padding is None:
+        ends = tuple(amount for pair in reversed(g.padding) for amount in pair)
+        padded = ["import torch.nn.functional as F", f"x = F.pad(x, {ends})"]
+    settings = {"stride": _short(g.strides), "padding": _short(g.symmetric_padding or (0,))}
     settings |= {"dilation": _short(g.kernel_dilation)}
-    given = f"x, weight{bias}{_settings(settings)}"
-    return f"from bridge.torch_windows import {name}\ny = {name}({given})\ny = {name}({given}, window_fn=fn)"
+    return _lines(
+        f"from bridge.torch_windows import {name}",
+        *padded,
+        f"y = {name}(x, weight{bias}{_settings(settings)}, window_fn=fn)",
+    )
+
+
+def _lines(*statements: str) -> str:
+    """Return the statements, those too long for a terminal on several lines."""
+    return "\n".join(
+        line
+        for each in statements
+        for line in textwrap.wrap(each, _WIDTH, subsequent_indent=" " * (each.find("(") + 1), break_on_hyphens=False)
+    )
 
 
 def _is_of(name: str, framework: str) -> bool:

@@ -110,10 +110,10 @@ def _noise_or_bug(diagnosis: Diagnosis) -> str:
     if worst.verdict is Verdict.NONFINITE:
         return f"NaN or infinities differ: {worst.cause}."
     if worst.verdict is Verdict.INCONCLUSIVE:
-        return f"It could not be decided: {worst.cause}. {_sentence('To decide it', worst.fix)}".rstrip()
+        return f"It could not be decided: {worst.cause}."
     return (
         f"It is more than rounding: {worst.a} and {worst.b} differ by {worst.max_bound_ratio:.3g} times the proved "
-        f"bound at {worst.where}. {_sentence('Cause', worst.cause)} {_sentence('Fix', worst.fix)}".rstrip()
+        f"bound at {worst.where}. {_sentence('Cause', worst.cause)}".rstrip()
     )
 
 
@@ -133,8 +133,8 @@ def fix(diagnosis: Diagnosis) -> str:
     if not diagnosis.remedies:
         return same_bits(diagnosis)
     return (
-        f"add as {reference} does, and keep the windows. fn is your function of them. These lines gave every bit of "
-        f"{reference}, on this case and on another draw of random numbers:"
+        f"add as {reference} does, and keep the windows; fn is your function of them. Run here and on other numbers, "
+        f"these lines gave every bit of {reference}:"
     )
 
 

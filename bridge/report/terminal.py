@@ -58,8 +58,8 @@ def print_diagnosis(
 
 
 def _print_fix(diagnosis: Diagnosis, console: Console) -> None:
-    """Print how to have the bits of the first implementation: lines to copy, or a sentence."""
-    if not diagnosis.verdict.passes or diagnosis.verdict is Verdict.IDENTICAL:
+    """Print what to change, and the lines to copy."""
+    if diagnosis.verdict is Verdict.IDENTICAL:
         return
     console.print(f"Fix: {fix(diagnosis)}", highlight=False, markup=False)
     for remedy in diagnosis.remedies:
