@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 
 class Quartiles(NamedTuple):
     """The quartiles of some times, in their own unit. Half of the times lie from `low` to `high`."""
@@ -35,6 +37,16 @@ def geometric_mean(ratios: Sequence[float]) -> float:
     1.0
     """
     return math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
+
+
+def interpolated(line: Sequence[tuple[float, float]], at: float) -> float:
+    """Return the value at `at` of a line through points (size, value): straight in logarithms, level beyond its ends.
+
+    >>> round(interpolated([(1.0, 10.0), (100.0, 1000.0)], 10.0), 6)
+    100.0
+    """
+    sizes, values = (np.log(each) for each in zip(*line))
+    return float(np.exp(np.interp(math.log(at), sizes, values)))
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:

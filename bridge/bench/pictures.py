@@ -9,8 +9,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
+from bridge.bench.figures import interpolated
 from bridge.bench.schema import EAGER, OURS, BenchReport, CopyRecord, RowRecord, ScaleRecord, SuiteRecord
 from bridge.report.html import template
 from bridge.report.pictures import Tick
@@ -179,9 +178,8 @@ def _clipped(roof: Sequence[tuple[float, float]], low: float, high: float) -> li
     """Return the part of a line through logarithmic points between low and high; it is level beyond its ends."""
     if not roof:
         return []
-    nbytes, rates = (np.log(each) for each in zip(*roof))
-    first, last = (float(np.exp(np.interp(math.log(end), nbytes, rates))) for end in (low, high))
-    return [(low, first), *((b, g) for b, g in roof if low < b < high), (high, last)]
+    inner = ((b, g) for b, g in roof if low < b < high)
+    return [(low, interpolated(roof, low)), *inner, (high, interpolated(roof, high))]
 
 
 def _pairs(marks: Sequence[Mark]) -> list[Line]:

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bridge.bench.figures import geometric_mean
-from bridge.bench.schema import BEST, OURS, BenchReport, RowRecord, ScaleRecord, SuiteRecord, WayRecord
+from bridge.bench.figures import geometric_mean, interpolated
+from bridge.bench.schema import BEST, OURS, BenchReport, CopyRecord, RowRecord, ScaleRecord, SuiteRecord, WayRecord
 
 _ABOUT = {
     "layers": "one depthwise layer, forward",
@@ -28,7 +28,7 @@ def print_report(report: BenchReport, console: Console) -> None:
         if report.settings.tune:
             _print_tuning(suite, console)
         else:
-            _print_suite(suite, console)
+            _print_suite(suite, report.copies, console)
         for way, reason in suite.skipped.items():
             console.print(f"[bold]{escape(way)}[/] was left out: {escape(reason)}", highlight=False)
         console.print()
@@ -39,17 +39,22 @@ def print_report(report: BenchReport, console: Console) -> None:
         console.print(escape(line), highlight=False)
 
 
-def _print_suite(suite: SuiteRecord, console: Console) -> None:
+def _print_suite(suite: SuiteRecord, copies: Sequence[CopyRecord], console: Console) -> None:
     peers = list(dict.fromkeys(way.name for row in suite.rows for way in row.ways if way.name != OURS))
     table = _table(f"{suite.suite}: {_ABOUT[suite.suite]}; jaxdw's milliseconds, and its time over each peer's time")
     table.add_column("batch x layer" if suite.suite != "models" else "work", no_wrap=True)
     table.add_column("jaxdw ms", justify="right", no_wrap=True)
     for peer in peers:
         table.add_column(escape(peer.replace(".", ".\n", 1)), justify="right")
-    for row in suite.rows:
+    shares = [_share_of_copies(row, copies) for row in suite.rows]
+    if any(shares):
+        table.add_column("of a\ncopy", justify="right")
+    for row, share in zip(suite.rows, shares):
         name = row.name if suite.suite == "models" else f"{row.batch}x{row.name}"
         by_name = {way.name: way for way in row.ways}
-        table.add_row(escape(name), _milliseconds(by_name[OURS]), *(_ratio(row, by_name.get(peer)) for peer in peers))
+        ratios = (_ratio(row, by_name.get(peer)) for peer in peers)
+        shown = [f"{share:.2f}" if share else ""] if any(shares) else []
+        table.add_row(escape(name), _milliseconds(by_name[OURS]), *ratios, *shown)
     console.print(table)
     if suite.summaries:
         console.print(_summary(suite))
@@ -65,6 +70,14 @@ def _print_suite(suite: SuiteRecord, console: Console) -> None:
                 f"{each.greatest:.2f} of its time, at {escape(each.greatest_at)}.",
                 highlight=False,
             )
+
+
+def _share_of_copies(row: RowRecord, copies: Sequence[CopyRecord]) -> float | None:
+    """Return the bandwidth of jaxdw over that of a copy that moves as many bytes."""
+    time = row.median(OURS)
+    if not copies or row.nbytes is None or time is None:
+        return None
+    return row.nbytes / time / 1e6 / interpolated([(copy.nbytes, copy.best) for copy in copies], row.nbytes)
 
 
 def _summary(suite: SuiteRecord) -> Table:

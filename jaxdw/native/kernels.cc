@@ -166,9 +166,9 @@ template <class V, bool is_hard_swish, class T, class Sum>
 JAXDW_INLINE void finish_as(const Epilogue<T, Sum>& epilogue, const Sum* sums, int64_t sums_step, int64_t outputs,
                             int64_t c, int64_t channels, T* y, int64_t y_step) {
   Activation activation = epilogue.activation;
-  V six = V::all(6), three = V::all(3), zero = V::zero();
-  V least = activation == Activation::none ? V::all(-INFINITY) : zero;
-  V most = activation == Activation::relu6 ? six : V::all(INFINITY);
+  V six = V::splat(6), three = V::splat(3), zero = V::zero();
+  V least = activation == Activation::none ? V::splat(-INFINITY) : zero;
+  V most = activation == Activation::relu6 ? six : V::splat(INFINITY);
   for (int64_t v = 0; v < channels; v += V::lanes) {
     int lanes = int(std::min<int64_t>(V::lanes, channels - v));
     auto load = [lanes](auto* p) { return lanes < V::lanes ? load_first<V>(p, lanes) : V::load(p); };

@@ -72,7 +72,7 @@ JAXDW_INLINE void add_tile(const Tile<T, Sum>& tile) {
     V weight[Vectors];
     for (int i = 0; i < Vectors; ++i) weight[i] = V::load(w + i * V::lanes);
     for (int row = 0; row < Rows; ++row) {
-      V value = V::all(x[row * x_row]);
+      V value = V::splat(x[row * x_row]);
       for (int i = 0; i < Vectors; ++i) s[row][i] = fma(value, weight[i], s[row][i]);
     }
   }
