@@ -7,6 +7,7 @@ from jaxdw.drop_in import accelerate as accelerate
 from jaxdw.drop_in import conv_general_dilated as conv_general_dilated
 from jaxdw.epilogue import Epilogue as Epilogue
 from jaxdw.geometry import Geometry as Geometry
+from jaxdw.matmul import chain_matmul as chain_matmul
 from jaxdw.windows import contract as contract
 from jaxdw.windows import fold as fold
 from jaxdw.windows import map_windows as map_windows

@@ -316,7 +316,7 @@ def _by_kernels(x: jax.Array, kernel: jax.Array, *rest: jax.Array, settings: _Se
 def _lower(ctx, *operands, settings: _Settings, on_cpu: bool = False):
     compute = _defined
     geometry = settings.geometry
-    if on_cpu and not geometry.is_empty and primitive.can_call_kernels(ctx, geometry):
+    if on_cpu and not geometry.is_empty and not geometry.is_symbolic and primitive.can_call_kernels(ctx):
         _, lowering = resolve(settings.method, geometry, "cpu", compiled=True)
         compute = _by_kernels if lowering.conv is cpu_native.conv else _defined
     # `_by_kernels` does not know the mesh axes of a `shard_map` along which operands vary

@@ -84,6 +84,20 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np
     return call(x, dy, **_attributes(geometry)).astype(dtype)
 
 
+def matmul(
+    *operands: jax.Array, ends: tuple[int, ...], bias_last: bool, x_transposed: bool, w_transposed: bool
+) -> jax.Array:
+    """Return `(rows, columns)` of x `(rows, terms)`, w `(terms, columns)`, and bias if given, of one dtype.
+
+    Each element is a sum of chains of fused multiply-adds; chain b ends before term `ends[b]`. x, and w, may be given
+    transposed.
+    """
+    x, w, *bias = materialized(*operands)
+    y = jax.ShapeDtypeStruct((x.shape[x_transposed], w.shape[not w_transposed]), x.dtype)
+    flags = {"bias_last": bias_last, "x_transposed": x_transposed, "w_transposed": w_transposed}
+    return jax.ffi.ffi_call(native.MATMUL, y)(x, w, *bias, ends=np.array(ends, np.int64), **flags)
+
+
 def _as_read(
     operands: tuple[jax.Array, ...], geometry: Geometry, compute: np.dtype, dtype: np.dtype
 ) -> tuple[list[jax.Array], Geometry]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 #: The names under which XLA knows the kernels.
-CONV, KERNEL_GRADIENT = "jaxdw_conv", "jaxdw_kernel_gradient"
+CONV, KERNEL_GRADIENT, MATMUL = "jaxdw_conv", "jaxdw_kernel_gradient", "jaxdw_matmul"
 
 #: Values of JAXDW_ISA; none: the widest that the processor has.
 ISAS = ("scalar", "avx2", "avx512", "neon")
@@ -60,8 +60,9 @@ def _status() -> tuple[ctypes.CDLL | None, str]:
     try:
         loaded = ctypes.CDLL(str(files[0]))
         _check_isa(loaded)
-        for name, handler in ((CONV, loaded.jaxdw_conv_ffi), (KERNEL_GRADIENT, loaded.jaxdw_kernel_gradient_ffi)):
-            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
+        for name in (CONV, KERNEL_GRADIENT, MATMUL):
+            handler = jax.ffi.pycapsule(getattr(loaded, f"{name}_ffi"))
+            jax.ffi.register_ffi_target(name, handler, platform="cpu")
     except (
         OSError,
         AttributeError,

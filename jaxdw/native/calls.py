@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -75,6 +76,44 @@ def kernel_gradient(
             TYPES[dtype],
             _address(numbers.ctypes.data),
             *map(_address, (x, dy, gradient)),
+        ),
+        isa,
+    )
+
+
+def matmul(
+    x: np.ndarray,
+    w: np.ndarray,
+    bias: np.ndarray | None,
+    y: np.ndarray,
+    block_ends: Sequence[int],
+    *,
+    bias_first: bool = False,
+    threads: int = 1,
+    isa: str | None = None,
+) -> None:
+    """Write the product of x `(rows, terms)` and w `(terms, columns)` to y; x and w may have any strides.
+
+    Args:
+      x, w, bias, y: of one dtype; bias and y dense.
+      block_ends: as for `jaxdw.chain_matmul`.
+
+    Raises:
+      as `conv`.
+    """
+    sizes = np.array([*x.shape, w.shape[1]], np.int64)
+    strides = np.array([step // array.itemsize for array in (x, w) for step in array.strides], np.int64)
+    ends, name = np.array(block_ends, np.int64), isa.encode() if isa is not None else None
+    _check(
+        native.library().jaxdw_matmul(
+            name,
+            ctypes.c_int64(threads),
+            TYPES[x.dtype.name],
+            *(_address(array.ctypes.data) for array in (sizes, strides, ends)),
+            ctypes.c_int64(len(ends)),
+            *(_address(None if array is None else array.ctypes.data) for array in (x, w, bias)),
+            int(not bias_first),
+            _address(y.ctypes.data),
         ),
         isa,
     )

@@ -146,6 +146,24 @@ ffi::Error checked(Of of) {
   }
 }
 
+// The data of one of the operands after the first two.
+const void* operand(ffi::RemainingArgs rest, size_t number, const char* name, Dimensions sizes, Type type) {
+  auto given = rest.get<ffi::AnyBuffer>(number);
+  std::string quoted = "`" + std::string(name) + "`";
+  expect(given.has_value(), quoted + " is no array");
+  Dimensions is = given->dimensions();
+  expect(is.size() == sizes.size() && std::equal(is.begin(), is.end(), sizes.begin()),
+         quoted + " has shape " + text(is) + ", expected " + text(sizes));
+  expect(type_of(name, *given) == type, quoted + " has another element type than expected beside `x`");
+  return given->untyped_data();
+}
+
+// The data of the bias, if there is a third operand.
+const void* bias_of(ffi::RemainingArgs rest, int64_t channels, Type type) {
+  expect(rest.size() < 2, "there are " + std::to_string(rest.size() + 2) + " operands, expected at most 3");
+  return rest.size() ? operand(rest, 0, "bias", Dimensions(&channels, 1), type) : nullptr;
+}
+
 ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::RemainingArgs rest,
                 ffi::Result<ffi::AnyBuffer> y, Dimensions strides, Dimensions padding, Dimensions kernel_dilation,
                 Dimensions input_dilation, bool bias_last, bool flipped, bool scaled, bool residual,
@@ -158,27 +176,17 @@ ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel, f
     expect(rest.size() == others || rest.size() == others + 1,
            "there are " + std::to_string(rest.size() + 2) + " operands, expected " + std::to_string(others + 2) +
                ", or one more with a bias");
-    auto read = [&](const char* name, Dimensions sizes, Type type) {
-      auto given = rest.get<ffi::AnyBuffer>(next++);
-      std::string quoted = "`" + std::string(name) + "`";
-      expect(given.has_value(), quoted + " is no array");
-      Dimensions is = given->dimensions();
-      expect(is.size() == sizes.size() && std::equal(is.begin(), is.end(), sizes.begin()),
-             quoted + " has shape " + text(is) + ", expected " + text(sizes));
-      expect(type_of(name, *given) == type, quoted + " has another element type than expected beside `x`");
-      return given->untyped_data();
-    };
     Dimensions channels(&g.channels, 1);
     if (rest.size() > others) {
-      conv.bias = read("bias", channels, conv.type);
+      conv.bias = operand(rest, next++, "bias", channels, conv.type);
       conv.bias_place = bias_last ? Bias::last : Bias::first;
     }
     if (scaled) {
       Type sum = conv.type == Type::f64 ? Type::f64 : Type::f32;
-      conv.scale = read("scale", channels, sum);
-      conv.shift = read("shift", channels, sum);
+      conv.scale = operand(rest, next++, "scale", channels, sum);
+      conv.shift = operand(rest, next++, "shift", channels, sum);
     }
-    if (residual) conv.residual = read("residual", y->dimensions(), conv.type);
+    if (residual) conv.residual = operand(rest, next++, "residual", y->dimensions(), conv.type);
     expect(activation >= 0 && activation <= 3,
            "`activation` is " + std::to_string(activation) + ", expected a number from 0 to 3");
     conv.activation = Activation(activation);
@@ -196,6 +204,49 @@ ffi::Error kernel_gradient(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffe
     PoolThreads threads(pool);
     kernels_of(nullptr)->kernel_gradient(
         {g, type_of("x", x), x.untyped_data(), dy.untyped_data(), gradient->untyped_data()}, threads);
+  });
+}
+
+ffi::Error matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::RemainingArgs rest,
+                  ffi::Result<ffi::AnyBuffer> y, Dimensions ends, bool x_transposed, bool w_transposed,
+                  bool bias_last) {
+  return checked([&] {
+    auto matrix = [](const char* name, Dimensions sizes) {
+      expect(sizes.size() == 2, "`" + std::string(name) + "` has shape " + text(sizes) + ", expected 2 axes");
+      for (int64_t size : sizes)
+        expect(size > 0 && size < most * 2, "`" + std::string(name) + "` has shape " + text(sizes) +
+                                                ", expected sizes from 1 to " + std::to_string(most * 2 - 1));
+    };
+    Dimensions of_x = x.dimensions(), of_w = w.dimensions(), of_y = y->dimensions();
+    matrix("x", of_x);
+    matrix("w", of_w);
+    matrix("y", of_y);
+    Matmul matmul{};
+    matmul.rows = of_x[x_transposed], matmul.terms = of_x[!x_transposed], matmul.columns = of_w[!w_transposed];
+    matmul.x_row = x_transposed ? 1 : matmul.terms, matmul.x_term = x_transposed ? matmul.rows : 1;
+    matmul.w_term = w_transposed ? 1 : matmul.columns, matmul.w_column = w_transposed ? matmul.terms : 1;
+    expect(of_w[w_transposed] == matmul.terms, "`w` has shape " + text(of_w) + ", expected " +
+                                                   std::to_string(matmul.terms) + " terms, as `x` " + text(of_x));
+    expect(of_y[0] == matmul.rows && of_y[1] == matmul.columns,
+           "`y` has shape " + text(of_y) + ", expected (" + std::to_string(matmul.rows) + ", " +
+               std::to_string(matmul.columns) + ")");
+    int64_t before = 0;
+    for (int64_t end : ends) {
+      expect(end > before, "`ends` is " + text(ends) + ", expected ascending numbers");
+      before = end;
+    }
+    expect(before == matmul.terms, "`ends` is " + text(ends) + ", expected " + std::to_string(matmul.terms) + " last");
+    matmul.ends = ends.begin(), matmul.blocks = ends.size();
+    matmul.type = type_of("x", x);
+    expect(type_of("w", w) == matmul.type, "`w` has another element type than `x`");
+    expect(type_of("y", *y) == matmul.type, "`y` has another element type than `x`");
+    matmul.x = x.untyped_data(), matmul.w = w.untyped_data(), matmul.y = y->untyped_data();
+    if (const void* bias = bias_of(rest, matmul.columns, matmul.type)) {
+      matmul.bias = bias;
+      matmul.bias_place = bias_last ? Bias::last : Bias::first;
+    }
+    PoolThreads threads(pool);
+    kernels_of(nullptr)->matmul(matmul, threads);
   });
 }
 
@@ -232,8 +283,22 @@ XLA_FFI_DEFINE_HANDLER(kernel_gradient_handler, jaxdw::kernel_gradient,
                            .Attr<jaxdw::Dimensions>("kernel_dilation")
                            .Attr<jaxdw::Dimensions>("input_dilation"));
 
+XLA_FFI_DEFINE_HANDLER(matmul_handler, jaxdw::matmul,
+                       xla::ffi::Ffi::Bind()
+                           .Ctx<xla::ffi::ThreadPool>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .RemainingArgs()
+                           .Ret<xla::ffi::AnyBuffer>()
+                           .Attr<jaxdw::Dimensions>("ends")
+                           .Attr<bool>("x_transposed")
+                           .Attr<bool>("w_transposed")
+                           .Attr<bool>("bias_last"));
+
 JAXDW_EXPORT XLA_FFI_Error* jaxdw_conv_ffi(XLA_FFI_CallFrame* frame) { return conv_handler(frame); }
 
 JAXDW_EXPORT XLA_FFI_Error* jaxdw_kernel_gradient_ffi(XLA_FFI_CallFrame* frame) {
   return kernel_gradient_handler(frame);
 }
+
+JAXDW_EXPORT XLA_FFI_Error* jaxdw_matmul_ffi(XLA_FFI_CallFrame* frame) { return matmul_handler(frame); }

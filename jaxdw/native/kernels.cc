@@ -5,57 +5,16 @@
 #include <math.h>
 
 #include <algorithm>
-#include <memory>
 #include <numeric>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
-#include "simd.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "support.h"
 
 namespace jaxdw {
 namespace JAXDW_ISA {
 namespace {
-
-// Subnormal numbers count, and results are rounded to nearest, whatever the thread's mode is; it is restored after.
-class Rounding {
- public:
-#if defined(__x86_64__)
-  Rounding() : before_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
-  ~Rounding() { _mm_setcsr(before_); }
-
- private:
-  unsigned before_;
-#elif defined(__aarch64__)
-  Rounding() {
-    asm volatile("mrs %0, fpcr" : "=r"(before_));
-    asm volatile("msr fpcr, %0" : : "r"(uint64_t{0}));
-  }
-  ~Rounding() { asm volatile("msr fpcr, %0" : : "r"(before_)); }
-
- private:
-  uint64_t before_;
-#else
-  Rounding() {}
-#endif
-};
-
-// Numbers, zero at first. Not a std::vector: its functions for float would be shared with other instruction sets.
-template <class T>
-class Array {
- public:
-  Array() = default;
-  explicit Array(int64_t size) : data_(new T[size]()) {}
-  T* data() { return data_.get(); }
-  const T* data() const { return data_.get(); }
-
- private:
-  std::unique_ptr<T[]> data_;
-};
 
 template <class T>
 void copy(const T* from, int64_t count, T* to) {
@@ -229,9 +188,9 @@ template <class V, bool is_hard_swish, class T, class Sum>
 JAXDW_INLINE void finish_as(const Epilogue<T, Sum>& epilogue, const Sum* sums, int64_t sums_step, int64_t outputs,
                             int64_t c, int64_t channels, T* y, int64_t y_step) {
   Activation activation = epilogue.activation;
-  V six = V::all(6), three = V::all(3), zero = V::zero();
-  V least = activation == Activation::none ? V::all(-INFINITY) : zero;
-  V most = activation == Activation::relu6 ? six : V::all(INFINITY);
+  V six = V::splat(6), three = V::splat(3), zero = V::zero();
+  V least = activation == Activation::none ? V::splat(-INFINITY) : zero;
+  V most = activation == Activation::relu6 ? six : V::splat(INFINITY);
   for (int64_t v = 0; v < channels; v += V::lanes) {
     int lanes = int(std::min<int64_t>(V::lanes, channels - v));
     auto load = [lanes](auto* p) { return lanes < V::lanes ? load_first<V>(p, lanes) : V::load(p); };
@@ -809,8 +768,10 @@ void kernel_gradient(const KernelGradient& of, Threads& threads) {
 
 }  // namespace
 
+void matmul(const Matmul&, Threads&);
+
 extern const Kernels kernels;
-const Kernels kernels = {conv, kernel_gradient};
+const Kernels kernels = {conv, kernel_gradient, matmul};
 
 }  // namespace JAXDW_ISA
 }  // namespace jaxdw

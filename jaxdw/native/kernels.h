@@ -1,4 +1,4 @@
-// The depthwise convolution and the gradient by its kernel: what is computed, and the table of one instruction set.
+// The depthwise convolution, the gradient by its kernel, and matrix products: what is computed, and the table of one instruction set.
 //
 // docs/arithmetic.md states each sequence of roundings. Nothing here depends on XLA or on PyTorch.
 #ifndef JAXDW_NATIVE_KERNELS_H_
@@ -68,10 +68,26 @@ struct KernelGradient {
   void* gradient;
 };
 
+// y (rows, columns), dense, of x (rows, terms) and w (terms, columns) with any strides, all of `type`. Each element is
+// the sum of `blocks` chains, in order; chain b ends before term ends[b], the last at the last term.
+struct Matmul {
+  int64_t rows, terms, columns;
+  int64_t x_row, x_term, w_term, w_column;  // strides, in elements
+  const int64_t* ends;
+  int64_t blocks;
+  Type type;
+  Bias bias_place;
+  const void* x;
+  const void* w;
+  const void* bias;
+  void* y;
+};
+
 // All throw std::bad_alloc.
 struct Kernels {
   void (*conv)(const Conv&, Threads&);
   void (*kernel_gradient)(const KernelGradient&, Threads&);
+  void (*matmul)(const Matmul&, Threads&);
 };
 
 // The kernels of an instruction set, or nullptr where this library or this processor has none. Without a name: those

@@ -87,6 +87,17 @@ JAXDW_EXPORT int jaxdw_kernel_gradient(const char* isa, int64_t threads, int typ
   return checked(isa, threads, [&](const Kernels& kernels, Threads& own) { kernels.kernel_gradient(of, own); });
 }
 
+// sizes: rows, terms, columns; strides: of x by row and term, of w by term and column; ends: of the `blocks` chains.
+JAXDW_EXPORT int jaxdw_matmul(const char* isa, int64_t threads, int type, const int64_t* sizes, const int64_t* strides,
+                              const int64_t* ends, int64_t blocks, const void* x, const void* w, const void* bias,
+                              int bias_last, void* y) {
+  using namespace jaxdw;
+  Bias place = !bias ? Bias::none : bias_last ? Bias::last : Bias::first;
+  Matmul of{sizes[0], sizes[1], sizes[2], strides[0], strides[1], strides[2], strides[3], ends, blocks, Type(type),
+            place,    x,        w,        bias,       y};
+  return checked(isa, threads, [&](const Kernels& kernels, Threads& own) { kernels.matmul(of, own); });
+}
+
 // The name of an instruction set's kernels (the default one's for nullptr), or nullptr where there are none.
 JAXDW_EXPORT const char* jaxdw_isa(const char* isa) {
   const jaxdw::Kernels* kernels = jaxdw::kernels_of(isa);

@@ -86,7 +86,7 @@ struct Floats {
   static constexpr int lanes = 1;
   float v;
   static JAXDW_INLINE Floats zero() { return {0.0f}; }
-  static JAXDW_INLINE Floats all(float value) { return {value}; }
+  static JAXDW_INLINE Floats splat(float value) { return {value}; }
   static JAXDW_INLINE Floats load(const float* p) { return {*p}; }
   static JAXDW_INLINE Floats load(const bf16* p) { return {widen(*p)}; }
   static JAXDW_INLINE Floats load(const f16* p) { return {widen(*p)}; }
@@ -105,7 +105,7 @@ struct Doubles {
   static constexpr int lanes = 1;
   double v;
   static JAXDW_INLINE Doubles zero() { return {0.0}; }
-  static JAXDW_INLINE Doubles all(double value) { return {value}; }
+  static JAXDW_INLINE Doubles splat(double value) { return {value}; }
   static JAXDW_INLINE Doubles load(const double* p) { return {*p}; }
   JAXDW_INLINE void store(double* p) const { *p = v; }
 };
@@ -124,7 +124,7 @@ struct Floats {
   static constexpr int lanes = 8;
   __m256 v;
   static JAXDW_INLINE Floats zero() { return {_mm256_setzero_ps()}; }
-  static JAXDW_INLINE Floats all(float value) { return {_mm256_set1_ps(value)}; }
+  static JAXDW_INLINE Floats splat(float value) { return {_mm256_set1_ps(value)}; }
   static JAXDW_INLINE Floats load(const float* p) { return {_mm256_loadu_ps(p)}; }
   static JAXDW_INLINE Floats load(const bf16* p) {
     __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -159,7 +159,7 @@ struct Doubles {
   static constexpr int lanes = 4;
   __m256d v;
   static JAXDW_INLINE Doubles zero() { return {_mm256_setzero_pd()}; }
-  static JAXDW_INLINE Doubles all(double value) { return {_mm256_set1_pd(value)}; }
+  static JAXDW_INLINE Doubles splat(double value) { return {_mm256_set1_pd(value)}; }
   static JAXDW_INLINE Doubles load(const double* p) { return {_mm256_loadu_pd(p)}; }
   JAXDW_INLINE void store(double* p) const { _mm256_storeu_pd(p, v); }
 };
@@ -178,7 +178,7 @@ struct Floats {
   static constexpr int lanes = 16;
   __m512 v;
   static JAXDW_INLINE Floats zero() { return {_mm512_setzero_ps()}; }
-  static JAXDW_INLINE Floats all(float value) { return {_mm512_set1_ps(value)}; }
+  static JAXDW_INLINE Floats splat(float value) { return {_mm512_set1_ps(value)}; }
   static JAXDW_INLINE Floats load(const float* p) { return {_mm512_loadu_ps(p)}; }
   static JAXDW_INLINE Floats load(const bf16* p) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -212,7 +212,7 @@ struct Doubles {
   static constexpr int lanes = 8;
   __m512d v;
   static JAXDW_INLINE Doubles zero() { return {_mm512_setzero_pd()}; }
-  static JAXDW_INLINE Doubles all(double value) { return {_mm512_set1_pd(value)}; }
+  static JAXDW_INLINE Doubles splat(double value) { return {_mm512_set1_pd(value)}; }
   static JAXDW_INLINE Doubles load(const double* p) { return {_mm512_loadu_pd(p)}; }
   JAXDW_INLINE void store(double* p) const { _mm512_storeu_pd(p, v); }
 };
@@ -231,7 +231,7 @@ struct Floats {
   static constexpr int lanes = 4;
   float32x4_t v;
   static JAXDW_INLINE Floats zero() { return {vdupq_n_f32(0.0f)}; }
-  static JAXDW_INLINE Floats all(float value) { return {vdupq_n_f32(value)}; }
+  static JAXDW_INLINE Floats splat(float value) { return {vdupq_n_f32(value)}; }
   static JAXDW_INLINE Floats load(const float* p) { return {vld1q_f32(p)}; }
   static JAXDW_INLINE Floats load(const bf16* p) {
     return {vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p)), 16))};
@@ -264,7 +264,7 @@ struct Doubles {
   static constexpr int lanes = 2;
   float64x2_t v;
   static JAXDW_INLINE Doubles zero() { return {vdupq_n_f64(0.0)}; }
-  static JAXDW_INLINE Doubles all(double value) { return {vdupq_n_f64(value)}; }
+  static JAXDW_INLINE Doubles splat(double value) { return {vdupq_n_f64(value)}; }
   static JAXDW_INLINE Doubles load(const double* p) { return {vld1q_f64(p)}; }
   JAXDW_INLINE void store(double* p) const { vst1q_f64(p, v); }
 };

@@ -102,8 +102,9 @@ def _windows(output: Output) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     batch = np.stack([rng.integers(0, n, _POSITIONS) for n in g.batch], axis=1) if g.batch else rows[:, :0]
     at = (*batch.T, *rows.T)
     each = (*(np.repeat(index, g.channels) for index in at), np.tile(np.arange(g.channels) * g.multiplier, _POSITIONS))
-    columns = [np.where(valid, x, 0).reshape(_POSITIONS, g.channels) for x, _, valid in sampled_terms(case, each)]
-    windows = np.stack(columns, axis=1).astype(np.float64)
+    # NumPy 2.0 crashes in `where` on bfloat16 and a Python number
+    read = [np.where(valid, x.astype(np.float64), 0) for x, _, valid in sampled_terms(case, each)]
+    windows = np.stack([x.reshape(_POSITIONS, g.channels) for x in read], axis=1)
     y = output.y[at].astype(np.float64)
     bias = np.zeros(g.features) if case.bias is None else case.bias.astype(np.float64)
     return windows, y - bias, np.abs(y) + np.abs(bias)

@@ -104,7 +104,8 @@ def designs(
         )
         at = np.unravel_index(chosen, output.y.shape)
         terms = sampled_terms(case, at) if output.target.quantity == "y" else []
-        columns = [np.where(valid, x, 0).astype(np.float64) for x, _, valid in terms]
+        # NumPy 2.0 crashes in `where` on bfloat16 and a Python number
+        columns = [np.where(valid, x.astype(np.float64), 0) for x, _, valid in terms]
         design = np.stack([*columns, np.ones(len(chosen))], axis=1)
         reference, allowed = expected.at(chosen)
         usable = np.isfinite(allowed) & np.isfinite(reference)

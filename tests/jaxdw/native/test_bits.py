@@ -1,6 +1,7 @@
 """The bits of the compiled kernels: those of docs/arithmetic.md, on every instruction set and any number of threads."""
 
 import hashlib
+import itertools
 import pathlib
 import shutil
 import subprocess
@@ -43,10 +44,11 @@ def test_an_emulated_arm_processor_has_the_same_bits(tmp_path):
         pytest.skip("needs aarch64-linux-gnu-g++ and qemu-aarch64: apt-get install g++-aarch64-linux-gnu qemu-user")
     source, driver = pathlib.Path(native.__file__).parent, tmp_path / "driver"
     flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-static", "-pthread", "-I", str(source)]
-    objects = [tmp_path / f"{name}.o" for name in ("neon", "scalar")]
-    for file in objects:
-        kernels = ["-DJAXDW_ISA=" + file.stem, "-c", str(source / "kernels.cc"), "-o", str(file)]
-        subprocess.run([compiler, *flags, *kernels], check=True)
+    objects = []
+    for isa, part in itertools.product(("neon", "scalar"), ("kernels", "matmul")):
+        objects.append(tmp_path / f"{part}_{isa}.o")
+        arguments = ["-DJAXDW_ISA=" + isa, "-c", str(source / f"{part}.cc"), "-o", str(objects[-1])]
+        subprocess.run([compiler, *flags, *arguments], check=True)
     files = [*objects, source / "dispatch.cc", source / "plain.cc", DIGESTS.parent / "driver.cc"]
     subprocess.run([compiler, *flags, *map(str, files), "-o", str(driver)], check=True)
 
