@@ -261,22 +261,21 @@ def _lower_on_each_device(compute: Callable[..., jax.Array], platform: str | Non
                 "XLA cannot partition its kernels; use 'taps' or 'auto' over automatic axes"
             )
         avals = [varying_nowhere(aval) for aval in ctx.avals_in]
-        compiled = platform == "cpu" and can_call_kernels(ctx, params["geometry"])
+        compiled = platform == "cpu" and not params["geometry"].is_symbolic and can_call_kernels(ctx)
         with triton_kernels() if platform == "cuda" else contextlib.nullcontext():
             return lower(ctx.replace(avals_in=avals), *operands, method=method, compiled=compiled, **params)
 
     return lowered
 
 
-def can_call_kernels(ctx: Any, geometry: Geometry | None = None) -> bool:
-    """Return True if a program for a CPU can call `jaxdw.native`: one for one device, of known sizes, that runs here.
+def can_call_kernels(ctx: Any) -> bool:
+    """Return True if a program for a CPU can call `jaxdw.native`: one for one device, that runs here.
 
     XLA cannot partition the kernels, and an exported program may run where there are none.
     """
     module = ctx.module_context
     runs_here = not module.lowering_parameters.for_export
-    is_known = geometry is None or not geometry.is_symbolic
-    return runs_here and _is_for_one_device(module.axis_context) and is_known and is_available()
+    return runs_here and _is_for_one_device(module.axis_context) and is_available()
 
 
 def _is_for_one_device(where: Any) -> bool:

@@ -146,9 +146,9 @@ ffi::Error checked(Of of) {
   }
 }
 
-// The data of a further operand, of this shape and type.
-const void* operand(ffi::RemainingArgs rest, size_t index, const char* name, Dimensions sizes, Type type) {
-  auto given = rest.get<ffi::AnyBuffer>(index);
+// The data of one of the operands after the first two.
+const void* operand(ffi::RemainingArgs rest, size_t number, const char* name, Dimensions sizes, Type type) {
+  auto given = rest.get<ffi::AnyBuffer>(number);
   std::string quoted = "`" + std::string(name) + "`";
   expect(given.has_value(), quoted + " is no array");
   Dimensions is = given->dimensions();
@@ -156,6 +156,12 @@ const void* operand(ffi::RemainingArgs rest, size_t index, const char* name, Dim
          quoted + " has shape " + text(is) + ", expected " + text(sizes));
   expect(type_of(name, *given) == type, quoted + " has another element type than expected beside `x`");
   return given->untyped_data();
+}
+
+// The data of the bias, if there is a third operand.
+const void* bias_of(ffi::RemainingArgs rest, int64_t channels, Type type) {
+  expect(rest.size() < 2, "there are " + std::to_string(rest.size() + 2) + " operands, expected at most 3");
+  return rest.size() ? operand(rest, 0, "bias", Dimensions(&channels, 1), type) : nullptr;
 }
 
 ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::RemainingArgs rest,
@@ -235,9 +241,8 @@ ffi::Error matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w, ffi:
     expect(type_of("w", w) == matmul.type, "`w` has another element type than `x`");
     expect(type_of("y", *y) == matmul.type, "`y` has another element type than `x`");
     matmul.x = x.untyped_data(), matmul.w = w.untyped_data(), matmul.y = y->untyped_data();
-    expect(rest.size() < 2, "there are " + std::to_string(rest.size() + 2) + " operands, expected 2, or 3 with a bias");
-    if (rest.size() == 1) {
-      matmul.bias = operand(rest, 0, "bias", Dimensions(&matmul.columns, 1), matmul.type);
+    if (const void* bias = bias_of(rest, matmul.columns, matmul.type)) {
+      matmul.bias = bias;
       matmul.bias_place = bias_last ? Bias::last : Bias::first;
     }
     PoolThreads threads(pool);
