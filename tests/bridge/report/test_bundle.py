@@ -105,7 +105,7 @@ def test_an_implementation_that_does_not_run_here_is_named_and_the_rest_is_repea
 
 def test_a_function_that_a_bundle_names_is_not_imported_unasked(saved, monkeypatch):
     monkeypatch.setattr(
-        bundles, "implementation", lambda name, case: pytest.fail(name) if ":" in name else bridge.implementation(name)
+        bundles, "implementation", lambda name, _: pytest.fail(name) if ":" in name else bridge.implementation(name)
     )
     edit(saved, lambda manifest: manifest["outputs"][0].update(implementation="os:system"))
     _, changes = replay_bundle(saved)
