@@ -148,9 +148,12 @@ class _Problem(NamedTuple):
 
         A product of matrices, for a multiplier in contiguous layout, is for padding of any width.
         """
-        is_product = self.multiplier > 1 and self.form == torch.contiguous_format
-        fits = onednn.padding_fits(self.padding, self.spans, self.outputs[-1])
-        return self.in_onednn and not is_product and not fits
+        if self.multiplier == 1:
+            fits = onednn.padding_fits(self.padding, self.spans, self.outputs[-1])
+        else:
+            narrow = all(amount < span for amount, span in zip(self.padding, self.spans))
+            fits = self.form == torch.contiguous_format or (narrow and self.padding[-1] <= self.outputs[-1])
+        return self.in_onednn and not fits
 
     @property
     def is_tap_by_tap(self) -> bool:
@@ -159,9 +162,11 @@ class _Problem(NamedTuple):
         PyTorch asks whether a kernel is dilated. oneDNN's depthwise kernel has the same bits for both in contiguous
         layout, and a tap is copied in longer runs: 8x32x112x112, 3x3, took 0.7 of the time.
         """
-        kernel = self.multiplier == 1 and self.form == torch.contiguous_format and len(self.outputs) < 3
-        is_depthwise = self.in_onednn and kernel and max(self.kernel_size) > 1
-        return not self.is_wide and (is_depthwise or max(self.dilation) > 1)
+        contiguous = self.in_onednn and self.form == torch.contiguous_format
+        if contiguous and self.multiplier == 1 and len(self.outputs) < 3:
+            return not self.is_wide and max(self.kernel_size) > 1
+        # a product of matrices depends on the size of the image, and not on dilation
+        return not self.is_wide and max(self.dilation) > 1 and not (contiguous and self.multiplier > 1)
 
     @property
     def memory_order(self) -> tuple[int, ...]:
@@ -240,7 +245,7 @@ def _convolve(
 ) -> torch.Tensor:
     """Convolve windows side by side: window (o, p) is at rows o*kh to o*kh + kh - 1, and columns p*kw on."""
     rank = len(problem.outputs)
-    if math.prod(problem.kernel_size) == 1 < max(problem.stride):  # PyTorch asks whether a 1x1 convolution is strided
+    if math.prod(problem.kernel_size) == 1 < max(problem.stride + problem.dilation):  # PyTorch asks it of a 1x1 kernel
         windows = F.pad(windows, (0, 0) * rank + (0, 1))
     cells = windows.shape[2 : 2 + rank]
     padding = [cell if padded and amount else 0 for cell, amount in zip(cells, problem.padding)]
@@ -379,14 +384,24 @@ def _problem(
 
 def _in_onednn(x: torch.Tensor) -> bool:
     """Return whether PyTorch gives a depthwise convolution of x to oneDNN (`use_mkldnn` in its Convolution.cpp)."""
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    if x.device.type != "cpu" or not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
+    dtype = torch.get_autocast_dtype(x.device.type) if _is_autocast(x) else x.dtype
+    return x.device.type == "cpu" and _onednn_has(dtype)
+
+
+@torch.compiler.assume_constant_result
+def _onednn_has(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
         return False
     if dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if dtype == torch.float16:
         return torch.ops.mkldnn._is_mkldnn_fp16_supported()
     return dtype == torch.float32
+
+
+def _is_autocast(x: torch.Tensor) -> bool:
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _memory_format(x: torch.Tensor, weight: torch.Tensor) -> torch.memory_format:
@@ -437,7 +452,7 @@ def _check(rank: int, x: Any, weight: Any, bias: Any, window_fn: WindowFn | None
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"`bias` has shape {tuple(bias.shape)}, expected ({len(weight)},): one per output channel")
-    if not torch.is_autocast_enabled(x.device.type):
+    if not _is_autocast(x):
         for name, tensor in {"weight": weight, "bias": bias}.items():
             if tensor is not None and (tensor.dtype, tensor.device) != (x.dtype, x.device):
                 raise TypeError(

@@ -47,9 +47,12 @@ def is_a_plain_loop(taps: int, outputs: Sequence[int], elements: int) -> bool:
 def outputs_at_once() -> int:
     """Return how many outputs oneDNN's depthwise kernel computes at once along the last axis.
 
-    They are 6 with AVX-512 and 4 without. ONEDNN_MAX_CPU_ISA, which oneDNN reads when it starts, can forbid AVX-512.
+    They are 6 with AVX-512, 4 with AVX2, and 3 with SSE4.1. ONEDNN_MAX_CPU_ISA, which oneDNN reads when it starts, can
+    forbid the wider ones.
     """
     simd = np.show_config(mode="dicts")["SIMD Extensions"]
-    avx512 = {"AVX512_SKX", "X86_V4"} & {*simd["baseline"], *simd["found"]}  # the older and the newer name
+    has = {*simd["baseline"], *simd["found"]}
     most = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
-    return 6 if avx512 and not most.startswith(("SSE", "AVX2")) and most != "AVX" else 4
+    if most.startswith("SSE") or most == "AVX" or not {"AVX2", "X86_V3", "AVX512_SKX", "X86_V4"} & has:
+        return 3
+    return 6 if {"AVX512_SKX", "X86_V4"} & has and not most.startswith("AVX2") else 4  # older and newer names

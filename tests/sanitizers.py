@@ -15,7 +15,10 @@ TESTS = "tests/jaxdw/native"
 
 #: The libraries to load first, and the tests, by sanitizer.
 SANITIZERS = {
-    "address,undefined": (("libasan.so", "libubsan.so"), (TESTS, "-k", "not cannot_be_loaded and not environment and not emulated")),
+    "address,undefined": (
+        ("libasan.so", "libubsan.so"),
+        (TESTS, "-k", "not cannot_be_loaded and not environment and not emulated"),
+    ),
     "thread": (("libtsan.so",), (f"{TESTS}/test_bits.py", "-k", "threads or instruction_set or documented_tree")),
 }
 

@@ -40,6 +40,8 @@ def draw(rng, rank, dtype, form):
         if max(stride) == 1 and rng.random() < 0.2:
             padding = rng.choice(["same", "valid"])
         channels, multiplier = rng.choice([2, 3, 4, 8, 15, 16, 17, 32, 48]), rng.choice([1, 1, 1, 2, 3])
+        if (rank, dtype, form) == (3, torch.bfloat16, torch.channels_last_3d):
+            multiplier = 1  # F.conv3d of torch 2.13 crashes for some paddings with another
         size = {1: 50, 2: 24, 3: 8}[rank]
         spatial = [rng.randint(1, size) for _ in range(rank)]
         amounts = [0] * rank if padding == "valid" else [10**6] * rank if padding == "same" else padding
