@@ -13,9 +13,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 TESTS = "tests/jaxdw/native"
 
-#: The libraries to load first, and the tests, by sanitizer.
+#: The libraries to load first, and the tests, by sanitizer. An emulated processor runs another build, without one.
 SANITIZERS = {
-    "address,undefined": (("libasan.so", "libubsan.so"), (TESTS, "-k", "not cannot_be_loaded and not environment and not emulated")),
+    "address,undefined": (
+        ("libasan.so", "libubsan.so"),
+        (TESTS, "-k", "not cannot_be_loaded and not environment and not emulated"),
+    ),
     "thread": (("libtsan.so",), (f"{TESTS}/test_bits.py", "-k", "threads or instruction_set or documented_tree")),
 }
 
