@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 TESTS = "tests/jaxdw/native"
 
-#: The libraries to load first, and the tests, by sanitizer.
+#: The libraries to load first, and the tests, by sanitizer. An emulated processor runs another build, without one.
 SANITIZERS = {
     "address,undefined": (
         ("libasan.so", "libubsan.so"),

@@ -268,3 +268,21 @@ def test_taps_equals_torch_on_special_values(special, seed):
     actual, expected = implementation("jax.taps").run(case), implementation("torch.conv2d").run(case)
     assert (np.isnan(actual) == np.isnan(expected)).all()
     assert same_bits(actual, expected)[~np.isnan(expected)].all()
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("strides", [1, 2])
+def test_torchs_gradient_by_x_is_a_chain_over_the_taps_of_the_kernel(rank, strides, seed):
+    """docs/arithmetic.md names the order. That of `taps` is the reverse."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((2, *(9,) * rank, 5), np.float32)
+    kernel = rng.standard_normal((*(3,) * rank, 1, 5), np.float32)
+    case = Case(x, kernel, strides=strides, padding=1)
+    outputs = case.geometry.output_spatial
+    dy = rng.standard_normal(case.geometry.output_shape, np.float32)
+    padded = np.zeros((2, *(11,) * rank, 5), np.float32)
+    for tap in np.ndindex(kernel.shape[:rank]):
+        at = (slice(None), *(slice(t, t + (n - 1) * strides + 1, strides) for t, n in zip(tap, outputs)))
+        padded[at] = oracle.fma(dy, np.broadcast_to(kernel[tap][0], dy.shape), padded[at])
+    chain = padded[(slice(None), *(slice(1, -1),) * rank)]
+    assert same_bits(implementation("torch.conv2d").input_gradient(case, dy), chain).all()
