@@ -48,6 +48,7 @@ class Epilogue:
       residual: an array of the result's shape, no wider than the result, or None.
       activation: "relu", "relu6", "hard_swish" or None.
 
+    >>> import jaxdw
     >>> epilogue = Epilogue(shift=jnp.array([-40.0]), activation="relu6")
     >>> x = jnp.arange(9.0).reshape(1, 3, 3, 1)
     >>> jaxdw.depthwise_conv(x, jnp.ones((3, 3, 1, 1)), padding="VALID", epilogue=epilogue).item()

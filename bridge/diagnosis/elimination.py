@@ -128,6 +128,7 @@ def eliminate(
       ValueError: an unknown name.
       bridge.diagnosis.runs.Unrunnable: a or b itself fails.
 
+    >>> import numpy as np
     >>> rng = np.random.default_rng(0)
     >>> case = Case(rng.standard_normal((1, 6, 6, 2), np.float32), rng.standard_normal((3, 3, 1, 2), np.float32))
     >>> eliminate(case, "jax.taps", "jax.taps[dtype=bfloat16]", isolated=False).best.b

@@ -40,6 +40,8 @@ def print_diagnosis(
     """
     what = "" if diagnosis.quantity == "y" else "Gradient by the input. "
     console.print(f"[bold]{what}{escape(describe(diagnosis.case))}[/]", highlight=False)
+    if compiler:  # above the verdict, which may be wrong for that
+        console.print("\n" + "\n".join(compiler), style="yellow", highlight=False, markup=False)
     console.print(f"\n[bold]Verdict: {styled(diagnosis.verdict)}[/]: {diagnosis.verdict.meaning}\n", highlight=False)
     exact = [name for name in diagnosis.names[1:] if is_exact(name)]
     for reference in [diagnosis.names[0], *(exact if verbose else ())]:
@@ -50,8 +52,6 @@ def print_diagnosis(
         console.print(_integers(diagnosis), highlight=False, markup=False)
     for called in diagnosis.calls.values():
         console.print(f"Called as {called}.\n", highlight=False, markup=False)
-    if compiler:
-        console.print("\n".join(compiler) + "\n", style="yellow", highlight=False, markup=False)
     for sentence in reasons(diagnosis):
         console.print(Padding(escape(sentence), (0, 0, 1, 0)), highlight=False)
     _print_fix(diagnosis, console)

@@ -105,7 +105,9 @@ def test_failures_are_collected_from_all_processes(tmp_path, run):
             assert json.loads(path.read_text())["schema"].startswith("jaxdw.parity/")
         if path.suffix == ".bundle":
             diagnosis, changes = replay_bundle(path)
-            assert not diagnosis.verdict.passes and changes == []
+            assert not diagnosis.verdict.passes
+            # other tests of this process may have changed PyTorch's settings
+            assert [change for change in changes if not change.startswith("environment")] == []
 
     log = json.loads((tmp_path / "log.sarif").read_text())
     assert log["version"] == "2.1.0"

@@ -75,7 +75,7 @@ def torch_order(module):
 
 
 def flax_order(model):
-    """The same of the Flax model, traced without computing."""
+    """The same of the Flax model in training, traced without computing: in inference a norm may be no layer's call."""
     ran = []
 
     def forward(model, x):
@@ -89,7 +89,7 @@ def flax_order(model):
                 patches.enter_context(mock.patch.object(kind, "__call__", recorded(kind.__call__)))
             return model(x)
 
-    nnx.eval_shape(forward, nnx.view(model, deterministic=True, use_running_average=True), jnp.zeros((1, 32, 32, 3)))
+    nnx.eval_shape(forward, nnx.view(model, deterministic=True, use_running_average=False), jnp.zeros((2, 32, 32, 3)))
     return ran
 
 
