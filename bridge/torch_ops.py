@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from jaxdw.bias import bias_comes_first
@@ -54,6 +55,8 @@ def depthwise_conv(
 
     Raises:
       ValueError, TypeError: a tensor or a number that does not fit.
+      NotImplementedError: forward-mode differentiation (`torch.func.jvp`, `jacfwd`), which PyTorch has no rule for
+        here.
       jaxdw.native.UnavailableError: jaxdw has no compiled kernels here.
 
     >>> x = torch.arange(16.0).reshape(1, 1, 4, 4)
@@ -61,6 +64,12 @@ def depthwise_conv(
     tensor([[45., 54.],
             [81., 90.]])
     """
+    named = {"x": x, "weight": weight, "bias": bias, "scale": scale, "shift": shift, "residual": residual}
+    for name, tensor in named.items():
+        if not isinstance(tensor, torch.Tensor) and (tensor is not None or name in ("x", "weight")):
+            expected = "a tensor" if name in ("x", "weight") else "a tensor or None"
+            raise TypeError(f"`{name}` is a {type(tensor).__name__}, expected {expected}")
+    _refuse_forward_mode(named)
     rank = x.dim() - 2
     if not 1 <= rank <= 3:
         raise ValueError(f"`x` has shape {tuple(x.shape)}, expected (N, C, *spatial) with 1 to 3 spatial axes")
@@ -73,7 +82,11 @@ def depthwise_conv(
     _check("x", x, x.dtype)
     _check("weight", weight, x.dtype)
     _check("bias", bias, x.dtype, (features,))
-    numbers = [list(v) if isinstance(v, Sequence) else [v] * rank for v in (stride, padding, dilation)]
+    options = {"stride": stride, "padding": padding, "dilation": dilation}
+    for name, value in options.items():
+        if isinstance(value, str):
+            raise TypeError(f"`{name}` is {value!r}, expected an int, or one for each spatial axis")
+    numbers = [list(v) if isinstance(v, Sequence) else [v] * rank for v in options.values()]
     geometry = _geometry(x.shape, weight.shape, *numbers)  # raises what does not fit
     if 0 in geometry.output_shape + geometry.x_shape:
         raise ValueError(f"`x` has shape {tuple(x.shape)}, expected at least one input and one output")
@@ -81,7 +94,7 @@ def depthwise_conv(
     _check("scale", scale, wide, (features,))
     _check("shift", shift, wide, (features,))
     _check("residual", residual, x.dtype, (x.shape[0], features, *geometry.output_spatial))
-    if activation is not None and activation not in _ACTIVATIONS:
+    if activation is not None and (not isinstance(activation, str) or activation not in _ACTIVATIONS):
         raise ValueError(f"`activation` is {activation!r}, expected None or one of {', '.join(_ACTIVATIONS)}")
     if scale is None and shift is None and residual is None and activation is None:
         return _conv(x, weight, bias, *numbers)
@@ -92,6 +105,15 @@ def depthwise_conv(
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         return _defined(*tensors, activation, *numbers)
     return _finished(*tensors, activation, *numbers)
+
+
+def _refuse_forward_mode(tensors: Mapping[str, torch.Tensor | None]) -> None:
+    """Raise where a tensor carries a tangent: an operation of one's own would lose it without a word."""
+    if forward_ad._current_level < 0:
+        return
+    for name, tensor in tensors.items():
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(f"`{name}` has a tangent: forward-mode differentiation is not supported")
 
 
 def _check(name: str, tensor: torch.Tensor | None, dtype: torch.dtype, shape: tuple[int, ...] | None = None) -> None:

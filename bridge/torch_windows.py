@@ -206,6 +206,9 @@ def _windowed_conv(
         batch = x.unsqueeze(0)
         return _windowed_conv(rank, batch, weight, bias, stride, padding, dilation, window_fn, rows_per_step)[0]
     problem = _problem(x, weight, stride, padding, dilation)
+    if len(x) == 0:
+        nothing = x.new_zeros((0, len(weight), *problem.outputs)) * (weight.sum() + x.sum())
+        return nothing if bias is None else nothing + bias.sum()
     rows = problem.outputs[0]
     step = _rows_per_step(x, problem) if rows_per_step is None else min(rows_per_step, rows)
     padded = F.pad(x, [amount for pair in zip(reversed(problem.low), reversed(problem.high)) for amount in pair])
@@ -361,10 +364,10 @@ def _problem(
     else:
         low = high = _per_axis("padding", padding, rank, 0)
     padded = tuple(n + a + b for n, a, b in zip(spatial, low, high))
-    if any(span > n for span, n in zip(spans, padded)) or 0 in x.shape:
+    if any(span > n for span, n in zip(spans, padded)) or 0 in x.shape[1:]:
         raise ValueError(
-            f"`x` has shape {tuple(x.shape)}, with padding {padded}, expected at least one element and, along each "
-            f"axis, the extent of the kernel, {spans}"
+            f"`x` has shape {tuple(x.shape)}, with padding {padded}, expected channels and, along each axis, at least "
+            f"one element and the extent of the kernel, {spans}"
         )
     outputs = tuple((n - span) // s + 1 for n, span, s in zip(padded, spans, strides))
     return _Problem(
@@ -426,7 +429,7 @@ def _is_channels_last(tensor: torch.Tensor) -> bool:
 
 def _per_axis(name: str, value: int | Sequence[int], rank: int, smallest: int) -> tuple[int, ...]:
     sizes = tuple(value) if isinstance(value, Sequence) else (value,)
-    if any(isinstance(size, (bool, float, str)) for size in sizes):
+    if any(isinstance(size, bool) or not hasattr(size, "__index__") for size in sizes):
         raise TypeError(f"`{name}` is {value!r}, expected integers")
     if len(sizes) == 1:
         sizes *= rank

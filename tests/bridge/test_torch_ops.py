@@ -148,11 +148,22 @@ def test_derivatives_of_first_and_second_order_are_right(multiplier, epilogue):
         ),
         ((1, 4, 8, 8), (4, 1, 3, 3), {"shift": torch.ones(4).double()}, TypeError, r"`shift` is torch\.float64 on cpu"),
         ((1, 4, 8, 8), (4, 1, 3, 3), {"residual": torch.ones(4)}, ValueError, "`residual` has shape"),
+        ((1, 4, 8, 8), (4, 1, 3, 3), {"scale": 2.0}, TypeError, "`scale` is a float, expected a tensor or None"),
+        ((1, 4, 8, 8), (4, 1, 3, 3), {"activation": ["relu"]}, ValueError, "`activation` is"),
+        ((1, 4, 8, 8), (4, 1, 3, 3), {"padding": "same"}, TypeError, "`padding` is 'same', expected an int"),
     ],
 )
 def test_what_does_not_fit_is_an_error(x, weight, options, error, message):
     with pytest.raises(error, match=message):
         torch_ops.depthwise_conv(torch.zeros(x), torch.zeros(weight), **options)
+
+
+def test_forward_mode_is_refused_and_not_zero():
+    x, weight = torch.ones(1, 2, 4, 4), torch.ones(2, 1, 3, 3)
+    with pytest.raises(NotImplementedError, match="`x` has a tangent"):
+        torch.func.jvp(lambda x: torch_ops.depthwise_conv(x, weight), (x,), (x,))
+    with pytest.raises(NotImplementedError, match="`weight` has a tangent"):
+        torch.func.jacfwd(lambda weight: torch_ops.depthwise_conv(x, weight))(weight)
 
 
 def test_only_floating_tensors_of_one_dtype_are_taken():

@@ -270,6 +270,8 @@ REFUSED = {
     "`bias` has shape (3,), expected (2,)": {"bias": torch.ones(3)},
     "`stride` is 0, expected a positive int or 2 of them": {"stride": 0},
     "`dilation` is 1.5, expected integers": {"dilation": 1.5},
+    "`stride` is None, expected integers": {"stride": None},
+    "`padding` is [1, None], expected integers": {"padding": [1, None]},
     "`padding` is (1, 2, 3), expected an int of at least 0 or 2 of them": {"padding": (1, 2, 3)},
     "`padding` is 'same' with `stride` (2, 2)": {"padding": "same", "stride": 2},
     "`padding` is 'full'": {"padding": "full"},
@@ -279,6 +281,13 @@ REFUSED = {
     "`window_fn` returned a NoneType, expected a tensor": {"window_fn": lambda w: None},
     "`rows_per_step` is 0, expected a positive int or None": {"rows_per_step": 0},
 }
+
+
+def test_no_image_gives_no_output_and_gradients_of_zero():
+    x, weight, bias = torch.ones(0, 2, 5, 5), torch.ones(2, 1, 3, 3, requires_grad=True), torch.ones(2)
+    y = torch_windows.windowed_conv2d(x, weight, bias, padding=1)
+    y.sum().backward()
+    assert y.shape == (0, 2, 5, 5) and not weight.grad.any()
 
 
 @pytest.mark.parametrize("message", REFUSED)
