@@ -158,6 +158,7 @@ def test_what_does_not_fit_is_an_error(x, weight, options, error, message):
         torch_ops.depthwise_conv(torch.zeros(x), torch.zeros(weight), **options)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # which PyTorch's own rules use
 def test_forward_mode_is_refused_and_not_zero():
     x, weight = torch.ones(1, 2, 4, 4), torch.ones(2, 1, 3, 3)
     with pytest.raises(NotImplementedError, match="`x` has a tangent"):
