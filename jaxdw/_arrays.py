@@ -34,7 +34,7 @@ def as_array(name: str, value: Any) -> jax.Array:
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"`{name}` is {value!r}, expected one of {', '.join(choices)}")
 
 

@@ -81,7 +81,9 @@ class Epilogue:
           mean, var, weight, bias: `(C*M,)`; a missing weight is 1, a missing bias 0.
         """
         arrays = {"mean": mean, "var": var, "weight": weight, "bias": bias}
-        given = {name: _arrays.as_array(name, a) for name, a in arrays.items() if a is not None}
+        given = {
+            name: _arrays.as_array(name, a) for name, a in arrays.items() if a is not None or name in ("mean", "var")
+        }
         _arrays.check_floating(**given)
         for name, array in given.items():
             if array.shape != given["mean"].shape or array.ndim != 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -72,6 +72,8 @@ def chain_matmul(
         raise ValueError(f"`x` has shape {x.shape}, expected (*batch, {terms}), as `w` has {terms} terms")
     if bias is not None and bias.shape != (columns,):
         raise ValueError(f"`bias` has shape {bias.shape}, expected ({columns},)")
+    if not isinstance(bias_first, bool):
+        raise TypeError(f"`bias_first` is {bias_first!r}, expected True or False")
     ends = _checked_ends(block_ends, terms)
     operands = (x, w) if bias is None else (x, w, bias)
     dtype = functools.reduce(jnp.promote_types, (operand.dtype for operand in operands))
@@ -83,9 +85,10 @@ def chain_matmul(
 def _checked_ends(ends: Sequence[int] | None, terms: int) -> tuple[int, ...]:
     if ends is None:
         return (terms,)
-    given = tuple(ends)
-    ascending = all(isinstance(end, (int, np.integer)) for end in given) and list(given) == sorted({0, *given} - {0})
-    if not given or not ascending or given[-1] != terms:
+    given = tuple(ends) if isinstance(ends, Iterable) else ()
+    whole = all(isinstance(end, (int, np.integer)) and not isinstance(end, bool) for end in given)
+    least = 1 if terms else 0
+    if not whole or not given or given[-1] != terms or any(a >= b for a, b in zip((least - 1, *given), given)):
         raise ValueError(f"`block_ends` is {ends!r}, expected ascending numbers from 1, and {terms} last")
     return tuple(map(int, given))
 
@@ -114,16 +117,25 @@ def _jvp(primals, tangents, **params):
     return y, functools.reduce(jnp.add, terms) if terms else ad.Zero.from_primal_value(y)
 
 
-def _transpose(ct, x, w, *, ends, bias_first, x_transposed, w_transposed):
+def _transpose(ct, x, w, *bias, ends, bias_first, x_transposed, w_transposed):
     if type(ct) is ad.Zero:
-        return None, None
+        return (None,) * (2 + len(bias))
     rows, columns = ct.shape
+    dx = dw = None
     if ad.is_undefined_primal(x):
         dx = _bind(ct, w, ends=(columns,), w_transposed=not w_transposed)
-        return dx.T if x_transposed else dx, None
-    chains = (*range(_ROWS_IN_CHAIN, rows, _ROWS_IN_CHAIN), rows)
-    dw = _bind(x, ct, ends=chains, x_transposed=not x_transposed)
-    return None, dw.T if w_transposed else dw
+        dx = dx.T if x_transposed else dx
+    elif ad.is_undefined_primal(w):
+        chains = (*range(_ROWS_IN_CHAIN, rows, _ROWS_IN_CHAIN), rows)
+        dw = _bind(x, ct, ends=chains, x_transposed=not x_transposed)
+        dw = dw.T if w_transposed else dw
+    return dx, dw, *(ct.sum(0) if ad.is_undefined_primal(each) else None for each in bias)
+
+
+def _sizes(operands, axes, *, x_transposed, w_transposed, **params):
+    """Return rows and columns of one product, of operands whose mapped axis is the first."""
+    x, w = (each.shape[axis is not None :] for each, axis in zip(operands[:2], axes))
+    return x[x_transposed], w[not w_transposed]
 
 
 def _batch(operands, axes, **params):
@@ -135,6 +147,9 @@ def _batch(operands, axes, **params):
         return y.reshape(*x.shape[:2], y.shape[1]), 0
     mapped = [operand if axis is None else jnp.moveaxis(operand, axis, 0) for operand, axis in zip(operands, axes)]
     count = next(operand.shape[0] for operand, axis in zip(mapped, axes) if axis is not None)
+    if count == 0:
+        (rows, columns), one = _sizes(mapped, axes, **params), mapped[0].dtype
+        return jnp.zeros((0, rows, columns), one), 0
 
     def product(number):
         one = (each if axis is None else each[number] for each, axis in zip(mapped, axes))
@@ -146,6 +161,8 @@ def _batch(operands, axes, **params):
 def _compute(x, w, *bias, ends, bias_first, x_transposed, w_transposed):
     if math.prod(x.shape) == 0 or math.prod(w.shape) == 0:
         first = bias[0] if bias else jnp.zeros((), x.dtype)
+        if not bias_first:  # +0 plus -0 is +0
+            first = jnp.where(first == 0, jnp.zeros((), x.dtype), first)
         return jnp.broadcast_to(first, (x.shape[x_transposed], w.shape[not w_transposed]))
     return cpu_native.matmul(
         x, w, *bias, ends=ends, bias_last=not bias_first, x_transposed=x_transposed, w_transposed=w_transposed

@@ -128,13 +128,22 @@ def _conv_jvp(primals, tangents, *, geometry: Geometry, method: str, dtype: np.d
     return y, functools.reduce(jnp.add, terms) if terms else ad.Zero.from_primal_value(y)
 
 
-def _conv_transpose(ct, x, kernel, *, geometry: Geometry, method: str, dtype: np.dtype, flipped: bool):
+def _conv_transpose(ct, x, kernel, *bias, geometry: Geometry, method: str, dtype: np.dtype, flipped: bool):
     if type(ct) is ad.Zero:
-        return None, None
+        return (None,) * (2 + len(bias))
+    dx = dkernel = None
     if ad.is_undefined_primal(x):
-        return input_gradient(ct, kernel, geometry, method, x.aval.dtype, flipped), None
-    gradient = kernel_gradient(x, ct, geometry, method, kernel.aval.dtype)
-    return None, _flip(gradient, geometry) if flipped else gradient
+        dx = input_gradient(ct, kernel, geometry, method, x.aval.dtype, flipped)
+    elif ad.is_undefined_primal(kernel):
+        dkernel = kernel_gradient(x, ct, geometry, method, kernel.aval.dtype)
+        dkernel = _flip(dkernel, geometry) if flipped else dkernel
+    return dx, dkernel, *(_bias_gradient(ct, each) for each in bias)
+
+
+def _bias_gradient(ct: jax.Array, bias: Any) -> jax.Array | None:
+    if not ad.is_undefined_primal(bias):
+        return None
+    return ct.sum(tuple(range(ct.ndim - 1))).astype(bias.aval.dtype)
 
 
 def _flip(kernel: jax.Array, geometry: Geometry) -> jax.Array:

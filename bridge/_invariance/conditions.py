@@ -134,6 +134,8 @@ def conditions(case: Case, kinds: Sequence[str] | None = None, batches: Sequence
     Raises:
       ValueError: an unknown kind, or a batch size below two.
     """
+    if kinds is not None and not kinds:
+        raise ValueError(f"`conditions` is empty, expected some of {', '.join(KINDS)}")
     for kind in kinds or ():
         if kind not in KINDS:
             raise ValueError(f"`conditions` has {kind!r}, expected some of {', '.join(KINDS)}")

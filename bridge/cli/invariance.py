@@ -56,7 +56,7 @@ def invariance(
     table = run_invariance(
         case,
         parse_names(implementations) or None,
-        conditions=parse_names(conditions) or None,
+        conditions=None if conditions is None else parse_names(conditions),
         batches=parse_sizes("--batches", batches),
         explain=explain,
     )

@@ -76,8 +76,8 @@ def conv_general_dilated(
             **options,
         )
     windows = unfold(lhs, rhs.shape[:2], strides=window_strides, padding=padding, kernel_dilation=rhs_dilation)
-    flat = windows.reshape(*windows.shape[:3], -1)
-    return dot_general(flat, rhs.reshape(-1, features), (((3,), (0,)), ((), ())), precision)
+    flat = windows.reshape(*windows.shape[:3], math.prod(windows.shape[3:]))
+    return dot_general(flat, rhs.reshape(math.prod(rhs.shape[:-1]), features), (((3,), (0,)), ((), ())), precision)
 
 
 def _product(x: jax.Array, kernel: jax.Array, *, precision: Any) -> jax.Array:
@@ -86,8 +86,9 @@ def _product(x: jax.Array, kernel: jax.Array, *, precision: Any) -> jax.Array:
 
 def _outer(x: jax.Array, dy: jax.Array, *, precision: Any) -> jax.Array:
     """Return `(A, B)`: the sum over all leading axes of x `(..., A)` times dy `(..., B)`."""
-    rows = (math.prod(x.shape[:-1]), -1)
-    return lax.dot_general(x.reshape(rows), dy.reshape(rows), (((0,), (0,)), ((), ())), precision)
+    rows = math.prod(x.shape[:-1])
+    x, dy = x.reshape(rows, x.shape[-1]), dy.reshape(rows, dy.shape[-1])
+    return lax.dot_general(x, dy, (((0,), (0,)), ((), ())), precision)
 
 
 @_product_p.def_abstract_eval

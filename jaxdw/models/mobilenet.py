@@ -119,6 +119,8 @@ class MobileNet(nnx.Module):
         """
         if x.ndim < 3 or x.shape[-1] != self.in_channels:
             raise ValueError(f"`x` has shape {x.shape}, expected (*batch, H, W, {self.in_channels})")
+        if 0 in x.shape[-3:-1]:
+            raise ValueError(f"`x` has shape {x.shape}, expected images of one pixel or more")
         batch = x.shape[:-3]
         groups = 1 if self._is_training or is_sharded(x) else _groups(*x.shape)
         if groups == 1:
@@ -128,7 +130,8 @@ class MobileNet(nnx.Module):
 
     @property
     def _is_training(self) -> bool:
-        return not self.stem.norm.use_running_average
+        norms = (module for _, module in nnx.iter_modules(self) if isinstance(module, nnx.BatchNorm))
+        return any(not norm.use_running_average for norm in norms)
 
     def _features(self, x: jax.Array) -> jax.Array:
         x = self.stem(x)

@@ -230,6 +230,13 @@ def test_what_does_not_fit_is_an_error(epilogue, error, message):
     x, kernel = jnp.ones((1, 5, 6, 4), jnp.bfloat16), jnp.ones((3, 3, 1, 8), jnp.bfloat16)
     with pytest.raises(error, match=message):
         jaxdw.depthwise_conv(x, kernel, epilogue=epilogue)
+    for name, statistics in {"mean": (None, jnp.ones(4)), "var": (jnp.ones(4), None)}.items():
+        with pytest.raises(TypeError, match=f"`{name}` is a NoneType, expected a JAX or NumPy array"):
+            Epilogue.batch_norm(*statistics)
+    with pytest.raises(ValueError, match=r"`epilogue\.activation` is array"):
+        jaxdw.depthwise_conv(
+            jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 1, 2)), epilogue=Epilogue(activation=np.array("a"))
+        )
     with pytest.raises(ValueError, match=r"`var` has shape \(3,\), expected one number for each channel, as `mean`"):
         Epilogue.batch_norm(jnp.ones(4), jnp.ones(3))
 

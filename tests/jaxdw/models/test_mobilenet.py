@@ -151,6 +151,20 @@ def test_training_on_one_value_a_channel_is_refused():
         nnx.eval_shape(lambda model, x: model(x), model, jnp.ones((1, 2, 2, 3)))
 
 
+def test_no_image_has_no_logits_and_an_image_without_pixels_is_an_error(model):
+    model.eval()
+    assert model(IMAGES[:0]).shape == (0, 5)
+    with pytest.raises(ValueError, match=r"`x` has shape \(4, 0, 16, 3\), expected images of one pixel or more"):
+        model(IMAGES[:, :0])
+
+
+def test_a_model_of_which_a_part_trains_takes_the_batch_as_one(model, monkeypatch):
+    monkeypatch.setattr(mobilenet, "PIXELS_AT_ONCE", 2 * 16 * 16)
+    model.train()
+    model.stem.eval()
+    assert model(IMAGES, rngs=nnx.Rngs(1)).shape == (4, 5)
+
+
 def test_inference_computes_a_few_images_at_a_time(model, monkeypatch):
     if jax.default_backend() != "cpu" or jax.device_count() > 1:
         pytest.skip("only a CPU with one device does so")

@@ -103,6 +103,25 @@ def test_nothing_to_add_is_zero_or_the_bias():
     assert jaxdw.chain_matmul(jnp.ones((0, 4)), jnp.ones((4, 3))).shape == (0, 3)
 
 
+def test_a_sum_of_nothing_starts_from_zero():
+    x, w, bias = jnp.ones((1, 0)), jnp.ones((0, 1)), -jnp.zeros(1)
+    assert not np.signbit(jaxdw.chain_matmul(x, w, bias, block_ends=(0,)))
+    assert np.signbit(jaxdw.chain_matmul(x, w, bias, bias_first=True))
+
+
+@pytest.mark.parametrize("axes", [(0, None, None), (None, 0, None), (None, None, 0), (0, 0, 0)])
+def test_vmap_over_nothing_gives_nothing(axes):
+    arrays = (jnp.ones((6, 4)), jnp.ones((4, 3)), jnp.ones(3))
+    mapped = [array if axis is None else jnp.ones((0, *array.shape)) for array, axis in zip(arrays, axes)]
+    assert jax.vmap(jaxdw.chain_matmul, axes)(*mapped).shape == (0, 6, 3)
+
+
+def test_the_transpose_of_product_and_bias_together():
+    x, w, bias, dy = jnp.ones((6, 4)), jnp.arange(12.0).reshape(4, 3), jnp.ones(3), jnp.ones((6, 3))
+    dx, dbias = jax.linear_transpose(lambda x, bias: jaxdw.chain_matmul(x, w, bias), x, bias)(dy)
+    assert (dx == dy @ w.T).all() and (dbias == 6).all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -112,6 +131,10 @@ def test_nothing_to_add_is_zero_or_the_bias():
         ({"block_ends": (2, 3)}, r"`block_ends` is \(2, 3\), expected ascending numbers from 1, and 4 last"),
         ({"block_ends": (3, 2, 4)}, "`block_ends` is"),
         ({"block_ends": ()}, "`block_ends` is"),
+        ({"block_ends": (-1, 4)}, "`block_ends` is"),
+        ({"block_ends": (True, 4)}, "`block_ends` is"),
+        ({"block_ends": 4}, "`block_ends` is 4"),
+        ({"bias_first": "yes"}, "`bias_first` is 'yes', expected True or False"),
         ({"block_ends": (0, 4)}, "`block_ends` is"),
         ({"block_ends": (2.0, 4)}, "`block_ends` is"),
         ({"x": jnp.ones((2, 4), jnp.int32)}, "`x` has dtype int32, expected one of"),
