@@ -29,6 +29,12 @@ _LOCK_WAIT = 60.0
 #: The beginning of the files that the commands write, by their schema.
 _BEGINNING = rb'\s*\{\s*"schema":\s*"%(schema)s/|(<!doctype html>\s*)?<!-- %(schema)s -->'
 
+#: The beginning of the SARIF files of the pytest plugin, which name no schema of this package.
+_SARIF_BEGINNING = (
+    rb'\s*\{\s*"\$schema":\s*"[^"]*",\s*"version":\s*"2\.1\.0",\s*"runs":\s*\[\s*\{'
+    rb'\s*"tool":\s*\{\s*"driver":\s*\{\s*"name":\s*"jaxdw"'
+)
+
 #: Names for paths that are not regular files.
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -92,7 +98,7 @@ def check_writable(path: Path, schema: str) -> None:
 
     Args:
       path: the file to write.
-      schema: what it will hold, such as "jaxdw.parity".
+      schema: what it will hold, such as "jaxdw.parity", or "jaxdw.sarif" for SARIF.
 
     Raises:
       OSError: the folder is missing or closed, or the path is a folder.
@@ -107,7 +113,8 @@ def check_writable(path: Path, schema: str) -> None:
     if path.exists():
         with open_regular(path) as file:
             beginning = file.read(4096)
-        if beginning and not re.match(_BEGINNING % {b"schema": re.escape(schema.encode())}, beginning):
+        pattern = _BEGINNING % {b"schema": re.escape(schema.encode())}
+        if beginning and not re.match(_SARIF_BEGINNING if schema == "jaxdw.sarif" else pattern, beginning):
             raise FileExistsError(
                 f"{path} exists and is not a report of the kind {schema}; only such a report is overwritten: "
                 "choose a new name, or remove it"

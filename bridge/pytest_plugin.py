@@ -1,7 +1,7 @@
 """The pytest plugin: fixtures, and reports of the assertions of `bridge.testing` that failed.
 
 pytest imports this module at every start, also where no test uses it. So nothing but pytest and the standard library
-is imported here; NumPy, JAX and PyTorch are loaded when a fixture is used or a report is written.
+is imported here; NumPy, JAX and PyTorch are loaded when a fixture is used or a report is asked for.
 """
 
 from __future__ import annotations
@@ -74,8 +74,10 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         if report:
             Path(report).mkdir(parents=True, exist_ok=True)
-        if sarif and not Path(sarif).parent.is_dir():
-            raise NotADirectoryError(f"{Path(sarif).parent} is no folder")
+        if sarif and not hasattr(config, "workerinput"):
+            from bridge.files import check_writable
+
+            check_writable(Path(sarif), "jaxdw.sarif")
     except OSError as error:
         raise pytest.UsageError(f"the reports of parity cannot be written: {error}") from None
     if not hasattr(config, "workerinput"):
@@ -116,9 +118,11 @@ class _Collector:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.found: list[dict[str, str]] = []
+        self.ran = False
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep a failure that has a diagnosis."""
+        self.ran |= report.when == "call" or report.failed
         properties = {str(name): str(value) for name, value in report.user_properties}
         own = {name.removeprefix(_PREFIX): value for name, value in properties.items() if name.startswith(_PREFIX)}
         entry = {"test": report.nodeid, "path": report.location[0], **own}
@@ -126,9 +130,12 @@ class _Collector:
             self.found.append(entry)
 
     def pytest_sessionfinish(self) -> None:
-        """Write the index and the SARIF file, also where nothing failed: they replace those of an older run."""
+        """Write the index and the SARIF file, also where nothing failed: they replace those of an older run.
+
+        Where no test was run there is nothing to say, and those of an older run stay.
+        """
         report, sarif = self.config.option.parity_report, self.config.option.parity_sarif
-        if not report and not sarif:
+        if not self.ran or not (report or sarif):
             return
         from bridge.files import write_atomically
 
@@ -158,9 +165,13 @@ def _failure(error: BaseException | None) -> Any:
 
 
 def _line(item: pytest.Item, raised: pytest.ExceptionInfo[BaseException]) -> int:
-    """Return the last line of the test's own file that led to the failure, from 1."""
-    lines = [entry.lineno + 1 for entry in raised.traceback if Path(entry.path) == item.path]
-    return lines[-1] if lines else (item.location[1] or 0) + 1
+    """Return the last line that led to the failure, from 1, of the file of `item.location`.
+
+    For an inherited test this is the file that defines it, and not `item.path`.
+    """
+    own = Path(item.reportinfo()[0]).absolute()
+    lines = [entry.lineno + 1 for entry in raised.traceback if Path(entry.path) == own]
+    return lines[-1] if lines else max(item.location[1] or 0, 0) + 1
 
 
 def _written(failure: Any, item: pytest.Item, folder: Path, phase: str) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Files that the commands read and write: only regular files, and never in place of somebody else's."""
 
+import json
 import os
 import socket
 import subprocess
@@ -31,6 +32,18 @@ def test_only_an_empty_file_or_one_of_the_same_kind_is_overwritten(tmp_path):
             files.check_writable(path, "jaxdw.parity")
 
 
+def test_only_sarif_of_this_package_is_overwritten(tmp_path):
+    path = tmp_path / "log.sarif"
+    own = {"$schema": "s", "version": "2.1.0", "runs": [{"tool": {"driver": {"name": "jaxdw", "version": "1"}}}]}
+    for indent in (None, 2):
+        path.write_text(json.dumps(own, indent=indent))
+        files.check_writable(path, "jaxdw.sarif")
+    for held in (json.dumps(own).replace("jaxdw", "other"), "def test_one(): pass", '{"schema": "jaxdw.sarif/1"}'):
+        path.write_text(held)
+        with pytest.raises(FileExistsError, match=r"is not a report of the kind jaxdw\.sarif"):
+            files.check_writable(path, "jaxdw.sarif")
+
+
 def not_regular(folder):
     os.mkfifo(folder / "pipe")
     with socket.socket(socket.AF_UNIX) as bound:
@@ -45,6 +58,8 @@ def test_only_regular_files_are_opened(tmp_path):
         for read in (files.read_regular, files.read_json, files.read_npy):
             with pytest.raises(OSError, match=f"{name} is {kind}, expected a regular file"):
                 read(tmp_path / name)
+        with pytest.raises(OSError, match=r"is a folder|is not a regular file"):
+            files.check_writable(tmp_path / name, "jaxdw.sarif")
     with pytest.raises(OSError, match="expected a regular file"):
         files.check_tree(tmp_path)
 

@@ -136,10 +136,94 @@ def test_failures_are_collected_from_all_processes(tmp_path, run):
     [
         (("--parity-bundle",), "--parity-bundle is given without --parity-report DIR*"),
         (("--parity-report", "test_file.py"), "the reports of parity cannot be written: *test_file.py*"),
-        (("--parity-sarif", "nowhere/log.sarif"), "the reports of parity cannot be written: *nowhere is no folder"),
+        (
+            ("--parity-sarif", "nowhere/log.sarif"),
+            "the reports of parity cannot be written: *there is no folder *nowhere",
+        ),
+        (
+            ("--parity-sarif", "test_file.py"),
+            "the reports of parity cannot be written: *test_file.py exists and is not*",
+        ),
+        (("--parity-sarif", "."), "the reports of parity cannot be written: * is a folder, expected a file to write"),
+        (("--parity-sarif", "pipe"), "the reports of parity cannot be written: *pipe is not a regular file*"),
     ],
 )
-def test_what_could_not_be_written_is_refused_before_the_tests(run, options, message):
+def test_what_could_not_be_written_is_refused_before_the_tests(tmp_path, run, options, message):
+    os.mkfifo(tmp_path / "pipe")
     result = run(*options, test_file="def test_one(): pass")
     assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    assert (tmp_path / "test_file.py").read_text() == "def test_one(): pass" and (tmp_path / "pipe").is_fifo()
     assert fnmatch.filter(result.stderr.splitlines(), f"ERROR: {message}")
+
+
+PLANTED = """
+from bridge.testing import Failure
+
+class Planted(Failure):
+    verdict, meaning = "MISMATCH", "planted"
+
+    def documents(self, command):
+        return {}
+
+def fails():
+    raise Planted("planted")
+"""
+
+BASE = """
+from planted import fails
+
+class Base:
+    def test_direct(self):
+        fails()  # direct
+
+    def test_method(self):
+        self.check()  # method
+"""
+
+HEIR = """
+from base import Base
+from planted import fails
+
+# longer than the other file: no line below is a line of both
+
+
+
+class TestHeir(Base):
+    def check(self):
+        fails()
+"""
+
+
+def test_an_inherited_test_is_located_in_the_file_that_defines_it(tmp_path, run):
+    result = run("--parity-sarif", "log.sarif", planted=PLANTED, base=BASE, test_heir=HEIR)
+    assert "2 failed" in result.stdout
+    results = json.loads((tmp_path / "log.sarif").read_text())["runs"][0]["results"]
+    places = [result["locations"][0]["physicalLocation"] for result in results]
+    assert [place["artifactLocation"]["uri"] for place in places] == ["base.py"] * 2
+    lines = [BASE.splitlines()[place["region"]["startLine"] - 1] for place in places]
+    assert lines == ["        fails()  # direct", "        self.check()  # method"]
+
+
+def test_reports_of_an_older_run_stay_until_a_test_is_run(tmp_path, run):
+    options = ("--parity-report", "reports", "--parity-sarif", "log.sarif")
+    files = {
+        "planted": PLANTED,
+        "test_fails": "from planted import fails as test_fails",
+        "test_skipped": "import pytest\n@pytest.mark.skip\ndef test_skipped(): pass",
+        "test_broken": "import nothing_of_this_name",
+        "test_passes": "def test_passes(): pass",
+    }
+    assert "1 failed" in run(*options, "test_fails.py", **files).stdout
+    written = [tmp_path / "reports" / "index.html", tmp_path / "log.sarif"]
+    before = [path.read_bytes() for path in written]
+    assert b"1 failed assertion " in before[0] and b"MISMATCH" in before[1]
+    for more, code in (
+        (("--collect-only", "test_fails.py"), pytest.ExitCode.OK),
+        (("test_skipped.py",), pytest.ExitCode.OK),
+        ((), pytest.ExitCode.INTERRUPTED),
+    ):
+        assert run(*options, *more).returncode == code
+        assert [path.read_bytes() for path in written] == before
+    assert run(*options, "test_passes.py").returncode == pytest.ExitCode.OK
+    assert "0 failed assertions" in written[0].read_text()
+    assert json.loads(written[1].read_text())["runs"][0]["results"] == []
