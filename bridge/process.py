@@ -6,6 +6,7 @@ a child starts, so only the standard library is imported here.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import json
@@ -57,10 +58,16 @@ def _importer() -> str:
     return name
 
 
+def printing_to_stderr() -> contextlib.AbstractContextManager[object]:
+    """Return a context for the user's code: what it prints is no part of a report on standard output."""
+    return contextlib.redirect_stdout(sys.stderr)
+
+
 def import_named(name: str) -> ModuleType:
     """Import a module that the user named: an installed one, else one of the current folder.
 
     A module of the current folder may import others of that folder, at any time. Nothing else is imported from there.
+    What it prints goes to standard error.
 
     >>> import_named("bridge.case").Case.__name__
     'Case'
@@ -68,9 +75,11 @@ def import_named(name: str) -> ModuleType:
     try:
         folder = os.getcwd()
     except FileNotFoundError:  # the folder was removed
-        return importlib.import_module(name)
+        with printing_to_stderr():
+            return importlib.import_module(name)
     _current(folder).names.add(name.partition(".")[0])
-    return importlib.import_module(name)
+    with printing_to_stderr():
+        return importlib.import_module(name)
 
 
 @functools.cache

@@ -43,6 +43,29 @@ _KEYWORDS = {
     "numpy": {"strides": "stride", "padding": "padding", "kernel_dilation": "dilation"},
 }
 
+#: The same of a class whose `**kwargs` makes a layer.
+_LAYER_KEYWORDS = {
+    "torch": {
+        "channels": "in_channels",
+        "features": "out_channels",
+        "kernel_size": "kernel_size",
+        **_KEYWORDS["torch"],
+        "use_bias": "bias",
+    },
+    "jax": {
+        "channels": "in_features",
+        "features": "out_features",
+        "kernel_size": "kernel_size",
+        **_KEYWORDS["jax"],
+        "groups": "feature_group_count",
+        "use_bias": "use_bias",
+        "rngs": "rngs",
+    },
+}
+
+#: The packages whose classes take no settings in `**kwargs` but those of a class above them.
+_LIBRARIES = ("torch", "flax", "jaxdw", "builtins")
+
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -77,11 +100,22 @@ def bind(function: Callable[..., Any], given: Mapping[str, Any], g: Geometry, fr
             values[name] = value
     missing = {role: array for role, array in given.items() if role not in roles.values()}
     for parameter in signature.parameters.values():
-        if parameter.kind is Parameter.VAR_POSITIONAL and names is NAMES:
-            values[parameter.name] = tuple(missing.values())
-            missing = {}
-        elif parameter.kind is Parameter.VAR_KEYWORD and names is NAMES:
-            values[parameter.name] = missing | _keywords(function, set(roles.values()), g, framework)
+        if parameter.kind is Parameter.VAR_POSITIONAL:
+            if names is NAMES:
+                values[parameter.name] = tuple(missing.values())
+                missing = {}
+        elif parameter.kind is Parameter.VAR_KEYWORD:
+            taken = set(roles.values())
+            if names is NAMES:
+                values[parameter.name] = missing | _keywords(function, taken, g, framework)
+            else:
+                keywords = _LAYER_KEYWORDS[framework].items()
+                settings = {name: role for role, name in keywords if role not in taken}
+                values[parameter.name] = {
+                    name: given[role] if role in given else _value(role, Parameter.empty, g, framework)
+                    for name, role in settings.items()
+                    if role in given or role not in ("use_bias", "rngs")
+                }
             missing = {}
         elif parameter.name not in roles and parameter.default is Parameter.empty:
             known = ", ".join(each[0] for each in names.values())
@@ -130,8 +164,7 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature:
     """Return the signature, of a built-in function of PyTorch from its docstring; (*arguments) if there is none."""
     try:
         if isinstance(function, type):  # a metaclass may hide the parameters
-            init = inspect.signature(inspect.getattr_static(function, "__init__"))
-            return init.replace(parameters=list(init.parameters.values())[1:])
+            return inspect.Signature(_of_class(function))
         return inspect.signature(function)
     except (ValueError, TypeError):
         pass
@@ -150,6 +183,30 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature:
     defaults = [Parameter.empty] * (len(given) - len(defaults)) + defaults
     kind = Parameter.POSITIONAL_OR_KEYWORD
     return inspect.Signature([Parameter(name, kind, default=default) for name, default in zip(given, defaults)])
+
+
+def _of_class(kind: type) -> list[Parameter]:
+    """Return the parameters of a class; those of the classes above it stand for `**kwargs`, as keywords.
+
+    A required one of them is left to a class with parameters of its own, which passes it on. `**kwargs` stays where a
+    class of the user hands it to something else.
+    """
+    owners = [each for each in kind.__mro__ if "__init__" in vars(each)]
+    signatures = [list(inspect.signature(vars(each)["__init__"]).parameters.values())[1:] for each in owners]
+    parameters = signatures[0]
+    variadic = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    own = [each for each in parameters if each.kind not in variadic]
+    above: dict[str, Parameter] = {}
+    for signature in signatures[1:] if parameters and parameters[-1].kind is Parameter.VAR_KEYWORD else []:
+        named = [each for each in signature if each.kind not in (*variadic, Parameter.POSITIONAL_ONLY)]
+        above |= {each.name: each.replace(kind=Parameter.KEYWORD_ONLY) for each in named if each.name not in above}
+        if not signature or signature[-1].kind is not Parameter.VAR_KEYWORD:
+            break
+    names = {each.name for each in own}
+    passed = [e for e in above.values() if e.name not in names and not (own and e.default is Parameter.empty)]
+    if not above and owners[0].__module__.partition(".")[0] not in _LIBRARIES:
+        return parameters
+    return own + passed
 
 
 def _fixed(function: Callable[..., Any]) -> set[str]:
@@ -173,8 +230,10 @@ def _roles(
     unnamed = [role for role in ("x", "kernel") if role not in found.values()]
     for role in unnamed[: len(unknown)]:
         found[unknown.pop(0).name] = role
+    third = [each for each in parameters if each.kind in _POSITIONAL][2:3]
     for each in unknown:  # of functions without names, the third is the bias
-        if "bias" not in found.values() and (each.name == "b" or (unnamed and each.default is Parameter.empty)):
+        required = each.default is Parameter.empty or (each.default is None and each in third)
+        if "bias" not in found.values() and (each.name == "b" or (unnamed and required)):
             found[each.name] = "bias"
     return found
 

@@ -22,6 +22,7 @@ from bridge._implementations.arguments import ArgumentError
 from bridge.case import DTYPES, Case, options
 from bridge.errors import ImplementationError
 from bridge.numerics import BFLOAT16, Arithmetic
+from bridge.process import printing_to_stderr
 from jaxdw import native
 from jaxdw.bias import bias_comes_first
 from jaxdw.geometry import Geometry
@@ -325,7 +326,8 @@ def user_compute(function: user.UserFunction) -> Compute:
     def compute(x, kernel, bias, geometry, precision):
         del precision  # the function's own business
         flat = dataclasses.replace(geometry, batch=(math.prod(geometry.batch),))
-        y = function.call(_ARRAYS, x.reshape(flat.x_shape), kernel, bias, flat)
+        with printing_to_stderr():
+            y = function.call(_ARRAYS, x.reshape(flat.x_shape), kernel, bias, flat)
         return y.reshape(geometry.output_shape)
 
     return compute

@@ -19,6 +19,7 @@ from bridge.case import Case
 from bridge.errors import ImplementationError
 from bridge.memory import check_fits, check_starts, lack_of_memory
 from bridge.numerics import Arithmetic, format_of
+from bridge.process import printing_to_stderr
 
 #: The module of each framework's implementations; it is imported when one of them is used.
 FRAMEWORKS = {
@@ -112,7 +113,8 @@ class Implementation:
         try:
             elements = case.x.size + 2 * math.prod(g.output_shape) + self.algorithm.window_copies * windows
             check_fits(f"{self.name} on {_shapes(case)}", elements * case.dtype.itemsize)
-            yield
+            with printing_to_stderr() if self.algorithm.function else contextlib.nullcontext():
+                yield
         except (ValueError, TypeError, OSError, ImplementationError):  # of the settings, or named already
             raise
         except Exception as error:
@@ -272,7 +274,8 @@ def _framework_by_trial(function: user.UserFunction, case: Case) -> str:
     for framework, module in FRAMEWORKS.items():
         algorithm = importlib.import_module(module).user_algorithm(function)
         try:
-            algorithm.compute(case, **{knob: spec.default for knob, spec in knobs(framework).items()})
+            with printing_to_stderr():
+                algorithm.compute(case, **{knob: spec.default for knob, spec in knobs(framework).items()})
         except Exception as error:
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             if isinstance(error, ImplementationError) and "cannot be called" in reason:

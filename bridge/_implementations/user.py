@@ -108,7 +108,8 @@ class UserFunction:
           geometry: of one batch axis.
 
         Raises:
-          ImplementationError: the function raised, or returned another type or shape; the message has its name.
+          ImplementationError: the function raised, or returned another type or shape, or numbers that are not real
+            floating ones; the message has its name.
         """
         failure: ImplementationError | None = None
         for orders in [self._taken] if self._taken else self._orders(arrays.native):
@@ -117,6 +118,12 @@ class UserFunction:
             except ImplementationError as error:
                 failure = failure or error
                 continue
+            dtype = str(y.dtype).rpartition(".")[2]
+            if not dtype.startswith(("float", "bfloat")):
+                given = str(x.dtype).rpartition(".")[2]
+                raise ImplementationError(
+                    f"{self.name} returned dtype {dtype}, expected a real floating dtype: it was given {given}"
+                )
             self._taken = orders
             return y
         assert failure is not None
@@ -227,10 +234,16 @@ def load(name: str) -> UserFunction:
         raise ValueError(
             f"`implementation` is {name!r}, and {module_name!r} cannot be imported: {_first_line(error)}"
         ) from None
-    target = getattr(module, attribute, None)
-    if not callable(target):
+    try:
+        target = getattr(module, attribute)
+    except AttributeError:
         raise ValueError(
             f"`implementation` is {name!r}, expected a function: {module_name} has no {attribute!r}{_found(module)}"
+        ) from None
+    if not callable(target):
+        raise ValueError(
+            f"`implementation` is {name!r}, of type {type(target).__name__}, expected a function, a layer, or the "
+            f"class of one{_found(module)}"
         )
     return UserFunction(name, target, framework=framework_of(target, module))
 

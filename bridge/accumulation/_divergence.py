@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from bridge.accumulation.order import AccumulationOrder, NotASum
+from bridge.accumulation.order import AccumulationOrder, Fingerprint, NotASum
 from bridge.accumulation.tree import BIAS, Tree
 
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
@@ -57,14 +57,14 @@ def divergence(a: AccumulationOrder, b: AccumulationOrder) -> str:
         which = a.implementation if isinstance(found.outcomes[0], NotASum) else b.implementation
         return f"{both} cannot be compared on {where}: {which} is no conventional sum there."
     node, twin = found.nodes
-    a_words, b_words = _words(node), _words(twin)
+    orders = ((node, a), (twin, b))
+    a_words, b_words = (_words(each, order.fingerprint) for each, order in orders)
     at = f"addition {found.number}"
     for one, other in ((node, twin), (twin, node)):
         operands = frozenset(child.leaf_set for child in one.children)
         if one.kind == "fma" and _signature(other) == ("add", None, operands | {Tree.of(one.leaf or 0).leaf_set}):
             at = f"the {_ordinal(1 + int(one.leaf or 0))} product"
-            told = {"fma": "fuses multiply and add (one rounding)", "add": "rounds the product first (two roundings)"}
-            a_words, b_words = told[node.kind], told[twin.kind]
+            a_words, b_words = (_of_one_product(each, order.fingerprint) for each, order in orders)
     return f"{both} first diverge at {at}, on {where}: {a.implementation} {a_words}; {b.implementation} {b_words}."
 
 
@@ -95,22 +95,34 @@ def _signature(node: Tree) -> tuple:
     return node.kind, node.leaf, frozenset(child.leaf_set for child in node.children)
 
 
-def _words(node: Tree) -> str:
+def _of_one_product(node: Tree, measured: Fingerprint) -> str:
+    """Return how an addition takes up its product."""
+    if node.kind == "fma":
+        return "fuses multiply and add (one rounding)"
+    if measured.products != "exact":
+        return "rounds the product first (two roundings)"
+    kept, output = measured.accumulator, measured.output
+    rounds = kept is not None and output is not None and output.format.precision < kept.format.precision
+    return "adds exact products" + (f" in {kept}" if kept else "") + (" and rounds at the end" if rounds else "")
+
+
+def _words(node: Tree, measured: Fingerprint) -> str:
+    kind = "exact" if measured.products == "exact" else "rounded"
     match node.kind:
         case "fma":
-            return f"adds product {node.leaf} to {_operand(node.children[0])} by a fused multiply-add"
+            return f"adds product {node.leaf} to {_operand(node.children[0], kind)} by a fused multiply-add"
         case "exact":
             return "adds all products exactly and rounds once"
         case "add":
-            first, *others = (_operand(child) for child in reversed(node.children))
+            first, *others = (_operand(child, kind) for child in reversed(node.children))
             return f"adds {first} to {' and '.join(others)}"
     return "adds nothing"
 
 
-def _operand(tree: Tree) -> str:
+def _operand(tree: Tree, kind: str) -> str:
     taps = [leaf for leaf in tree.leaves if isinstance(leaf, int)]
     if tree.size == 1:
-        return f"the rounded product {taps[0]}" if taps else "the bias"
+        return f"the {kind} product {taps[0]}" if taps else "the bias"
     run = taps == list(range(taps[0], taps[-1] + 1)) and len(taps) > 2
     names = f"{taps[0]} to {taps[-1]}" if run else ", ".join(map(str, taps))
     return f"the sum of products {names}{' and the bias' if tree.has(BIAS) else ''}"

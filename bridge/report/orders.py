@@ -49,7 +49,7 @@ def print_orders(orders: Sequence[AccumulationOrder], console: Console, *, every
             )
         console.print()
     console.print(
-        "[dim]F\\[8, t] is fma(x8, w8, t): one rounding. a+b rounds both products first. "
+        f"[dim]F\\[8, t] is fma(x8, w8, t): one rounding. {escape(_sums(orders))} "
         "Taps are numbered in raster order from 0.[/]\n",
         highlight=False,
     )
@@ -67,6 +67,14 @@ def orders_to_json(orders: Sequence[AccumulationOrder], case: Case) -> str:
         "divergences": [divergence(orders[0], other) for other in orders[1:]],
     }
     return json.dumps(record, indent=2) + "\n"
+
+
+def _sums(orders: Sequence[AccumulationOrder]) -> str:
+    """Return what a+b does with its products."""
+    exact = [order.implementation for order in orders if order.fingerprint.products == "exact"]
+    if len(exact) == len(orders):
+        return "a+b adds exact products."
+    return "a+b rounds both products first" + (f", but adds exact ones in {', '.join(exact)}." if exact else ".")
 
 
 def _same_trees(orders: Sequence[AccumulationOrder]) -> list[list[AccumulationOrder]]:

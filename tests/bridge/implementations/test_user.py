@@ -40,6 +40,40 @@ class Layer(torch.nn.Module):
         return self.inner(x)
 
 
+class Wrapped(torch.nn.Conv2d):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+class Square(torch.nn.Conv2d):
+    def __init__(self, channels, **settings):
+        super().__init__(channels, channels, 3, **settings)
+
+
+class Inside(torch.nn.Module):
+    def __init__(self, **settings):
+        super().__init__()
+        self.inner = torch.nn.Conv2d(**settings)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+class WrappedInFlax(nnx.Conv):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+class NoWeights(torch.nn.Module):
+    def forward(self, x):
+        return x
+
+
+class OnlyPositions(torch.nn.Conv2d):
+    def __init__(self, *args):
+        super().__init__(*args)
+
+
 def any_arguments(*arguments, **settings):
     return F.conv2d(*arguments, **settings)
 
@@ -90,6 +124,10 @@ def positional_only(x, w, stride=1, padding=0, /):
     return F.conv2d(x, w, None, stride, padding, groups=3)
 
 
+def third_is_none(a, b, c=None, padding=0):
+    return F.conv2d(a, b, c, padding=padding, groups=3)
+
+
 #: A function, the options of the case, and what the call must say. All compute the convolution.
 RIGHT = {
     "names": (question.depthwise_conv2d_matmul, {"strides": 2, "bias": True}, "weight, bias, stride=2, padding=1"),
@@ -100,6 +138,8 @@ RIGHT = {
     "partial": (functools.partial(F.conv2d, groups=3, padding=1), {}, "(input, weight)"),
     "built in": (F.conv2d, {"bias": True, "strides": 2}, "stride=2, padding=1, groups=3"),
     "positions": (lambda a, b, c: fixed_padding(a, b, c), {"bias": True}, "(a, b, c)"),
+    "a bias that is None by default": (third_is_none, {"bias": True}, "(a, b, c, padding=1)"),
+    "no bias where it is None by default": (third_is_none, {}, "(a, b, padding=1)"),
     "a bias that is not there": (lambda a, b, c: fixed_padding(a, b, c), {}, "c=None"),
     "asymmetric padding": (F.conv2d, {"padding": "SAME", "strides": 2, "kernel_size": (2, 2)}, "groups=3"),
     "periodic padding": (F.conv2d, {"padding": "CIRCULAR"}, "groups=3"),
@@ -117,6 +157,10 @@ RIGHT = {
     "imports inside": (imports_inside, {"shape": (2, 6, 7, 3)}, "JAX arrays, channels first"),
     "NumPy": (windows_in_numpy, {"strides": 2, "shape": (2, 6, 7, 3)}, "NumPy arrays, channels last"),
     "a class of torch": (torch.nn.Conv2d, {"bias": True, "strides": 2}, "in_channels=3, out_channels=3, kernel_size=3"),
+    "a class of any arguments": (Wrapped, {"bias": True, "strides": 2}, "in_channels=3, out_channels=3, kernel_size=3"),
+    "a class of one name and any keywords": (Square, {"strides": 2}, "channels=3, stride=2, padding=1, groups=3"),
+    "a class of keywords for a layer inside": (Inside, {"bias": True}, "in_channels=3, out_channels=3, kernel_size=3"),
+    "a class of any arguments of nnx": (WrappedInFlax, {"bias": True, "strides": 2}, "in_features=3, out_features=3"),
     "a class of the user": (Layer, {"bias": True, "strides": 2}, "channels=3, stride=2"),
     "a layer of torch": (Layer(3), {"bias": True}, "with the case's weights: PyTorch"),
     "a layer without the bias of the case": (Layer(3), {}, "with the case's weights"),
@@ -147,6 +191,12 @@ WRONG = {
     "no layer": (torch.nn.Conv2d(3, 6, 3), {}, r"parameters of shapes .* expected one kernel \(3, 1, 3, 3\)"),
     "a layer without bias": (Layer(3, bias=False), {"bias": True}, "the case has a bias, and Layer has none"),
     "a class that fails": (torch.nn.MultiheadAttention, {}, r"cannot be made: .*known to pass as `embed_dim`"),
+    "a class without weights": (NoWeights, {}, r"NoWeights has parameters of shapes \{\}, expected one kernel"),
+    "a class of positions": (OnlyPositions, {}, "mine cannot be made: TypeError: .*missing 3 required"),
+    "complex": (lambda x, w: F.conv2d(x, w, padding=1, groups=3) * (1 + 5j), {}, "mine returned dtype complex64, exp"),
+    "integers": (lambda x, w: torch.round(x).int(), {}, "dtype int32, expected a real floating dtype: it was given fl"),
+    "truth values": (lambda x, w: torch.gt(x, 0), {}, "mine returned dtype bool, expected a real floating dtype"),
+    "complex in JAX": (lambda x, w: lax.complex(x, x), {}, "mine returned dtype complex64"),
     "shape": (no_padding, {}, r"returned shape \(2, 3, 4, 4\), expected shape \(2, 3, 6, 6\)"),
     "not traced": (lambda x, w: jax.numpy.asarray(np.asarray(x)), {}, r"mine\[jit=off\] it is not traced"),
 }  # fmt: skip
@@ -157,6 +207,12 @@ def test_a_function_that_cannot_be_called_says_why(name, seed):
     function, options, words = WRONG[name]
     with pytest.raises(ImplementationError, match=words):
         bridge.parity(draw(seed, **options), {"mine": function})
+
+
+def test_complex_arrays_of_numpy_are_refused(seed):
+    function = lambda x, w: windows_in_numpy(x, w, padding=1) * 1j  # noqa: E731
+    with pytest.raises(ImplementationError, match="mine returned dtype complex64"):
+        bridge.parity(draw(seed), {"mine[framework=numpy]": function})
 
 
 def test_settings_say_what_no_trial_tells(seed):
@@ -190,3 +246,20 @@ def test_parity_takes_functions_in_a_list_and_gradients_pass_through_them(seed):
         bridge.parity(case, ["jax.taps", 3])
     with pytest.raises(ImplementationError, match="NumPy arrays, which has no gradient"):
         bridge.parity(case.replace(bias=None), {"mine": windows_in_numpy}, quantity="dx", dy=dy)
+
+
+def test_what_is_no_function_is_named_and_prints_go_to_standard_error(seed, tmp_path, monkeypatch, capsys):
+    (tmp_path / "printing_model.py").write_text(
+        "import torch.nn.functional as F\nn = 3\nprint('on import')\n"
+        "def conv(x, w):\n    print('in a call')\n    return F.conv2d(x, w, padding=1, groups=3)\n"
+        "def unsaid(x, k):\n    print('in a trial')\n    return x\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="is 'printing_model:n', of type int, expected a function, a layer, or the cl"):
+        implementation("printing_model:n")
+    with pytest.raises(ValueError, match="expected a function: printing_model has no 'missing'"):
+        implementation("printing_model:missing")
+    assert bridge.parity(draw(seed), ["torch.conv2d", "printing_model:conv"], explain=False).verdict.passes
+    implementation("printing_model:unsaid", draw(seed))
+    out, err = capsys.readouterr()
+    assert not out and "on import" in err and "in a call" in err
