@@ -100,7 +100,12 @@ def _bind(x: jax.Array, w: jax.Array, *bias: jax.Array, **params: Any) -> jax.Ar
 
 @_matmul_p.def_abstract_eval
 def _abstract(x, w, *bias, ends, bias_first, x_transposed, w_transposed):
-    return replicated((x.shape[x_transposed], w.shape[not w_transposed]), x.dtype, x)
+    return replicated(_shape(x.shape, w.shape, x_transposed, w_transposed), x.dtype, x)
+
+
+def _shape(x: tuple[int, ...], w: tuple[int, ...], x_transposed: bool, w_transposed: bool) -> tuple[int, int]:
+    """Return rows and columns of the product of arrays of these shapes."""
+    return x[x_transposed], w[not w_transposed]
 
 
 def _jvp(primals, tangents, **params):
@@ -132,12 +137,6 @@ def _transpose(ct, x, w, *bias, ends, bias_first, x_transposed, w_transposed):
     return dx, dw, *(ct.sum(0) if ad.is_undefined_primal(each) else None for each in bias)
 
 
-def _sizes(operands, axes, *, x_transposed, w_transposed, **params):
-    """Return rows and columns of one product, of operands whose mapped axis is the first."""
-    x, w = (each.shape[axis is not None :] for each, axis in zip(operands[:2], axes))
-    return x[x_transposed], w[not w_transposed]
-
-
 def _batch(operands, axes, **params):
     """Make the mapped axis of x rows, if only x has one; else one product after the other."""
     x, w, *bias = operands
@@ -148,8 +147,9 @@ def _batch(operands, axes, **params):
     mapped = [operand if axis is None else jnp.moveaxis(operand, axis, 0) for operand, axis in zip(operands, axes)]
     count = next(operand.shape[0] for operand, axis in zip(mapped, axes) if axis is not None)
     if count == 0:
-        (rows, columns), one = _sizes(mapped, axes, **params), mapped[0].dtype
-        return jnp.zeros((0, rows, columns), one), 0
+        one_x, one_w = (each.shape[axis is not None :] for each, axis in zip(mapped[:2], axes))
+        shape = _shape(one_x, one_w, params["x_transposed"], params["w_transposed"])
+        return jnp.zeros((0, *shape), mapped[0].dtype), 0
 
     def product(number):
         one = (each if axis is None else each[number] for each, axis in zip(mapped, axes))
@@ -163,7 +163,7 @@ def _compute(x, w, *bias, ends, bias_first, x_transposed, w_transposed):
         first = bias[0] if bias else jnp.zeros((), x.dtype)
         if not bias_first:  # +0 plus -0 is +0
             first = jnp.where(first == 0, jnp.zeros((), x.dtype), first)
-        return jnp.broadcast_to(first, (x.shape[x_transposed], w.shape[not w_transposed]))
+        return jnp.broadcast_to(first, _shape(x.shape, w.shape, x_transposed, w_transposed))
     return cpu_native.matmul(
         x, w, *bias, ends=ends, bias_last=not bias_first, x_transposed=x_transposed, w_transposed=w_transposed
     )

@@ -176,7 +176,7 @@ class Insertion:
 
     def _question(self, leaf: int, region: _Node, first_guess: bool) -> Question:
         if self._like is not None and (expected := self._like._beside(leaf, region.mask)):
-            return Question(leaf, _lowest(expected), expected)
+            return Question(leaf, lowest(expected), expected)
         guess = self._order[self._position[leaf] - self._stride]
         if first_guess and self._runs_on:
             # The last leaf was added to a sum of several. If this one follows it, each of them as its partner says so;
@@ -188,7 +188,7 @@ class Insertion:
 
     def _first(self, mask: int) -> int:
         """Return the leaf of a set that was inserted first."""
-        return self._order[0] if mask >> self._order[0] & 1 else _lowest(mask)
+        return self._order[0] if mask >> self._order[0] & 1 else lowest(mask)
 
     def _last(self, mask: int) -> int:
         """Return the leaf of a set that was inserted last."""
@@ -219,5 +219,6 @@ def _first_over(a: _Node | None, j: int, b: _Node | None, i: int) -> _Node:
     raise AssertionError("leaves of one tree meet at its root")
 
 
-def _lowest(mask: int) -> int:
+def lowest(mask: int) -> int:
+    """Return the least leaf of a set of bits."""
     return (mask & -mask).bit_length() - 1

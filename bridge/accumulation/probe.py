@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bridge.accumulation import masks as masking
-from bridge.accumulation.insertion import Question
+from bridge.accumulation.insertion import Question, lowest
 from bridge.accumulation.masks import Masks
 from bridge.accumulation.partition import Group, Partition
 from bridge.accumulation.sums import SumsOfProducts
@@ -177,6 +177,6 @@ def reveal_rounding_of_products(subject: Subject, partition: Partition, accumula
             return
         leaf = wanting[lead][-1]
         siblings = lead.whole.siblings(leaf)
-        question = Question(leaf, (siblings & -siblings).bit_length() - 1, siblings)
+        question = Question(leaf, lowest(siblings), siblings)
         groups = [group for group in partition.groups if wanting[group] and group.wants_product(leaf)]
         ask(subject, partition, masks, leaf, most_shared(question, groups))

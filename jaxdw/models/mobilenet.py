@@ -122,8 +122,8 @@ class MobileNet(nnx.Module):
         if 0 in x.shape[-3:-1]:
             raise ValueError(f"`x` has shape {x.shape}, expected images of one pixel or more")
         batch = x.shape[:-3]
-        groups = 1 if self._is_training or is_sharded(x) else _groups(*x.shape)
-        if groups == 1:
+        groups = 1 if is_sharded(x) else _groups(*x.shape)
+        if groups == 1 or self._is_training:
             return self._features(x)
         y = lax.map(self._features, x.reshape(groups, -1, *x.shape[-3:]))
         return y.reshape(*batch, *y.shape[-3:])

@@ -79,6 +79,14 @@ Type type_of(const char* name, ffi::AnyBuffer buffer) {
   }
 }
 
+// The number of axes fits, and no size is 0 or so large that a position overflows.
+void check_axes(const char* name, Dimensions sizes, bool fits, const std::string& expected) {
+  expect(fits, "`" + std::string(name) + "` has shape " + text(sizes) + ", expected " + expected + " axes");
+  for (int64_t size : sizes)
+    expect(size > 0 && size < most * 2, "`" + std::string(name) + "` has shape " + text(sizes) +
+                                            ", expected sizes from 1 to " + std::to_string(most * 2 - 1));
+}
+
 // x (*batch, *in, channels), the array of the kernel's sizes (*kernel, 1, channels), and y's (*batch, *out, channels).
 // There is a stride for each spatial axis.
 Geometry geometry_of(ffi::AnyBuffer x, const char* kernel_name, ffi::AnyBuffer kernel, const char* y_name,
@@ -87,16 +95,10 @@ Geometry geometry_of(ffi::AnyBuffer x, const char* kernel_name, ffi::AnyBuffer k
   Geometry g;
   size_t rank = strides.size();
   expect(rank >= 1 && rank <= 3, "`strides` has " + std::to_string(rank) + " numbers, expected 1 to 3");
-  auto check = [](const char* name, Dimensions sizes, bool fits, const std::string& expected) {
-    expect(fits, "`" + std::string(name) + "` has shape " + text(sizes) + ", expected " + expected + " axes");
-    for (int64_t size : sizes)
-      expect(size > 0 && size < most * 2, "`" + std::string(name) + "` has shape " + text(sizes) +
-                                              ", expected sizes from 1 to " + std::to_string(most * 2 - 1));
-  };
   Dimensions in = x.dimensions(), taps = kernel.dimensions(), out = y.dimensions();
-  check("x", in, in.size() > rank, "more than " + std::to_string(rank));
-  check(kernel_name, taps, taps.size() == rank + 2, std::to_string(rank + 2));
-  check(y_name, out, out.size() == in.size(), std::to_string(in.size()));
+  check_axes("x", in, in.size() > rank, "more than " + std::to_string(rank));
+  check_axes(kernel_name, taps, taps.size() == rank + 2, std::to_string(rank + 2));
+  check_axes(y_name, out, out.size() == in.size(), std::to_string(in.size()));
   auto same = [&](const char* name, int64_t value, int64_t expected, Dimensions sizes, const char* of) {
     expect(value == expected, "`" + std::string(name) + "` has shape " + text(sizes) + ", expected " +
                                   std::to_string(expected) + " " + of + ", as `x` " + text(in));
@@ -211,16 +213,10 @@ ffi::Error matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w, ffi:
                   ffi::Result<ffi::AnyBuffer> y, Dimensions ends, bool x_transposed, bool w_transposed,
                   bool bias_last) {
   return checked([&] {
-    auto matrix = [](const char* name, Dimensions sizes) {
-      expect(sizes.size() == 2, "`" + std::string(name) + "` has shape " + text(sizes) + ", expected 2 axes");
-      for (int64_t size : sizes)
-        expect(size > 0 && size < most * 2, "`" + std::string(name) + "` has shape " + text(sizes) +
-                                                ", expected sizes from 1 to " + std::to_string(most * 2 - 1));
-    };
     Dimensions of_x = x.dimensions(), of_w = w.dimensions(), of_y = y->dimensions();
-    matrix("x", of_x);
-    matrix("w", of_w);
-    matrix("y", of_y);
+    check_axes("x", of_x, of_x.size() == 2, "2");
+    check_axes("w", of_w, of_w.size() == 2, "2");
+    check_axes("y", of_y, of_y.size() == 2, "2");
     Matmul matmul{};
     matmul.rows = of_x[x_transposed], matmul.terms = of_x[!x_transposed], matmul.columns = of_w[!w_transposed];
     matmul.x_row = x_transposed ? 1 : matmul.terms, matmul.x_term = x_transposed ? matmul.rows : 1;
