@@ -12,14 +12,20 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from jaxdw.epilogue import Epilogue, hard_swish, relu6
+from jaxdw._arrays import accumulator
+from jaxdw.epilogue import Epilogue, hard_swish, relu, relu6
 from jaxdw.models import dense
 from jaxdw.nnx import DepthwiseConv
+from jaxdw.norm import batch_norm
+from jaxdw.training import axpby
 
 Activation = Callable[[jax.Array], jax.Array]
 
 #: The activations that the epilogue of a convolution has, by its name.
 _NAMES = {nnx.relu: "relu", relu6: "relu6", hard_swish: "hard_swish"}
+
+#: Those that a normalization has in training.
+_FUNCTIONS: dict[str, Activation] = {"relu": relu, "relu6": relu6}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +98,8 @@ class BatchNorm(nnx.BatchNorm):
     """`flax.nnx.BatchNorm` with the running variance of PyTorch and TensorFlow.
 
     All three normalize a batch of n values per channel by its biased variance v. For the running variance flax averages
-    v itself, PyTorch and TensorFlow the unbiased v n / (n - 1). The variance is taken in two passes: flax's default,
-    E[x^2] - E[x]^2, loses the digits by which the mean exceeds the deviation.
+    v itself, PyTorch and TensorFlow the unbiased v n / (n - 1). The variance is the mean square of the distances from
+    the mean: flax's default, E[x^2] - E[x]^2, loses the digits by which the mean exceeds the deviation.
     """
 
     def __init__(self, features: int, conventions: Conventions, *, rngs: nnx.Rngs):
@@ -107,8 +113,12 @@ class BatchNorm(nnx.BatchNorm):
             rngs=rngs,
         )
 
-    def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, use_running_average: bool | None = None, *, activation: str | None = None
+    ) -> jax.Array:
         """Normalize x `(*batch, *spatial, C)`; in training also update the statistics.
+
+        In training it is `jaxdw.batch_norm`, with its activation.
 
         Raises:
           ValueError: one value per channel in training, which has no variance.
@@ -116,17 +126,27 @@ class BatchNorm(nnx.BatchNorm):
         if use_running_average is None:
             use_running_average = self.use_running_average
         if use_running_average:
-            return super().__call__(x, use_running_average=True)
+            y = super().__call__(x, use_running_average=True)
+            return y if activation is None else _FUNCTIONS[activation](y)
         n = math.prod(x.shape[:-1])
         if n < 2:
             raise ValueError(
                 f"`x` has shape {x.shape}, expected more than one value per channel in training: "
                 "use a larger batch or image, or `model.eval()`"
             )
-        kept = self.momentum * self.var[...]
-        y = super().__call__(x, use_running_average=False)
-        self.var[...] += (self.var[...] - kept) / (n - 1)
-        return y
+        assert self.mean is not None and self.scale is not None and self.bias is not None
+        scale, bias = self.scale[...], self.bias[...]
+        dtype = jnp.result_type(x, scale, bias) if self.dtype is None else jnp.dtype(self.dtype)
+        x = x.astype(dtype) if self.dtype is None else x
+        wide = accumulator(x.dtype)
+        y, mean, var = batch_norm(
+            x, scale.astype(wide), bias.astype(wide), epsilon=self.epsilon, activation=activation
+        )
+        new = 1 - self.momentum
+        for kept, statistic, weight in ((self.mean, mean, new), (self.var, var, new * n / (n - 1))):
+            old = lax.stop_gradient(kept[...])
+            kept[...] = axpby(weight, lax.stop_gradient(statistic).astype(old.dtype), self.momentum, old)
+        return y.astype(dtype)
 
     def epilogue(self, activation: str | None) -> Epilogue:
         """Return the normalization by running statistics, and an activation, as what follows a convolution."""
@@ -193,8 +213,10 @@ class ConvNormAct(nnx.Module):
             named = None if activation is None else _NAMES.get(activation)
             x = self.conv(x, epilogue=self.norm.epilogue(named))
             return x if activation is None or named else activation(x)
-        x = self.norm(self.conv(x))
-        return x if activation is None else activation(x)
+        named = None if activation is None else _NAMES.get(activation)
+        named = named if named in ("relu", "relu6") else None
+        x = self.norm(self.conv(x), activation=named)
+        return x if activation is None or named else activation(x)
 
     @property
     def is_one_pass(self) -> bool:
