@@ -37,7 +37,7 @@ def batch_norm(
     """Return x normalized by the mean and the variance of each channel, and these two.
 
     `y = activation((x - mean) / sqrt(var + epsilon) * scale + bias)`. The mean and the variance are those of all values
-    of a channel; the variance is the biased one. Sums are in float64, everything else in float32, or in float64 if x is.
+    of a channel; the variance is the biased one. Sums are in float64. All else is in float32, or in float64 if x is.
     docs/arithmetic.md states each rounding.
 
     It has derivatives of every mode and order. On CPUs the gradient is computed by a kernel, as the result is.
@@ -69,7 +69,9 @@ def batch_norm(
         if arrays[name].shape != x.shape[-1:]:
             raise ValueError(f"`{name}` has shape {arrays[name].shape}, expected {x.shape[-1:]}, as `x` has channels")
         if arrays[name].dtype != wide and arrays[name].dtype.itemsize >= wide.itemsize:
-            raise TypeError(f"`{name}` has dtype {arrays[name].dtype}, expected {wide} or narrower beside `x` {x.dtype}")
+            raise TypeError(
+                f"`{name}` has dtype {arrays[name].dtype}, expected {wide} or narrower beside `x` {x.dtype}"
+            )
     if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float, np.number)) or not 0 <= epsilon < math.inf:
         raise ValueError(f"`epsilon` is {epsilon!r}, expected a number from 0 on")
     if activation not in _FUNCTIONS:
@@ -164,7 +166,7 @@ def _of_definition(definition: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _batch(primitive: Primitive) -> Callable[..., Any]:
-    """Return the rule that makes the mapped axis a factor of the channels: (..., C) of each becomes (..., count * C)."""
+    """Return the rule that makes the mapped axis a factor of the channels: (..., C) becomes (..., count * C)."""
 
     def batch(operands, axes, **options):
         count = next(operand.shape[axis] for operand, axis in zip(operands, axes) if axis is not None)
@@ -186,10 +188,10 @@ def _lower(definition: Callable[..., Any], kernel: Callable[..., Any] | None, on
     def lower(ctx, *operands, **options):
         sizes = ctx.avals_in[0].shape
         compute = definition
-        if on_cpu and kernel is not None and all(isinstance(size, int) and size for size in sizes):
-            if can_call_kernels(ctx):
-                compute = kernel
-                ctx = ctx.replace(avals_in=[varying_nowhere(aval) for aval in ctx.avals_in])
+        is_known = all(isinstance(size, int) and size for size in sizes)
+        if on_cpu and kernel is not None and is_known and can_call_kernels(ctx):
+            compute = kernel
+            ctx = ctx.replace(avals_in=[varying_nowhere(aval) for aval in ctx.avals_in])
         return mlir.lower_fun(compute, multiple_results=True)(ctx, *operands, **options)
 
     return lower

@@ -21,7 +21,10 @@ from jax.interpreters import ad, batching, mlir, xla
 from jaxdw import native
 from jaxdw._arrays import accumulator, as_array, check_floating, is_sharded
 from jaxdw._compat import varying_nowhere, varying_together
+from jaxdw.lowerings import cpu_native
+from jaxdw.lowerings.cpu_fused import in_memory
 from jaxdw.primitive import can_call_kernels, replicated
+from jaxdw.sum_order import SumOrder
 
 Tree = TypeVar("Tree")
 
@@ -138,10 +141,10 @@ def sgd(
 def _lower(definition: Callable[..., Any], kernel: Callable[..., Any]) -> Callable[..., Any]:
     def lower(ctx, *operands, **options):
         compute = definition
-        if all(isinstance(size, int) and size for aval in ctx.avals_in for size in aval.shape):
-            if can_call_kernels(ctx):
-                compute = kernel
-                ctx = ctx.replace(avals_in=[varying_nowhere(aval) for aval in ctx.avals_in])
+        is_known = all(isinstance(size, int) and size for aval in ctx.avals_in for size in aval.shape)
+        if is_known and can_call_kernels(ctx):
+            compute = kernel
+            ctx = ctx.replace(avals_in=[varying_nowhere(aval) for aval in ctx.avals_in])
         return mlir.lower_fun(compute, multiple_results=False)(ctx, *operands, **options)
 
     return lower
@@ -237,6 +240,34 @@ batching.primitive_batchers[_fork_p] = lambda operands, axes: (_fork_p.bind(*ope
 mlir.register_lowering(_fork_p, mlir.lower_fun(lambda x: [x, x], multiple_results=True))
 
 
+# division by a number, whose derivative is itself
+
+_divide_p = Primitive("divide_by_number")
+
+
+def divide(x: jax.Array, number: int) -> jax.Array:
+    """Return x / number, each element rounded once: XLA would multiply by the reciprocal."""
+    return _divide_p.bind(x, number=number)
+
+
+@_divide_p.def_abstract_eval
+def _divide_abstract(x, *, number: int):
+    return x
+
+
+def _divide_definition(x: jax.Array, *, number: int) -> jax.Array:
+    return x / in_memory(jnp.full(x.shape, number, x.dtype))[0]
+
+
+def _divide_kernel(x: jax.Array, *, number: int) -> jax.Array:
+    one = jnp.ones((1, 1), x.dtype)
+    return cpu_native.matmul(one, x.reshape(1, x.size), None, SumOrder.chain(1), divisor=number).reshape(x.shape)
+
+
+ad.deflinear2(_divide_p, lambda ct, x, *, number: [divide(ct, number)])
+batching.defvectorized(_divide_p)
+
+
 # cross entropy and its gradient
 
 _loss_p, _loss_gradient_p = Primitive("cross_entropy"), Primitive("cross_entropy_gradient")
@@ -305,6 +336,7 @@ batching.primitive_batchers[_loss_gradient_p] = _one_by_one(_loss_gradient_p)
 for _primitive, _definition, _compiled in (
     (_axpby_p, _axpby_definition, _axpby_kernel),
     (_add_p, jnp.add, _add_kernel),
+    (_divide_p, _divide_definition, _divide_kernel),
     (_loss_p, _loss_definition, _loss_kernel),
     (_loss_gradient_p, _loss_gradient_definition, _loss_gradient_kernel),
 ):
