@@ -118,7 +118,8 @@ def _kernel(x, scale, bias, *, epsilon: float, activation: str | None):
 
 def _kernel_of_gradient(x, scale, bias, mean, var, dy, *, epsilon: float, activation: str | None):
     channels = jax.ShapeDtypeStruct(scale.shape, scale.dtype)
-    call = jax.ffi.ffi_call(native.BATCH_NORM_GRADIENT, (jax.ShapeDtypeStruct(x.shape, x.dtype), channels, channels))
+    results = (jax.ShapeDtypeStruct(x.shape, x.dtype), channels, channels)
+    call = jax.ffi.ffi_call(native.BATCH_NORM_GRADIENT, results, input_output_aliases={5: 0})  # dx in the place of dy
     return call(x, scale, bias, mean, var, dy, epsilon=np.float64(epsilon), activation=ACTIVATIONS[activation])
 
 
