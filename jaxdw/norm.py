@@ -78,7 +78,7 @@ def batch_norm(
         names = ", ".join(name for name in _FUNCTIONS if name)
         raise ValueError(f"`activation` is {activation!r}, expected None or one of {names}")
     operands = (x, arrays["scale"].astype(wide), arrays["bias"].astype(wide))
-    options = {"epsilon": float(epsilon), "activation": activation}
+    options: dict[str, Any] = {"epsilon": float(epsilon), "activation": activation}
     if any(map(is_sharded, operands)):  # XLA knows how to share it out
         return _defined(*operands, **options)
     return tuple(_norm_p.bind(*varying_together(*operands), **options))

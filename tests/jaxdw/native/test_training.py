@@ -31,14 +31,14 @@ def wide(dtype):
 
 def run_norm(x, scale, bias, **options):
     y, mean, var = np.empty_like(x), np.empty_like(scale), np.empty_like(scale)
-    calls.batch_norm(*(a.ctypes.data for a in (x, scale, bias, y, mean, var)), x.shape, x.dtype.name, **options)
+    calls.batch_norm([a.ctypes.data for a in (x, scale, bias, y, mean, var)], x.shape, x.dtype.name, **options)
     return y, mean, var
 
 
 def run_gradient(x, scale, bias, mean, var, dy, **options):
     results = np.empty_like(x), np.empty_like(scale), np.empty_like(scale)
     given = (x, scale, bias, mean, var, dy, *results)
-    calls.batch_norm_gradient(*(a.ctypes.data for a in given), x.shape, x.dtype.name, **options)
+    calls.batch_norm_gradient([a.ctypes.data for a in given], x.shape, x.dtype.name, **options)
     return results
 
 
@@ -52,7 +52,7 @@ def run_loss(logits, labels, ct, **options):
 
 def run_axpby(factors, x, y, **options):
     result = np.empty_like(x)
-    calls.axpby(*(a.ctypes.data for a in (factors, x, y, result)), x.size, x.dtype.name, **options)
+    calls.axpby([a.ctypes.data for a in (factors, x, y, result)], x.size, x.dtype.name, **options)
     return result
 
 
