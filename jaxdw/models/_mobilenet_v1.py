@@ -46,7 +46,7 @@ def mobilenet_v1(
       output_stride: 2, 4, 8, 16 or 32; below 32, strides become dilation.
       in_channels: channels of the images.
       rngs: `params` for the parameters.
-      changes: fields of `jaxdw.models.Conventions` to differ from the original in, such as `method="grouped"`.
+      changes: fields of `jaxdw.models.Conventions` to differ from the original in, such as `arithmetic="jaxdw"`.
 
     Raises:
       ValueError, TypeError: an argument that does not fit; the message names it.

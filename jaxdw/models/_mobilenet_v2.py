@@ -57,7 +57,7 @@ def mobilenet_v2(
       finegrained_output: below width 1 the features stay 1280.
       in_channels: channels of the images.
       rngs: `params` for the parameters.
-      changes: fields of `jaxdw.models.Conventions` to differ from the original in, such as `method="grouped"`.
+      changes: fields of `jaxdw.models.Conventions` to differ from the original in, such as `arithmetic="jaxdw"`.
 
     Raises:
       ValueError, TypeError: an argument that does not fit; the message names it.

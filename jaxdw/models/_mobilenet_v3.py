@@ -115,7 +115,7 @@ def mobilenet_v3_large(
       reduced_tail: half the channels in the last three blocks and the classifier, as in torchvision.
       in_channels: channels of the images.
       rngs: `params` for the parameters.
-      changes: fields of `jaxdw.models.Conventions` to differ from the original in, such as `method="grouped"`.
+      changes: fields of `jaxdw.models.Conventions` to differ from the original in, such as `arithmetic="jaxdw"`.
 
     Raises:
       ValueError, TypeError: an argument that does not fit; the message names it.
