@@ -288,7 +288,8 @@ def _loss_definition(logits: jax.Array, labels: jax.Array) -> jax.Array:
     is_class = (labels >= 0) & (labels < logits.shape[-1])
     of_label = jnp.take_along_axis(wide, jnp.where(is_class, labels, 0)[:, None], axis=1)[:, 0]
     losses = jax.nn.logsumexp(wide, axis=-1) - of_label
-    return jnp.where(is_class, losses, jnp.asarray(jnp.nan, wide.dtype)).mean().astype(logits.dtype)
+    # a product, so that the gradient is NaN, too
+    return (losses * jnp.where(is_class, 1, jnp.nan).astype(wide.dtype)).mean().astype(logits.dtype)
 
 
 def _loss_gradient_definition(logits: jax.Array, labels: jax.Array, ct: jax.Array) -> jax.Array:

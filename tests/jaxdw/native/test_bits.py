@@ -18,7 +18,7 @@ from jaxdw.bias import bias_comes_first
 from jaxdw.geometry import Geometry
 from jaxdw.native import calls
 from tests import oracle
-from tests.jaxdw.native import arrays
+from tests.jaxdw.native import arrays, test_training
 
 pytestmark = pytest.mark.skipif(not native.is_available(), reason=native.status())
 
@@ -68,6 +68,10 @@ def test_an_emulated_arm_processor_has_the_same_bits(tmp_path):
             assert hashlib.sha256(output[:size]).hexdigest()[:16] == expected[number], (isa, problem.geometry)
             output = output[size:]
         assert output == b""
+        given_steps = test_training.problems_as_bytes()
+        command = [emulator, str(driver), isa, "training"]
+        output = subprocess.run(command, input=given_steps, check=True, capture_output=True).stdout
+        assert hashlib.sha256(output).hexdigest() == test_training.DIGEST, isa
 
 
 @pytest.mark.parametrize("strides, channels", [(1, 96), (2, 96), (1, 100)])

@@ -151,20 +151,34 @@ def test_every_instruction_set_and_number_of_threads_has_the_bits_that_the_repos
 
 
 def digest(isa, threads):
-    rng, found = np.random.default_rng(20261128), hashlib.sha256()
-    options = {"isa": isa, "threads": threads}
-    for number in range(60):
-        dtype = arrays.DTYPES[number % 4]
-        x, scale, bias, dy, activation = norm_problem(rng, dtype)
+    found, options = hashlib.sha256(), {"isa": isa, "threads": threads}
+    for x, scale, bias, dy, activation, labels, ct in digest_problems():
         norm = {"epsilon": 1e-5, "activation": activation, **options}
         y, mean, var = run_norm(x, scale, bias, **norm)
-        labels, ct = rng.integers(0, x.shape[1], len(x), np.int32), np.array(0.75, dtype)
         results = [y, mean, var, *run_gradient(x, scale, bias, mean, var, dy, **norm)]
         results += [run_loss(x, labels, None, **options), run_loss(x, labels, ct, **options)]
         results.append(run_axpby(scale[:1].repeat(2), x, dy, **options))
         for result in results:
             found.update(result.tobytes())
     return found.hexdigest()
+
+
+def digest_problems():
+    rng = np.random.default_rng(20261128)
+    for number in range(60):
+        dtype = arrays.DTYPES[number % 4]
+        x, scale, bias, dy, activation = norm_problem(rng, dtype)
+        labels, ct = rng.integers(0, x.shape[1], len(x), np.int32), np.array(0.75, dtype)
+        yield x, scale, bias, dy, activation, labels, ct
+
+
+def problems_as_bytes():
+    """The problems as `driver.cc` reads them."""
+    given = b""
+    for x, scale, bias, dy, activation, labels, ct in digest_problems():
+        numbers = np.array([calls.TYPES[x.dtype.name], *x.shape, calls.ACTIVATIONS[activation]], np.int64)
+        given += b"".join(array.tobytes() for array in (numbers, x, scale, bias, dy, labels, ct))
+    return given
 
 
 @needs_kernels
