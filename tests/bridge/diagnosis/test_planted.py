@@ -70,9 +70,9 @@ def test_a_scale_or_shift_and_noise_beyond_the_bound_is_a_bug(rng, full):
 
 
 def test_few_wrong_elements_are_no_mistake_and_no_precision(rng, full):
-    """One to three elements, off by little more than the bound or by much: no hypothesis agrees with them by accident."""
+    """One to three elements, off by little more than the bound or by much: nothing agrees with them by accident."""
     done = 0
-    while done < (1000 if full else 20):
+    while done < (1000 if full else 8):
         case, dtype = geometry(rng), DTYPES[done % 4]
         arrays = {name: getattr(case, name) for name in ("x", "kernel", "bias")}
         case = case.replace(**{name: None if a is None else a.astype(dtype) for name, a in arrays.items()})
@@ -87,9 +87,7 @@ def test_few_wrong_elements_are_no_mistake_and_no_precision(rng, full):
             continue
         done += 1
         result = compare(y, output.y, case)
-        assert (result.verdict, result.name.split()[-1]) in ((Verdict.BUG, "element"), (Verdict.BUG, "elements")), (
-            result
-        )
+        assert result.verdict is Verdict.BUG and result.name in ("single element", "few elements"), result
 
 
 @pytest.mark.parametrize("drawn", [None, 2228121556])  # of this seed, one error is 10.6 times the root mean square
