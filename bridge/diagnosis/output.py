@@ -27,6 +27,7 @@ class Output:
       declared: the arithmetic that its implementation declares; None means the weakest conventional one.
       replayed: y recomputed in its revealed accumulation order; None if that was not tried.
       emulated: the implementation of y, if it emulates a platform.
+      framework: "torch", "jax" or "numpy", for fixes in its layout and words; empty for channels last.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Output:
     declared: Arithmetic | None = None
     replayed: np.ndarray | None = None
     emulated: Implementation | None = None
+    framework: str = ""
 
     def __post_init__(self) -> None:
         name, y, target = self.name, self.y, self.target

@@ -62,13 +62,17 @@ def _channels(output: Output) -> Iterator[Mistake]:
         return case.replace(bias=case.bias[order]), f" and the bias in the order {_short(order)}"
 
     def permuted(name: str, has: str, source: np.ndarray, operand: str, biased: Case, and_bias: str) -> Mistake:
+        undo = _short(np.argsort(source))
+        axes = ":, " * len(g.batch)
+        in_torch = f"x[{axes}{undo}]" if operand == "x" else f"weight[{undo}]"
+        also = ", and that of the bias" if and_bias else ""
         return Mistake(
             f"{name} channels permuted",
             f"{has} in the order {_short(source)}{and_bias}",
-            f"undo the permutation of the {name} channels: {operand}[..., {_short(np.argsort(source))}]"
-            + (", and that of the bias" if and_bias else ""),
+            f"undo the permutation of the {name} channels: {operand}[..., {undo}]{also}",
             biased.replace(**{operand: getattr(case, operand)[..., source]}),
             place=f"{name} channels" + (", bias" if and_bias else ""),
+            torch_fix=f"undo the permutation of the {name} channels: {in_torch}{also}",
         )
 
     step = max(1, _BLOCK // (_POSITIONS * g.channels))
