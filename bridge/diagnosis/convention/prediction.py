@@ -9,9 +9,6 @@ from bridge.diagnosis.convention.mistake import Mistake
 from bridge.diagnosis.output import Output
 from bridge.diagnosis.target import Expected, exact_output
 
-#: Least evidence for a mistake, in bits. A search tries some hundred mistakes, or some thousand pairs.
-_BITS = 24.0
-
 
 def unexplained(output: Output, mistake: Mistake, flat: np.ndarray | None) -> np.ndarray:
     """Elements of y that the mistake does not give, bool; of the elements `flat` only, if given."""
@@ -22,20 +19,6 @@ def is_seen(output: Output, expected: Expected) -> bool:
     """Return whether y contradicts the case, even with all that a mistake allows for roundings of its own."""
     without = Expected(output.expected.reference, expected.allowed)
     return bool(np.count_nonzero(output.unexplained_by(without)) > 0.1 * np.count_nonzero(output.outside))
-
-
-def is_proved(output: Output, expected: Expected, explained: np.ndarray) -> bool:
-    """Return whether the elements `explained` are too many, and hit too well, to agree with a mistake by accident.
-
-    The other hypothesis is that each of them is wrong for itself. Its error is then any number as large as the one that
-    is seen, so it falls within what the mistake allows with a probability of at most allowed / |error|. This counts the
-    elements outside the bound alone: a mistake that changes nothing but the bound has no evidence.
-    """
-    counted = output.outside & explained
-    error = np.abs(output.y[counted].astype(np.float64) - output.expected.reference[counted])
-    with np.errstate(all="ignore"):
-        bits = np.log2(error / expected.allowed[counted])
-    return bool(np.maximum(np.nan_to_num(bits, posinf=np.inf), 0).sum() >= _BITS)
 
 
 def predicted(output: Output, mistake: Mistake, flat: np.ndarray | None = None) -> Expected:

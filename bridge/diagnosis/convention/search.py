@@ -4,7 +4,7 @@ A hypothesis says what was computed instead. It is kept if y lies within the bou
 exact result of that. It is tested on a sample of elements first, half of them from outside the bound, then on all.
 Before that, `Screen` drops most hypotheses at little cost. One mistake is preferred to two.
 
-A few wrong elements may agree with some mistake by accident. So a mistake also needs evidence (`prediction.is_proved`).
+A few wrong elements may agree with some mistake by accident. So a mistake also needs evidence (`Output.is_proved_by`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bridge.diagnosis.convention.catalogue import mistakes, pairs
 from bridge.diagnosis.convention.functions import FUNCTIONS, applied_after, applied_before, leaky
 from bridge.diagnosis.convention.mistake import Mistake
 from bridge.diagnosis.convention.permutations import permutations
-from bridge.diagnosis.convention.prediction import is_proved, is_seen, predicted, unexplained
+from bridge.diagnosis.convention.prediction import is_seen, predicted, unexplained
 from bridge.diagnosis.convention.screening import Screen
 from bridge.diagnosis.finding import Finding
 from bridge.diagnosis.output import Output
@@ -108,7 +108,7 @@ class Search:
             return False
         expected = predicted(self.output, mistake)
         left = self.output.unexplained_by(expected)
-        if np.count_nonzero(left) > min(_FEW, left.size // 100) or not is_proved(self.output, expected, ~left):
+        if np.count_nonzero(left) > min(_FEW, left.size // 100) or not self.output.is_proved_by(expected, ~left):
             return False
         if not left.any():
             return mistake.is_exact or is_seen(self.output, expected)
@@ -125,6 +125,6 @@ def named_within(output: Output, inside: np.ndarray) -> Mistake | None:
     for mistake in mistakes(output.target.case):
         if mistake.rearrange is None and not unexplained(output, mistake, few).any():
             expected = predicted(output, mistake)
-            if not output.unexplained_by(expected)[inside].any() and is_proved(output, expected, inside):
+            if not output.unexplained_by(expected)[inside].any() and output.is_proved_by(expected, inside):
                 return mistake
     return None
