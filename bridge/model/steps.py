@@ -12,7 +12,7 @@ from flax import nnx
 
 from jaxdw.epilogue import hard_swish
 from jaxdw.models import MobileNet
-from jaxdw.models.blocks import ConvNormAct, InvertedResidual, SqueezeExcite, global_average_pool
+from jaxdw.models.blocks import ConvNormAct, InvertedResidual, SqueezeExcite
 from jaxdw.nnx import DepthwiseConv
 
 #: The name of the input.
@@ -127,7 +127,7 @@ class _Steps(list[ModelStep]):
             last = self.block(f"blocks.{i}", block, last)
         if model.head is not None:
             last = self.unit("head", model.head, last)
-        last = self.add("mean", "mean", (last,), global_average_pool)
+        last = self.add("mean", "mean", (last,), model.mean)
         if model.hidden is not None:
             last = self.layer("hidden", model.hidden, last)
             last = self.activation("hidden", model.architecture.activation, last)
@@ -156,7 +156,7 @@ class _Steps(list[ModelStep]):
     def squeeze_excite(self, path: str, module: SqueezeExcite, given: str) -> str:
         if _has_own_call(module, SqueezeExcite):
             return self.opaque(path, module, given)
-        last = self.add(f"{path}.mean", "mean", (given,), global_average_pool)
+        last = self.add(f"{path}.mean", "mean", (given,), module.mean)
         last = self.layer(f"{path}.reduce", module.reduce, last)
         last = self.activation(f"{path}.reduce", module.activation, last)
         last = self.layer(f"{path}.expand", module.expand, last)
