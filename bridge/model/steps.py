@@ -8,12 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from bridge.model.parameters import LayerParameters
+from jaxdw import epilogue
 from jaxdw.epilogue import hard_swish
+from jaxdw.matmul import ordered_matmul, ordered_mean
 from jaxdw.models import MobileNet
-from jaxdw.models.blocks import ConvNormAct, InvertedResidual, SqueezeExcite, global_average_pool
+from jaxdw.models.blocks import BatchNorm, ConvNormAct, InvertedResidual, SqueezeExcite, global_average_pool
 from jaxdw.nnx import DepthwiseConv
+from jaxdw.sum_order import SumOrder
+from jaxdw.windows import unfold
 
 #: The name of the input.
 IMAGES = "images"
@@ -66,6 +73,114 @@ class ModelStep:
         if self.layer is not None:
             return run_module(self.layer, *inputs)
         return _run_function(self.run, *inputs)
+
+
+def on_other_numbers(step: ModelStep, received: jax.Array) -> Callable[..., np.ndarray]:
+    """Return the compiled step as a function of other numbers, which `bridge.model.operations.Operation.run` takes.
+
+    Of a normalization it takes none, and returns the factor of x: its result for x = 1, a mean of 0 and no bias.
+
+    Args:
+      step: one with a layer of `kernel` and `bias`, a normalization, or one without a layer.
+      received: an operand that it takes, for the shape.
+    """
+    if step.layer is None:
+        return lambda x: np.asarray(step.compiled(x.reshape(received.shape)))
+    layer: Any = nnx.clone(step.layer)
+
+    def factor() -> np.ndarray:
+        layer.mean[...], layer.bias[...] = jnp.zeros_like(layer.mean[...]), jnp.zeros_like(layer.bias[...])
+        y = np.asarray(run_module(layer, np.ones_like(received)))
+        return y.reshape(-1, y.shape[-1])[0]
+
+    def run(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+        kernel = weight.transpose(*range(2, weight.ndim), 1, 0)
+        layer.kernel[...] = jnp.asarray(kernel.reshape(layer.kernel[...].shape))
+        if bias is not None:
+            layer.bias[...] = jnp.asarray(bias)
+        return np.asarray(run_module(layer, x.reshape(received.shape)))
+
+    return factor if isinstance(layer, nnx.BatchNorm) else run
+
+
+def parameters_of(layer: nnx.Module | None) -> LayerParameters:
+    """Return the parameters of a layer in PyTorch's names and layout; none of anything else."""
+    arrays: dict[str, np.ndarray] = {}
+    if isinstance(layer, nnx.BatchNorm):
+        names = {"weight": layer.scale, "bias": layer.bias, "running_mean": layer.mean, "running_var": layer.var}
+        arrays = {name: np.asarray(value[...]) for name, value in names.items() if value is not None}
+        return LayerParameters(arrays, layer.epsilon, 1 - layer.momentum)
+    if isinstance(layer, (nnx.Linear, nnx.Conv, DepthwiseConv)):
+        kernel = np.asarray(layer.kernel[...])
+        arrays["weight"] = np.moveaxis(kernel, (-1, -2), (0, 1))
+        if layer.bias is not None:
+            arrays["bias"] = np.asarray(layer.bias[...])
+    return LayerParameters(arrays)
+
+
+class OneProgram:
+    """A whole network as one compiled program that returns the result of every step.
+
+    Args:
+      model: in eval mode.
+      orders: of the sums of its steps, by name; a step without one is computed as XLA does.
+    """
+
+    def __init__(self, model: MobileNet, orders: Mapping[str, SumOrder]) -> None:
+        graph, self._state = nnx.split(model)
+
+        def run(state: Any, images: jax.Array, received: Any, replaced: Any) -> dict[str, jax.Array]:
+            values = {IMAGES: images}
+            for step in steps(nnx.merge(graph, state)):
+                operands = [values[name] for name in step.inputs]
+                if step.name in received:
+                    other = zip(replaced[step.name], received[step.name], operands)
+                    operands = [jnp.where(is_replaced, theirs, ours) for is_replaced, theirs, ours in other]
+                values[step.name] = in_order(step, orders.get(step.name))(*operands)
+            return values
+
+        self._run = jax.jit(run)
+
+    def __call__(
+        self,
+        images: np.ndarray,
+        received: Mapping[str, Sequence[np.ndarray]],
+        replaced: Mapping[str, Sequence[bool]],
+    ) -> dict[str, np.ndarray]:
+        """Return the result of each step by name, and the images.
+
+        Args:
+          images: `(N, H, W, C)`.
+          received: PyTorch's operands of a step, in the shapes of JAX's.
+          replaced: which of them the step takes, instead of the results of the steps before it.
+        """
+        values = self._run(self._state, images, dict(received), {name: list(flags) for name, flags in replaced.items()})
+        return {name: np.asarray(value) for name, value in values.items()}
+
+
+def in_order(step: ModelStep, order: SumOrder | None) -> Callable[..., jax.Array]:
+    """Return a step in PyTorch's arithmetic: its sums in an order, its normalization and activation as PyTorch's."""
+    layer: Any = step.layer
+    if isinstance(layer, BatchNorm):
+        return lambda x: layer.epilogue(None).apply(x, x.ndim - 2, x.dtype)
+    if step.is_activation:
+        return _IN_PYTORCH.get(step.run, step.run)
+    if order is None:
+        return step.run
+    if step.kind == "mean":
+        return lambda x: ordered_mean(x.reshape(*x.shape[:-3], x.shape[-3] * x.shape[-2], x.shape[-1]), order)
+    bias = None if layer.bias is None else layer.bias[...]
+    kernel = layer.kernel[...]
+    if step.kind != "convolution":
+        return lambda x: ordered_matmul(x, kernel, bias, order=order)
+    flat = kernel.reshape(-1, kernel.shape[-1])
+    settings = {"strides": layer.strides, "padding": layer.padding, "kernel_dilation": layer.kernel_dilation}
+
+    def convolution(x: jax.Array) -> jax.Array:
+        windows = unfold(x, kernel.shape[:-2], **settings)
+        return ordered_matmul(windows.reshape(*windows.shape[:-3], len(flat)), flat, bias, order=order)
+
+    return convolution
 
 
 @nnx.jit
@@ -208,6 +323,14 @@ def activation_name(function: Callable[[jax.Array], jax.Array]) -> str:
         return NAMELESS
     library = (getattr(function, "__module__", None) or "").partition(".")[0]
     return name if library in _LIBRARIES else f"own {name}"
+
+
+#: The same functions with PyTorch's roundings.
+_IN_PYTORCH: Mapping[Any, Callable[[jax.Array], jax.Array]] = {
+    nnx.relu: epilogue.relu,
+    nnx.hard_swish: epilogue.hard_swish,
+    nnx.hard_sigmoid: epilogue.hard_sigmoid,
+}
 
 
 def _add(x: jax.Array, y: jax.Array) -> jax.Array:
