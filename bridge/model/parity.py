@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,25 @@ import numpy as np
 from bridge.diagnosis import Comparison, Verdict
 from bridge.model.explanations import explained
 from bridge.model.known_orders import KnownOrders
-from bridge.model.matching import Counterpart, Missing, described, match
+from bridge.model.matching import Counterpart, Matching, Missing, described, match
 from bridge.model.operation_verdicts import judge, judge_others, recognized
 from bridge.model.operations import INPUT, Operation
-from bridge.model.steps import IMAGES, ModelStep, in_eval_mode, on_other_numbers, run_module, steps
+from bridge.model.orders import is_a_sum
+from bridge.model.parameters import with_parameters
+from bridge.model.steps import (
+    IMAGES,
+    ModelStep,
+    OneProgram,
+    in_eval_mode,
+    on_other_numbers,
+    parameters_of,
+    run_module,
+    steps,
+)
+from bridge.numerics import same_bits
 from bridge.weights.manifest import WeightsManifest
 from jaxdw.models import MobileNet
+from jaxdw.sum_order import SumOrder
 
 _log = logging.getLogger("bridge")
 
@@ -241,7 +254,7 @@ def same_bits_parity(
         raise ValueError(f"`module` is {type(module).__name__}, which gives other bits when it runs again")
     every = steps(model)
     matching = match(every, done, manifest)
-    networks = _Networks(images, done, known)
+    networks = _Networks(images, done, known, is_one_program=True)
     for step in track(every):
         networks.reveal(step, matching)
     _log.info("%s: compiling it in JAX", name)
@@ -262,7 +275,7 @@ def same_bits_parity(
         networks.running = program(images, received, replaced)
     layers = [layer for step in every for layer in networks.layers(step, matching)]
     layers += map(networks.missing, matching.missing.get("", ()))
-    ours = np.asarray(run_module(with_arithmetic(model, Arithmetic(networks.orders)), images))
+    ours = networks.running[every[-1].name]
     return ModelParity(
         name,
         images.shape,
@@ -286,7 +299,7 @@ def _checked(model: MobileNet, images: np.ndarray) -> MobileNet:
 
 
 class _Networks:
-    """Both networks on the same images, while the Flax model runs step by step.
+    """Both networks on the same images, while the Flax model runs step by step, or after it ran as one program.
 
     Attributes:
       running: the result of each step in the Flax model's own run, by its name.
@@ -294,10 +307,13 @@ class _Networks:
       orders: of PyTorch's sums, by the name of a step, where JAX computes in them.
     """
 
-    def __init__(self, images: np.ndarray, done: Sequence[Operation], known: KnownOrders) -> None:
+    def __init__(
+        self, images: np.ndarray, done: Sequence[Operation], known: KnownOrders, *, is_one_program: bool = False
+    ) -> None:
         self._images = images
         self._done = done
         self._known = known
+        self._is_one_program = is_one_program
         self._words: dict[str, str] = {}
         self.orders: dict[str, SumOrder] = {}
         self.running: dict[str, Any] = {IMAGES: images}

@@ -141,6 +141,11 @@ class OneProgram:
 
         self._run = jax.jit(run)
 
+    def shapes(self, images: np.ndarray) -> dict[str, tuple[int, ...]]:
+        """Return the shape of the result of each step by name, and of the images."""
+        found = jax.eval_shape(self._run, self._state, images, {}, {})
+        return {name: value.shape for name, value in found.items()}
+
     def __call__(
         self,
         images: np.ndarray,
