@@ -106,7 +106,7 @@ def _paths(sums: ManySums) -> tuple[list[int], list[_Path]]:
         if (np.abs(units - outside) > 0.25).any() or (outside < 0).any() or (outside > n - 2).any():
             raise Contradiction("the masks leave remainders that are no count of terms")
         sizes = iter((n - outside).astype(int).tolist())
-        for first, others in level:
+        for _, others in level:
             groups: dict[int, list[int]] = collections.defaultdict(list)
             for leaf in others:
                 groups[next(sizes)].append(leaf)

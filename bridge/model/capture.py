@@ -7,7 +7,7 @@ place count as that result.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,8 +55,10 @@ LAYOUTS: Mapping[str, torch.memory_format] = {
 def layout_of(module: torch.nn.Module) -> str:
     """Return the layout of a model: "channels_last" where a weight of several taps and channels is stored so."""
     kernels = [each for each in module.parameters() if each.ndim == 4 and not each.is_contiguous()]
-    return "channels_last" if any(each.is_contiguous(memory_format=torch.channels_last) for each in kernels) else (
-        "contiguous"
+    return (
+        "channels_last"
+        if any(each.is_contiguous(memory_format=torch.channels_last) for each in kernels)
+        else ("contiguous")
     )
 
 
@@ -242,15 +244,19 @@ def _layout(x: torch.Tensor) -> str:
     return "contiguous" if x.is_contiguous() else "channels_last" if x.stride(1) == 1 else "other"
 
 
+#: Operators that are sums of products, and the names of their input, weight and bias.
+_OPERANDS: Mapping[str, Sequence[str]] = {
+    "convolution": ("input", "weight", "bias"),
+    "addmm": ("mat1", "mat2", "self"),
+    "mm": ("self", "mat2"),
+    "mean": ("self",),
+}
+
+
 def _again(func: Any, given: Mapping[str, Any]) -> Callable[..., np.ndarray] | None:
     """Return the operator as a function of new numbers, which stand in memory as those that it was given."""
     name = func.overloadpacket._qualified_op_name.removeprefix("aten::")
-    names = {
-        "convolution": ("input", "weight", "bias"),
-        "addmm": ("mat1", "mat2", "self"),
-        "mm": ("self", "mat2", None),
-        "mean": ("self", None, None),
-    }.get(name)
+    names = _OPERANDS.get(name)
     if names is None or any(given.get(factor, 1) != 1 for factor in ("alpha", "beta")):
         return None
     kept = {name: each for name, each in given.items() if name not in names}
@@ -260,7 +266,7 @@ def _again(func: Any, given: Mapping[str, Any]) -> Callable[..., np.ndarray] | N
         if name in ("addmm", "mm") and weight is not None:
             weight = weight.T
         arrays = (np.moveaxis(x, -1, 1) if x.ndim > 2 else x, weight, bias)
-        new = {name: None for name in names if name in given}
+        new: dict[str, torch.Tensor | None] = {name: None for name in names if name in given}
         for name_of, array in zip(names, arrays):
             if array is not None:
                 shape, strides = forms[name_of]

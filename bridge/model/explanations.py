@@ -2,8 +2,8 @@
 
 Sums of products are replayed in their revealed orders (`bridge.model.orders`). Other operations are replayed by the
 algebraic forms below. A form of batch normalization takes its factor a either from correctly rounded operations, or as
-the operation itself gives it for x = 1, m = 0 and b = 0: XLA's inverse square root is not correctly rounded, and nothing
-is claimed about how it is computed.
+the operation itself gives it for x = 1, m = 0 and b = 0: XLA's inverse square root is not correctly rounded, and no
+claim is made on how it is computed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bridge.diagnosis import Comparison, Verdict
 from bridge.model.known_orders import KnownOrders
 from bridge.model.operation_verdicts import NAMES
 from bridge.model.operations import Operation
-from bridge.model.orders import Run, is_a_sum, revealed
+from bridge.model.orders import Run, is_a_sum
 from bridge.numerics import FLOAT32, same_bits, ulp_distance
 
 _FLOATS = Accumulator(FLOAT32)

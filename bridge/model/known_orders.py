@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,7 +51,7 @@ class KnownOrders:
         """Write all orders to the cache."""
         if self._path is None:
             return
-        new = {key: [list(map(str, dataclasses.astuple(order))) for order in orders] for key, orders in self._known.items()}
+        new = {key: [_stored(order) for order in orders] for key, orders in self._known.items()}
         if any(self._stored.get(key) != orders for key, orders in new.items()):
             write_cache(self._path, {**self._stored, **new})
 
@@ -67,6 +66,10 @@ def _key(operation: Operation, framework: str) -> str:
 def _read(path: Path) -> Mapping[str, list[list[str]]]:
     stored = read_cache(path)
     return stored if isinstance(stored, dict) else {}
+
+
+def _stored(order: Order) -> list[str]:
+    return [str(order.tree), str(order.from_zero), order.finish]
 
 
 def _orders(stored: object) -> Sequence[Order]:

@@ -126,9 +126,9 @@ def revealed(operation: Operation, run: Run, y: np.ndarray, known: Sequence[Orde
     while (labels < 0).any() and len(orders) < MOST_ORDERS:
         lost = labels < 0
         asked = np.argwhere(lost & sums.whole[:, None] if (lost & sums.whole[:, None]).any() else lost)
-        at = tuple(int(i) for i in asked[-1 if orders else 0])
+        row, column = asked[-1 if orders else 0].tolist()
         found = False
-        for many in sums.probes(at):
+        for many in sums.probes((row, column)):
             try:
                 tree = reveal_tree(many)
                 zero = starts_from_zero(many)
@@ -188,18 +188,18 @@ def _chain(tree: Tree) -> list[Leaf]:
 def _steps(tree: Tree, from_zero: bool) -> Iterator[int]:
     """Yield the postfix program of a tree: `SumOrder.steps`."""
     for node in tree.nodes():
-        match node.kind:
-            case "empty":
+        match node.kind, node.leaf:
+            case "empty", _:
                 yield sum_order.ZERO
-            case "leaf" if node.leaf == BIAS:
+            case "leaf", str():
                 yield sum_order.BIAS
-            case "leaf" if from_zero:
-                yield from (sum_order.ZERO, 2 * int(node.leaf) + 1)
-            case "leaf":
-                yield 2 * int(node.leaf)
-            case "fma":
-                yield 2 * int(node.leaf) + 1
-            case "add":
+            case "leaf", int(term) if from_zero:
+                yield from (sum_order.ZERO, 2 * term + 1)
+            case "leaf", int(term):
+                yield 2 * term
+            case "fma", int(term):
+                yield 2 * term + 1
+            case "add", _:
                 yield sum_order.ADD
 
 

@@ -145,6 +145,8 @@ class ModelParity:
     def verdict(self) -> Verdict:
         """The weakest verdict of all operations; INCONCLUSIVE at best where one was not compared."""
         verdicts = [layer.verdict for layer in self.layers] + [Verdict.INCONCLUSIVE] * bool(self.left)
+        if self.same_bits and self.logits.different and not self.replaced:
+            verdicts.append(Verdict.BUG)  # the program that returns no results but the logits has other bits
         wrong = [verdict for verdict in verdicts if not verdict.passes and verdict is not Verdict.INCONCLUSIVE]
         return max(wrong or verdicts, key=Verdict.rank)
 
@@ -269,8 +271,8 @@ def same_bits_parity(
     networks.running = program(images, received, replaced)
     for step in every:
         if step.name in received:
-            ours = (networks.running[name] for name in step.inputs)
-            replaced[step.name] = [not same_bits(a, b).all() for a, b in zip(ours, received[step.name])]
+            reached = (networks.running[name] for name in step.inputs)
+            replaced[step.name] = [not same_bits(a, b).all() for a, b in zip(reached, received[step.name])]
     if any(map(any, replaced.values())):
         networks.running = program(images, received, replaced)
     layers = [layer for step in every for layer in networks.layers(step, matching)]
