@@ -63,28 +63,29 @@ class Revealed:
       orders: those found, the most frequent first.
       labels: int8 of the operation's output: the first order whose replay gives that element; -1 for none.
       reason: why elements have none; empty where all have one.
+      channels: which order the channels have, each up to a channel, ascending; empty where no such ranges give all
+        elements.
     """
 
     orders: Sequence[Order]
     labels: np.ndarray
     reason: str = ""
+    channels: Sequence[tuple[int, Order]] = ()
 
     @property
     def replayed(self) -> np.ndarray:
         """Which elements are reproduced, bool."""
         return self.labels >= 0
 
-    @property
-    def only(self) -> Order | None:
-        """The order of all elements; None where there are several, or none for some."""
-        return self.orders[0] if self.orders and not self.labels.any() else None
-
     def __str__(self) -> str:
-        found = [str(order) for order in self.orders]
-        if self.only is not None:
-            return found[0]
-        counts = [int((self.labels == number).sum()) for number in range(len(found))]
-        told = [f"{count} elements: {order}" for count, order in zip(counts, found) if count]
+        if len(self.channels) == 1:
+            return str(self.channels[0][1])
+        if self.channels:
+            starts = (0, *(end for end, _ in self.channels))
+            parts = zip(starts, self.channels)
+            return "; ".join(f"channels {start} to {end - 1}: {order}" for start, (end, order) in parts)
+        counts = [int((self.labels == number).sum()) for number in range(len(self.orders))]
+        told = [f"{count} elements: {order}" for count, order in zip(counts, self.orders) if count]
         if lost := int((self.labels < 0).sum()):
             told.append(f"{lost} elements: {self.reason}")
         return "; ".join(told)
@@ -141,7 +142,26 @@ def revealed(operation: Operation, run: Run, y: np.ndarray, known: Sequence[Orde
         if not found:
             break
     where = labels.reshape(operation.output.shape)
-    return Revealed(orders, where, reason if (labels < 0).any() else "")
+    if (labels < 0).any():
+        return Revealed(orders, where, reason)
+    return Revealed(orders, where, "", _by_channel(sums, orders, y, operation.output.shape[-1]))
+
+
+def _by_channel(sums: _Sums, orders: Sequence[Order], y: np.ndarray, channels: int) -> Sequence[tuple[int, Order]]:
+    """Return ranges of channels that have one order each, as long as can be."""
+    if len(orders) == 1:
+        return ((channels, orders[0]),)
+    gives = [np.all(same_bits(sums.replay(order), y).reshape(-1, channels), axis=0) for order in orders]
+    ranges: list[tuple[int, Order]] = []
+    start = 0
+    while start < channels:
+        ends = [start + int(np.argmin(np.append(each[start:], False))) for each in gives]
+        end = max(ends)
+        if end == start or len(ranges) == MOST_ORDERS:
+            return ()
+        ranges.append((end, orders[ends.index(end)]))
+        start = end
+    return ranges
 
 
 def described(tree: Tree) -> str:

@@ -19,9 +19,11 @@ from bridge.model.orders import is_a_sum
 from bridge.model.parameters import with_parameters
 from bridge.model.steps import (
     IMAGES,
+    ByChannel,
     ModelStep,
     OneProgram,
     in_eval_mode,
+    logits_in_order,
     on_other_numbers,
     parameters_of,
     run_module,
@@ -30,7 +32,6 @@ from bridge.model.steps import (
 from bridge.numerics import same_bits
 from bridge.weights.manifest import WeightsManifest
 from jaxdw.models import MobileNet
-from jaxdw.sum_order import SumOrder
 
 _log = logging.getLogger("bridge")
 
@@ -277,7 +278,8 @@ def same_bits_parity(
         networks.running = program(images, received, replaced)
     layers = [layer for step in every for layer in networks.layers(step, matching)]
     layers += map(networks.missing, matching.missing.get("", ()))
-    ours = networks.running[every[-1].name]
+    if (ours := logits_in_order(model, networks.orders, images)) is None:
+        ours = networks.running[every[-1].name]
     return ModelParity(
         name,
         images.shape,
@@ -317,7 +319,7 @@ class _Networks:
         self._known = known
         self._is_one_program = is_one_program
         self._words: dict[str, str] = {}
-        self.orders: dict[str, SumOrder] = {}
+        self.orders: dict[str, ByChannel] = {}
         self.running: dict[str, Any] = {IMAGES: images}
         self.growth = {IMAGES: 0.0}
 
@@ -340,8 +342,8 @@ class _Networks:
             return
         found = self._known.revealed(operation, "PyTorch", operation.run, operation.output)
         self._words[step.name] = str(found)
-        if found.only is not None and found.only.finish != "product":
-            self.orders[step.name] = found.only.sum_order
+        if found.channels and all(order.finish != "product" for _, order in found.channels):
+            self.orders[step.name] = [(end, order.sum_order) for end, order in found.channels]
 
     def received(self, step: ModelStep, counterpart: Counterpart, shapes: Mapping[str, Any]) -> list[np.ndarray]:
         """Return PyTorch's operands of a step in the shapes that JAX's operands have."""

@@ -15,12 +15,13 @@ from flax import nnx
 from bridge.model.parameters import LayerParameters
 from jaxdw import epilogue
 from jaxdw.epilogue import hard_swish
+from jaxdw.full_conv import ordered_conv
 from jaxdw.matmul import ordered_matmul, ordered_mean
-from jaxdw.models import MobileNet
-from jaxdw.models.blocks import BatchNorm, ConvNormAct, InvertedResidual, SqueezeExcite, global_average_pool
+from jaxdw.models import Arithmetic, MobileNet, with_arithmetic
+from jaxdw.models.blocks import BatchNorm, ConvNormAct, InvertedResidual, SqueezeExcite
+from jaxdw.models.layers import Conv, GlobalAveragePool, Linear
 from jaxdw.nnx import DepthwiseConv
 from jaxdw.sum_order import SumOrder
-from jaxdw.windows import unfold
 
 #: The name of the input.
 IMAGES = "images"
@@ -118,16 +119,27 @@ def parameters_of(layer: nnx.Module | None) -> LayerParameters:
     return LayerParameters(arrays)
 
 
+#: The orders of a sum by channel: each up to a channel, ascending, the last up to their number.
+ByChannel = Sequence[tuple[int, SumOrder]]
+
+
 class OneProgram:
-    """A whole network as one compiled program that returns the result of every step.
+    """A whole network in PyTorch's arithmetic, as one compiled program that returns the result of every step.
 
     Args:
       model: in eval mode.
       orders: of the sums of its steps, by name; a step without one is computed as XLA does.
     """
 
-    def __init__(self, model: MobileNet, orders: Mapping[str, SumOrder]) -> None:
-        graph, self._state = nnx.split(model)
+    def __init__(self, model: MobileNet, orders: Mapping[str, ByChannel]) -> None:
+        view = nnx.clone(model, variables=False)
+        for path, module in nnx.iter_modules(view):
+            if isinstance(module, (Linear, Conv, GlobalAveragePool)):
+                known = orders.get(".".join(map(str, path)), ())
+                module.order = known[0][1] if len(known) == 1 else None
+            elif isinstance(module, BatchNorm):
+                module.is_defined = True
+        graph, self._state = nnx.split(view)
 
         def run(state: Any, images: jax.Array, received: Any, replaced: Any) -> dict[str, jax.Array]:
             values = {IMAGES: images}
@@ -136,7 +148,7 @@ class OneProgram:
                 if step.name in received:
                     other = zip(replaced[step.name], received[step.name], operands)
                     operands = [jnp.where(is_replaced, theirs, ours) for is_replaced, theirs, ours in other]
-                values[step.name] = in_order(step, orders.get(step.name))(*operands)
+                values[step.name] = _in_orders(step, orders.get(step.name, ()))(*operands)
             return values
 
         self._run = jax.jit(run)
@@ -163,29 +175,44 @@ class OneProgram:
         return {name: np.asarray(value) for name, value in values.items()}
 
 
-def in_order(step: ModelStep, order: SumOrder | None) -> Callable[..., jax.Array]:
-    """Return a step in PyTorch's arithmetic: its sums in an order, its normalization and activation as PyTorch's."""
-    layer: Any = step.layer
-    if isinstance(layer, BatchNorm):
-        return lambda x: layer.epilogue(None).apply(x, x.ndim - 2, x.dtype)
+def _in_orders(step: ModelStep, orders: ByChannel) -> Callable[..., jax.Array]:
+    """Return a step whose layer has its order, with PyTorch's roundings, and with several orders where it has them."""
     if step.is_activation:
         return _IN_PYTORCH.get(step.run, step.run)
-    if order is None:
+    if len(orders) < 2:
         return step.run
-    if step.kind == "mean":
-        return lambda x: ordered_mean(x.reshape(*x.shape[:-3], x.shape[-3] * x.shape[-2], x.shape[-1]), order)
-    bias = None if layer.bias is None else layer.bias[...]
-    kernel = layer.kernel[...]
-    if step.kind != "convolution":
-        return lambda x: ordered_matmul(x, kernel, bias, order=order)
-    flat = kernel.reshape(-1, kernel.shape[-1])
-    settings = {"strides": layer.strides, "padding": layer.padding, "kernel_dilation": layer.kernel_dilation}
+    starts = (0, *(end for end, _ in orders))
 
-    def convolution(x: jax.Array) -> jax.Array:
-        windows = unfold(x, kernel.shape[:-2], **settings)
-        return ordered_matmul(windows.reshape(*windows.shape[:-3], len(flat)), flat, bias, order=order)
+    def by_channel(x: jax.Array) -> jax.Array:
+        parts = []
+        for start, (end, order) in zip(starts, orders):
+            if step.kind == "mean":
+                pixels = x[..., start:end].reshape(*x.shape[:-3], x.shape[-3] * x.shape[-2], end - start)
+                parts.append(ordered_mean(pixels, order))
+                continue
+            layer: Any = step.layer
+            kernel, bias = layer.kernel[..., start:end], None if layer.bias is None else layer.bias[start:end]
+            if isinstance(layer, Linear):
+                parts.append(ordered_matmul(x, kernel, bias, order=order))
+            else:
+                settings = {"strides": layer.strides, "padding": layer.padding}
+                dilation = layer.kernel_dilation
+                parts.append(ordered_conv(x, kernel, bias, kernel_dilation=dilation, order=order, **settings))
+        return jnp.concatenate(parts, -1)
 
-    return convolution
+    return by_channel
+
+
+def logits_in_order(model: MobileNet, orders: Mapping[str, ByChannel], images: np.ndarray) -> np.ndarray | None:
+    """Return the logits of a model in this arithmetic, as its user runs it; None where `Arithmetic` has not all of it.
+
+    That is where a layer has several orders, or none, or a function has no defined roundings.
+    """
+    try:
+        arithmetic = Arithmetic({name: known[0][1] for name, known in orders.items() if len(known) == 1})
+        return np.asarray(run_module(with_arithmetic(model, arithmetic), images))
+    except ValueError:
+        return None
 
 
 @nnx.jit
@@ -247,7 +274,7 @@ class _Steps(list[ModelStep]):
             last = self.block(f"blocks.{i}", block, last)
         if model.head is not None:
             last = self.unit("head", model.head, last)
-        last = self.add("mean", "mean", (last,), global_average_pool)
+        last = self.add("mean", "mean", (last,), model.mean)
         if model.hidden is not None:
             last = self.layer("hidden", model.hidden, last)
             last = self.activation("hidden", model.architecture.activation, last)
@@ -276,7 +303,7 @@ class _Steps(list[ModelStep]):
     def squeeze_excite(self, path: str, module: SqueezeExcite, given: str) -> str:
         if _has_own_call(module, SqueezeExcite):
             return self.opaque(path, module, given)
-        last = self.add(f"{path}.mean", "mean", (given,), global_average_pool)
+        last = self.add(f"{path}.mean", "mean", (given,), module.mean)
         last = self.layer(f"{path}.reduce", module.reduce, last)
         last = self.activation(f"{path}.reduce", module.activation, last)
         last = self.layer(f"{path}.expand", module.expand, last)
