@@ -146,6 +146,115 @@ def matmul(
     )
 
 
+def batch_norm(
+    x: int,
+    scale: int,
+    bias: int,
+    y: int,
+    mean: int,
+    var: int,
+    shape: tuple[int, int],
+    dtype: str,
+    *,
+    epsilon: float,
+    activation: str | None = None,
+    threads: int = 1,
+    isa: str | None = None,
+) -> None:
+    """Write y, mean and variance of dense arrays at these addresses; see `jaxdw.batch_norm`.
+
+    Args:
+      shape: rows and channels of x and y, which are of `dtype`. All else is float64 for float64, else float32.
+      activation: None, "relu" or "relu6".
+
+    Raises:
+      as `conv`.
+    """
+    _check(
+        native.library().jaxdw_batch_norm(
+            *_start(isa, threads, dtype),
+            *map(ctypes.c_int64, shape),
+            ctypes.c_double(epsilon),
+            ACTIVATIONS[activation],
+            *map(_address, (x, scale, bias, y, mean, var)),
+        ),
+        isa,
+    )
+
+
+def batch_norm_gradient(
+    x: int,
+    scale: int,
+    bias: int,
+    mean: int,
+    var: int,
+    dy: int,
+    dx: int,
+    dscale: int,
+    dbias: int,
+    shape: tuple[int, int],
+    dtype: str,
+    *,
+    epsilon: float,
+    activation: str | None = None,
+    threads: int = 1,
+    isa: str | None = None,
+) -> None:
+    """Write dx, dscale and dbias of what `batch_norm` read and wrote, and dy; otherwise as that."""
+    _check(
+        native.library().jaxdw_batch_norm_gradient(
+            *_start(isa, threads, dtype),
+            *map(ctypes.c_int64, shape),
+            ctypes.c_double(epsilon),
+            ACTIVATIONS[activation],
+            *map(_address, (x, scale, bias, mean, var, dy, dx, dscale, dbias)),
+        ),
+        isa,
+    )
+
+
+def cross_entropy(
+    logits: int,
+    labels: int,
+    ct: int | None,
+    result: int,
+    shape: tuple[int, int],
+    dtype: str,
+    *,
+    threads: int = 1,
+    isa: str | None = None,
+) -> None:
+    """Write the mean cross entropy, one number; with `ct`, one number, the gradient by the logits instead.
+
+    Args:
+      labels: int32, one for each row.
+      shape: rows and classes.
+
+    Raises:
+      as `conv`.
+    """
+    addresses = map(_address, (logits, labels, ct, result))
+    _check(
+        native.library().jaxdw_cross_entropy(*_start(isa, threads, dtype), *map(ctypes.c_int64, shape), *addresses), isa
+    )
+
+
+def axpby(
+    factors: int, x: int, y: int, result: int, count: int, dtype: str, *, threads: int = 1, isa: str | None = None
+) -> None:
+    """Write a x + b y of `count` numbers; `factors` are a and b, float64 for float64, else float32.
+
+    Raises:
+      as `conv`.
+    """
+    addresses = map(_address, (factors, x, y, result))
+    _check(native.library().jaxdw_axpby(*_start(isa, threads, dtype), ctypes.c_int64(count), *addresses), isa)
+
+
+def _start(isa: str | None, threads: int, dtype: str) -> tuple[bytes | None, ctypes.c_int64, int]:
+    return None if isa is None else isa.encode(), ctypes.c_int64(threads), TYPES[dtype]
+
+
 def three(values: tuple[int, ...], missing: int) -> tuple[int, ...]:
     """Return one value for each of three spatial axes, the last ones being given."""
     return (missing,) * (3 - len(values)) + values

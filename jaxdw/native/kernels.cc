@@ -834,9 +834,13 @@ void kernel_gradient(const KernelGradient& of, Threads& threads) {
 }  // namespace
 
 void matmul(const Matmul&, Threads&);
+void batch_norm(const BatchNorm&, Threads&);
+void batch_norm_gradient(const BatchNormGradient&, Threads&);
+void cross_entropy(const CrossEntropy&, Threads&);
+void axpby(const Axpby&, Threads&);
 
 extern const Kernels kernels;
-const Kernels kernels = {conv, kernel_gradient, matmul};
+const Kernels kernels = {conv, kernel_gradient, matmul, batch_norm, batch_norm_gradient, cross_entropy, axpby};
 
 }  // namespace JAXDW_ISA
 }  // namespace jaxdw

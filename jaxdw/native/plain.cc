@@ -109,6 +109,41 @@ JAXDW_EXPORT int jaxdw_matmul(const char* isa, int64_t threads, int type, const 
   });
 }
 
+// rows and channels; activation: 0 none, 1 ReLU, 2 ReLU6. y, mean and var are written.
+JAXDW_EXPORT int jaxdw_batch_norm(const char* isa, int64_t threads, int type, int64_t rows, int64_t channels,
+                                  double epsilon, int activation, const void* x, const void* scale, const void* bias,
+                                  void* y, void* mean, void* var) {
+  using namespace jaxdw;
+  BatchNorm of{rows, channels, Type(type), epsilon, Activation(activation), x, scale, bias, y, mean, var};
+  return checked(isa, threads, [&](const Kernels& kernels, Threads& own) { kernels.batch_norm(of, own); });
+}
+
+// dx, dscale and dbias are written.
+JAXDW_EXPORT int jaxdw_batch_norm_gradient(const char* isa, int64_t threads, int type, int64_t rows, int64_t channels,
+                                           double epsilon, int activation, const void* x, const void* scale,
+                                           const void* bias, const void* mean, const void* var, const void* dy,
+                                           void* dx, void* dscale, void* dbias) {
+  using namespace jaxdw;
+  BatchNormGradient of{rows, channels, Type(type), epsilon, Activation(activation), x, scale, bias,
+                       mean, var,      dy,         dx,      dscale,                 dbias};
+  return checked(isa, threads, [&](const Kernels& kernels, Threads& own) { kernels.batch_norm_gradient(of, own); });
+}
+
+// Writes the loss, one number; with `ct`, one number, the gradient by the logits.
+JAXDW_EXPORT int jaxdw_cross_entropy(const char* isa, int64_t threads, int type, int64_t rows, int64_t classes,
+                                     const void* logits, const int32_t* labels, const void* ct, void* result) {
+  using namespace jaxdw;
+  CrossEntropy of{rows, classes, Type(type), logits, labels, ct, result};
+  return checked(isa, threads, [&](const Kernels& kernels, Threads& own) { kernels.cross_entropy(of, own); });
+}
+
+JAXDW_EXPORT int jaxdw_axpby(const char* isa, int64_t threads, int type, int64_t count, const void* factors,
+                             const void* x, const void* y, void* result) {
+  using namespace jaxdw;
+  Axpby of{count, Type(type), factors, x, y, result};
+  return checked(isa, threads, [&](const Kernels& kernels, Threads& own) { kernels.axpby(of, own); });
+}
+
 // The name of an instruction set's kernels (the default one's for nullptr), or nullptr where there are none.
 JAXDW_EXPORT const char* jaxdw_isa(const char* isa) {
   const jaxdw::Kernels* kernels = jaxdw::kernels_of(isa);
