@@ -201,6 +201,14 @@ def test_a_mistake_is_named_in_every_dtype(rng, dtype, change, name):
     assert (result.verdict, result.name) == (Verdict.CONVENTION, name)
 
 
+def test_a_bias_near_another_is_not_taken_for_it():
+    # of this seed, the rounding of y is greater than the distance of two biases
+    case = make(np.random.default_rng(2170177477), dtype=ml_dtypes.bfloat16)
+    result = compare(exact(case.replace(x=case.x[..., ::-1])).value, exact(case).value, case)
+    assert (result.verdict, result.name) == (Verdict.CONVENTION, "input channels permuted")
+    assert "bias" not in result.fix
+
+
 def test_float32_in_place_of_float64_is_a_precision(rng):
     case = make(rng, dtype=np.float64)
     low = Case(*(a.astype(np.float32) for a in (case.x, case.kernel, case.bias)))
