@@ -283,8 +283,8 @@ class _Sums:
             whole = np.tile(read.reshape(-1, read.shape[3] * read.shape[4]).all(axis=1), len(x))
         rows = np.ascontiguousarray(matrix.reshape(-1, terms))
         whole = np.ones(len(rows), bool) if is_linear else whole
-        is_middle = np.zeros(operation.output.shape[:-1], bool)
-        is_middle[tuple(slice(n // 2, n // 2 + 1) for n in is_middle.shape)] = True
+        is_middle: np.ndarray = np.zeros(operation.output.shape[:-1], bool)
+        is_middle[tuple(size // 2 for size in is_middle.shape)] = True
         w = np.ascontiguousarray(weight.transpose(order).reshape(terms, columns))
         return cls(rows, w, bias, whole, is_middle.ravel(), of_rows if is_free else None, of_columns)
 
