@@ -103,7 +103,7 @@ def _paths(sums: ManySums) -> tuple[list[int], list[_Path]]:
         pairs = [(max(first, j), min(first, j)) for first, others in level for j in others]
         units = sums.answers(given, pairs) / given.unit
         outside = np.rint(units)
-        if (np.abs(units - outside) > 0.25).any() or (outside < 0).any() or (outside > n - 2).any():
+        if not ((np.abs(units - outside) <= 0.25) & (outside >= 0) & (outside <= n - 2)).all():
             raise Contradiction("the masks leave remainders that are no count of terms")
         sizes = iter((n - outside).astype(int).tolist())
         for _, others in level:
@@ -164,6 +164,6 @@ def _fused(sums: ManySums, joins: Sequence[tuple[int, int]]) -> set[int]:
     given = masks.product_rounding(FLOAT32, FLOAT32)
     pairs = [(max(pair), min(pair)) for pair in joins]
     signs = np.rint(sums.answers(given, pairs) / given.residue)
-    if (np.abs(signs) > 1).any():
+    if not (np.abs(signs) <= 1).all():
         raise Contradiction("products are neither rounded nor taken in by a fused multiply-add")
     return {(i if sign > 0 else j) for (i, j), sign in zip(pairs, signs) if sign}

@@ -62,12 +62,14 @@ def model(
     Exit codes are those of `parity`, for the weakest verdict; 4 where an operation could not be compared.
     """
     from bridge.model import model_parity, same_bits_parity
+    from bridge.model.capture import check_layout
     from bridge.model.known_orders import KnownOrders
     from bridge.model.originals import compared_pair, random_images, read_image
     from bridge.model.record import ModelReport
     from bridge.report.model import model_html, print_model, summary
 
     check_outputs("jaxdw.model", json=json, html=html)
+    check_layout(layout)
     if image is not None and batch is not None:
         raise ValueError(f"`batch` is {batch}, expected none with --image: an .npy file may hold several images")
     images = random_images(size, random_seed, batch or 1) if image is None else read_image(image, size)

@@ -62,14 +62,19 @@ def layout_of(module: torch.nn.Module) -> str:
     )
 
 
+def check_layout(layout: str | None) -> None:
+    """Raise where a layout is neither None nor one of `LAYOUTS`."""
+    if layout is not None and layout not in LAYOUTS:
+        raise ValueError(f"`layout` is {layout!r}, expected one of {', '.join(LAYOUTS)}")
+
+
 def in_layout(module: torch.nn.Module, layout: str | None) -> torch.nn.Module:
     """Return a copy of a model in a layout; the model itself where it has that layout, or None is asked for.
 
     Raises:
       ValueError: an unknown layout.
     """
-    if layout is not None and layout not in LAYOUTS:
-        raise ValueError(f"`layout` is {layout!r}, expected one of {', '.join(LAYOUTS)}")
+    check_layout(layout)
     if layout is None or layout == layout_of(module):
         return module
     return copy.deepcopy(module).to(memory_format=LAYOUTS[layout])

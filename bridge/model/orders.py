@@ -126,7 +126,9 @@ def revealed(operation: Operation, run: Run, y: np.ndarray, known: Sequence[Orde
     reason = ""
     while (labels < 0).any() and len(orders) < MOST_ORDERS:
         lost = labels < 0
-        asked = np.argwhere(lost & sums.whole[:, None] if (lost & sums.whole[:, None]).any() else lost)
+        for preferred in (lost & sums.is_middle[:, None], lost & sums.whole[:, None]):
+            lost = preferred if preferred.any() else lost
+        asked = np.argwhere(lost)
         row, column = asked[-1 if orders else 0].tolist()
         found = False
         for many in sums.probes((row, column)):
@@ -229,7 +231,7 @@ class _Sums:
 
     Attributes:
       x: `(rows, terms)`; w: `(terms, columns)`; bias: `(columns,)` or None.
-      whole: which rows read no padding, bool.
+      whole: which rows read no padding, bool; is_middle: which are in the middle of an image.
       of_rows: takes rows `(rows, terms)`, one number for all weights and one for all biases; returns `(rows, columns)`.
         None where rows share numbers, as windows do.
       of_columns: takes one number for all of x, w and bias; None for a mean.
@@ -241,6 +243,7 @@ class _Sums:
     w: np.ndarray
     bias: np.ndarray | None
     whole: np.ndarray
+    is_middle: np.ndarray
     of_rows: Callable[[np.ndarray, float, float], np.ndarray] | None
     of_columns: Callable[[float, np.ndarray, np.ndarray | None], np.ndarray] | None
     finishes: Sequence[str] = ("",)
@@ -280,8 +283,10 @@ class _Sums:
             whole = np.tile(read.reshape(-1, read.shape[3] * read.shape[4]).all(axis=1), len(x))
         rows = np.ascontiguousarray(matrix.reshape(-1, terms))
         whole = np.ones(len(rows), bool) if is_linear else whole
+        is_middle: np.ndarray = np.zeros(operation.output.shape[:-1], bool)
+        is_middle[tuple(size // 2 for size in is_middle.shape)] = True
         w = np.ascontiguousarray(weight.transpose(order).reshape(terms, columns))
-        return cls(rows, w, bias, whole, of_rows if is_free else None, of_columns)
+        return cls(rows, w, bias, whole, is_middle.ravel(), of_rows if is_free else None, of_columns)
 
     @classmethod
     def _of_mean(cls, operation: Operation, run: Run) -> _Sums:
@@ -293,7 +298,7 @@ class _Sums:
 
         rows = np.ascontiguousarray(np.moveaxis(x, -1, 1).reshape(n * c, -1))
         ones, whole = np.ones((rows.shape[1], 1), np.float32), np.ones(len(rows), bool)
-        return cls(rows, ones, None, whole, of_rows, None, ("division", "product"))
+        return cls(rows, ones, None, whole, ~whole, of_rows, None, ("division", "product"))
 
     def replay(self, order: Order) -> np.ndarray:
         """Return the results by an order, `(rows, columns)`."""

@@ -73,8 +73,8 @@ def with_parameters(
             found,
             verdict=Verdict.CONVENTION,
             name="epsilon",
-            cause=f"epsilon is {layer.epsilon!r} in JAX and {theirs_eps!r} in PyTorch",
-            fix=f"epsilon={theirs_eps!r} in JAX",
+            cause=f"epsilon is {layer.epsilon:.10g} in JAX and {theirs_eps:.10g} in PyTorch",
+            fix=f"epsilon={theirs_eps:.10g} in JAX",
         )
     ours_momentum = layer.momentum
     if ours_momentum is None or theirs_momentum is None or _is_near(ours_momentum, theirs_momentum):

@@ -79,6 +79,7 @@ class ModelStep:
 def on_other_numbers(step: ModelStep, received: jax.Array) -> Callable[..., np.ndarray]:
     """Return the compiled step as a function of other numbers, which `bridge.model.operations.Operation.run` takes.
 
+    An x that PyTorch padded beforehand must be the same number everywhere: what is too much of it is cut off.
     Of a normalization it takes none, and returns the factor of x: its result for x = 1, a mean of 0 and no bias.
 
     Args:
@@ -99,6 +100,8 @@ def on_other_numbers(step: ModelStep, received: jax.Array) -> Callable[..., np.n
         layer.kernel[...] = jnp.asarray(kernel.reshape(layer.kernel[...].shape))
         if bias is not None:
             layer.bias[...] = jnp.asarray(bias)
+        if x.ndim == received.ndim and x.size > received.size:
+            x = x[tuple(map(slice, received.shape))]
         return np.asarray(run_module(layer, x.reshape(received.shape)))
 
     return factor if isinstance(layer, nnx.BatchNorm) else run
