@@ -12,6 +12,7 @@ _PUBLIC = {
     "jaxdw.epilogue": ("Epilogue",),
     "jaxdw.geometry": ("Geometry",),
     "jaxdw.matmul": ("ordered_matmul",),
+    "jaxdw.norm": ("batch_norm",),
     "jaxdw.full_conv": ("ordered_conv",),
     "jaxdw.sum_order": ("SumOrder",),
     "jaxdw.windows": ("contract", "fold", "map_windows", "unfold"),
@@ -19,8 +20,8 @@ _PUBLIC = {
 }
 _NAMES = {name: module for module, names in _PUBLIC.items() for name in names}
 
-#: Public modules; all but `sharding` import Flax.
-_LAZY = ("nnx", "linen", "models", "sharding")
+#: Public modules; all but `sharding` and `training` import Flax.
+_LAZY = ("nnx", "linen", "models", "sharding", "training")
 
 if TYPE_CHECKING:  # the same names for type checkers and editors
     from jaxdw.conv import depthwise_conv as depthwise_conv
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from jaxdw.full_conv import ordered_conv as ordered_conv
     from jaxdw.geometry import Geometry as Geometry
     from jaxdw.matmul import ordered_matmul as ordered_matmul
+    from jaxdw.norm import batch_norm as batch_norm
     from jaxdw.sum_order import SumOrder as SumOrder
     from jaxdw.windows import contract as contract
     from jaxdw.windows import fold as fold

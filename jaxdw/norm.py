@@ -78,7 +78,7 @@ def batch_norm(
         names = ", ".join(name for name in _FUNCTIONS if name)
         raise ValueError(f"`activation` is {activation!r}, expected None or one of {names}")
     operands = (x, arrays["scale"].astype(wide), arrays["bias"].astype(wide))
-    options = {"epsilon": float(epsilon), "activation": activation}
+    options: dict[str, Any] = {"epsilon": float(epsilon), "activation": activation}
     if any(map(is_sharded, operands)):  # XLA knows how to share it out
         return _defined(*operands, **options)
     return tuple(_norm_p.bind(*varying_together(*operands), **options))
@@ -118,7 +118,8 @@ def _kernel(x, scale, bias, *, epsilon: float, activation: str | None):
 
 def _kernel_of_gradient(x, scale, bias, mean, var, dy, *, epsilon: float, activation: str | None):
     channels = jax.ShapeDtypeStruct(scale.shape, scale.dtype)
-    call = jax.ffi.ffi_call(native.BATCH_NORM_GRADIENT, (jax.ShapeDtypeStruct(x.shape, x.dtype), channels, channels))
+    results = (jax.ShapeDtypeStruct(x.shape, x.dtype), channels, channels)
+    call = jax.ffi.ffi_call(native.BATCH_NORM_GRADIENT, results, input_output_aliases={5: 0})  # dx in the place of dy
     return call(x, scale, bias, mean, var, dy, epsilon=np.float64(epsilon), activation=ACTIVATIONS[activation])
 
 

@@ -19,7 +19,7 @@ def axpby(a: float, x: torch.Tensor, b: float, y: torch.Tensor) -> torch.Tensor:
     factors, result = torch.tensor([a, b], dtype=wide_dtype(x)), torch.empty_like(x)
     if x.numel():
         given = (factors, x, y, result)
-        calls.axpby(*(t.data_ptr() for t in given), x.numel(), dtype_name(x), threads=torch.get_num_threads())
+        calls.axpby([t.data_ptr() for t in given], x.numel(), dtype_name(x), threads=torch.get_num_threads())
     return result
 
 
@@ -116,7 +116,7 @@ class SGD(torch.optim.Optimizer):
         super().__init__(params, options)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step, and return the closure's loss."""
         loss = None
         if closure is not None:

@@ -57,8 +57,7 @@ def batch_norm(
         raise ValueError(f"`activation` is {activation!r}, expected None, 'relu' or 'relu6'")
     weight = torch.ones(channels, dtype=wide) if weight is None else weight
     bias = torch.zeros(channels, dtype=wide) if bias is None else bias
-    use_batch = training or running_mean is None or running_var is None
-    if not use_batch:
+    if not training and running_mean is not None and running_var is not None:
         scale = 1 / torch.sqrt(running_var + torch.tensor(eps, dtype=wide)) * weight
         shift = depthwise_conv(-running_mean[None, :, None], scale[:, None, None], bias).reshape(-1)
         flat = x.reshape(*x.shape[:2], -1).to(wide)
@@ -84,8 +83,9 @@ def _norm(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     last = channels_last(x)
     y, mean, var = empty_channels_last(x, x.shape), torch.empty_like(weight), torch.empty_like(weight)
+    given = (last, weight.contiguous(), bias.contiguous(), y, mean, var)
     calls.batch_norm(
-        *(t.data_ptr() for t in (last, weight.contiguous(), bias.contiguous(), y, mean, var)),
+        [t.data_ptr() for t in given],
         (last.numel() // last.shape[-1], last.shape[-1]),
         dtype_name(x),
         epsilon=eps,
@@ -110,7 +110,7 @@ def _norm_gradient(
     dx, dweight, dbias = empty_channels_last(x, x.shape), torch.empty_like(mean), torch.empty_like(mean)
     given = (last, weight.contiguous(), bias.contiguous(), mean, var, dy, dx, dweight, dbias)
     calls.batch_norm_gradient(
-        *(t.data_ptr() for t in given),
+        [t.data_ptr() for t in given],
         (last.numel() // last.shape[-1], last.shape[-1]),
         dtype_name(x),
         epsilon=eps,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -147,12 +148,7 @@ def matmul(
 
 
 def batch_norm(
-    x: int,
-    scale: int,
-    bias: int,
-    y: int,
-    mean: int,
-    var: int,
+    arrays: Sequence[int],
     shape: tuple[int, int],
     dtype: str,
     *,
@@ -161,9 +157,10 @@ def batch_norm(
     threads: int = 1,
     isa: str | None = None,
 ) -> None:
-    """Write y, mean and variance of dense arrays at these addresses; see `jaxdw.batch_norm`.
+    """Write y, mean and variance of dense arrays; see `jaxdw.batch_norm`.
 
     Args:
+      arrays: the addresses of x, scale, bias, y, mean and variance.
       shape: rows and channels of x and y, which are of `dtype`. All else is float64 for float64, else float32.
       activation: None, "relu" or "relu6".
 
@@ -176,22 +173,14 @@ def batch_norm(
             *map(ctypes.c_int64, shape),
             ctypes.c_double(epsilon),
             ACTIVATIONS[activation],
-            *map(_address, (x, scale, bias, y, mean, var)),
+            *map(_address, arrays),
         ),
         isa,
     )
 
 
 def batch_norm_gradient(
-    x: int,
-    scale: int,
-    bias: int,
-    mean: int,
-    var: int,
-    dy: int,
-    dx: int,
-    dscale: int,
-    dbias: int,
+    arrays: Sequence[int],
     shape: tuple[int, int],
     dtype: str,
     *,
@@ -200,14 +189,18 @@ def batch_norm_gradient(
     threads: int = 1,
     isa: str | None = None,
 ) -> None:
-    """Write dx, dscale and dbias of what `batch_norm` read and wrote, and dy; otherwise as that."""
+    """Write dx, dscale and dbias; otherwise as `batch_norm`.
+
+    Args:
+      arrays: the addresses of x, scale, bias, mean, variance, dy, dx, dscale and dbias; dx may be dy.
+    """
     _check(
         native.library().jaxdw_batch_norm_gradient(
             *_start(isa, threads, dtype),
             *map(ctypes.c_int64, shape),
             ctypes.c_double(epsilon),
             ACTIVATIONS[activation],
-            *map(_address, (x, scale, bias, mean, var, dy, dx, dscale, dbias)),
+            *map(_address, arrays),
         ),
         isa,
     )
@@ -239,15 +232,16 @@ def cross_entropy(
     )
 
 
-def axpby(
-    factors: int, x: int, y: int, result: int, count: int, dtype: str, *, threads: int = 1, isa: str | None = None
-) -> None:
-    """Write a x + b y of `count` numbers; `factors` are a and b, float64 for float64, else float32.
+def axpby(arrays: Sequence[int], count: int, dtype: str, *, threads: int = 1, isa: str | None = None) -> None:
+    """Write a x + b y of `count` numbers.
+
+    Args:
+      arrays: the addresses of the factors a and b, float64 for float64, else float32; of x, y and the result.
 
     Raises:
       as `conv`.
     """
-    addresses = map(_address, (factors, x, y, result))
+    addresses = map(_address, arrays)
     _check(native.library().jaxdw_axpby(*_start(isa, threads, dtype), ctypes.c_int64(count), *addresses), isa)
 
 

@@ -115,7 +115,7 @@ struct BatchNorm {
   void *y, *mean, *var;
 };
 
-// dx (rows, channels), dscale and dbias (channels), of dy and what the normalization read and wrote.
+// dx (rows, channels), dscale and dbias (channels), of dy and what the normalization read and wrote. dx may be dy.
 struct BatchNormGradient {
   int64_t rows, channels;
   Type type;

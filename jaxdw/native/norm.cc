@@ -14,6 +14,10 @@ namespace {
 
 // Rows whose sums are one chain.
 constexpr int64_t block_rows = 128;
+// Rows of a block that are read before the next ones: all their channels, as they lie in memory.
+constexpr int64_t rows_at_once = 16;
+// Elements that are fetched ahead where rows are read one after the other.
+constexpr int64_t ahead = 1024;
 // Vectors of channels whose sums are in registers together.
 constexpr int most_vectors = registers == 32 ? 4 : 2;
 // Elements that are worth a thread.
@@ -79,12 +83,14 @@ class Blocks : public Parts {
 
   void run(int64_t part) override {
     Rounding rounding;
+    Array<double> scratch(width_);
     for (int64_t b = part * at_once_; b < std::min(blocks_, (part + 1) * at_once_); ++b)
-      add(b * block_rows, rows_of(b), first_.data() + b * width_, second_.data() + b * width_);
+      add(b * block_rows, rows_of(b), first_.data() + b * width_, second_.data() + b * width_, scratch.data());
   }
 
  protected:
-  virtual void add(int64_t row, int64_t rows, double* first, double* second) = 0;
+  // Adds the rows of a block to its sums, which are 0 before.
+  virtual void add(int64_t row, int64_t rows, double* first, double* second, double* scratch) = 0;
   int64_t rows_of(int64_t block) const { return std::min(block_rows, rows_ - block * block_rows); }
 
   int64_t rows_, channels_, width_, blocks_, at_once_;
@@ -120,38 +126,42 @@ class Moments : public Blocks {
  private:
   static constexpr int halves = doubles_in<V>;
 
-  void add(int64_t row, int64_t rows, double* sums, double* squares) override {
+  void add(int64_t row, int64_t rows, double* sums, double* squares, double* mean) override {
     const T* x = x_ + row * channels_;
-    for_vectors<V, most_vectors>(channels_, [&](int64_t c, auto vectors, auto is_part, int lanes) {
-      constexpr int N = decltype(vectors)::value;
-      constexpr bool part = decltype(is_part)::value;
-      Doubles s[N][halves], mean[N][halves];
-      for (int v = 0; v < N; ++v)
-        for (int h = 0; h < halves; ++h) s[v][h] = Doubles::zero();
-      for (int64_t r = 0; r < rows; ++r)
-        for (int v = 0; v < N; ++v) {
-          Doubles value[halves];
-          widen(load_last<V, part>(x + r * channels_ + c, v, N, lanes), value);
-          for (int h = 0; h < halves; ++h) s[v][h] = jaxdw::JAXDW_ISA::add(s[v][h], value[h]);
-        }
-      for (int v = 0; v < N; ++v)
-        for (int h = 0; h < halves; ++h) {
-          s[v][h].store(sums + c + v * V::lanes + h * Doubles::lanes);
-          mean[v][h] = divide(s[v][h], Doubles::splat(double(rows)));
-          s[v][h] = Doubles::zero();
-        }
-      for (int64_t r = 0; r < rows; ++r)
-        for (int v = 0; v < N; ++v) {
-          Doubles value[halves];
-          widen(load_last<V, part>(x + r * channels_ + c, v, N, lanes), value);
+    add_rows(x, rows, sums, [](Doubles value, Doubles, Doubles sum) { return jaxdw::JAXDW_ISA::add(sum, value); }, mean);
+    for (int64_t c = 0; c < width_; ++c) mean[c] = sums[c] / double(rows);
+    auto square = [](Doubles value, Doubles center, Doubles sum) {
+      Doubles distance = subtract(value, center);
+      return fma(distance, distance, sum);
+    };
+    add_rows(x, rows, squares, square, mean);
+  }
+
+  template <class Of>
+  void add_rows(const T* x, int64_t rows, double* sums, Of of, const double* mean) const {
+    for (int64_t first = 0; first < rows; first += rows_at_once) {
+      const int64_t end = std::min(rows, first + rows_at_once);
+      for_vectors<V, most_vectors>(channels_, [&](int64_t c, auto vectors, auto is_part, int lanes) {
+        constexpr int N = decltype(vectors)::value;
+        constexpr bool part = decltype(is_part)::value;
+        Doubles s[N][halves], center[N][halves];
+        for (int v = 0; v < N; ++v)
           for (int h = 0; h < halves; ++h) {
-            Doubles distance = subtract(value[h], mean[v][h]);
-            s[v][h] = fma(distance, distance, s[v][h]);
+            const int64_t at = c + v * V::lanes + h * Doubles::lanes;
+            s[v][h] = Doubles::load(sums + at), center[v][h] = Doubles::load(mean + at);
           }
-        }
-      for (int v = 0; v < N; ++v)
-        for (int h = 0; h < halves; ++h) s[v][h].store(squares + c + v * V::lanes + h * Doubles::lanes);
-    });
+        for (int64_t r = first; r < end; ++r)
+          for (int v = 0; v < N; ++v) {
+            const int64_t at = r * channels_ + c;
+            __builtin_prefetch(x + at + rows_at_once * channels_ + v * V::lanes);
+            Doubles value[halves];
+            widen(load_last<V, part>(x + at, v, N, lanes), value);
+            for (int h = 0; h < halves; ++h) s[v][h] = of(value[h], center[v][h], s[v][h]);
+          }
+        for (int v = 0; v < N; ++v)
+          for (int h = 0; h < halves; ++h) s[v][h].store(sums + c + v * V::lanes + h * Doubles::lanes);
+      });
+    }
   }
 
   const T* x_;
@@ -170,6 +180,7 @@ class Normalized : public Parts {
   void run(int64_t part) override {
     Rounding rounding;
     Limits<V> limits(of_.activation);
+    part = count() - 1 - part;  // what was read last is in the caches
     const int64_t first = part * at_once_, end = std::min(of_.rows, first + at_once_), channels = of_.channels;
     const T* x = static_cast<const T*>(of_.x) + first * channels;
     T* y = static_cast<T*>(of_.y) + first * channels;
@@ -177,6 +188,7 @@ class Normalized : public Parts {
     for (int64_t row = first; row < end; ++row, x += channels, y += channels)
       for_vectors<V, 1>(channels, [&](int64_t c, auto, auto is_part, int lanes) {
         constexpr bool part = decltype(is_part)::value;
+        __builtin_prefetch(x + c + ahead);
         V distance = subtract(load_last<V, part>(x + c, 0, 1, lanes), V::load(mean + c));
         V value = fma(distance, V::load(factor + c), V::load(bias + c));
         value = at_most(limits.most, at_least(limits.least, value));
@@ -219,7 +231,12 @@ class Products : public Blocks {
  private:
   static constexpr int halves = doubles_in<V>;
 
-  void add(int64_t row, int64_t rows, double* first, double* second) override {
+  void add(int64_t row, int64_t rows, double* first, double* second, double*) override {
+    for (int64_t done = 0; done < rows; done += rows_at_once)
+      add_rows(row + done, std::min(rows_at_once, rows - done), first, second);
+  }
+
+  void add_rows(int64_t row, int64_t rows, double* first, double* second) const {
     const T *x = static_cast<const T*>(of_.x) + row * channels_, *dy = static_cast<const T*>(of_.dy) + row * channels_;
     const Limits<V> limits(of_.activation);
     for_vectors<V, most_vectors / 2>(channels_, [&](int64_t c, auto vectors, auto is_part, int lanes) {
@@ -228,15 +245,22 @@ class Products : public Blocks {
       Doubles s[N][halves], p[N][halves];
       V mean[N], factor[N], bias[N];
       for (int v = 0; v < N; ++v) {
-        for (int h = 0; h < halves; ++h) s[v][h] = p[v][h] = Doubles::zero();
-        mean[v] = V::load(numbers_.mean.data() + c + v * V::lanes);
-        factor[v] = V::load(numbers_.factor.data() + c + v * V::lanes);
-        bias[v] = V::load(numbers_.bias.data() + c + v * V::lanes);
+        const int64_t at = c + v * V::lanes;
+        for (int h = 0; h < halves; ++h) {
+          s[v][h] = Doubles::load(first + at + h * Doubles::lanes);
+          p[v][h] = Doubles::load(second + at + h * Doubles::lanes);
+        }
+        mean[v] = V::load(numbers_.mean.data() + at);
+        factor[v] = V::load(numbers_.factor.data() + at);
+        bias[v] = V::load(numbers_.bias.data() + at);
       }
       for (int64_t r = 0; r < rows; ++r)
         for (int v = 0; v < N; ++v) {
-          V distance = subtract(load_last<V, part>(x + r * channels_ + c, v, N, lanes), mean[v]);
-          V slope = load_last<V, part>(dy + r * channels_ + c, v, N, lanes);
+          const int64_t at = r * channels_ + c, next = at + rows_at_once * channels_ + v * V::lanes;
+          __builtin_prefetch(x + next);
+          __builtin_prefetch(dy + next);
+          V distance = subtract(load_last<V, part>(x + at, v, N, lanes), mean[v]);
+          V slope = load_last<V, part>(dy + at, v, N, lanes);
           slope = behind_activation(distance, factor[v], bias[v], slope, limits);
           Doubles d[halves], g[halves];
           widen(distance, d);
@@ -272,6 +296,7 @@ class InputGradient : public Parts {
   void run(int64_t part) override {
     Rounding rounding;
     const Limits<V> limits(of_.activation);
+    part = count() - 1 - part;  // what was read last is in the caches
     const int64_t first = part * at_once_, end = std::min(of_.rows, first + at_once_), channels = of_.channels;
     const T *x = static_cast<const T*>(of_.x) + first * channels, *dy = static_cast<const T*>(of_.dy) + first * channels;
     T* dx = static_cast<T*>(of_.dx) + first * channels;
@@ -279,6 +304,8 @@ class InputGradient : public Parts {
     for (int64_t row = first; row < end; ++row, x += channels, dy += channels, dx += channels)
       for_vectors<V, 1>(channels, [&](int64_t c, auto, auto is_part, int lanes) {
         constexpr bool part = decltype(is_part)::value;
+        __builtin_prefetch(x + c + ahead);
+        __builtin_prefetch(dy + c + ahead);
         V distance = subtract(load_last<V, part>(x + c, 0, 1, lanes), V::load(mean + c)), by = V::load(factor + c);
         V slope = behind_activation(distance, by, V::load(bias + c), load_last<V, part>(dy + c, 0, 1, lanes), limits);
         V value = fma(slope, by, fma(distance, V::load(slope_ + c), V::load(shift_ + c)));

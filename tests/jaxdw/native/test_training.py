@@ -31,14 +31,14 @@ def wide(dtype):
 
 def run_norm(x, scale, bias, **options):
     y, mean, var = np.empty_like(x), np.empty_like(scale), np.empty_like(scale)
-    calls.batch_norm(*(a.ctypes.data for a in (x, scale, bias, y, mean, var)), x.shape, x.dtype.name, **options)
+    calls.batch_norm([a.ctypes.data for a in (x, scale, bias, y, mean, var)], x.shape, x.dtype.name, **options)
     return y, mean, var
 
 
 def run_gradient(x, scale, bias, mean, var, dy, **options):
     results = np.empty_like(x), np.empty_like(scale), np.empty_like(scale)
     given = (x, scale, bias, mean, var, dy, *results)
-    calls.batch_norm_gradient(*(a.ctypes.data for a in given), x.shape, x.dtype.name, **options)
+    calls.batch_norm_gradient([a.ctypes.data for a in given], x.shape, x.dtype.name, **options)
     return results
 
 
@@ -52,7 +52,7 @@ def run_loss(logits, labels, ct, **options):
 
 def run_axpby(factors, x, y, **options):
     result = np.empty_like(x)
-    calls.axpby(*(a.ctypes.data for a in (factors, x, y, result)), x.size, x.dtype.name, **options)
+    calls.axpby([a.ctypes.data for a in (factors, x, y, result)], x.size, x.dtype.name, **options)
     return result
 
 
@@ -197,17 +197,16 @@ def test_the_loss_and_its_gradient_are_right_to_some_units_of_float64(seed):
     total = np.exp(shifted).sum(1, keepdims=True)
     losses = np.log(total)[:, 0] - shifted[np.arange(rows), labels]
     u = 2.0**-53
-    room = (classes + 4) * u + 2 * u * (abs(shifted).max(1) + np.log(total)[:, 0]) + rows * u * abs(losses)
+    room_of_loss = (classes + 4) * u + 2 * u * (abs(shifted).max(1) + np.log(total)[:, 0]) + rows * u * abs(losses)
     for isa in arrays.isas():
         loss = run_loss(logits, labels, None, isa=isa)
-        assert abs(loss - losses.mean()) <= room.mean() + 2 * u * losses.mean()
+        assert abs(loss - losses.mean()) <= room_of_loss.mean() + 2 * u * losses.mean()
         gradient = run_loss(logits, labels, np.ones(()), isa=isa)
         shares = np.exp(shifted) / total
         wanted = (shares - (np.arange(classes) == labels[:, None])) / rows
-        least = 2.0**-1022  # subnormal powers have fewer digits
-        assert (
-            abs(gradient - wanted) <= ((classes + 2 * abs(shifted) + 8) * u * shares + 3 * u * abs(wanted) + least)
-        ).all()
+        room = (classes + 2 * abs(shifted) + 8) * u * shares
+        subnormal = 2.0**-1022  # powers below have fewer digits
+        assert (abs(gradient - wanted) <= room + 3 * u * abs(wanted) + subnormal).all()
 
 
 @needs_kernels
@@ -215,7 +214,7 @@ def test_the_loss_and_its_gradient_are_right_to_some_units_of_float64(seed):
 def test_a_x_plus_b_y_is_a_product_and_a_fused_multiply_add(dtype, seed):
     rng = np.random.default_rng(seed)
     x, y = (rng.standard_normal(1001).astype(dtype) for _ in range(2))
-    x[:3], y[:3] = [2.0**-140, np.inf, -0.0], [2.0**-142, 1, -0.0]
+    x[:2], y[:2] = [2.0**-140, -0.0], [2.0**-142, -0.0]
     a, b = factors = rng.standard_normal(2).astype(wide(dtype))
     expected = rounded(fma(wide(dtype))(a, x.astype(wide(dtype)), b * y.astype(wide(dtype))), dtype)
     for isa in arrays.isas():
@@ -225,10 +224,12 @@ def test_a_x_plus_b_y_is_a_product_and_a_fused_multiply_add(dtype, seed):
 @pytest.mark.parametrize("activation", [None, "relu", "relu6"])
 def test_derivatives_of_batch_normalization_are_right_in_every_mode_and_order(activation, x64, seed):
     rng = np.random.default_rng(seed)
-    x, scale, bias = (jnp.asarray(rng.standard_normal(s)) for s in ((5, 2, 3), 3, 3))
     options = {"epsilon": 0.1, "activation": activation}
-    y = batch_norm(x, scale, bias, **options)[0]
-    bias = bias if activation is None else bias + 3 * (abs(y).max((0, 1)) < 1e-2)  # far from where there is no slope
+    kink = 0.0
+    while kink < 1e-3:  # a difference over a kink of the activation is no slope
+        x, scale, bias = (jnp.asarray(rng.standard_normal(s)) for s in ((5, 2, 3), 3, 3))
+        y = batch_norm(x, scale, bias, epsilon=0.1)[0]
+        kink = min(abs(y).min(), abs(y - 6).min())
 
     def everything(*operands):
         return batch_norm(*operands, **options)
