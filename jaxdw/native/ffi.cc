@@ -168,10 +168,11 @@ const void* bias_of(ffi::RemainingArgs rest, int64_t channels, Type type) {
 
 ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::RemainingArgs rest,
                 ffi::Result<ffi::AnyBuffer> y, Dimensions strides, Dimensions padding, Dimensions kernel_dilation,
-                Dimensions input_dilation, bool bias_last, bool flipped, bool scaled, bool residual,
+                Dimensions input_dilation, bool bias_last, bool flipped, bool from_last_tap, bool scaled, bool residual,
                 int64_t activation) {
   return checked([&] {
     Geometry g = geometry_of(x, "kernel", kernel, "y", *y, strides, padding, kernel_dilation, input_dilation);
+    g.from_last_tap = from_last_tap;
     Conv conv{g, type_of("x", x), Bias::none, x.untyped_data(), kernel.untyped_data(), nullptr, y->untyped_data(),
               flipped};
     size_t next = 0, others = 2 * scaled + residual;
@@ -264,6 +265,7 @@ XLA_FFI_DEFINE_HANDLER(conv_handler, jaxdw::conv,
                            .Attr<jaxdw::Dimensions>("input_dilation")
                            .Attr<bool>("bias_last")
                            .Attr<bool>("flipped")
+                           .Attr<bool>("from_last_tap")
                            .Attr<bool>("scaled")
                            .Attr<bool>("residual")
                            .Attr<int64_t>("activation"));

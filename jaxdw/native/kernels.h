@@ -24,6 +24,7 @@ struct Geometry {
   int64_t images, channels;
   int64_t in[3], kernel[3], out[3];
   int64_t strides[3], padding[3], kernel_dilation[3], input_dilation[3];  // padding: before the first input
+  bool from_last_tap = false;  // whether a convolution adds the taps from the last to the first
 };
 
 // Runs independent parts of a computation, in any order and on any threads.

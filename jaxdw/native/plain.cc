@@ -34,13 +34,15 @@ class OwnThreads : public Threads {
   int64_t count_;
 };
 
-// images, channels, and three numbers each: in, kernel, out, strides, padding, kernel dilation, input dilation
+// images, channels, three numbers each: in, kernel, out, strides, padding, kernel dilation, input dilation; and whether
+// the taps are added from the last on
 Geometry geometry_of(const int64_t* numbers) {
   Geometry g;
   g.images = *numbers++;
   g.channels = *numbers++;
   for (auto* to : {&g.in, &g.kernel, &g.out, &g.strides, &g.padding, &g.kernel_dilation, &g.input_dilation})
     for (int64_t& value : *to) value = *numbers++;
+  g.from_last_tap = *numbers != 0;
   return g;
 }
 
