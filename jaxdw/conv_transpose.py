@@ -124,6 +124,36 @@ def dilated_padding(
     return tuple((s - 1 - low, s - 1 - high + added) for s, (low, high), added in zip(spans, cut, output_padding))
 
 
+def padding_to_size(
+    output_size: Any,
+    x_shape: Sequence[int],
+    kernel_size: Sequence[int],
+    strides: Any,
+    padding: Any,
+    kernel_dilation: Any,
+) -> tuple[int, ...]:
+    """Return the `output_padding` with which the result has this size, as PyTorch's layers take it.
+
+    Args:
+      output_size: one int per spatial axis.
+
+    >>> padding_to_size((8,), (1, 4, 1), (3,), 2, 1, 1)
+    (1,)
+    """
+    rank = len(kernel_size)
+    if isinstance(padding, str):
+        raise ValueError(f"`output_size` is {output_size!r} with `padding` {padding!r}, expected None: the word says it")
+    strides, dilation = per_axis("strides", strides, rank), per_axis("kernel_dilation", kernel_dilation, rank)
+    wanted = per_axis("output_size", output_size, rank)
+    cut = explicit_padding(padding, rank, WORDS)
+    sizes = zip(x_shape[-rank - 1 : -1], kernel_size, strides, dilation, cut)
+    least = tuple((n - 1) * s + (k - 1) * d + 1 - sum(pair) for n, k, s, d, pair in sizes)
+    most = tuple(size + max(pair) - 1 for size, pair in zip(least, zip(strides, dilation)))
+    if not all(a <= size <= b for a, size, b in zip(least, wanted, most)):
+        raise ValueError(f"`output_size` is {output_size!r}, expected from {least} to {most} for `x` of {x_shape}")
+    return tuple(size - a for size, a in zip(wanted, least))
+
+
 def _padding_of_word(word: str, span: int, stride: int) -> tuple[int, int]:
     """Return what `lax.conv_transpose` pads."""
     if word == "VALID":

@@ -46,7 +46,8 @@ class Epilogue:
       scale: `(C*M,)` or None, which is 1 where there is a shift.
       shift: `(C*M,)` or None, which is 0 where there is a scale.
       residual: an array of the result's shape, no wider than the result, or None.
-      activation: "relu", "relu6", "hard_swish" or None.
+      activation: "relu", "relu6", "hard_swish", "silu" or None. The exponential of "silu" is XLA's, or that of the
+        compiled kernels, where they run.
 
     >>> import jaxdw
     >>> epilogue = Epilogue(shift=jnp.array([-40.0]), activation="relu6")
@@ -154,6 +155,8 @@ def _activated(y: jax.Array, activation: str | None) -> jax.Array:
         return relu(y)
     if activation == "relu6":
         return relu6(y)
+    if activation == "silu":
+        return jax.nn.silu(y)
     return hard_swish(y) if activation == "hard_swish" else y
 
 

@@ -15,7 +15,7 @@ from jaxdw.geometry import Geometry
 TYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
 
 #: Activations by number, likewise.
-ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2, "hard_swish": 3}
+ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2, "hard_swish": 3, "silu": 4}
 
 
 def conv(

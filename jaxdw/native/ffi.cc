@@ -190,8 +190,8 @@ ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel, f
       conv.shift = operand(rest, next++, "shift", channels, sum);
     }
     if (residual) conv.residual = operand(rest, next++, "residual", y->dimensions(), conv.type);
-    expect(activation >= 0 && activation <= 3,
-           "`activation` is " + std::to_string(activation) + ", expected a number from 0 to 3");
+    expect(activation >= 0 && activation <= 4,
+           "`activation` is " + std::to_string(activation) + ", expected a number from 0 to 4");
     conv.activation = Activation(activation);
     PoolThreads threads(pool);
     kernels_of(nullptr)->conv(conv, threads);

@@ -17,7 +17,7 @@ struct f16 {
 
 enum class Type { f32, f64, bf16, f16 };
 enum class Bias { none, first, last };
-enum class Activation { none, relu, relu6, hard_swish };
+enum class Activation { none, relu, relu6, hard_swish, silu };
 
 // Three spatial axes; a convolution of fewer has leading axes of size 1. All arrays are dense, channels last.
 struct Geometry {

@@ -68,7 +68,7 @@ int checked(const char* isa, int64_t threads, Of of) {
 #define JAXDW_EXPORT extern "C" __attribute__((visibility("default")))
 
 // type: 0 float32, 1 float64, 2 bfloat16, 3 float16. Without an instruction set it is that of JAXDW_ISA, or the widest.
-// activation: 0 none, 1 ReLU, 2 ReLU6, 3 hard swish. scale, shift and residual may be nullptr, the first two together.
+// activation: 0 none, 1 ReLU, 2 ReLU6, 3 hard swish, 4 SiLU. scale, shift and residual may be nullptr, the first two together.
 JAXDW_EXPORT int jaxdw_conv(const char* isa, int64_t threads, int type, const int64_t* geometry, const void* x,
                             const void* kernel, const void* bias, int bias_last, const void* scale, const void* shift,
                             const void* residual, int activation, void* y) {
