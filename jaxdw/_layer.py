@@ -10,8 +10,7 @@ import numpy as np
 from flax import linen
 from jax import lax
 
-from jaxdw import _arrays
-from jaxdw import causal
+from jaxdw import _arrays, causal
 from jaxdw import epilogue as epilogues
 from jaxdw.call import Call
 from jaxdw.conv import depthwise_conv
@@ -210,9 +209,7 @@ def causal_step(
     """Return what `jaxdw.causal_conv1d_step` returns for the layer's parameters."""
     inputs, kernel, bias = _promoted(layer, inputs, kernel, bias, promote)
     state = _arrays.as_array("state", state).astype(inputs.dtype)
-    return causal.causal_conv1d_step(
-        inputs, state, kernel, bias, activation=layer.activation, method=layer.method
-    )
+    return causal.causal_conv1d_step(inputs, state, kernel, bias, activation=layer.activation, method=layer.method)
 
 
 def checked_taps(kernel_size: Any) -> tuple[int]:

@@ -130,9 +130,7 @@ def causal_conv1d_step(
     if state is None:
         raise TypeError("`state` is None, expected an array (*batch, K-1, channels): zeros at the start of a stream")
     x = lax.expand_dims(x, (x.ndim - 1,))
-    y, state = causal_conv1d(
-        x, kernel, bias, state=state, activation=activation, return_state=True, method=method
-    )
+    y, state = causal_conv1d(x, kernel, bias, state=state, activation=activation, return_state=True, method=method)
     return lax.squeeze(y, (y.ndim - 2,)), state
 
 

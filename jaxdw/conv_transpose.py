@@ -142,7 +142,9 @@ def padding_to_size(
     """
     rank = len(kernel_size)
     if isinstance(padding, str):
-        raise ValueError(f"`output_size` is {output_size!r} with `padding` {padding!r}, expected None: the word says it")
+        raise ValueError(
+            f"`output_size` is {output_size!r} with `padding` {padding!r}, expected None: the word says it"
+        )
     strides, dilation = per_axis("strides", strides, rank), per_axis("kernel_dilation", kernel_dilation, rank)
     wanted = per_axis("output_size", output_size, rank)
     cut = explicit_padding(padding, rank, WORDS)

@@ -85,7 +85,7 @@ class DepthwiseConv(nn.Module):
 
 
 class DepthwiseConvTranspose(nn.Module):
-    """Transposed depthwise convolution: PyTorch's `ConvTranspose1d`, `2d` or `3d` with `groups=C`, in all its arguments.
+    """Transposed depthwise convolution: PyTorch's `ConvTranspose1d`, `2d` or `3d` with `groups=C`.
 
     Attributes: those of `jaxdw.nnx.DepthwiseConvTranspose`, which describes them, but with Linen's initializers and
     `promote_dtype`, as for `DepthwiseConv`.

@@ -155,7 +155,7 @@ class DepthwiseConv(nnx.Module):
 
 
 class DepthwiseConvTranspose(nnx.Module):
-    """Transposed depthwise convolution: PyTorch's `ConvTranspose1d`, `2d` or `3d` with `groups=C`, in all its arguments.
+    """Transposed depthwise convolution: PyTorch's `ConvTranspose1d`, `2d` or `3d` with `groups=C`.
 
     Args:
       features: C, input channels; the output has `C * channel_multiplier`.
