@@ -6,6 +6,7 @@ the bits do not depend on how a sequence is cut into chunks.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -78,9 +79,29 @@ def causal_conv1d(
     """
     check_method(method)
     x, kernel, bias, state = _checked(x, kernel, bias, state, activation)
+    ids = None if segment_ids is None else _checked_ids(segment_ids, x.shape, kernel.shape[0], state is not None)
+    return _run(x, kernel, bias, state, ids, activation=activation, return_state=return_state, method=method)
+
+
+@functools.partial(jax.jit, static_argnames=("activation", "return_state", "method"))
+def _run(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    state: jax.Array | None,
+    ids: jax.Array | None,
+    *,
+    activation: str | None,
+    return_state: bool,
+    method: str,
+) -> Any:
     batch, length, taps = x.shape[:-2], x.shape[-2], kernel.shape[0]
-    ids = None if segment_ids is None else _checked_ids(segment_ids, batch, length, taps, state is not None)
     epilogue = None if activation is None else Epilogue(activation=activation)
+    if bias is not None:
+        # A sum that starts from -0 would keep it where it skips the zeros before x, and not where it adds them.
+        bias += lax.stop_gradient(jnp.where(bias == 0, jnp.abs(bias), jnp.zeros_like(bias)))
+    if ids is not None:
+        ids = _with_ids_of_state(ids, length, taps)
     if state is None and ids is None:
         y = depthwise_conv(x, kernel, bias, padding="CAUSAL", method=method, epilogue=epilogue)
         if not return_state:
@@ -155,27 +176,30 @@ def _checked(
             f"`state` has shape {given.shape}, expected {expected}: the K-1 inputs before `x`, for K={kernel.shape[0]}"
         )
     x, kernel, bias, state = (a if a is None or a.dtype == common else a.astype(common) for a in arrays.values())
-    if bias is not None:
-        # A sum that starts from -0 would keep it where it skips the zeros before x, and not where it adds them.
-        zero = lax.stop_gradient(jnp.where(bias == 0, jnp.abs(bias), jnp.zeros_like(bias)))
-        bias = bias + zero
     return x, kernel, bias, state
 
 
-def _checked_ids(ids: Any, batch: tuple[int, ...], length: int, taps: int, has_state: bool) -> jax.Array:
-    """Return the segment ids `(*batch, K-1 + T)`."""
+def _checked_ids(ids: Any, x_shape: tuple[int, ...], taps: int, has_state: bool) -> jax.Array:
+    """Return the segment ids, `(*batch, T)` or `(*batch, K-1 + T)`."""
+    (*batch, length, _) = x_shape
     ids = _arrays.as_array("segment_ids", ids)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise TypeError(f"`segment_ids` has dtype {ids.dtype}, expected integers")
     if has_state and ids.shape == (*batch, taps - 1 + length) and taps > 1:
         return ids
-    if ids.shape != (*batch, length):
+    if ids.shape != tuple(x_shape[:-1]):
         also = f", or {(*batch, taps - 1 + length)} with those of the state" if has_state else ""
         raise ValueError(f"`segment_ids` has shape {ids.shape}, expected {(*batch, length)}, one per position{also}")
-    if not length:
-        return jnp.zeros((*batch, taps - 1), ids.dtype)
-    first = jnp.broadcast_to(ids[..., :1], (*batch, taps - 1))
-    return lax.concatenate([first, ids], ids.ndim - 1) if taps > 1 else ids
+    return ids
+
+
+def _with_ids_of_state(ids: jax.Array, length: int, taps: int) -> jax.Array:
+    """Return the segment ids `(*batch, K-1 + T)`; the state belongs to the first sequence."""
+    if ids.shape[-1] != length or taps == 1:
+        return ids
+    before = (*ids.shape[:-1], taps - 1)
+    first = jnp.broadcast_to(ids[..., :1], before) if length else jnp.zeros(before, ids.dtype)
+    return lax.concatenate([first, ids], ids.ndim - 1)
 
 
 def _packed(

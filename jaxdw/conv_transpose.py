@@ -78,15 +78,11 @@ def depthwise_conv_transpose(
     rank = kernel.ndim - 2
     if not 1 <= rank <= 3 or x.ndim < rank + 1:  # an error that `Call` words
         strides = padding = 1
+    elif isinstance(padding, str) and padding == "CIRCULAR":
+        _, strides = transposed_padding(kernel.shape[:rank], strides, "VALID", output_padding, kernel_dilation)
+        x, padding = _periodic(x, _spans(kernel.shape[:rank], kernel_dilation), strides, transpose_kernel)
     else:
-        strides = per_axis("strides", strides, rank)
-        dilation = per_axis("kernel_dilation", kernel_dilation, rank)
-        spans = tuple((k - 1) * d + 1 for k, d in zip(kernel.shape, dilation))
-        added = _output_padding(output_padding, padding, strides, dilation)
-        if padding == "CIRCULAR":
-            x, padding = _periodic(x, spans, strides, transpose_kernel)
-        else:
-            padding = dilated_padding(padding, spans, strides, added)
+        padding, strides = transposed_padding(kernel.shape[:rank], strides, padding, output_padding, kernel_dilation)
     call = Call.of(
         x,
         lax.rev(kernel, tuple(range(rank))) if transpose_kernel else kernel,
@@ -101,27 +97,33 @@ def depthwise_conv_transpose(
     return compute(call, method, epilogue)
 
 
-def dilated_padding(
-    padding: Any, spans: Sequence[int], strides: Sequence[int], output_padding: Sequence[int]
-) -> tuple[tuple[int, int], ...]:
-    """Return what to pad the dilated x with, (low, high) per axis.
+def transposed_padding(
+    kernel_size: Sequence[int], strides: Any, padding: Any, output_padding: Any, kernel_dilation: Any
+) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]]:
+    """Return what to pad the dilated x with, (low, high) per axis, and the strides, one per axis.
 
-    Args:
-      padding: "SAME", "VALID", or what is cut off the full result.
-      spans: extents of the dilated kernel.
+    The arguments are those of `depthwise_conv_transpose`; padding is not "CIRCULAR".
 
-    >>> dilated_padding(1, (3, 3), (2, 2), (1, 1))
-    ((1, 2), (1, 2))
+    >>> transposed_padding((3, 3), 2, 1, 1, 1)
+    (((1, 2), (1, 2)), (2, 2))
     """
+    rank = len(kernel_size)
+    spans, steps = _spans(kernel_size, kernel_dilation), per_axis("strides", strides, rank)
+    added = _output_padding(output_padding, padding, steps, per_axis("kernel_dilation", kernel_dilation, rank))
     if isinstance(padding, str):
         if padding not in WORDS:
             raise ValueError(
                 f"`padding` is {padding!r}, expected one of {', '.join(WORDS)}, an int, or one int or (low, high) per "
                 "axis"
             )
-        return tuple(_padding_of_word(padding, span, stride) for span, stride in zip(spans, strides))
-    cut = explicit_padding(padding, len(spans), WORDS)
-    return tuple((s - 1 - low, s - 1 - high + added) for s, (low, high), added in zip(spans, cut, output_padding))
+        return tuple(_padding_of_word(padding, span, stride) for span, stride in zip(spans, steps)), steps
+    cut = explicit_padding(padding, rank, WORDS)
+    return tuple((s - 1 - low, s - 1 - high + more) for s, (low, high), more in zip(spans, cut, added)), steps
+
+
+def _spans(kernel_size: Sequence[int], kernel_dilation: Any) -> tuple[int, ...]:
+    dilation = per_axis("kernel_dilation", kernel_dilation, len(kernel_size))
+    return tuple((k - 1) * d + 1 for k, d in zip(kernel_size, dilation))
 
 
 def padding_to_size(

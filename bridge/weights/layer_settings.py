@@ -12,7 +12,7 @@ import numpy as np
 from bridge.weights.names import plain_names, without_wrappers
 from bridge.weights.rules import RuleBook
 from bridge.weights.trees import FlaxLayer
-from jaxdw.conv_transpose import dilated_padding
+from jaxdw.conv_transpose import transposed_padding
 from jaxdw.geometry import Geometry, spatial_tuple
 
 #: Paddings of PyTorch by the name that `Geometry` has for them; Flax has no "replicate".
@@ -149,13 +149,11 @@ def _transpose_differences(theirs: Any, ours: Any) -> Iterator[tuple[str, str]]:
     if theirs.groups != ours.features:
         yield f"groups {theirs.groups}, the target's features are {ours.features}", f"features={theirs.groups}"
     wanted = tuple(theirs.padding)
-    strides, dilation = tuple(theirs.stride), tuple(theirs.dilation)
-    spans = [(k - 1) * d + 1 for k, d in zip(theirs.kernel_size, dilation)]
-    if _pads_itself(theirs) and (
-        ours.padding == "CIRCULAR"
-        or dilated_padding(ours.padding, spans, strides, (0,) * rank)
-        != dilated_padding(wanted, spans, strides, (0,) * rank)
-    ):
+
+    def padded(padding: Any) -> Any:
+        return transposed_padding(theirs.kernel_size, tuple(theirs.stride), padding, 0, tuple(theirs.dilation))
+
+    if _pads_itself(theirs) and (ours.padding == "CIRCULAR" or padded(ours.padding) != padded(wanted)):
         yield f"padding {wanted}, the target's padding is {ours.padding!r}", f"padding={wanted}"
 
 

@@ -161,14 +161,14 @@ template <class Sum>
 struct Exponential;
 template <>
 struct Exponential<float> {
-  using Bits = int32_t;
+  using Bits = uint32_t;  // their sums wrap
   static constexpr float magic = 0x1.8p23f, per_ln2 = 0x1.715476p0f, ln2 = 0x1.62e4p-1f, ln2_rest = 0x1.7f7d1cp-20f;
   static constexpr float most = 120.0f;
   static constexpr int fraction = 23, bias = 127, degree = 7;
 };
 template <>
 struct Exponential<double> {
-  using Bits = int64_t;
+  using Bits = uint64_t;
   static constexpr double magic = 0x1.8p52, per_ln2 = 0x1.71547652b82fep0;
   static constexpr double ln2 = 0x1.62e42fefap-1, ln2_rest = 0x1.cf79abc9e3b3ap-40, most = 760.0;
   static constexpr int fraction = 52, bias = 1023, degree = 13;
