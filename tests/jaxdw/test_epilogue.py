@@ -209,7 +209,7 @@ def ones(*shape, dtype=np.float32):
     [
         ("relu", TypeError, "`epilogue` is a str, expected a `jaxdw.Epilogue` or None"),
         (
-            Epilogue(activation="silu"),
+            Epilogue(activation="gelu"),
             ValueError,
             "`epilogue.activation` is 'gelu', expected one of relu, relu6, hard_swish, silu",
         ),
