@@ -7,7 +7,9 @@ __version__ = "0.1.0"
 
 #: The public names, by the module that each is imported from when it is first used. `import jaxdw` loads no framework.
 _PUBLIC = {
+    "jaxdw.causal": ("causal_conv1d", "causal_conv1d_step"),
     "jaxdw.conv": ("depthwise_conv",),
+    "jaxdw.conv_transpose": ("depthwise_conv_transpose",),
     "jaxdw.drop_in": ("accelerate", "conv_general_dilated"),
     "jaxdw.epilogue": ("Epilogue",),
     "jaxdw.geometry": ("Geometry",),
@@ -24,7 +26,10 @@ _NAMES = {name: module for module, names in _PUBLIC.items() for name in names}
 _LAZY = ("nnx", "linen", "models", "sharding", "training")
 
 if TYPE_CHECKING:  # the same names for type checkers and editors
+    from jaxdw.causal import causal_conv1d as causal_conv1d
+    from jaxdw.causal import causal_conv1d_step as causal_conv1d_step
     from jaxdw.conv import depthwise_conv as depthwise_conv
+    from jaxdw.conv_transpose import depthwise_conv_transpose as depthwise_conv_transpose
     from jaxdw.drop_in import accelerate as accelerate
     from jaxdw.drop_in import conv_general_dilated as conv_general_dilated
     from jaxdw.epilogue import Epilogue as Epilogue

@@ -16,7 +16,7 @@ from jaxdw.sum_order import SumOrder
 TYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
 
 #: Activations by number, likewise.
-ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2, "hard_swish": 3, "hard_sigmoid": 4}
+ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2, "hard_swish": 3, "hard_sigmoid": 4, "silu": 5}
 
 
 def conv(
@@ -262,7 +262,8 @@ def geometry_numbers(geometry: Geometry) -> np.ndarray:
     axes = ((geometry.spatial, 1), (geometry.kernel_size, 1), (geometry.output_spatial, 1), (geometry.strides, 1))
     factors = ((low, 0), (geometry.kernel_dilation, 1), (geometry.input_dilation, 1))
     sizes = (math.prod(geometry.batch), geometry.channels)
-    return np.array([*sizes, *(v for values, one in axes + factors for v in three(values, one))], np.int64)
+    numbers = [*sizes, *(v for values, one in axes + factors for v in three(values, one)), geometry.from_last_tap]
+    return np.array(numbers, np.int64)
 
 
 def _address(value: int | None) -> ctypes.c_void_p:

@@ -183,17 +183,18 @@ struct Rest {
       shift = operand(rest, next++, "shift", of_channels, sum);
     }
     if (has_residual) residual = operand(rest, next++, "residual", y, type);
-    expect(number >= 0 && number <= 4, "`activation` is " + std::to_string(number) + ", expected a number from 0 to 4");
+    expect(number >= 0 && number <= 5, "`activation` is " + std::to_string(number) + ", expected a number from 0 to 5");
     activation = Activation(number);
   }
 };
 
 ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::RemainingArgs rest,
                 ffi::Result<ffi::AnyBuffer> y, Dimensions strides, Dimensions padding, Dimensions kernel_dilation,
-                Dimensions input_dilation, bool bias_last, bool flipped, bool scaled, bool residual,
+                Dimensions input_dilation, bool bias_last, bool flipped, bool from_last_tap, bool scaled, bool residual,
                 int64_t activation) {
   return checked([&] {
     Geometry g = geometry_of(x, "kernel", kernel, "y", *y, strides, padding, kernel_dilation, input_dilation);
+    g.from_last_tap = from_last_tap;
     Conv conv{g, type_of("x", x), Bias::none, x.untyped_data(), kernel.untyped_data(), nullptr, y->untyped_data(),
               flipped};
     Rest given(rest, g.channels, y->dimensions(), conv.type, scaled, residual, activation);
@@ -378,6 +379,7 @@ XLA_FFI_DEFINE_HANDLER(conv_handler, jaxdw::conv,
                            .Attr<jaxdw::Dimensions>("input_dilation")
                            .Attr<bool>("bias_last")
                            .Attr<bool>("flipped")
+                           .Attr<bool>("from_last_tap")
                            .Attr<bool>("scaled")
                            .Attr<bool>("residual")
                            .Attr<int64_t>("activation"));

@@ -18,13 +18,14 @@ struct f16 {
 
 enum class Type { f32, f64, bf16, f16 };
 enum class Bias { none, first, last };
-enum class Activation { none, relu, relu6, hard_swish, hard_sigmoid };
+enum class Activation { none, relu, relu6, hard_swish, hard_sigmoid, silu };
 
 // Three spatial axes; a convolution of fewer has leading axes of size 1. All arrays are dense, channels last.
 struct Geometry {
   int64_t images, channels;
   int64_t in[3], kernel[3], out[3];
   int64_t strides[3], padding[3], kernel_dilation[3], input_dilation[3];  // padding: before the first input
+  bool from_last_tap = false;  // whether a convolution adds the taps from the last to the first
 };
 
 // Runs independent parts of a computation, in any order and on any threads.

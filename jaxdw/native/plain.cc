@@ -35,13 +35,15 @@ class OwnThreads : public Threads {
   int64_t count_;
 };
 
-// images, channels, and three numbers each: in, kernel, out, strides, padding, kernel dilation, input dilation
+// images, channels, three numbers each: in, kernel, out, strides, padding, kernel dilation, input dilation; and whether
+// the taps are added from the last on
 Geometry geometry_of(const int64_t* numbers) {
   Geometry g;
   g.images = *numbers++;
   g.channels = *numbers++;
   for (auto* to : {&g.in, &g.kernel, &g.out, &g.strides, &g.padding, &g.kernel_dilation, &g.input_dilation})
     for (int64_t& value : *to) value = *numbers++;
+  g.from_last_tap = *numbers != 0;
   return g;
 }
 
@@ -67,7 +69,8 @@ int checked(const char* isa, int64_t threads, Of of) {
 #define JAXDW_EXPORT extern "C" __attribute__((visibility("default")))
 
 // type: 0 float32, 1 float64, 2 bfloat16, 3 float16. Without an instruction set it is that of JAXDW_ISA, or the widest.
-// activation: 0 none, 1 ReLU, 2 ReLU6, 3 hard swish, 4 hard sigmoid. scale, shift and residual may be nullptr, the first two together.
+// activation: 0 none, 1 ReLU, 2 ReLU6, 3 hard swish, 4 hard sigmoid, 5 SiLU. scale, shift and residual may be nullptr, the
+// first two together.
 JAXDW_EXPORT int jaxdw_conv(const char* isa, int64_t threads, int type, const int64_t* geometry, const void* x,
                             const void* kernel, const void* bias, int bias_last, const void* scale, const void* shift,
                             const void* residual, int activation, void* y) {

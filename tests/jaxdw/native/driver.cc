@@ -1,6 +1,6 @@
 // Runs problems that it reads from its input, to test the kernels under an emulator of another processor.
 //
-// A problem is 26 numbers of 64 bits (type, whether there is a bias, whether it comes last, and the geometry as
+// A problem is 27 numbers of 64 bits (type, whether there is a bias, whether it comes last, and the geometry as
 // jaxdw/native/plain.cc has it), then x, kernel, bias and dy. The output is y and the gradient by the kernel.
 //
 // With the argument `training` a problem is 4 numbers (type, rows, channels, activation), then x, scale, bias, dy, labels
@@ -56,7 +56,7 @@ int train(const char* isa) {
 
 int main(int count_of_arguments, char** arguments) {
   if (count_of_arguments > 2) return train(arguments[1]);
-  int64_t numbers[26];
+  int64_t numbers[27];
   while (std::fread(numbers, sizeof numbers, 1, stdin) == 1) {
     const int64_t sizes[] = {4, 8, 2, 2}, size = sizes[numbers[0]];
     const int64_t* geometry = numbers + 3;
