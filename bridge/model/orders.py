@@ -90,6 +90,11 @@ class Revealed:
             told.append(f"{lost} elements: {self.reason}")
         return "; ".join(told)
 
+    @property
+    def trees(self) -> Sequence[str]:
+        """The orders in full, as `bridge.accumulation.Tree` writes them."""
+        return [str(order.tree) for order in self.orders]
+
 
 def is_a_sum(operation: Operation) -> bool:
     """Return whether an operation is one whose orders can be revealed."""
