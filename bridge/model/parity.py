@@ -340,7 +340,9 @@ class _Networks:
         if counterpart is None or len(counterpart.operations) != 1:
             return
         operation = self._done[counterpart.operations[0]]
-        if not is_a_sum(operation) or operation.run is None or step.kind == "depthwise":
+        if operation.run is None or not is_a_sum(operation) or step.kind == "depthwise":
+            return
+        if operation.output.dtype != np.float32:
             return
         found = self._known.revealed(operation, "PyTorch", operation.run, operation.output)
         self._revealed[step.name] = Replayed(str(found), found.replayed, found.trees)
