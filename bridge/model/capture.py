@@ -265,7 +265,11 @@ def _again(func: Any, given: Mapping[str, Any]) -> Callable[..., np.ndarray] | N
     if names is None or any(given.get(factor, 1) != 1 for factor in ("alpha", "beta")):
         return None
     kept = {name: each for name, each in given.items() if name not in names}
-    forms = {name: (each.shape, each.stride()) for name in names if isinstance(each := given.get(name), torch.Tensor)}
+    forms = {
+        name: (each.shape, each.stride(), each.device)
+        for name in names
+        if isinstance(each := given.get(name), torch.Tensor)
+    }
 
     def run(x: np.ndarray, weight: np.ndarray | None = None, bias: np.ndarray | None = None) -> np.ndarray:
         if name in ("addmm", "mm") and weight is not None:
@@ -274,11 +278,12 @@ def _again(func: Any, given: Mapping[str, Any]) -> Callable[..., np.ndarray] | N
         new: dict[str, torch.Tensor | None] = {name: None for name in names if name in given}
         for name_of, array in zip(names, arrays):
             if array is not None:
-                shape, strides = forms[name_of]
-                new[name_of] = torch.empty_strided(shape, strides).copy_(torch.from_numpy(np.asarray(array)))
+                shape, strides, device = forms[name_of]
+                empty = torch.empty_strided(shape, strides, device=device)
+                new[name_of] = empty.copy_(torch.from_numpy(np.asarray(array)))
         with torch.no_grad():
             y = func(**kept, **new)
-        return to_numpy(y.movedim(1, -1) if y.ndim > 2 else y)
+        return to_numpy((y.movedim(1, -1) if y.ndim > 2 else y).cpu())
 
     return run
 

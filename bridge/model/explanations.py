@@ -9,7 +9,7 @@ claim is made on how it is computed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -30,16 +30,18 @@ class Replayed:
 
     Attributes:
       words: the order or the form.
+      trees: the orders in full, of a sum.
       gives: which elements the replay reproduces: bool, of the operation's output.
     """
 
     words: str
     gives: np.ndarray
+    trees: Sequence[str] = ()
 
 
 def explained(
     operation: Operation, runs: Mapping[str, Run | None], ours: np.ndarray, found: Comparison, known: KnownOrders
-) -> tuple[Comparison, Mapping[str, str]]:
+) -> tuple[Comparison, Mapping[str, Replayed]]:
     """Return EXPLAINED where replays reproduce both results, else `found` with the number of elements explained.
 
     Args:
@@ -50,21 +52,21 @@ def explained(
       known: orders that were revealed before.
 
     Returns:
-      The comparison, and the order or form of each result.
+      The comparison, and how each result came about, by the names of `NAMES`.
     """
     if found.verdict is not Verdict.ROUNDING:
         return found, {}
     ours = ours.reshape(operation.output.shape)
     sides = [_replayed(operation, name, runs[name], y, known) for name, y in zip(NAMES, (ours, operation.output))]
-    if any(side is None for side in sides):
+    known_sides = {name: side for name, side in zip(NAMES, sides) if side is not None}
+    if len(known_sides) < len(sides):
         return found, {}
-    words = {name: side.words for name, side in zip(NAMES, sides) if side is not None}
-    gives = np.logical_and(*(side.gives for side in sides if side is not None))
+    gives = np.logical_and(*(side.gives for side in known_sides.values()))
     count = int(np.count_nonzero(gives & ~same_bits(ours, operation.output)))
-    cause = "; ".join(f"{name}: {said}" for name, said in words.items())
+    cause = "; ".join(f"{name}: {side.words}" for name, side in known_sides.items())
     if gives.all():
-        return dataclasses.replace(found, verdict=Verdict.EXPLAINED, explained=count, cause=cause), words
-    return dataclasses.replace(found, explained=count), words
+        return dataclasses.replace(found, verdict=Verdict.EXPLAINED, explained=count, cause=cause), known_sides
+    return dataclasses.replace(found, explained=count), known_sides
 
 
 def _replayed(operation: Operation, name: str, run: Run | None, y: np.ndarray, known: KnownOrders) -> Replayed | None:
@@ -73,7 +75,7 @@ def _replayed(operation: Operation, name: str, run: Run | None, y: np.ndarray, k
         if run is None:
             return None
         orders = known.revealed(operation, name, run, y)
-        return Replayed(str(orders), orders.replayed)
+        return Replayed(str(orders), orders.replayed, orders.trees)
     best: Replayed | None = None
     with np.errstate(all="ignore"):
         for words, value in _FORMS.get(operation.kind, _no_forms)(operation, run):

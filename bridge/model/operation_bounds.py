@@ -234,5 +234,27 @@ _SIMPLE: Mapping[str, Callable[[Operation], Expected]] = {
     "multiply": _multiply,
 }
 
+
+def nearest(operation: Operation) -> np.ndarray | None:
+    """Return the result of a transcendental function of one operand, rounded once to float32; None for any other.
+
+    It is computed in float64, whose own error can decide the rounding of one result in millions.
+    """
+    if operation.kind not in _TRANSCENDENTAL:
+        return None
+    with np.errstate(all="ignore"):
+        return _TRANSCENDENTAL[operation.kind](operation.operands[0].astype(np.float64)).astype(np.float32)
+
+
+_erfc = np.vectorize(math.erfc, otypes=[np.float64])
+_TRANSCENDENTAL: Mapping[str, Function] = {
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "tanh": np.tanh,
+    "gelu": lambda x: x / 2 * _erfc(-x / math.sqrt(2)),
+    "gelu (tanh)": lambda x: x / (1 + np.exp(-2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "mish": lambda x: x * np.tanh(np.logaddexp(0, x)),
+}
+
 #: The kinds with one operand whose bound is known, element by element.
 ELEMENTWISE = ("identity", "relu", "relu6", "hard sigmoid", "hard swish")

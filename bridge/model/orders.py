@@ -90,6 +90,11 @@ class Revealed:
             told.append(f"{lost} elements: {self.reason}")
         return "; ".join(told)
 
+    @property
+    def trees(self) -> Sequence[str]:
+        """The orders in full, as `bridge.accumulation.Tree` writes them."""
+        return [str(order.tree) for order in self.orders]
+
 
 def is_a_sum(operation: Operation) -> bool:
     """Return whether an operation is one whose orders can be revealed."""
@@ -122,7 +127,8 @@ def revealed(operation: Operation, run: Run, y: np.ndarray, known: Sequence[Orde
         return True
 
     for order in known:
-        prove(order)
+        if sums.fits(order):
+            prove(order)
     reason = ""
     while (labels < 0).any() and len(orders) < MOST_ORDERS:
         lost = labels < 0
@@ -299,6 +305,10 @@ class _Sums:
         rows = np.ascontiguousarray(np.moveaxis(x, -1, 1).reshape(n * c, -1))
         ones, whole = np.ones((rows.shape[1], 1), np.float32), np.ones(len(rows), bool)
         return cls(rows, ones, None, whole, ~whole, of_rows, None, ("division", "product"))
+
+    def fits(self, order: Order) -> bool:
+        """Return whether an order has just the terms of these sums, and the bias where there is one."""
+        return order.tree.leaves == (*range(len(self.w)), *([] if self.bias is None else [BIAS]))
 
     def replay(self, order: Order) -> np.ndarray:
         """Return the results by an order, `(rows, columns)`."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bridge.diagnosis import Comparison, Verdict
-from bridge.model.explanations import explained
+from bridge.model.explanations import Replayed, explained
 from bridge.model.known_orders import KnownOrders
 from bridge.model.matching import Counterpart, Matching, Missing, described, match
 from bridge.model.operation_verdicts import judge, judge_others, recognized
@@ -52,6 +52,7 @@ class LayerParity:
       growth: ||JAX - PyTorch|| / ||PyTorch|| of its results where each network runs on its own; None if not compared.
       amplification: `growth` divided by the greatest growth of its inputs; None where they do not differ.
       orders: by framework, the order or the form in which it computes; empty where both have the same bits.
+      trees: by framework, the orders in full, as `bridge.accumulation.Tree` writes them.
     """
 
     name: str
@@ -63,6 +64,7 @@ class LayerParity:
     growth: float | None
     amplification: float | None
     orders: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    trees: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     @property
     def verdict(self) -> Verdict:
@@ -318,7 +320,7 @@ class _Networks:
         self._done = done
         self._known = known
         self._is_one_program = is_one_program
-        self._words: dict[str, str] = {}
+        self._revealed: dict[str, Replayed] = {}
         self.orders: dict[str, ByChannel] = {}
         self.running: dict[str, Any] = {IMAGES: images}
         self.growth = {IMAGES: 0.0}
@@ -338,10 +340,12 @@ class _Networks:
         if counterpart is None or len(counterpart.operations) != 1:
             return
         operation = self._done[counterpart.operations[0]]
-        if not is_a_sum(operation) or operation.run is None or step.kind == "depthwise":
+        if operation.run is None or not is_a_sum(operation) or step.kind == "depthwise":
+            return
+        if operation.output.dtype != np.float32:
             return
         found = self._known.revealed(operation, "PyTorch", operation.run, operation.output)
-        self._words[step.name] = str(found)
+        self._revealed[step.name] = Replayed(str(found), found.replayed, found.trees)
         if found.channels and all(order.finish != "product" for _, order in found.channels):
             self.orders[step.name] = [(end, order.sum_order) for end, order in found.channels]
 
@@ -357,7 +361,7 @@ class _Networks:
         def run(*operands: np.ndarray) -> np.ndarray:
             return np.asarray(step.compiled(*operands))
 
-        orders: Mapping[str, str] = {}
+        replayed: Mapping[str, Replayed] = {}
         try:
             fed = np.asarray(self.running[step.name]) if self._is_one_program else run(*received)
         except (TypeError, ValueError) as error:
@@ -366,7 +370,7 @@ class _Networks:
             kind = recognized(step.kind, run, received[0]) if step.is_activation else step.kind
             isolated = self._judged(step.name, kind, counterpart, fed)
             if isinstance(isolated, Comparison) and len(counterpart.operations) == 1:
-                isolated, orders = self._explained(step, counterpart, received[0], fed, isolated)
+                isolated, replayed = self._explained(step, counterpart, received[0], fed, isolated)
         if counterpart.wiring and isinstance(isolated, Comparison) and isolated.verdict.passes:
             changes: dict[str, Any] = {"name": "wiring", "cause": counterpart.wiring, "place": ""}
             fix = "let both read the result of the same layer"
@@ -374,25 +378,26 @@ class _Networks:
         found = self._parity(step.name, step.kind, counterpart, isolated, step.name, step.inputs)
         if found.growth is not None:
             self.growth[step.name] = found.growth
-        return dataclasses.replace(found, orders=orders)
+        words = {name: each.words for name, each in replayed.items()}
+        return dataclasses.replace(found, orders=words, trees={name: each.trees for name, each in replayed.items()})
 
     def _explained(
         self, step: ModelStep, counterpart: Counterpart, received: np.ndarray, fed: np.ndarray, isolated: Comparison
-    ) -> tuple[Comparison, Mapping[str, str]]:
-        """Return the verdict after replays and after a look at the parameters, and the orders of both results."""
+    ) -> tuple[Comparison, Mapping[str, Replayed]]:
+        """Return the verdict after replays and after a look at the parameters, and how the results came about."""
         operation = self._done[counterpart.operations[0]]
-        orders: Mapping[str, str] = {}
+        replayed: Mapping[str, Replayed] = {}
         if step.name not in self.orders:
             runs = {"JAX": on_other_numbers(step, received), "PyTorch": operation.run}
-            isolated, orders = explained(operation, runs, fed, isolated, self._known)
-        if self._is_one_program and step.name in self._words:
-            orders = {**orders, "PyTorch": self._words[step.name]}
+            isolated, replayed = explained(operation, runs, fed, isolated, self._known)
+        if self._is_one_program and step.name in self._revealed:
+            replayed = {**replayed, "PyTorch": self._revealed[step.name]}
         if isolated.verdict.passes:
             isolated = with_parameters(isolated, parameters_of(step.layer), operation, self._done)
         if isolated.verdict.passes and isolated.verdict is not Verdict.IDENTICAL and step.name in self.orders:
-            cause = f"in PyTorch's order ({self._words[step.name]}) JAX gives other bits for the same operands"
+            cause = f"in PyTorch's order ({self._revealed[step.name].words}) JAX gives other bits for the same operands"
             isolated = dataclasses.replace(isolated, verdict=Verdict.BUG, name="other bits", cause=cause)
-        return isolated, orders
+        return isolated, replayed
 
     def missing(self, missing: Missing) -> LayerParity:
         """Compare operations of PyTorch that the Flax model lacks with doing nothing."""

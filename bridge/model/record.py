@@ -26,6 +26,7 @@ class OperationRecord(Record):
     growth: Number | None
     amplification: Number | None
     orders: dict[str, str]
+    trees: dict[str, list[str]]
 
 
 class LogitsRecord(Record):

@@ -69,6 +69,10 @@ def test_what_is_no_sum_of_these_products_has_no_order(seed):
     assert f"{found.labels.size} elements: {found.reason}" == str(found)
 
 
+#: A file whose orders have another number of terms.
+OTHER = "other terms"
+
+
 def test_orders_are_read_from_the_cache_and_a_damaged_one_is_replaced(tmp_path, seed):
     (pointwise,) = [each for each in sums(seed, "contiguous") if each.layer == "pointwise"]
 
@@ -79,11 +83,12 @@ def test_orders_are_read_from_the_cache_and_a_damaged_one_is_replaced(tmp_path, 
     known = KnownOrders(path)
     first = known.revealed(pointwise, "PyTorch", pointwise.run, pointwise.output)
     known.save()
-    assert len(json.loads(path.read_text())) == 1
+    kept = json.loads(path.read_text())
+    assert len(kept) == 1
     again = KnownOrders(path).revealed(pointwise, "PyTorch", never, pointwise.output)
     assert again.orders == first.orders and (again.labels == first.labels).all()
-    for damage in ("{", "[]", path.read_text().replace("F[", "G["), path.read_text().replace("[[", "[[1,")):
-        path.write_text(damage)
+    for damage in ("{", "[]", path.read_text().replace("F[", "G["), path.read_text().replace("[[", "[[1,"), OTHER):
+        path.write_text(json.dumps({key: [["F[1, 0]", "True", ""]] for key in kept}) if damage is OTHER else damage)
         known = KnownOrders(path)
         assert known.revealed(pointwise, "PyTorch", pointwise.run, pointwise.output).replayed.all()
         known.save()

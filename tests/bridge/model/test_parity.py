@@ -16,6 +16,8 @@ from rich.console import Console
 import jaxdw.models
 from bridge import Verdict, to_flax
 from bridge.model import model_parity
+from bridge.model.operation_verdicts import judge
+from bridge.model.operations import Operation
 from bridge.model.record import ModelReport
 from bridge.model.steps import steps, walk
 from bridge.report.model import growth_chart, model_html, print_model, summary, why
@@ -103,6 +105,24 @@ def test_every_operation_of_a_twin_is_rounding_or_stronger(clean):
     }
     assert all(max(layer.isolated.own_bound_ratios) <= 1 for layer in clean.layers)
     assert "only rounding" in summary(clean)
+
+
+def test_replays_explain_all_differing_elements_of_sums_and_normalizations(clean):
+    for layer in clean.layers:
+        if layer.kind in ("pointwise", "convolution", "linear", "mean", "batch norm"):
+            assert layer.verdict.rank() <= Verdict.EXPLAINED.rank(), f"{layer.name}: {why(layer)}"
+            assert layer.isolated.explained in (None, layer.isolated.different)
+    assert clean.explained == clean.different > 0
+    assert f"Replays explain {clean.explained:,} of {clean.different:,} differing elements (100%)" in summary(clean)
+
+
+def test_a_function_without_a_bound_has_its_distance_to_the_nearest_number():
+    x = np.random.default_rng(0).standard_normal((2, 3, 3, 8)).astype(np.float32)
+    y = (x / (1 + np.exp(-x.astype(np.float64)))).astype(np.float32)
+    silu = Operation("silu", "", "", (), (x,), y, {}, {})
+    assert judge(silu, y).verdict is Verdict.IDENTICAL
+    said = "no bound is known for silu; JAX is within 1 ULP and PyTorch is within 0 ULP of the correctly rounded result"
+    assert judge(silu, np.nextafter(y, np.float32(np.inf))) == said
 
 
 def test_relu6_is_exact_and_growth_starts_at_the_first_difference(clean):
@@ -330,7 +350,7 @@ def test_the_report_fits_80_columns_and_has_a_row_for_each_operation(clean):
 
 def test_the_json_can_be_read_back(clean):
     text = ModelReport.of(clean).to_json()
-    assert json.loads(text)["schema"] == "jaxdw.model/2"
+    assert json.loads(text)["schema"] == "jaxdw.model/3"
     read = ModelReport.model_validate_json(text)
     assert [layer.name for layer in read.layers] == [layer.name for layer in clean.layers]
     assert read.verdict is clean.verdict and read.first_wrong is None
