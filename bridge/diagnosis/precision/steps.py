@@ -28,11 +28,11 @@ _LEVELS = 3, 260
 #: Least and greatest integers that are kept; all others become these.
 _LIMITS = ((-127.0, 127.0), (-128.0, 127.0), (-np.inf, np.inf))
 #: Elements on which steps are tried for each part of an operand with its own step; in half precision each tells less.
-_SAMPLE, _HALF_SAMPLE = 48, 256
+_SAMPLE, _HALF_SAMPLE = 48, 128
 #: Most elements by which a step is refined, and most parts.
 _REFINED, _PARTS = 4096, 64
 #: CPU seconds after which no more is tried.
-_SECONDS = 4.0
+_SECONDS = 2.0
 #: How near v / s may be to a tie, in units roundoff of v / s, for its integer to depend on how it is computed.
 _TIE = 8
 
@@ -43,11 +43,14 @@ def rounded_to_steps(output: Output) -> Finding | None:
     if output.target.quantity != "y" or not np.isfinite(case.x.astype(np.float64)).all():
         return None
     until = time.process_time() + _SECONDS
-    for name, other, rules in (("x", "kernel", KERNEL_RULES), ("kernel", "x", X_RULES)):
-        for rule, axis, limits in itertools.product((None, *rules), _axes(case, name), _LIMITS):
+    plans: list[tuple[str, QuantisationRule | None]] = [(name, None) for name in ("x", "kernel")]
+    plans += [("x", rule) for rule in KERNEL_RULES] + [("kernel", rule) for rule in X_RULES]
+    for name, rule in plans:
+        other = "kernel" if name == "x" else "x"
+        known = case if rule is None else with_rule(case, other, rule)
+        for axis, limits in itertools.product(_axes(case, name), _LIMITS):
             if time.process_time() > until:
                 return None
-            known = case if rule is None else with_rule(case, other, rule)
             found = _steps(output, known, name, axis, limits)
             if found is None:
                 continue
@@ -109,9 +112,9 @@ def _step(
     top, rms = np.abs(v).max(initial=0), np.sqrt(np.mean(v**2))
     if not top or not np.isfinite(allowed).all():
         return None
-    levels = np.arange(_LEVELS[0], _LEVELS[1], top / (2 * v.shape[1] * rms))
+    tried = np.arange(*_LEVELS, top / (2 * v.shape[1] * rms))
     least, found = 1.0, None
-    for block in np.array_split(levels, 1 + len(levels) * v[few].size // (1 << 22)):
+    for block in np.array_split(tried, 1 + len(tried) * v[few].size // (1 << 22)):
         sums = np.einsum("snt,nt->sn", np.clip(np.rint(v[few] * (block / top)[:, None, None]), *limits), other[few])
         steps, errors = _agreement(sums, wanted[few], allowed[few])
         if errors.min() < least:
