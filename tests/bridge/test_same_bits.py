@@ -31,8 +31,12 @@ def test_taps_equals_torch_on_random_convolutions(rank, sample, seed, full):
 
 @pytest.mark.parametrize("rank, sample, count", [(1, 6, 2000), (2, 6, 2000), (3, 3, 1000)])
 def test_taps_equals_torch_on_inputs_shorter_than_the_kernel(rank, sample, count, seed, full):
-    result = taps_against_torch(count if full else sample, seed, rank=rank, short=True)
-    assert result.equal == result.elements > 0, "\n".join(result.misses)
+    wanted, at_once = count if full else sample, 200
+    for done in range(0, wanted, at_once):
+        if done:
+            jax.clear_caches()  # a program takes 3 MB
+        result = taps_against_torch(min(at_once, wanted - done), seed + done, rank=rank, short=True)
+        assert result.equal == result.elements > 0, "\n".join(result.misses)
 
 
 #: x, kernel_size, padding, strides, dilation, and whether the sum starts from the bias with AVX-512 and without.

@@ -30,6 +30,8 @@ from bridge.diagnosis.target import Expected, sampled_terms
 _CHANNELS = 48
 #: Most taps, and most kinds of faults, that are named one by one.
 _TAPS = 4
+#: Most taps of a channel that may be off.
+_FAULTY = 64
 #: Elements that enter a linear program at a time, how often some do, and the solver's own tolerance.
 _ROWS, _PROGRAMS, _SOLVED = 64, 30, 1e-6
 
@@ -182,17 +184,17 @@ def _pursue(output: Output, channel: int, design: np.ndarray, residual: np.ndarr
     """Return the fewest taps, and the bias if needed, that leave no more than rounding; None if none do."""
     size = np.linalg.norm(design, axis=0)
     chosen: list[int] = []
-    left = residual
-    while not _explain(output, design, residual, chosen):
+    beta, left = np.zeros(0), residual
+    while not _explain(output, design[:, chosen], residual, beta, left):
         score = np.abs(design.T @ left) / np.where(size > 0, size, np.inf)
         score[chosen] = 0
-        if len(chosen) == len(size) or score.max() == 0 or len(chosen) + 1 >= len(residual) / 2:
+        if len(chosen) == min(len(size), _FAULTY) or score.max() == 0 or len(chosen) + 1 >= len(residual) / 2:
             return None
         chosen.append(int(score.argmax()))
-        left = _fit(design, residual, chosen)[1]
+        beta, left = _fit(design, residual, chosen)
     for column in chosen[:-1]:  # what entered early may not be needed beside what came later
         others = [c for c in chosen if c != column]
-        if _explain(output, design, residual, others):
+        if _explain(output, design[:, others], residual, *_fit(design, residual, others)):
             chosen = others
     if not chosen:
         return None
@@ -209,13 +211,13 @@ def _pursue(output: Output, channel: int, design: np.ndarray, residual: np.ndarr
     return Fault(channel, tuple(taps), bias)
 
 
-def _explain(output: Output, design: np.ndarray, residual: np.ndarray, columns: list[int]) -> bool:
-    """Return whether the taps explain each residual. Least squares has the least power of all that is left."""
-    if not columns:
+def _explain(output: Output, design: np.ndarray, residual: np.ndarray, beta: np.ndarray, left: np.ndarray) -> bool:
+    """Return whether some amounts explain each residual, of which least squares gives beta and leaves `left`."""
+    if not len(beta):
         return bool(np.abs(residual).max(initial=0) <= 1)
-    beta, left = _fit(design, residual, columns)
-    noise = _noise(output, design[:, columns], beta, None)
-    return bool(left @ left <= noise @ noise) and _feasible(residual, design[:, columns], beta, noise)
+    noise = _noise(output, design, beta, None)
+    # no amounts leave less power than those
+    return bool(left @ left <= noise @ noise) and _feasible(residual, design, beta, noise)
 
 
 def _fit(design: np.ndarray, residual: np.ndarray, columns: list[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ Neighbours are so near that this is at most 1/4 for the nearer one.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 
@@ -28,11 +29,11 @@ _LEVELS = 3, 260
 #: Least and greatest integers that are kept; all others become these.
 _LIMITS = ((-127.0, 127.0), (-128.0, 127.0), (-np.inf, np.inf))
 #: Elements on which steps are tried for each part of an operand with its own step; in half precision each tells less.
-_SAMPLE, _HALF_SAMPLE = 48, 256
+_SAMPLE, _HALF_SAMPLE = 48, 128
 #: Most elements by which a step is refined, and most parts.
 _REFINED, _PARTS = 4096, 64
 #: CPU seconds after which no more is tried.
-_SECONDS = 4.0
+_SECONDS = 2.0
 #: How near v / s may be to a tie, in units roundoff of v / s, for its integer to depend on how it is computed.
 _TIE = 8
 
@@ -43,12 +44,15 @@ def rounded_to_steps(output: Output) -> Finding | None:
     if output.target.quantity != "y" or not np.isfinite(case.x.astype(np.float64)).all():
         return None
     until = time.process_time() + _SECONDS
-    for name, other, rules in (("x", "kernel", KERNEL_RULES), ("kernel", "x", X_RULES)):
-        for rule, axis, limits in itertools.product((None, *rules), _axes(case, name), _LIMITS):
+    plans: list[tuple[str, QuantisationRule | None]] = [(name, None) for name in ("x", "kernel")]
+    plans += [("x", rule) for rule in KERNEL_RULES] + [("kernel", rule) for rule in X_RULES]
+    for name, rule in plans:
+        other = "kernel" if name == "x" else "x"
+        known = case if rule is None else with_rule(case, other, rule)
+        for axis, limits in itertools.product(_axes(case, name), _LIMITS):
             if time.process_time() > until:
                 return None
-            known = case if rule is None else with_rule(case, other, rule)
-            found = _steps(output, known, name, axis, limits)
+            found = _Search(output, known, name, limits, until).steps(axis)
             if found is None:
                 continue
             integers = np.clip(np.rint(getattr(case, name).astype(np.float64) / found[0]), *limits)
@@ -64,68 +68,92 @@ def _axes(case: Case, name: str) -> tuple[int | None, ...]:
     return tuple(axis for axis in every if axis is None or 1 < array.shape[axis] <= _PARTS)
 
 
-def _steps(
-    output: Output, case: Case, name: str, axis: int | None, limits: tuple[float, float]
-) -> tuple[np.ndarray, float] | None:
-    """Return the steps, of a shape to multiply the operand by, and the greatest relative doubt about one of them.
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Search:
+    """Search for the steps of one operand.
 
-    None if the elements of a part do not agree on one step.
+    Attributes:
+      output: the output.
+      case: its case, perhaps with the other operand quantised.
+      name: "x" or "kernel".
+      limits: the least and the greatest integer.
+      until: the CPU time at which to give up.
     """
-    at = np.unravel_index(np.flatnonzero(np.isfinite(output.y)), output.y.shape)
-    if axis is None:
-        part = np.zeros(len(at[0]), int)
-    elif name == "x":
-        part = at[-1] // case.geometry.multiplier if axis == -1 else at[0]
-    else:
-        part = at[-1]
-    array = getattr(case, name)
-    found = []
-    rng = np.random.default_rng(5)
-    for index in range(1 if axis is None else array.shape[axis]):
-        mine = rng.permutation(np.flatnonzero(part == index))[:_REFINED]
-        step = _step(output, case, name, tuple(a[mine] for a in at), limits) if len(mine) >= _SAMPLE // 2 else None
-        if step is None:
-            return None
-        found.append(step)
-    steps, doubts = map(np.array, zip(*found))
-    shape = [-1 if axis is not None and a == axis % array.ndim else 1 for a in range(array.ndim)]
-    return steps.reshape(shape), float(doubts.max())
 
+    output: Output
+    case: Case
+    name: str
+    limits: tuple[float, float]
+    until: float
 
-def _step(
-    output: Output, case: Case, name: str, at: tuple[np.ndarray, ...], limits: tuple[float, float]
-) -> tuple[float, float] | None:
-    """Return the step on which most elements agree, and the relative doubt about it."""
-    x, w, valid = (np.stack(a, axis=1) for a in zip(*sampled_terms(case, at)))
-    x, w = (np.where(valid, a.astype(np.float64), 0) for a in (x, w))
-    v, other = (x, w) if name == "x" else (w, x)
-    bias = 0.0 if case.bias is None else case.bias.astype(np.float64)[at[-1]]
-    wanted = output.y[at].astype(np.float64) - bias
-    half = output.y.dtype.itemsize == 2
-    # in half precision the multiples may be rounded too
-    rounding = output.arithmetic.output.unit_roundoff * np.sqrt(((v * other) ** 2).sum(axis=1)) if half else 0.0
-    allowed = output.expected.allowed[at] + rounding
-    few = slice(_HALF_SAMPLE if half else _SAMPLE)
-    top, rms = np.abs(v).max(initial=0), np.sqrt(np.mean(v**2))
-    if not top or not np.isfinite(allowed).all():
-        return None
-    levels = np.arange(_LEVELS[0], _LEVELS[1], top / (2 * v.shape[1] * rms))
-    least, found = 1.0, None
-    for block in np.array_split(levels, 1 + len(levels) * v[few].size // (1 << 22)):
-        sums = np.einsum("snt,nt->sn", np.clip(np.rint(v[few] * (block / top)[:, None, None]), *limits), other[few])
-        steps, errors = _agreement(sums, wanted[few], allowed[few])
-        if errors.min() < least:
-            least, found = errors.min(), float(steps[errors.argmin()])
-    if found is None:
-        return None
-    for _ in range(4):  # with the step more integers are right, and with these the step
-        sums = (np.clip(np.rint(v / found), *limits) * other).sum(axis=1)
-        agree = np.abs(wanted - found * sums) <= allowed
-        power = ((sums / allowed)[agree] ** 2).sum()
-        if not power:
+    def steps(self, axis: int | None) -> tuple[np.ndarray, float] | None:
+        """Return the steps, of a shape to multiply the operand by, and the greatest relative doubt about one of them.
+
+        None if the elements of a part do not agree on one step.
+        """
+        output, case, name = self.output, self.case, self.name
+        at = np.unravel_index(np.flatnonzero(np.isfinite(output.y)), output.y.shape)
+        if axis is None:
+            part = np.zeros(len(at[0]), int)
+        elif name == "x":
+            part = at[-1] // case.geometry.multiplier if axis == -1 else at[0]
+        else:
+            part = at[-1]
+        array = getattr(case, name)
+        found = []
+        rng = np.random.default_rng(5)
+        for index in range(1 if axis is None else array.shape[axis]):
+            mine = rng.permutation(np.flatnonzero(part == index))[:_REFINED]
+            step = self._step(tuple(a[mine] for a in at)) if len(mine) >= _SAMPLE // 2 else None
+            if step is None:
+                return None
+            found.append(step)
+        steps, doubts = map(np.array, zip(*found))
+        shape = [-1 if axis is not None and a == axis % array.ndim else 1 for a in range(array.ndim)]
+        return steps.reshape(shape), float(doubts.max())
+
+    def _step(self, at: tuple[np.ndarray, ...]) -> tuple[float, float] | None:
+        """Return the step on which most elements agree, and the relative doubt about it."""
+        output, case = self.output, self.case
+        x, w, valid = (np.stack(a, axis=1) for a in zip(*sampled_terms(case, at)))
+        x, w = (np.where(valid, a.astype(np.float64), 0) for a in (x, w))
+        v, other = (x, w) if self.name == "x" else (w, x)
+        bias = 0.0 if case.bias is None else case.bias.astype(np.float64)[at[-1]]
+        wanted = output.y[at].astype(np.float64) - bias
+        half = output.y.dtype.itemsize == 2
+        # in half precision the multiples may be rounded too
+        rounding = output.arithmetic.output.unit_roundoff * np.sqrt(((v * other) ** 2).sum(axis=1)) if half else 0.0
+        allowed = output.expected.allowed[at] + rounding
+        told = allowed > 0  # windows of padding alone tell nothing
+        v, other, wanted, allowed = v[told], other[told], wanted[told], allowed[told]
+        few = slice(_HALF_SAMPLE if half else _SAMPLE)
+        top = np.abs(v).max(initial=0)
+        if not top or not np.isfinite(allowed).all():
             return None
-        found = float((wanted * sums / allowed**2)[agree].sum() / power)
-    return found, float(1 / (found * np.sqrt(power)))
+        rms = np.sqrt(np.mean(v**2))
+        tried = np.arange(*_LEVELS, top / (2 * v.shape[1] * rms))
+        least, found = 1.0, None
+        for block in np.array_split(tried, 1 + len(tried) * v[few].size // (1 << 22)):
+            if time.process_time() > self.until:
+                return None
+            sums = np.einsum(
+                "snt,nt->sn", np.clip(np.rint(v[few] * (block / top)[:, None, None]), *self.limits), other[few]
+            )
+            steps, errors = _agreement(sums, wanted[few], allowed[few])
+            if errors.min() < least:
+                least, found = errors.min(), float(steps[errors.argmin()])
+        if found is None:
+            return None
+        for _ in range(4):  # with the step more integers are right, and with these the step
+            sums = (np.clip(np.rint(v / found), *self.limits) * other).sum(axis=1)
+            agree = np.abs(wanted - found * sums) <= allowed
+            power = ((sums / allowed)[agree] ** 2).sum()
+            if not power:
+                return None
+            found = float((wanted * sums / allowed**2)[agree].sum() / power)
+            if found <= 0:
+                return None
+        return found, float(1 / (found * np.sqrt(power)))
 
 
 def _agreement(sums: np.ndarray, wanted: np.ndarray, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

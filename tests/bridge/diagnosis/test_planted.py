@@ -80,7 +80,8 @@ def test_few_wrong_elements_are_no_mistake_and_no_precision(rng, full):
         reference, allowed = (a.ravel() for a in output.expected)
         y = output.y.astype(np.float64)
         hit = rng.choice(y.size, int(rng.integers(1, 4)), replace=False)
-        factor = rng.choice([-1, 1], len(hit)) * np.exp(rng.uniform(0, rng.choice([1, 14]), len(hit)))
+        most = rng.choice([1, 14 if dtype.itemsize > 2 else 8])  # float16 does not overflow
+        factor = rng.choice([-1, 1], len(hit)) * np.exp(rng.uniform(0, most, len(hit)))
         y.ravel()[hit] = reference[hit] + factor * allowed[hit]
         y = y.astype(dtype)
         if not Output("y", y, Target(case)).outside.any():
