@@ -125,7 +125,8 @@ def test_it_has_the_bits_of_pytorch_without_a_channel_multiplier(full):
     @hypothesis.settings(max_examples=500 if full else 25)
     @given(problems())
     def check(problem):
-        hypothesis.assume(problem.length and problem.channels > 1)
+        # of one product PyTorch rounds it before it adds the bias
+        hypothesis.assume(problem.length and problem.channels > 1 and problem.length * problem.taps > 1)
         problem = dataclasses.replace(problem, multiplier=1)
         x, kernel, bias, _ = problem.arrays()
         flat = torch.tensor(x.reshape(-1, *x.shape[-2:])).movedim(-1, 1).contiguous()
