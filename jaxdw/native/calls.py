@@ -10,12 +10,13 @@ import numpy as np
 
 from jaxdw import native
 from jaxdw.geometry import Geometry
+from jaxdw.sum_order import SumOrder
 
 #: Element types by number, as jaxdw/native/plain.cc has them.
 TYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
 
 #: Activations by number, likewise.
-ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2, "hard_swish": 3, "silu": 4}
+ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2, "hard_swish": 3, "hard_sigmoid": 4, "silu": 5}
 
 
 def conv(
@@ -86,37 +87,166 @@ def matmul(
     w: np.ndarray,
     bias: np.ndarray | None,
     y: np.ndarray,
-    block_ends: Sequence[int],
+    order: SumOrder,
     *,
-    bias_first: bool = False,
+    scale: np.ndarray | None = None,
+    shift: np.ndarray | None = None,
+    residual: np.ndarray | None = None,
+    activation: str | None = None,
+    divisor: float = 1.0,
     threads: int = 1,
     isa: str | None = None,
 ) -> None:
-    """Write the product of x `(rows, terms)` and w `(terms, columns)` to y; x and w may have any strides.
+    """Write the product of x `([batch,] rows, terms)` and w `([batch,] terms, columns)` to y.
 
     Args:
-      x, w, bias, y: of one dtype; bias and y dense.
-      block_ends: as for `jaxdw.chain_matmul`.
+      x, w: with any strides, of one dtype.
+      y: `([batch,] rows, columns)`, dense, of the same dtype.
+      bias: `(columns,)`, likewise, or None.
+      order: of the terms, and of the bias if there is one; see `jaxdw.SumOrder`.
+      scale, shift, residual, activation: what happens to the sums, as for `conv`; scale and shift are `(columns,)`.
+      divisor: of each sum, before that.
 
     Raises:
-      as `conv`.
+      ValueError: arrays that do not fit each other or the order; otherwise as `conv`.
     """
-    sizes = np.array([*x.shape, w.shape[1]], np.int64)
-    strides = np.array([step // array.itemsize for array in (x, w) for step in array.strides], np.int64)
-    ends, name = np.array(block_ends, np.int64), isa.encode() if isa is not None else None
+    expected = (*(x.shape[:-2] or w.shape[:-2]), x.shape[-2], w.shape[-1])
+    if x.shape[-1] != w.shape[-2] or y.shape != expected or (x.ndim == w.ndim == 3 and len(x) != len(w)):
+        raise ValueError(f"`x`, `w` and `y` have shapes {x.shape}, {w.shape} and {y.shape}, which do not fit")
+    if order.terms != x.shape[-1] or order.has_bias != (bias is not None):
+        given = "a bias" if bias is not None else "no bias"
+        raise ValueError(f"`order` is {order}, expected {x.shape[-1]} terms and {given}")
+    if 0 in expected:
+        return
+    sizes = np.array([expected[0] if len(expected) == 3 else 1, *x.shape[-2:], w.shape[-1]], np.int64)
+    steps, name = np.array(order.steps, np.int64), isa.encode() if isa is not None else None
+    strides = np.array(
+        [
+            step // array.itemsize
+            for array in (x, w)
+            for step in (*(array.strides if array.ndim == 3 else (0, *array.strides)),)
+        ],
+        np.int64,
+    )
+    pointers = [
+        _address(None if array is None else array.ctypes.data) for array in (x, w, bias, scale, shift, residual)
+    ]
     _check(
         native.library().jaxdw_matmul(
             name,
             ctypes.c_int64(threads),
             TYPES[x.dtype.name],
-            *(_address(array.ctypes.data) for array in (sizes, strides, ends)),
-            ctypes.c_int64(len(ends)),
-            *(_address(None if array is None else array.ctypes.data) for array in (x, w, bias)),
-            int(not bias_first),
+            *(_address(array.ctypes.data) for array in (sizes, strides, steps)),
+            ctypes.c_int64(len(steps)),
+            *pointers,
+            ACTIVATIONS[activation],
+            ctypes.c_double(divisor),
             _address(y.ctypes.data),
         ),
         isa,
     )
+
+
+def batch_norm(
+    arrays: Sequence[int],
+    shape: tuple[int, int],
+    dtype: str,
+    *,
+    epsilon: float,
+    activation: str | None = None,
+    threads: int = 1,
+    isa: str | None = None,
+) -> None:
+    """Write y, mean and variance of dense arrays; see `jaxdw.batch_norm`.
+
+    Args:
+      arrays: the addresses of x, scale, bias, y, mean and variance.
+      shape: rows and channels of x and y, which are of `dtype`. All else is float64 for float64, else float32.
+      activation: None, "relu" or "relu6".
+
+    Raises:
+      as `conv`.
+    """
+    _check(
+        native.library().jaxdw_batch_norm(
+            *_start(isa, threads, dtype),
+            *map(ctypes.c_int64, shape),
+            ctypes.c_double(epsilon),
+            ACTIVATIONS[activation],
+            *map(_address, arrays),
+        ),
+        isa,
+    )
+
+
+def batch_norm_gradient(
+    arrays: Sequence[int],
+    shape: tuple[int, int],
+    dtype: str,
+    *,
+    epsilon: float,
+    activation: str | None = None,
+    threads: int = 1,
+    isa: str | None = None,
+) -> None:
+    """Write dx, dscale and dbias; otherwise as `batch_norm`.
+
+    Args:
+      arrays: the addresses of x, scale, bias, mean, variance, dy, dx, dscale and dbias; dx may be dy.
+    """
+    _check(
+        native.library().jaxdw_batch_norm_gradient(
+            *_start(isa, threads, dtype),
+            *map(ctypes.c_int64, shape),
+            ctypes.c_double(epsilon),
+            ACTIVATIONS[activation],
+            *map(_address, arrays),
+        ),
+        isa,
+    )
+
+
+def cross_entropy(
+    logits: int,
+    labels: int,
+    ct: int | None,
+    result: int,
+    shape: tuple[int, int],
+    dtype: str,
+    *,
+    threads: int = 1,
+    isa: str | None = None,
+) -> None:
+    """Write the mean cross entropy, one number; with `ct`, one number, the gradient by the logits instead.
+
+    Args:
+      labels: int32, one for each row.
+      shape: rows and classes.
+
+    Raises:
+      as `conv`.
+    """
+    addresses = map(_address, (logits, labels, ct, result))
+    _check(
+        native.library().jaxdw_cross_entropy(*_start(isa, threads, dtype), *map(ctypes.c_int64, shape), *addresses), isa
+    )
+
+
+def axpby(arrays: Sequence[int], count: int, dtype: str, *, threads: int = 1, isa: str | None = None) -> None:
+    """Write a x + b y of `count` numbers.
+
+    Args:
+      arrays: the addresses of the factors a and b, float64 for float64, else float32; of x, y and the result.
+
+    Raises:
+      as `conv`.
+    """
+    addresses = map(_address, arrays)
+    _check(native.library().jaxdw_axpby(*_start(isa, threads, dtype), ctypes.c_int64(count), *addresses), isa)
+
+
+def _start(isa: str | None, threads: int, dtype: str) -> tuple[bytes | None, ctypes.c_int64, int]:
+    return None if isa is None else isa.encode(), ctypes.c_int64(threads), TYPES[dtype]
 
 
 def three(values: tuple[int, ...], missing: int) -> tuple[int, ...]:

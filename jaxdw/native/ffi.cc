@@ -3,10 +3,12 @@
 #include <exception>
 #include <memory>
 #include <new>
+#include <stdexcept>
 #include <string>
 #include <thread>
 
 #include "kernels.h"
+#include "order.h"
 #include "work.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -141,6 +143,8 @@ ffi::Error checked(Of of) {
     return ffi::Error::Success();
   } catch (const Problem& problem) {
     return ffi::Error::InvalidArgument("jaxdw: " + problem.what);
+  } catch (const std::invalid_argument& problem) {
+    return ffi::Error::InvalidArgument(std::string("jaxdw: ") + problem.what());
   } catch (const std::bad_alloc&) {
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, "jaxdw: out of memory");
   } catch (const std::exception& error) {
@@ -160,11 +164,29 @@ const void* operand(ffi::RemainingArgs rest, size_t number, const char* name, Di
   return given->untyped_data();
 }
 
-// The data of the bias, if there is a third operand.
-const void* bias_of(ffi::RemainingArgs rest, int64_t channels, Type type) {
-  expect(rest.size() < 2, "there are " + std::to_string(rest.size() + 2) + " operands, expected at most 3");
-  return rest.size() ? operand(rest, 0, "bias", Dimensions(&channels, 1), type) : nullptr;
-}
+// The operands after the first two: bias if there is one more than the others, scale and shift, residual.
+struct Rest {
+  const void *bias = nullptr, *scale = nullptr, *shift = nullptr, *residual = nullptr;
+  Activation activation;
+
+  Rest(ffi::RemainingArgs rest, int64_t channels, Dimensions y, Type type, bool scaled, bool has_residual,
+       int64_t number) {
+    size_t next = 0, others = 2 * scaled + has_residual;
+    expect(rest.size() == others || rest.size() == others + 1,
+           "there are " + std::to_string(rest.size() + 2) + " operands, expected " + std::to_string(others + 2) +
+               ", or one more with a bias");
+    Dimensions of_channels(&channels, 1);
+    if (rest.size() > others) bias = operand(rest, next++, "bias", of_channels, type);
+    if (scaled) {
+      Type sum = type == Type::f64 ? Type::f64 : Type::f32;
+      scale = operand(rest, next++, "scale", of_channels, sum);
+      shift = operand(rest, next++, "shift", of_channels, sum);
+    }
+    if (has_residual) residual = operand(rest, next++, "residual", y, type);
+    expect(number >= 0 && number <= 5, "`activation` is " + std::to_string(number) + ", expected a number from 0 to 5");
+    activation = Activation(number);
+  }
+};
 
 ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::RemainingArgs rest,
                 ffi::Result<ffi::AnyBuffer> y, Dimensions strides, Dimensions padding, Dimensions kernel_dilation,
@@ -175,24 +197,11 @@ ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel, f
     g.from_last_tap = from_last_tap;
     Conv conv{g, type_of("x", x), Bias::none, x.untyped_data(), kernel.untyped_data(), nullptr, y->untyped_data(),
               flipped};
-    size_t next = 0, others = 2 * scaled + residual;
-    expect(rest.size() == others || rest.size() == others + 1,
-           "there are " + std::to_string(rest.size() + 2) + " operands, expected " + std::to_string(others + 2) +
-               ", or one more with a bias");
-    Dimensions channels(&g.channels, 1);
-    if (rest.size() > others) {
-      conv.bias = operand(rest, next++, "bias", channels, conv.type);
-      conv.bias_place = bias_last ? Bias::last : Bias::first;
-    }
-    if (scaled) {
-      Type sum = conv.type == Type::f64 ? Type::f64 : Type::f32;
-      conv.scale = operand(rest, next++, "scale", channels, sum);
-      conv.shift = operand(rest, next++, "shift", channels, sum);
-    }
-    if (residual) conv.residual = operand(rest, next++, "residual", y->dimensions(), conv.type);
-    expect(activation >= 0 && activation <= 4,
-           "`activation` is " + std::to_string(activation) + ", expected a number from 0 to 4");
-    conv.activation = Activation(activation);
+    Rest given(rest, g.channels, y->dimensions(), conv.type, scaled, residual, activation);
+    if (given.bias) conv.bias_place = bias_last ? Bias::last : Bias::first;
+    conv.bias = given.bias;
+    conv.scale = given.scale, conv.shift = given.shift, conv.residual = given.residual;
+    conv.activation = given.activation;
     PoolThreads threads(pool);
     kernels_of(nullptr)->conv(conv, threads);
   });
@@ -210,40 +219,145 @@ ffi::Error kernel_gradient(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffe
   });
 }
 
+// x (rows, terms) and w (terms, columns), or transposed; either or both with an axis of products before these two.
 ffi::Error matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::RemainingArgs rest,
-                  ffi::Result<ffi::AnyBuffer> y, Dimensions ends, bool x_transposed, bool w_transposed,
-                  bool bias_last) {
+                  ffi::Result<ffi::AnyBuffer> y, Dimensions steps, bool x_transposed, bool w_transposed, bool scaled,
+                  bool residual, int64_t activation, double divisor) {
   return checked([&] {
     Dimensions of_x = x.dimensions(), of_w = w.dimensions(), of_y = y->dimensions();
-    check_axes("x", of_x, of_x.size() == 2, "2");
-    check_axes("w", of_w, of_w.size() == 2, "2");
-    check_axes("y", of_y, of_y.size() == 2, "2");
+    check_axes("x", of_x, of_x.size() == 2 || of_x.size() == 3, "2 or 3");
+    check_axes("w", of_w, of_w.size() == 2 || of_w.size() == 3, "2 or 3");
+    size_t x_is_batch = of_x.size() - 2, w_is_batch = of_w.size() - 2, is_batch = std::max(x_is_batch, w_is_batch);
+    check_axes("y", of_y, of_y.size() == 2 + is_batch, std::to_string(2 + is_batch));
+    const int64_t *x_sizes = of_x.begin() + x_is_batch, *w_sizes = of_w.begin() + w_is_batch;
     Matmul matmul{};
-    matmul.rows = of_x[x_transposed], matmul.terms = of_x[!x_transposed], matmul.columns = of_w[!w_transposed];
+    matmul.batch = x_is_batch ? of_x[0] : w_is_batch ? of_w[0] : 1;
+    matmul.rows = x_sizes[x_transposed], matmul.terms = x_sizes[!x_transposed], matmul.columns = w_sizes[!w_transposed];
+    matmul.x_batch = x_is_batch ? matmul.rows * matmul.terms : 0;
+    matmul.w_batch = w_is_batch ? matmul.terms * matmul.columns : 0;
     matmul.x_row = x_transposed ? 1 : matmul.terms, matmul.x_term = x_transposed ? matmul.rows : 1;
     matmul.w_term = w_transposed ? 1 : matmul.columns, matmul.w_column = w_transposed ? matmul.terms : 1;
-    expect(of_w[w_transposed] == matmul.terms, "`w` has shape " + text(of_w) + ", expected " +
-                                                   std::to_string(matmul.terms) + " terms, as `x` " + text(of_x));
-    expect(of_y[0] == matmul.rows && of_y[1] == matmul.columns,
-           "`y` has shape " + text(of_y) + ", expected (" + std::to_string(matmul.rows) + ", " +
-               std::to_string(matmul.columns) + ")");
-    int64_t before = 0;
-    for (int64_t end : ends) {
-      expect(end > before, "`ends` is " + text(ends) + ", expected ascending numbers");
-      before = end;
-    }
-    expect(before == matmul.terms, "`ends` is " + text(ends) + ", expected " + std::to_string(matmul.terms) + " last");
-    matmul.ends = ends.begin(), matmul.blocks = ends.size();
+    expect(w_sizes[w_transposed] == matmul.terms && (!w_is_batch || of_w[0] == matmul.batch),
+           "`w` has shape " + text(of_w) + ", expected " + std::to_string(matmul.terms) + " terms, as `x` " +
+               text(of_x) + ", and as many products");
+    expect(of_y[is_batch] == matmul.rows && of_y[is_batch + 1] == matmul.columns &&
+               (!is_batch || of_y[0] == matmul.batch),
+           "`y` has shape " + text(of_y) + ", expected " + (is_batch ? std::to_string(matmul.batch) + " of " : "") +
+               "(" + std::to_string(matmul.rows) + ", " + std::to_string(matmul.columns) + ")");
     matmul.type = type_of("x", x);
     expect(type_of("w", w) == matmul.type, "`w` has another element type than `x`");
     expect(type_of("y", *y) == matmul.type, "`y` has another element type than `x`");
     matmul.x = x.untyped_data(), matmul.w = w.untyped_data(), matmul.y = y->untyped_data();
-    if (const void* bias = bias_of(rest, matmul.columns, matmul.type)) {
-      matmul.bias = bias;
-      matmul.bias_place = bias_last ? Bias::last : Bias::first;
-    }
+    Rest given(rest, matmul.columns, of_y, matmul.type, scaled, residual, activation);
+    matmul.bias = given.bias;
+    matmul.scale = given.scale, matmul.shift = given.shift, matmul.residual = given.residual;
+    matmul.activation = given.activation, matmul.divisor = divisor;
+    SumOrder order(steps.begin(), int64_t(steps.size()), matmul.terms, matmul.bias != nullptr);
+    order.give_to(matmul);
     PoolThreads threads(pool);
     kernels_of(nullptr)->matmul(matmul, threads);
+  });
+}
+
+// The data of a buffer of a type and a shape.
+void* data_of(const char* name, ffi::AnyBuffer buffer, Dimensions sizes, Type type) {
+  std::string quoted = "`" + std::string(name) + "`";
+  Dimensions is = buffer.dimensions();
+  expect(is.size() == sizes.size() && std::equal(is.begin(), is.end(), sizes.begin()),
+         quoted + " has shape " + text(is) + ", expected " + text(sizes));
+  expect(type_of(name, buffer) == type, quoted + " has another element type than expected beside `x`");
+  return buffer.untyped_data();
+}
+
+Type wide(Type type) { return type == Type::f64 ? Type::f64 : Type::f32; }
+
+// x (*batch, channels) as rows, with the settings that a normalization and its gradient share.
+template <class Of>
+void read_batch_norm(Of& of, ffi::AnyBuffer x, double epsilon, int64_t activation) {
+  Dimensions sizes = x.dimensions();
+  check_axes("x", sizes, sizes.size() >= 1, "1 or more");
+  of.type = type_of("x", x), of.x = x.untyped_data(), of.channels = sizes.back(), of.rows = 1;
+  for (size_t axis = 0; axis + 1 < sizes.size(); ++axis) of.rows *= sizes[axis];
+  expect(epsilon >= 0, "`epsilon` is " + std::to_string(epsilon) + ", expected 0 or more");
+  of.epsilon = epsilon;
+  expect(activation >= 0 && activation <= 2,
+         "`activation` is " + std::to_string(activation) + ", expected a number from 0 to 2");
+  of.activation = Activation(activation);
+}
+
+ffi::Error batch_norm(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer scale, ffi::AnyBuffer bias,
+                      ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::AnyBuffer> mean,
+                      ffi::Result<ffi::AnyBuffer> var, double epsilon, int64_t activation) {
+  return checked([&] {
+    BatchNorm of{};
+    read_batch_norm(of, x, epsilon, activation);
+    Dimensions channels(&of.channels, 1);
+    of.scale = data_of("scale", scale, channels, wide(of.type));
+    of.bias = data_of("bias", bias, channels, wide(of.type));
+    of.y = data_of("y", *y, x.dimensions(), of.type);
+    of.mean = data_of("mean", *mean, channels, wide(of.type));
+    of.var = data_of("var", *var, channels, wide(of.type));
+    PoolThreads threads(pool);
+    kernels_of(nullptr)->batch_norm(of, threads);
+  });
+}
+
+ffi::Error batch_norm_gradient(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer scale, ffi::AnyBuffer bias,
+                               ffi::AnyBuffer mean, ffi::AnyBuffer var, ffi::AnyBuffer dy,
+                               ffi::Result<ffi::AnyBuffer> dx, ffi::Result<ffi::AnyBuffer> dscale,
+                               ffi::Result<ffi::AnyBuffer> dbias, double epsilon, int64_t activation) {
+  return checked([&] {
+    BatchNormGradient of{};
+    read_batch_norm(of, x, epsilon, activation);
+    Dimensions channels(&of.channels, 1);
+    of.scale = data_of("scale", scale, channels, wide(of.type));
+    of.bias = data_of("bias", bias, channels, wide(of.type));
+    of.mean = data_of("mean", mean, channels, wide(of.type));
+    of.var = data_of("var", var, channels, wide(of.type));
+    of.dy = data_of("dy", dy, x.dimensions(), of.type);
+    of.dx = data_of("dx", *dx, x.dimensions(), of.type);
+    of.dscale = data_of("dscale", *dscale, channels, wide(of.type));
+    of.dbias = data_of("dbias", *dbias, channels, wide(of.type));
+    PoolThreads threads(pool);
+    kernels_of(nullptr)->batch_norm_gradient(of, threads);
+  });
+}
+
+// The loss of logits and labels; with a third operand, its gradient.
+ffi::Error cross_entropy(ffi::ThreadPool pool, ffi::AnyBuffer logits, ffi::AnyBuffer labels, ffi::RemainingArgs rest,
+                         ffi::Result<ffi::AnyBuffer> result) {
+  return checked([&] {
+    CrossEntropy of{};
+    Dimensions sizes = logits.dimensions(), of_labels = labels.dimensions();
+    check_axes("logits", sizes, sizes.size() == 2, "2");
+    of.rows = sizes[0], of.classes = sizes[1];
+    of.type = type_of("logits", logits), of.logits = logits.untyped_data();
+    expect(of_labels.size() == 1 && of_labels[0] == of.rows,
+           "`labels` has shape " + text(of_labels) + ", expected (" + std::to_string(of.rows) + ",)");
+    expect(labels.element_type() == ffi::DataType::S32, "`labels` has an element type that is not s32");
+    of.labels = static_cast<const int32_t*>(labels.untyped_data());
+    expect(rest.size() < 2, "there are " + std::to_string(rest.size() + 2) + " operands, expected at most 3");
+    if (rest.size()) of.ct = operand(rest, 0, "ct", Dimensions(&of.rows, 0), of.type);
+    of.result = data_of("result", *result, rest.size() ? sizes : Dimensions(&of.rows, 0), of.type);
+    PoolThreads threads(pool);
+    kernels_of(nullptr)->cross_entropy(of, threads);
+  });
+}
+
+ffi::Error axpby(ffi::ThreadPool pool, ffi::AnyBuffer factors, ffi::AnyBuffer x, ffi::AnyBuffer y,
+                 ffi::Result<ffi::AnyBuffer> result) {
+  return checked([&] {
+    Axpby of{};
+    Dimensions sizes = x.dimensions();
+    check_axes("x", sizes, true, "any");
+    of.count = int64_t(x.element_count());
+    of.type = type_of("x", x), of.x = x.untyped_data();
+    const int64_t two = 2;
+    of.factors = data_of("factors", factors, Dimensions(&two, 1), wide(of.type));
+    of.y = data_of("y", y, sizes, of.type);
+    of.result = data_of("result", *result, sizes, of.type);
+    PoolThreads threads(pool);
+    kernels_of(nullptr)->axpby(of, threads);
   });
 }
 
@@ -288,10 +402,13 @@ XLA_FFI_DEFINE_HANDLER(matmul_handler, jaxdw::matmul,
                            .Arg<xla::ffi::AnyBuffer>()
                            .RemainingArgs()
                            .Ret<xla::ffi::AnyBuffer>()
-                           .Attr<jaxdw::Dimensions>("ends")
+                           .Attr<jaxdw::Dimensions>("steps")
                            .Attr<bool>("x_transposed")
                            .Attr<bool>("w_transposed")
-                           .Attr<bool>("bias_last"));
+                           .Attr<bool>("scaled")
+                           .Attr<bool>("residual")
+                           .Attr<int64_t>("activation")
+                           .Attr<double>("divisor"));
 
 JAXDW_EXPORT XLA_FFI_Error* jaxdw_conv_ffi(XLA_FFI_CallFrame* frame) { return conv_handler(frame); }
 
@@ -300,3 +417,56 @@ JAXDW_EXPORT XLA_FFI_Error* jaxdw_kernel_gradient_ffi(XLA_FFI_CallFrame* frame) 
 }
 
 JAXDW_EXPORT XLA_FFI_Error* jaxdw_matmul_ffi(XLA_FFI_CallFrame* frame) { return matmul_handler(frame); }
+
+XLA_FFI_DEFINE_HANDLER(batch_norm_handler, jaxdw::batch_norm,
+                       xla::ffi::Ffi::Bind()
+                           .Ctx<xla::ffi::ThreadPool>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Ret<xla::ffi::AnyBuffer>()
+                           .Ret<xla::ffi::AnyBuffer>()
+                           .Ret<xla::ffi::AnyBuffer>()
+                           .Attr<double>("epsilon")
+                           .Attr<int64_t>("activation"));
+
+XLA_FFI_DEFINE_HANDLER(batch_norm_gradient_handler, jaxdw::batch_norm_gradient,
+                       xla::ffi::Ffi::Bind()
+                           .Ctx<xla::ffi::ThreadPool>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Ret<xla::ffi::AnyBuffer>()
+                           .Ret<xla::ffi::AnyBuffer>()
+                           .Ret<xla::ffi::AnyBuffer>()
+                           .Attr<double>("epsilon")
+                           .Attr<int64_t>("activation"));
+
+XLA_FFI_DEFINE_HANDLER(cross_entropy_handler, jaxdw::cross_entropy,
+                       xla::ffi::Ffi::Bind()
+                           .Ctx<xla::ffi::ThreadPool>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .RemainingArgs()
+                           .Ret<xla::ffi::AnyBuffer>());
+
+XLA_FFI_DEFINE_HANDLER(axpby_handler, jaxdw::axpby,
+                       xla::ffi::Ffi::Bind()
+                           .Ctx<xla::ffi::ThreadPool>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Ret<xla::ffi::AnyBuffer>());
+
+JAXDW_EXPORT XLA_FFI_Error* jaxdw_batch_norm_ffi(XLA_FFI_CallFrame* frame) { return batch_norm_handler(frame); }
+
+JAXDW_EXPORT XLA_FFI_Error* jaxdw_batch_norm_gradient_ffi(XLA_FFI_CallFrame* frame) {
+  return batch_norm_gradient_handler(frame);
+}
+
+JAXDW_EXPORT XLA_FFI_Error* jaxdw_cross_entropy_ffi(XLA_FFI_CallFrame* frame) { return cross_entropy_handler(frame); }
+
+JAXDW_EXPORT XLA_FFI_Error* jaxdw_axpby_ffi(XLA_FFI_CallFrame* frame) { return axpby_handler(frame); }

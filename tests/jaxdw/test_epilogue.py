@@ -211,7 +211,7 @@ def ones(*shape, dtype=np.float32):
         (
             Epilogue(activation="gelu"),
             ValueError,
-            "`epilogue.activation` is 'gelu', expected one of relu, relu6, hard_swish, silu",
+            "`epilogue.activation` is 'gelu', expected one of relu, relu6, hard_swish, hard_sigmoid, silu",
         ),
         (Epilogue(scale=ones(4)), ValueError, r"`epilogue.scale` has shape \(4,\), expected \(8,\)"),
         (Epilogue(shift=2.0), TypeError, "`epilogue.shift` is a float, expected a JAX or NumPy array"),
