@@ -352,6 +352,22 @@ def test_vmap_maps_streams(seed):
         assert np.array_equal(mapped, whole)
 
 
+def test_sizes_may_be_symbolic(seed):
+    x, kernel, state = whole_numbers(seed, (2, 9, 3), (4, 1, 3), (2, 3, 3), dtype=np.float32)
+    b, t = jax.export.symbolic_shape("b, t")
+    ids = np.array([[0] * 4 + [1] * 5] * 2)
+    for options in ({}, {"state": state}, {"segment_ids": ids}):
+        shapes = {"state": (b, 3, 3), "segment_ids": (b, t)}
+        given = {name: jax.ShapeDtypeStruct(shapes[name], array.dtype) for name, array in options.items()}
+
+        def run(x, options):
+            return jaxdw.causal_conv1d(x, kernel, return_state=True, **options)
+
+        exported = jax.export.export(jax.jit(run))(jax.ShapeDtypeStruct((b, t, 3), np.float32), given)
+        for symbolic, plain in zip(exported.call(x, options), run(x, options)):
+            assert np.array_equal(symbolic, plain)
+
+
 @pytest.mark.parametrize("framework", ["nnx", "linen"])
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
 def test_layers_stream(framework, dtype, seed):
