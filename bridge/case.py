@@ -108,6 +108,8 @@ class Case:
         >>> case.geometry.output_shape, case.input_dilation, case.padding
         ((1, 8, 8, 2), (2, 2), ((1, 2), (1, 2)))
         """
+        if padding == "CIRCULAR":
+            raise ValueError("`padding` is 'CIRCULAR', expected 'SAME', 'VALID', an int, or one int or pair per axis")
         pads, steps = transposed_padding(kernel.shape[:-2], strides, padding, output_padding, kernel_dilation)
         flipped = np.flip(kernel, tuple(range(kernel.ndim - 2)))
         return cls(x, flipped, bias, padding=pads, kernel_dilation=kernel_dilation, input_dilation=steps, name=name)

@@ -29,6 +29,7 @@ class CapturedCall:
       layout: the memory layout in which PyTorch computed, as the knob of `torch.conv2d` calls it.
       note: a remark on how it was captured, or empty.
       also: later calls with the same geometry and the same data.
+      input_dilation: the stride of a transposed convolution, which is None for another one.
     """
 
     layer: str
@@ -40,6 +41,7 @@ class CapturedCall:
     layout: str
     note: str = ""
     also: list[str] = dataclasses.field(default_factory=list)
+    input_dilation: tuple[int, ...] | None = None
 
     def load(self) -> tuple[Case, np.ndarray]:
         """Return the case, and the model's own output."""
@@ -51,6 +53,7 @@ class CapturedCall:
             strides=self.strides,
             padding=self.padding,
             kernel_dilation=self.dilation,
+            input_dilation=self.input_dilation,
             name=self.layer,
         )
         return case, arrays["y"]

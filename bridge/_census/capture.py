@@ -15,8 +15,9 @@ from bridge._implementations.torch_ import to_numpy
 from bridge.case import DTYPES
 from bridge.diagnosis.runs import digest
 from bridge.torch_models import Recorder, by_name, channels_last, on_device
-from bridge.weights.layouts import CONVOLUTION
+from bridge.weights.layouts import CONVOLUTION, depthwise_transpose
 from bridge.weights.safetensors_ import write_safetensors
+from jaxdw.conv_transpose import transposed_padding
 from jaxdw.geometry import Geometry, Padding
 
 #: What a convolution becomes; a traced model has the second, with the same parameters first.
@@ -76,28 +77,40 @@ class _Recorder(Recorder):
         if not given["groups"] == x.shape[1] > 1:
             return
         name = self._label(weight)
-        if reason := _incomparable(x, given["transposed"]):
+        if reason := _incomparable(x):
             self.passed_over.append(f"{name}: {reason}")
             return
         rank = x.ndim - 2
         strides, pads, dilations = (
             tuple(given[key]) * (rank // len(given[key])) for key in ("stride", "padding", "dilation")
         )
-        arrays = {"x": channels_last(x), "kernel": CONVOLUTION.to_flax(to_numpy(weight.cpu()))}
+        arrays = {"x": channels_last(x)}
         if given["bias"] is not None:
             arrays["bias"] = to_numpy(given["bias"].cpu())
-        window = Geometry.of_windows(
-            arrays["x"].shape, arrays["kernel"].shape[:-2], strides=strides, kernel_dilation=dilations
-        )
-        arrays["x"], padded, note = self._as_given(arrays["x"], pads, window)
-        key = (strides, padded, dilations, *(digest(arrays[each]) for each in sorted(arrays)))
+        padded: Padding
+        input_dilation, note = None, ""
+        if given["transposed"]:
+            layout = depthwise_transpose(weight.shape[1], flipped=True)
+            arrays["kernel"] = np.ascontiguousarray(layout.to_flax(to_numpy(weight.cpu())))
+            added = tuple(given["output_padding"]) * (rank // len(given["output_padding"]))
+            padded, input_dilation = transposed_padding(weight.shape[2:], strides, pads, added, dilations)
+            strides = (1,) * rank
+        else:
+            arrays["kernel"] = CONVOLUTION.to_flax(to_numpy(weight.cpu()))
+            window = Geometry.of_windows(
+                arrays["x"].shape, arrays["kernel"].shape[:-2], strides=strides, kernel_dilation=dilations
+            )
+            arrays["x"], padded, note = self._as_given(arrays["x"], pads, window)
+        key = (strides, padded, dilations, input_dilation, *(digest(arrays[each]) for each in sorted(arrays)))
         if key in self.calls:
             self.calls[key].also.append(name)
             return
         path = self.folder / f"{len(self.calls)}.safetensors"
         write_safetensors(path, {**arrays, "y": channels_last(y)})
         kind = type(self.running[-1].module).__name__
-        self.calls[key] = CapturedCall(name, kind, path, strides, padded, dilations, _layout(y), note)
+        self.calls[key] = CapturedCall(
+            name, kind, path, strides, padded, dilations, _layout(y), note, input_dilation=input_dilation
+        )
 
     def _label(self, weight: torch.Tensor) -> str:
         """Return the layer's name, with the number of its call after the first."""
@@ -125,10 +138,8 @@ class _Recorder(Recorder):
         return received, pads, f"padding_mode={mode!r} has no name here: the input was captured after its padding"
 
 
-def _incomparable(x: torch.Tensor, transposed: bool) -> str:
+def _incomparable(x: torch.Tensor) -> str:
     """Return why a depthwise convolution cannot be a Case; empty if it can."""
-    if transposed:
-        return "a transposed convolution"
     word = str(x.dtype).removeprefix("torch.")
     return "" if word in DTYPES else f"dtype {word}, expected one of {', '.join(DTYPES)}"
 

@@ -20,6 +20,9 @@ TORCH = "torch.conv2d"
 #: The implementations compared on each layer: PyTorch's convolution, lax's, and jaxdw's method with PyTorch's order.
 DEFAULT = (TORCH, "jax.grouped", "jax.taps")
 
+#: What takes the place of an implementation on a transposed convolution.
+TRANSPOSED = {TORCH: "torch.conv_transpose2d", "jax.taps": "jax.transpose"}
+
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class LayerDiagnosis(Diagnosis):
@@ -28,7 +31,7 @@ class LayerDiagnosis(Diagnosis):
     Attributes:
       layer: its name in the model; "features.0 (call 2)" where the same layer ran before on other data.
       kind: the class of the module that ran it.
-      own: the model's own output against `torch.conv2d` on the captured data.
+      own: the model's own output against `torch.conv2d`, or `torch.conv_transpose2d`, on the captured data.
       note: a remark on how it was captured, or empty.
       also: other calls with the same geometry and data, to which this diagnosis applies too.
     """
@@ -61,6 +64,7 @@ def census(
       torch_module: an `nn.Module`.
       inputs: what its forward takes, as NumPy arrays or tensors: one, a sequence by place, or a mapping by name.
       implementations: what to compare, as for `parity`; "torch.conv2d" runs in the memory layout that the model used.
+        On a transposed convolution it is "torch.conv_transpose2d", and "jax.taps" is "jax.transpose".
       explain: reveal and replay each implementation's accumulation order, as for `parity`; slower.
 
     Raises:
@@ -87,8 +91,15 @@ def diagnose(
 ) -> LayerDiagnosis:
     """Run `parity` on one captured call, and compare the model's own output with `torch.conv2d`. Remove its file."""
     case, y = call.load()
-    torch_ = implementation(TORCH).changed(layout=call.layout)
-    chosen = [torch_ if each in (TORCH, implementation(TORCH)) else each for each in implementations]
+    chosen = [implementation(each) if isinstance(each, str) else each for each in implementations]
+    reference = TORCH
+    if call.input_dilation is not None:
+        reference = TRANSPOSED[TORCH]
+        chosen = [
+            implementation(each.name.replace(each.base, TRANSPOSED.get(each.base, each.base), 1)) for each in chosen
+        ]
+    torch_ = implementation(reference).changed(layout=call.layout)
+    chosen = [torch_ if each == implementation(reference) else each for each in chosen]
     note = call.note
     if explain and case.geometry.taps > MOST_TAPS:
         explain = False

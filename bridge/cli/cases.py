@@ -6,6 +6,7 @@ import contextlib
 import enum
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -110,6 +111,17 @@ class CaseOptions(GeometryOptions):
             "*sizes), kernel (channels*multiplier, 1, *kernel_size)."
         ),
     ] = Layout.CHANNELS_LAST
+    transposed: Annotated[
+        bool,
+        typer.Option(
+            "--transposed",
+            help="A transposed convolution. --strides, --padding (numbers, SAME or VALID) and a kernel of "
+            "channels_first (channels, multiplier, *kernel_size) mean what they mean in PyTorch's ConvTranspose.",
+        ),
+    ] = False
+    output_padding: Annotated[
+        str, typer.Option(help="With --transposed: positions added at the end. One number, or one per axis.")
+    ] = "0"
 
     def case(self) -> Case:
         """Return the case.
@@ -130,8 +142,16 @@ class CaseOptions(GeometryOptions):
         kernel = self._kernel(rng, x)
         bias = np.asarray(rng.standard_normal(kernel.shape[-1])).astype(x.dtype) if self.bias else None
         settings = self.settings()
+        added = parse_one_or_each("--output-padding", self.output_padding)
+        make: Callable[..., Case] = Case
+        if self.transposed:
+            make, settings = Case.transposed, {**settings, "output_padding": added}
+        elif added not in (0, (0,)):
+            raise ValueError(
+                f"`--output-padding` is {self.output_padding!r} without `--transposed`, expected both or none"
+            )
         try:
-            case = Case(x, kernel, bias, **settings, name="" if asked else "The question's own case")
+            case = make(x, kernel, bias, **settings, name="" if asked or self.transposed else "The question's own case")
         except ValueError as error:
             raise ValueError(f"{error}{self._layout_hint(x, kernel, settings)}") from None
         self.check_affordable(case.geometry.output_shape, case.geometry.padded_spatial)
@@ -153,7 +173,10 @@ class CaseOptions(GeometryOptions):
 
     def _kernel(self, rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
         if self.kernel is not None:
-            return self.layout.kernel(_load("--kernel", self.kernel, self.dtype or x.dtype.name))
+            w = _load("--kernel", self.kernel, self.dtype or x.dtype.name)
+            if self.transposed and self.layout is Layout.CHANNELS_FIRST and w.ndim > 2:
+                w = w.reshape(-1, 1, *w.shape[2:])
+            return self.layout.kernel(w)
         size = parse_sizes("--kernel-size", self.kernel_size or QUESTION["kernel_size"])
         return rng.standard_normal((*size, 1, x.shape[-1] * self.multiplier)).astype(x.dtype)
 
@@ -161,7 +184,7 @@ class CaseOptions(GeometryOptions):
         """Return which files have the other layout, if the case makes sense with that; empty where it never does."""
         first = self.layout is Layout.CHANNELS_FIRST
         other = Layout.CHANNELS_LAST if first else Layout.CHANNELS_FIRST
-        if x.ndim < 3 or w.ndim < 3:
+        if x.ndim < 3 or w.ndim < 3 or self.transposed:
             return ""
         files = [option for option, path in (("--input", self.input), ("--kernel", self.kernel)) if path is not None]
         turned = {

@@ -25,6 +25,9 @@ from bridge.report.attribution import print_attribution, print_elimination
 from bridge.report.bundle import check_new_folder, save_bundle
 from bridge.report.html import to_html
 
+#: The implementations that are compared by default with --transposed.
+TRANSPOSED = ("torch.conv_transpose2d", "torch.conv2d", "jax.grouped", "jax.transpose", "jax.taps", "numpy.exact")
+
 
 def parity(
     *,
@@ -86,7 +89,11 @@ def parity(
         rng = np.random.default_rng(given.seed + 1)
         dy = np.asarray(rng.standard_normal(case.geometry.output_shape)).astype(case.dtype)
     diagnosis = run_parity(
-        case, parse_names(implementations) or None, explain=explain, quantity="dx" if gradient else "y", dy=dy
+        case,
+        parse_names(implementations) or (TRANSPOSED if given.transposed else None),
+        explain=explain,
+        quantity="dx" if gradient else "y",
+        dy=dy,
     )
     compiler = compiler_faults(diagnosis.names)
     show(diagnosis, compiler)

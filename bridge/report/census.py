@@ -118,6 +118,8 @@ def geometry(case: CaseRecord) -> str:
     """
     multiplier = case.kernel[-1] // case.x[-1]
     parts = ["x".join(map(str, case.kernel[:-2]))]
+    if max(case.input_dilation) > 1:
+        parts.append(f"input dilation {_short(case.input_dilation)}")
     if max(case.strides) > 1:
         parts.append(f"stride {_short(case.strides)}")
     pads = [low if low == high else f"{low}:{high}" for low, high in case.padding]

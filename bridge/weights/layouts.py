@@ -85,9 +85,10 @@ def depthwise_transpose(multiplier: int = 1, flipped: bool = False) -> Layout:
 
     def to_torch(kernel: np.ndarray) -> np.ndarray:
         weight = _channels_first(turned(kernel))
-        if weight.shape[1] != 1:
+        features, one, *kernel_size = weight.shape
+        if one != 1 or features % multiplier:
             raise ValueError
-        return weight.reshape(-1, multiplier, *weight.shape[2:])
+        return weight.reshape(features // multiplier, multiplier, *kernel_size)
 
     def turned(kernel: np.ndarray) -> np.ndarray:
         return np.flip(kernel, tuple(range(kernel.ndim - 2))) if flipped else kernel

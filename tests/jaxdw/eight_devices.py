@@ -548,3 +548,38 @@ def test_programs_for_tpus_have_kernels_only_where_each_is_one_devices_own(kind,
     if not own:
         with pytest.raises(ValueError, match="`method='pallas'` on TPUs needs mesh axes that are all manual"):
             kernels(over, "pallas")
+
+
+@pytest.mark.parametrize("spec", [P("data"), P(None, "x"), P("data", "x", None, "c"), P(None, None, None, "c")])
+def test_a_transposed_convolution_is_sharded_as_its_types_say(spec):
+    mesh = mesh_of(AxisType.Explicit, data=2, x=2, c=2)
+    x, kernel, bias, dy = normal(0, (4, 8, 6, 4), (3, 3, 1, 4), (4,), (4, 16, 12, 4))
+    conv = functools.partial(jaxdw.depthwise_conv_transpose, strides=2, padding=1, output_padding=1)
+    y, gradients = with_gradients(conv)(dy, x, kernel, bias)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(x, NamedSharding(mesh, spec))
+        shared = jax.jit(conv)(placed, kernel, bias)
+        assert same_bits(shared, y) and jax.typeof(shared).sharding.spec == jax.typeof(placed).sharding.spec
+        dx = jax.jit(jax.grad(lambda x: (conv(x, kernel, bias) * jax.device_put(dy, NamedSharding(mesh, spec))).sum()))
+        assert same_bits(dx(placed), gradients[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("spec", [P("data"), P(None, None, "c"), P("data", "x", "c")])
+def test_a_causal_convolution_is_sharded(kind, spec):
+    mesh = mesh_of(kind, data=2, x=2, c=2)
+    x, kernel, bias, state = normal(0, (4, 16, 4), (4, 1, 4), (4,), (4, 3, 4))
+    expected = jaxdw.causal_conv1d(x, kernel, bias)
+    after = jaxdw.causal_conv1d(x, kernel, bias, state=state, return_state=True)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(x, NamedSharding(mesh, spec))
+        if kind is AxisType.Explicit or "x" not in str(spec):  # over automatic axes the compiler cuts time
+            assert same_bits(jax.jit(jaxdw.causal_conv1d)(placed, kernel, bias), expected)
+        if "x" not in str(spec):  # a state joins the time axis
+            before = jax.device_put(state, NamedSharding(mesh, spec))
+            run = jax.jit(functools.partial(jaxdw.causal_conv1d, return_state=True))
+            y, last = run(placed, kernel, bias, state=before)
+            assert same_bits(y, after[0]) and same_bits(last, after[1])
+            ids = jax.device_put(np.repeat([[0] * 5 + [1] * 11], 4, 0), NamedSharding(mesh, P(*spec[:1])))
+            packed = jaxdw.causal_conv1d(x, kernel, bias, segment_ids=np.asarray(ids))
+            assert same_bits(jax.jit(jaxdw.causal_conv1d)(placed, kernel, bias, segment_ids=ids), packed)

@@ -176,14 +176,14 @@ def test_what_cannot_be_compared_is_said(seed, tmp_path):
         def __init__(self):
             super().__init__()
             self.used, self.unused = depthwise(), depthwise()
-            self.up = nn.ConvTranspose2d(4, 4, 3, groups=4)
+            self.up = nn.ConvTranspose2d(4, 4, 3, 2, 1, output_padding=(0, 1), groups=4)
 
         def forward(self, x):
             return self.up(self.used(x))
 
     found = capture(Half(), drawn(seed, 1, 4, 6, 6), tmp_path)
-    assert [call.layer for call in found.calls] == ["used"]
-    assert (found.idle, found.passed_over, found.convolutions) == (["unused"], ["up: a transposed convolution"], 2)
+    assert [(call.layer, call.input_dilation) for call in found.calls] == [("used", None), ("up", (2, 2))]
+    assert (found.idle, found.passed_over, found.convolutions) == (["unused"], [], 2)
 
 
 def test_an_error_that_the_model_catches_mixes_no_names_up(seed):
@@ -203,14 +203,8 @@ def test_an_error_that_the_model_catches_mixes_no_names_up(seed):
         ),
         (models.small(), (1, 4, 8, 8), ValueError, "failed in 0: RuntimeError"),
         (models.number(), (1, 3, 8, 8), TypeError, "`module` is a int, expected a torch.nn.Module"),
-        (
-            nn.ConvTranspose2d(4, 4, 3, groups=4),
-            (1, 4, 8, 8),
-            ValueError,
-            "passed over: the model itself: a transposed",
-        ),
     ],
-    ids=["no depthwise layer", "broken within", "wrong input", "no module", "transposed"],
+    ids=["no depthwise layer", "broken within", "wrong input", "no module"],
 )
 def test_what_cannot_be_done_is_refused(module, inputs, error, message, seed):
     with pytest.raises(error, match=message):
@@ -239,3 +233,18 @@ def test_the_models_own_output_counts(change, verdict, seed, tmp_path):
     found = planted(tmp_path, seed, change)
     assert found.own.verdict is verdict
     assert found.verdict is max(verdict, found.verdict, key=Verdict.rank)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.ConvTranspose2d(4, 4, 3, 2, 1, output_padding=1, groups=4),
+        nn.ConvTranspose2d(4, 8, (2, 3), (1, 2), groups=4, bias=False),
+        nn.ConvTranspose1d(4, 4, 4, 2, 1, groups=4),
+    ],
+)
+def test_transposed_layers_are_compared(layer, seed):
+    x = drawn(seed, 2, 4, *(6, 5)[: len(layer.kernel_size)])
+    (found,) = bridge.census(layer, x)
+    assert found.own.verdict == "IDENTICAL" and found.verdict.passes
+    assert found.names == ["torch.conv_transpose2d", "jax.grouped", "jax.transpose"]

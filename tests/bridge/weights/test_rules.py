@@ -66,7 +66,7 @@ def test_a_rule_that_cannot_work_both_ways_is_refused(torch, flax, kind, message
         Rule(torch, flax, kind)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "depthwise_transpose:2:flipped"])
 def test_every_parameter_of_every_kind_finds_its_way_back(kind):
     book = RuleBook([Rule("net.{i+1}", "blocks.{i}", kind)])
     for leaf, entry in KINDS[kind].items():
@@ -97,7 +97,7 @@ def test_the_rules_of_an_architecture_are_one_to_one(name):
     assert len({rule.torch for rule in rules}) == len({rule.flax for rule in rules}) == len(rules)
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", [*LAYOUTS, "CM* -> *1(CM), M=2, flipped"])
 @given(shape=st.lists(st.integers(0, 4), min_size=0, max_size=5))
 def test_a_layout_is_undone_by_its_inverse(name, shape):
     layout = LAYOUTS[name]
