@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -606,7 +605,8 @@ def listing(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def _cache_file() -> Path:
-    """Return the cache file of this environment; its name is a hash of all that can change a result."""
+    """Return the cache file of this environment."""
+    from bridge.cache import cache_file
     from bridge.environment import processor
 
     parts = [
@@ -616,33 +616,26 @@ def _cache_file() -> Path:
         *(os.environ.get(name, "") for name in ("XLA_FLAGS", "JAX_PLATFORMS", "JAX_ENABLE_X64")),
         Path(__file__).read_text(),
     ]
-    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(folder, "jaxdw", f"compiler-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}.json")
+    return cache_file("compiler", parts)
 
 
 def _read(path: Path) -> list[Outcome] | None:
     """Return what was found before; None where no readable file says it."""
-    if not path.is_file():
-        return None
+    from bridge.cache import read_cache
+
     names = {probe.name for probe in PROBES}
     try:
-        findings = json.loads(path.read_bytes())["wrong"].items()
+        findings = read_cache(path)["wrong"].items()
         sound = all(name in names and isinstance(wrong, str) for name, wrong in findings)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (TypeError, KeyError, AttributeError):
         return None
     return [Outcome(name, wrong) for name, wrong in findings] if sound else None
 
 
 def _write(path: Path, findings: list[Outcome]) -> None:
-    from bridge.files import write_atomically
+    from bridge.cache import write_cache
 
-    if not path.is_absolute():  # nobody's home
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps({"wrong": {finding.name: finding.wrong for finding in findings}}))
-    except OSError:  # a cache that cannot be written costs time, no more
-        pass
+    write_cache(path, {"wrong": {finding.name: finding.wrong for finding in findings}})
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ class Recorder(TorchDispatchMode):
           ValueError: its forward fails; the message says in which module.
         """
         try:
-            with _evaluating(self.module), self._following(), torch.no_grad(), self:
+            with evaluating(self.module), self._following(), torch.no_grad(), self:
                 return self.module(*args, **kwargs)
         except OSError:  # the disk is full: no fault of the model
             raise
@@ -121,7 +121,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
     training = [each for each in module.modules() if each.training]
     for each in training:  # not by `eval()`, which exported models refuse
         each.training = False

@@ -11,7 +11,9 @@ _PUBLIC = {
     "jaxdw.drop_in": ("accelerate", "conv_general_dilated"),
     "jaxdw.epilogue": ("Epilogue",),
     "jaxdw.geometry": ("Geometry",),
-    "jaxdw.matmul": ("chain_matmul",),
+    "jaxdw.matmul": ("ordered_matmul",),
+    "jaxdw.full_conv": ("ordered_conv",),
+    "jaxdw.sum_order": ("SumOrder",),
     "jaxdw.windows": ("contract", "fold", "map_windows", "unfold"),
     "jaxdw.windows.windowed_conv": ("windowed_conv",),
 }
@@ -25,8 +27,10 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from jaxdw.drop_in import accelerate as accelerate
     from jaxdw.drop_in import conv_general_dilated as conv_general_dilated
     from jaxdw.epilogue import Epilogue as Epilogue
+    from jaxdw.full_conv import ordered_conv as ordered_conv
     from jaxdw.geometry import Geometry as Geometry
-    from jaxdw.matmul import chain_matmul as chain_matmul
+    from jaxdw.matmul import ordered_matmul as ordered_matmul
+    from jaxdw.sum_order import SumOrder as SumOrder
     from jaxdw.windows import contract as contract
     from jaxdw.windows import fold as fold
     from jaxdw.windows import map_windows as map_windows

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -46,7 +47,7 @@ class Epilogue:
       scale: `(C*M,)` or None, which is 1 where there is a shift.
       shift: `(C*M,)` or None, which is 0 where there is a scale.
       residual: an array of the result's shape, no wider than the result, or None.
-      activation: "relu", "relu6", "hard_swish" or None.
+      activation: "relu", "relu6", "hard_swish", "hard_sigmoid" or None.
 
     >>> import jaxdw
     >>> epilogue = Epilogue(shift=jnp.array([-40.0]), activation="relu6")
@@ -107,7 +108,12 @@ class Epilogue:
 
 
 def checked(epilogue: Any, call: Call) -> Epilogue | None:
-    """Return an epilogue that fits the call, with both of scale and shift or none of them; None if nothing is to do.
+    """Return an epilogue that fits the call, as `fitting` does."""
+    return fitting(epilogue, call.geometry.output_shape, call.wide, call.result)
+
+
+def fitting(epilogue: Any, shape: tuple[int, ...], wide: np.dtype, result: np.dtype) -> Epilogue | None:
+    """Return an epilogue that fits a result, with both of scale and shift or none of them; None if nothing is to do.
 
     Raises:
       ValueError, TypeError: what does not fit; the message names it, its value and what was expected.
@@ -118,13 +124,12 @@ def checked(epilogue: Any, call: Call) -> Epilogue | None:
         raise TypeError(f"`epilogue` is a {type(epilogue).__name__}, expected a `jaxdw.Epilogue` or None")
     if epilogue.activation is not None:
         _arrays.check_choice("epilogue.activation", epilogue.activation, NAMES)
-    features = (call.geometry.features,)
-    scale = _fitting("scale", epilogue.scale, features, call.wide)
-    shift = _fitting("shift", epilogue.shift, features, call.wide)
-    residual = _fitting("residual", epilogue.residual, call.geometry.output_shape, call.result)
+    scale = _fitting("scale", epilogue.scale, shape[-1:], wide)
+    shift = _fitting("shift", epilogue.shift, shape[-1:], wide)
+    residual = _fitting("residual", epilogue.residual, shape, result)
     if scale is not None or shift is not None:
-        scale = jnp.ones(features, call.wide) if scale is None else scale.astype(call.wide)
-        shift = jnp.zeros(features, call.wide) if shift is None else shift.astype(call.wide)
+        scale = jnp.ones(shape[-1:], wide) if scale is None else scale.astype(wide)
+        shift = jnp.zeros(shape[-1:], wide) if shift is None else shift.astype(wide)
     elif residual is None and epilogue.activation is None:
         return None
     return Epilogue(scale, shift, residual, epilogue.activation)
@@ -154,6 +159,8 @@ def _activated(y: jax.Array, activation: str | None) -> jax.Array:
         return relu(y)
     if activation == "relu6":
         return relu6(y)
+    if activation == "hard_sigmoid":
+        return hard_sigmoid(y)
     return hard_swish(y) if activation == "hard_swish" else y
 
 
@@ -175,9 +182,17 @@ def relu6(y: jax.Array) -> jax.Array:
 
 def hard_swish(y: jax.Array) -> jax.Array:
     """Return (y * ReLU6(y + 3)) / 6, each step rounded, as PyTorch does."""
-    # XLA would multiply by the reciprocal of one divisor for all; a NaN stays NaN, whatever it is divided by
-    six = jnp.where(jnp.isnan(y), jnp.ones((), y.dtype), 6)
-    return y * relu6(y + 3) / six
+    return y * relu6(y + 3) / _six_for_each(y)
+
+
+def hard_sigmoid(y: jax.Array) -> jax.Array:
+    """Return ReLU6(y + 3) / 6, each step rounded, as PyTorch does."""
+    return relu6(y + 3) / _six_for_each(y)
+
+
+def _six_for_each(y: jax.Array) -> jax.Array:
+    """Return 6, or 1 where y is NaN, which stays NaN. XLA would multiply by the reciprocal of one divisor for all."""
+    return jnp.where(jnp.isnan(y), jnp.ones((), y.dtype), 6)
 
 
 def conv(
@@ -209,6 +224,38 @@ def _biased(
         return primitive.conv(x, kernel, bias, geometry, method, dtype)
     y = primitive.conv(x, kernel, None, geometry, method, _arrays.accumulator(dtype))
     return add_bias(y, bias, dtype)
+
+
+def differentiate_as_defined(finished: Primitive, defined: Callable[..., jax.Array]) -> None:
+    """Give a primitive the derivatives of its definition, a function of the same operands and of `settings`."""
+
+    def of_some(operands: Sequence[Any], numbers: list[int], settings: Any) -> Callable[..., jax.Array]:
+        def compute(*values: jax.Array) -> jax.Array:
+            given = list(operands)
+            for number, value in zip(numbers, values):
+                given[number] = value
+            return defined(*given, settings=settings)
+
+        return compute
+
+    def jvp(primals, tangents, *, settings):
+        moving = [number for number, tangent in enumerate(tangents) if type(tangent) is not ad.Zero]
+        compute = of_some(primals, moving, settings)
+        return jax.jvp(compute, [primals[number] for number in moving], [tangents[number] for number in moving])
+
+    def transpose(ct, *operands, settings):
+        unknown = [number for number, operand in enumerate(operands) if ad.is_undefined_primal(operand)]
+        cotangents: list[Any] = [None] * len(operands)
+        if type(ct) is ad.Zero:
+            return cotangents
+        avals = (operands[number].aval for number in unknown)
+        transposed = jax.linear_transpose(of_some(operands, unknown, settings), *avals)
+        for number, cotangent in zip(unknown, transposed(ct)):
+            cotangents[number] = cotangent
+        return cotangents
+
+    ad.primitive_jvps[finished] = jvp
+    ad.primitive_transposes[finished] = transpose
 
 
 class _Settings(NamedTuple):
@@ -246,36 +293,6 @@ def _finished_abstract(x, kernel, *rest, settings: _Settings):
     return primitive.replicated(settings.geometry.output_shape, settings.result, x)
 
 
-def _finished_jvp(primals, tangents, *, settings: _Settings):
-    moving = [number for number, tangent in enumerate(tangents) if type(tangent) is not ad.Zero]
-
-    def of_moving(*values):
-        operands = list(primals)
-        for number, value in zip(moving, values):
-            operands[number] = value
-        return _defined(*operands, settings=settings)
-
-    return jax.jvp(of_moving, [primals[number] for number in moving], [tangents[number] for number in moving])
-
-
-def _finished_transpose(ct, *operands, settings: _Settings):
-    unknown = [number for number, operand in enumerate(operands) if ad.is_undefined_primal(operand)]
-    cotangents: list[Any] = [None] * len(operands)
-    if type(ct) is ad.Zero:
-        return cotangents
-
-    def of_unknown(*values):
-        given = list(operands)
-        for number, value in zip(unknown, values):
-            given[number] = value
-        return _defined(*given, settings=settings)
-
-    transposed = jax.linear_transpose(of_unknown, *(operands[number].aval for number in unknown))
-    for number, cotangent in zip(unknown, transposed(ct)):
-        cotangents[number] = cotangent
-    return cotangents
-
-
 def _finished_batch(operands, axes, *, settings: _Settings):
     """Make the mapped axis a batch axis if x has it, and of the others only a residual; else map the definition."""
     x_axis, *others = axes
@@ -293,8 +310,7 @@ def _finished_batch(operands, axes, *, settings: _Settings):
     return _finished_p.bind(jnp.moveaxis(x, x_axis, 0), *rest, settings=wide), 0
 
 
-ad.primitive_jvps[_finished_p] = _finished_jvp
-ad.primitive_transposes[_finished_p] = _finished_transpose
+differentiate_as_defined(_finished_p, _defined)
 batching.primitive_batchers[_finished_p] = _finished_batch
 _finished_p.def_impl(functools.partial(xla.apply_primitive, _finished_p))
 

@@ -35,25 +35,53 @@ def model(
     ] = None,
     size: Annotated[int, typer.Option(help="Height and width of the image.", min=32)] = 224,
     width: Annotated[float, typer.Option(help="Width multiplier.")] = 1.0,
+    batch: Annotated[int | None, typer.Option(help="Number of random images. Default: 1.", min=1)] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="Layout of PyTorch's images and weights, contiguous or channels_last. Default: that of the model.",
+            metavar="LAYOUT",
+        ),
+    ] = None,
+    same_bits: Annotated[
+        bool,
+        typer.Option(
+            "--same-bits",
+            help="Run JAX in the orders of PyTorch's sums, as one program: every result must have PyTorch's bits.",
+        ),
+    ] = False,
     json: JsonOption = None,
     html: HtmlOption = None,
     fail_on: FailOnOption = None,
 ) -> None:
     """Compare a whole MobileNet in PyTorch and Flax: each operation by itself, and how differences grow.
 
+    EXPLAINED: both results follow, in every bit, from the orders in which the frameworks add, which are revealed here
+    for these shapes, this layout and these threads. With --same-bits JAX adds in PyTorch's orders.
+
     Exit codes are those of `parity`, for the weakest verdict; 4 where an operation could not be compared.
     """
-    from bridge.model import model_parity
+    from bridge.model import model_parity, same_bits_parity
+    from bridge.model.capture import check_layout
+    from bridge.model.known_orders import KnownOrders
     from bridge.model.originals import compared_pair, random_images, read_image
     from bridge.model.record import ModelReport
     from bridge.report.model import model_html, print_model, summary
 
     check_outputs("jaxdw.model", json=json, html=html)
-    images = random_images(size, random_seed) if image is None else read_image(image, size)
+    check_layout(layout)
+    if image is not None and batch is not None:
+        raise ValueError(f"`batch` is {batch}, expected none with --image: an .npy file may hold several images")
+    images = random_images(size, random_seed, batch or 1) if image is None else read_image(image, size)
     log.info("%s: making both networks", network)
     pair = compared_pair(network, weights=weights, seed=random_seed, width=width)
     shown = functools.partial(track, description=f"{pair.name}, operation")
-    parity = model_parity(pair.module, pair.model, images, pair.manifest, name=pair.name, track=shown)
+    known = KnownOrders.of_this_machine()
+    compare = same_bits_parity if same_bits else model_parity
+    parity = compare(
+        pair.module, pair.model, images, pair.manifest, layout=layout, known=known, name=pair.name, track=shown
+    )
+    known.save()
     print_model(parity, console())
     summarise(f"{parity.verdict} {summary(parity)}")
     if json is not None:

@@ -6,7 +6,8 @@ place count as that result.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 
 from bridge._implementations.torch_ import to_numpy
 from bridge.model.operations import INPUT, Gradient, Operation
-from bridge.torch_models import Recorder, by_name, channels_last, on_device
+from bridge.torch_models import Recorder, by_name, channels_last, evaluating, on_device
 
 _KINDS = {
     "convolution": "convolution",
@@ -37,16 +38,57 @@ _CLAMPS: Mapping[tuple[Any, Any], str] = {(0, 6): "relu6", (0, None): "relu"}
 #: Operators that are elementwise although PyTorch does not tag them so.
 _ELEMENTWISE = {"hardswish"}
 
+#: Arguments that are kept.
+_SETTINGS = ("stride", "padding", "dilation", "groups", "eps", "momentum")
+
 #: Operators that move elements, or add zeros around them.
-_MOVES = {"clone", "_to_copy", "copy", "constant_pad_nd", "contiguous", "_unsafe_view"}
+_MOVES = {"clone", "_to_copy", "copy", "constant_pad_nd", "contiguous", "_unsafe_view", "as_strided"}
 
 
-def operations(module: torch.nn.Module, images: np.ndarray) -> tuple[list[Operation], np.ndarray]:
+#: The layouts of images and weights in memory.
+LAYOUTS: Mapping[str, torch.memory_format] = {
+    "contiguous": torch.contiguous_format,
+    "channels_last": torch.channels_last,
+}
+
+
+def layout_of(module: torch.nn.Module) -> str:
+    """Return the layout of a model: "channels_last" where a weight of several taps and channels is stored so."""
+    kernels = [each for each in module.parameters() if each.ndim == 4 and not each.is_contiguous()]
+    return (
+        "channels_last"
+        if any(each.is_contiguous(memory_format=torch.channels_last) for each in kernels)
+        else ("contiguous")
+    )
+
+
+def check_layout(layout: str | None) -> None:
+    """Raise where a layout is neither None nor one of `LAYOUTS`."""
+    if layout is not None and layout not in LAYOUTS:
+        raise ValueError(f"`layout` is {layout!r}, expected one of {', '.join(LAYOUTS)}")
+
+
+def in_layout(module: torch.nn.Module, layout: str | None) -> torch.nn.Module:
+    """Return a copy of a model in a layout; the model itself where it has that layout, or None is asked for.
+
+    Raises:
+      ValueError: an unknown layout.
+    """
+    check_layout(layout)
+    if layout is None or layout == layout_of(module):
+        return module
+    return copy.deepcopy(module).to(memory_format=LAYOUTS[layout])
+
+
+def operations(
+    module: torch.nn.Module, images: np.ndarray, layout: str | None = None
+) -> tuple[list[Operation], np.ndarray]:
     """Run a model once, in eval mode and without gradients.
 
     Args:
       module: the model; its training flags are as before afterwards.
       images: `(N, H, W, C)`.
+      layout: of weights and images in memory; None: that of the model.
 
     Returns:
       Its operations in the order in which they ran, and its output; of a model of transformers, the logits.
@@ -54,10 +96,26 @@ def operations(module: torch.nn.Module, images: np.ndarray) -> tuple[list[Operat
     Raises:
       ValueError: its forward fails.
     """
-    x = on_device(module, np.moveaxis(images, -1, 1))
+    module = in_layout(module, layout)
+    x = _images(module, images)
     recorder = _OperationRecorder(module, x)
-    y = recorder.run(x)
-    return recorder.done, to_numpy(getattr(y, "logits", y).cpu())
+    return recorder.done, _logits(recorder.run(x))
+
+
+def eager(module: torch.nn.Module, images: np.ndarray, layout: str | None = None) -> np.ndarray:
+    """Return the output of a model that runs as its user runs it, in eval mode, with nothing recorded."""
+    module = in_layout(module, layout)
+    with evaluating(module), torch.no_grad():
+        return _logits(module(_images(module, images)))
+
+
+def _images(module: torch.nn.Module, images: np.ndarray) -> torch.Tensor:
+    x = on_device(module, np.ascontiguousarray(np.moveaxis(images, -1, 1)))
+    return x.contiguous(memory_format=LAYOUTS[layout_of(module)])
+
+
+def _logits(y: Any) -> np.ndarray:
+    return to_numpy(getattr(y, "logits", y).cpu())
 
 
 def gradients(module: torch.nn.Module, images: np.ndarray, labels: np.ndarray) -> list[Gradient]:
@@ -146,8 +204,10 @@ class _OperationRecorder(Recorder):
                 operands,
                 channels_last(y),
                 parameters,
-                {key: given[key] for key in ("stride", "padding", "dilation", "groups", "eps") if key in given},
+                {key: given[key] for key in _SETTINGS if given.get(key) is not None},
                 torch.Tag.pointwise in func.tags or name in _ELEMENTWISE,
+                _layout(tracked[0]),
+                _again(func, given),
             )
         )
         return result
@@ -181,6 +241,46 @@ def _kind(name: str, given: dict[str, Any]) -> str:
     if name == "mean" and {axis % given["self"].ndim for axis in given.get("dim") or ()} != {2, 3}:
         return "mean over other axes"
     return _KINDS.get(name, name)
+
+
+def _layout(x: torch.Tensor) -> str:
+    if x.ndim < 3:
+        return ""
+    return "contiguous" if x.is_contiguous() else "channels_last" if x.stride(1) == 1 else "other"
+
+
+#: Operators that are sums of products, and the names of their input, weight and bias.
+_OPERANDS: Mapping[str, Sequence[str]] = {
+    "convolution": ("input", "weight", "bias"),
+    "addmm": ("mat1", "mat2", "self"),
+    "mm": ("self", "mat2"),
+    "mean": ("self",),
+}
+
+
+def _again(func: Any, given: Mapping[str, Any]) -> Callable[..., np.ndarray] | None:
+    """Return the operator as a function of new numbers, which stand in memory as those that it was given."""
+    name = func.overloadpacket._qualified_op_name.removeprefix("aten::")
+    names = _OPERANDS.get(name)
+    if names is None or any(given.get(factor, 1) != 1 for factor in ("alpha", "beta")):
+        return None
+    kept = {name: each for name, each in given.items() if name not in names}
+    forms = {name: (each.shape, each.stride()) for name in names if isinstance(each := given.get(name), torch.Tensor)}
+
+    def run(x: np.ndarray, weight: np.ndarray | None = None, bias: np.ndarray | None = None) -> np.ndarray:
+        if name in ("addmm", "mm") and weight is not None:
+            weight = weight.T
+        arrays = (np.moveaxis(x, -1, 1) if x.ndim > 2 else x, weight, bias)
+        new: dict[str, torch.Tensor | None] = {name: None for name in names if name in given}
+        for name_of, array in zip(names, arrays):
+            if array is not None:
+                shape, strides = forms[name_of]
+                new[name_of] = torch.empty_strided(shape, strides).copy_(torch.from_numpy(np.asarray(array)))
+        with torch.no_grad():
+            y = func(**kept, **new)
+        return to_numpy(y.movedim(1, -1) if y.ndim > 2 else y)
+
+    return run
 
 
 def _memory(tensor: torch.Tensor) -> int:

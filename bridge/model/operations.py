@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,11 @@ class Operation:
       operands: as the operation received them, padded where PyTorch pads beforehand.
       output: its result.
       parameters: of the layer: "weight", "bias", "running_mean", "running_var", in PyTorch's layout.
-      settings: of a convolution "stride", "padding", "dilation" and "groups"; of a normalization "eps".
+      settings: of a convolution "stride", "padding", "dilation" and "groups"; of a normalization "eps" and "momentum".
       is_elementwise: true where each element of its result depends on one element of each operand.
+      layout: of its first operand in memory: "contiguous", "channels_last" or "other"; empty for two axes or fewer.
+      run: the same operation on other numbers of the same shapes, in the same layout: takes x channels last, and the
+        weight and the bias in PyTorch's layout where it has them; None where it is no sum of products.
     """
 
     kind: str
@@ -38,6 +41,8 @@ class Operation:
     parameters: Mapping[str, np.ndarray]
     settings: Mapping[str, Any]
     is_elementwise: bool = False
+    layout: str = ""
+    run: Callable[..., np.ndarray] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -115,9 +115,9 @@ def _classes(architecture: Architecture, weights: Mapping[str, np.ndarray], path
     return weights[name].shape[0]
 
 
-def random_images(size: int, seed: int) -> np.ndarray:
-    """Draw one image of normalized noise."""
-    return np.random.default_rng((seed, 1)).standard_normal((1, size, size, 3), np.float32)
+def random_images(size: int, seed: int, batch: int = 1) -> np.ndarray:
+    """Draw images of normalized noise, `(batch, size, size, 3)`."""
+    return np.random.default_rng((seed, 1)).standard_normal((batch, size, size, 3), np.float32)
 
 
 def read_image(path: Path, size: int = SIZE) -> np.ndarray:

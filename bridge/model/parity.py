@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from bridge.diagnosis import Comparison, Verdict
-from bridge.model.matching import Counterpart, Missing, described, match
+from bridge.model.explanations import explained
+from bridge.model.known_orders import KnownOrders
+from bridge.model.matching import Counterpart, Matching, Missing, described, match
 from bridge.model.operation_verdicts import judge, judge_others, recognized
 from bridge.model.operations import INPUT, Operation
-from bridge.model.steps import IMAGES, ModelStep, in_eval_mode, run_module, steps
+from bridge.model.orders import is_a_sum
+from bridge.model.parameters import with_parameters
+from bridge.model.steps import (
+    IMAGES,
+    ByChannel,
+    ModelStep,
+    OneProgram,
+    in_eval_mode,
+    logits_in_order,
+    on_other_numbers,
+    parameters_of,
+    run_module,
+    steps,
+)
+from bridge.numerics import same_bits
 from bridge.weights.manifest import WeightsManifest
 from jaxdw.models import MobileNet
 
@@ -35,6 +51,7 @@ class LayerParity:
       reason: why it was not compared; empty where it was.
       growth: ||JAX - PyTorch|| / ||PyTorch|| of its results where each network runs on its own; None if not compared.
       amplification: `growth` divided by the greatest growth of its inputs; None where they do not differ.
+      orders: by framework, the order or the form in which it computes; empty where both have the same bits.
     """
 
     name: str
@@ -45,6 +62,7 @@ class LayerParity:
     reason: str
     growth: float | None
     amplification: float | None
+    orders: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def verdict(self) -> Verdict:
@@ -67,6 +85,7 @@ class Logits:
 
     Attributes:
       classes: the number of classes.
+      different: how many have other bits, of all images.
       max_abs: the greatest |JAX - PyTorch|.
       scale: the greatest |PyTorch|.
       top: the number of top classes that are compared, 5 or all.
@@ -75,6 +94,7 @@ class Logits:
     """
 
     classes: int
+    different: int
     max_abs: float
     scale: float
     top: int
@@ -88,6 +108,7 @@ class Logits:
         a, b = (np.argsort(-each, axis=-1, kind="stable")[:, :top] for each in (ours, theirs))
         return cls(
             theirs.shape[-1],
+            int(np.count_nonzero(~same_bits(ours, theirs))),
             float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max(initial=0.0)),
             float(np.abs(theirs).max(initial=0.0)),
             top,
@@ -107,6 +128,9 @@ class ModelParity:
       layers: in the order of the Flax model.
       left: operations of PyTorch that have no counterpart.
       logits: the outputs compared.
+      layout: of PyTorch's weights and images in memory.
+      same_bits: whether JAX computed in PyTorch's arithmetic, as one program.
+      replaced: the operations after which that program went on from PyTorch's result.
     """
 
     name: str
@@ -114,11 +138,16 @@ class ModelParity:
     layers: Sequence[LayerParity]
     left: Sequence[str]
     logits: Logits
+    layout: str = "contiguous"
+    same_bits: bool = False
+    replaced: Sequence[str] = ()
 
     @property
     def verdict(self) -> Verdict:
         """The weakest verdict of all operations; INCONCLUSIVE at best where one was not compared."""
         verdicts = [layer.verdict for layer in self.layers] + [Verdict.INCONCLUSIVE] * bool(self.left)
+        if self.same_bits and self.logits.different and not self.replaced:
+            verdicts.append(Verdict.BUG)  # the program that returns no results but the logits has other bits
         wrong = [verdict for verdict in verdicts if not verdict.passes and verdict is not Verdict.INCONCLUSIVE]
         return max(wrong or verdicts, key=Verdict.rank)
 
@@ -128,12 +157,30 @@ class ModelParity:
         return next((layer for layer in self.layers if layer.is_wrong), None)
 
     @property
+    def different(self) -> int:
+        """The number of elements that differ, of all operations that were compared on PyTorch's operands."""
+        return sum(layer.isolated.different for layer in self.layers if layer.isolated is not None)
+
+    @property
+    def explained(self) -> int:
+        """How many of them replays explain: both frameworks' elements follow from their orders, in every bit."""
+        return sum(layer.isolated.explained or 0 for layer in self.layers if layer.isolated is not None)
+
+    @property
     def not_compared(self) -> Sequence[LayerParity]:
         return [layer for layer in self.layers if layer.isolated is None]
 
 
 def model_parity(
-    module: Any, model: MobileNet, images: np.ndarray, manifest: WeightsManifest, *, name: str = "", track: Track = iter
+    module: Any,
+    model: MobileNet,
+    images: np.ndarray,
+    manifest: WeightsManifest,
+    *,
+    layout: str | None = None,
+    known: KnownOrders | None = None,
+    name: str = "",
+    track: Track = iter,
 ) -> ModelParity:
     """Compare every operation of a MobileNet twice, in eval mode and float32.
 
@@ -147,25 +194,22 @@ def model_parity(
       model: the Flax model with its weights.
       images: `(N, H, W, C)`, float32, already normalized.
       manifest: of the conversion, `bridge.to_flax(module, model).manifest`.
+      layout: of PyTorch's weights and images, "contiguous" or "channels_last"; None: that of the model.
+      known: orders that were revealed before; None: none.
       name: of the network, for reports.
       track: wraps the loop over the steps, for a progress bar.
 
     Raises:
       ValueError, TypeError: images of another dtype or shape, a model of another kind; the message says which.
     """
-    from bridge.model.capture import operations
+    from bridge.model.capture import layout_of, operations
 
-    if not isinstance(model, MobileNet):
-        raise TypeError(f"`model` is a {type(model).__name__}, expected a MobileNet of `jaxdw.models`")
-    if not isinstance(images, np.ndarray) or images.dtype != np.float32 or images.ndim != 4 or not images.size:
-        given = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
-        raise ValueError(f"`images` is {given}, expected a NumPy array (N, H, W, C) of float32 that is not empty")
-    model = in_eval_mode(model)
+    model = _checked(model, images)
     _log.info("%s: running it in PyTorch", name)
-    done, theirs = operations(module, images)
+    done, theirs = operations(module, images, layout)
     every = steps(model)
     matching = match(every, done, manifest)
-    networks = _Networks(images, done)
+    networks = _Networks(images, done, KnownOrders() if known is None else known)
     layers: list[LayerParity] = []
     for step in track(every):
         try:
@@ -176,33 +220,136 @@ def model_parity(
                 f"`model` fails in {step.name} on `images` of shape {images.shape}: {error}"
                 + (f"; wrong before it: {'; '.join(wrong)}" if wrong else "")
             ) from error
-        layers += map(networks.missing, matching.missing.get(step.name, ()))
-        if (counterpart := matching.counterpart.get(step.name)) is not None:
-            layers.append(networks.layer(step, counterpart))
-        else:
-            shape, reason = networks.running[step.name].shape, matching.reasons[step.name]
-            layers.append(LayerParity(step.name, "", step.kind, shape, None, reason, None, None))
+        layers += networks.layers(step, matching)
     layers += map(networks.missing, matching.missing.get("", ()))
     ours = np.asarray(run_module(model, images))
     left = [described(done[place]) for place in matching.left]
-    return ModelParity(name, images.shape, layers, left, Logits.of(ours, theirs))
+    return ModelParity(name, images.shape, layers, left, Logits.of(ours, theirs), layout or layout_of(module))
+
+
+def same_bits_parity(
+    module: Any,
+    model: MobileNet,
+    images: np.ndarray,
+    manifest: WeightsManifest,
+    *,
+    layout: str | None = None,
+    known: KnownOrders | None = None,
+    name: str = "",
+    track: Track = iter,
+) -> ModelParity:
+    """Compare a MobileNet in PyTorch with its Flax twin in PyTorch's own arithmetic: any difference is a bug, or named.
+
+    PyTorch runs as its user runs it. The order of each of its sums is revealed on this machine, for these shapes, this
+    layout and these threads. JAX then runs as one compiled program in these orders, which returns the result of every
+    operation. Each must have PyTorch's bits, and so must the logits of the model with the same arithmetic. After a
+    result with other bits the program goes on from PyTorch's, so that every operation is judged on its own.
+
+    Args and raises: those of `model_parity`.
+    """
+    from bridge.model.capture import eager, layout_of, operations
+
+    model = _checked(model, images)
+    known = KnownOrders() if known is None else known
+    _log.info("%s: running it in PyTorch", name)
+    done, theirs = operations(module, images, layout)
+    if not same_bits(theirs, eager(module, images, layout)).all():
+        raise ValueError(f"`module` is {type(module).__name__}, which gives other bits when it runs again")
+    every = steps(model)
+    matching = match(every, done, manifest)
+    networks = _Networks(images, done, known, is_one_program=True)
+    for step in track(every):
+        networks.reveal(step, matching)
+    _log.info("%s: compiling it in JAX", name)
+    program = OneProgram(model, networks.orders)
+    shapes = program.shapes(images)
+    received = {
+        step.name: networks.received(step, matching.counterpart[step.name], shapes)
+        for step in every
+        if step.name in matching.counterpart
+    }
+    replaced = {name: [False] * len(operands) for name, operands in received.items()}
+    networks.running = program(images, received, replaced)
+    for step in every:
+        if step.name in received:
+            reached = (networks.running[name] for name in step.inputs)
+            replaced[step.name] = [not same_bits(a, b).all() for a, b in zip(reached, received[step.name])]
+    if any(map(any, replaced.values())):
+        networks.running = program(images, received, replaced)
+    layers = [layer for step in every for layer in networks.layers(step, matching)]
+    layers += map(networks.missing, matching.missing.get("", ()))
+    if (ours := logits_in_order(model, networks.orders, images)) is None:
+        ours = networks.running[every[-1].name]
+    return ModelParity(
+        name,
+        images.shape,
+        layers,
+        [described(done[place]) for place in matching.left],
+        Logits.of(ours, theirs),
+        layout or layout_of(module),
+        True,
+        [layer.name for layer in layers if layer.verdict is not Verdict.IDENTICAL],
+    )
+
+
+def _checked(model: MobileNet, images: np.ndarray) -> MobileNet:
+    """Return the model in eval mode."""
+    if not isinstance(model, MobileNet):
+        raise TypeError(f"`model` is a {type(model).__name__}, expected a MobileNet of `jaxdw.models`")
+    if not isinstance(images, np.ndarray) or images.dtype != np.float32 or images.ndim != 4 or not images.size:
+        given = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
+        raise ValueError(f"`images` is {given}, expected a NumPy array (N, H, W, C) of float32 that is not empty")
+    return in_eval_mode(model)
 
 
 class _Networks:
-    """Both networks on the same images, while the Flax model runs step by step.
+    """Both networks on the same images, while the Flax model runs step by step, or after it ran as one program.
 
     Attributes:
       running: the result of each step in the Flax model's own run, by its name.
       growth: of each step that was compared.
+      orders: of PyTorch's sums, by the name of a step, where JAX computes in them.
     """
 
-    def __init__(self, images: np.ndarray, done: Sequence[Operation]) -> None:
+    def __init__(
+        self, images: np.ndarray, done: Sequence[Operation], known: KnownOrders, *, is_one_program: bool = False
+    ) -> None:
         self._images = images
         self._done = done
+        self._known = known
+        self._is_one_program = is_one_program
+        self._words: dict[str, str] = {}
+        self.orders: dict[str, ByChannel] = {}
         self.running: dict[str, Any] = {IMAGES: images}
         self.growth = {IMAGES: 0.0}
 
-    def layer(self, step: ModelStep, counterpart: Counterpart) -> LayerParity:
+    def layers(self, step: ModelStep, matching: Matching) -> Iterator[LayerParity]:
+        """Yield what PyTorch has before a step that JAX lacks, and the step compared with PyTorch's operations."""
+        yield from map(self.missing, matching.missing.get(step.name, ()))
+        if (counterpart := matching.counterpart.get(step.name)) is not None:
+            yield self._layer(step, counterpart)
+        else:
+            shape, reason = self.running[step.name].shape, matching.reasons[step.name]
+            yield LayerParity(step.name, "", step.kind, shape, None, reason, None, None)
+
+    def reveal(self, step: ModelStep, matching: Matching) -> None:
+        """Note the order of PyTorch's sums in place of a step, if it is one order for all elements."""
+        counterpart = matching.counterpart.get(step.name)
+        if counterpart is None or len(counterpart.operations) != 1:
+            return
+        operation = self._done[counterpart.operations[0]]
+        if not is_a_sum(operation) or operation.run is None or step.kind == "depthwise":
+            return
+        found = self._known.revealed(operation, "PyTorch", operation.run, operation.output)
+        self._words[step.name] = str(found)
+        if found.channels and all(order.finish != "product" for _, order in found.channels):
+            self.orders[step.name] = [(end, order.sum_order) for end, order in found.channels]
+
+    def received(self, step: ModelStep, counterpart: Counterpart, shapes: Mapping[str, Any]) -> list[np.ndarray]:
+        """Return PyTorch's operands of a step in the shapes that JAX's operands have."""
+        return [self._at(place).reshape(shapes[name]) for name, place in zip(step.inputs, counterpart.inputs)]
+
+    def _layer(self, step: ModelStep, counterpart: Counterpart) -> LayerParity:
         """Compare one step with PyTorch's operations there."""
         ranks = [self.running[name].ndim for name in step.inputs]
         received = [_as_rank(self._at(place), rank) for place, rank in zip(counterpart.inputs, ranks)]
@@ -210,13 +357,16 @@ class _Networks:
         def run(*operands: np.ndarray) -> np.ndarray:
             return np.asarray(step.compiled(*operands))
 
+        orders: Mapping[str, str] = {}
         try:
-            fed = run(*received)
+            fed = np.asarray(self.running[step.name]) if self._is_one_program else run(*received)
         except (TypeError, ValueError) as error:
             isolated: Comparison | str = f"it does not accept PyTorch's operands: {error}"
         else:
             kind = recognized(step.kind, run, received[0]) if step.is_activation else step.kind
             isolated = self._judged(step.name, kind, counterpart, fed)
+            if isinstance(isolated, Comparison) and len(counterpart.operations) == 1:
+                isolated, orders = self._explained(step, counterpart, received[0], fed, isolated)
         if counterpart.wiring and isinstance(isolated, Comparison) and isolated.verdict.passes:
             changes: dict[str, Any] = {"name": "wiring", "cause": counterpart.wiring, "place": ""}
             fix = "let both read the result of the same layer"
@@ -224,7 +374,25 @@ class _Networks:
         found = self._parity(step.name, step.kind, counterpart, isolated, step.name, step.inputs)
         if found.growth is not None:
             self.growth[step.name] = found.growth
-        return found
+        return dataclasses.replace(found, orders=orders)
+
+    def _explained(
+        self, step: ModelStep, counterpart: Counterpart, received: np.ndarray, fed: np.ndarray, isolated: Comparison
+    ) -> tuple[Comparison, Mapping[str, str]]:
+        """Return the verdict after replays and after a look at the parameters, and the orders of both results."""
+        operation = self._done[counterpart.operations[0]]
+        orders: Mapping[str, str] = {}
+        if step.name not in self.orders:
+            runs = {"JAX": on_other_numbers(step, received), "PyTorch": operation.run}
+            isolated, orders = explained(operation, runs, fed, isolated, self._known)
+        if self._is_one_program and step.name in self._words:
+            orders = {**orders, "PyTorch": self._words[step.name]}
+        if isolated.verdict.passes:
+            isolated = with_parameters(isolated, parameters_of(step.layer), operation, self._done)
+        if isolated.verdict.passes and isolated.verdict is not Verdict.IDENTICAL and step.name in self.orders:
+            cause = f"in PyTorch's order ({self._words[step.name]}) JAX gives other bits for the same operands"
+            isolated = dataclasses.replace(isolated, verdict=Verdict.BUG, name="other bits", cause=cause)
+        return isolated, orders
 
     def missing(self, missing: Missing) -> LayerParity:
         """Compare operations of PyTorch that the Flax model lacks with doing nothing."""

@@ -10,7 +10,7 @@ from bridge.model.parity import ModelParity
 from bridge.records import ComparisonRecord, Document, Number, Record
 
 #: Name and version of the schema.
-SCHEMA: Literal["jaxdw.model/2"] = "jaxdw.model/2"
+SCHEMA: Literal["jaxdw.model/3"] = "jaxdw.model/3"
 
 
 class OperationRecord(Record):
@@ -25,12 +25,14 @@ class OperationRecord(Record):
     reason: str
     growth: Number | None
     amplification: Number | None
+    orders: dict[str, str]
 
 
 class LogitsRecord(Record):
     """The outputs; the fields are those of `bridge.model.Logits`."""
 
     classes: int
+    different: int
     max_abs: Number
     scale: Number
     top: int
@@ -40,13 +42,18 @@ class LogitsRecord(Record):
 
 
 class ModelReport(Document):
-    """Both models; `first_wrong` is the name of a layer, `left` are PyTorch's operations without a counterpart."""
+    """Both models; the fields are those of `bridge.model.ModelParity`, and `first_wrong` is the name of a layer."""
 
-    schema_: Literal["jaxdw.model/2"] = SCHEMA
+    schema_: Literal["jaxdw.model/3"] = SCHEMA
     name: str
     images: tuple[int, ...]
+    layout: str
+    same_bits: bool
     verdict: Verdict
+    different: int
+    explained: int
     first_wrong: str | None
+    replaced: list[str]
     layers: list[OperationRecord]
     left: list[str]
     logits: LogitsRecord
@@ -54,7 +61,8 @@ class ModelReport(Document):
     @classmethod
     def of(cls, parity: ModelParity) -> ModelReport:
         """Return the record of a parity, with this environment."""
-        fields = {name: getattr(parity, name) for name in ("name", "images", "verdict", "layers", "left", "logits")}
+        own = ("environment", "first_wrong", "schema_")
+        fields = {name: getattr(parity, name) for name in cls.model_fields if name not in own}
         wrong = parity.first_wrong
         return cls.model_validate(
             fields | {"environment": environment(), "first_wrong": None if wrong is None else wrong.name}

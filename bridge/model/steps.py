@@ -8,12 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from bridge.model.parameters import LayerParameters
+from jaxdw import epilogue
 from jaxdw.epilogue import hard_swish
-from jaxdw.models import MobileNet
-from jaxdw.models.blocks import ConvNormAct, InvertedResidual, SqueezeExcite, global_average_pool
+from jaxdw.full_conv import ordered_conv
+from jaxdw.matmul import ordered_matmul, ordered_mean
+from jaxdw.models import Arithmetic, MobileNet, with_arithmetic
+from jaxdw.models.blocks import BatchNorm, ConvNormAct, InvertedResidual, SqueezeExcite
+from jaxdw.models.layers import Conv, GlobalAveragePool, Linear
 from jaxdw.nnx import DepthwiseConv
+from jaxdw.sum_order import SumOrder
 
 #: The name of the input.
 IMAGES = "images"
@@ -66,6 +74,148 @@ class ModelStep:
         if self.layer is not None:
             return run_module(self.layer, *inputs)
         return _run_function(self.run, *inputs)
+
+
+def on_other_numbers(step: ModelStep, received: jax.Array) -> Callable[..., np.ndarray]:
+    """Return the compiled step as a function of other numbers, which `bridge.model.operations.Operation.run` takes.
+
+    An x that PyTorch padded beforehand must be the same number everywhere: what is too much of it is cut off.
+    Of a normalization it takes none, and returns the factor of x: its result for x = 1, a mean of 0 and no bias.
+
+    Args:
+      step: one with a layer of `kernel` and `bias`, a normalization, or one without a layer.
+      received: an operand that it takes, for the shape.
+    """
+    if step.layer is None:
+        return lambda x: np.asarray(step.compiled(x.reshape(received.shape)))
+    layer: Any = nnx.clone(step.layer)
+
+    def factor() -> np.ndarray:
+        layer.mean[...], layer.bias[...] = jnp.zeros_like(layer.mean[...]), jnp.zeros_like(layer.bias[...])
+        y = np.asarray(run_module(layer, np.ones_like(received)))
+        return y.reshape(-1, y.shape[-1])[0]
+
+    def run(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+        kernel = weight.transpose(*range(2, weight.ndim), 1, 0)
+        layer.kernel[...] = jnp.asarray(kernel.reshape(layer.kernel[...].shape))
+        if bias is not None:
+            layer.bias[...] = jnp.asarray(bias)
+        if x.ndim == received.ndim and x.size > received.size:
+            x = x[tuple(map(slice, received.shape))]
+        return np.asarray(run_module(layer, x.reshape(received.shape)))
+
+    return factor if isinstance(layer, nnx.BatchNorm) else run
+
+
+def parameters_of(layer: nnx.Module | None) -> LayerParameters:
+    """Return the parameters of a layer in PyTorch's names and layout; none of anything else."""
+    arrays: dict[str, np.ndarray] = {}
+    if isinstance(layer, nnx.BatchNorm):
+        names = {"weight": layer.scale, "bias": layer.bias, "running_mean": layer.mean, "running_var": layer.var}
+        arrays = {name: np.asarray(value[...]) for name, value in names.items() if value is not None}
+        return LayerParameters(arrays, layer.epsilon, 1 - layer.momentum)
+    if isinstance(layer, (nnx.Linear, nnx.Conv, DepthwiseConv)):
+        kernel = np.asarray(layer.kernel[...])
+        arrays["weight"] = np.moveaxis(kernel, (-1, -2), (0, 1))
+        if layer.bias is not None:
+            arrays["bias"] = np.asarray(layer.bias[...])
+    return LayerParameters(arrays)
+
+
+#: The orders of a sum by channel: each up to a channel, ascending, the last up to their number.
+ByChannel = Sequence[tuple[int, SumOrder]]
+
+
+class OneProgram:
+    """A whole network in PyTorch's arithmetic, as one compiled program that returns the result of every step.
+
+    Args:
+      model: in eval mode.
+      orders: of the sums of its steps, by name; a step without one is computed as XLA does.
+    """
+
+    def __init__(self, model: MobileNet, orders: Mapping[str, ByChannel]) -> None:
+        view = nnx.clone(model, variables=False)
+        for path, module in nnx.iter_modules(view):
+            if isinstance(module, (Linear, Conv, GlobalAveragePool)):
+                known = orders.get(".".join(map(str, path)), ())
+                module.order = known[0][1] if len(known) == 1 else None
+            elif isinstance(module, BatchNorm):
+                module.is_defined = True
+        graph, self._state = nnx.split(view)
+
+        def run(state: Any, images: jax.Array, received: Any, replaced: Any) -> dict[str, jax.Array]:
+            values = {IMAGES: images}
+            for step in steps(nnx.merge(graph, state)):
+                operands = [values[name] for name in step.inputs]
+                if step.name in received:
+                    other = zip(replaced[step.name], received[step.name], operands)
+                    operands = [jnp.where(is_replaced, theirs, ours) for is_replaced, theirs, ours in other]
+                values[step.name] = _in_orders(step, orders.get(step.name, ()))(*operands)
+            return values
+
+        self._run = jax.jit(run)
+
+    def shapes(self, images: np.ndarray) -> dict[str, tuple[int, ...]]:
+        """Return the shape of the result of each step by name, and of the images."""
+        found = jax.eval_shape(self._run, self._state, images, {}, {})
+        return {name: value.shape for name, value in found.items()}
+
+    def __call__(
+        self,
+        images: np.ndarray,
+        received: Mapping[str, Sequence[np.ndarray]],
+        replaced: Mapping[str, Sequence[bool]],
+    ) -> dict[str, np.ndarray]:
+        """Return the result of each step by name, and the images.
+
+        Args:
+          images: `(N, H, W, C)`.
+          received: PyTorch's operands of a step, in the shapes of JAX's.
+          replaced: which of them the step takes, instead of the results of the steps before it.
+        """
+        values = self._run(self._state, images, dict(received), {name: list(flags) for name, flags in replaced.items()})
+        return {name: np.asarray(value) for name, value in values.items()}
+
+
+def _in_orders(step: ModelStep, orders: ByChannel) -> Callable[..., jax.Array]:
+    """Return a step whose layer has its order, with PyTorch's roundings, and with several orders where it has them."""
+    if step.is_activation:
+        return _IN_PYTORCH.get(step.run, step.run)
+    if len(orders) < 2:
+        return step.run
+    starts = (0, *(end for end, _ in orders))
+
+    def by_channel(x: jax.Array) -> jax.Array:
+        parts = []
+        for start, (end, order) in zip(starts, orders):
+            if step.kind == "mean":
+                pixels = x[..., start:end].reshape(*x.shape[:-3], x.shape[-3] * x.shape[-2], end - start)
+                parts.append(ordered_mean(pixels, order))
+                continue
+            layer: Any = step.layer
+            kernel, bias = layer.kernel[..., start:end], None if layer.bias is None else layer.bias[start:end]
+            if isinstance(layer, Linear):
+                parts.append(ordered_matmul(x, kernel, bias, order=order))
+            else:
+                settings = {"strides": layer.strides, "padding": layer.padding}
+                dilation = layer.kernel_dilation
+                parts.append(ordered_conv(x, kernel, bias, kernel_dilation=dilation, order=order, **settings))
+        return jnp.concatenate(parts, -1)
+
+    return by_channel
+
+
+def logits_in_order(model: MobileNet, orders: Mapping[str, ByChannel], images: np.ndarray) -> np.ndarray | None:
+    """Return the logits of a model in this arithmetic, as its user runs it; None where `Arithmetic` has not all of it.
+
+    That is where a layer has several orders, or none, or a function has no defined roundings.
+    """
+    try:
+        arithmetic = Arithmetic({name: known[0][1] for name, known in orders.items() if len(known) == 1})
+        return np.asarray(run_module(with_arithmetic(model, arithmetic), images))
+    except ValueError:
+        return None
 
 
 @nnx.jit
@@ -127,7 +277,7 @@ class _Steps(list[ModelStep]):
             last = self.block(f"blocks.{i}", block, last)
         if model.head is not None:
             last = self.unit("head", model.head, last)
-        last = self.add("mean", "mean", (last,), global_average_pool)
+        last = self.add("mean", "mean", (last,), model.mean)
         if model.hidden is not None:
             last = self.layer("hidden", model.hidden, last)
             last = self.activation("hidden", model.architecture.activation, last)
@@ -156,7 +306,7 @@ class _Steps(list[ModelStep]):
     def squeeze_excite(self, path: str, module: SqueezeExcite, given: str) -> str:
         if _has_own_call(module, SqueezeExcite):
             return self.opaque(path, module, given)
-        last = self.add(f"{path}.mean", "mean", (given,), global_average_pool)
+        last = self.add(f"{path}.mean", "mean", (given,), module.mean)
         last = self.layer(f"{path}.reduce", module.reduce, last)
         last = self.activation(f"{path}.reduce", module.activation, last)
         last = self.layer(f"{path}.expand", module.expand, last)
@@ -208,6 +358,14 @@ def activation_name(function: Callable[[jax.Array], jax.Array]) -> str:
         return NAMELESS
     library = (getattr(function, "__module__", None) or "").partition(".")[0]
     return name if library in _LIBRARIES else f"own {name}"
+
+
+#: The same functions with PyTorch's roundings.
+_IN_PYTORCH: Mapping[Any, Callable[[jax.Array], jax.Array]] = {
+    nnx.relu: epilogue.relu,
+    nnx.hard_swish: epilogue.hard_swish,
+    nnx.hard_sigmoid: epilogue.hard_sigmoid,
+}
 
 
 def _add(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -19,16 +19,27 @@ from bridge.report.terminal import styled, table
 
 def print_model(parity: ModelParity, console: Console) -> None:
     """Print one row per operation, what is wrong, and the answer in a few sentences."""
-    title = f"{escape(parity.name)}, {'x'.join(map(str, parity.images))}: PyTorch and JAX"
-    made = table(title, "layer", "kind", "isolated", ">of bound", ">growth", ">ampl.")
+    title = f"{escape(case(parity))}"
+    columns = (">differ", "order in PyTorch") if parity.same_bits else (">of bound", ">growth", ">ampl.")
+    made = table(title, "layer", "kind", "bits" if parity.same_bits else "isolated", *columns)
     for layer in parity.layers:
         verdict = "[yellow]not compared[/]" if layer.isolated is None else styled(layer.verdict)
-        figures = [_figure(of_bound(layer)), _figure(layer.growth), _figure(layer.amplification)]
+        if parity.same_bits:
+            differ = "" if layer.isolated is None else f"{layer.isolated.different:,}"
+            figures = [differ, escape(layer.orders.get("PyTorch", ""))]
+        else:
+            figures = [_figure(of_bound(layer)), _figure(layer.growth), _figure(layer.amplification)]
         made.add_row(escape(layer.name), escape(layer.kind), verdict, *figures)
     console.print(made)
     for line in remarks(parity):
         console.print(f"  {escape(line)}", highlight=False)
     console.print(f"{styled(parity.verdict)} {escape(summary(parity))}", highlight=False)
+
+
+def case(parity: ModelParity) -> str:
+    """Return what was compared."""
+    how = "JAX in PyTorch's orders, one program" if parity.same_bits else "PyTorch and JAX"
+    return f"{parity.name}, images {'x'.join(map(str, parity.images))}, {parity.layout}: {how}"
 
 
 def summary(parity: ModelParity) -> str:
@@ -40,16 +51,28 @@ def summary(parity: ModelParity) -> str:
     counts = ", ".join(f"{found[verdict]} {verdict}" for verdict in Verdict if found[verdict])
     compared = sum(found.values())
     told = [f"{compared} of {len(parity.layers)} operations compared on PyTorch's own activations: {counts or 'none'}."]
+    if parity.different:
+        share = parity.explained / parity.different
+        told.append(
+            f"Replays explain {parity.explained:,} of {parity.different:,} differing elements ({_percent(share)})."
+        )
     if parity.first_wrong is not None:
         wrong = parity.first_wrong
         told.append(f"The first that is wrong is {wrong.name} ({wrong.torch} in PyTorch): {why(wrong)}.")
     elif parity.not_compared or parity.left:
         told.append("None of them is wrong. The others were not compared.")
+    elif parity.same_bits:
+        results = "has all bits of PyTorch's" if not parity.replaced else "that is not named above has PyTorch's bits"
+        told.append(f"JAX ran as one compiled program in PyTorch's arithmetic. Every result {results}.")
     else:
         told.append("Growth is only rounding: no operation adds more than its rounding bound.")
     if growth := max((layer.growth for layer in parity.layers if layer.growth is not None), default=None):
         told.append(f"Run end to end, the networks differ by at most {growth:.2g} of a layer's norm.")
     logits = parity.logits
+    if parity.same_bits:
+        told.append(f"{logits.different:,} of {logits.classes * parity.images[0]:,} logits have other bits.")
+    if not logits.different:
+        return " ".join(told)
     told.append(
         f"Logits differ by at most {logits.max_abs:.2g} (greatest {logits.scale:.2g}). The top {logits.top} are "
         f"the same on {logits.same_top:.0%} of images, in the same order on {logits.same_order:.0%}, "
@@ -61,6 +84,9 @@ def summary(parity: ModelParity) -> str:
 def remarks(parity: ModelParity) -> list[str]:
     """Return a line for each operation that does not pass or was not compared, with its reason."""
     lines = [f"{layer.name}: {layer.verdict}: {why(layer)}" for layer in parity.layers if layer.is_wrong]
+    if parity.same_bits:
+        named = (layer for layer in parity.layers if layer.name in parity.replaced and layer.verdict.passes)
+        lines += [f"{each.name}: {each.verdict}: {each.cause}; the program went on from PyTorch's" for each in named]
     lines += [f"{layer.name} was not compared: {layer.reason}" for layer in parity.not_compared]
     return lines + [f"{name} of PyTorch was not compared: it has no counterpart" for name in parity.left]
 
@@ -82,6 +108,8 @@ def fix(parity: ModelParity) -> str:
         return "None is known: some operations were not compared. The reasons stand below."
     if parity.verdict is Verdict.IDENTICAL:
         return "Nothing to change: every operation has the bits of PyTorch's."
+    if parity.verdict is Verdict.EXPLAINED:
+        return "None is needed: the orders in which the frameworks add explain every difference."
     return "None is needed: every difference is rounding."
 
 
@@ -98,7 +126,7 @@ def model_html(parity: ModelParity, *, command: str) -> str:
       command: the shell command that repeats it.
     """
     return template("model.html.jinja", of_bound=of_bound).render(
-        case=f"{parity.name}, images {'x'.join(map(str, parity.images))}, PyTorch and JAX",
+        case=case(parity),
         verdict=parity.verdict,
         meaning=summary(parity),
         fix=fix(parity),
@@ -174,6 +202,15 @@ def growth_chart(layers: Sequence[LayerParity]) -> GrowthChart | None:
         f"The relative difference of both networks, layer by layer: from {10 ** min(powers):.2g} to "
         f"{10 ** max(powers):.2g}, {growth:.2g} at {last.name}.",
     )
+
+
+def _percent(share: float) -> str:
+    """Return a share in percent; 100 only for all.
+
+    >>> _percent(1), _percent(0.99999)
+    ('100%', '99.99%')
+    """
+    return "100%" if share == 1 else f"{math.floor(share * 1e4) / 100:.4g}%"
 
 
 def _figure(value: float | None) -> str:

@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdw import native
+from jaxdw._arrays import accumulator
 from jaxdw.geometry import Geometry
 from jaxdw.lowerings.cpu_fused import materialized
 from jaxdw.lowerings.ordered_sum import Order
 from jaxdw.native.calls import ACTIVATIONS
 from jaxdw.padding import pad_repeated
+from jaxdw.sum_order import SumOrder
 
 
 class Epilogue(NamedTuple):
@@ -85,17 +87,43 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np
 
 
 def matmul(
-    *operands: jax.Array, ends: tuple[int, ...], bias_last: bool, x_transposed: bool, w_transposed: bool
+    x: jax.Array,
+    w: jax.Array,
+    bias: jax.Array | None,
+    order: SumOrder,
+    *,
+    x_transposed: bool = False,
+    w_transposed: bool = False,
+    epilogue: Epilogue = Epilogue(),  # noqa: B008 (it cannot change)
+    divisor: float = 1.0,
 ) -> jax.Array:
-    """Return `(rows, columns)` of x `(rows, terms)`, w `(terms, columns)`, and bias if given, of one dtype.
+    """Return `([batch,] rows, columns)` of x `([batch,] rows, terms)`, w `([batch,] terms, columns)`, of one dtype.
 
-    Each element is a sum of chains of fused multiply-adds; chain b ends before term `ends[b]`. x, and w, may be given
-    transposed.
+    Each element is the sum of its products, and of the bias, in the given order. It is divided by `divisor`, and then
+    comes the epilogue. x, and w, may be given transposed.
     """
-    x, w, *bias = materialized(*operands)
-    y = jax.ShapeDtypeStruct((x.shape[x_transposed], w.shape[not w_transposed]), x.dtype)
-    flags = {"bias_last": bias_last, "x_transposed": x_transposed, "w_transposed": w_transposed}
-    return jax.ffi.ffi_call(native.MATMUL, y)(x, w, *bias, ends=np.array(ends, np.int64), **flags)
+    x, w, *given = materialized(x, w, *(() if bias is None else (bias,)))
+    scaled, residual = epilogue.scale is not None, epilogue.residual is not None
+    factors = materialized(epilogue.scale, epilogue.shift) if scaled else ()
+    added = materialized(epilogue.residual) if residual else ()
+    batch = (x if x.ndim == 3 else w).shape[:-2]
+    y = jax.ShapeDtypeStruct(
+        (*batch, x.shape[-1 if x_transposed else -2], w.shape[-2 if w_transposed else -1]), x.dtype
+    )
+    return jax.ffi.ffi_call(native.MATMUL, y)(
+        x,
+        w,
+        *given,
+        *(factor.astype(accumulator(x.dtype)) for factor in factors),
+        *(array.astype(x.dtype) for array in added),
+        steps=np.array(order.steps, np.int64),
+        x_transposed=x_transposed,
+        w_transposed=w_transposed,
+        scaled=scaled,
+        residual=residual,
+        activation=ACTIVATIONS[epilogue.activation],
+        divisor=float(divisor),
+    )
 
 
 def _as_read(

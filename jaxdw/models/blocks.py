@@ -12,14 +12,25 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from jaxdw.epilogue import Epilogue, hard_swish, relu6
+from jaxdw._arrays import accumulator
+from jaxdw.epilogue import Epilogue, hard_sigmoid, hard_swish, relu6
+from jaxdw.lowerings.cpu_fused import in_memory
 from jaxdw.models import dense
+from jaxdw.models.layers import Conv, GlobalAveragePool, Linear
 from jaxdw.nnx import DepthwiseConv
 
 Activation = Callable[[jax.Array], jax.Array]
 
 #: The activations that the epilogue of a convolution has, by its name.
 _NAMES = {nnx.relu: "relu", relu6: "relu6", hard_swish: "hard_swish"}
+
+#: The gates that an epilogue has, by its name. Both have the same values but for rounding.
+_GATES = {nnx.hard_sigmoid: "hard_sigmoid", hard_sigmoid: "hard_sigmoid"}
+
+
+def activation_name(function: Activation) -> str | None:
+    """Return the name of an activation or a gate among those of `jaxdw.Epilogue`, or None."""
+    return _NAMES.get(function) or _GATES.get(function)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +49,7 @@ class Conventions:
       dtype: dtype to compute in; None: that of inputs and parameters together.
       param_dtype: dtype of the parameters.
       precision: of convolutions and matrix products, as for `lax.dot_general`.
+      arithmetic: "jaxdw", a `jaxdw.models.Arithmetic`, or None, which leaves the orders of sums to XLA.
     """
 
     padding: Literal["SYMMETRIC", "SAME"]
@@ -49,6 +61,7 @@ class Conventions:
     dtype: Any = None
     param_dtype: Any = jnp.float32
     precision: lax.PrecisionLike = None
+    arithmetic: Any = None
 
     def __post_init__(self) -> None:
         for name, choices in {"padding": ("SYMMETRIC", "SAME"), "dilation_starts": ("here", "next")}.items():
@@ -83,11 +96,6 @@ class Block:
     residual: bool = True
 
 
-def global_average_pool(x: jax.Array) -> jax.Array:
-    """Average `(*batch, H, W, C)` to `(*batch, C)`."""
-    return x.mean((-3, -2))
-
-
 class BatchNorm(nnx.BatchNorm):
     """`flax.nnx.BatchNorm` with the running variance of PyTorch and TensorFlow.
 
@@ -106,15 +114,21 @@ class BatchNorm(nnx.BatchNorm):
             param_dtype=conventions.param_dtype,
             rngs=rngs,
         )
+        self.is_defined = False  # whether every rounding is that of `Epilogue.batch_norm`
 
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
         """Normalize x `(*batch, *spatial, C)`; in training also update the statistics.
 
         Raises:
-          ValueError: one value per channel in training, which has no variance.
+          ValueError: one value per channel in training, which has no variance. A model with an arithmetic in training.
         """
         if use_running_average is None:
             use_running_average = self.use_running_average
+        if self.is_defined:
+            if not use_running_average:
+                raise ValueError("`arithmetic` defines inference alone: use `model.eval()`, or `arithmetic=None`")
+            dtype = jnp.result_type(x) if self.dtype is None else jnp.dtype(self.dtype)
+            return self.epilogue(None).apply(x.astype(accumulator(dtype)), x.ndim - 2, dtype)
         if use_running_average:
             return super().__call__(x, use_running_average=True)
         n = math.prod(x.shape[:-1])
@@ -128,19 +142,19 @@ class BatchNorm(nnx.BatchNorm):
         self.var[...] += (self.var[...] - kept) / (n - 1)
         return y
 
-    def epilogue(self, activation: str | None) -> Epilogue:
-        """Return the normalization by running statistics, and an activation, as what follows a convolution."""
+    def epilogue(self, activation: str | None, residual: jax.Array | None = None) -> Epilogue:
+        """Return the normalization by running statistics, residual and activation, as what follows a convolution."""
         assert self.mean is not None and self.scale is not None and self.bias is not None
         statistics = (self.mean[...], self.var[...], self.scale[...], self.bias[...])
-        return Epilogue.batch_norm(*statistics, epsilon=self.epsilon, activation=activation)
+        return Epilogue.batch_norm(*statistics, epsilon=self.epsilon, residual=residual, activation=activation)
 
 
 class ConvNormAct(nnx.Module):
     """Convolution without bias, batch normalization, activation.
 
     Attributes:
-      conv: `DepthwiseConv`, kernel (k, k, 1, C); for a 1x1 convolution `nnx.Linear`, kernel (in, out), since XLA:CPU
-        multiplies matrices 1.1 to 2.3 times as fast as it convolves with a 1x1 kernel; else `nnx.Conv`.
+      conv: `DepthwiseConv`, kernel (k, k, 1, C); for a 1x1 convolution a `Linear`, kernel (in, out), since XLA:CPU
+        multiplies matrices 1.1 to 2.3 times as fast as it convolves with a 1x1 kernel; else a `Conv`.
       norm: `BatchNorm`.
       activation: a function, or None.
     """
@@ -169,7 +183,7 @@ class ConvNormAct(nnx.Module):
             symmetric = (kernel - 1) // 2 * dilation
             options["padding"] = symmetric if conventions.padding == "SYMMETRIC" else "SAME"
             options |= {"kernel_size": (kernel, kernel), "strides": stride, "kernel_dilation": dilation}
-        self.conv: DepthwiseConv | nnx.Linear | nnx.Conv
+        self.conv: DepthwiseConv | Linear | Conv
         if depthwise:
             # one group's fan out is one group's fan in: k * k
             he = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -177,40 +191,42 @@ class ConvNormAct(nnx.Module):
         else:
             he = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
             if kernel == 1:
-                self.conv = nnx.Linear(
-                    in_channels, out_channels, kernel_init=he, dot_general=dense.dot_general, **options
-                )
+                self.conv = Linear(in_channels, out_channels, kernel_init=he, dot_general=dense.dot_general, **options)
             else:
                 options["conv_general_dilated"] = dense.conv_general_dilated
-                self.conv = nnx.Conv(in_channels, out_channels, kernel_init=he, **options)
+                self.conv = Conv(in_channels, out_channels, kernel_init=he, **options)
         self.norm = BatchNorm(out_channels, conventions, rngs=rngs)
         self.activation = activation
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Map `(*batch, H, W, in)` to `(*batch, H / stride, W / stride, out)`."""
+    def __call__(self, x: jax.Array, residual: jax.Array | None = None) -> jax.Array:
+        """Map `(*batch, H, W, in)` to `(*batch, H / stride, W / stride, out)`; the activation follows a residual."""
         activation = self.activation
         if self.is_one_pass:
             named = None if activation is None else _NAMES.get(activation)
-            x = self.conv(x, epilogue=self.norm.epilogue(named))
+            x = self.conv(x, epilogue=self.norm.epilogue(named, residual))
             return x if activation is None or named else activation(x)
         x = self.norm(self.conv(x))
+        x = x if residual is None else residual + x
         return x if activation is None else activation(x)
 
     @property
     def is_one_pass(self) -> bool:
-        """Whether the convolution has the normalization as its epilogue: a depthwise one, in inference."""
-        return isinstance(self.conv, DepthwiseConv) and self.norm.use_running_average
+        """Whether the convolution has the normalization as its epilogue: a depthwise one, or with an order."""
+        takes_epilogue = isinstance(self.conv, DepthwiseConv) or self.conv.order is not None
+        return takes_epilogue and self.norm.use_running_average
 
 
 class SqueezeExcite(nnx.Module):
     """Scale each channel by a gate in [0, 1] computed from all channels' means (Hu et al., 2018).
 
     Attributes:
-      reduce, expand: the two `nnx.Linear` of the gate, with bias.
+      mean: `GlobalAveragePool`.
+      reduce, expand: the two `Linear` of the gate, with bias.
       activation, gate: the functions after each, ReLU and hard sigmoid.
     """
 
     def __init__(self, channels: int, squeeze: int, conventions: Conventions, *, rngs: nnx.Rngs):
+        self.mean = GlobalAveragePool()
         self.reduce = linear(channels, squeeze, conventions, rngs=rngs)
         self.expand = linear(squeeze, channels, conventions, rngs=rngs)
         self.activation: Activation = nnx.relu
@@ -218,7 +234,10 @@ class SqueezeExcite(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `(*batch, H, W, C)` to the same shape."""
-        gate = self.gate(self.expand(self.activation(self.reduce(global_average_pool(x)))))
+        gate = activated(self.expand, activated(self.reduce, self.mean(x), self.activation), self.gate)
+        if self.expand.order is not None:  # a product that no neighbour is fused with
+            x, gate = in_memory(x, gate)
+            return in_memory(x * gate[..., None, None, :])[0]
         return x * gate[..., None, None, :]
 
 
@@ -268,13 +287,15 @@ class InvertedResidual(nnx.Module):
         y = x if self.expand is None else self.expand(x)
         y = self.depthwise(y)
         y = y if self.squeeze_excite is None else self.squeeze_excite(y)
+        if self.residual and self.project.activation is None:
+            return self.project(y, residual=x)
         y = self.project(y)
         return x + y if self.residual else y
 
 
-def linear(in_features: int, out_features: int, conventions: Conventions, *, rngs: nnx.Rngs) -> nnx.Linear:
+def linear(in_features: int, out_features: int, conventions: Conventions, *, rngs: nnx.Rngs) -> Linear:
     """Return a fully connected layer, initialized as in torchvision."""
-    return nnx.Linear(
+    return Linear(
         in_features,
         out_features,
         kernel_init=nnx.initializers.normal(0.01),
@@ -283,3 +304,10 @@ def linear(in_features: int, out_features: int, conventions: Conventions, *, rng
         precision=conventions.precision,
         rngs=rngs,
     )
+
+
+def activated(layer: Linear, x: jax.Array, activation: Activation) -> jax.Array:
+    """Return the activation of a layer's result, in the same pass where the layer has an order."""
+    if layer.order is None:
+        return activation(layer(x))
+    return layer(x, epilogue=Epilogue(activation=activation_name(activation)))

@@ -12,15 +12,17 @@ from flax import nnx
 from jax import lax
 
 from jaxdw._arrays import is_sharded
+from jaxdw.models.arithmetic import set_arithmetic
 from jaxdw.models.blocks import (
     Activation,
     Block,
     Conventions,
     ConvNormAct,
     InvertedResidual,
-    global_average_pool,
+    activated,
     linear,
 )
+from jaxdw.models.layers import GlobalAveragePool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +103,11 @@ class MobileNet(nnx.Module):
         features = features if head is None else head
         self.hidden = None if hidden is None else linear(features, hidden, conventions, rngs=rngs)
         features = features if hidden is None else hidden
+        self.mean = GlobalAveragePool()
         self.dropout = nnx.Dropout(conventions.dropout)
         self.classifier = linear(features, num_classes, conventions, rngs=rngs) if num_classes else None
+        if conventions.arithmetic is not None:
+            set_arithmetic(self, conventions.arithmetic)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Return logits `(*batch, num_classes)` of images x `(*batch, H, W, in_channels)`.
@@ -141,9 +146,9 @@ class MobileNet(nnx.Module):
 
     def classify(self, features: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Map `(*batch, h, w, features)` to `(*batch, num_classes)`."""
-        x = global_average_pool(features)
+        x = self.mean(features)
         if self.hidden is not None:
-            x = self.architecture.activation(self.hidden(x))
+            x = activated(self.hidden, x, self.architecture.activation)
         x = self.dropout(x, rngs=rngs)
         return x if self.classifier is None else self.classifier(x)
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
 from jaxdw import native
 from jaxdw.geometry import Geometry
+from jaxdw.sum_order import SumOrder
 
 #: Element types by number, as jaxdw/native/plain.cc has them.
 TYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
 
 #: Activations by number, likewise.
-ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2, "hard_swish": 3}
+ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2, "hard_swish": 3, "hard_sigmoid": 4}
 
 
 def conv(
@@ -86,33 +86,60 @@ def matmul(
     w: np.ndarray,
     bias: np.ndarray | None,
     y: np.ndarray,
-    block_ends: Sequence[int],
+    order: SumOrder,
     *,
-    bias_first: bool = False,
+    scale: np.ndarray | None = None,
+    shift: np.ndarray | None = None,
+    residual: np.ndarray | None = None,
+    activation: str | None = None,
+    divisor: float = 1.0,
     threads: int = 1,
     isa: str | None = None,
 ) -> None:
-    """Write the product of x `(rows, terms)` and w `(terms, columns)` to y; x and w may have any strides.
+    """Write the product of x `([batch,] rows, terms)` and w `([batch,] terms, columns)` to y.
 
     Args:
-      x, w, bias, y: of one dtype; bias and y dense.
-      block_ends: as for `jaxdw.chain_matmul`.
+      x, w: with any strides, of one dtype.
+      y: `([batch,] rows, columns)`, dense, of the same dtype.
+      bias: `(columns,)`, likewise, or None.
+      order: of the terms, and of the bias if there is one; see `jaxdw.SumOrder`.
+      scale, shift, residual, activation: what happens to the sums, as for `conv`; scale and shift are `(columns,)`.
+      divisor: of each sum, before that.
 
     Raises:
-      as `conv`.
+      ValueError: arrays that do not fit each other or the order; otherwise as `conv`.
     """
-    sizes = np.array([*x.shape, w.shape[1]], np.int64)
-    strides = np.array([step // array.itemsize for array in (x, w) for step in array.strides], np.int64)
-    ends, name = np.array(block_ends, np.int64), isa.encode() if isa is not None else None
+    expected = (*(x.shape[:-2] or w.shape[:-2]), x.shape[-2], w.shape[-1])
+    if x.shape[-1] != w.shape[-2] or y.shape != expected or (x.ndim == w.ndim == 3 and len(x) != len(w)):
+        raise ValueError(f"`x`, `w` and `y` have shapes {x.shape}, {w.shape} and {y.shape}, which do not fit")
+    if order.terms != x.shape[-1] or order.has_bias != (bias is not None):
+        given = "a bias" if bias is not None else "no bias"
+        raise ValueError(f"`order` is {order}, expected {x.shape[-1]} terms and {given}")
+    if 0 in expected:
+        return
+    sizes = np.array([expected[0] if len(expected) == 3 else 1, *x.shape[-2:], w.shape[-1]], np.int64)
+    steps, name = np.array(order.steps, np.int64), isa.encode() if isa is not None else None
+    strides = np.array(
+        [
+            step // array.itemsize
+            for array in (x, w)
+            for step in (*(array.strides if array.ndim == 3 else (0, *array.strides)),)
+        ],
+        np.int64,
+    )
+    pointers = [
+        _address(None if array is None else array.ctypes.data) for array in (x, w, bias, scale, shift, residual)
+    ]
     _check(
         native.library().jaxdw_matmul(
             name,
             ctypes.c_int64(threads),
             TYPES[x.dtype.name],
-            *(_address(array.ctypes.data) for array in (sizes, strides, ends)),
-            ctypes.c_int64(len(ends)),
-            *(_address(None if array is None else array.ctypes.data) for array in (x, w, bias)),
-            int(not bias_first),
+            *(_address(array.ctypes.data) for array in (sizes, strides, steps)),
+            ctypes.c_int64(len(steps)),
+            *pointers,
+            ACTIVATIONS[activation],
+            ctypes.c_double(divisor),
             _address(y.ctypes.data),
         ),
         isa,

@@ -3,10 +3,12 @@
 #include <exception>
 #include <memory>
 #include <new>
+#include <stdexcept>
 #include <string>
 #include <thread>
 
 #include "kernels.h"
+#include "order.h"
 #include "work.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -141,6 +143,8 @@ ffi::Error checked(Of of) {
     return ffi::Error::Success();
   } catch (const Problem& problem) {
     return ffi::Error::InvalidArgument("jaxdw: " + problem.what);
+  } catch (const std::invalid_argument& problem) {
+    return ffi::Error::InvalidArgument(std::string("jaxdw: ") + problem.what());
   } catch (const std::bad_alloc&) {
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, "jaxdw: out of memory");
   } catch (const std::exception& error) {
@@ -160,11 +164,29 @@ const void* operand(ffi::RemainingArgs rest, size_t number, const char* name, Di
   return given->untyped_data();
 }
 
-// The data of the bias, if there is a third operand.
-const void* bias_of(ffi::RemainingArgs rest, int64_t channels, Type type) {
-  expect(rest.size() < 2, "there are " + std::to_string(rest.size() + 2) + " operands, expected at most 3");
-  return rest.size() ? operand(rest, 0, "bias", Dimensions(&channels, 1), type) : nullptr;
-}
+// The operands after the first two: bias if there is one more than the others, scale and shift, residual.
+struct Rest {
+  const void *bias = nullptr, *scale = nullptr, *shift = nullptr, *residual = nullptr;
+  Activation activation;
+
+  Rest(ffi::RemainingArgs rest, int64_t channels, Dimensions y, Type type, bool scaled, bool has_residual,
+       int64_t number) {
+    size_t next = 0, others = 2 * scaled + has_residual;
+    expect(rest.size() == others || rest.size() == others + 1,
+           "there are " + std::to_string(rest.size() + 2) + " operands, expected " + std::to_string(others + 2) +
+               ", or one more with a bias");
+    Dimensions of_channels(&channels, 1);
+    if (rest.size() > others) bias = operand(rest, next++, "bias", of_channels, type);
+    if (scaled) {
+      Type sum = type == Type::f64 ? Type::f64 : Type::f32;
+      scale = operand(rest, next++, "scale", of_channels, sum);
+      shift = operand(rest, next++, "shift", of_channels, sum);
+    }
+    if (has_residual) residual = operand(rest, next++, "residual", y, type);
+    expect(number >= 0 && number <= 4, "`activation` is " + std::to_string(number) + ", expected a number from 0 to 4");
+    activation = Activation(number);
+  }
+};
 
 ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::RemainingArgs rest,
                 ffi::Result<ffi::AnyBuffer> y, Dimensions strides, Dimensions padding, Dimensions kernel_dilation,
@@ -174,24 +196,11 @@ ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel, f
     Geometry g = geometry_of(x, "kernel", kernel, "y", *y, strides, padding, kernel_dilation, input_dilation);
     Conv conv{g, type_of("x", x), Bias::none, x.untyped_data(), kernel.untyped_data(), nullptr, y->untyped_data(),
               flipped};
-    size_t next = 0, others = 2 * scaled + residual;
-    expect(rest.size() == others || rest.size() == others + 1,
-           "there are " + std::to_string(rest.size() + 2) + " operands, expected " + std::to_string(others + 2) +
-               ", or one more with a bias");
-    Dimensions channels(&g.channels, 1);
-    if (rest.size() > others) {
-      conv.bias = operand(rest, next++, "bias", channels, conv.type);
-      conv.bias_place = bias_last ? Bias::last : Bias::first;
-    }
-    if (scaled) {
-      Type sum = conv.type == Type::f64 ? Type::f64 : Type::f32;
-      conv.scale = operand(rest, next++, "scale", channels, sum);
-      conv.shift = operand(rest, next++, "shift", channels, sum);
-    }
-    if (residual) conv.residual = operand(rest, next++, "residual", y->dimensions(), conv.type);
-    expect(activation >= 0 && activation <= 3,
-           "`activation` is " + std::to_string(activation) + ", expected a number from 0 to 3");
-    conv.activation = Activation(activation);
+    Rest given(rest, g.channels, y->dimensions(), conv.type, scaled, residual, activation);
+    if (given.bias) conv.bias_place = bias_last ? Bias::last : Bias::first;
+    conv.bias = given.bias;
+    conv.scale = given.scale, conv.shift = given.shift, conv.residual = given.residual;
+    conv.activation = given.activation;
     PoolThreads threads(pool);
     kernels_of(nullptr)->conv(conv, threads);
   });
@@ -209,38 +218,41 @@ ffi::Error kernel_gradient(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffe
   });
 }
 
+// x (rows, terms) and w (terms, columns), or transposed; either or both with an axis of products before these two.
 ffi::Error matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::RemainingArgs rest,
-                  ffi::Result<ffi::AnyBuffer> y, Dimensions ends, bool x_transposed, bool w_transposed,
-                  bool bias_last) {
+                  ffi::Result<ffi::AnyBuffer> y, Dimensions steps, bool x_transposed, bool w_transposed, bool scaled,
+                  bool residual, int64_t activation, double divisor) {
   return checked([&] {
     Dimensions of_x = x.dimensions(), of_w = w.dimensions(), of_y = y->dimensions();
-    check_axes("x", of_x, of_x.size() == 2, "2");
-    check_axes("w", of_w, of_w.size() == 2, "2");
-    check_axes("y", of_y, of_y.size() == 2, "2");
+    check_axes("x", of_x, of_x.size() == 2 || of_x.size() == 3, "2 or 3");
+    check_axes("w", of_w, of_w.size() == 2 || of_w.size() == 3, "2 or 3");
+    size_t x_is_batch = of_x.size() - 2, w_is_batch = of_w.size() - 2, is_batch = std::max(x_is_batch, w_is_batch);
+    check_axes("y", of_y, of_y.size() == 2 + is_batch, std::to_string(2 + is_batch));
+    const int64_t *x_sizes = of_x.begin() + x_is_batch, *w_sizes = of_w.begin() + w_is_batch;
     Matmul matmul{};
-    matmul.rows = of_x[x_transposed], matmul.terms = of_x[!x_transposed], matmul.columns = of_w[!w_transposed];
+    matmul.batch = x_is_batch ? of_x[0] : w_is_batch ? of_w[0] : 1;
+    matmul.rows = x_sizes[x_transposed], matmul.terms = x_sizes[!x_transposed], matmul.columns = w_sizes[!w_transposed];
+    matmul.x_batch = x_is_batch ? matmul.rows * matmul.terms : 0;
+    matmul.w_batch = w_is_batch ? matmul.terms * matmul.columns : 0;
     matmul.x_row = x_transposed ? 1 : matmul.terms, matmul.x_term = x_transposed ? matmul.rows : 1;
     matmul.w_term = w_transposed ? 1 : matmul.columns, matmul.w_column = w_transposed ? matmul.terms : 1;
-    expect(of_w[w_transposed] == matmul.terms, "`w` has shape " + text(of_w) + ", expected " +
-                                                   std::to_string(matmul.terms) + " terms, as `x` " + text(of_x));
-    expect(of_y[0] == matmul.rows && of_y[1] == matmul.columns,
-           "`y` has shape " + text(of_y) + ", expected (" + std::to_string(matmul.rows) + ", " +
-               std::to_string(matmul.columns) + ")");
-    int64_t before = 0;
-    for (int64_t end : ends) {
-      expect(end > before, "`ends` is " + text(ends) + ", expected ascending numbers");
-      before = end;
-    }
-    expect(before == matmul.terms, "`ends` is " + text(ends) + ", expected " + std::to_string(matmul.terms) + " last");
-    matmul.ends = ends.begin(), matmul.blocks = ends.size();
+    expect(w_sizes[w_transposed] == matmul.terms && (!w_is_batch || of_w[0] == matmul.batch),
+           "`w` has shape " + text(of_w) + ", expected " + std::to_string(matmul.terms) + " terms, as `x` " +
+               text(of_x) + ", and as many products");
+    expect(of_y[is_batch] == matmul.rows && of_y[is_batch + 1] == matmul.columns &&
+               (!is_batch || of_y[0] == matmul.batch),
+           "`y` has shape " + text(of_y) + ", expected " + (is_batch ? std::to_string(matmul.batch) + " of " : "") +
+               "(" + std::to_string(matmul.rows) + ", " + std::to_string(matmul.columns) + ")");
     matmul.type = type_of("x", x);
     expect(type_of("w", w) == matmul.type, "`w` has another element type than `x`");
     expect(type_of("y", *y) == matmul.type, "`y` has another element type than `x`");
     matmul.x = x.untyped_data(), matmul.w = w.untyped_data(), matmul.y = y->untyped_data();
-    if (const void* bias = bias_of(rest, matmul.columns, matmul.type)) {
-      matmul.bias = bias;
-      matmul.bias_place = bias_last ? Bias::last : Bias::first;
-    }
+    Rest given(rest, matmul.columns, of_y, matmul.type, scaled, residual, activation);
+    matmul.bias = given.bias;
+    matmul.scale = given.scale, matmul.shift = given.shift, matmul.residual = given.residual;
+    matmul.activation = given.activation, matmul.divisor = divisor;
+    SumOrder order(steps.begin(), int64_t(steps.size()), matmul.terms, matmul.bias != nullptr);
+    order.give_to(matmul);
     PoolThreads threads(pool);
     kernels_of(nullptr)->matmul(matmul, threads);
   });
@@ -286,10 +298,13 @@ XLA_FFI_DEFINE_HANDLER(matmul_handler, jaxdw::matmul,
                            .Arg<xla::ffi::AnyBuffer>()
                            .RemainingArgs()
                            .Ret<xla::ffi::AnyBuffer>()
-                           .Attr<jaxdw::Dimensions>("ends")
+                           .Attr<jaxdw::Dimensions>("steps")
                            .Attr<bool>("x_transposed")
                            .Attr<bool>("w_transposed")
-                           .Attr<bool>("bias_last"));
+                           .Attr<bool>("scaled")
+                           .Attr<bool>("residual")
+                           .Attr<int64_t>("activation")
+                           .Attr<double>("divisor"));
 
 JAXDW_EXPORT XLA_FFI_Error* jaxdw_conv_ffi(XLA_FFI_CallFrame* frame) { return conv_handler(frame); }
 

@@ -1,4 +1,5 @@
-// The depthwise convolution, the gradient by its kernel, and matrix products: what is computed, and the table of one instruction set.
+// The depthwise convolution, the gradient by its kernel, and matrix products: what is computed, and the table of one
+// instruction set.
 //
 // docs/arithmetic.md states each sequence of roundings. Nothing here depends on XLA or on PyTorch.
 #ifndef JAXDW_NATIVE_KERNELS_H_
@@ -17,7 +18,7 @@ struct f16 {
 
 enum class Type { f32, f64, bf16, f16 };
 enum class Bias { none, first, last };
-enum class Activation { none, relu, relu6, hard_swish };
+enum class Activation { none, relu, relu6, hard_swish, hard_sigmoid };
 
 // Three spatial axes; a convolution of fewer has leading axes of size 1. All arrays are dense, channels last.
 struct Geometry {
@@ -68,19 +69,39 @@ struct KernelGradient {
   void* gradient;
 };
 
-// y (rows, columns), dense, of x (rows, terms) and w (terms, columns) with any strides, all of `type`. Each element is
-// the sum of `blocks` chains, in order; chain b ends before term ends[b], the last at the last term.
+// A segment of a program has at most so many terms.
+constexpr int64_t most_terms = 512;
+
+// A part of a program that adds, over a stack of sums. It takes the sum on top, or pushes another start. It adds the
+// products of the terms from `first` to `end` to it, each with one rounding or with two. Then `adds` times the two sums
+// on top become one.
+struct Chain {
+  enum class Start { top, zero, minus_zero, bias } start;
+  enum class Products { none, fused, rounded } products;
+  int64_t first, end;  // in the program's sequence of terms
+  int64_t adds;
+};
+
+// y (batch, rows, columns), dense, of x (batch, rows, terms) and w (batch, terms, columns) with any strides, all of
+// `type`. Each element is the sum that the chains make. bias, and from `scale` on the epilogue, are as for `Conv`.
 struct Matmul {
-  int64_t rows, terms, columns;
-  int64_t x_row, x_term, w_term, w_column;  // strides, in elements
-  const int64_t* ends;
-  int64_t blocks;
+  int64_t batch, rows, terms, columns;
+  int64_t x_batch, x_row, x_term, w_batch, w_term, w_column;  // strides, in elements
   Type type;
-  Bias bias_place;
   const void* x;
   const void* w;
   const void* bias;
   void* y;
+  const Chain* chains = nullptr;
+  const int64_t* segment_ends = nullptr;  // chains before the end of each segment
+  int64_t segments = 0;
+  const int64_t* order = nullptr;  // the term at each place of the sequence; nullptr: the same number
+  int64_t depth = 0;               // most sums on the stack
+  const void* scale = nullptr;
+  const void* shift = nullptr;
+  const void* residual = nullptr;
+  Activation activation = Activation::none;
+  double divisor = 1;  // of each sum, before the scale
 };
 
 // All throw std::bad_alloc.

@@ -1,10 +1,11 @@
-// Matrix products whose sums are chains over consecutive blocks of terms, compiled once for each instruction set.
+// Matrix products whose sums are added in a given order, compiled once for each instruction set.
 //
 // Lanes of a vector are columns of the result, never terms of one sum. docs/arithmetic.md has the sequence of roundings.
 #include <algorithm>
 #include <memory>
 #include <type_traits>
 
+#include "epilogue.h"
 #include "support.h"
 
 namespace jaxdw {
@@ -14,82 +15,77 @@ namespace {
 // A tile has at most so many rows, and so many vectors of columns: its sums are kept in registers.
 constexpr int tile_rows = JAXDW_IS == JAXDW_IS_scalar ? 4 : JAXDW_IS == JAXDW_IS_avx2 ? 6 : 12;
 constexpr int tile_vectors = 2;
-// Terms that are added before the next rows: their weights stay in the nearest caches.
-constexpr int64_t most_terms = 512;
-// Values of x that one thread works on at once, about.
+// Values of x that one thread works on at once, about; and sums on the stacks of its tiles.
 constexpr int64_t values_at_once = 32768;
+constexpr int64_t sums_at_once = 131072;
 
-// Where the sums of a tile go: to `keep` or, rounded, to y; each after what `add` holds of the same element.
-template <class T, class Sum>
-struct Output {
-  const Sum* add;
-  Sum* keep;
-  T* y;
-  int64_t y_row;
-  int columns;
-  const Sum* bias;
-};
-
+// A segment of the program over a tile. A sum on the stack is `tile_rows` rows of `tile_vectors` vectors.
 template <class T, class Sum>
 struct Tile {
   const Sum* x;
   int64_t x_row, x_term;
   const Sum* w;
-  int64_t w_term, terms;
-  const Sum* start;  // the sums so far; all rows have the same ones where `start_row` is 0
-  int64_t start_row;
-  Output<T, Sum> to;
+  int64_t w_term;
+  const Chain *chain, *end;
+  Sum* top;  // the sum on top of the stack, or one sum below it
+  const Sum* bias;
+  T* y;  // where the last sum goes if nothing is done to it, else nullptr
+  int64_t y_row;
 };
-
-template <class V, class T, class Sum>
-__attribute__((noinline)) void finish(int rows, int vectors, const Sum* sums, const Output<T, Sum>& to) {
-  constexpr int width = tile_vectors * V::lanes;
-  for (int row = 0; row < rows; ++row) {
-    for (int i = 0; i < vectors; ++i) {
-      int at = row * width + i * V::lanes, lanes = to.columns - i * V::lanes;
-      V sum = V::load(sums + at);
-      if (to.add) sum = add(V::load(to.add + at), sum);
-      if (!to.keep && to.bias) sum = add(sum, V::load(to.bias + i * V::lanes));
-      T* y = to.y + row * to.y_row + i * V::lanes;
-      if (to.keep)
-        sum.store(to.keep + at);
-      else if (lanes >= V::lanes)
-        sum.store(y);
-      else
-        store_first(sum, y, lanes);
-    }
-  }
-}
 
 template <class V, int Rows, int Vectors, class T, class Sum>
 JAXDW_INLINE void add_tile(const Tile<T, Sum>& tile) {
-  V s[Rows][Vectors];
-  for (int row = 0; row < Rows; ++row)
-    for (int i = 0; i < Vectors; ++i) s[row][i] = V::load(tile.start + row * tile.start_row + i * V::lanes);
-  const Sum *x = tile.x, *w = tile.w;
-  const int64_t x_row = tile.x_row, x_term = tile.x_term, w_term = tile.w_term;
-  for (int64_t term = 0; term < tile.terms; ++term, x += x_term, w += w_term) {
-    V weight[Vectors];
-    for (int i = 0; i < Vectors; ++i) weight[i] = V::load(w + i * V::lanes);
-    for (int row = 0; row < Rows; ++row) {
-      V value = V::splat(x[row * x_row]);
-      for (int i = 0; i < Vectors; ++i) s[row][i] = fma(value, weight[i], s[row][i]);
-    }
-  }
-  // Plain loops, which the compiler unrolls: only so are the sums in registers.
-  const Output<T, Sum>& to = tile.to;
   constexpr int width = tile_vectors * V::lanes;
-  if (to.keep && !to.add) {
-    for (int row = 0; row < Rows; ++row)
-      for (int i = 0; i < Vectors; ++i) s[row][i].store(to.keep + row * width + i * V::lanes);
-  } else if (!to.keep && !to.add && !to.bias && to.columns >= Vectors * V::lanes) {
-    for (int row = 0; row < Rows; ++row)
-      for (int i = 0; i < Vectors; ++i) s[row][i].store(to.y + row * to.y_row + i * V::lanes);
-  } else {
-    Sum sums[Rows * width];
-    for (int row = 0; row < Rows; ++row)
-      for (int i = 0; i < Vectors; ++i) s[row][i].store(sums + row * width + i * V::lanes);
-    finish<V>(Rows, Vectors, sums, to);
+  const int64_t x_row = tile.x_row, x_term = tile.x_term, w_term = tile.w_term, first = tile.chain->first;
+  Sum* top = tile.top;
+  for (const Chain* chain = tile.chain; chain < tile.end; ++chain) {
+    // Plain loops, which the compiler unrolls: only so are the sums in registers.
+    V s[Rows][Vectors];
+    if (chain->start == Chain::Start::top) {
+      for (int row = 0; row < Rows; ++row)
+        for (int i = 0; i < Vectors; ++i) s[row][i] = V::load(top + row * width + i * V::lanes);
+    } else {
+      top += tile_rows * width;
+      V start[Vectors];
+      for (int i = 0; i < Vectors; ++i)
+        start[i] = chain->start == Chain::Start::bias ? V::load(tile.bias + i * V::lanes)
+                                                      : V::splat(chain->start == Chain::Start::zero ? 0 : Sum(-0.0));
+      for (int row = 0; row < Rows; ++row)
+        for (int i = 0; i < Vectors; ++i) s[row][i] = start[i];
+    }
+    const Sum *x = tile.x + (chain->first - first) * x_term, *w = tile.w + (chain->first - first) * w_term;
+    int64_t terms = chain->end - chain->first;
+    if (chain->products != Chain::Products::rounded) {
+      for (int64_t term = 0; term < terms; ++term, x += x_term, w += w_term) {
+        V weight[Vectors];
+        for (int i = 0; i < Vectors; ++i) weight[i] = V::load(w + i * V::lanes);
+        for (int row = 0; row < Rows; ++row) {
+          V value = V::splat(x[row * x_row]);
+          for (int i = 0; i < Vectors; ++i) s[row][i] = fma(value, weight[i], s[row][i]);
+        }
+      }
+    } else {
+      for (int64_t term = 0; term < terms; ++term, x += x_term, w += w_term) {
+        V weight[Vectors];
+        for (int i = 0; i < Vectors; ++i) weight[i] = V::load(w + i * V::lanes);
+        for (int row = 0; row < Rows; ++row) {
+          V value = V::splat(x[row * x_row]);
+          for (int i = 0; i < Vectors; ++i) s[row][i] = add(s[row][i], multiply(value, weight[i]));
+        }
+      }
+    }
+    for (int64_t adds = 0; adds < chain->adds; ++adds) {
+      top -= tile_rows * width;
+      for (int row = 0; row < Rows; ++row)
+        for (int i = 0; i < Vectors; ++i) s[row][i] = add(V::load(top + row * width + i * V::lanes), s[row][i]);
+    }
+    if (tile.y && chain + 1 == tile.end) {
+      for (int row = 0; row < Rows; ++row)
+        for (int i = 0; i < Vectors; ++i) s[row][i].store(tile.y + row * tile.y_row + i * V::lanes);
+    } else {
+      for (int row = 0; row < Rows; ++row)
+        for (int i = 0; i < Vectors; ++i) s[row][i].store(top + row * width + i * V::lanes);
+    }
   }
 }
 
@@ -110,51 +106,67 @@ std::unique_ptr<T[]> scratch(int64_t size) {
 template <class V, class T, class Sum>
 class MatmulParts : public Parts {
   static constexpr int width = tile_vectors * V::lanes;
+  static constexpr int64_t slot = tile_rows * width;
   static constexpr bool is_wide = std::is_same<T, Sum>::value;
 
  public:
   MatmulParts(const Matmul& of, int64_t threads) : of_(of), panels_(divided(of.columns, width)) {
     // Threads share rows out first, and then columns: what is read of w serves all rows of a part.
     rows_ = std::min(of.rows, std::max<int64_t>(8 * tile_rows, values_at_once / std::min(of.terms, most_terms)));
+    if (of.segments > 1) rows_ = std::min(rows_, std::max<int64_t>(tile_rows, sums_at_once / (of.depth * width)));
     int64_t wanted = threads == 1 ? 1 : 4 * threads;
     panels_at_once_ = panels_;
-    if (divided(of.rows, rows_) < wanted) {
-      rows_ = std::min(of.rows, std::max<int64_t>(4 * tile_rows, divided(of.rows, wanted)));
-      panels_at_once_ = std::max<int64_t>(1, panels_ * divided(of.rows, rows_) / wanted);
+    if (of.batch * divided(of.rows, rows_) < wanted) {
+      rows_ = std::min(rows_, std::max<int64_t>(4 * tile_rows, divided(of.rows, wanted)));
+      panels_at_once_ = std::max<int64_t>(1, panels_ * of.batch * divided(of.rows, rows_) / wanted);
     }
     row_parts_ = divided(of.rows, rows_);
+    Sum divisor = Sum(of.divisor);
+    epilogue_ = {static_cast<const Sum*>(of.scale),  static_cast<const Sum*>(of.shift), static_cast<const T*>(of.y),
+                 static_cast<const T*>(of.residual), of.activation,                     divisor};
+    has_epilogue_ = of.scale || of.residual || of.activation != Activation::none || divisor != 1;
   }
 
-  int64_t count() const { return row_parts_ * divided(panels_, panels_at_once_); }
+  int64_t count() const { return of_.batch * row_parts_ * divided(panels_, panels_at_once_); }
 
   void run(int64_t part) override {
     Rounding rounding;
+    int64_t batch = part % of_.batch;
+    part /= of_.batch;
     int64_t first = part % row_parts_ * rows_, rows = std::min(rows_, of_.rows - first);
     int64_t panel = part / row_parts_ * panels_at_once_, end = std::min(panels_, panel + panels_at_once_);
-    int64_t terms = std::min(most_terms, of_.terms);
-    auto sums = scratch<Sum>(rows * width), totals = scratch<Sum>(rows * width), packed = scratch<Sum>(terms * width);
-    auto wide = scratch<Sum>(is_wide ? 0 : rows * terms);
-    Sum zeros[width] = {}, bias[width] = {};
+    int64_t terms = std::min(most_terms, of_.terms), tiles = divided(rows, tile_rows);
+    // What one segment leaves on the stacks the next one finds there.
+    auto stacks = scratch<Sum>((of_.segments > 1 ? tiles : 1) * of_.depth * slot);
+    auto packed = scratch<Sum>(terms * width), copied = scratch<Sum>(copies() ? rows * terms : 0);
+    Sum bias[width] = {};
     for (; panel < end; ++panel) {
-      int64_t column = panel * width, term = 0;
+      int64_t column = panel * width;
       int columns = int(std::min<int64_t>(width, of_.columns - column));
-      if (of_.bias_place != Bias::none)
+      if (of_.bias)
         for (int i = 0; i < width; ++i)
           bias[i] = i < columns ? widened(static_cast<const T*>(of_.bias)[column + i]) : Sum(0);
-      for (int64_t block = 0; block < of_.blocks; ++block) {
-        const Sum* start = block == 0 && of_.bias_place == Bias::first ? bias : zeros;
-        for (int64_t start_row = 0; term < of_.ends[block]; start_row = width, start = sums.get()) {
-          int64_t count = std::min(most_terms, of_.ends[block] - term);
-          bool ends = term + count == of_.ends[block], is_last = ends && block + 1 == of_.blocks;
-          Output<T, Sum> to{ends && block > 0 ? totals.get() : nullptr,
-                            is_last ? nullptr : ends ? totals.get() : sums.get(),
-                            static_cast<T*>(of_.y) + first * of_.columns + column,
-                            of_.columns,
-                            columns,
-                            of_.bias_place == Bias::last ? bias : nullptr};
-          add_terms(first, rows, column, columns, term, count, start, start_row, to, packed.get(), wide.get());
-          term += count;
+      const Chain* chain = of_.chains;
+      int64_t on_stack = 0;
+      for (int64_t segment = 0; segment < of_.segments; ++segment) {
+        const Chain* next = of_.chains + of_.segment_ends[segment];
+        Tile<T, Sum> tile{};
+        tile.chain = chain, tile.end = next, tile.bias = bias, tile.y_row = of_.columns;
+        bool is_last = segment + 1 == of_.segments;
+        bool finishes = is_last && (has_epilogue_ || columns < (columns > V::lanes ? width : V::lanes));
+        read(tile, batch, first, rows, column, columns, packed.get(), copied.get());
+        const Sum* x = tile.x;
+        for (int64_t i = 0; i < tiles; ++i) {  // all have nearly the same number of rows
+          int64_t row = rows * i / tiles, count = rows * (i + 1) / tiles - row;
+          Sum* stack = stacks.get() + (of_.segments > 1 ? i : 0) * of_.depth * slot;
+          T* y = static_cast<T*>(of_.y) + (batch * of_.rows + first + row) * of_.columns;
+          tile.x = x + row * tile.x_row;
+          tile.top = stack + (on_stack - 1) * slot;
+          tile.y = is_last && !finishes ? y + column : nullptr;
+          add_rows<V, tile_rows>(int(count), columns > V::lanes ? 2 : 1, tile);
+          if (finishes) finish<V>(epilogue_, stack, width, count, column, columns, y, of_.columns);
         }
+        for (; chain < next; ++chain) on_stack += (chain->start != Chain::Start::top) - chain->adds;
       }
     }
   }
@@ -162,45 +174,46 @@ class MatmulParts : public Parts {
  private:
   static int64_t divided(int64_t count, int64_t by) { return (count + by - 1) / by; }
 
-  void add_terms(int64_t first, int64_t rows, int64_t column, int columns, int64_t term, int64_t terms,
-                 const Sum* start, int64_t start_row, Output<T, Sum> to, Sum* packed, Sum* wide) const {
-    const T* x = static_cast<const T*>(of_.x) + first * of_.x_row + term * of_.x_term;
-    const T* w = static_cast<const T*>(of_.w) + term * of_.w_term + column * of_.w_column;
-    Tile<T, Sum> tile{wide, terms, 1, packed, width, terms, start, start_row, to};
+  bool copies() const { return !is_wide || of_.order; }
+
+  int64_t term(int64_t place) const { return of_.order ? of_.order[place] : place; }
+
+  // Sets where a tile reads x and w: the terms of a segment, for some rows and columns.
+  void read(Tile<T, Sum>& tile, int64_t batch, int64_t row, int64_t rows, int64_t column, int columns, Sum* packed,
+            Sum* copied) const {
+    int64_t first = tile.chain->first, terms = tile.end[-1].end - first;
+    const T* x = static_cast<const T*>(of_.x) + batch * of_.x_batch + row * of_.x_row;
+    const T* w = static_cast<const T*>(of_.w) + batch * of_.w_batch + column * of_.w_column;
     bool packs = true;
     if constexpr (is_wide) {
-      tile.x = x, tile.x_row = of_.x_row, tile.x_term = of_.x_term;
-      // for few rows, copying would cost more than it gains
-      packs = of_.w_column != 1 || columns < width || rows > 4 * tile_rows;
-      if (!packs) tile.w = w, tile.w_term = of_.w_term;
-    } else {
-      for (int64_t row = 0; row < rows; ++row)
-        for (int64_t i = 0; i < terms; ++i) wide[row * terms + i] = widened(x[row * of_.x_row + i * of_.x_term]);
+      if (!of_.order) {
+        tile.x = x + first * of_.x_term, tile.x_row = of_.x_row, tile.x_term = of_.x_term;
+        // for few rows, copying would cost more than it gains
+        packs = of_.w_column != 1 || columns < width || rows > 4 * tile_rows;
+      }
     }
-    if (packs) pack(w, columns, terms, packed);
-    int64_t tiles = divided(rows, tile_rows);
-    const Tile<T, Sum> whole = tile;
-    for (int64_t i = 0; i < tiles; ++i) {  // all have nearly the same number of rows
-      int64_t row = rows * i / tiles, next = rows * (i + 1) / tiles;
-      tile.x = whole.x + row * whole.x_row;
-      tile.start = whole.start + row * start_row;
-      if (to.add) tile.to.add = to.add + row * width;
-      if (to.keep) tile.to.keep = to.keep + row * width;
-      tile.to.y = to.y + row * to.y_row;
-      add_rows<V, tile_rows>(int(next - row), columns > V::lanes ? 2 : 1, tile);
+    if (copies()) {
+      tile.x = copied, tile.x_row = terms, tile.x_term = 1;
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t at = 0; at < terms; ++at)
+          copied[i * terms + at] = widened(x[i * of_.x_row + term(first + at) * of_.x_term]);
+    }
+    if (packs) {
+      tile.w = packed, tile.w_term = width;
+      for (int64_t at = 0; at < terms; ++at) pack(w + term(first + at) * of_.w_term, columns, packed + at * width);
+    } else if constexpr (is_wide) {
+      tile.w = w + first * of_.w_term, tile.w_term = of_.w_term;
     }
   }
 
-  void pack(const T* w, int columns, int64_t terms, Sum* packed) const {
-    for (int64_t term = 0; term < terms; ++term, w += of_.w_term, packed += width) {
-      if (of_.w_column != 1) {
-        for (int at = 0; at < width; ++at) packed[at] = at < columns ? widened(w[at * of_.w_column]) : Sum(0);
-        continue;
-      }
-      for (int at = 0; at < width; at += V::lanes) {
-        int lanes = columns - at;
-        (lanes >= V::lanes ? V::load(w + at) : lanes > 0 ? load_first<V>(w + at, lanes) : V::zero()).store(packed + at);
-      }
+  void pack(const T* w, int columns, Sum* to) const {
+    if (of_.w_column != 1) {
+      for (int at = 0; at < width; ++at) to[at] = at < columns ? widened(w[at * of_.w_column]) : Sum(0);
+      return;
+    }
+    for (int at = 0; at < width; at += V::lanes) {
+      int lanes = columns - at;
+      (lanes >= V::lanes ? V::load(w + at) : lanes > 0 ? load_first<V>(w + at, lanes) : V::zero()).store(to + at);
     }
   }
 
@@ -216,6 +229,8 @@ class MatmulParts : public Parts {
 
   const Matmul& of_;
   int64_t panels_, panels_at_once_, rows_, row_parts_;
+  Epilogue<T, Sum> epilogue_;
+  bool has_epilogue_;
 };
 
 template <class V, class T, class Sum>

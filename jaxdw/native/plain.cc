@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "order.h"
 #include "work.h"
 
 namespace jaxdw {
@@ -66,7 +67,7 @@ int checked(const char* isa, int64_t threads, Of of) {
 #define JAXDW_EXPORT extern "C" __attribute__((visibility("default")))
 
 // type: 0 float32, 1 float64, 2 bfloat16, 3 float16. Without an instruction set it is that of JAXDW_ISA, or the widest.
-// activation: 0 none, 1 ReLU, 2 ReLU6, 3 hard swish. scale, shift and residual may be nullptr, the first two together.
+// activation: 0 none, 1 ReLU, 2 ReLU6, 3 hard swish, 4 hard sigmoid. scale, shift and residual may be nullptr, the first two together.
 JAXDW_EXPORT int jaxdw_conv(const char* isa, int64_t threads, int type, const int64_t* geometry, const void* x,
                             const void* kernel, const void* bias, int bias_last, const void* scale, const void* shift,
                             const void* residual, int activation, void* y) {
@@ -87,15 +88,25 @@ JAXDW_EXPORT int jaxdw_kernel_gradient(const char* isa, int64_t threads, int typ
   return checked(isa, threads, [&](const Kernels& kernels, Threads& own) { kernels.kernel_gradient(of, own); });
 }
 
-// sizes: rows, terms, columns; strides: of x by row and term, of w by term and column; ends: of the `blocks` chains.
+// sizes: batch, rows, terms, columns; strides: of x by image, row and term, of w by image, term and column; steps: the
+// program of `count` steps that adds, as jaxdw/sum_order.py has it. The rest is as for `jaxdw_conv`.
 JAXDW_EXPORT int jaxdw_matmul(const char* isa, int64_t threads, int type, const int64_t* sizes, const int64_t* strides,
-                              const int64_t* ends, int64_t blocks, const void* x, const void* w, const void* bias,
-                              int bias_last, void* y) {
+                              const int64_t* steps, int64_t count, const void* x, const void* w, const void* bias,
+                              const void* scale, const void* shift, const void* residual, int activation,
+                              double divisor, void* y) {
   using namespace jaxdw;
-  Bias place = !bias ? Bias::none : bias_last ? Bias::last : Bias::first;
-  Matmul of{sizes[0], sizes[1], sizes[2], strides[0], strides[1], strides[2], strides[3], ends, blocks, Type(type),
-            place,    x,        w,        bias,       y};
-  return checked(isa, threads, [&](const Kernels& kernels, Threads& own) { kernels.matmul(of, own); });
+  return checked(isa, threads, [&](const Kernels& kernels, Threads& own) {
+    SumOrder order(steps, count, sizes[2], bias != nullptr);
+    Matmul of{sizes[0],   sizes[1],   sizes[2],   sizes[3],   strides[0], strides[1], strides[2], strides[3],
+              strides[4], strides[5], Type(type), x,          w,          bias,       y};
+    order.give_to(of);
+    of.scale = scale;
+    of.shift = shift;
+    of.residual = residual;
+    of.activation = Activation(activation);
+    of.divisor = divisor;
+    kernels.matmul(of, own);
+  });
 }
 
 // The name of an instruction set's kernels (the default one's for nullptr), or nullptr where there are none.

@@ -209,7 +209,7 @@ def ones(*shape, dtype=np.float32):
         (
             Epilogue(activation="silu"),
             ValueError,
-            "`epilogue.activation` is 'silu', expected one of relu, relu6, hard_swish",
+            "`epilogue.activation` is 'silu', expected one of relu, relu6, hard_swish, hard_sigmoid",
         ),
         (Epilogue(scale=ones(4)), ValueError, r"`epilogue.scale` has shape \(4,\), expected \(8,\)"),
         (Epilogue(shift=2.0), TypeError, "`epilogue.shift` is a float, expected a JAX or NumPy array"),

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from jaxdw.epilogue import hard_swish
-from jaxdw.models.blocks import BatchNorm, Conventions, ConvNormAct, global_average_pool, relu6
+from jaxdw.models.blocks import BatchNorm, Conventions, ConvNormAct, relu6
+from jaxdw.models.layers import GlobalAveragePool
 from jaxdw.native import is_available
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'jaxdw[bridge]'")
@@ -59,7 +60,7 @@ def test_evaluation_uses_the_running_statistics_and_leaves_them():
 
 def test_pooling_keeps_the_batch_axes():
     x = jnp.arange(24.0).reshape(1, 2, 2, 3, 2)
-    assert global_average_pool(x).tolist() == [[[5.0, 6.0], [17.0, 18.0]]]
+    assert GlobalAveragePool()(x).tolist() == [[[5.0, 6.0], [17.0, 18.0]]]
 
 
 @pytest.mark.skipif(not is_available(), reason="without the kernels XLA flushes subnormal numbers")

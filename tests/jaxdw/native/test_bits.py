@@ -50,7 +50,11 @@ def test_an_emulated_arm_processor_has_the_same_bits(tmp_path):
         objects.append(tmp_path / f"{part}_{isa}.o")
         arguments = ["-DJAXDW_ISA=" + isa, "-c", str(source / f"{part}.cc"), "-o", str(objects[-1])]
         subprocess.run([compiler, *flags, *arguments], check=True)
-    files = [*objects, source / "dispatch.cc", source / "plain.cc", DIGESTS.parent / "driver.cc"]
+    files = [
+        *objects,
+        *(source / f"{part}.cc" for part in ("dispatch", "order", "plain")),
+        DIGESTS.parent / "driver.cc",
+    ]
     subprocess.run([compiler, *flags, *map(str, files), "-o", str(driver)], check=True)
 
     rng = np.random.default_rng(20260115)

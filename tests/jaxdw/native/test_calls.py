@@ -71,7 +71,7 @@ BAD_CALLS = {
     "a long scale": ({"scaled": True, "rest": [((5,), np.float32)] * 2}, r"`scale` has shape \(5\), expected \(4\)"),
     "a scale of bfloat16": ({"scaled": True, "rest": [((4,), jnp.bfloat16)] * 2}, "`scale` has another element type"),
     "a small residual": ({"residual": True, "rest": [((4,), np.float32)]}, "`residual` has shape .*, expected"),
-    "another activation": ({"activation": 9}, "`activation` is 9, expected a number from 0 to 3"),
+    "another activation": ({"activation": 9}, "`activation` is 9, expected a number from 0 to 4"),
     "an attribute is missing": ({"padding": None}, "Wrong number of attributes"),  # XLA names those that are there
     "an attribute of another type": ({"strides": True}, "Wrong attribute type"),
 }

@@ -56,6 +56,8 @@ def activated(a, activation):
         return np.where(clipped > 6, a.dtype.type(6), clipped)
     if activation == "hard_swish":
         return a * activated(a + a.dtype.type(3), "relu6") / a.dtype.type(6)
+    if activation == "hard_sigmoid":
+        return activated(a + a.dtype.type(3), "relu6") / a.dtype.type(6)
     return a
 
 
