@@ -108,6 +108,7 @@ class Region:
       tie: the tensor that the result is.
       is_equal: true where the result is the tensor, to within the errors.
       wiring: where the frameworks read different results, which ones; empty where they agree.
+      is_met: true where layers after it say which tensor the result stands for, and not its numbers.
     """
 
     part: Part
@@ -119,6 +120,7 @@ class Region:
     tie: Tie
     is_equal: bool
     wiring: str = ""
+    is_met: bool = False
 
 
 class Alignment:
@@ -127,7 +129,7 @@ class Alignment:
     Attributes:
       claimed: the numbers of the tensors that are tied, with the value of JAX that is tied first.
       seen: the calls that stand in some region.
-      loose: equations whose results are tied to nothing, with the reason.
+      torch_names: PyTorch's names of each parameter of JAX.
     """
 
     def __init__(
@@ -138,13 +140,11 @@ class Alignment:
         inputs: Mapping[int, np.ndarray],
     ) -> None:
         self.program, self.graph, self.inputs = program, graph, inputs
-        self._names = names
+        self.torch_names = names
         self._producer = {n: (i, e) for i, e in enumerate(program.equations) for n in e.outputs}
         self._maker = {n: (i, c) for i, c in enumerate(graph.calls) for n in c.outputs}
         self._data = self._depending()
-        self._leaves: dict[int, frozenset[str]] = {
-            n: frozenset([path]) for n, path in program.parameters.items()
-        }
+        self._leaves: dict[int, frozenset[str]] = {n: frozenset([path]) for n, path in program.parameters.items()}
         for equation in program.equations:
             if not any(self.is_data(n) for n in equation.inputs):
                 leaves = frozenset(leaf for n in equation.inputs for leaf in self._leaves.get(n, ()))
@@ -161,7 +161,11 @@ class Alignment:
                 for n in call.outputs[:1] if call.name in NORMALIZATIONS else call.outputs:
                     if n in self._data and graph.values[n].dtype.kind == "f":
                         self._by_size[graph.values[n].size].append(n)
-        self._sums = {n: (float(graph.values[n].sum(dtype=np.float64)), float(np.abs(graph.values[n]).sum(dtype=np.float64))) for each in self._by_size.values() for n in each}
+        self._sums = {
+            n: (float(graph.values[n].sum(dtype=np.float64)), float(np.abs(graph.values[n]).sum(dtype=np.float64)))
+            for each in self._by_size.values()
+            for n in each
+        }
         self.values: dict[int, Bounded | None] = {}
         self._unknown: dict[int, str] = {}
         self.ties: dict[int, list[Tie]] = {}
@@ -224,7 +228,11 @@ class Alignment:
             array = self.graph.values[given]
             shape = self.program.avals[number].shape
             layout = next(
-                (each for each in layouts(array.shape, shape) if np.array_equal(each.to_jax(array), self.inputs[number], equal_nan=True)),
+                (
+                    each
+                    for each in layouts(array.shape, shape)
+                    if np.array_equal(each.to_jax(array), self.inputs[number], equal_nan=True)
+                ),
                 None,
             )
             if layout is None:
@@ -254,7 +262,7 @@ class Alignment:
             if found is None:
                 found = self._otherwise(equation, number)
             if found is not None:
-                yield self._region(number, found, True)
+                yield self._region(number, found, True, is_met=False)
                 self._tie(number, found)
 
     def _evaluate(self, equation: Equation) -> None:
@@ -297,10 +305,21 @@ class Alignment:
             call = self._maker[n][1]
             roots = {self.root(each) for each in call.operands if each in self._data}
             candidates.append((n in self.claimed, not roots <= near, self._maker[n][0], n))
-        for _, _, _, n in sorted(candidates):
-            if n in mine and number not in self.program.outputs:
-                continue
+        candidates.sort()
+        own = [n for *_, n in candidates if n in mine]
+        for is_claimed, *_, n in candidates:
+            if is_claimed and own:  # it may be what it comes from
+                break
+            if n not in own and (tie := self._verified(value, n)) is not None:
+                return tie
+        several = len([n for n in sources if n in self.ties]) > 1
+        for n in own:
             if (tie := self._verified(value, n)) is not None:
+                # of several values, it completes the computation of one; of one alone, it is a function that these
+                # data do not tell from doing nothing
+                return tie if several else None
+        for is_claimed, *_, n in candidates:
+            if is_claimed and n not in own and (tie := self._verified(value, n)) is not None:
                 return tie
         return None
 
@@ -386,7 +405,7 @@ class Alignment:
         data = [n for n in equation.inputs if self.is_data(n)]
         if not leaves or len(data) != 1:
             return
-        names = {name for leaf in leaves for name in self._names.get(leaf, ())}
+        names = {name for leaf in leaves for name in self.torch_names.get(leaf, ())}
         places = {place for name in names for place in self._users.get(name, ())}
         if equation.name in primitives.CONTRACTIONS and not self._is_scaling(equation):
             places = {p for p in places if self.graph.calls[p].name in aten.CONTRACTIONS}
@@ -410,7 +429,11 @@ class Alignment:
     ) -> Iterator[Region]:
         """Tie a value of JAX, or one that it comes from, to a tensor of PyTorch that takes the same place."""
         roots = [self.root(given)]
-        while (made := self._maker.get(roots[-1])) is not None and made[1].name in ("constant_pad_nd", "pad") and roots[-1] not in self.claimed:
+        while (
+            (made := self._maker.get(roots[-1])) is not None
+            and made[1].name in ("constant_pad_nd", "pad")
+            and roots[-1] not in self.claimed
+        ):
             roots.append(self.root(made[1].operands[0]))
         meeting = None
         for value in self._dominators(number):
@@ -431,9 +454,85 @@ class Alignment:
             return
         if older is None:
             wiring = self._wired_otherwise(value, wanted, before)
-            yield self._region(value, tie, False, wiring)
+            if not wiring:
+                yield from self._split(value, tie)
+            now = self.values.get(value)
+            is_equal = value not in self.ties and not wiring and now is not None and self._is_tensor(now, tie)
+            yield self._region(value, tie, is_equal, wiring)
         self._tie(value, tie)
         self._again(value, before)
+
+    def _is_tensor(self, value: Bounded, tie: Tie) -> bool:
+        """Return True where a value is a tensor of PyTorch in this layout, to within the errors of both."""
+        theirs = self.theirs(tie.number)
+        if theirs is None or value.value.dtype != np.float64:
+            return False
+        here = tie.layout.to_jax(self.graph.values[tie.number])
+        allowed = tie.layout.to_jax(np.broadcast_to(theirs.rounding + np.asarray(theirs.function), theirs.shape))
+        with np.errstate(all="ignore"):
+            return not (np.abs(here - value.value) > allowed + value.function).any()
+
+    def _split(self, value: int, tie: Tie) -> Iterator[Region]:
+        """Find one wrong step in a region whose other steps are right, and yield it.
+
+        The step ends at a value of JAX and at a tensor of PyTorch, from which JAX's other equations give PyTorch's
+        result.
+        """
+        equations, inputs = self._part(value)
+        found = self.calls(tie.number) if tie.number not in self.claimed else ((), (tie.number,))
+        if found is None or not equations or len(equations) > 64:
+            return
+        places, sources = found
+        tied = [n for n in inputs if n in self.ties]
+        theirs = [n for n in sources if n in self._data]
+        theirs += [n for i in places for n in self.graph.calls[i].outputs if self.is_core(self.graph.calls[i])]
+        ours = [*tied, *(n for e in equations for n in e.outputs if n != value)]
+        ours = [n for n in ours if self.is_data(n) and _is_float(self.values.get(n))]
+        known = {n: self.ties[n][-1].number for n in tied}
+        tries = 0
+        for n in theirs:
+            if n == tie.number or self.graph.values[n].dtype.kind != "f":
+                continue
+            for middle in ours:
+                shape = self.program.avals[middle].shape
+                if math.prod(shape) != self.graph.values[n].size or known.get(middle) == n:
+                    continue
+                for layout in itertools.islice(layouts(self.graph.values[n].shape, shape), 3):
+                    tries += 1
+                    if tries > 200:
+                        return
+                    new = Tie(n, layout)
+                    if self._gives(middle, new, equations, value, tie):
+                        yield self._region(middle, new, False)
+                        self._tie(middle, new)
+                        self._again(middle, self._producer[value][0] + 1)
+                        return
+
+    def _gives(self, middle: int, new: Tie, equations: Sequence[Equation], value: int, tie: Tie) -> bool:
+        """Return True where a region gives PyTorch's result once one of its values is another tensor."""
+        values = dict(self.values)
+        values[middle] = Bounded.exact(new.layout.to_jax(self.graph.values[new.number]))
+        changed = {middle}
+        for equation in equations:
+            if changed & set(equation.inputs) and middle not in equation.outputs:
+                operands = [values.get(n) for n in equation.inputs]
+                if any(each is None for each in operands):
+                    return False
+                try:
+                    values |= zip(equation.outputs, primitives.evaluate(equation, operands))  # type: ignore[arg-type]
+                except primitives.UnknownPrimitive:
+                    return False
+                changed |= set(equation.outputs)
+        result = values.get(value)
+        if value not in changed or result is None:
+            return False
+        kept = self.claimed.get(new.number)
+        self.claimed.setdefault(new.number, middle)
+        try:
+            return self._is_tensor(result, tie)
+        finally:
+            if kept is None:
+                del self.claimed[new.number]
 
     def _wired_otherwise(self, value: int, wanted: int, before: int) -> str:
         """Return which tensors are read, where PyTorch's is an earlier one, or comes from layers that JAX runs later."""
@@ -446,7 +545,7 @@ class Alignment:
             for equation in self.program.equations[before + 1 :]
             for n in equation.inputs
             for leaf in self._leaves.get(n, ())
-            for name in self._names.get(leaf, ())
+            for name in self.torch_names.get(leaf, ())
         }
         ahead = {
             name
@@ -520,7 +619,8 @@ class Alignment:
                 self._evaluate(equation)
                 result = self.values.get(equation.outputs[0])
                 if result is not None and any(
-                    self.graph.values[n].size == result.value.size and self._verified(result, n) for n in call.outputs[:1]
+                    self.graph.values[n].size == result.value.size and self._verified(result, n)
+                    for n in call.outputs[:1]
                 ):
                     return tie
         finally:
@@ -561,7 +661,7 @@ class Alignment:
                 ahead.extend(equation.inputs)
         return [self.program.equations[i] for i in sorted(places)], list(inputs)
 
-    def _region(self, number: int, tie: Tie, is_equal: bool, wiring: str = "") -> Region:
+    def _region(self, number: int, tie: Tie, is_equal: bool, wiring: str = "", is_met: bool = True) -> Region:
         equations, inputs = self._part(number)
         operands = tuple(self._operand(n) for n in inputs)
         is_known = tie.number in self.claimed or wiring
@@ -571,7 +671,9 @@ class Alignment:
         part = Part(tuple(equations), tuple(inputs), number)
         calls = tuple(self.graph.calls[i] for i in places)
         ours = self.values.get(number)
-        return Region(part, operands, ours, self._unknown.get(number, ""), calls, tuple(sources), tie, is_equal, wiring)
+        return Region(
+            part, operands, ours, self._unknown.get(number, ""), calls, tuple(sources), tie, is_equal, wiring, is_met
+        )
 
     def _operand(self, number: int) -> np.ndarray:
         if number in self.program.constants:
@@ -579,6 +681,10 @@ class Alignment:
         tie = self.ties[number][-1]
         dtype = self.program.avals[number].dtype
         return tie.layout.to_jax(self.graph.values[tie.number]).astype(dtype, copy=False)
+
+
+def _is_float(value: Bounded | None) -> bool:
+    return value is not None and value.value.dtype == np.float64
 
 
 def layer_of(call: Call, names: Mapping[int, Sequence[str] | frozenset[str]]) -> str:
@@ -601,7 +707,9 @@ def evaluated(graph: TorchGraph, calls: Sequence[Call], sources: Sequence[int]) 
     return values
 
 
-def parameter_names(program: Program, graph: TorchGraph, moved: Sequence[tuple[str, str]] | None) -> dict[str, list[str]]:
+def parameter_names(
+    program: Program, graph: TorchGraph, moved: Sequence[tuple[str, str]] | None
+) -> dict[str, list[str]]:
     """Return PyTorch's names for the parameters of JAX by their paths.
 
     Args:

@@ -167,9 +167,7 @@ def _unsqueeze(a: Given) -> Bounded:
 
 def _expand(a: Given) -> Bounded:
     x, size = a["self"], list(a["size"])
-    size = [
-        (x.shape[i - (len(size) - len(x.shape))] if n == -1 else n) for i, n in enumerate(size)
-    ]
+    size = [(x.shape[i - (len(size) - len(x.shape))] if n == -1 else n) for i, n in enumerate(size)]
     return x.moved(lambda e: np.broadcast_to(e, size))
 
 
@@ -216,9 +214,7 @@ def _joined(join: Callable[..., np.ndarray]) -> Callable[[Given], Bounded]:
 
 def _pad(a: Given) -> Bounded:
     x, pad, value = a["self"], a["pad"], a.get("value", 0.0)
-    widths = [(0, 0)] * (len(x.shape) - len(pad) // 2) + [
-        (pad[i], pad[i + 1]) for i in range(len(pad) - 2, -1, -2)
-    ]
+    widths = [(0, 0)] * (len(x.shape) - len(pad) // 2) + [(pad[i], pad[i + 1]) for i in range(len(pad) - 2, -1, -2)]
     if any(n < 0 for each in widths for n in each):
         raise UnknownOperator("constant_pad_nd with negative padding")
     y, *errors = _filled(x)
@@ -240,9 +236,7 @@ def _convolution(a: Given) -> Bounded:
         out = a["output_padding"]
         out = [*out] * (rank if len(out) == 1 else 1)
         kernel = w.shape[2:]
-        pads = [
-            (d * (k - 1) - p, d * (k - 1) - p + o) for d, k, p, o in zip(dilation, kernel, padding, out)
-        ]
+        pads = [(d * (k - 1) - p, d * (k - 1) - p + o) for d, k, p, o in zip(dilation, kernel, padding, out)]
         # (I, O/g, *k) -> flipped (*k, I/g, O)
         per = w.shape[0] // groups
 
@@ -295,7 +289,14 @@ def _linear(a: Given) -> Bounded:
 
 
 def normalized(
-    x: Bounded, axes: Sequence[int], eps: float, scale: Bounded | None, bias: Bounded | None, *, centred: bool = True, correction: int = 0
+    x: Bounded,
+    axes: Sequence[int],
+    eps: float,
+    scale: Bounded | None,
+    bias: Bounded | None,
+    *,
+    centred: bool = True,
+    correction: int = 0,
 ) -> list[Bounded]:
     """Return (x - m) / sqrt(v + eps) * scale + bias, m and 1 / sqrt(v + eps); m = 0 and v = E[x^2] where not centred."""
     axes = tuple(a % len(x.shape) for a in axes)
@@ -322,9 +323,7 @@ def _layer_norm(a: Given) -> list[Bounded]:
 def _normalized(a: Given) -> list[Bounded]:
     x = a["input"]
     axes = tuple(i % len(x.shape) for i in a["axes"])
-    y, *_ = normalized(
-        x, axes, a["eps"], None, None, centred=a.get("centred", True), correction=a.get("correction", 0)
-    )
+    y, *_ = normalized(x, axes, a["eps"], None, None, centred=a.get("centred", True), correction=a.get("correction", 0))
     for name, of in (("weight", re.mul), ("bias", re.add)):
         if a.get(name) is not None:
             y = of(y, a[name])
@@ -373,7 +372,11 @@ def _scaled_and_shifted(x: Bounded, mean: Bounded, scale: Bounded, bias: Bounded
     sizes = np.abs(x.value) + np.abs(mean.value)
     terms = sizes * np.abs(scale.value) + np.abs(bias.value)
     other = (sizes + np.asarray(mean.rounding)) * np.asarray(scale.rounding) + np.abs(scale.value) * mean.rounding
-    return Bounded(y.value, np.maximum(y.rounding, other + 4 * 2.0**-24 * terms + 2.0**-120 * (1 + np.abs(scale.value))), y.function)
+    return Bounded(
+        y.value,
+        np.maximum(y.rounding, other + 4 * 2.0**-24 * terms + 2.0**-120 * (1 + np.abs(scale.value))),
+        y.function,
+    )
 
 
 def softmax(x: Bounded, axis: int) -> Bounded:
@@ -398,7 +401,9 @@ def _attention(a: Given) -> list[Bounded]:
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     s = _matmul(q, k.moved(lambda e: np.swapaxes(e, -1, -2)))
     s = re.mul(s, Bounded.constant(np.float64(scale)))
-    s = Bounded(s.value, s.rounding + 2 * 2.0**-24 * np.abs(s.value), s.function)  # or both factors are scaled by a root
+    s = Bounded(
+        s.value, s.rounding + 2 * 2.0**-24 * np.abs(s.value), s.function
+    )  # or both factors are scaled by a root
     mask = a.get("attn_mask", a.get("attn_bias"))
     if mask is not None:
         s = re.add(s, mask) if mask.value.dtype == np.float64 else re.select(mask, Bounded(np.float64(-np.inf)), s)
@@ -446,7 +451,9 @@ def _max_pool(a: Given) -> list[Bounded]:
     window = [*a["kernel_size"]] * (rank if len(a["kernel_size"]) == 1 else 1)
     stride = [*(a.get("stride") or window)]
     stride = stride * (rank if len(stride) == 1 else 1)
-    padding, dilation = ([*a.get(k, [d])] * (rank if len(a.get(k, [d])) == 1 else 1) for k, d in (("padding", 0), ("dilation", 1)))
+    padding, dilation = (
+        [*a.get(k, [d])] * (rank if len(a.get(k, [d])) == 1 else 1) for k, d in (("padding", 0), ("dilation", 1))
+    )
     if a.get("ceil_mode"):
         raise UnknownOperator("max_pool2d with ceil_mode")
     pads = [(0, 0), (0, 0), *((p, p) for p in padding)]
@@ -491,6 +498,19 @@ def _adaptive_pool(a: Given) -> Bounded:
             matrix[i, low:high] = 1 / (high - low)
         matrices.append(matrix)
     return _resized(x, matrices)
+
+
+def _adaptive_max_pool(a: Given) -> list[Bounded]:
+    x = a["self"]
+    for axis, out in enumerate(a["output_size"], 2):
+        n = x.shape[axis]
+        cuts = [slice(i * n // out, -(-(i + 1) * n // out)) for i in range(out)]
+        parts = [
+            re.greatest(x.moved(lambda e, cut=cut, axis=axis: np.take(e, range(cut.start, cut.stop), axis)), (axis,))
+            for cut in cuts
+        ]
+        x = Bounded(*(np.stack(each, axis) for each in zip(*map(_filled, parts))))
+    return [x]
 
 
 def _resized(x: Bounded, matrices: Sequence[np.ndarray]) -> Bounded:
@@ -600,7 +620,9 @@ def softplus(x: Bounded) -> Bounded:
     y = np.logaddexp(x.value, 0.0)
     big = np.where(x.value > 20, np.exp(-np.abs(x.value)), 0.0)
     return Bounded(
-        y, np.asarray(x.rounding) + 24 * 2.0**-24 * (np.abs(y)) + big + 2.0**-126, np.asarray(x.function) + big + 2.0**-48 * y
+        y,
+        np.asarray(x.rounding) + 24 * 2.0**-24 * (np.abs(y)) + big + 2.0**-126,
+        np.asarray(x.function) + big + 2.0**-48 * y,
     )
 
 
@@ -661,7 +683,11 @@ _RULES: Mapping[str, Callable[[Given], Any]] = {
     "addmm": _addmm,
     "with kernel": _convolution,  # these four are PyTorch's with one setting that it does not have
     "with padding": _convolution,
-    "with matrix": lambda a: _addmm({**a, "mat2": a["mat2"].moved(np.transpose)}) if "mat1" in a else _matmul(a["self"], a["mat2"].moved(np.transpose)),
+    "with matrix": lambda a: (
+        _addmm({**a, "mat2": a["mat2"].moved(np.transpose)})
+        if "mat1" in a
+        else _matmul(a["self"], a["mat2"].moved(np.transpose))
+    ),
     "normalized": _normalized,
     "mm": lambda a: _matmul(a["self"], a["mat2"]),
     "bmm": lambda a: _matmul(a["self"], a["mat2"]),
@@ -689,6 +715,7 @@ _RULES: Mapping[str, Callable[[Given], Any]] = {
     "max_pool2d": _max_pool,
     "avg_pool2d": _avg_pool,
     "_adaptive_avg_pool2d": _adaptive_pool,
+    "adaptive_max_pool2d": _adaptive_max_pool,
     "upsample_nearest2d": _resize("nearest"),
     "upsample_bilinear2d": _resize("bilinear"),
     "relu": lambda a: re.extreme(np.maximum, a["self"], _number(0.0)),

@@ -32,15 +32,8 @@ class Cause(NamedTuple):
 Change = tuple[Sequence[Call], Mapping[int, Bounded], Cause]
 
 
-def cause_of(alignment: Alignment, region: Region, ours: str, theirs: str, exact: Bounded | None) -> Cause | None:
-    """Return the cause of a difference, or None where no change of one setting explains it.
-
-    Args:
-      alignment: of both models.
-      region: what differs.
-      ours, theirs: what both compute, in words.
-      exact: PyTorch's result.
-    """
+def cause_of(alignment: Alignment, region: Region) -> Cause | None:
+    """Return the cause of a difference, or None where no change of one setting explains it."""
     if any(e.name.startswith(("random_", "threefry", "shift_right_logical")) for e in region.part.equations):
         return Cause(
             "dropout on",
@@ -146,8 +139,10 @@ def _epsilon(alignment: Alignment, region: Region, call: Call) -> Changes:
 
 def _parameters_left_out(alignment: Alignment, region: Region, call: Call) -> Changes:
     for name in ("bias", "weight"):
-        if isinstance(call.get(name), Ref) and call.name in (*NORMALIZATIONS, "convolution") and not (
-            name == "weight" and call.name == "convolution"
+        if (
+            isinstance(call.get(name), Ref)
+            and call.name in (*NORMALIZATIONS, "convolution")
+            and not (name == "weight" and call.name == "convolution")
         ):
             word = "bias" if name == "bias" else "scale"
             yield (
@@ -235,7 +230,9 @@ def _paddings(alignment: Alignment, region: Region, call: Call) -> Changes:
     rank = x.ndim - 2
     weight = alignment.graph.values[call.get("weight").number]
     kernel = weight.shape[2:]
-    stride, padding, dilation = ([*call.get(k)] * (rank if len(call.get(k)) == 1 else 1) for k in ("stride", "padding", "dilation"))
+    stride, padding, dilation = (
+        [*call.get(k)] * (rank if len(call.get(k)) == 1 else 1) for k in ("stride", "padding", "dilation")
+    )
     if call.get("transposed"):
         return
     wanted = alignment.graph.values[call.outputs[0]].shape[2:]

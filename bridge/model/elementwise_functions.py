@@ -50,6 +50,8 @@ def named(y: np.ndarray, allowed: np.ndarray) -> str | None:
         with np.errstate(all="ignore"):
             wanted = of(PROBES)
             both = np.isfinite(wanted) & np.isfinite(y)
-            if (np.abs(wanted - y)[both] <= (allowed + 2.0**-44 * np.abs(wanted) + 2.0**-900)[both]).all() and both.any():
+            if (
+                np.abs(wanted - y)[both] <= (allowed + 2.0**-44 * np.abs(wanted) + 2.0**-900)[both]
+            ).all() and both.any():
                 return name
     return None

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 
-
 def convolution(
     x: np.ndarray,
     w: np.ndarray,
@@ -24,9 +23,7 @@ def convolution(
     x = _dilated(x, input_dilation or (1,) * rank)
     x = _padded(x, padding)
     kernel, per_group, features = w.shape[:rank], w.shape[-2], w.shape[-1]
-    sizes = [
-        max(0, (n - (k - 1) * d - 1) // s + 1) for n, k, d, s in zip(x.shape[1:-1], kernel, dilation, strides)
-    ]
+    sizes = [max(0, (n - (k - 1) * d - 1) // s + 1) for n, k, d, s in zip(x.shape[1:-1], kernel, dilation, strides)]
     y = np.zeros((len(x), *sizes, features))
     if not y.size:
         return y
@@ -44,7 +41,9 @@ def convolution(
     return y
 
 
-def _places(tap: Sequence[int], sizes: Sequence[int], strides: Sequence[int], dilation: Sequence[int]) -> Iterator[slice]:
+def _places(
+    tap: Sequence[int], sizes: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
+) -> Iterator[slice]:
     for t, n, s, d in zip(tap, sizes, strides, dilation):
         yield slice(t * d, t * d + (n - 1) * s + 1, s)
 

@@ -51,9 +51,7 @@ class _GraphRecorder(Recorder):
         self._stale: dict[int, int] = {}  # tensors that were changed through another one, and by which value
         self._alive: list[torch.Tensor] = []
         self._sharing: dict[int, list[torch.Tensor]] = {}
-        self._own = {
-            id(tensor): name for name, tensor in (*module.named_parameters(), *module.named_buffers())
-        }
+        self._own = {id(tensor): name for name, tensor in (*module.named_parameters(), *module.named_buffers())}
 
     def new(self, tensor: torch.Tensor) -> int:
         """Number a tensor, as it is now."""
@@ -89,7 +87,9 @@ class _GraphRecorder(Recorder):
         given = by_name(func, args, kwargs)
         arguments = {name: self._referred(value) for name, value in given.items()}
         result = func(*args, **(kwargs or {}))
-        results = [y for y in (result if isinstance(result, (tuple, list)) else (result,)) if isinstance(y, torch.Tensor)]
+        results = [
+            y for y in (result if isinstance(result, (tuple, list)) else (result,)) if isinstance(y, torch.Tensor)
+        ]
         written = {
             id(given[each.name])
             for each in func._schema.arguments

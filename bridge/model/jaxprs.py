@@ -101,9 +101,7 @@ class _Reader:
         self.constants |= given
         outputs = self.walk(closed.jaxpr, closed.consts, variables, "", ("", -1))
         parameters = dict(zip(variables, names))
-        return Program(
-            self.equations, variables[len(names) :], outputs, parameters, self.constants, self.avals
-        )
+        return Program(self.equations, variables[len(names) :], outputs, parameters, self.constants, self.avals)
 
     def new(self, aval: Any) -> int:
         self.avals[len(self.avals)] = aval
@@ -153,7 +151,8 @@ class _Reader:
         if name == "scan":
             return self.scan(params, inputs, scope, call)
         if name == "depthwise_conv_with_epilogue":
-            return self.defined(functools.partial(epilogue.definition, **params), inputs, scope, call)
+            outer = scope.rpartition(".")[0]  # the epilogue belongs to the module around the layer
+            return self.defined(functools.partial(epilogue.definition, **params), inputs, outer, call)
         inner = params.get("call_jaxpr", params.get("jaxpr", params.get("fun_jaxpr")))
         if inner is not None and name not in ("while", "cond"):
             jaxpr, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())

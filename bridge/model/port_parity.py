@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,11 @@ import numpy as np
 from bridge.model.alignment import Alignment, Region, layer_of, parameter_names
 from bridge.model.jax_side import program_of
 from bridge.model.jaxprs import Part
-from bridge.model.parity import LayerParity, Logits, ModelParity, relative
+from bridge.model.parity import LayerParity, Logits, ModelParity, Track, relative
 from bridge.model.ports import judged
 from bridge.weights.manifest import WeightsManifest
 
 _log = logging.getLogger("bridge")
-
-Track = Callable[[Iterable[Region]], Iterable[Region]]
 
 
 def port_parity(
@@ -40,7 +38,9 @@ def port_parity(
     theirs = graph(module, theirs_given)
     program = program_of(model, ours_given)
     moved = None if manifest is None else [(each.torch.name, each.flax.name) for each in manifest.moved]
-    alignment = Alignment(program, theirs, parameter_names(program, theirs, moved), dict(zip(program.inputs, ours_given)))
+    alignment = Alignment(
+        program, theirs, parameter_names(program, theirs, moved), dict(zip(program.inputs, ours_given))
+    )
     running = _Running(alignment)
     layers: list[LayerParity] = []
     for region in track(alignment.regions()):

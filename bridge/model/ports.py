@@ -70,9 +70,12 @@ def judged(alignment: Alignment, region: Region) -> Row | None:
     """Return the row of a region; None for one that only moves elements."""
     equations = core_equations(alignment, region)
     calls = core_calls(alignment, region)
-    if not equations and not calls and not region.wiring:
+    is_repeated = not region.is_met and not calls  # JAX computes a tensor that it has
+    if is_repeated or (not equations and not calls and not region.wiring):
         return None
     words = _Words(alignment, region, equations, calls)
+    if not calls and not region.wiring and words.ours == "nothing" and equations:
+        return None
     isolated = words.wired() if region.wiring else _comparison(alignment, region, words)
     made = ", ".join(dict.fromkeys(words.place(call) for call in calls)) or "nothing"
     if isinstance(isolated, str):
@@ -133,7 +136,15 @@ class _Words:
         if len(self.calls) == 1 and self.calls[0].name == "convolution":
             return _kind_of_convolution(self.alignment, self.calls[0])
         ours, theirs = self.ours, self.theirs
+        if len(self.calls) == 1 and self._shares_parameters:
+            return theirs
         return theirs if ours == "nothing" or (self.region.is_equal and self.calls) else ours
+
+    @property
+    def _shares_parameters(self) -> bool:
+        """True where both sides take the same parameters."""
+        ours = {n for leaf in self.alignment.leaves(self.region) for n in self.alignment.torch_names.get(leaf, ())}
+        return any(ours & self.alignment.names_of_values.get(n, frozenset()) for n in self.calls[0].operands)
 
     @property
     def name(self) -> str:
@@ -144,6 +155,12 @@ class _Words:
         scope = self.equations[-1].scope if self.equations else self.alignment.scope(self.region.part.output)
         kind = self.theirs if not self.equations else self.kind
         return ".".join(filter(None, (scope, kind.replace(" ", "_"))))
+
+    @property
+    def is_one_layer(self) -> bool:
+        """True where both compute one convolution or matrix product."""
+        ours = [e for e in self.equations if e.name in primitives.CONTRACTIONS]
+        return len(self.calls) == 1 and self.calls[0].name in aten.CONTRACTIONS and len(ours) == 1
 
     def place(self, call: Call) -> str:
         layer = layer_of(call, self.alignment.names_of_values)
@@ -202,7 +219,7 @@ def _comparison(alignment: Alignment, region: Region, words: _Words) -> Comparis
         return _other_function(words, found)
     if not found.verdict.passes and found.verdict not in (Verdict.BUG, Verdict.NONFINITE):
         return found
-    cause = cause_of(alignment, region, words.ours, words.theirs, exact)
+    cause = cause_of(alignment, region) if words.equations and words.calls else None
     return _explained(words, found, cause, differs)
 
 
@@ -245,7 +262,9 @@ def operation_of(alignment: Alignment, call: Call) -> Operation | None:
         array = graph.values[x.number]
         if array.ndim != 4 or array.dtype != np.float32:
             return None
-        stride, padding, dilation = ([*call.get(k)] * (2 if len(call.get(k)) == 1 else 1) for k in ("stride", "padding", "dilation"))
+        stride, padding, dilation = (
+            [*call.get(k)] * (2 if len(call.get(k)) == 1 else 1) for k in ("stride", "padding", "dilation")
+        )
         settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": call.get("groups")}
         kind, operand = "convolution", np.moveaxis(array, 1, -1)
         output = np.moveaxis(graph.values[call.outputs[0]], 1, -1)
@@ -255,7 +274,9 @@ def operation_of(alignment: Alignment, call: Call) -> Operation | None:
         if settings["groups"] not in (1, operand.shape[-1]):
             return None
     elif call.name in ("addmm", "mm"):
-        x, weight = (call.get("mat1"), call.get("mat2")) if call.name == "addmm" else (call.get("self"), call.get("mat2"))
+        x, weight = (
+            (call.get("mat1"), call.get("mat2")) if call.name == "addmm" else (call.get("self"), call.get("mat2"))
+        )
         if call.get("alpha", 1) != 1 or call.get("beta", 1) != 1 or weight.number in alignment.data_of_torch:
             return None
         kind, operand, settings = "linear", graph.values[x.number], {}
@@ -304,7 +325,9 @@ def _lower_precision(
     values = {n: Bounded.exact(a) for n, a in zip(region.part.inputs, region.operands)}
     try:
         for equation in region.part.equations:
-            values |= zip(equation.outputs, primitives.evaluate(equation, [values[n] for n in equation.inputs], lower=True))
+            values |= zip(
+                equation.outputs, primitives.evaluate(equation, [values[n] for n in equation.inputs], lower=True)
+            )
     except primitives.UnknownPrimitive:
         return None
     wide = values[region.part.output]
@@ -350,10 +373,14 @@ def _explained(words: _Words, found: Comparison, cause: Cause | None, differs: b
     if cause is not None:
         return dataclasses.replace(found, verdict=Verdict.CONVENTION, name=cause.name, cause=cause.text, fix=cause.fix)
     ours, theirs = words.ours, words.theirs
+    if found.verdict is Verdict.BUG and words.is_one_layer:
+        return dataclasses.replace(found, cause="; ".join(filter(None, (found.cause, _other_numbers(words)))))
     if ours != theirs:
-        simple = found.verdict is not Verdict.NONFINITE and (
-            words.ours_function is not None or not words.equations
-        ) and (words.theirs_function is not None or not words.calls)
+        simple = (
+            found.verdict is not Verdict.NONFINITE
+            and (words.ours_function is not None or not words.equations)
+            and (words.theirs_function is not None or not words.calls)
+        )
         return dataclasses.replace(
             found,
             verdict=Verdict.CONVENTION if simple or not words.equations or not words.calls else Verdict.BUG,
@@ -369,6 +396,24 @@ def _explained(words: _Words, found: Comparison, cause: Cause | None, differs: b
             cause=f"both compute {theirs}, but not the same: the exact results differ, by less than float32 shows here",
         )
     return found
+
+
+def _other_numbers(words: _Words) -> str:
+    """Say which parameters of a layer have other numbers in JAX than in PyTorch."""
+    program, graph = words.alignment.program, words.alignment.graph
+    said = []
+    for n in words.region.part.inputs:
+        path = program.parameters.get(n)
+        for name in () if path is None else words.alignment.torch_names.get(path, ()):
+            layer, _, own = name.rpartition(".")
+            theirs = graph.layers.get(layer, {}).get(own)
+            ours = np.asarray(program.constants[n])
+            if theirs is None or ours.size != theirs.size:
+                continue
+            if np.array_equal(np.sort(ours, axis=None), np.sort(theirs, axis=None)):
+                continue
+            said.append(f"{path} has other numbers than {name}")
+    return "; ".join(said)
 
 
 def _kind_of_call(call: Call) -> str:

@@ -34,6 +34,7 @@ MOVES = {
     "copy_p",
     "stop_gradient",
     "optimization_barrier",
+    "bitcast_convert_type",
     "pad",
     "scatter",
     "stack",
@@ -41,7 +42,17 @@ MOVES = {
 }
 
 #: Moves whose result has all elements of their operand, each once.
-KEEPING = {"reshape", "squeeze", "expand_dims", "transpose", "rev", "copy", "copy_p", "stop_gradient", "optimization_barrier"}
+KEEPING = {
+    "reshape",
+    "squeeze",
+    "expand_dims",
+    "transpose",
+    "rev",
+    "copy",
+    "copy_p",
+    "stop_gradient",
+    "optimization_barrier",
+}
 
 #: Sums of products: what a layer's kernel enters.
 CONTRACTIONS = {"dot_general", "product", "ordered_matmul", "chain_matmul", "conv_general_dilated", "depthwise_conv"}
@@ -143,6 +154,10 @@ def _moved(equation: Equation, operands: Sequence[Bounded]) -> list[Bounded]:
     x = operands[0]
     if name in ("copy", "copy_p", "stop_gradient", "optimization_barrier"):
         return list(operands)
+    if name == "bitcast_convert_type":  # bits of a number stay that number here: they are moved, or masked by `and`
+        if params["new_dtype"] not in (np.int32, np.float32) or x.value.dtype != np.float64:
+            raise UnknownPrimitive(name)
+        return [x]
     if name in ("reshape", "squeeze", "expand_dims"):
         shape = equation.aval.shape
         return [x.moved(lambda a: a.reshape(shape))]
@@ -180,9 +195,7 @@ def _run(equation: Equation, operands: Sequence[Bounded]) -> list[Bounded]:
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         results = []
         for k in range(3):
-            values = [
-                f[k] if f[0].dtype == np.float64 else f[0].astype(_narrow(f[0].dtype)) for f in filled
-            ]
+            values = [f[k] if f[0].dtype == np.float64 else f[0].astype(_narrow(f[0].dtype)) for f in filled]
             results.append([np.asarray(each) for each in bind(equation, values)])
     return [Bounded(*each) if each[0].dtype == np.float64 else Bounded(each[0]) for each in zip(*results)]
 
@@ -194,7 +207,9 @@ def _narrow(dtype: np.dtype) -> np.dtype:
 def _convert(params: Mapping[str, Any], unit: Unit, x: Bounded) -> Bounded:
     dtype = np.dtype(params["new_dtype"])
     if not _is_floating(dtype):
-        return Bounded(x.value.astype(dtype), x.rounding, x.function) if dtype == bool else Bounded(x.value.astype(dtype))
+        return (
+            Bounded(x.value.astype(dtype), x.rounding, x.function) if dtype == bool else Bounded(x.value.astype(dtype))
+        )
     if x.value.dtype != np.float64:
         return Bounded(x.value.astype(np.float64), x.rounding, x.function)
     if unit.rounding <= re.FLOAT32_UNIT.rounding:
@@ -304,9 +319,7 @@ def _window_extreme(choose: Any, start: float, params: Mapping[str, Any], unit: 
             params["window_dilation"],
         )
 
-    errors = [
-        of(np.broadcast_to(e, x.shape), np.maximum, 0.0) if np.any(e) else 0.0 for e in (x.rounding, x.function)
-    ]
+    errors = [of(np.broadcast_to(e, x.shape), np.maximum, 0.0) if np.any(e) else 0.0 for e in (x.rounding, x.function)]
     return Bounded(of(x.value, choose, start), *errors)
 
 
@@ -328,6 +341,17 @@ def _erfc(unit: Unit, x: Bounded) -> Bounded:
     # XLA computes it as 1 - erf(x) near zero: the error is that of erf there, of size u
     near = np.abs(x.value) < 1.5
     return Bounded(y.value, y.rounding + np.where(near, 16 * unit.rounding, 0.0), y.function)
+
+
+def _and(unit: Unit, x: Bounded, z: Bounded) -> Bounded:
+    """Return a logical conjunction, or a number that a mask of bits keeps or clears."""
+    if x.value.dtype == np.float64:
+        x, z = z, x
+    if z.value.dtype != np.float64:
+        return re.logic(np.bitwise_and, x, z)
+    if not np.isin(x.value, (0, -1)).all():
+        raise UnknownPrimitive("and of a number's bits")
+    return re.select(Bounded(x.value == -1), Bounded(np.zeros(())), z)
 
 
 def _clamp(unit: Unit, low: Bounded, x: Bounded, high: Bounded) -> Bounded:
@@ -415,7 +439,7 @@ _SIMPLE: Mapping[str, Callable[..., Bounded]] = {
     "le": lambda unit, x, z: re.compare(np.less_equal, x, z),
     "gt": lambda unit, x, z: re.compare(np.greater, x, z),
     "ge": lambda unit, x, z: re.compare(np.greater_equal, x, z),
-    "and": lambda unit, x, z: re.logic(np.bitwise_and, x, z),
+    "and": _and,
     "or": lambda unit, x, z: re.logic(np.bitwise_or, x, z),
     "not": lambda unit, x: re.logic(np.invert, x),
     "is_finite": lambda unit, x: re.logic(np.isfinite, x),

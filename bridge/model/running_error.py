@@ -115,7 +115,9 @@ class Unit:
 FLOAT32_UNIT = Unit()
 
 
-def _made(value: np.ndarray, carried: Callable[[int], Error], own: Callable[[Error, float, float], Error], unit: Unit) -> Bounded:
+def _made(
+    value: np.ndarray, carried: Callable[[int], Error], own: Callable[[Error, float, float], Error], unit: Unit
+) -> Bounded:
     """Return a result with `carried(k)`, the error from the operands, and `own(carried, u, tiny)` added, for both bounds."""
     with np.errstate(all="ignore"):
         errors = []
@@ -189,9 +191,7 @@ def extreme(choose: Callable[..., np.ndarray], x: Bounded, z: Bounded) -> Bounde
     """Return the maximum or minimum."""
     y = choose(x.value, z.value)
     flushed = _flushed(x, z)
-    return Bounded(
-        y, np.maximum(np.maximum(x.rounding, z.rounding), flushed), np.maximum(x.function, z.function)
-    )
+    return Bounded(y, np.maximum(np.maximum(x.rounding, z.rounding), flushed), np.maximum(x.function, z.function))
 
 
 def _flushed(*operands: Bounded) -> Error:
@@ -264,7 +264,9 @@ def select(which: Bounded, *cases: Bounded) -> Bounded:
         unsure = np.broadcast_to(_errors(which)[k], shape) > 0
         if unsure.any() and y.dtype == np.float64:
             with np.errstate(all="ignore"):
-                spread = np.max([np.abs(np.broadcast_to(c.value, shape) - y) + ec for c, ec in zip(cases, each)], axis=0)
+                spread = np.max(
+                    [np.abs(np.broadcast_to(c.value, shape) - y) + ec for c, ec in zip(cases, each)], axis=0
+                )
             e = np.where(unsure, np.where(np.isnan(spread), np.inf, spread), e)
         errors.append(e)
     return Bounded(y, *errors)
