@@ -15,6 +15,7 @@ NEEDED = {
     "pydantic": (2, 10),
     "ml_dtypes": (0, 5),
     "jinja2": (3, 1),
+    "scipy": (1, 14),
 }
 
 #: The newest releases that the tests have run with: docs/versions.md.

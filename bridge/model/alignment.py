@@ -1,28 +1,30 @@
 """Find the values that a JAX model and a PyTorch model share, from the inputs to the results.
 
-JAX's equations run in float64 on PyTorch's own values. A result that is one of PyTorch's tensors, to within the errors of
-both, is *tied* to it: from there on that tensor takes its place, so every later equation gets PyTorch's values, whatever
-was wrong before. Where a result is no tensor of PyTorch, the layers that follow say which one it stands for: the kernel
-of a convolution or matrix product, or the parameters of a normalization, are the same in both models, so what the layer
-reads here is what it reads there.
+JAX's equations run in float64 on PyTorch's own values. A result that is one of PyTorch's tensors, to within the errors
+of both, is *tied* to it. From there on that tensor takes its place, so every later equation gets PyTorch's values,
+whatever was wrong before. Where a result is no tensor of PyTorch, the layers that follow say which one it stands for:
+the kernel of a convolution or matrix product, or the parameters of a normalization, are the same in both models. What
+such a layer reads in JAX is what it reads in PyTorch.
 
-Between the tied values lie regions: equations of JAX on one side, operators of PyTorch on the other, either of which may
-be one or many. Nothing is matched by order, by shape or by name.
+Between the tied values lie regions: equations of JAX, and operators of PyTorch. Either may be one or many. Nothing is
+matched by order, by shape or by name.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from bridge.model import aten, primitives
+from bridge.model.elementwise_functions import Probed, are_one, probed
 from bridge.model.jaxprs import Equation, Part, Program
 from bridge.model.running_error import Bounded
 from bridge.model.torch_graph import Call, TorchGraph
@@ -41,6 +43,8 @@ NORMALIZATIONS = {
 _LONGEST = 200
 #: Elements that are compared before all are.
 _SAMPLED = 48
+#: Equations in which a function may be completed that has a tensor's numbers already.
+_AHEAD = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,12 +310,15 @@ class Alignment:
             roots = {self.root(each) for each in call.operands if each in self._data}
             candidates.append((n in self.claimed, not roots <= near, self._maker[n][0], n))
         candidates.sort()
+        here = None
         own = [n for *_, n in candidates if n in mine]
         for is_claimed, *_, n in candidates:
             if is_claimed and own:  # it may be what it comes from
                 break
             if n not in own and (tie := self._verified(value, n)) is not None:
-                return tie
+                if here is None:
+                    here = self.function_of_ours(*self._part(number), number)
+                return None if here is not None and self._is_early(number, here, n) else tie
         several = len([n for n in sources if n in self.ties]) > 1
         for n in own:
             if (tie := self._verified(value, n)) is not None:
@@ -322,6 +329,67 @@ class Alignment:
             if is_claimed and n not in own and (tie := self._verified(value, n)) is not None:
                 return tie
         return None
+
+    def _is_early(self, number: int, here: Probed, n: int) -> bool:
+        """Return True where a value only has a tensor's numbers here, and a later one is the same function."""
+        found = self.calls(n)
+        wanted = (
+            None if found is None else self.function_of_theirs([self.graph.calls[i] for i in found[0]], found[1], n)
+        )
+        if wanted is None or are_one(here, wanted):
+            return False
+        start = self._producer[number][0] + 1
+        for equation in self.program.equations[start : start + _AHEAD]:
+            if equation.name in primitives.ELEMENTWISE and np.dtype(equation.aval.dtype) == np.float32:
+                later = self.function_of_ours(*self._part(equation.outputs[0]), equation.outputs[0])
+                if later is not None and are_one(later, wanted):
+                    return True
+        return False
+
+    def function_of_ours(self, equations: Sequence[Equation], inputs: Sequence[int], output: int) -> Probed | None:
+        """Return the function that equations compute, where it is one of one number."""
+        data = [n for n in inputs if self.is_data(n)]
+        moves = primitives.KEEPING - {"rev"} | {"broadcast_in_dim"}
+        if len(data) != 1 or not equations or any(n in self.program.parameters for n in inputs):
+            return None
+        if any(e.name not in primitives.ELEMENTWISE and e.name not in moves for e in equations):
+            return None
+        shape = self.program.avals[data[0]].shape
+
+        def of(probes: np.ndarray) -> Bounded:
+            values = {n: self._constant(n) for n in inputs if n != data[0]}
+            values[data[0]] = Bounded(probes.reshape(shape))
+            for equation in equations:
+                values |= zip(equation.outputs, primitives.evaluate(equation, [values[n] for n in equation.inputs]))
+            return values[output]
+
+        return probed(of, math.prod(shape))
+
+    def _constant(self, number: int) -> Bounded:
+        value = self.values[number]
+        if value is None:
+            raise KeyError(number)
+        return value
+
+    def function_of_theirs(self, calls: Sequence[Call], sources: Sequence[int], output: int) -> Probed | None:
+        """Return the function that operators of PyTorch compute, where it is one of one number."""
+        data = [n for n in sources if n in self._data]
+        others = [n for n in sources if n not in self._data]
+        known = aten.ELEMENTWISE | aten.KEEPING
+        if len(data) != 1 or not calls or any(c.name not in known or c.name == "flip" for c in calls):
+            return None
+        if any(self.graph.values[n].size != 1 for n in others):
+            return None
+        shape = self.graph.values[data[0]].shape
+
+        def of(probes: np.ndarray) -> Bounded:
+            values = {n: Bounded.exact(self.graph.values[n]) for n in others}
+            values[data[0]] = Bounded(probes.reshape(shape))
+            for call in calls:
+                values |= zip(call.outputs, aten.evaluate(call, values))
+            return values[output]
+
+        return probed(of, math.prod(shape))
 
     def _verified(self, value: Bounded, n: int) -> Tie | None:
         array = self.graph.values[n]
@@ -535,7 +603,7 @@ class Alignment:
                 del self.claimed[new.number]
 
     def _wired_otherwise(self, value: int, wanted: int, before: int) -> str:
-        """Return which tensors are read, where PyTorch's is an earlier one, or comes from layers that JAX runs later."""
+        """Return which tensors are read, where PyTorch's is an earlier one or comes from layers that JAX runs later."""
         if value not in self.ties:
             return ""
         read = self.ties[value][-1].number
@@ -573,7 +641,7 @@ class Alignment:
         return number
 
     def _dominators(self, number: int) -> Iterator[int]:
-        """Yield the values through which everything flows that a value depends on, since the last ties; itself first."""
+        """Yield the values through which all flows that a value depends on, since the last ties; itself first."""
         frontier = {self._plain(number)}
         while frontier:
             if len(frontier) == 1:
@@ -700,10 +768,8 @@ def evaluated(graph: TorchGraph, calls: Sequence[Call], sources: Sequence[int]) 
     values = {n: Bounded.exact(graph.values[n]) for n in sources}
     for call in calls:
         if all(n in values for n in call.operands):
-            try:
+            with contextlib.suppress(aten.UnknownOperator):
                 values |= zip(call.outputs, aten.evaluate(call, values))
-            except aten.UnknownOperator:
-                pass
     return values
 
 

@@ -241,11 +241,16 @@ def _convolution(a: Given) -> Bounded:
         per = w.shape[0] // groups
 
         def kernel_of(b: np.ndarray) -> np.ndarray:
-            b = np.flip(b, range(2, 2 + rank)).reshape(groups, per, *b.shape[1:])
+            b = np.flip(b, tuple(range(2, 2 + rank))).reshape(groups, per, *b.shape[1:])
             b = np.moveaxis(b, (0, 1, 2), (-2, -3, -1))
             return b.reshape(*kernel, per, -1)
 
-        settings = {"strides": [1] * rank, "padding": pads, "dilation": dilation, "input_dilation": stride}
+        settings: dict[str, Any] = {
+            "strides": [1] * rank,
+            "padding": pads,
+            "dilation": dilation,
+            "input_dilation": stride,
+        }
         terms = math.prod(kernel) * per
     else:
 
@@ -298,7 +303,7 @@ def normalized(
     centred: bool = True,
     correction: int = 0,
 ) -> list[Bounded]:
-    """Return (x - m) / sqrt(v + eps) * scale + bias, m and 1 / sqrt(v + eps); m = 0 and v = E[x^2] where not centred."""
+    """Return (x - m) / sqrt(v + eps) * scale + bias, m and 1 / sqrt(v + eps); without `centred`, m = 0, v = E[x^2]."""
     axes = tuple(a % len(x.shape) for a in axes)
     keep = [1 if i in axes else n for i, n in enumerate(x.shape)]
     m = re.mean(x, axes)
@@ -406,7 +411,7 @@ def _attention(a: Given) -> list[Bounded]:
     )  # or both factors are scaled by a root
     mask = a.get("attn_mask", a.get("attn_bias"))
     if mask is not None:
-        s = re.add(s, mask) if mask.value.dtype == np.float64 else re.select(mask, Bounded(np.float64(-np.inf)), s)
+        s = re.add(s, mask) if mask.value.dtype == np.float64 else re.select(mask, Bounded(np.asarray(-np.inf)), s)
     if a.get("is_causal"):
         s = re.select(Bounded(np.tri(*s.shape[-2:], dtype=bool)), Bounded(np.full((), -np.inf)), s)
     return [_matmul(softmax(s, -1), v)]

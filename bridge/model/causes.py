@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bridge.model import aten, primitives
+from bridge.model import aten
 from bridge.model.alignment import NORMALIZATIONS, Alignment, Region
 from bridge.model.running_error import Bounded
 from bridge.model.torch_graph import Call, Ref
@@ -199,7 +199,7 @@ def _groups(alignment: Alignment, region: Region, call: Call) -> Changes:
 
 
 _KERNELS: Mapping[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
-    "kernel flipped": (lambda w: np.flip(w, range(2, w.ndim)), "JAX's kernel is flipped in space"),
+    "kernel flipped": (lambda w: np.flip(w, tuple(range(2, w.ndim))), "JAX's kernel is flipped in space"),
     "kernel transposed": (
         lambda w: np.swapaxes(w, -1, -2) if w.ndim == 4 and w.shape[-1] == w.shape[-2] else w[:0],
         "JAX's kernel has height and width exchanged",
@@ -209,7 +209,7 @@ _KERNELS: Mapping[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
         "JAX's kernel has input and output channels exchanged",
     ),
     "channels exchanged and flipped": (
-        lambda w: np.flip(np.swapaxes(w, 0, 1), range(2, w.ndim)) if w.shape[0] == w.shape[1] else w[:0],
+        lambda w: np.flip(np.swapaxes(w, 0, 1), tuple(range(2, w.ndim))) if w.shape[0] == w.shape[1] else w[:0],
         "JAX's kernel has input and output channels exchanged, and is flipped in space",
     ),
 }

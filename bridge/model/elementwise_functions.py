@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
 from scipy import special
+
+from bridge.model.running_error import Bounded
+
+#: A function at `PROBES`, and the bounds of these values.
+Probed = tuple[np.ndarray, np.ndarray]
 
 #: Numbers that tell the functions apart: dense where they bend, and some far out.
 PROBES = np.array([-1e4, -100, -20, *np.linspace(-8, 8, 257), 20, 100, 1e4])
@@ -45,7 +51,7 @@ FUNCTIONS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def named(y: np.ndarray, allowed: np.ndarray) -> str | None:
-    """Return the name of a function of `PROBES` with these values, within these bounds; None for one that is not known."""
+    """Return the name of a function with these values at `PROBES`, within these bounds; None for an unknown one."""
     for name, of in FUNCTIONS.items():
         with np.errstate(all="ignore"):
             wanted = of(PROBES)
@@ -55,3 +61,28 @@ def named(y: np.ndarray, allowed: np.ndarray) -> str | None:
             ).all() and both.any():
                 return name
     return None
+
+
+def are_one(one: Probed, other: Probed) -> bool:
+    """Return True for functions that are the same at `PROBES`, to within their bounds."""
+    with np.errstate(all="ignore"):
+        both = np.isfinite(one[0]) & np.isfinite(other[0])
+        return bool((np.abs(one[0] - other[0])[both] <= (one[1] + other[1])[both]).all())
+
+
+def probed(of: Callable[[np.ndarray], Bounded], size: int) -> Probed | None:
+    """Return a function of arrays of one size at `PROBES`; None where it does not take such an array."""
+    if size * math.ceil(len(PROBES) / size) > 2**22:
+        return None
+    ys, errors = [], []
+    for start in range(0, len(PROBES), size):
+        some = PROBES[start : start + size]
+        try:
+            y = of(np.resize(some, size))
+        except (ValueError, KeyError):
+            return None
+        if y.value.size != size or y.value.dtype != np.float64:
+            return None
+        ys.append(y.value.ravel()[: len(some)])
+        errors.append(np.broadcast_to(np.asarray(y.function, np.float64), y.shape).ravel()[: len(some)])
+    return np.concatenate(ys), np.concatenate(errors)

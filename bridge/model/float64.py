@@ -74,7 +74,7 @@ def interpolation(n: int, out: int, mode: str, scale: float | None, align_corner
     ratio = 1 / scale if scale else n / out
     for i in range(out):
         if mode == "nearest":
-            matrix[i, min(int(math.floor(i * ratio)), n - 1)] = 1.0
+            matrix[i, min(math.floor(i * ratio), n - 1)] = 1.0
             continue
         at = i * ((n - 1) / (out - 1) if out > 1 else 0.0) if align_corners else max((i + 0.5) * ratio - 0.5, 0.0)
         low = min(int(at), n - 1)

@@ -1,4 +1,4 @@
-"""The JAX side of a comparison - an NNX module, Linen's module and variables, a function and its parameters - as equations."""
+"""The JAX model of a comparison as equations: NNX, Linen, a function and its parameters, a callable tree."""
 
 from __future__ import annotations
 

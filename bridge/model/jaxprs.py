@@ -1,7 +1,8 @@
 """Read a JAX model as a flat list of equations, each with the path of the module that made it, and run parts of it.
 
 Calls, rematerialization, custom derivatives and loops are walked: a loop that carries nothing is mapped, another is
-unrolled. A choice by platform takes the CPU's branch. `jaxdw`'s convolution with an epilogue is read as what defines it.
+unrolled. A choice by platform takes the CPU's branch. A convolution of `jaxdw` with an epilogue is read as its
+definition.
 """
 
 from __future__ import annotations
@@ -283,8 +284,8 @@ def paths_as_scopes(modules: Mapping[int, str], types: Sequence[type]) -> Iterat
         for kind in dict.fromkeys(types):
             if "__call__" in vars(kind):
                 own.append((kind, vars(kind)["__call__"]))
-                kind.__call__ = wrapped(kind.__call__)  # type: ignore[operator]
+                setattr(kind, "__call__", wrapped(vars(kind)["__call__"]))  # noqa: B010  (a method cannot be assigned)
         yield
     finally:
         for kind, original in own:
-            kind.__call__ = original  # type: ignore[operator]
+            setattr(kind, "__call__", original)  # noqa: B010

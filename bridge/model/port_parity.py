@@ -73,7 +73,7 @@ def _as_one(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _both(inputs: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return the inputs of JAX and those of PyTorch: images are channels last for JAX and channels first for PyTorch."""
+    """Return the inputs of JAX and of PyTorch: images are channels last for JAX and channels first for PyTorch."""
     if isinstance(inputs, Mapping):
         if set(inputs) != {"jax", "torch"}:
             raise ValueError(f"`inputs` has the keys {sorted(inputs)}, expected 'jax' and 'torch'")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from bridge.diagnosis.target import Expected
 from bridge.model import aten, primitives
 from bridge.model.alignment import Alignment, Region, evaluated, layer_of
 from bridge.model.causes import Cause, cause_of
-from bridge.model.elementwise_functions import PROBES, named
+from bridge.model.elementwise_functions import PROBES, are_one, named
 from bridge.model.jaxprs import Equation
 from bridge.model.operation_verdicts import NAMES, compared, judge
 from bridge.model.operations import Operation
@@ -106,8 +105,8 @@ class _Words:
         self, alignment: Alignment, region: Region, equations: Sequence[Equation], calls: Sequence[Call]
     ) -> None:
         self.alignment, self.region, self.equations, self.calls = alignment, region, equations, calls
-        self.ours_function = _function_of_ours(alignment, region)
-        self.theirs_function = _function_of_theirs(alignment, region)
+        self.ours_function = alignment.function_of_ours(region.part.equations, region.part.inputs, region.part.output)
+        self.theirs_function = alignment.function_of_theirs(region.calls, region.sources, region.tie.number)
 
     @property
     def ours(self) -> str:
@@ -214,7 +213,7 @@ def _comparison(alignment: Alignment, region: Region, words: _Words) -> Comparis
         lower = _lower_precision(region, exact, ours, theirs, found)
         if lower is not None:
             return lower
-    differs = words.region.ours is not None and exact is not None and _differs(region.ours, exact)
+    differs = region.ours is not None and exact is not None and _differs(region.ours, exact)
     if found.verdict.passes and not differs:
         return _other_function(words, found)
     if not found.verdict.passes and found.verdict not in (Verdict.BUG, Verdict.NONFINITE):
@@ -241,7 +240,7 @@ def _unknown(calls: Sequence[Call]) -> list[str]:
 
 def _of_operation(alignment: Alignment, region: Region, words: _Words, ours: np.ndarray) -> Comparison | None:
     """Return the verdict on a convolution or a fully connected layer, whose orders and conventions are known."""
-    if len(words.calls) != 1 or not region.is_equal and False:
+    if len(words.calls) != 1:
         return None
     (call,) = words.calls
     operation = operation_of(alignment, call)
@@ -355,10 +354,8 @@ def _other_function(words: _Words, found: Comparison) -> Comparison:
         theirs = PROBES, np.zeros_like(PROBES)
     if ours is None or theirs is None:
         return found
-    with np.errstate(all="ignore"):
-        both = np.isfinite(ours[0]) & np.isfinite(theirs[0])
-        if (np.abs(ours[0] - theirs[0])[both] <= (ours[1] + theirs[1])[both]).all():
-            return found
+    if are_one(ours, theirs):
+        return found
     seen = "" if found.different else "; all elements agree, since these data do not show the difference"
     return dataclasses.replace(
         found,
@@ -462,67 +459,3 @@ def _kind_of_ours(equations: Sequence[Equation]) -> str:
     if not kinds and len(names) == 1:
         return {"mul": "multiply"}.get(names[0], names[0])
     return " and ".join(kinds) if kinds else " and then ".join(dict.fromkeys(names))
-
-
-def _function_of_ours(alignment: Alignment, region: Region) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return JAX's values of `PROBES` and their bounds, where it computes one number from one number."""
-    data = [n for n in region.part.inputs if alignment.is_data(n)]
-    equations = region.part.equations
-    if len(data) != 1 or not equations or alignment.leaves(region):
-        return None
-    moves = primitives.KEEPING | {"broadcast_in_dim"}
-    if any(e.name not in primitives.ELEMENTWISE and e.name not in moves for e in equations):
-        return None
-    if any(e.name == "rev" for e in equations):
-        return None
-    shape = alignment.program.avals[data[0]].shape
-
-    def of(probes: np.ndarray) -> Bounded:
-        values = {n: alignment.values[n] for n in region.part.inputs}
-        values[data[0]] = Bounded(probes.reshape(shape))
-        for equation in equations:
-            values |= zip(equation.outputs, primitives.evaluate(equation, [values[n] for n in equation.inputs]))
-        return values[region.part.output]
-
-    return _on_probes(of, math.prod(shape))
-
-
-def _function_of_theirs(alignment: Alignment, region: Region) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return PyTorch's values of `PROBES` and their bounds, where it computes one number from one number."""
-    data = [n for n in region.sources if n in alignment.data_of_torch]
-    known = aten.ELEMENTWISE | aten.KEEPING
-    if len(data) != 1 or not region.calls or any(c.name not in known for c in region.calls):
-        return None
-    others = [n for n in region.sources if n not in alignment.data_of_torch]
-    if any(alignment.graph.values[n].size != 1 for n in others):
-        return None
-    shape = alignment.graph.values[data[0]].shape
-
-    def of(probes: np.ndarray) -> Bounded:
-        values = {n: Bounded.exact(alignment.graph.values[n]) for n in others}
-        values[data[0]] = Bounded(probes.reshape(shape))
-        for call in region.calls:
-            values |= zip(call.outputs, aten.evaluate(call, values))
-        return values[region.tie.number]
-
-    return _on_probes(of, math.prod(shape))
-
-
-def _on_probes(of: Any, size: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return a function of arrays of one size at `PROBES`."""
-    if size * math.ceil(len(PROBES) / size) > 2**22:
-        return None
-    ys, errors = [], []
-    for start in range(0, len(PROBES), size):
-        some = PROBES[start : start + size]
-        try:
-            y = of(np.resize(some, size))
-        except (aten.UnknownOperator, primitives.UnknownPrimitive, ValueError, KeyError):
-            return None
-        if y.value.size != size or y.value.dtype != np.float64:
-            return None
-        ys.append(y.value.ravel()[: len(some)])
-        errors.append(np.broadcast_to(np.asarray(y.function, np.float64), y.shape).ravel()[: len(some)])
-    y = np.concatenate(ys)
-    # an element that is moved would not be the function of its own place
-    return (y, np.concatenate(errors)) if len(y) == len(PROBES) else None

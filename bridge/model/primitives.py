@@ -185,7 +185,7 @@ def _moved(equation: Equation, operands: Sequence[Bounded]) -> list[Bounded]:
     return _run(equation, operands)
 
 
-def _filled(x: Bounded) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _filled(x: Bounded) -> tuple[np.ndarray, ...]:
     return x.value, *(np.broadcast_to(np.asarray(e, np.float64), x.shape) for e in (x.rounding, x.function))
 
 
@@ -208,7 +208,9 @@ def _convert(params: Mapping[str, Any], unit: Unit, x: Bounded) -> Bounded:
     dtype = np.dtype(params["new_dtype"])
     if not _is_floating(dtype):
         return (
-            Bounded(x.value.astype(dtype), x.rounding, x.function) if dtype == bool else Bounded(x.value.astype(dtype))
+            Bounded(x.value.astype(dtype), x.rounding, x.function)
+            if dtype.kind == "b"
+            else Bounded(x.value.astype(dtype))
         )
     if x.value.dtype != np.float64:
         return Bounded(x.value.astype(np.float64), x.rounding, x.function)
@@ -273,7 +275,7 @@ def _depthwise(params: Mapping[str, Any], unit: Unit, x: Bounded, w: Bounded, *b
     batch, rank = math.prod(g.batch), len(g.kernel_size)
 
     def of(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        b = np.flip(b, range(rank)) if params["flipped"] else b
+        b = np.flip(b, tuple(range(rank))) if params["flipped"] else b
         a = a.reshape(batch, *a.shape[len(g.batch) :])
         y = float64.convolution(
             a,

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,7 +99,7 @@ class Bounded:
         """Return the elements in other places."""
         return Bounded(move(self.value), *(move(e) if np.ndim(e) else e for e in self._full()))
 
-    def _full(self) -> tuple[Error, Error]:
+    def _full(self) -> Iterable[Error]:
         """Return the errors, arrays of the value's own shape."""
         return tuple(np.broadcast_to(e, self.shape) if np.ndim(e) else e for e in (self.rounding, self.function))
 
@@ -118,7 +118,7 @@ FLOAT32_UNIT = Unit()
 def _made(
     value: np.ndarray, carried: Callable[[int], Error], own: Callable[[Error, float, float], Error], unit: Unit
 ) -> Bounded:
-    """Return a result with `carried(k)`, the error from the operands, and `own(carried, u, tiny)` added, for both bounds."""
+    """Return a result: to both errors that the operands bring, `carried(k)`, add `own(carried, u, tiny)`."""
     with np.errstate(all="ignore"):
         errors = []
         for k, (u, tiny) in enumerate(((unit.rounding, unit.tiny), (_WIDE, 0.0))):
@@ -312,7 +312,7 @@ def _of_terms(n: int, size: np.ndarray) -> Callable[[Error, float, float], Error
 
 def mean(x: Bounded, axes: Sequence[int], unit: Unit = FLOAT32_UNIT) -> Bounded:
     n = math.prod(x.shape[axis] for axis in axes)
-    return div(total(x, axes, unit), Bounded(np.float64(n)), unit)
+    return div(total(x, axes, unit), Bounded(np.asarray(n, np.float64)), unit)
 
 
 def cumulative(x: Bounded, axis: int, reverse: bool, unit: Unit = FLOAT32_UNIT) -> Bounded:

@@ -179,5 +179,5 @@ def test_unusable_inputs_are_refused(inputs, said):
 
 def test_what_is_no_model_is_refused():
     theirs, _, _ = twins(0)
-    with pytest.raises(TypeError, match="`model` is a int, expected an nnx.Module"):
+    with pytest.raises(TypeError, match=r"`model` is a int, expected an nnx\.Module"):
         bridge.model_parity(theirs, 3, noise(0, 16))
