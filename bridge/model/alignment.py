@@ -162,7 +162,7 @@ class Alignment:
         self._by_size: dict[int, list[int]] = collections.defaultdict(list)
         for call in graph.calls:
             if call.name not in aten.KEEPING:
-                for n in call.outputs[:1] if call.name in NORMALIZATIONS else call.outputs:
+                for n in _results(call):
                     if n in self._data and graph.values[n].dtype.kind == "f":
                         self._by_size[graph.values[n].size].append(n)
         self._sums = {
@@ -553,7 +553,8 @@ class Alignment:
         places, sources = found
         tied = [n for n in inputs if n in self.ties]
         theirs = [n for n in sources if n in self._data]
-        theirs += [n for i in places for n in self.graph.calls[i].outputs if self.is_core(self.graph.calls[i])]
+        calls = [self.graph.calls[i] for i in places if self.is_core(self.graph.calls[i])]
+        theirs += [n for call in calls for n in _results(call)]
         ours = [*tied, *(n for e in equations for n in e.outputs if n != value)]
         ours = [n for n in ours if self.is_data(n) and _is_float(self.values.get(n))]
         known = {n: self.ties[n][-1].number for n in tied}
@@ -749,6 +750,11 @@ class Alignment:
         tie = self.ties[number][-1]
         dtype = self.program.avals[number].dtype
         return tie.layout.to_jax(self.graph.values[tie.number]).astype(dtype, copy=False)
+
+
+def _results(call: Call) -> tuple[int, ...]:
+    """Return the results of an operator, without the statistics that a normalization also returns."""
+    return call.outputs[:1] if call.name in NORMALIZATIONS else call.outputs
 
 
 def _is_float(value: Bounded | None) -> bool:
