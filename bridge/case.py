@@ -10,6 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from jaxdw.conv_transpose import transposed_padding
 from jaxdw.geometry import Geometry, Padding
 
 #: The dtypes a case may have, by name.
@@ -83,6 +84,33 @@ class Case:
             input_dilation=self.input_dilation,
         )
         object.__setattr__(self, "geometry", geometry)
+
+    @classmethod
+    def transposed(
+        cls,
+        x: np.ndarray,
+        kernel: np.ndarray,
+        bias: np.ndarray | None = None,
+        *,
+        strides: int | Sequence[int] = 1,
+        padding: int | Sequence[int | tuple[int, int]] | str = 0,
+        output_padding: int | Sequence[int] = 0,
+        kernel_dilation: int | Sequence[int] = 1,
+        name: str = "",
+    ) -> Case:
+        """Return the case of `jaxdw.depthwise_conv_transpose`: a convolution with input dilation and a flipped kernel.
+
+        Args:
+          kernel: `(*kernel_size, 1, C*M)`, as PyTorch's weight with its axes moved. `padding` is not "CIRCULAR".
+
+        >>> x, kernel = np.ones((1, 4, 4, 2), np.float32), np.ones((3, 3, 1, 2), np.float32)
+        >>> case = Case.transposed(x, kernel, strides=2, padding=1, output_padding=1)
+        >>> case.geometry.output_shape, case.input_dilation, case.padding
+        ((1, 8, 8, 2), (2, 2), ((1, 2), (1, 2)))
+        """
+        pads, steps = transposed_padding(kernel.shape[:-2], strides, padding, output_padding, kernel_dilation)
+        flipped = np.flip(kernel, tuple(range(kernel.ndim - 2)))
+        return cls(x, flipped, bias, padding=pads, kernel_dilation=kernel_dilation, input_dilation=steps, name=name)
 
     @property
     def dtype(self) -> np.dtype:

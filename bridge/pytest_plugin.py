@@ -26,6 +26,9 @@ from bridge.requirements import unmet
 #: Prefix of the properties of a failed test. `--junitxml` writes them, and pytest-xdist carries them.
 _PREFIX = "parity_"
 
+#: The page that lists the failures, and what it says of itself.
+_INDEX, _INDEX_SCHEMA = "index.html", "jaxdw.pytest"
+
 #: The schema of SARIF 2.1.0.
 _SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 
@@ -74,10 +77,13 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         if report:
             Path(report).mkdir(parents=True, exist_ok=True)
-        if sarif and not hasattr(config, "workerinput"):
+        if (report or sarif) and not hasattr(config, "workerinput"):
             from bridge.files import check_writable
 
-            check_writable(Path(sarif), "jaxdw.sarif")
+            if report:
+                check_writable(Path(report, _INDEX), _INDEX_SCHEMA)
+            if sarif:
+                check_writable(Path(sarif), "jaxdw.sarif")
     except OSError as error:
         raise pytest.UsageError(f"the reports of parity cannot be written: {error}") from None
     if not hasattr(config, "workerinput"):
@@ -141,7 +147,7 @@ class _Collector:
 
         self.found.sort(key=lambda entry: entry["test"])
         if report:
-            write_atomically(Path(report, "index.html"), _index(self.found))
+            write_atomically(Path(report, _INDEX), _index(self.found))
         if sarif:
             write_atomically(Path(sarif), json.dumps(_sarif(self.found), indent=2) + "\n")
 
@@ -149,7 +155,7 @@ class _Collector:
         """Say where the reports are."""
         report = self.config.option.parity_report
         if report and self.found:
-            told = f"{len(self.found)} diagnos{'is' if len(self.found) == 1 else 'es'} in {Path(report, 'index.html')}"
+            told = f"{len(self.found)} diagnos{'is' if len(self.found) == 1 else 'es'} in {Path(report, _INDEX)}"
             terminalreporter.write_line(f"parity: {told}")
 
 
@@ -207,10 +213,11 @@ def _index(found: list[dict[str, str]]) -> str:
             f"<p>{' '.join([*links, *map(escape, notes)])}</p>\n<pre>{escape(entry['diagnosis'])}</pre></li>"
         )
     count = f"{len(found)} failed assertion{'' if len(found) == 1 else 's'} with a diagnosis"
-    return _PAGE.format(count=count, items="\n".join(items))
+    return _PAGE.format(schema=_INDEX_SCHEMA, count=count, items="\n".join(items))
 
 
 _PAGE = """<!doctype html>
+<!-- {schema} -->
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>jaxdw: {count}</title>
 <style>

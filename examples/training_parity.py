@@ -1,33 +1,37 @@
-"""Train the same small MobileNetV2 in PyTorch and in Flax for ten steps, with the same weights, batches and SGD.
+"""Train the same small MobileNetV2 in PyTorch and in Flax for ten steps: same weights, batches, and SGD with momentum.
 
-At the first step each convolution differs by rounding only. The program prints how the difference grows step by step.
+With each framework's own arithmetic every convolution differs by rounding only, and the difference grows step by step.
+With the arithmetic of jaxdw in both, every parameter, momentum and running statistic has the same bits after each step.
 
 python examples/training_parity.py
 """
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import torch
 from flax import nnx
 
 import bridge
 import jaxdw.models
+from bridge import torch_ops
 from bridge.libraries import import_library
 from bridge.model.gradients import gradient_parity
+from jaxdw.training import cross_entropy, sgd
 
 torchvision = import_library("torchvision")  # also beside a PyTorch for which it was not built
 
-WIDTH, CLASSES, RATE = 0.25, 5, 0.001
+WIDTH, CLASSES, RATE, MOMENTUM, DECAY = 0.25, 5, 0.001, 0.9, 1e-4
 
 
-def pair(seed, dtype="float32"):
+def pair(seed, dtype="float32", arithmetic=None):
     """Return both models in training mode, without dropout, and the manifest of their weights."""
     torch.manual_seed(seed)
     theirs = torchvision.models.mobilenet_v2(num_classes=CLASSES, width_mult=WIDTH, dropout=0.0)
     theirs = theirs.to(getattr(torch, dtype)).train()
-    options = {"width": WIDTH, "dropout": 0.0, "param_dtype": jnp.dtype(dtype)}
+    options = {"width": WIDTH, "dropout": 0.0, "param_dtype": jnp.dtype(dtype), "arithmetic": arithmetic}
     ours = nnx.eval_shape(lambda: jaxdw.models.mobilenet_v2(CLASSES, rngs=nnx.Rngs(0), **options))
     weights, manifest = bridge.to_flax(theirs, ours)
     nnx.update(ours, weights)
@@ -42,38 +46,53 @@ def batches(seed, steps, dtype="float32", count=8, size=64):
 
 
 @nnx.jit
-def step(model, optimizer, images, labels):
-    """Take one step of SGD in Flax, and return the loss before it."""
+def step(model, momenta, images, labels):
+    """Take one step of SGD in Flax; return the loss before it, and the momenta after it."""
+    loss, gradients = nnx.value_and_grad(lambda model: cross_entropy(model(images), labels))(model)
+    parameters = nnx.state(model, nnx.Param)
+    options = {"learning_rate": RATE, "momentum": MOMENTUM, "weight_decay": DECAY}
+    parameters, momenta = sgd(parameters, momenta, gradients, **options)
+    nnx.update(model, parameters)
+    return loss, momenta
 
-    def loss_of(model):
-        return optax.softmax_cross_entropy_with_integer_labels(model(images), labels).mean()
 
-    loss, gradients = nnx.value_and_grad(loss_of)(model)
-    optimizer.update(model, gradients)
-    return loss
-
-
-def train(theirs, ours, data):
-    """Yield for each step both losses, and the `divergence` after it."""
-    sgd = torch.optim.SGD(theirs.parameters(), RATE)
-    optimizer = nnx.Optimizer(ours, optax.sgd(RATE), wrt=nnx.Param)
+def train(theirs, ours, data, arithmetic=None):
+    """Yield for each step both losses, the `divergence`, and how many numbers differ in how many, after it."""
+    options = {"lr": RATE, "momentum": MOMENTUM, "weight_decay": DECAY}
+    own = arithmetic is None
+    optimizer = (torch.optim.SGD if own else torch_ops.SGD)(theirs.parameters(), **options)
+    momenta = jax.tree.map(jnp.zeros_like, nnx.state(ours, nnx.Param))
     for images, labels in data:
-        sgd.zero_grad()
-        logits = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
-        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))
+        optimizer.zero_grad()
+        with contextlib.nullcontext() if own else torch_ops.jaxdw_arithmetic():
+            logits = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+            loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))
         loss.backward()
-        sgd.step()
-        our_loss = step(ours, optimizer, jnp.asarray(images), jnp.asarray(labels))
-        yield loss.item(), float(our_loss), divergence(theirs, ours)
+        optimizer.step()
+        our_loss, momenta = step(ours, momenta, jnp.asarray(images), jnp.asarray(labels))
+        pairs = states(theirs, ours, optimizer, momenta)
+        different = sum(int((a.view(np.uint8) != b.view(np.uint8)).any()) for a, b in pairs)
+        yield loss.item(), float(our_loss), divergence(pairs), different, len(pairs)
 
 
-def divergence(theirs, ours):
-    """Return ||JAX - PyTorch|| / ||PyTorch|| of all parameters and statistics."""
-    expected = nnx.to_flat_state(bridge.to_flax(theirs, ours).weights)
-    state = dict(nnx.to_flat_state(nnx.state(ours)))
-    pairs = [(np.asarray(state[path][...], float), np.asarray(variable[...], float)) for path, variable in expected]
-    distance = sum(((a - b) ** 2).sum() for a, b in pairs)
-    return float(np.sqrt(distance / sum((b**2).sum() for _, b in pairs)))
+def states(theirs, ours, optimizer, momenta):
+    """Return pairs of arrays (JAX, PyTorch): all parameters, running statistics and momenta."""
+    moving = {name: optimizer.state[p]["momentum_buffer"] for name, p in theirs.named_parameters()}
+    of_momenta = {**theirs.state_dict(), **moving}
+    pairs = []
+    for tensors, arrays in ((theirs.state_dict(), nnx.state(ours)), (of_momenta, momenta)):
+        numbers = {name: tensor.detach().numpy() for name, tensor in tensors.items()}
+        expected = dict(nnx.to_flat_state(bridge.to_flax(numbers, ours).weights))
+        found = dict(nnx.to_flat_state(arrays))
+        paths = [path for path in expected if path in found]
+        pairs += [tuple(np.ascontiguousarray(state[path][...]) for state in (found, expected)) for path in paths]
+    return pairs
+
+
+def divergence(pairs):
+    """Return ||JAX - PyTorch|| / ||PyTorch|| of all arrays."""
+    distance = sum(((a.astype(float) - b) ** 2).sum() for a, b in pairs)
+    return float(np.sqrt(distance / sum((b.astype(float) ** 2).sum() for _, b in pairs)))
 
 
 def main():
@@ -85,11 +104,18 @@ def main():
     for layer in found:
         dx = layer.dx.verdict if layer.dx else ""
         print(f"{layer.name:26} {layer.kind:11}  {dx:9}  {layer.dkernel.verdict:9}")
-    theirs, ours, _ = pair(seed=0)
-    print(f"\n{'step':4}  {'PyTorch loss':>12}  {'JAX loss':>12}  {'divergence':>12}")
-    for number, (loss, our_loss, distance) in enumerate(train(theirs, ours, batches(1, 10))):
-        print(f"{number:4}  {loss:12.7f}  {our_loss:12.7f}  {distance:12.1e}")
-    return 0 if all(layer.verdict.passes for layer in found) else 1
+    same = True
+    for arithmetic, title in ((None, "each framework's own arithmetic"), ("jaxdw", "arithmetic of jaxdw in both")):
+        theirs, ours, _ = pair(seed=0, arithmetic=arithmetic)
+        print(
+            f"\n{title}\n\n{'step':4}  {'PyTorch loss':>12}  {'JAX loss':>12}  {'divergence':>12}  arrays that differ"
+        )
+        for number, (loss, our_loss, distance, different, arrays) in enumerate(
+            train(theirs, ours, batches(1, 10), arithmetic)
+        ):
+            print(f"{number:4}  {loss:12.7f}  {our_loss:12.7f}  {distance:12.1e}  {different} of {arrays}")
+            same &= arithmetic is None or (different == 0 and loss == our_loss)
+    return 0 if same and all(layer.verdict.passes for layer in found) else 1
 
 
 if __name__ == "__main__":

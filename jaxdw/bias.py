@@ -29,12 +29,14 @@ def bias_comes_first(geometry: Geometry) -> bool:
     1. There are one or two spatial axes, and no channel multiplier.
     2. The padding fits (`padding_fits`); a symbolic size of `jax.export` counts as large.
 
-    Its other kernels add the bias last. Padding that PyTorch's `padding=` cannot express counts as padded beforehand.
+    Its other kernels add the bias last, and so do its transposed convolutions. Padding that PyTorch's `padding=` cannot
+    express counts as padded beforehand.
     """
     padding = geometry.symmetric_padding or (0,) * geometry.rank
     outputs = geometry.output_spatial[-1]
     return (
         geometry.multiplier == 1
+        and not geometry.from_last_tap
         and geometry.rank < 3
         and padding_fits(padding, geometry.spans, outputs if isinstance(outputs, int) else sys.maxsize)
     )

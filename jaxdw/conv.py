@@ -84,6 +84,11 @@ def depthwise_conv(
         precision=precision,
         preferred_element_type=preferred_element_type,
     )
+    return compute(call, method, epilogue)
+
+
+def compute(call: Call, method: str, epilogue: Epilogue | None) -> jax.Array:
+    """Return the convolution of a call by a checked method, on one device or as its arrays are sharded."""
     epilogue = epilogues.checked(epilogue, call)
     y = call.without_products()
     if y is not None:

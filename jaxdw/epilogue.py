@@ -47,7 +47,8 @@ class Epilogue:
       scale: `(C*M,)` or None, which is 1 where there is a shift.
       shift: `(C*M,)` or None, which is 0 where there is a scale.
       residual: an array of the result's shape, no wider than the result, or None.
-      activation: "relu", "relu6", "hard_swish", "hard_sigmoid" or None.
+      activation: "relu", "relu6", "hard_swish", "hard_sigmoid", "silu" or None. The exponential of "silu" is XLA's, or
+        that of the compiled kernels, where they run.
 
     >>> import jaxdw
     >>> epilogue = Epilogue(shift=jnp.array([-40.0]), activation="relu6")
@@ -161,6 +162,8 @@ def _activated(y: jax.Array, activation: str | None) -> jax.Array:
         return relu6(y)
     if activation == "hard_sigmoid":
         return hard_sigmoid(y)
+    if activation == "silu":
+        return jax.nn.silu(y)
     return hard_swish(y) if activation == "hard_swish" else y
 
 

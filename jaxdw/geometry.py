@@ -50,6 +50,8 @@ class Geometry:
       strides, kernel_dilation, input_dilation: one positive int per spatial axis.
       padding: (low, high) for each spatial axis, applied after input dilation; negative crops.
       padding_mode: what the padding holds: "zeros", "circular" (periodic) or "reflect".
+      from_last_tap: add the taps from the last to the first, and then the bias. This is the order of PyTorch's
+        transposed convolutions.
 
     >>> g = Geometry.of((8, 56, 56, 144), (3, 3, 1, 144), strides=2, padding="SAME")
     >>> g.padding, g.output_shape
@@ -66,6 +68,7 @@ class Geometry:
     padding_mode: str
     kernel_dilation: tuple[int, ...]
     input_dilation: tuple[int, ...]
+    from_last_tap: bool = False
 
     @classmethod
     def of(
@@ -141,9 +144,9 @@ class Geometry:
         batch, spatial, channels = x_shape[: -rank - 1], x_shape[-rank - 1 : -1], x_shape[-1]
         if channels == 0:
             raise ValueError(f"`x` has shape {x_shape}, expected at least one channel on the last axis")
-        dilation = _per_axis("kernel_dilation", kernel_dilation, rank)
-        zeros = _per_axis("input_dilation", input_dilation, rank)
-        steps = _per_axis("strides", strides, rank)
+        dilation = per_axis("kernel_dilation", kernel_dilation, rank)
+        zeros = per_axis("input_dilation", input_dilation, rank)
+        steps = per_axis("strides", strides, rank)
         spans = tuple((k - 1) * d + 1 for k, d in zip(kernel_size, dilation))
         pads, mode = _normalise_padding(padding, spatial, spans, steps, zeros)
         return cls(batch, spatial, channels, 1, kernel_size, steps, pads, mode, dilation, zeros)
@@ -221,6 +224,18 @@ class Geometry:
         return dataclasses.replace(self, padding=padding)
 
     @property
+    def mirrored(self) -> Geometry:
+        """The geometry of the same result by the flipped kernel from x reversed along its spatial axes, reversed too.
+
+        It adds from the first tap where this one adds from the last.
+        """
+        padding = []
+        for size, span, step, (low, high) in zip(self.padded_spatial, self.spans, self.strides, self.padding):
+            unread = 0 if step == 1 else (size - span) % step
+            padding.append((high - unread, low))
+        return dataclasses.replace(self, padding=tuple(padding), from_last_tap=not self.from_last_tap)
+
+    @property
     def x_shape(self) -> tuple[int, ...]:
         return (*self.batch, *self.spatial, self.channels)
 
@@ -293,14 +308,16 @@ def spatial_tuple(name: str, value: Any, smallest: int = 1) -> tuple[int, ...]:
     return sizes
 
 
-def _per_axis(name: str, value: Any, rank: int) -> tuple[int, ...]:
-    if value is None:  # as Flax has it
-        return (1,) * rank
+def per_axis(name: str, value: Any, rank: int, smallest: int = 1) -> tuple[int, ...]:
+    """Return one int per spatial axis; one int is for all axes, None is `smallest`, as in Flax."""
+    if value is None:
+        return (smallest,) * rank
     sizes = _ints(name, value)
     if not isinstance(value, (Sequence, np.ndarray)):
         sizes *= rank
-    if len(sizes) != rank or min(sizes) < 1:
-        raise ValueError(f"`{name}` is {value!r}, expected a positive int or {rank} of them, one per spatial axis")
+    if len(sizes) != rank or min(sizes) < smallest:
+        kind = "positive" if smallest == 1 else "non-negative"
+        raise ValueError(f"`{name}` is {value!r}, expected a {kind} int or {rank} of them, one per spatial axis")
     return sizes
 
 
@@ -331,7 +348,7 @@ def _normalise_padding(
 ) -> tuple[tuple[tuple[int, int], ...], str]:
     """Return (low, high) of each axis, and the mode."""
     if not isinstance(padding, str):
-        return _explicit_padding(padding, len(spatial)), "zeros"
+        return explicit_padding(padding, len(spatial), _WORDS), "zeros"
     if padding not in _WORDS:
         raise ValueError(
             f"`padding` is {padding!r}, expected one of {', '.join(_WORDS)}, an int, or one int or (low, high) per axis"
@@ -359,8 +376,9 @@ def _normalise_padding(
     return tuple((total - total // 2, total // 2) for total in totals), "zeros"
 
 
-def _explicit_padding(padding: Any, rank: int) -> tuple[tuple[int, int], ...]:
-    expected = f"an int, {rank} ints or {rank} (low, high) pairs, or one of {', '.join(_WORDS)}"
+def explicit_padding(padding: Any, rank: int, words: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Return one (low, high) per spatial axis of padding that is none of the words, which an error names."""
+    expected = f"an int, {rank} ints or {rank} (low, high) pairs, or one of {', '.join(words)}"
     try:
         if isinstance(padding, (int, np.integer)) and not isinstance(padding, bool):
             return ((int(padding), int(padding)),) * rank

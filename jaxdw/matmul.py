@@ -24,12 +24,12 @@ from jaxdw._arrays import accumulator, as_array, check_floating
 from jaxdw._compat import varying_nowhere, varying_together
 from jaxdw.epilogue import Epilogue
 from jaxdw.lowerings import cpu_native
-from jaxdw.lowerings.cpu_fused import in_memory
 from jaxdw.primitive import can_call_kernels, replicated
 from jaxdw.sum_order import BIAS, SumOrder
+from jaxdw.training import divide
 
 #: Rows that the gradients by w and by the bias add in one chain.
-_ROWS_IN_CHAIN = 512
+ROWS_IN_CHAIN = 512
 
 _matmul_p = Primitive("ordered_matmul")
 _finished_p = Primitive("ordered_matmul_with_epilogue")
@@ -154,7 +154,9 @@ def _jvp(primals, tangents, **params):
     if type(dw) is not ad.Zero:
         terms.append(_bind(x, dw, **params))
     if bias and type(dbias[0]) is not ad.Zero:
-        terms.append(jnp.broadcast_to(dbias[0], y.shape))
+        # a product, whose transpose adds the rows as the gradient by w does
+        ones = jnp.ones((math.prod(y.shape[:-1]), 1), y.dtype)
+        terms.append(_bind(ones, dbias[0][None], order=SumOrder.chain(1)).reshape(y.shape))
     return y, functools.reduce(jnp.add, terms) if terms else ad.Zero.from_primal_value(y)
 
 
@@ -185,7 +187,7 @@ def _flat(array: jax.Array) -> jax.Array:
 
 
 def _order_of_rows(rows: int) -> SumOrder:
-    return SumOrder.blocks((*range(_ROWS_IN_CHAIN, rows, _ROWS_IN_CHAIN), rows))
+    return SumOrder.blocks((*range(ROWS_IN_CHAIN, rows, ROWS_IN_CHAIN), rows))
 
 
 def _sum_of_rows(dy: jax.Array) -> jax.Array:
@@ -287,8 +289,7 @@ def _defined(x: jax.Array, w: jax.Array, *rest: jax.Array, settings: _Settings) 
     wide = accumulator(x.dtype)
     y = _bind(*(array.astype(wide) for array in (x, w, *bias)), order=settings.order)
     if settings.divisor != 1:
-        # in memory, or XLA would multiply by the reciprocal
-        y = y / in_memory(jnp.full(y.shape, settings.divisor, y.dtype))[0]
+        y = divide(y, settings.divisor)
     return epilogue.apply(y, 1, x.dtype)
 
 

@@ -26,7 +26,8 @@ class Lowering(NamedTuple):
     Attributes:
       conv: `(x, kernel, bias or None, geometry, order, compute, dtype)` to y `(*batch, *output_spatial, C*M)`.
       kernel_gradient: `(x, dy, geometry, compute, dtype)` to `(*kernel_size, 1, C*M)`.
-      reads_flipped: whether `conv` has the argument `flipped`, with which it reads the kernel backwards.
+      reads_flipped: whether `conv` has the argument `flipped`, with which it reads the kernel backwards, and adds from
+        the last tap where the geometry says so.
 
     Both add in the dtype `compute`, float32 or float64, and round the sum once to `dtype`. No size is 0.
     """

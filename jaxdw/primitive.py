@@ -95,6 +95,7 @@ def adjoint(geometry: Geometry) -> Geometry:
         strides=geometry.input_dilation,
         input_dilation=geometry.strides,
         padding=tuple(padding),
+        from_last_tap=False,
     )
 
 
@@ -242,6 +243,13 @@ def _compute_conv(
     compute, options = accumulator(x.dtype, kernel.dtype, dtype), {}
     if lowering.reads_flipped:
         options["flipped"] = flipped
+    elif geometry.from_last_tap:
+        axes = tuple(range(len(geometry.batch), len(geometry.batch) + geometry.rank))
+        kernel = kernel if flipped else _flip(kernel, geometry)
+        # in memory, or XLA:CPU would reverse what it computes, and there LLVM may contract otherwise
+        x, kernel = in_memory(lax.rev(x, axes), kernel)
+        (y,) = in_memory(lowering.conv(x, kernel, start, geometry.mirrored, order, compute, dtype))
+        return lax.rev(y, axes)
     elif flipped:
         kernel = _flip(kernel, geometry)
     return lowering.conv(x, kernel, start, geometry, order, compute, dtype, **options)

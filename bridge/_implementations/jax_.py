@@ -27,7 +27,7 @@ from jaxdw import native
 from jaxdw.bias import bias_comes_first
 from jaxdw.geometry import Geometry
 from jaxdw.lowerings.lax_convolutions import lax_grouped
-from jaxdw.padding import pad
+from jaxdw.padding import pad, padded_geometry
 
 #: Named sets of XLA flags that change which instructions or libraries XLA:CPU uses.
 XLA = {
@@ -240,6 +240,25 @@ def method(name):
     return compute
 
 
+def transpose(x, kernel, bias, geometry, precision):
+    """Call `jaxdw.depthwise_conv_transpose` with the flipped kernel; outputs between strides are dropped."""
+    g = geometry
+    if g.padding_mode != "zeros":
+        x, g = pad(x, g), padded_geometry(g)
+    first = len(g.batch)
+    y = jaxdw.depthwise_conv_transpose(
+        x,
+        jnp.flip(kernel, tuple(range(g.rank))),
+        bias,
+        strides=g.input_dilation,
+        padding=[(span - 1 - low, span - 1 - high) for span, (low, high) in zip(g.spans, g.padding)],
+        kernel_dilation=g.kernel_dilation,
+        precision=precision,
+        method="taps",
+    )
+    return y[(slice(None),) * first + tuple(slice(None, None, step) for step in g.strides)]
+
+
 def _algorithm(
     name: str,
     compute: Compute,
@@ -302,6 +321,13 @@ ALGORITHMS = {
     ),
     "taps": _of_jaxdw("taps", 1),
     "rows": _of_jaxdw("rows", 2),
+    "transpose": _algorithm(
+        "jax.transpose",
+        transpose,
+        2,
+        "transposed convolution",
+        "jaxdw.depthwise_conv_transpose(x, kernel[::-1, ::-1], bias, ...)",
+    ),
     "windows": _algorithm(
         "jax.windows",
         windows,

@@ -229,6 +229,24 @@ def conv(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, g: Ge
     return function(x, weight, bias, g.strides, padding, g.kernel_dilation, g.channels)
 
 
+def conv_transpose(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, g: Geometry) -> torch.Tensor:
+    """Call `F.conv_transpose1d`, `2d` or `3d` with the flipped kernel: its stride is the input dilation.
+
+    Where it has no arguments for the padding, x is dilated and padded here. Outputs between strides are dropped.
+    """
+    weight = weight.flip(tuple(range(2, weight.ndim))).reshape(g.channels, g.multiplier, *g.kernel_size)
+    function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[g.rank - 1]
+    cut = tuple(span - 1 - low for span, (low, _) in zip(g.spans, g.padding))
+    added = tuple(high - low for low, high in g.padding)
+    most = map(max, g.input_dilation, g.kernel_dilation)
+    plain = g.padding_mode == "zeros" and max(g.strides) == 1 and 0 not in g.spatial
+    if plain and min(cut) >= 0 and all(0 <= a < m for a, m in zip(added, most)):
+        return function(x, weight, bias, g.input_dilation, cut, added, g.channels, g.kernel_dilation)
+    cut = tuple(span - 1 for span in g.spans)
+    y = function(_padded(x, g), weight, bias, 1, cut, 0, g.channels, g.kernel_dilation)
+    return y[(..., *(slice(None, None, step) for step in g.strides))]
+
+
 def unfold(x: torch.Tensor, g: Geometry) -> torch.Tensor:
     """Return the windows as columns `(N, C, taps, L)`, by `F.unfold`; in 3-D, which it lacks, by `Tensor.unfold`."""
     n, channels = x.shape[:2]
@@ -362,6 +380,12 @@ ALGORITHMS = {
         False,
         "convolution",
         "F.conv2d(x, weight, bias, ..., groups=C)",
+    ),
+    "conv_transpose2d": _algorithm(
+        conv_transpose,
+        True,
+        "transposed convolution",
+        "F.conv_transpose2d(x, weight.flip((2, 3)), bias, ..., groups=C)",
     ),
     "windows": _algorithm(
         windows,

@@ -109,7 +109,8 @@ def parity(
                 orders.append(reveal(each if dy is None else InputGradient(each, case), subject))
                 replayed = replay(orders[-1], subject)
         emulated = each if isinstance(each, Implementation) and each.emulation else None
-        outputs.append(Output(each.name, y, target, arithmetic, replayed, emulated))
+        framework = each.framework if isinstance(each, Implementation) else ""
+        outputs.append(Output(each.name, y, target, arithmetic, replayed, emulated, framework))
         if dy is None:
             tests.append(integer_test(each, case, arithmetic))
     _log.info("comparing %s", ", ".join(output.name for output in outputs))

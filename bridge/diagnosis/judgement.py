@@ -15,6 +15,7 @@ from bridge.diagnosis.output import Output
 from bridge.diagnosis.precision.emulation import Evidence, on_platform
 from bridge.diagnosis.precision.quantised import quantised
 from bridge.diagnosis.precision.search import lower_accumulator, lower_precision
+from bridge.diagnosis.precision.steps import rounded_to_steps
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,6 +55,6 @@ def _explain(output: Output) -> Finding:
         search = Search(output)
         if output.target.affordable:
             found = lower_precision(output) or search.one_mistake() or quantised(output)
-            if found := found or search.two_mistakes() or lower_accumulator(output):
+            if found := found or search.two_mistakes() or rounded_to_steps(output) or lower_accumulator(output):
                 return found
         return locate(output, search.near_misses)

@@ -14,6 +14,8 @@ from bridge.numerics import Arithmetic
 
 #: Elements on which a hypothesis is tried before it is tested on all.
 _SAMPLE = 384
+#: Least evidence for a hypothesis, in bits. A search tries some hundred mistakes, or some thousand pairs.
+_BITS = 24.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,6 +29,7 @@ class Output:
       declared: the arithmetic that its implementation declares; None means the weakest conventional one.
       replayed: y recomputed in its revealed accumulation order; None if that was not tried.
       emulated: the implementation of y, if it emulates a platform.
+      framework: "torch", "jax" or "numpy", for fixes in its layout and words; empty for channels last.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Output:
     declared: Arithmetic | None = None
     replayed: np.ndarray | None = None
     emulated: Implementation | None = None
+    framework: str = ""
 
     def __post_init__(self) -> None:
         name, y, target = self.name, self.y, self.target
@@ -94,3 +98,16 @@ class Output:
     def explained_by(self, expected: Expected, flat: np.ndarray | None = None) -> bool:
         """Return whether every element is as expected; of the elements `flat` only, if given."""
         return not self.unexplained_by(expected, flat).any()
+
+    def is_proved_by(self, expected: Expected, explained: np.ndarray | None = None) -> bool:
+        """Return whether the elements `explained` are too many, and hit too well, to be as expected by accident.
+
+        The other hypothesis is that each of them is wrong for itself. Its error is then any number as large as the one
+        that is seen, so it falls within what is expected with a probability of at most allowed / |error|. The elements
+        outside the bound alone count: a hypothesis that changes nothing but the bound has no evidence.
+        """
+        counted = self.outside if explained is None else self.outside & explained
+        error = np.abs(self.y[counted].astype(np.float64) - self.expected.reference[counted])
+        with np.errstate(all="ignore"):
+            bits = np.log2(error / expected.allowed[counted])
+        return bool(np.maximum(np.nan_to_num(bits, posinf=np.inf), 0).sum() >= _BITS)

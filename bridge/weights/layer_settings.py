@@ -12,6 +12,7 @@ import numpy as np
 from bridge.weights.names import plain_names, without_wrappers
 from bridge.weights.rules import RuleBook
 from bridge.weights.trees import FlaxLayer
+from jaxdw.conv_transpose import transposed_padding
 from jaxdw.geometry import Geometry, spatial_tuple
 
 #: Paddings of PyTorch by the name that `Geometry` has for them; Flax has no "replicate".
@@ -102,10 +103,15 @@ def _one_minus(momentum: float) -> str:
 
 
 def _conv_differences(theirs: Any, ours: Any, padded_before: bool) -> Iterator[tuple[str, str]]:
-    if getattr(theirs, "transposed", False):
-        yield f"a transposed convolution, the target a {type(ours).__name__}", "a transposed convolution in its place"
+    if getattr(theirs, "transposed", False) != hasattr(ours, "output_padding"):
+        kind = "a transposed convolution" if getattr(theirs, "transposed", False) else "a convolution"
+        yield f"{kind}, the target a {type(ours).__name__}", f"{kind} in its place"
         return
-    if not hasattr(ours, "strides"):
+    if hasattr(ours, "output_padding"):
+        yield from _transpose_differences(theirs, ours)
+    elif hasattr(ours, "initial_state"):
+        yield from _causal_differences(theirs)
+    if hasattr(ours, "output_padding") or not hasattr(ours, "strides"):
         return
     rank = len(theirs.kernel_size)
     names = {"stride": "strides", "dilation": "kernel_dilation"}
@@ -130,6 +136,36 @@ def _conv_differences(theirs: Any, ours: Any, padded_before: bool) -> Iterator[t
         said = f"padding {_compact(wanted)}{_with_mode(mode)}, the target's padding is {ours.padding!r}"
         said += f", which is {pads} at {size} positions" if isinstance(ours.padding, str) else ""
         yield said, f"padding={_as_argument(wanted, mode)}"
+
+
+def _transpose_differences(theirs: Any, ours: Any) -> Iterator[tuple[str, str]]:
+    """Compare the settings of two transposed depthwise layers, whose numbers mean the same."""
+    rank = len(theirs.kernel_size)
+    names = {"stride": "strides", "dilation": "kernel_dilation", "output_padding": "output_padding"}
+    for torch_name, name in names.items():
+        wanted, given = tuple(getattr(theirs, torch_name)), _per_axis(name, getattr(ours, name), rank, 0)
+        if wanted != given:
+            yield f"{torch_name} {wanted}, the target has {name} {given}", f"{name}={wanted}"
+    if theirs.groups != ours.features:
+        yield f"groups {theirs.groups}, the target's features are {ours.features}", f"features={theirs.groups}"
+    wanted = tuple(theirs.padding)
+
+    def padded(padding: Any) -> Any:
+        return transposed_padding(theirs.kernel_size, tuple(theirs.stride), padding, 0, tuple(theirs.dilation))
+
+    if _pads_itself(theirs) and (ours.padding == "CIRCULAR" or padded(ours.padding) != padded(wanted)):
+        yield f"padding {wanted}, the target's padding is {ours.padding!r}", f"padding={wanted}"
+
+
+def _causal_differences(theirs: Any) -> Iterator[tuple[str, str]]:
+    """Compare with a causal convolution: stride and dilation are 1, and the padding is none, or all at the front."""
+    for name in ("stride", "dilation"):
+        if (value := tuple(getattr(theirs, name))) != (1,):
+            yield f"{name} {value}, and a causal convolution has 1", "a DepthwiseConv in its place"
+    taps = theirs.kernel_size[0]
+    if _pads_itself(theirs) and (theirs.padding not in ((0,), (taps - 1,)) or theirs.padding_mode != "zeros"):
+        said = f"padding {theirs.padding}{_with_mode(theirs.padding_mode)}"
+        yield f"{said}, and a causal convolution has {taps - 1} zeros before the start", "a DepthwiseConv in its place"
 
 
 def _other_size(theirs: Any, ours: Any, wanted: tuple[tuple[int, int], ...], mode: str) -> tuple[int, str] | None:
@@ -179,8 +215,10 @@ def _pads_itself(theirs: Any) -> bool:
     return all(getattr(each, "__module__", "").startswith("torch.nn.") for each in own)
 
 
-def _per_axis(name: str, value: Any, rank: int) -> tuple[int, ...]:
-    return (1,) * rank if value is None else (value,) * rank if isinstance(value, int) else spatial_tuple(name, value)
+def _per_axis(name: str, value: Any, rank: int, smallest: int = 1) -> tuple[int, ...]:
+    if value is None or isinstance(value, int):
+        return (1 if value is None else value,) * rank
+    return spatial_tuple(name, value, smallest)
 
 
 def _compact(pads: tuple[tuple[int, int], ...]) -> str:

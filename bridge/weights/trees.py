@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bridge.weights.layouts import KINDS
+from bridge.weights.layouts import KINDS, depthwise_transpose_kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +85,10 @@ class ParameterTree:
     def _of_module(cls, module: Any) -> ParameterTree:
         from flax import nnx
 
-        from jaxdw.nnx import DepthwiseConv
+        from jaxdw.nnx import CausalConv1d, DepthwiseConv, DepthwiseConvTranspose
 
         kinds = {
-            (nnx.Conv, DepthwiseConv): "conv",
+            (nnx.Conv, DepthwiseConv, CausalConv1d): "conv",
             (nnx.Linear,): "linear",
             (nnx.BatchNorm,): "batch_norm",
             (nnx.LayerNorm, nnx.GroupNorm, nnx.RMSNorm, nnx.InstanceNorm): "norm",
@@ -96,7 +96,10 @@ class ParameterTree:
         }
         layers, others, sequences = {}, {}, set()
         for path, part in ((_dotted(path), part) for path, part in nnx.iter_modules(module)):
-            if kind := next((kind for types, kind in kinds.items() if isinstance(part, types)), None):
+            kind = next((kind for types, kind in kinds.items() if isinstance(part, types)), None)
+            if isinstance(part, DepthwiseConvTranspose):
+                kind = depthwise_transpose_kind(part.channel_multiplier, not part.transpose_kernel)
+            if kind:
                 layers[path] = FlaxLayer(kind, part)
             elif isinstance(part, nnx.Sequential):
                 sequences.add(path)

@@ -52,7 +52,7 @@ def conv(
 ) -> jax.Array:
     """Return y `(*batch, *output_spatial, C*M)`: one chain of fused multiply-adds in raster order for each element.
 
-    With `flipped` it is the raster order of the flipped kernel.
+    With `flipped` it is the raster order of the flipped kernel. The chain is reversed where the geometry says so.
     """
     operands = (x, kernel) if bias is None else (x, kernel, bias)
     (x, kernel, *biases), geometry = _as_read(operands, geometry, compute, dtype)
@@ -69,6 +69,7 @@ def conv(
         **_attributes(geometry),
         bias_last=epilogue.bias_last,
         flipped=flipped,
+        from_last_tap=geometry.from_last_tap,
         scaled=scaled,
         residual=residual,
         activation=ACTIVATIONS[epilogue.activation],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -125,7 +126,7 @@ def _check_orders(layers: Mapping[str, nnx.Module], orders: Mapping[str, SumOrde
         raise ValueError(f"`arithmetic.orders` has {', '.join(unknown)}, which are no layers of the model")
     for path, layer in layers.items():
         if isinstance(layer, (Linear, Conv)):
-            terms = layer.kernel[...].size // layer.kernel[...].shape[-1]
+            terms = math.prod(layer.kernel.shape[:-1])
             if orders[path].terms != terms:
                 raise ValueError(f"`arithmetic.orders[{path!r}]` has {orders[path].terms} terms, expected {terms}")
             if orders[path].has_bias and layer.bias is None:

@@ -13,16 +13,21 @@ from flax import nnx
 from jax import lax
 
 from jaxdw._arrays import accumulator
-from jaxdw.epilogue import Epilogue, hard_sigmoid, hard_swish, relu6
+from jaxdw.epilogue import Epilogue, hard_sigmoid, hard_swish, relu, relu6
 from jaxdw.lowerings.cpu_fused import in_memory
 from jaxdw.models import dense
 from jaxdw.models.layers import Conv, GlobalAveragePool, Linear
 from jaxdw.nnx import DepthwiseConv
+from jaxdw.norm import batch_norm
+from jaxdw.training import add, axpby, fork
 
 Activation = Callable[[jax.Array], jax.Array]
 
 #: The activations that the epilogue of a convolution has, by its name.
 _NAMES = {nnx.relu: "relu", relu6: "relu6", hard_swish: "hard_swish"}
+
+#: Those that a normalization has in training.
+_FUNCTIONS: dict[str, Activation] = {"relu": relu, "relu6": relu6}
 
 #: The gates that an epilogue has, by its name. Both have the same values but for rounding.
 _GATES = {nnx.hard_sigmoid: "hard_sigmoid", hard_sigmoid: "hard_sigmoid"}
@@ -100,8 +105,8 @@ class BatchNorm(nnx.BatchNorm):
     """`flax.nnx.BatchNorm` with the running variance of PyTorch and TensorFlow.
 
     All three normalize a batch of n values per channel by its biased variance v. For the running variance flax averages
-    v itself, PyTorch and TensorFlow the unbiased v n / (n - 1). The variance is taken in two passes: flax's default,
-    E[x^2] - E[x]^2, loses the digits by which the mean exceeds the deviation.
+    v itself, PyTorch and TensorFlow the unbiased v n / (n - 1). The variance is the mean square of the distances from
+    the mean: flax's default, E[x^2] - E[x]^2, loses the digits by which the mean exceeds the deviation.
     """
 
     def __init__(self, features: int, conventions: Conventions, *, rngs: nnx.Rngs):
@@ -116,31 +121,41 @@ class BatchNorm(nnx.BatchNorm):
         )
         self.is_defined = False  # whether every rounding is that of `Epilogue.batch_norm`
 
-    def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, use_running_average: bool | None = None, *, activation: str | None = None
+    ) -> jax.Array:
         """Normalize x `(*batch, *spatial, C)`; in training also update the statistics.
 
+        In training it is `jaxdw.batch_norm`, with its activation.
+
         Raises:
-          ValueError: one value per channel in training, which has no variance. A model with an arithmetic in training.
+          ValueError: one value per channel in training, which has no variance.
         """
         if use_running_average is None:
             use_running_average = self.use_running_average
-        if self.is_defined:
-            if not use_running_average:
-                raise ValueError("`arithmetic` defines inference alone: use `model.eval()`, or `arithmetic=None`")
+        if use_running_average and self.is_defined:
             dtype = jnp.result_type(x) if self.dtype is None else jnp.dtype(self.dtype)
-            return self.epilogue(None).apply(x.astype(accumulator(dtype)), x.ndim - 2, dtype)
+            return self.epilogue(activation).apply(x.astype(accumulator(dtype)), x.ndim - 2, dtype)
         if use_running_average:
-            return super().__call__(x, use_running_average=True)
+            y = super().__call__(x, use_running_average=True)
+            return y if activation is None else _FUNCTIONS[activation](y)
         n = math.prod(x.shape[:-1])
         if n < 2:
             raise ValueError(
                 f"`x` has shape {x.shape}, expected more than one value per channel in training: "
                 "use a larger batch or image, or `model.eval()`"
             )
-        kept = self.momentum * self.var[...]
-        y = super().__call__(x, use_running_average=False)
-        self.var[...] += (self.var[...] - kept) / (n - 1)
-        return y
+        assert self.mean is not None and self.scale is not None and self.bias is not None
+        scale, bias = self.scale[...], self.bias[...]
+        dtype = jnp.result_type(x, scale, bias) if self.dtype is None else jnp.dtype(self.dtype)
+        x = x.astype(dtype) if self.dtype is None else x
+        wide = accumulator(x.dtype)
+        y, mean, var = batch_norm(x, scale.astype(wide), bias.astype(wide), epsilon=self.epsilon, activation=activation)
+        new = 1 - self.momentum
+        for kept, statistic, weight in ((self.mean, mean, new), (self.var, var, new * n / (n - 1))):
+            old = lax.stop_gradient(kept[...])
+            kept[...] = axpby(weight, lax.stop_gradient(statistic).astype(old.dtype), self.momentum, old)
+        return y.astype(dtype)
 
     def epilogue(self, activation: str | None, residual: jax.Array | None = None) -> Epilogue:
         """Return the normalization by running statistics, residual and activation, as what follows a convolution."""
@@ -205,8 +220,17 @@ class ConvNormAct(nnx.Module):
             named = None if activation is None else _NAMES.get(activation)
             x = self.conv(x, epilogue=self.norm.epilogue(named, residual))
             return x if activation is None or named else activation(x)
+        named = None if activation is None else _NAMES.get(activation)
+        if not self.norm.use_running_average:
+            if self.norm.is_defined and activation is not None and named not in _FUNCTIONS:
+                raise ValueError(
+                    f"`arithmetic` has {activation!r} in inference alone, in training {' and '.join(_FUNCTIONS)}: "
+                    "use `model.eval()`, or `arithmetic=None`"
+                )
+            if residual is None and named in _FUNCTIONS:
+                return self.norm(self.conv(x), activation=named)
         x = self.norm(self.conv(x))
-        x = x if residual is None else residual + x
+        x = x if residual is None else add(residual, x) if self.norm.is_defined else residual + x
         return x if activation is None else activation(x)
 
     @property
@@ -284,7 +308,16 @@ class InvertedResidual(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `(*batch, H, W, in)` to `(*batch, H / stride, W / stride, out)`."""
-        y = x if self.expand is None else self.expand(x)
+        norm = self.project.norm
+        if self.squeeze_excite is not None and norm.is_defined and not norm.use_running_average:
+            raise ValueError(
+                "`arithmetic` has squeeze-and-excite in inference alone: use `model.eval()`, or `arithmetic=None`"
+            )
+        if self.residual and norm.is_defined:
+            x, y = fork(x)
+        else:
+            y = x
+        y = y if self.expand is None else self.expand(y)
         y = self.depthwise(y)
         y = y if self.squeeze_excite is None else self.squeeze_excite(y)
         if self.residual and self.project.activation is None:

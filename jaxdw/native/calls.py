@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from jaxdw.sum_order import SumOrder
 TYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
 
 #: Activations by number, likewise.
-ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2, "hard_swish": 3, "hard_sigmoid": 4}
+ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2, "hard_swish": 3, "hard_sigmoid": 4, "silu": 5}
 
 
 def conv(
@@ -146,6 +147,108 @@ def matmul(
     )
 
 
+def batch_norm(
+    arrays: Sequence[int],
+    shape: tuple[int, int],
+    dtype: str,
+    *,
+    epsilon: float,
+    activation: str | None = None,
+    threads: int = 1,
+    isa: str | None = None,
+) -> None:
+    """Write y, mean and variance of dense arrays; see `jaxdw.batch_norm`.
+
+    Args:
+      arrays: the addresses of x, scale, bias, y, mean and variance.
+      shape: rows and channels of x and y, which are of `dtype`. All else is float64 for float64, else float32.
+      activation: None, "relu" or "relu6".
+
+    Raises:
+      as `conv`.
+    """
+    _check(
+        native.library().jaxdw_batch_norm(
+            *_start(isa, threads, dtype),
+            *map(ctypes.c_int64, shape),
+            ctypes.c_double(epsilon),
+            ACTIVATIONS[activation],
+            *map(_address, arrays),
+        ),
+        isa,
+    )
+
+
+def batch_norm_gradient(
+    arrays: Sequence[int],
+    shape: tuple[int, int],
+    dtype: str,
+    *,
+    epsilon: float,
+    activation: str | None = None,
+    threads: int = 1,
+    isa: str | None = None,
+) -> None:
+    """Write dx, dscale and dbias; otherwise as `batch_norm`.
+
+    Args:
+      arrays: the addresses of x, scale, bias, mean, variance, dy, dx, dscale and dbias; dx may be dy.
+    """
+    _check(
+        native.library().jaxdw_batch_norm_gradient(
+            *_start(isa, threads, dtype),
+            *map(ctypes.c_int64, shape),
+            ctypes.c_double(epsilon),
+            ACTIVATIONS[activation],
+            *map(_address, arrays),
+        ),
+        isa,
+    )
+
+
+def cross_entropy(
+    logits: int,
+    labels: int,
+    ct: int | None,
+    result: int,
+    shape: tuple[int, int],
+    dtype: str,
+    *,
+    threads: int = 1,
+    isa: str | None = None,
+) -> None:
+    """Write the mean cross entropy, one number; with `ct`, one number, the gradient by the logits instead.
+
+    Args:
+      labels: int32, one for each row.
+      shape: rows and classes.
+
+    Raises:
+      as `conv`.
+    """
+    addresses = map(_address, (logits, labels, ct, result))
+    _check(
+        native.library().jaxdw_cross_entropy(*_start(isa, threads, dtype), *map(ctypes.c_int64, shape), *addresses), isa
+    )
+
+
+def axpby(arrays: Sequence[int], count: int, dtype: str, *, threads: int = 1, isa: str | None = None) -> None:
+    """Write a x + b y of `count` numbers.
+
+    Args:
+      arrays: the addresses of the factors a and b, float64 for float64, else float32; of x, y and the result.
+
+    Raises:
+      as `conv`.
+    """
+    addresses = map(_address, arrays)
+    _check(native.library().jaxdw_axpby(*_start(isa, threads, dtype), ctypes.c_int64(count), *addresses), isa)
+
+
+def _start(isa: str | None, threads: int, dtype: str) -> tuple[bytes | None, ctypes.c_int64, int]:
+    return None if isa is None else isa.encode(), ctypes.c_int64(threads), TYPES[dtype]
+
+
 def three(values: tuple[int, ...], missing: int) -> tuple[int, ...]:
     """Return one value for each of three spatial axes, the last ones being given."""
     return (missing,) * (3 - len(values)) + values
@@ -159,7 +262,8 @@ def geometry_numbers(geometry: Geometry) -> np.ndarray:
     axes = ((geometry.spatial, 1), (geometry.kernel_size, 1), (geometry.output_spatial, 1), (geometry.strides, 1))
     factors = ((low, 0), (geometry.kernel_dilation, 1), (geometry.input_dilation, 1))
     sizes = (math.prod(geometry.batch), geometry.channels)
-    return np.array([*sizes, *(v for values, one in axes + factors for v in three(values, one))], np.int64)
+    numbers = [*sizes, *(v for values, one in axes + factors for v in three(values, one)), geometry.from_last_tap]
+    return np.array(numbers, np.int64)
 
 
 def _address(value: int | None) -> ctypes.c_void_p:

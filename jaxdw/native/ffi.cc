@@ -183,17 +183,18 @@ struct Rest {
       shift = operand(rest, next++, "shift", of_channels, sum);
     }
     if (has_residual) residual = operand(rest, next++, "residual", y, type);
-    expect(number >= 0 && number <= 4, "`activation` is " + std::to_string(number) + ", expected a number from 0 to 4");
+    expect(number >= 0 && number <= 5, "`activation` is " + std::to_string(number) + ", expected a number from 0 to 5");
     activation = Activation(number);
   }
 };
 
 ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::RemainingArgs rest,
                 ffi::Result<ffi::AnyBuffer> y, Dimensions strides, Dimensions padding, Dimensions kernel_dilation,
-                Dimensions input_dilation, bool bias_last, bool flipped, bool scaled, bool residual,
+                Dimensions input_dilation, bool bias_last, bool flipped, bool from_last_tap, bool scaled, bool residual,
                 int64_t activation) {
   return checked([&] {
     Geometry g = geometry_of(x, "kernel", kernel, "y", *y, strides, padding, kernel_dilation, input_dilation);
+    g.from_last_tap = from_last_tap;
     Conv conv{g, type_of("x", x), Bias::none, x.untyped_data(), kernel.untyped_data(), nullptr, y->untyped_data(),
               flipped};
     Rest given(rest, g.channels, y->dimensions(), conv.type, scaled, residual, activation);
@@ -258,6 +259,108 @@ ffi::Error matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w, ffi:
   });
 }
 
+// The data of a buffer of a type and a shape.
+void* data_of(const char* name, ffi::AnyBuffer buffer, Dimensions sizes, Type type) {
+  std::string quoted = "`" + std::string(name) + "`";
+  Dimensions is = buffer.dimensions();
+  expect(is.size() == sizes.size() && std::equal(is.begin(), is.end(), sizes.begin()),
+         quoted + " has shape " + text(is) + ", expected " + text(sizes));
+  expect(type_of(name, buffer) == type, quoted + " has another element type than expected beside `x`");
+  return buffer.untyped_data();
+}
+
+Type wide(Type type) { return type == Type::f64 ? Type::f64 : Type::f32; }
+
+// x (*batch, channels) as rows, with the settings that a normalization and its gradient share.
+template <class Of>
+void read_batch_norm(Of& of, ffi::AnyBuffer x, double epsilon, int64_t activation) {
+  Dimensions sizes = x.dimensions();
+  check_axes("x", sizes, sizes.size() >= 1, "1 or more");
+  of.type = type_of("x", x), of.x = x.untyped_data(), of.channels = sizes.back(), of.rows = 1;
+  for (size_t axis = 0; axis + 1 < sizes.size(); ++axis) of.rows *= sizes[axis];
+  expect(epsilon >= 0, "`epsilon` is " + std::to_string(epsilon) + ", expected 0 or more");
+  of.epsilon = epsilon;
+  expect(activation >= 0 && activation <= 2,
+         "`activation` is " + std::to_string(activation) + ", expected a number from 0 to 2");
+  of.activation = Activation(activation);
+}
+
+ffi::Error batch_norm(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer scale, ffi::AnyBuffer bias,
+                      ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::AnyBuffer> mean,
+                      ffi::Result<ffi::AnyBuffer> var, double epsilon, int64_t activation) {
+  return checked([&] {
+    BatchNorm of{};
+    read_batch_norm(of, x, epsilon, activation);
+    Dimensions channels(&of.channels, 1);
+    of.scale = data_of("scale", scale, channels, wide(of.type));
+    of.bias = data_of("bias", bias, channels, wide(of.type));
+    of.y = data_of("y", *y, x.dimensions(), of.type);
+    of.mean = data_of("mean", *mean, channels, wide(of.type));
+    of.var = data_of("var", *var, channels, wide(of.type));
+    PoolThreads threads(pool);
+    kernels_of(nullptr)->batch_norm(of, threads);
+  });
+}
+
+ffi::Error batch_norm_gradient(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer scale, ffi::AnyBuffer bias,
+                               ffi::AnyBuffer mean, ffi::AnyBuffer var, ffi::AnyBuffer dy,
+                               ffi::Result<ffi::AnyBuffer> dx, ffi::Result<ffi::AnyBuffer> dscale,
+                               ffi::Result<ffi::AnyBuffer> dbias, double epsilon, int64_t activation) {
+  return checked([&] {
+    BatchNormGradient of{};
+    read_batch_norm(of, x, epsilon, activation);
+    Dimensions channels(&of.channels, 1);
+    of.scale = data_of("scale", scale, channels, wide(of.type));
+    of.bias = data_of("bias", bias, channels, wide(of.type));
+    of.mean = data_of("mean", mean, channels, wide(of.type));
+    of.var = data_of("var", var, channels, wide(of.type));
+    of.dy = data_of("dy", dy, x.dimensions(), of.type);
+    of.dx = data_of("dx", *dx, x.dimensions(), of.type);
+    of.dscale = data_of("dscale", *dscale, channels, wide(of.type));
+    of.dbias = data_of("dbias", *dbias, channels, wide(of.type));
+    PoolThreads threads(pool);
+    kernels_of(nullptr)->batch_norm_gradient(of, threads);
+  });
+}
+
+// The loss of logits and labels; with a third operand, its gradient.
+ffi::Error cross_entropy(ffi::ThreadPool pool, ffi::AnyBuffer logits, ffi::AnyBuffer labels, ffi::RemainingArgs rest,
+                         ffi::Result<ffi::AnyBuffer> result) {
+  return checked([&] {
+    CrossEntropy of{};
+    Dimensions sizes = logits.dimensions(), of_labels = labels.dimensions();
+    check_axes("logits", sizes, sizes.size() == 2, "2");
+    of.rows = sizes[0], of.classes = sizes[1];
+    of.type = type_of("logits", logits), of.logits = logits.untyped_data();
+    expect(of_labels.size() == 1 && of_labels[0] == of.rows,
+           "`labels` has shape " + text(of_labels) + ", expected (" + std::to_string(of.rows) + ",)");
+    expect(labels.element_type() == ffi::DataType::S32, "`labels` has an element type that is not s32");
+    of.labels = static_cast<const int32_t*>(labels.untyped_data());
+    expect(rest.size() < 2, "there are " + std::to_string(rest.size() + 2) + " operands, expected at most 3");
+    if (rest.size()) of.ct = operand(rest, 0, "ct", Dimensions(&of.rows, 0), of.type);
+    of.result = data_of("result", *result, rest.size() ? sizes : Dimensions(&of.rows, 0), of.type);
+    PoolThreads threads(pool);
+    kernels_of(nullptr)->cross_entropy(of, threads);
+  });
+}
+
+ffi::Error axpby(ffi::ThreadPool pool, ffi::AnyBuffer factors, ffi::AnyBuffer x, ffi::AnyBuffer y,
+                 ffi::Result<ffi::AnyBuffer> result) {
+  return checked([&] {
+    Axpby of{};
+    Dimensions sizes = x.dimensions();
+    check_axes("x", sizes, true, "any");
+    of.count = int64_t(x.element_count());
+    of.type = type_of("x", x), of.x = x.untyped_data();
+    const int64_t two = 2;
+    of.factors = data_of("factors", factors, Dimensions(&two, 1), wide(of.type));
+    of.y = data_of("y", y, sizes, of.type);
+    of.result = data_of("result", *result, sizes, of.type);
+    PoolThreads threads(pool);
+    kernels_of(nullptr)->axpby(of, threads);
+  });
+}
+
 }  // namespace
 }  // namespace jaxdw
 
@@ -276,6 +379,7 @@ XLA_FFI_DEFINE_HANDLER(conv_handler, jaxdw::conv,
                            .Attr<jaxdw::Dimensions>("input_dilation")
                            .Attr<bool>("bias_last")
                            .Attr<bool>("flipped")
+                           .Attr<bool>("from_last_tap")
                            .Attr<bool>("scaled")
                            .Attr<bool>("residual")
                            .Attr<int64_t>("activation"));
@@ -313,3 +417,56 @@ JAXDW_EXPORT XLA_FFI_Error* jaxdw_kernel_gradient_ffi(XLA_FFI_CallFrame* frame) 
 }
 
 JAXDW_EXPORT XLA_FFI_Error* jaxdw_matmul_ffi(XLA_FFI_CallFrame* frame) { return matmul_handler(frame); }
+
+XLA_FFI_DEFINE_HANDLER(batch_norm_handler, jaxdw::batch_norm,
+                       xla::ffi::Ffi::Bind()
+                           .Ctx<xla::ffi::ThreadPool>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Ret<xla::ffi::AnyBuffer>()
+                           .Ret<xla::ffi::AnyBuffer>()
+                           .Ret<xla::ffi::AnyBuffer>()
+                           .Attr<double>("epsilon")
+                           .Attr<int64_t>("activation"));
+
+XLA_FFI_DEFINE_HANDLER(batch_norm_gradient_handler, jaxdw::batch_norm_gradient,
+                       xla::ffi::Ffi::Bind()
+                           .Ctx<xla::ffi::ThreadPool>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Ret<xla::ffi::AnyBuffer>()
+                           .Ret<xla::ffi::AnyBuffer>()
+                           .Ret<xla::ffi::AnyBuffer>()
+                           .Attr<double>("epsilon")
+                           .Attr<int64_t>("activation"));
+
+XLA_FFI_DEFINE_HANDLER(cross_entropy_handler, jaxdw::cross_entropy,
+                       xla::ffi::Ffi::Bind()
+                           .Ctx<xla::ffi::ThreadPool>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .RemainingArgs()
+                           .Ret<xla::ffi::AnyBuffer>());
+
+XLA_FFI_DEFINE_HANDLER(axpby_handler, jaxdw::axpby,
+                       xla::ffi::Ffi::Bind()
+                           .Ctx<xla::ffi::ThreadPool>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Ret<xla::ffi::AnyBuffer>());
+
+JAXDW_EXPORT XLA_FFI_Error* jaxdw_batch_norm_ffi(XLA_FFI_CallFrame* frame) { return batch_norm_handler(frame); }
+
+JAXDW_EXPORT XLA_FFI_Error* jaxdw_batch_norm_gradient_ffi(XLA_FFI_CallFrame* frame) {
+  return batch_norm_gradient_handler(frame);
+}
+
+JAXDW_EXPORT XLA_FFI_Error* jaxdw_cross_entropy_ffi(XLA_FFI_CallFrame* frame) { return cross_entropy_handler(frame); }
+
+JAXDW_EXPORT XLA_FFI_Error* jaxdw_axpby_ffi(XLA_FFI_CallFrame* frame) { return axpby_handler(frame); }

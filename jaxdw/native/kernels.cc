@@ -279,6 +279,7 @@ void outputs_of(const Block<T, Sum>& block, int64_t from, int64_t to, T* y) {
 
 template <class T>
 JAXDW_INLINE void fetch(const T* from, int64_t count) {
+  if (count < 0) from += count, count = -count;
   for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(from + i);
 }
 
@@ -315,12 +316,24 @@ constexpr int64_t most_cached = 6 << 20;
 // from the system each time: its pages have just been zeroed, so they are in the cache, and stores past it are slower.
 constexpr int64_t least_streamed = 16 << 20, least_fresh = 32 << 20;
 
+// The same convolution of x and y that are reversed along their spatial axes: the last tap is the first.
+Conv mirrored(Conv conv) {
+  Geometry& g = conv.geometry;
+  for (int axis = 0; axis < 3; ++axis) {
+    int64_t read = (g.out[axis] - 1) * g.strides[axis] + (g.kernel[axis] - 1) * g.kernel_dilation[axis];
+    g.padding[axis] = read - g.padding[axis] - (g.in[axis] - 1) * g.input_dilation[axis];
+  }
+  conv.flipped = !conv.flipped;
+  return conv;
+}
+
 // A convolution as rows of outputs that are computed independently, some of them cut into parts.
 template <class V, class T, class Sum>
 class ConvRows : public Parts {
  public:
-  ConvRows(const Conv& conv, int64_t threads) : conv_(conv) {
-    const Geometry& g = conv.geometry;
+  ConvRows(const Conv& conv, int64_t threads) : conv_(conv.geometry.from_last_tap ? mirrored(conv) : conv) {
+    const Geometry& g = conv_.geometry;
+    pixel_ = g.from_last_tap ? -g.channels : g.channels;
     taps_ = g.kernel[0] * g.kernel[1] * g.kernel[2];
     if constexpr (std::is_same_v<T, Sum>) {
       kernel_ = static_cast<const Sum*>(conv.kernel);
@@ -453,7 +466,7 @@ class ConvRows : public Parts {
     bool shares = p.taps > 1 && (x_output == p.x_tap || (x_output == 2 * p.x_tap && together > 2));
     if (!shares) passes = p.taps, together = 1;
     int64_t x_step = shares ? p.x_tap : x_output, apart = x_output / x_step;
-    int64_t weights = g.channels * wide;
+    int64_t weights = g.channels * wide, beside = g.from_last_tap ? channels - g.channels : 0;
     bool was_whole = false;
     for (int64_t output = 0; output < count; output += size) {
       int64_t outputs = std::min(size, count - output), x = p.x + (from + output * wide) * p.x_output;
@@ -472,7 +485,7 @@ class ConvRows : public Parts {
         int64_t at = x + tap * p.x_tap;
         for (int64_t i = 0; i < apart * (outputs - 1) + group.taps; ++i)
           if (at + i * x_step >= 0 && at + i * x_step < g.in[2]) group.columns |= 1u << i;
-        group.x = tap * p.x_tap * g.channels;
+        group.x = tap * p.x_tap * pixel_;
         group.w = (p.tap + tap * p.tap_step) * weights;
         if (conv_.flipped) group.w = -group.w;
         if (group.columns) groups_.push_back(group);
@@ -480,14 +493,14 @@ class ConvRows : public Parts {
       }
       segment.blocks = 1;
       segment.channels = channels;
-      segment.y = (p.y + (from + output * wide) * p.y_output) * g.channels;
-      segment.x_next = outputs * x_output * g.channels;
-      segment.y_next = outputs * p.y_output * weights;
+      segment.y = (p.y + (from + output * wide) * p.y_output) * pixel_ - beside;
+      segment.x_next = outputs * x_output * pixel_;
+      segment.y_next = outputs * p.y_output * wide * pixel_;
       block.group_count = int64_t(groups_.size()) - segment.first_group;
-      block.x = x * g.channels;
-      block.x_step = x_step * g.channels;
+      block.x = x * pixel_ - beside;
+      block.x_step = x_step * pixel_;
       block.w_step = p.tap_step * weights;
-      block.y_step = p.y_output * weights;
+      block.y_step = p.y_output * wide * pixel_;
       block.outputs = int(outputs);
       block.kernel = wide > 1 ? std::as_const(group_kernel_).data() : kernel_;
       block.line_step = weights * g.kernel[2];
@@ -529,15 +542,17 @@ class ConvRows : public Parts {
   void lines_of(int64_t number, Row& to) {
     const Geometry& g = conv_.geometry;
     int64_t row = number % g.out[1], depth = number / g.out[1] % g.out[0], image = number / g.out[1] / g.out[0];
-    const T* x = static_cast<const T*>(conv_.x) + image * g.in[0] * g.in[1] * g.in[2] * g.channels;
-    to.y = static_cast<T*>(conv_.y) + number * g.out[2] * g.channels;
+    int64_t in = g.in[0] * g.in[1] * g.in[2], out = g.out[0] * g.out[1] * g.out[2], last = g.from_last_tap;
+    const T* x = static_cast<const T*>(conv_.x) + (image * in + last * (in - 1)) * g.channels;
+    T* y_of_image = static_cast<T*>(conv_.y) + (image * out + last * (out - 1)) * g.channels;
+    to.y = y_of_image + (depth * g.out[1] + row) * g.out[2] * pixel_;
     to.lines.clear();
     for (int64_t i = 0; i < g.kernel[0]; ++i) {
       int64_t z = input_at(g, 0, depth, i);
       if (z < 0) continue;
       for (int64_t j = 0; j < g.kernel[1]; ++j) {
         int64_t y = input_at(g, 1, row, j);
-        if (y >= 0) to.lines.push_back({x + (z * g.in[1] + y) * g.in[2] * g.channels, i * g.kernel[1] + j});
+        if (y >= 0) to.lines.push_back({x + (z * g.in[1] + y) * g.in[2] * pixel_, i * g.kernel[1] + j});
       }
     }
   }
@@ -551,7 +566,7 @@ class ConvRows : public Parts {
     int64_t inputs = ceil_div(most_outputs * taps_, 3);  // about so many for 3x3
     if (rows.size() > 1) chunk = std::min(chunk, cached_inputs / int64_t(sizeof(T)) / inputs);
     chunk = std::max(chunk / unit * unit, unit);
-    int64_t x_row = g.in[2] * g.channels, ahead = std::min(g.strides[1], g.kernel[1]);
+    int64_t x_row = g.in[2] * pixel_, ahead = std::min(g.strides[1], g.kernel[1]);
     for (int64_t from = 0; from < segment.channels; from += chunk) {
       int64_t to = std::min(segment.channels, from + chunk);
       for (int64_t b = begin; b < end; ++b) {
@@ -564,7 +579,7 @@ class ConvRows : public Parts {
           if (is_large_ && from == 0 && block.line_count) {
             const T* next = block.lines[block.line_count - 1].x + block.x + g.strides[1] * x_row;
             for (int64_t i = 0; i < ahead; ++i) fetch(next - i * x_row, segment.x_next);
-            if (g.strides[1] == 1 && !streams_) fetch(y + g.out[2] * g.channels, segment.y_next);
+            if (g.strides[1] == 1 && !streams_) fetch(y + g.out[2] * pixel_, segment.y_next);
           }
           segment.run(block, from, to, y);
         }
@@ -572,10 +587,10 @@ class ConvRows : public Parts {
     }
   }
 
-  const Conv& conv_;
+  const Conv conv_;
   std::vector<Segment> segments_;
   std::vector<Group> groups_;
-  int64_t taps_, blocks_ = 0, rows_, rows_at_once_, rows_together_, pieces_, parts_;
+  int64_t pixel_, taps_, blocks_ = 0, rows_, rows_at_once_, rows_together_, pieces_, parts_;
   bool is_large_, streams_, has_epilogue_;
   const Sum *kernel_, *bias_;
   Epilogue<T, Sum> epilogue_, group_epilogue_;
@@ -834,9 +849,13 @@ void kernel_gradient(const KernelGradient& of, Threads& threads) {
 }  // namespace
 
 void matmul(const Matmul&, Threads&);
+void batch_norm(const BatchNorm&, Threads&);
+void batch_norm_gradient(const BatchNormGradient&, Threads&);
+void cross_entropy(const CrossEntropy&, Threads&);
+void axpby(const Axpby&, Threads&);
 
 extern const Kernels kernels;
-const Kernels kernels = {conv, kernel_gradient, matmul};
+const Kernels kernels = {conv, kernel_gradient, matmul, batch_norm, batch_norm_gradient, cross_entropy, axpby};
 
 }  // namespace JAXDW_ISA
 }  // namespace jaxdw

@@ -18,13 +18,14 @@ struct f16 {
 
 enum class Type { f32, f64, bf16, f16 };
 enum class Bias { none, first, last };
-enum class Activation { none, relu, relu6, hard_swish, hard_sigmoid };
+enum class Activation { none, relu, relu6, hard_swish, hard_sigmoid, silu };
 
 // Three spatial axes; a convolution of fewer has leading axes of size 1. All arrays are dense, channels last.
 struct Geometry {
   int64_t images, channels;
   int64_t in[3], kernel[3], out[3];
   int64_t strides[3], padding[3], kernel_dilation[3], input_dilation[3];  // padding: before the first input
+  bool from_last_tap = false;  // whether a convolution adds the taps from the last to the first
 };
 
 // Runs independent parts of a computation, in any order and on any threads.
@@ -104,11 +105,55 @@ struct Matmul {
   double divisor = 1;  // of each sum, before the scale
 };
 
+// x (rows, channels), of `type`, normalized by its own mean and variance: y, of `type`. All else (channels) is float, or
+// double for f64. The activation is none of the hard ones.
+struct BatchNorm {
+  int64_t rows, channels;
+  Type type;
+  double epsilon;
+  Activation activation;
+  const void *x, *scale, *bias;
+  void *y, *mean, *var;
+};
+
+// dx (rows, channels), dscale and dbias (channels), of dy and what the normalization read and wrote. dx may be dy.
+struct BatchNormGradient {
+  int64_t rows, channels;
+  Type type;
+  double epsilon;
+  Activation activation;
+  const void *x, *scale, *bias, *mean, *var, *dy;
+  void *dx, *dscale, *dbias;
+};
+
+// The mean over `rows` of the cross entropy of logits (rows, classes) and the label of each row, 0 to classes - 1: one
+// number `loss`; or, with `ct`, one number that it is multiplied by, `gradient` (rows, classes). All of `type`.
+struct CrossEntropy {
+  int64_t rows, classes;
+  Type type;
+  const void* logits;
+  const int32_t* labels;
+  const void* ct;
+  void* result;
+};
+
+// result = a x + b y, element by element; x, y and result of `type`; a and b, `factors` (2,), float, or double for f64.
+struct Axpby {
+  int64_t count;
+  Type type;
+  const void *factors, *x, *y;
+  void* result;
+};
+
 // All throw std::bad_alloc.
 struct Kernels {
   void (*conv)(const Conv&, Threads&);
   void (*kernel_gradient)(const KernelGradient&, Threads&);
   void (*matmul)(const Matmul&, Threads&);
+  void (*batch_norm)(const BatchNorm&, Threads&);
+  void (*batch_norm_gradient)(const BatchNormGradient&, Threads&);
+  void (*cross_entropy)(const CrossEntropy&, Threads&);
+  void (*axpby)(const Axpby&, Threads&);
 };
 
 // The kernels of an instruction set, or nullptr where this library or this processor has none. Without a name: those

@@ -123,7 +123,7 @@ class MatmulParts : public Parts {
     row_parts_ = divided(of.rows, rows_);
     Sum divisor = Sum(of.divisor);
     epilogue_ = {static_cast<const Sum*>(of.scale),  static_cast<const Sum*>(of.shift), static_cast<const T*>(of.y),
-                 static_cast<const T*>(of.residual), of.activation,                     divisor};
+                 static_cast<const T*>(of.residual), of.activation, divisor};
     has_epilogue_ = of.scale || of.residual || of.activation != Activation::none || divisor != 1;
   }
 

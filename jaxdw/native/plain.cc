@@ -35,13 +35,15 @@ class OwnThreads : public Threads {
   int64_t count_;
 };
 
-// images, channels, and three numbers each: in, kernel, out, strides, padding, kernel dilation, input dilation
+// images, channels, three numbers each: in, kernel, out, strides, padding, kernel dilation, input dilation; and whether
+// the taps are added from the last on
 Geometry geometry_of(const int64_t* numbers) {
   Geometry g;
   g.images = *numbers++;
   g.channels = *numbers++;
   for (auto* to : {&g.in, &g.kernel, &g.out, &g.strides, &g.padding, &g.kernel_dilation, &g.input_dilation})
     for (int64_t& value : *to) value = *numbers++;
+  g.from_last_tap = *numbers != 0;
   return g;
 }
 
@@ -67,7 +69,8 @@ int checked(const char* isa, int64_t threads, Of of) {
 #define JAXDW_EXPORT extern "C" __attribute__((visibility("default")))
 
 // type: 0 float32, 1 float64, 2 bfloat16, 3 float16. Without an instruction set it is that of JAXDW_ISA, or the widest.
-// activation: 0 none, 1 ReLU, 2 ReLU6, 3 hard swish, 4 hard sigmoid. scale, shift and residual may be nullptr, the first two together.
+// activation: 0 none, 1 ReLU, 2 ReLU6, 3 hard swish, 4 hard sigmoid, 5 SiLU. scale, shift and residual may be nullptr, the
+// first two together.
 JAXDW_EXPORT int jaxdw_conv(const char* isa, int64_t threads, int type, const int64_t* geometry, const void* x,
                             const void* kernel, const void* bias, int bias_last, const void* scale, const void* shift,
                             const void* residual, int activation, void* y) {
@@ -107,6 +110,41 @@ JAXDW_EXPORT int jaxdw_matmul(const char* isa, int64_t threads, int type, const 
     of.divisor = divisor;
     kernels.matmul(of, own);
   });
+}
+
+// rows and channels; activation: 0 none, 1 ReLU, 2 ReLU6. y, mean and var are written.
+JAXDW_EXPORT int jaxdw_batch_norm(const char* isa, int64_t threads, int type, int64_t rows, int64_t channels,
+                                  double epsilon, int activation, const void* x, const void* scale, const void* bias,
+                                  void* y, void* mean, void* var) {
+  using namespace jaxdw;
+  BatchNorm of{rows, channels, Type(type), epsilon, Activation(activation), x, scale, bias, y, mean, var};
+  return checked(isa, threads, [&](const Kernels& kernels, Threads& own) { kernels.batch_norm(of, own); });
+}
+
+// dx, dscale and dbias are written.
+JAXDW_EXPORT int jaxdw_batch_norm_gradient(const char* isa, int64_t threads, int type, int64_t rows, int64_t channels,
+                                           double epsilon, int activation, const void* x, const void* scale,
+                                           const void* bias, const void* mean, const void* var, const void* dy,
+                                           void* dx, void* dscale, void* dbias) {
+  using namespace jaxdw;
+  BatchNormGradient of{rows, channels, Type(type), epsilon, Activation(activation), x, scale, bias,
+                       mean, var,      dy,         dx,      dscale,                 dbias};
+  return checked(isa, threads, [&](const Kernels& kernels, Threads& own) { kernels.batch_norm_gradient(of, own); });
+}
+
+// Writes the loss, one number; with `ct`, one number, the gradient by the logits.
+JAXDW_EXPORT int jaxdw_cross_entropy(const char* isa, int64_t threads, int type, int64_t rows, int64_t classes,
+                                     const void* logits, const int32_t* labels, const void* ct, void* result) {
+  using namespace jaxdw;
+  CrossEntropy of{rows, classes, Type(type), logits, labels, ct, result};
+  return checked(isa, threads, [&](const Kernels& kernels, Threads& own) { kernels.cross_entropy(of, own); });
+}
+
+JAXDW_EXPORT int jaxdw_axpby(const char* isa, int64_t threads, int type, int64_t count, const void* factors,
+                             const void* x, const void* y, void* result) {
+  using namespace jaxdw;
+  Axpby of{count, Type(type), factors, x, y, result};
+  return checked(isa, threads, [&](const Kernels& kernels, Threads& own) { kernels.axpby(of, own); });
 }
 
 // The name of an instruction set's kernels (the default one's for nullptr), or nullptr where there are none.

@@ -96,6 +96,7 @@ struct Floats {
 };
 JAXDW_INLINE Floats fma(Floats a, Floats b, Floats c) { return {__builtin_fmaf(a.v, b.v, c.v)}; }
 JAXDW_INLINE Floats add(Floats a, Floats b) { return {a.v + b.v}; }
+JAXDW_INLINE Floats subtract(Floats a, Floats b) { return {a.v - b.v}; }
 JAXDW_INLINE Floats multiply(Floats a, Floats b) { return {a.v * b.v}; }
 JAXDW_INLINE Floats divide(Floats a, Floats b) { return {a.v / b.v}; }
 JAXDW_INLINE Floats at_least(Floats least, Floats a) { return {least.v > a.v ? least.v : a.v}; }
@@ -111,10 +112,18 @@ struct Doubles {
 };
 JAXDW_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) { return {__builtin_fma(a.v, b.v, c.v)}; }
 JAXDW_INLINE Doubles add(Doubles a, Doubles b) { return {a.v + b.v}; }
+JAXDW_INLINE Doubles subtract(Doubles a, Doubles b) { return {a.v - b.v}; }
 JAXDW_INLINE Doubles multiply(Doubles a, Doubles b) { return {a.v * b.v}; }
 JAXDW_INLINE Doubles divide(Doubles a, Doubles b) { return {a.v / b.v}; }
 JAXDW_INLINE Doubles at_least(Doubles least, Doubles a) { return {least.v > a.v ? least.v : a.v}; }
 JAXDW_INLINE Doubles at_most(Doubles most, Doubles a) { return {most.v < a.v ? most.v : a.v}; }
+JAXDW_INLINE Floats inside(Floats low, Floats v, Floats high, Floats a) {
+  return {v.v <= low.v || v.v >= high.v ? 0.0f : a.v};
+}
+JAXDW_INLINE Doubles inside(Doubles low, Doubles v, Doubles high, Doubles a) {
+  return {v.v <= low.v || v.v >= high.v ? 0.0 : a.v};
+}
+JAXDW_INLINE void widen(Floats v, Doubles* to) { to->v = v.v; }
 
 constexpr int registers = 16;
 
@@ -150,6 +159,7 @@ struct Floats {
 };
 JAXDW_INLINE Floats fma(Floats a, Floats b, Floats c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 JAXDW_INLINE Floats add(Floats a, Floats b) { return {_mm256_add_ps(a.v, b.v)}; }
+JAXDW_INLINE Floats subtract(Floats a, Floats b) { return {_mm256_sub_ps(a.v, b.v)}; }
 JAXDW_INLINE Floats multiply(Floats a, Floats b) { return {_mm256_mul_ps(a.v, b.v)}; }
 JAXDW_INLINE Floats divide(Floats a, Floats b) { return {_mm256_div_ps(a.v, b.v)}; }
 JAXDW_INLINE Floats at_least(Floats least, Floats a) { return {_mm256_max_ps(least.v, a.v)}; }
@@ -165,10 +175,23 @@ struct Doubles {
 };
 JAXDW_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
 JAXDW_INLINE Doubles add(Doubles a, Doubles b) { return {_mm256_add_pd(a.v, b.v)}; }
+JAXDW_INLINE Doubles subtract(Doubles a, Doubles b) { return {_mm256_sub_pd(a.v, b.v)}; }
 JAXDW_INLINE Doubles multiply(Doubles a, Doubles b) { return {_mm256_mul_pd(a.v, b.v)}; }
 JAXDW_INLINE Doubles divide(Doubles a, Doubles b) { return {_mm256_div_pd(a.v, b.v)}; }
 JAXDW_INLINE Doubles at_least(Doubles least, Doubles a) { return {_mm256_max_pd(least.v, a.v)}; }
 JAXDW_INLINE Doubles at_most(Doubles most, Doubles a) { return {_mm256_min_pd(most.v, a.v)}; }
+JAXDW_INLINE Floats inside(Floats low, Floats v, Floats high, Floats a) {
+  __m256 is_above = _mm256_cmp_ps(v.v, low.v, _CMP_NLE_UQ), is_below = _mm256_cmp_ps(v.v, high.v, _CMP_NGE_UQ);
+  return {_mm256_and_ps(_mm256_and_ps(is_above, is_below), a.v)};
+}
+JAXDW_INLINE Doubles inside(Doubles low, Doubles v, Doubles high, Doubles a) {
+  __m256d is_above = _mm256_cmp_pd(v.v, low.v, _CMP_NLE_UQ), is_below = _mm256_cmp_pd(v.v, high.v, _CMP_NGE_UQ);
+  return {_mm256_and_pd(_mm256_and_pd(is_above, is_below), a.v)};
+}
+JAXDW_INLINE void widen(Floats v, Doubles* to) {
+  to[0].v = _mm256_cvtps_pd(_mm256_castps256_ps128(v.v));
+  to[1].v = _mm256_cvtps_pd(_mm256_extractf128_ps(v.v, 1));
+}
 
 constexpr int registers = 16;
 
@@ -203,6 +226,7 @@ struct Floats {
 };
 JAXDW_INLINE Floats fma(Floats a, Floats b, Floats c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 JAXDW_INLINE Floats add(Floats a, Floats b) { return {_mm512_add_ps(a.v, b.v)}; }
+JAXDW_INLINE Floats subtract(Floats a, Floats b) { return {_mm512_sub_ps(a.v, b.v)}; }
 JAXDW_INLINE Floats multiply(Floats a, Floats b) { return {_mm512_mul_ps(a.v, b.v)}; }
 JAXDW_INLINE Floats divide(Floats a, Floats b) { return {_mm512_div_ps(a.v, b.v)}; }
 JAXDW_INLINE Floats at_least(Floats least, Floats a) { return {_mm512_max_ps(least.v, a.v)}; }
@@ -218,10 +242,23 @@ struct Doubles {
 };
 JAXDW_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
 JAXDW_INLINE Doubles add(Doubles a, Doubles b) { return {_mm512_add_pd(a.v, b.v)}; }
+JAXDW_INLINE Doubles subtract(Doubles a, Doubles b) { return {_mm512_sub_pd(a.v, b.v)}; }
 JAXDW_INLINE Doubles multiply(Doubles a, Doubles b) { return {_mm512_mul_pd(a.v, b.v)}; }
 JAXDW_INLINE Doubles divide(Doubles a, Doubles b) { return {_mm512_div_pd(a.v, b.v)}; }
 JAXDW_INLINE Doubles at_least(Doubles least, Doubles a) { return {_mm512_max_pd(least.v, a.v)}; }
 JAXDW_INLINE Doubles at_most(Doubles most, Doubles a) { return {_mm512_min_pd(most.v, a.v)}; }
+JAXDW_INLINE Floats inside(Floats low, Floats v, Floats high, Floats a) {
+  __mmask16 is_above = _mm512_cmp_ps_mask(v.v, low.v, _CMP_NLE_UQ);
+  return {_mm512_maskz_mov_ps(_mm512_mask_cmp_ps_mask(is_above, v.v, high.v, _CMP_NGE_UQ), a.v)};
+}
+JAXDW_INLINE Doubles inside(Doubles low, Doubles v, Doubles high, Doubles a) {
+  __mmask8 is_above = _mm512_cmp_pd_mask(v.v, low.v, _CMP_NLE_UQ);
+  return {_mm512_maskz_mov_pd(_mm512_mask_cmp_pd_mask(is_above, v.v, high.v, _CMP_NGE_UQ), a.v)};
+}
+JAXDW_INLINE void widen(Floats v, Doubles* to) {
+  to[0].v = _mm512_cvtps_pd(_mm512_castps512_ps256(v.v));
+  to[1].v = _mm512_cvtps_pd(_mm512_extractf32x8_ps(v.v, 1));
+}
 
 constexpr int registers = 32;
 
@@ -253,6 +290,7 @@ struct Floats {
 };
 JAXDW_INLINE Floats fma(Floats a, Floats b, Floats c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
 JAXDW_INLINE Floats add(Floats a, Floats b) { return {vaddq_f32(a.v, b.v)}; }
+JAXDW_INLINE Floats subtract(Floats a, Floats b) { return {vsubq_f32(a.v, b.v)}; }
 JAXDW_INLINE Floats multiply(Floats a, Floats b) { return {vmulq_f32(a.v, b.v)}; }
 JAXDW_INLINE Floats divide(Floats a, Floats b) { return {vdivq_f32(a.v, b.v)}; }
 JAXDW_INLINE Floats at_least(Floats least, Floats a) {
@@ -270,18 +308,35 @@ struct Doubles {
 };
 JAXDW_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) { return {vfmaq_f64(c.v, a.v, b.v)}; }
 JAXDW_INLINE Doubles add(Doubles a, Doubles b) { return {vaddq_f64(a.v, b.v)}; }
+JAXDW_INLINE Doubles subtract(Doubles a, Doubles b) { return {vsubq_f64(a.v, b.v)}; }
 JAXDW_INLINE Doubles multiply(Doubles a, Doubles b) { return {vmulq_f64(a.v, b.v)}; }
 JAXDW_INLINE Doubles divide(Doubles a, Doubles b) { return {vdivq_f64(a.v, b.v)}; }
 JAXDW_INLINE Doubles at_least(Doubles least, Doubles a) {
   return {vbslq_f64(vcgtq_f64(least.v, a.v), least.v, a.v)};
 }
 JAXDW_INLINE Doubles at_most(Doubles most, Doubles a) { return {vbslq_f64(vcltq_f64(most.v, a.v), most.v, a.v)}; }
+JAXDW_INLINE Floats inside(Floats low, Floats v, Floats high, Floats a) {
+  uint32x4_t is_outside = vorrq_u32(vcleq_f32(v.v, low.v), vcgeq_f32(v.v, high.v));
+  return {vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(a.v), is_outside))};
+}
+JAXDW_INLINE Doubles inside(Doubles low, Doubles v, Doubles high, Doubles a) {
+  uint64x2_t is_outside = vorrq_u64(vcleq_f64(v.v, low.v), vcgeq_f64(v.v, high.v));
+  return {vreinterpretq_f64_u64(vbicq_u64(vreinterpretq_u64_f64(a.v), is_outside))};
+}
+JAXDW_INLINE void widen(Floats v, Doubles* to) {
+  to[0].v = vcvt_f64_f32(vget_low_f32(v.v));
+  to[1].v = vcvt_high_f64_f32(v.v);
+}
 
 constexpr int registers = 32;
 
 #endif
 
 // at_least and at_most return `a` where it is NaN, or a zero of the other sign than the limit.
+// inside returns 0 where v <= low or v >= high, else `a`; so a NaN as a limit is none. widen returns the doubles of
+// the same lanes, in as many vectors as they need.
+
+JAXDW_INLINE void widen(Doubles v, Doubles* to) { *to = v; }
 
 constexpr bool can_stream = JAXDW_IS == JAXDW_IS_avx512 || JAXDW_IS == JAXDW_IS_avx2;
 

@@ -137,6 +137,10 @@ def test_failures_are_collected_from_all_processes(tmp_path, run):
         (("--parity-bundle",), "--parity-bundle is given without --parity-report DIR*"),
         (("--parity-report", "test_file.py"), "the reports of parity cannot be written: *test_file.py*"),
         (
+            ("--parity-report", "site"),
+            "the reports of parity cannot be written: *index.html exists and is not a report of the kind jaxdw.pytest*",
+        ),
+        (
             ("--parity-sarif", "nowhere/log.sarif"),
             "the reports of parity cannot be written: *there is no folder *nowhere",
         ),
@@ -150,8 +154,12 @@ def test_failures_are_collected_from_all_processes(tmp_path, run):
 )
 def test_what_could_not_be_written_is_refused_before_the_tests(tmp_path, run, options, message):
     os.mkfifo(tmp_path / "pipe")
+    foreign = tmp_path / "site" / "index.html"
+    foreign.parent.mkdir()
+    foreign.write_text("<!doctype html>\nmy own page")
     result = run(*options, test_file="def test_one(): pass")
     assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    assert foreign.read_text() == "<!doctype html>\nmy own page"
     assert (tmp_path / "test_file.py").read_text() == "def test_one(): pass" and (tmp_path / "pipe").is_fifo()
     assert fnmatch.filter(result.stderr.splitlines(), f"ERROR: {message}")
 

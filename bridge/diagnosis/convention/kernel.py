@@ -24,6 +24,7 @@ def kernels(case: Case) -> Iterator[Mistake]:
                 f"flip the kernel: kernel[{', '.join('::-1' if a in flipped else ':' for a in axes)}]",
                 case.replace(kernel=np.flip(kernel, flipped)),
                 place=f"kernel {_along(flipped)}",
+                torch_fix=f"flip the weight: weight.flip({', '.join(str(a + 2) for a in flipped)})",
             )
     for order in itertools.permutations(axes):
         if order == tuple(axes) or tuple(kernel.shape[a] for a in order) != kernel.shape[:rank]:
@@ -32,12 +33,16 @@ def kernels(case: Case) -> Iterator[Mistake]:
         for n in range(rank + 1):
             for flipped in itertools.combinations(axes, n):
                 also = f" and flipped {_along(flipped)}" if flipped else ""
+                axes_of_weight, flipped_of_weight = (tuple(a + 2 for a in some) for some in (order, flipped))
+                also_of_weight = f" and flipped {_along(flipped_of_weight)}" if flipped else ""
                 yield Mistake(
                     "kernel transposed",
                     f"has the kernel's spatial axes transposed to {order}{also}",
                     f"transpose the kernel back: its axes {order} are in the wrong order{also}",
                     case.replace(kernel=np.flip(moved, flipped)),
                     place=f"kernel axes {order}",
+                    torch_fix="transpose the weight back: "
+                    f"its axes {axes_of_weight} are in the wrong order{also_of_weight}",
                 )
     back = np.moveaxis(kernel, (-1, -2), (0, 1))
     for kernel_read, done, wanted in (

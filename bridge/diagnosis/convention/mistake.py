@@ -22,12 +22,13 @@ class Mistake:
     Attributes:
       name: a short, stable name, such as "kernel flipped".
       cause: a sentence without its subject, which is the name of the output.
-      fix: what to change.
+      fix: what to change, in channels last and the words of JAX.
       case: the case that was computed instead.
       rearrange: how its output was rearranged; None if it was not.
       place: the part of the computation that it concerns.
       after: returns the expected output after a function of each element, given its channels; None for no function.
       error_of_x: how far each element of the case's x may be from the x that was read, of x's shape; None for nowhere.
+      torch_fix: the fix in PyTorch's layout and words; empty if it is the same.
     """
 
     name: str
@@ -38,11 +39,16 @@ class Mistake:
     place: str = ""
     after: Callable[[Expected, np.ndarray], Expected] | None = None
     error_of_x: np.ndarray | None = None
+    torch_fix: str = ""
 
     @property
     def is_exact(self) -> bool:
         """True if nothing is allowed beyond the declared arithmetic of the mistaken case."""
         return self.after is None and self.error_of_x is None
+
+    def fix_in(self, framework: str) -> str:
+        """Return the fix for a user of a framework."""
+        return self.torch_fix if framework == "torch" and self.torch_fix else self.fix
 
     def source_of(self, flat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Return the flat indices, before the rearrangement, of elements of an output of some shape."""
@@ -69,6 +75,7 @@ class Mistake:
             "; ".join(dict.fromkeys(filter(None, (self.place, second.place)))),
             second.after or self.after,
             second.error_of_x,
+            "; and ".join(each.fix_in("torch") for each in (self, second)),
         )
 
 
@@ -84,6 +91,9 @@ def of_options(case: Case, other: Case, name: str, *options: str) -> Mistake:
         f"`{', '.join(right)}` instead of `{', '.join(wrong)}`",
         other,
         place=", ".join(options),
+        torch_fix="`{}` instead of `{}`".format(
+            *(", ".join(_as_in_torch(c, o) for o in options) for c in (case, other))
+        ),
     )
 
 
@@ -91,3 +101,15 @@ def _as_called(case: Case, option: str) -> str:
     """Return the word that the user gave, or the numbers per axis."""
     given = getattr(case, option)
     return spelled(given if isinstance(given, str) else getattr(case.geometry, option))
+
+
+def _as_in_torch(case: Case, option: str) -> str:
+    """Return the option as code of PyTorch."""
+    g = case.geometry
+    if option != "padding":
+        name = {"strides": "stride", "kernel_dilation": "dilation"}.get(option, option)
+        return f"{name}={spelled(getattr(g, option))}"
+    if g.padding_mode == "zeros" and g.symmetric_padding is not None:
+        return f"padding={spelled(g.symmetric_padding)}"
+    mode = "" if g.padding_mode == "zeros" else f', mode="{g.padding_mode}"'
+    return f"padding=0 after F.pad(x, {tuple(n for pair in reversed(g.padding) for n in pair)}{mode})"

@@ -70,6 +70,18 @@ def padding_modes(case: Case) -> Iterator[Mistake]:
         x = np.pad(x, [(0, 0)] * batch + [(low, high) for low, high in pads] + [(0, 0)], mode=modes[mode])
         return case.replace(x=x, padding="VALID")
 
+    def one_border(axis: int, end: int, mode: str) -> Case:
+        """Return the case with another mode at one end of one axis: that border reads x, not the other padding."""
+        parts, along = [case.x], batch + axis
+        for side, n in enumerate(g.padding[axis]):
+            pads = [(0, 0)] * g.rank
+            pads[axis] = (0, n) if side else (n, 0)
+            x = padded(case.x, pads, mode if side == end else g.padding_mode).x
+            border = x.take(range(x.shape[along] - n, x.shape[along]) if side else range(n), along)
+            parts.insert(len(parts) * side, border)
+        others = [(0, 0) if a == axis else pair for a, pair in enumerate(g.padding)]
+        return padded(np.concatenate(parts, axis=along), others, g.padding_mode)
+
     shifts = [(0,) * g.rank] if g.padding_mode == "zeros" else list(itertools.product((0, -1, 1), repeat=g.rank))
     for mode, shift in itertools.product(modes, shifts):
         pads = tuple((low + d, high - d) for (low, high), d in zip(g.padding, shift))
@@ -89,14 +101,12 @@ def padding_modes(case: Case) -> Iterator[Mistake]:
     for (axis, end), mode in itertools.product(borders if len(borders) > 1 else (), modes):
         if mode == g.padding_mode:
             continue
-        alone = tuple(tuple(n * ((a, e) == (axis, end)) for e, n in enumerate(p)) for a, p in enumerate(g.padding))
-        rest = tuple((low - a, high - b) for (low, high), (a, b) in zip(g.padding, alone))
         where = f"{'after the end' if end else 'before the start'} of axis {batch + axis} of x"
         yield Mistake(
             "padding mode of one border",
             f"was computed with padding mode {mode!r} {where}, where the case has {g.padding_mode!r}",
             f"padding mode {g.padding_mode!r} {where} too",
-            padded(padded(case.x, rest, g.padding_mode).x, alone, mode),
+            one_border(axis, end, mode),
             place=f"padding {where}: the output's {'last' if end else 'first'} positions of axis {batch + axis}",
         )
 

@@ -51,24 +51,31 @@ def _channels(output: Output) -> Iterator[Mistake]:
         y, other = (a[:, None, features] for a in (wanted, size_of_rest))
         return (np.abs(centred(product) - centred(y)) <= 4 * u * (size + other).max(axis=0)).all(axis=0)
 
-    def with_bias(x: np.ndarray, w: np.ndarray) -> tuple[Case, str]:
-        """Return the case with its bias in the order of what y has beyond x (P, taps, C*M) with w, and that order."""
+    def with_bias(x: np.ndarray, w: np.ndarray) -> Iterator[tuple[Case, str]]:
+        """Yield the case, then with its bias in the order of what y has beyond x (P, taps, C*M) with w, and that order.
+
+        Of two biases that are near each other the wrong one may be nearer to what y has.
+        """
+        yield case, ""
         if case.bias is None:
-            return case, ""
+            return
         left = np.median(wanted - np.einsum("ptf,tf->pf", x, w), axis=0) + case.bias
         order = np.abs(left[:, None] - case.bias.astype(np.float64)).argmin(axis=1)
-        if not _is_permutation(order):
-            return case, ""
-        return case.replace(bias=case.bias[order]), f" and the bias in the order {_short(order)}"
+        if _is_permutation(order):
+            yield case.replace(bias=case.bias[order]), f" and the bias in the order {_short(order)}"
 
     def permuted(name: str, has: str, source: np.ndarray, operand: str, biased: Case, and_bias: str) -> Mistake:
+        undo = _short(np.argsort(source))
+        axes = ":, " * len(g.batch)
+        in_torch = f"x[{axes}{undo}]" if operand == "x" else f"weight[{undo}]"
+        also = ", and that of the bias" if and_bias else ""
         return Mistake(
             f"{name} channels permuted",
             f"{has} in the order {_short(source)}{and_bias}",
-            f"undo the permutation of the {name} channels: {operand}[..., {_short(np.argsort(source))}]"
-            + (", and that of the bias" if and_bias else ""),
+            f"undo the permutation of the {name} channels: {operand}[..., {undo}]{also}",
             biased.replace(**{operand: getattr(case, operand)[..., source]}),
             place=f"{name} channels" + (", bias" if and_bias else ""),
+            torch_fix=f"undo the permutation of the {name} channels: {in_torch}{also}",
         )
 
     step = max(1, _BLOCK // (_POSITIONS * g.channels))
@@ -78,8 +85,8 @@ def _channels(output: Output) -> Iterator[Mistake]:
         input_of[block] = _first(close(windows, kernel[:, block], block), own[block])
     source = input_of[:: g.multiplier]
     if _is_permutation(source) and (input_of == np.repeat(source, g.multiplier)).all():
-        biased, and_bias = with_bias(windows[..., input_of], kernel)
-        yield permuted("input", "reads the input channels", source, "x", biased, and_bias)
+        for biased, and_bias in with_bias(windows[..., input_of], kernel):
+            yield permuted("input", "reads the input channels", source, "x", biased, and_bias)
     kernel_of = np.full(g.features, -1)
     for c in range(g.channels):
         features = np.flatnonzero(own == c)
@@ -88,8 +95,8 @@ def _channels(output: Output) -> Iterator[Mistake]:
         if (kernel_of[features] < 0).any():
             break
     if _is_permutation(kernel_of):
-        biased, and_bias = with_bias(windows[..., own], kernel[:, kernel_of])
-        yield permuted("kernel", "has the kernel's channels", kernel_of, "kernel", biased, and_bias)
+        for biased, and_bias in with_bias(windows[..., own], kernel[:, kernel_of]):
+            yield permuted("kernel", "has the kernel's channels", kernel_of, "kernel", biased, and_bias)
 
 
 def _windows(output: Output) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,16 +12,17 @@ from bridge.diagnosis.target import Expected, exact_output
 
 def unexplained(output: Output, mistake: Mistake, flat: np.ndarray | None) -> np.ndarray:
     """Elements of y that the mistake does not give, bool; of the elements `flat` only, if given."""
-    return output.unexplained_by(_predicted(output, mistake, flat), flat)
+    return output.unexplained_by(predicted(output, mistake, flat), flat)
 
 
-def is_seen(output: Output, mistake: Mistake) -> bool:
-    """Return whether y contradicts the case, even with all that the mistake allows for roundings of its own."""
-    without = Expected(output.expected.reference, _predicted(output, mistake, None).allowed)
+def is_seen(output: Output, expected: Expected) -> bool:
+    """Return whether y contradicts the case, even with all that a mistake allows for roundings of its own."""
+    without = Expected(output.expected.reference, expected.allowed)
     return bool(np.count_nonzero(output.unexplained_by(without)) > 0.1 * np.count_nonzero(output.outside))
 
 
-def _predicted(output: Output, mistake: Mistake, flat: np.ndarray | None) -> Expected:
+def predicted(output: Output, mistake: Mistake, flat: np.ndarray | None = None) -> Expected:
+    """Return what the mistake gives; at the elements `flat` only, if given."""
     expected = _before_function(output, mistake, flat)
     if mistake.after is None:
         return expected

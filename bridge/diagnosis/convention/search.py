@@ -3,6 +3,8 @@
 A hypothesis says what was computed instead. It is kept if y lies within the bound of its *declared* arithmetic of the
 exact result of that. It is tested on a sample of elements first, half of them from outside the bound, then on all.
 Before that, `Screen` drops most hypotheses at little cost. One mistake is preferred to two.
+
+A few wrong elements may agree with some mistake by accident. So a mistake also needs evidence (`Output.is_proved_by`).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from bridge.diagnosis.convention.catalogue import mistakes, pairs
 from bridge.diagnosis.convention.functions import FUNCTIONS, applied_after, applied_before, leaky
 from bridge.diagnosis.convention.mistake import Mistake
 from bridge.diagnosis.convention.permutations import permutations
-from bridge.diagnosis.convention.prediction import is_seen, unexplained
+from bridge.diagnosis.convention.prediction import is_seen, predicted, unexplained
 from bridge.diagnosis.convention.screening import Screen
 from bridge.diagnosis.finding import Finding
 from bridge.diagnosis.output import Output
@@ -55,7 +57,8 @@ class Search:
     def _first(self, found: Iterator[Mistake]) -> Finding | None:
         for each in found:
             if self._explains(each):
-                return Finding(Verdict.CONVENTION, each.name, f"{self.output.name} {each.cause}", each.fix, each.place)
+                cause, fix = f"{self.output.name} {each.cause}", each.fix_in(self.output.framework)
+                return Finding(Verdict.CONVENTION, each.name, cause, fix, each.place)
         return None
 
     def _single(self) -> Iterator[Mistake]:
@@ -103,11 +106,13 @@ class Search:
         """Test the mistake on the sample, then on all; a near miss is kept in mind, and explains nothing."""
         if np.count_nonzero(unexplained(self.output, mistake, self.output.sample)) > _FEW:
             return False
-        left = unexplained(self.output, mistake, None)
+        expected = predicted(self.output, mistake)
+        left = self.output.unexplained_by(expected)
+        if np.count_nonzero(left) > min(_FEW, left.size // 100) or not self.output.is_proved_by(expected, ~left):
+            return False
         if not left.any():
-            return mistake.is_exact or is_seen(self.output, mistake)
-        if np.count_nonzero(left) <= min(_FEW, left.size // 100):
-            self.near_misses.append((mistake, left))
+            return mistake.is_exact or is_seen(self.output, expected)
+        self.near_misses.append((mistake, left))
         return False
 
 
@@ -118,6 +123,8 @@ def named_within(output: Output, inside: np.ndarray) -> Mistake | None:
         return None
     few = np.random.default_rng(4).permutation(flat)[: len(output.sample)]
     for mistake in mistakes(output.target.case):
-        if mistake.rearrange is None and not any(unexplained(output, mistake, chosen).any() for chosen in (few, flat)):
-            return mistake
+        if mistake.rearrange is None and not unexplained(output, mistake, few).any():
+            expected = predicted(output, mistake)
+            if not output.unexplained_by(expected)[inside].any() and output.is_proved_by(expected, inside):
+                return mistake
     return None

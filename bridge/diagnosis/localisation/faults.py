@@ -6,8 +6,12 @@ The residual of an output channel is regressed on the inputs x_t of each tap t. 
 
 which is linear in d with noise no greater than the bound. Taps enter one at a time, the most correlated first
 (orthogonal matching pursuit; Pati, Rezaiifar & Krishnaprasad 1993), until the rest is rounding. So the fewest are
-named. Rows are weighted by 1 / (bound + n u |y - exact|), which makes the noise uniform. d_t over the tap's weight is
-its scale less one; d_b is the bias.
+named. Rows are weighted by 1 / noise, with noise = bound + n u |y - exact| + u |y|: the error is rounded too, before
+the sum or after it. d_t over the tap's weight is its scale less one; d_b is the bias.
+
+A fault explains elements if there are amounts d that leave each of them within its own noise. Least squares gives the
+amounts that are named. They need not be such amounts, but by them most elements are within their noise; linear
+programming over the others decides (`_feasible`).
 """
 
 from __future__ import annotations
@@ -26,8 +30,8 @@ from bridge.diagnosis.target import Expected, sampled_terms
 _CHANNELS = 48
 #: Most taps, and most kinds of faults, that are named one by one.
 _TAPS = 4
-#: A fitted residual above this many bounds is not rounding. The fit adds its own error to that of y.
-_FITS = 2.0
+#: Elements that enter a linear program at a time, how often some do, and the solver's own tolerance.
+_ROWS, _PROGRAMS, _SOLVED = 64, 30, 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +60,7 @@ def regress(output: Output, flat: np.ndarray) -> list[Fault]:
     for channel, design, residual, reference in designs(output, flat, output.expected):
         if np.abs(residual).max(initial=0) <= 1:
             continue
-        fault = _scaled(channel, residual, reference)
+        fault = _scaled(output, channel, residual, reference)
         if fault is None and output.target.quantity == "y":
             fault = _pursue(output, channel, design, residual)
         if fault is None:
@@ -68,20 +72,21 @@ def regress(output: Output, flat: np.ndarray) -> list[Fault]:
 def holds(output: Output, fault: Fault, inside: np.ndarray) -> bool:
     """Return whether the fault, fitted on some elements of its channel, explains all that are `inside`."""
     case, g, channel = output.target.case, output.target.case.geometry, fault.channel
-    reference, allowed = (a[..., channel] for a in output.expected)
-    difference = output.y[..., channel].astype(np.float64) - reference
-    predicted = fault.bias if fault.scale is None else (fault.scale - 1) * reference
+    y, reference, allowed = (a[..., channel] for a in (output.y, *output.expected))
+    columns = [np.ones(y.shape)] if fault.bias else [reference] if fault.scale is not None else []
+    amounts = [fault.bias] if fault.bias else [fault.scale - 1] if fault.scale is not None else []
     for tap, _, amount in fault.taps:
         taken, valid = case.x[..., channel // g.multiplier].astype(np.float64), np.ones((), bool)
         for axis, (source, t) in enumerate(zip(g.sources, tap)):
             taken = np.take(taken, np.maximum(source[:, t], 0), axis=len(g.batch) + axis)
             valid = np.logical_and.outer(valid, source[:, t] >= 0)
-        predicted = predicted + amount * np.where(valid, taken, 0)
-    noise = allowed + (g.taps + 1) * output.arithmetic.output.unit_roundoff * np.abs(difference)
-    usable = inside[..., channel] & np.isfinite(difference) & np.isfinite(noise)
-    least = 1e-4 * noise.max(initial=0, where=usable)
-    # a fit from some elements is off by more at others
-    return bool((np.abs(difference - predicted) <= 4 * _FITS * np.maximum(noise, least))[usable].all())
+        columns.append(np.where(valid, taken, 0))
+        amounts.append(amount)
+    usable = inside[..., channel] & np.isfinite(y) & np.isfinite(reference) & np.isfinite(allowed)
+    y, reference, allowed, *columns = (a[usable].astype(np.float64) for a in (y, reference, allowed, *columns))
+    weight = _weight(output, y, reference, allowed)
+    design, start = np.stack(columns, axis=1) * weight[:, None], np.array(amounts)
+    return _feasible((y - reference) * weight, design, start, _noise(output, design, start, fault.scale))
 
 
 def designs(
@@ -109,20 +114,68 @@ def designs(
         design = np.stack([*columns, np.ones(len(chosen))], axis=1)
         reference, allowed = expected.at(chosen)
         usable = np.isfinite(allowed) & np.isfinite(reference)
-        difference = (output.y.ravel()[chosen].astype(np.float64) - reference)[usable]
-        # the error is rounded too; and a window of padding alone would outweigh all others
-        noise = allowed[usable] + (g.taps + 1) * output.arithmetic.output.unit_roundoff * np.abs(difference)
-        weight = 1 / np.maximum(noise, 1e-4 * noise.max(initial=1e-300))
-        yield int(channel), design[usable] * weight[:, None], difference * weight, reference[usable] * weight
+        y, reference = output.y.ravel()[chosen].astype(np.float64)[usable], reference[usable]
+        weight = _weight(output, y, reference, allowed[usable])
+        yield int(channel), design[usable] * weight[:, None], (y - reference) * weight, reference * weight
 
 
-def _scaled(channel: int, residual: np.ndarray, reference: np.ndarray) -> Fault | None:
+def _weight(output: Output, y: np.ndarray, reference: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Return 1 / noise of each element; not more than 10^4 times the least, since windows of padding have no noise."""
+    u = output.arithmetic.output.unit_roundoff
+    noise = allowed + u * ((output.target.case.geometry.taps + 1) * np.abs(y - reference) + np.abs(y))
+    return 1 / np.maximum(noise, 1e-4 * noise.max(initial=1e-300))
+
+
+def _noise(output: Output, design: np.ndarray, amounts: np.ndarray, scale: float | None) -> np.ndarray:
+    """Return the noise of each residual, in units of that of no fault: more in a channel that is scaled up.
+
+    Products of several taps that are off are rounded, and may cancel.
+    """
+    u = output.arithmetic.output.unit_roundoff * (output.target.case.geometry.taps + 1)
+    return max(1.0, abs(scale or 0.0)) + u * (np.abs(design) @ np.abs(amounts))
+
+
+def _feasible(residual: np.ndarray, design: np.ndarray, amounts: np.ndarray, noise: np.ndarray) -> bool:
+    """Return whether some amounts leave each residual within its noise.
+
+    Args:
+      residual, design: y - exact, and one column per amount.
+      amounts: where to start.
+    """
+    from scipy.optimize import linprog  # takes as long to import as all of bridge
+
+    if not np.isfinite(noise).all():
+        return False
+    size = np.abs(design).max(axis=0, initial=0)
+    size[size == 0] = 1
+    rows = np.zeros(0, int)
+    for _ in range(_PROGRAMS):
+        over = np.abs(residual - design @ amounts) / noise
+        if over.max(initial=0) <= 1 + _SOLVED:
+            return True
+        rows = np.union1d(rows, np.argsort(over)[-_ROWS:])
+        scaled, left = design[rows] / size, residual[rows]
+        found = linprog(  # the least t with |residual - design amounts| <= noise t
+            [0.0] * len(size) + [1.0],
+            A_ub=np.block([[scaled, -noise[rows, None]], [-scaled, -noise[rows, None]]]),
+            b_ub=np.concatenate([left, -left]),
+            bounds=[(None, None)] * len(size) + [(0, None)],
+        )
+        if found.x is None or found.x[-1] > 1 + _SOLVED:
+            return False
+        amounts = found.x[:-1] / size
+    return False
+
+
+def _scaled(output: Output, channel: int, residual: np.ndarray, reference: np.ndarray) -> Fault | None:
     """Return the fault that the whole channel is scaled; None if that does not explain it."""
     power = reference @ reference
     if not power:
         return None
     factor = residual @ reference / power
-    return Fault(channel, scale=1 + factor) if np.abs(residual - factor * reference).max() <= _FITS else None
+    design, start = reference[:, None], np.array([factor])
+    fits = _feasible(residual, design, start, _noise(output, design, start, 1 + factor))
+    return Fault(channel, scale=1 + factor) if fits else None
 
 
 def _pursue(output: Output, channel: int, design: np.ndarray, residual: np.ndarray) -> Fault | None:
@@ -130,7 +183,7 @@ def _pursue(output: Output, channel: int, design: np.ndarray, residual: np.ndarr
     size = np.linalg.norm(design, axis=0)
     chosen: list[int] = []
     left = residual
-    while np.abs(left).max(initial=0) > _FITS:
+    while not _explain(output, design, residual, chosen):
         score = np.abs(design.T @ left) / np.where(size > 0, size, np.inf)
         score[chosen] = 0
         if len(chosen) == len(size) or score.max() == 0 or len(chosen) + 1 >= len(residual) / 2:
@@ -139,7 +192,7 @@ def _pursue(output: Output, channel: int, design: np.ndarray, residual: np.ndarr
         left = _fit(design, residual, chosen)[1]
     for column in chosen[:-1]:  # what entered early may not be needed beside what came later
         others = [c for c in chosen if c != column]
-        if np.abs(_fit(design, residual, others)[1]).max() <= _FITS:
+        if _explain(output, design, residual, others):
             chosen = others
     if not chosen:
         return None
@@ -154,6 +207,15 @@ def _pursue(output: Output, channel: int, design: np.ndarray, residual: np.ndarr
         weight = float(case.kernel[(*positions[column], 0, channel)])
         taps.append((positions[column], 1 + float(amount) / weight if weight else None, float(amount)))
     return Fault(channel, tuple(taps), bias)
+
+
+def _explain(output: Output, design: np.ndarray, residual: np.ndarray, columns: list[int]) -> bool:
+    """Return whether the taps explain each residual. Least squares has the least power of all that is left."""
+    if not columns:
+        return bool(np.abs(residual).max(initial=0) <= 1)
+    beta, left = _fit(design, residual, columns)
+    noise = _noise(output, design[:, columns], beta, None)
+    return bool(left @ left <= noise @ noise) and _feasible(residual, design[:, columns], beta, noise)
 
 
 def _fit(design: np.ndarray, residual: np.ndarray, columns: list[int]) -> tuple[np.ndarray, np.ndarray]:

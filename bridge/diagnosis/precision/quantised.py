@@ -53,12 +53,20 @@ _ONE = (
     QuantisationRule("one scale, max|{0}|/127", 127),
     QuantisationRule("one scale and a zero point, from its least to its greatest", 255),
 )
-_OF_X = (
+X_RULES = (
     *_ONE,
     QuantisationRule("a scale for each channel", 127, -1),
     QuantisationRule("a scale for each batch entry", 127, 0),
 )
-_OF_KERNEL = (*_ONE[:1], QuantisationRule("a scale for each output channel", 127, -1), *_ONE[1:])
+KERNEL_RULES = (*_ONE[:1], QuantisationRule("a scale for each output channel", 127, -1), *_ONE[1:])
+
+
+def with_rule(case: Case, name: str, rule: QuantisationRule) -> Case:
+    """Return the case with one operand quantised, in float32 for half precision."""
+    wide = np.dtype(np.float32) if case.dtype.itemsize == 2 else case.dtype
+    operands = {each: getattr(case, each) for each in ("x", "kernel", "bias")}
+    operands[name] = rule.quantise(operands[name], wide)
+    return case.replace(**{each: None if a is None else a.astype(wide) for each, a in operands.items()})
 
 
 def quantised(output: Output) -> Finding | None:
@@ -66,7 +74,7 @@ def quantised(output: Output) -> Finding | None:
     if output.target.quantity != "y" or not np.isfinite(output.target.case.x.astype(np.float64)).all():
         return None
     known: dict[tuple[str, QuantisationRule, np.dtype], np.ndarray] = {}
-    for of_x, of_kernel in itertools.product((None, *_OF_X), (None, *_OF_KERNEL)):
+    for of_x, of_kernel in itertools.product((None, *X_RULES), (None, *KERNEL_RULES)):
         rules = {name: rule for name, rule in (("x", of_x), ("kernel", of_kernel)) if rule is not None}
         for case in _cases(output, rules, known):
             if _predicts(output, case, output.sample) and _predicts(output, case, None):

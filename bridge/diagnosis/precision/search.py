@@ -14,8 +14,10 @@ hypothesis is tested by its predictions, element by element:
    bias, rounded to y's dtype, or to the format again.
 6. *Accumulated in a format.* y must be a number of the format, or such a number plus the bias, within the bound of that
    accumulator. The rest must look like rounding: distributed over the elements, uncorrelated with any tap
-   (`randomness.systematic`) and with the effect of errors of the input (`randomness.follows_inputs`). These last tests
-   are statistical. So this hypothesis is tried last, and is called consistent, not proved.
+   (`randomness.systematic`) and with the effect of errors of the input (`randomness.follows_inputs`). With errors r_i,
+   in units of the bound, the error is carried by (sum r_i^2)^2 / sum r_i^4 elements: by n of N, if those n have all
+   of it, and by N/3, if it is normal. One element has little weight there, however large its error by chance. These
+   last tests are statistical. So this hypothesis is tried last, and is called consistent, not proved.
 
 Formats are tried from the finest, so the smallest bound that holds is the one named.
 """
@@ -38,6 +40,9 @@ from bridge.numerics import BFLOAT16, FLOAT16, FLOAT32, TF32, Format, format_of,
 
 #: From the finest to the coarsest.
 _FORMATS = (FLOAT32, TF32, FLOAT16, BFLOAT16)
+#: Least number of elements, and least share, outside the bound, and carrying the error, for it to be an accumulator's.
+#: Fewer elements may each be wrong for themselves.
+_LEAST, _LEAST_SHARE = 5, 0.01
 
 
 def lower_precision(output: Output) -> Finding | None:
@@ -169,10 +174,11 @@ def _accumulates(output: Output, hypothesis: Rounded) -> bool:
             on_grid = fmt.precision >= own.precision or _on_grid(y, fmt)
         if not on_grid or not output.explained_by(expected, flat):
             return False
-    ratio = np.where(np.isfinite(output.y), expected.ratio(output.y), 0.0)
-    count = np.count_nonzero(output.outside)
-    is_everywhere = ratio.max() <= 10 * np.sqrt(np.mean(ratio**2)) and count >= 0.01 * output.y.size
-    return bool(is_everywhere) and not systematic(output, expected) and not follows_inputs(output, expected)
+    least = max(_LEAST, _LEAST_SHARE * output.y.size)
+    squares = np.where(np.isfinite(output.y), expected.ratio(output.y), 0.0) ** 2
+    if np.count_nonzero(output.outside) < least or squares.sum() ** 2 < least * (squares**2).sum():
+        return False
+    return not systematic(output, expected) and not follows_inputs(output, expected)
 
 
 def _on_grid(y: np.ndarray, fmt: Format) -> bool:

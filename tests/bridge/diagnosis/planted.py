@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from bridge import Case
+from bridge.diagnosis.precision.quantised import KERNEL_RULES, with_rule
 from bridge.numerics import Arithmetic, exact
 from tests.bridge.diagnosis.mutations import backwards, in_order
 
@@ -154,6 +155,45 @@ for dtype in (BF16, F16, F32):
         lambda c, r: int8(c, "x", "kernel"),
         dtype=dtype,
     )
+
+
+def calibrated(case, rng, name, axis=None):
+    """One operand rounded to multiples of a step that does not follow from its own greatest value."""
+    wide = F32 if case.dtype.itemsize == 2 else case.dtype
+    arrays = {each: None if (a := getattr(case, each)) is None else a.astype(wide) for each in ("x", "kernel", "bias")}
+    a = arrays[name]
+    top = np.abs(a).max() if axis is None else np.abs(a).max(axis=tuple(range(a.ndim - 1)))
+    step = (top / rng.uniform(70, 160, np.shape(top))).astype(wide)
+    arrays[name] = np.clip(np.rint(a / step), -127, 127) * step
+    return in_order(Case(**arrays, padding=case.padding)).astype(case.dtype)
+
+
+for dtype in (BF16, F16, F32, np.dtype(np.float64)):
+    plant(
+        f"calibrated input, {dtype}",
+        "PRECISION",
+        "quantised inputs.*the input rounded to multiples",
+        lambda c, r: calibrated(c, r, "x"),
+        dtype=dtype,
+    )
+plant(
+    "calibrated input by channel",
+    "PRECISION",
+    "the input rounded to multiples of .* a step for each index of axis 3",
+    lambda c, r: calibrated(c, r, "x", -1),
+)
+plant(
+    "calibrated kernel by channel",
+    "PRECISION",
+    "the kernel rounded to multiples of .* a step for each index of axis 3",
+    lambda c, r: calibrated(c, r, "kernel", -1),
+)
+plant(
+    "calibrated input, int8 kernel",
+    "PRECISION",
+    "the input rounded to multiples .*the kernel quantised to int8 with one scale",
+    lambda c, r: calibrated(c.replace(kernel=with_rule(c, "kernel", KERNEL_RULES[0]).kernel), r, "x"),
+)
 
 
 # 2. One layout mistake on several operands, and two mistakes

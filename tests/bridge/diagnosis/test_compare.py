@@ -50,9 +50,10 @@ def test_another_order_of_addition_is_rounding(rng):
     assert max(result.own_bound_ratios) <= 1
 
 
-def test_two_sides_are_each_held_to_their_own_bound(rng):
+@pytest.mark.parametrize("drawn", [None, 2228121556])  # of this seed, other padding that is zero too has a wider bound
+def test_two_sides_are_each_held_to_their_own_bound(seed, drawn):
     # a is 1.5 of its bound above the exact result, and b is 0.4 above it
-    case = make(rng)
+    case = make(np.random.default_rng(seed if drawn is None else drawn))
     total = exact(case)
     bound = error_bound(Arithmetic.of("float32", flushes_subnormals=True), total)
     a, b = total.value.copy(), total.value.copy()
@@ -150,6 +151,19 @@ def test_a_scaled_tap_is_named_with_its_channel_and_factor(rng):
     assert result.place == "tap (1, 2) of channel 3 is scaled by 1.01"
 
 
+def test_a_tap_is_named_only_if_every_element_is_then_within_its_bound(rng):
+    case = make(rng, x_shape=(2, 30, 30, 3))
+    kernel = case.kernel.copy()
+    kernel[1, 2, 0, 1] *= np.float32(1.01)
+    y = in_order(case.replace(kernel=kernel))
+    assert compare(y, backwards(case), case).name == "tap"
+    total = exact(case.replace(kernel=kernel))
+    bound = error_bound(Arithmetic.of("float32", flushes_subnormals=True), total)
+    at = (*(int(rng.integers(n)) for n in y.shape[:3]), 1)
+    y[at] += np.float32(rng.choice([-1, 1]) * 4 * bound[at])
+    assert compare(y, backwards(case), case).name in ("channels", "positions")
+
+
 def test_a_tap_scaled_in_one_batch_entry_is_named_with_both(rng):
     case = make(rng, x_shape=(4, 9, 8, 5))
     kernel = case.kernel.copy()
@@ -198,6 +212,14 @@ def test_a_mistake_is_named_in_every_dtype(rng, dtype, change, name):
     case = make(rng, dtype=dtype)
     result = compare(exact(change(case)).value, exact(case).value, case)
     assert (result.verdict, result.name) == (Verdict.CONVENTION, name)
+
+
+def test_a_bias_near_another_is_not_taken_for_it():
+    # of this seed, the rounding of y is greater than the distance of two biases
+    case = make(np.random.default_rng(2170177477), dtype=ml_dtypes.bfloat16)
+    result = compare(exact(case.replace(x=case.x[..., ::-1])).value, exact(case).value, case)
+    assert (result.verdict, result.name) == (Verdict.CONVENTION, "input channels permuted")
+    assert "bias" not in result.fix
 
 
 def test_float32_in_place_of_float64_is_a_precision(rng):

@@ -51,6 +51,30 @@ def test_a_mistaken_implementation_is_the_verdict_of_every_pair_it_is_in(rng):
     assert [test.passed for test in diagnosis.integer_tests] == [True, False, True]
 
 
+def with_numbers_of_same(x, weight):
+    x = torch.nn.functional.pad(x, (0, 1, 0, 1))
+    return torch.nn.functional.conv2d(x, weight, stride=2, groups=len(weight))
+
+
+@pytest.mark.parametrize(
+    ("mistaken", "fix"),
+    [
+        (
+            lambda x, w: torch.nn.functional.conv2d(x, w.flip(2, 3), None, 2, 1, groups=6),
+            "flip the weight: weight.flip(2, 3)",
+        ),
+        (lambda x, w: torch.nn.functional.conv2d(x, w.mT, None, 2, 1, groups=6), "weight back: its axes (3, 2) are in"),
+        (lambda x, w: torch.nn.functional.conv2d(x.roll(1, 1), w, None, 2, 1, groups=6), "x[:, [1, 2, 3, 4, 5, 0]]"),
+        (with_numbers_of_same, "`padding=1` instead of `padding=0 after F.pad(x, (0, 1, 0, 1))`"),
+    ],
+)
+def test_a_user_of_pytorch_reads_the_fix_in_its_layout(rng, mistaken, fix):
+    x, kernel = rng.standard_normal((2, 10, 8, 6), np.float32), rng.standard_normal((3, 3, 1, 6), np.float32)
+    case = Case(x, kernel, padding=1, strides=2)
+    diagnosis = parity(case, {"torch.conv2d": implementation("torch.conv2d"), "mine": mistaken}, explain=False)
+    assert diagnosis.verdict is Verdict.CONVENTION and fix in diagnosis.comparisons[0].fix, diagnosis.comparisons
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_real_implementations_raise_no_false_alarm(rng, full, dtype):
     """Every pair of the seven: 21 comparisons a case, 20,000 over the dtypes in full."""

@@ -1,17 +1,29 @@
 """Gradients of convolutions, and ten steps of training, in both frameworks."""
 
 import importlib.util
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bridge import Verdict
 from bridge.model.gradients import gradient_parity
+from jaxdw import native
+from tests.bridge.model import training_digest
 from tests.references import torchvision
 
 ROOT = Path(__file__).parents[3]
+
+needs_kernels = pytest.mark.skipif(not native.is_available(), reason=native.status())
+
+#: SHA-256 of what `training_digest` trains. It changes only where docs/arithmetic.md does.
+DIGEST = "14a104a55a2ea157c7fec1908a2bfb4801b5f9826b828d56df95eb3fdae1415e"
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +64,29 @@ def test_training_diverges_as_rounding_does(example, seed, full):
         assert len(steps) == 10 and np.isfinite(steps).all()
         difference[dtype] = steps[0][2]
     assert difference["float64"] < difference["float32"] * 2**-14.5
+
+
+@needs_kernels
+def test_training_has_the_same_bits_in_both_frameworks_with_the_arithmetic_of_jaxdw(example, seed):
+    """Every parameter, momentum and running statistic, after each step; XLA itself adds and multiplies nothing."""
+    theirs, ours, _ = example.pair(seed, arithmetic="jaxdw")
+    for loss, our_loss, _, different, arrays in example.train(
+        theirs, ours, example.batches(seed, 3, count=2, size=32), "jaxdw"
+    ):
+        assert loss == our_loss and different == 0 and arrays == 420
+    images, labels = next(example.batches(seed, 1, count=2, size=32))
+    momenta = jax.tree.map(jnp.zeros_like, example.nnx.state(ours, example.nnx.Param))
+    program = example.step.lower(ours, momenta, jnp.asarray(images), jnp.asarray(labels)).compile().as_text()
+    operations = set(re.findall(r"= f32\[[\d,]*\]\S* ([\w-]+)\(", program))
+    assert "custom-call" in operations
+    assert not operations & {"add", "subtract", "multiply", "divide", "reduce", "dot", "exponential", "power", "rsqrt"}
+
+
+@needs_kernels
+def test_training_has_the_bits_that_the_repository_keeps():
+    """On the widest instruction set here, and in scalar code in another process."""
+    assert training_digest.digest() == DIGEST
+    command = [sys.executable, "-W", "ignore", "-m", "tests.bridge.model.training_digest"]
+    environment = {**os.environ, "JAXDW_ISA": "scalar", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment)
+    assert run.stdout.split()[-1] == DIGEST

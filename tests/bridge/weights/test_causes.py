@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, prune
 from bridge import Rule, load_weights, to_flax, to_torch
 from bridge.weights import WeightsMismatch, convert_checkpoint, write_safetensors
 from bridge.weights.trees import empty_model
-from jaxdw.nnx import DepthwiseConv
+from jaxdw.nnx import CausalConv1d, DepthwiseConv, DepthwiseConvTranspose
 from tests.bridge.weights.test_convert import channels_first, channels_last, images, integers
 from tests.references import reference
 
@@ -396,6 +396,31 @@ def test_other_settings_of_a_convolution_are_named_unless_not_asked_for(theirs, 
 def test_a_strided_convolution_is_no_matrix():
     with pytest.raises(WeightsMismatch, match=r"stride \(2, 2\), and the target is a matrix"):
         to_flax(nn.Conv2d(4, 4, 1, stride=2), target(linear), [Rule("", "", "pointwise")])
+
+
+@pytest.mark.parametrize(
+    "theirs, said",
+    [
+        ({"stride": 1}, r"the layer has stride \(1, 1\), the target has strides \(2, 2\)"),
+        ({"padding": 0}, r"the layer has padding \(0, 0\), the target's padding is 1"),
+        ({"padding": 0, "output_padding": 0}, r"the layer has output_padding \(0, 0\), the target has output_padding"),
+    ],
+)
+def test_settings_of_transposed_layers_are_compared(theirs, said):
+    layer = nn.ConvTranspose2d(4, 4, 3, groups=4, **{"stride": 2, "padding": 1, "output_padding": 1, **theirs})
+    ours = target(lambda rngs: DepthwiseConvTranspose(4, (3, 3), 2, padding=1, output_padding=1, rngs=rngs))
+    with pytest.raises(WeightsMismatch, match=said):
+        to_flax(layer, ours)
+
+
+def test_a_causal_layer_takes_a_convolution_that_is_padded_at_the_front():
+    ours = target(lambda rngs: CausalConv1d(4, 4, rngs=rngs))
+    for padding in (0, 3):
+        to_flax(nn.Conv1d(4, 4, 4, groups=4, padding=padding), ours)
+    with pytest.raises(WeightsMismatch, match=r"padding \(1,\), and a causal convolution has 3 zeros before the start"):
+        to_flax(nn.Conv1d(4, 4, 4, groups=4, padding=1), ours)
+    with pytest.raises(WeightsMismatch, match=r"dilation \(2,\), and a causal convolution has 1"):
+        to_flax(nn.Conv1d(4, 4, 4, groups=4, dilation=2), ours)
 
 
 def test_a_transposed_convolution_is_no_convolution():

@@ -13,7 +13,7 @@ from torch import nn
 
 from bridge import Rule, load_weights, to_flax, to_torch
 from bridge.weights import WeightsManifest, WeightsMismatch
-from jaxdw.nnx import DepthwiseConv
+from jaxdw.nnx import CausalConv1d, DepthwiseConv, DepthwiseConvTranspose
 
 
 def integers(module, rng):
@@ -55,6 +55,34 @@ CONVOLUTIONS = {
         lambda: DepthwiseConv(4, (1, 3), 2, padding=(0, 1), channel_multiplier=3, rngs=nnx.Rngs(0)),
         (2, 6, 5, 4),
     ),
+    "transposed": (
+        nn.ConvTranspose2d(5, 5, 3, 2, 1, 1, groups=5),
+        lambda: DepthwiseConvTranspose(5, (3, 3), 2, padding=1, output_padding=1, rngs=nnx.Rngs(0)),
+        (2, 6, 5, 5),
+    ),
+    "transposed, multiplier 2, kernel flipped": (
+        nn.ConvTranspose3d(3, 6, (3, 1, 2), padding=(1, 0, 0), groups=3, bias=False),
+        lambda: DepthwiseConvTranspose(
+            3,
+            (3, 1, 2),
+            padding=(1, 0, 0),
+            channel_multiplier=2,
+            transpose_kernel=False,
+            use_bias=False,
+            rngs=nnx.Rngs(0),
+        ),
+        (2, 4, 3, 5, 3),
+    ),
+    "transposed, 1-D": (
+        nn.ConvTranspose1d(4, 12, 4, 3, groups=4),
+        lambda: DepthwiseConvTranspose(4, (4,), 3, channel_multiplier=3, rngs=nnx.Rngs(0)),
+        (2, 6, 4),
+    ),
+    "causal": (
+        nn.Sequential(nn.ConstantPad1d((3, 0), 0.0), nn.Conv1d(4, 8, 4, groups=4)),
+        lambda: nnx.Sequential(lambda x: x, CausalConv1d(4, 4, channel_multiplier=2, rngs=nnx.Rngs(0))),
+        (2, 9, 4),
+    ),
     "matrix": (nn.Linear(6, 4), lambda: nnx.Linear(6, 4, rngs=nnx.Rngs(0)), (5, 6)),
     "square matrix": (nn.Linear(6, 6, bias=False), lambda: nnx.Linear(6, 6, use_bias=False, rngs=nnx.Rngs(0)), (5, 6)),
 }
@@ -68,6 +96,16 @@ def test_a_layer_computes_the_same_integers(name, seed):
     nnx.update(layer, to_flax(integers(module, rng), layer).weights)
     x = images(rng, *shape)
     np.testing.assert_array_equal(layer(jnp.asarray(x)), channels_last(module(channels_first(x))))
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_layer_comes_back_by_its_manifest(name, seed):
+    module, make, _ = CONVOLUTIONS[name]
+    source = load_weights(integers(module, np.random.default_rng(seed)))
+    weights, manifest = to_flax(source, nnx.eval_shape(make))
+    again = WeightsManifest.model_validate_json(manifest.model_dump_json())
+    back, _ = to_torch(weights, again)
+    assert back.keys() == source.keys() and all(np.array_equal(back[name], source[name]) for name in source)
 
 
 def test_a_1x1_convolution_may_be_a_matrix(seed):

@@ -1,6 +1,6 @@
 // Runs problems that it reads from its input, to test the kernels under an emulator of another processor.
 //
-// A problem is 26 numbers of 64 bits (type, whether there is a bias, whether it comes last, and the geometry as
+// A problem is 27 numbers of 64 bits (type, whether there is a bias, whether it comes last, and the geometry as
 // jaxdw/native/plain.cc has it), then x, kernel, bias and dy. The output is y and the gradient by the kernel.
 #include <cstdint>
 #include <cstdio>
@@ -11,7 +11,7 @@ extern "C" int jaxdw_conv(const char*, int64_t, int, const int64_t*, const void*
 extern "C" int jaxdw_kernel_gradient(const char*, int64_t, int, const int64_t*, const void*, const void*, void*);
 
 int main(int, char** arguments) {
-  int64_t numbers[26];
+  int64_t numbers[27];
   while (std::fread(numbers, sizeof numbers, 1, stdin) == 1) {
     const int64_t sizes[] = {4, 8, 2, 2}, size = sizes[numbers[0]];
     const int64_t* geometry = numbers + 3;

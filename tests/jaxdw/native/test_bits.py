@@ -1,5 +1,6 @@
 """The bits of the compiled kernels: those of docs/arithmetic.md, on every instruction set and any number of threads."""
 
+import dataclasses
 import hashlib
 import itertools
 import pathlib
@@ -46,7 +47,7 @@ def test_an_emulated_arm_processor_has_the_same_bits(tmp_path):
     source, driver = pathlib.Path(native.__file__).parent, tmp_path / "driver"
     flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-static", "-pthread", "-I", str(source)]
     objects = []
-    for isa, part in itertools.product(("neon", "scalar"), ("kernels", "matmul")):
+    for isa, part in itertools.product(("neon", "scalar"), ("kernels", "matmul", "norm", "training")):
         objects.append(tmp_path / f"{part}_{isa}.o")
         arguments = ["-DJAXDW_ISA=" + isa, "-c", str(source / f"{part}.cc"), "-o", str(objects[-1])]
         subprocess.run([compiler, *flags, *arguments], check=True)
@@ -70,14 +71,39 @@ def test_an_emulated_arm_processor_has_the_same_bits(tmp_path):
         assert output == b""
 
 
+@pytest.mark.parametrize("isa", native.ISAS)
+def test_from_the_last_tap_is_the_convolution_of_what_is_mirrored(isa, seed, full):
+    if isa not in arrays.isas():
+        pytest.skip(f"this processor has no {isa}")
+    rng = np.random.default_rng(seed)
+    for number in range(2000 if full else 150):
+        problem = arrays.problem(rng)
+        geometry = dataclasses.replace(problem.geometry, from_last_tap=True)
+        batch, rank = len(geometry.batch), geometry.rank
+        residual = problem.dy if number % 3 == 0 else None
+        mirrored = [
+            None if array is None else np.flip(array, range(first, first + rank)).copy()
+            for first, array in ((batch, problem.x), (0, problem.kernel), (batch, residual))
+        ]
+        options = {"bias_last": problem.bias_last, "threads": 1 + number % 3}
+        expected = arrays.conv(
+            *mirrored[:2], problem.bias, geometry.mirrored, residual=mirrored[2], isa="scalar", **options
+        )
+        actual = arrays.conv(problem.x, problem.kernel, problem.bias, geometry, residual=residual, isa=isa, **options)
+        assert same_bits(actual, np.flip(expected, range(batch, batch + rank))).all(), (number, geometry)
+
+
 @pytest.mark.parametrize("strides, channels", [(1, 96), (2, 96), (1, 100)])
-@pytest.mark.parametrize("offset", [0, 4])
-def test_arrays_larger_than_the_caches_have_the_bits_of_their_images(strides, channels, offset, seed):
+@pytest.mark.parametrize("offset, from_last_tap", [(0, False), (4, False), (0, True)])
+def test_arrays_larger_than_the_caches_have_the_bits_of_their_images(strides, channels, offset, from_last_tap, seed):
     """Their next row is fetched ahead, and where y is aligned it is stored past the caches."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((11, 64, 65, channels), np.float32)
     kernel, bias = rng.standard_normal((3, 3, 1, channels), np.float32), rng.standard_normal(channels, np.float32)
-    whole, one = (Geometry.of(shape, kernel.shape, strides=strides, padding=1) for shape in (x.shape, x[:1].shape))
+    whole, one = (
+        dataclasses.replace(Geometry.of(shape, kernel.shape, strides=strides, padding=1), from_last_tap=from_last_tap)
+        for shape in (x.shape, x[:1].shape)
+    )
     expected = np.concatenate([arrays.conv(image[None], kernel, bias, one, isa="scalar") for image in x])
     memory = np.empty(expected.size + 32, np.float32)
     start = -memory.ctypes.data % 64 // 4 + offset

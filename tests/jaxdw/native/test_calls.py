@@ -26,6 +26,7 @@ ATTRIBUTES = {
     "input_dilation": [1, 1, 1],
     "bias_last": False,
     "flipped": False,
+    "from_last_tap": False,
     "scaled": False,
     "residual": False,
     "activation": 0,

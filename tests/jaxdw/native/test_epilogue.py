@@ -3,6 +3,7 @@
 import ctypes
 import ctypes.util
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -58,7 +59,31 @@ def activated(a, activation):
         return a * activated(a + a.dtype.type(3), "relu6") / a.dtype.type(6)
     if activation == "hard_sigmoid":
         return activated(a + a.dtype.type(3), "relu6") / a.dtype.type(6)
-    return a
+    return silu(a) if activation == "silu" else a
+
+
+#: Of the exponential: ln 2 in two parts, its inverse, where the result is 0 or infinity, and the degree.
+EXPONENTIAL = {
+    np.dtype(np.float32): ("0x1.62e4p-1", "0x1.7f7d1cp-20", "0x1.715476p0", 120, 7),
+    np.dtype(np.float64): ("0x1.62e42fefap-1", "0x1.cf79abc9e3b3ap-40", "0x1.71547652b82fep0", 760, 13),
+}
+
+
+def silu(a):
+    """s / (1 + exp(-s)), as docs/arithmetic.md defines it."""
+    dtype = a.dtype.type
+    *numbers, most, degree = EXPONENTIAL[a.dtype]
+    ln2, rest, per_ln2 = (np.full_like(a, float.fromhex(number)) for number in numbers)
+    z = np.clip(-a, -dtype(most), dtype(most))
+    magic = np.full_like(a, 1.5 * 2.0 ** (23 if dtype == np.float32 else 52))
+    n = fma(z, per_ln2, magic) - magic
+    r = fma(n, -rest, fma(n, -ln2, z))
+    total = np.full_like(a, dtype(1) / dtype(math.factorial(degree)))
+    for k in reversed(range(degree)):
+        total = fma(total, r, np.full_like(a, dtype(1) / dtype(math.factorial(k))))
+    half = np.rint(n / 2)
+    whole, half = (np.nan_to_num(each).astype(int) for each in (n, half))
+    return a / (1 + np.ldexp(np.ldexp(total, half), whole - half))
 
 
 def fma(a, b, c):

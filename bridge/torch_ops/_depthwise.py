@@ -1,8 +1,4 @@
-"""The compiled kernels of jaxdw as operations of PyTorch: the same bits in both frameworks, forward and backward.
-
-docs/arithmetic.md states each sum. The operations run on CPU tensors, under `torch.compile` and autograd too, which may
-differentiate them any number of times.
-"""
+"""The depthwise convolution of the compiled kernels, with its epilogue, and its derivatives of every order."""
 
 from __future__ import annotations
 
@@ -10,9 +6,17 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
+from bridge.torch_ops._tensors import (
+    address,
+    channels_last,
+    check_tensor,
+    dtype_name,
+    empty_channels_last,
+    refuse_forward_mode,
+    wide_dtype,
+)
 from jaxdw.bias import bias_comes_first
 from jaxdw.geometry import Geometry
 from jaxdw.native import calls
@@ -69,7 +73,7 @@ def depthwise_conv(
         if not isinstance(tensor, torch.Tensor) and (tensor is not None or name in ("x", "weight")):
             expected = "a tensor" if name in ("x", "weight") else "a tensor or None"
             raise TypeError(f"`{name}` is a {type(tensor).__name__}, expected {expected}")
-    _refuse_forward_mode(named)
+    refuse_forward_mode(named)
     rank = x.dim() - 2
     if not 1 <= rank <= 3:
         raise ValueError(f"`x` has shape {tuple(x.shape)}, expected (N, C, *spatial) with 1 to 3 spatial axes")
@@ -79,9 +83,9 @@ def depthwise_conv(
             f"`weight` has shape {tuple(weight.shape)}, expected (C*M, 1, *kernel_size) with C = {channels} channels, "
             f"one or more outputs M for each, and {rank} sizes"
         )
-    _check("x", x, x.dtype)
-    _check("weight", weight, x.dtype)
-    _check("bias", bias, x.dtype, (features,))
+    check_tensor("x", x, x.dtype)
+    check_tensor("weight", weight, x.dtype)
+    check_tensor("bias", bias, x.dtype, (features,))
     options = {"stride": stride, "padding": padding, "dilation": dilation}
     for name, value in options.items():
         if isinstance(value, str):
@@ -90,10 +94,10 @@ def depthwise_conv(
     geometry = _geometry(x.shape, weight.shape, *numbers)  # raises what does not fit
     if 0 in geometry.output_shape + geometry.x_shape:
         raise ValueError(f"`x` has shape {tuple(x.shape)}, expected at least one input and one output")
-    wide = _wide(x)
-    _check("scale", scale, wide, (features,))
-    _check("shift", shift, wide, (features,))
-    _check("residual", residual, x.dtype, (x.shape[0], features, *geometry.output_spatial))
+    wide = wide_dtype(x)
+    check_tensor("scale", scale, wide, (features,))
+    check_tensor("shift", shift, wide, (features,))
+    check_tensor("residual", residual, x.dtype, (x.shape[0], features, *geometry.output_spatial))
     if activation is not None and (not isinstance(activation, str) or activation not in _ACTIVATIONS):
         raise ValueError(f"`activation` is {activation!r}, expected None or one of {', '.join(_ACTIVATIONS)}")
     if scale is None and shift is None and residual is None and activation is None:
@@ -105,25 +109,6 @@ def depthwise_conv(
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         return _defined(*tensors, activation, *numbers)
     return _finished(*tensors, activation, *numbers)
-
-
-def _refuse_forward_mode(tensors: Mapping[str, torch.Tensor | None]) -> None:
-    """Raise where a tensor carries a tangent: an operation of one's own would lose it without a word."""
-    if forward_ad._current_level < 0:
-        return
-    for name, tensor in tensors.items():
-        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
-            raise NotImplementedError(f"`{name}` has a tangent: forward-mode differentiation is not supported")
-
-
-def _check(name: str, tensor: torch.Tensor | None, dtype: torch.dtype, shape: tuple[int, ...] | None = None) -> None:
-    if tensor is None:
-        return
-    if tensor.device.type != "cpu" or _dtype(tensor) not in calls.TYPES or tensor.dtype != dtype:
-        expected = f"one of {', '.join(calls.TYPES)}" if name == "x" else str(dtype)
-        raise TypeError(f"`{name}` is {tensor.dtype} on {tensor.device}, expected {expected} on the CPU")
-    if shape is not None and tuple(tensor.shape) != shape:
-        raise ValueError(f"`{name}` has shape {tuple(tensor.shape)}, expected {shape}")
 
 
 def _defined(
@@ -139,7 +124,7 @@ def _defined(
     dilation: list[int],
 ) -> torch.Tensor:
     """Compute the convolution in float32 or wider, and then each step, as operations that autograd knows."""
-    wide = _wide(x)
+    wide = wide_dtype(x)
     operands = (x.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
     y = _conv(*operands, stride, padding, dilation)
     if scale is not None:  # a convolution of one tap, along one axis, is a fused multiply-add
@@ -164,7 +149,7 @@ def _finished(
     dilation: list[int],
 ) -> torch.Tensor:
     geometry = _geometry(x.shape, weight.shape, stride, padding, dilation)
-    epilogue = (scale, shift, None if residual is None else _channels_last(residual))
+    epilogue = (scale, shift, None if residual is None else channels_last(residual))
     return _run_conv(x, _kernel(weight), bias, geometry, not bias_comes_first(geometry), epilogue, activation)
 
 
@@ -195,7 +180,7 @@ def _input_gradient(
     of_each = _run_conv(dy, flipped, None, adjoint(geometry), False)
     if geometry.multiplier == 1:
         return of_each
-    dx, *others = of_each.unflatten(1, (-1, geometry.multiplier)).to(_wide(dy)).unbind(2)
+    dx, *others = of_each.unflatten(1, (-1, geometry.multiplier)).to(wide_dtype(dy)).unbind(2)
     for other in others:  # in this order, as XLA adds them
         dx = dx + other
     return dx.to(dy.dtype)
@@ -211,11 +196,11 @@ def _weight_gradient(
     dilation: list[int],
 ) -> torch.Tensor:
     geometry = _geometry(x.shape, size, stride, padding, dilation)
-    x, dy = _repeated(x, geometry), _channels_last(dy)
+    x, dy = _repeated(x, geometry), channels_last(dy)
     geometry = dataclasses.replace(geometry, channels=geometry.features, multiplier=1)
     gradient = x.new_empty(geometry.kernel_shape)
     calls.kernel_gradient(
-        x.data_ptr(), dy.data_ptr(), gradient.data_ptr(), geometry, _dtype(x), threads=torch.get_num_threads()
+        x.data_ptr(), dy.data_ptr(), gradient.data_ptr(), geometry, dtype_name(x), threads=torch.get_num_threads()
     )
     return gradient.movedim((-1, -2), (0, 1)).contiguous()
 
@@ -223,18 +208,18 @@ def _weight_gradient(
 @_conv.register_fake
 def _(x, weight, bias, stride, padding, dilation):
     shape = _geometry(x.shape, weight.shape, stride, padding, dilation).output_shape
-    return x.new_empty(shape).movedim(-1, 1)
+    return empty_channels_last(x, (shape[0], shape[-1], *shape[1:-1]))
 
 
 @_finished.register_fake
 def _(x, weight, bias, scale, shift, residual, activation, stride, padding, dilation):
     shape = _geometry(x.shape, weight.shape, stride, padding, dilation).output_shape
-    return x.new_empty(shape).movedim(-1, 1)
+    return empty_channels_last(x, (shape[0], shape[-1], *shape[1:-1]))
 
 
 @_input_gradient.register_fake
 def _(dy, weight, size, stride, padding, dilation):
-    return dy.new_empty((size[0], *size[2:], size[1])).movedim(-1, 1)
+    return empty_channels_last(dy, size)
 
 
 @_weight_gradient.register_fake
@@ -310,47 +295,31 @@ def _run_conv(
     activation: str | None = None,
 ) -> torch.Tensor:
     x = _repeated(x, geometry)
-    y = x.new_empty(geometry.output_shape)
+    y = empty_channels_last(x, (x.shape[0], geometry.features, *geometry.output_spatial))
     bias, scale, shift, residual = (None if t is None else t.contiguous() for t in (bias, *epilogue))
     calls.conv(
         x.data_ptr(),
         kernel.data_ptr(),
-        _address(bias),
+        address(bias),
         y.data_ptr(),
         dataclasses.replace(geometry, channels=geometry.features, multiplier=1),
-        _dtype(x),
+        dtype_name(x),
         bias_last=bias_last,
-        scale=_address(scale),
-        shift=_address(shift),
-        residual=_address(residual),
+        scale=address(scale),
+        shift=address(shift),
+        residual=address(residual),
         activation=activation,
         threads=torch.get_num_threads(),
     )
-    return y.movedim(-1, 1)
-
-
-def _address(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+    return y
 
 
 def _repeated(x: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     """Return `(N, C, *spatial)` as `(N, *spatial, C*M)`, each channel once for each output channel that reads it."""
-    x = _channels_last(x)
+    x = channels_last(x)
     return x if geometry.multiplier == 1 else x.repeat_interleave(geometry.multiplier, dim=-1)
-
-
-def _wide(x: torch.Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _channels_last(x: torch.Tensor) -> torch.Tensor:
-    return x.movedim(1, -1).contiguous()
 
 
 def _kernel(weight: torch.Tensor) -> torch.Tensor:
     """Return `(C, 1, *kernel_size)` as `(*kernel_size, 1, C)`."""
     return weight.movedim((0, 1), (-1, -2)).contiguous()
-
-
-def _dtype(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

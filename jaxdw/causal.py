@@ -1,0 +1,264 @@
+"""The causal depthwise convolution along time: with the state of a stream, packed sequences, and a step of decoding.
+
+An output adds K products in the order of time, from the bias. The inputs before the start are zeros, or the state. So
+the bits do not depend on how a sequence is cut into chunks.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export, lax
+
+from jaxdw import _arrays
+from jaxdw.conv import depthwise_conv
+from jaxdw.epilogue import Epilogue
+from jaxdw.methods import check_method
+
+#: What the argument `activation` accepts.
+ACTIVATIONS = ("silu",)
+
+#: Bytes of windows that packed sequences have in memory at once.
+WINDOW_BYTES = 1 << 26
+
+
+def causal_conv1d(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    state: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    activation: str | None = None,
+    return_state: bool = False,
+    method: str = "auto",
+) -> Any:
+    """Causal depthwise convolution: output t reads the inputs t-K+1 to t. `kernel[K-1]` weighs input t.
+
+    Args:
+      x: `(*batch, T, C)`, float16, bfloat16, float32 or float64; T may be 0.
+      kernel: `(K, 1, C*M)`. Output channel `c*M + m` reads input channel c. PyTorch's weight is `(C*M, 1, K)`.
+      bias: `(C*M,)` or None.
+      state: `(*batch, K-1, C)`: the inputs before x, the last one next to x. None is zeros.
+      segment_ids: `(*batch, T)` integers, or None. Sequences that are packed into one row have different ids; no output
+        reads an input of another sequence. A negative id marks padding at the end of a row: its output is 0. The state
+        belongs to the first sequence of the row. With `(*batch, K-1 + T)` the first K-1 ids are those of the state.
+      activation: "silu" or None. It follows the sum before the one rounding to the dtype of the result.
+      return_state: return the state after x, too.
+      method: as for `jaxdw.depthwise_conv`.
+
+    The same bits come out of one call and of consecutive calls on chunks of any lengths, each with the state that the
+    call before returned, if the weights are finite. `causal_conv1d_step` has them too.
+
+    Returns:
+      y `(*batch, T, C*M)`; or `(y, state)`. That state has the last K-1 inputs, with zeros for those of other sequences
+      than the last one and without the padding at the end of the row.
+
+    Raises:
+      ValueError, TypeError: an argument that does not fit; the message names it, its value and what was expected.
+
+    >>> x, kernel = jnp.arange(1.0, 5.0).reshape(1, 4, 1), jnp.array([10.0, 1.0]).reshape(2, 1, 1)
+    >>> causal_conv1d(x, kernel)[0, :, 0]
+    Array([ 1., 12., 23., 34.], dtype=float32)
+
+    In two chunks:
+
+    >>> y, state = causal_conv1d(x[:, :3], kernel, return_state=True)
+    >>> causal_conv1d(x[:, 3:], kernel, state=state)[0, :, 0]
+    Array([34.], dtype=float32)
+
+    Two sequences in one row:
+
+    >>> causal_conv1d(x, kernel, segment_ids=jnp.array([[0, 0, 1, 1]]))[0, :, 0]
+    Array([ 1., 12.,  3., 34.], dtype=float32)
+    """
+    check_method(method)
+    x, kernel, bias, state = _checked(x, kernel, bias, state, activation)
+    ids = None if segment_ids is None else _checked_ids(segment_ids, x.shape, kernel.shape[0], state is not None)
+    return _run(x, kernel, bias, state, ids, activation=activation, return_state=return_state, method=method)
+
+
+@functools.partial(jax.jit, static_argnames=("activation", "return_state", "method"))
+def _run(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    state: jax.Array | None,
+    ids: jax.Array | None,
+    *,
+    activation: str | None,
+    return_state: bool,
+    method: str,
+) -> Any:
+    batch, length, taps = x.shape[:-2], x.shape[-2], kernel.shape[0]
+    epilogue = None if activation is None else Epilogue(activation=activation)
+    if bias is not None:
+        # A sum that starts from -0 would keep it where it skips the zeros before x, and not where it adds them.
+        bias += lax.stop_gradient(jnp.where(bias == 0, jnp.abs(bias), jnp.zeros_like(bias)))
+    if ids is not None:
+        ids = _with_ids_of_state(ids, length, taps)
+    if state is None and ids is None:
+        y = depthwise_conv(x, kernel, bias, padding="CAUSAL", method=method, epilogue=epilogue)
+        if not return_state:
+            return y
+    if state is None:
+        inputs = lax.pad(x, jnp.zeros((), x.dtype), [*[(0, 0, 0)] * len(batch), (taps - 1, 0, 0), (0, 0, 0)])
+    else:
+        inputs = lax.concatenate([state, x], x.ndim - 2)
+    if ids is not None:
+        y = _packed(inputs, kernel, bias, ids, method, epilogue)
+    elif state is not None:
+        y = depthwise_conv(inputs, kernel, bias, padding="VALID", method=method, epilogue=epilogue)
+    if not return_state:
+        return y
+    if ids is not None:
+        return y, _last_inputs(inputs, ids, taps)
+    return y, lax.slice_in_dim(inputs, length, length + taps - 1, axis=-2)
+
+
+def causal_conv1d_step(
+    x: jax.Array,
+    state: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    activation: str | None = None,
+    method: str = "auto",
+) -> tuple[jax.Array, jax.Array]:
+    """Return the output for the next input of a stream, and the next state: one step of decoding.
+
+    Args:
+      x: `(*batch, C)`.
+      state: `(*batch, K-1, C)`, from `causal_conv1d(..., return_state=True)` or from the step before; zeros at first.
+      kernel, bias, activation, method: as for `causal_conv1d`.
+
+    Returns:
+      y `(*batch, C*M)` and the state `(*batch, K-1, C)`.
+
+    >>> kernel = jnp.array([10.0, 1.0]).reshape(2, 1, 1)
+    >>> y, state = causal_conv1d_step(jnp.array([[2.0]]), jnp.ones((1, 1, 1)), kernel)
+    >>> y.item(), state.item()
+    (12.0, 2.0)
+    """
+    x = _arrays.as_array("x", x)
+    if x.ndim < 1:
+        raise ValueError(f"`x` has shape {x.shape}, expected (*batch, channels)")
+    if state is None:
+        raise TypeError("`state` is None, expected an array (*batch, K-1, channels): zeros at the start of a stream")
+    x = lax.expand_dims(x, (x.ndim - 1,))
+    y, state = causal_conv1d(x, kernel, bias, state=state, activation=activation, return_state=True, method=method)
+    return lax.squeeze(y, (y.ndim - 2,)), state
+
+
+def _checked(
+    x: Any, kernel: Any, bias: Any, state: Any, activation: Any
+) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
+    """Return the arrays in their common dtype; shapes that `depthwise_conv` checks are left to it."""
+    x, kernel = _arrays.as_array("x", x), _arrays.as_array("kernel", kernel)
+    if activation is not None:
+        _arrays.check_choice("activation", activation, ACTIVATIONS)
+    if kernel.ndim != 3 or 0 in kernel.shape:
+        raise ValueError(f"`kernel` has shape {kernel.shape}, expected (K, 1, features), no size of them 0")
+    if x.ndim < 2:
+        raise ValueError(f"`x` has shape {x.shape}, expected (*batch, time, channels)")
+    arrays: dict[str, jax.Array | None] = {"x": x, "kernel": kernel}
+    for name, value in (("bias", bias), ("state", state)):
+        arrays[name] = None if value is None else _arrays.as_array(name, value)
+    common, _ = _arrays.common_and_result_dtype(arrays, None)
+    expected = (*x.shape[:-2], kernel.shape[0] - 1, x.shape[-1])
+    if (given := arrays["state"]) is not None and given.shape != expected:
+        raise ValueError(
+            f"`state` has shape {given.shape}, expected {expected}: the K-1 inputs before `x`, for K={kernel.shape[0]}"
+        )
+    x, kernel, bias, state = (a if a is None or a.dtype == common else a.astype(common) for a in arrays.values())
+    return x, kernel, bias, state
+
+
+def _checked_ids(ids: Any, x_shape: tuple[int, ...], taps: int, has_state: bool) -> jax.Array:
+    """Return the segment ids, `(*batch, T)` or `(*batch, K-1 + T)`."""
+    (*batch, length, _) = x_shape
+    ids = _arrays.as_array("segment_ids", ids)
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise TypeError(f"`segment_ids` has dtype {ids.dtype}, expected integers")
+    if has_state and ids.shape == (*batch, taps - 1 + length) and taps > 1:
+        return ids
+    if ids.shape != tuple(x_shape[:-1]):
+        also = f", or {(*batch, taps - 1 + length)} with those of the state" if has_state else ""
+        raise ValueError(f"`segment_ids` has shape {ids.shape}, expected {(*batch, length)}, one per position{also}")
+    return ids
+
+
+def _with_ids_of_state(ids: jax.Array, length: int, taps: int) -> jax.Array:
+    """Return the segment ids `(*batch, K-1 + T)`; the state belongs to the first sequence."""
+    if ids.shape[-1] != length or taps == 1:
+        return ids
+    before = (*ids.shape[:-1], taps - 1)
+    first = jnp.broadcast_to(ids[..., :1], before) if length else jnp.zeros(before, ids.dtype)
+    return lax.concatenate([first, ids], ids.ndim - 1)
+
+
+def _packed(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    ids: jax.Array,
+    method: str,
+    epilogue: Epilogue | None,
+) -> jax.Array:
+    """Return the convolution of packed sequences `(*batch, K-1 + T, C)`.
+
+    The windows of some positions are in memory at once, with zeros for what belongs to other sequences, and each of
+    them is a sequence of K inputs with one output.
+    """
+    taps, channels = kernel.shape[0], inputs.shape[-1]
+    length = inputs.shape[-2] - taps + 1
+
+    def outputs(start: jax.Array | int, count: int) -> jax.Array:
+        piece = lax.dynamic_slice_in_dim(inputs, start, count + taps - 1, inputs.ndim - 2)
+        names = lax.dynamic_slice_in_dim(ids, start, count + taps - 1, ids.ndim - 1)
+        mine = lax.slice_in_dim(names, taps - 1, None, axis=-1)
+        windows = []
+        for tap in range(taps):
+            values = lax.slice_in_dim(piece, tap, tap + count, axis=-2)
+            same = lax.slice_in_dim(names, tap, tap + count, axis=-1) == mine
+            windows.append(jnp.where(same[..., None], values, jnp.zeros((), values.dtype)))
+        window = jnp.stack(windows, axis=-2)  # (*batch, count, K, C)
+        y = depthwise_conv(window, kernel, bias, padding="VALID", method=method, epilogue=epilogue)
+        return jnp.where((mine >= 0)[..., None], lax.squeeze(y, (y.ndim - 2,)), jnp.zeros((), y.dtype))
+
+    bytes_of_one = taps * channels * inputs.dtype.itemsize * math.prod(inputs.shape[:-2])
+    if export.is_symbolic_dim(bytes_of_one) or bytes_of_one * length <= WINDOW_BYTES:
+        return outputs(0, length)
+    count = max(1, WINDOW_BYTES // bytes_of_one)
+    pieces = -(-length // count)
+    missing = pieces * count - length
+    inputs = lax.pad(inputs, jnp.zeros((), inputs.dtype), _at_end(inputs.ndim, inputs.ndim - 2, missing))
+    ids = lax.pad(ids, jnp.full((), -1, ids.dtype), _at_end(ids.ndim, ids.ndim - 1, missing))
+    # the derivative makes the windows of a piece again, and does not keep those of all
+    piece_of = jax.checkpoint(lambda start: outputs(start, count))
+    ys = jnp.moveaxis(lax.map(piece_of, jnp.arange(pieces) * count), 0, -3)
+    y = ys.reshape(*ys.shape[:-3], pieces * count, ys.shape[-1])
+    return lax.slice_in_dim(y, 0, length, axis=-2)
+
+
+def _at_end(ndim: int, axis: int, count: int) -> list[tuple[int, int, int]]:
+    config = [(0, 0, 0)] * ndim
+    config[axis] = (0, count, 0)
+    return config
+
+
+def _last_inputs(inputs: jax.Array, ids: jax.Array, taps: int) -> jax.Array:
+    """Return the K-1 inputs `(*batch, K-1, C)` before the padding of each row, with zeros for other sequences."""
+    length = ids.shape[-1] - taps + 1
+    ends = jnp.arange(1, length + 1, dtype=np.int32)
+    is_real = lax.slice_in_dim(ids, taps - 1, None, axis=-1) >= 0
+    count = jnp.where(is_real, jnp.broadcast_to(ends, is_real.shape), 0).max(axis=-1, initial=0)
+    positions = jnp.broadcast_to(jnp.arange(taps - 1, dtype=np.int32), (*count.shape, taps - 1)) + count[..., None]
+    names = jnp.take_along_axis(ids, positions, axis=-1)
+    values = jnp.take_along_axis(inputs, positions[..., None], axis=-2)
+    return jnp.where((names == names[..., -1:])[..., None], values, jnp.zeros((), values.dtype))
