@@ -112,6 +112,7 @@ class Region:
       tie: the tensor that the result is.
       is_equal: true where the result is the tensor, to within the errors.
       wiring: where the frameworks read different results, which ones; empty where they agree.
+      reader: where they read different results, the path of the layer of JAX that reads.
       is_met: true where layers after it say which tensor the result stands for, and not its numbers.
     """
 
@@ -125,6 +126,7 @@ class Region:
     is_equal: bool
     wiring: str = ""
     is_met: bool = False
+    reader: str = ""
 
 
 class Alignment:
@@ -214,6 +216,16 @@ class Alignment:
         """The parameters that PyTorch's values without data are made of."""
         return self._torch_names
 
+    def torch_with_numbers(self, array: np.ndarray) -> list[str]:
+        """Return the parameters of PyTorch that have the numbers of an array, in any layout."""
+        wanted = _content(array)
+        return [
+            f"{layer}.{own}" if layer else own
+            for layer, arrays in self.graph.layers.items()
+            for own, each in arrays.items()
+            if each.size == array.size and _content(each) == wanted
+        ]
+
     def leaves(self, region: Region) -> list[str]:
         """Return the paths of the parameters that JAX's equations take."""
         return [self.program.parameters[n] for n in region.part.inputs if n in self.program.parameters]
@@ -244,6 +256,9 @@ class Alignment:
             self._tie(number, Tie(given, layout))
         for number, value in self.program.constants.items():
             is_parameter = number in self.program.parameters
+            if not primitives.is_numeric(self.program.avals[number].dtype):
+                self.values[number], self._unknown[number] = None, "random numbers have no bound"
+                continue
             self.values[number] = Bounded.exact(value) if is_parameter else Bounded.constant(value)
         for i, equation in enumerate(self.program.equations):
             yield from self._equation(i, equation)
@@ -526,9 +541,15 @@ class Alignment:
                 yield from self._split(value, tie)
             now = self.values.get(value)
             is_equal = value not in self.ties and not wiring and now is not None and self._is_tensor(now, tie)
-            yield self._region(value, tie, is_equal, wiring)
+            reader = "" if equation is None else self._layer_of(equation)
+            yield dataclasses.replace(self._region(value, tie, is_equal, wiring), reader=reader)
         self._tie(value, tie)
         self._again(value, before)
+
+    def _layer_of(self, equation: Equation) -> str:
+        """Return the path of the layer whose parameters an equation takes."""
+        leaves = sorted(leaf for n in equation.inputs for leaf in self._leaves.get(n, ()))
+        return leaves[0].rpartition(".")[0] if leaves else equation.scope
 
     def _is_tensor(self, value: Bounded, tie: Tie) -> bool:
         """Return True where a value is a tensor of PyTorch in this layout, to within the errors of both."""
@@ -676,8 +697,8 @@ class Alignment:
             with np.errstate(all="ignore"):
                 distances = [float(np.abs(tie.layout.to_jax(array) - now.value).sum()) for tie in found]
             order = np.argsort(distances, kind="stable")
-            clear = distances[order[0]] < 0.5 * distances[order[1]]
-            found = [found[k] for k in order] if clear else found
+            is_near = distances[order[0]] < 2.0**-7 * float(np.abs(array).sum())
+            found = [found[k] for k in order] if is_near else found
         if call is None or equation is None:
             return found[0]
         kept = dict(self.values)
@@ -685,13 +706,14 @@ class Alignment:
             for tie in found[:24]:
                 self.values[value] = Bounded.exact(tie.layout.to_jax(array))
                 self._again(value, before)
-                self._evaluate(equation)
-                result = self.values.get(equation.outputs[0])
-                if result is not None and any(
-                    self.graph.values[n].size == result.value.size and self._verified(result, n)
-                    for n in call.outputs[:1]
-                ):
-                    return tie
+                for following in self.program.equations[before : before + 4]:  # a bias may follow
+                    if not any(n in self.ties for n in following.outputs):
+                        self._evaluate(following)
+                    result = self.values.get(following.outputs[0])
+                    size = self.graph.values[call.outputs[0]].size
+                    is_full = result is not None and _is_float(result) and result.value.size == size
+                    if result is not None and is_full and self._verified(result, call.outputs[0]):
+                        return tie
         finally:
             self.values = kept
         return found[0]
@@ -748,8 +770,9 @@ class Alignment:
         if number in self.program.constants:
             return np.asarray(self.program.constants[number])
         tie = self.ties[number][-1]
+        array = tie.layout.to_jax(self.graph.values[tie.number])
         dtype = self.program.avals[number].dtype
-        return tie.layout.to_jax(self.graph.values[tie.number]).astype(dtype, copy=False)
+        return array if array.dtype.kind == "f" else array.astype(dtype, copy=False)
 
 
 def _results(call: Call) -> tuple[int, ...]:

@@ -179,6 +179,14 @@ def _slice(a: Given) -> Bounded:
     return x.moved(lambda e: e[tuple(cut)])
 
 
+def _strided(a: Given) -> Bounded:
+    """Return other strides of axes of one element, which PyTorch gives the means that it keeps."""
+    x, size = a["self"], a["size"]
+    if [n for n in size if n != 1] != [n for n in x.shape if n != 1]:
+        raise UnknownOperator("as_strided to another shape")
+    return _shape(x, size)
+
+
 def _select(a: Given) -> Bounded:
     return a["self"].moved(lambda e: np.take(e, a["index"], axis=a["dim"]))
 
@@ -662,6 +670,7 @@ _RULES: Mapping[str, Callable[[Given], Any]] = {
     "transpose": lambda a: a["self"].moved(lambda e: np.swapaxes(e, a["dim0"], a["dim1"])),
     "t": lambda a: a["self"].moved(np.transpose),
     "unsqueeze": _unsqueeze,
+    "as_strided": _strided,
     "squeeze": _squeeze,
     "expand": _expand,
     "clone": _keep,

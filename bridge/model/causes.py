@@ -82,13 +82,23 @@ def _changes(alignment: Alignment, region: Region) -> Iterator[Change]:
     for one, other in itertools.combinations(data, 2):
         if values[one].shape == values[other].shape:
             exchanged = values | {one: values[other], other: values[one]}
-            a, b = alignment.described(one), alignment.described(other)
+            a, b = (_as_argument(alignment, region, n) for n in (one, other))
             yield (
                 region.calls,
                 exchanged,
                 Cause("operands exchanged", f"JAX exchanges {a} and {b} of PyTorch", "exchange them back in JAX"),
             )
     yield from _left_out(alignment, region, values)
+
+
+def _as_argument(alignment: Alignment, region: Region, number: int) -> str:
+    """Name a tensor by the argument of an operator that takes it, such as "query"."""
+    for call in region.calls:
+        for name, value in call.arguments.items():
+            is_named = isinstance(value, Ref) and name in ("query", "key", "value")
+            if is_named and alignment.is_core(call) and alignment.root(value.number) == number:
+                return name
+    return alignment.described(number)
 
 
 def _changed(call: Call, **arguments: Any) -> Call:
@@ -107,7 +117,7 @@ def _left_out(alignment: Alignment, region: Region, values: Mapping[int, Bounded
                 shape = alignment.graph.values[call.outputs[0]].shape
                 calls = list(region.calls)
                 calls[place] = Call("view", {"self": Ref(operand), "size": list(shape)}, call.outputs[:1], call.module)
-                what = {"add": "residual sum", "mul": "scale"}.get(call.name, call.name)
+                what = {"add": "sum", "mul": "product"}.get(call.name, call.name)
                 text = f"JAX lacks PyTorch's {name}" + (f", the {what}" if what != call.name else "")
                 yield calls, values, Cause(f"{what} missing", text, f"compute {name} in JAX")
 
@@ -160,12 +170,12 @@ def _bias_left_out(alignment: Alignment, region: Region, call: Call) -> Changes:
 
 def _other_axes(alignment: Alignment, region: Region, call: Call) -> Changes:
     x = alignment.graph.values[call.get("input").number]
-    for axis in range(1, x.ndim):
+    for axes in (*((axis,) for axis in range(1, x.ndim - 1)), tuple(range(1, x.ndim - 1))):
         yield (
-            Call("normalized", {**call.arguments, "axes": (axis,)}, call.outputs, call.module),
+            Call("normalized", {**call.arguments, "axes": axes}, call.outputs, call.module),
             Cause(
                 "axis of the norm",
-                f"JAX normalizes over axis {axis} of PyTorch's {x.shape}, and PyTorch over the last",
+                f"JAX normalizes over the axes {axes} of PyTorch's {x.shape}, and PyTorch over the last",
                 "normalize over the channels in JAX: reduction_axes=-1, feature_axes=-1",
             ),
         )

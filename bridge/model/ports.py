@@ -132,6 +132,8 @@ class _Words:
 
     @property
     def kind(self) -> str:
+        if self.region.wiring:
+            return "wiring"
         if len(self.calls) == 1 and self.calls[0].name == "convolution":
             return _kind_of_convolution(self.alignment, self.calls[0])
         ours, theirs = self.ours, self.theirs
@@ -147,6 +149,8 @@ class _Words:
 
     @property
     def name(self) -> str:
+        if self.region.wiring and self.region.reader:
+            return self.region.reader
         leaves = self.alignment.leaves(self.region)
         layers = list(dict.fromkeys(leaf.rpartition(".")[0] or leaf for leaf in leaves))
         if len(layers) == 1 and self.equations:
@@ -183,7 +187,7 @@ class _Words:
 def _comparison(alignment: Alignment, region: Region, words: _Words) -> Comparison | str:
     graph, layout = alignment.graph, region.tie.layout
     try:
-        ours = region.part.run(*region.operands)
+        ours = run(alignment, region)
     except (TypeError, ValueError) as error:
         return f"JAX does not run it alone: {error}"
     theirs = layout.to_jax(graph.values[region.tie.number])
@@ -220,6 +224,18 @@ def _comparison(alignment: Alignment, region: Region, words: _Words) -> Comparis
         return found
     cause = cause_of(alignment, region) if words.equations and words.calls else None
     return _explained(words, found, cause, differs)
+
+
+def run(alignment: Alignment, region: Region) -> np.ndarray:
+    """Return JAX's result on PyTorch's operands; they are rounded to a lower dtype only where JAX needs that."""
+    try:
+        return region.part.run(*region.operands)
+    except TypeError:
+        avals = alignment.program.avals
+        lowered = (
+            x if x.dtype.kind != "f" else x.astype(avals[n].dtype) for n, x in zip(region.part.inputs, region.operands)
+        )
+        return region.part.run(*lowered)
 
 
 def _within(ours: Bounded | None, exact: Bounded | None) -> Expected:
@@ -314,11 +330,7 @@ def _lower_precision(
     region: Region, exact: Bounded | None, ours: np.ndarray, theirs: np.ndarray, found: Comparison
 ) -> Comparison | None:
     """Return PRECISION where JAX computes in a dtype below float32, and that explains the result."""
-    lower = {
-        np.dtype(e.aval.dtype).name
-        for e in region.part.equations
-        if np.dtype(e.aval.dtype).name in ("bfloat16", "float16")
-    }
+    lower = {str(e.aval.dtype) for e in region.part.equations if str(e.aval.dtype) in ("bfloat16", "float16")}
     if not lower or exact is None:
         return None
     values = {n: Bounded.exact(a) for n, a in zip(region.part.inputs, region.operands)}
@@ -370,8 +382,9 @@ def _explained(words: _Words, found: Comparison, cause: Cause | None, differs: b
     if cause is not None:
         return dataclasses.replace(found, verdict=Verdict.CONVENTION, name=cause.name, cause=cause.text, fix=cause.fix)
     ours, theirs = words.ours, words.theirs
-    if found.verdict is Verdict.BUG and words.is_one_layer:
-        return dataclasses.replace(found, cause="; ".join(filter(None, (found.cause, _other_numbers(words)))))
+    other = _other_numbers(words)
+    if found.verdict is Verdict.BUG and (words.is_one_layer or (ours == theirs and other)):
+        return dataclasses.replace(found, cause="; ".join(filter(None, (found.cause, other))))
     if ours != theirs:
         simple = (
             found.verdict is not Verdict.NONFINITE
@@ -409,7 +422,8 @@ def _other_numbers(words: _Words) -> str:
                 continue
             if np.array_equal(np.sort(ours, axis=None), np.sort(theirs, axis=None)):
                 continue
-            said.append(f"{path} has other numbers than {name}")
+            others = words.alignment.torch_with_numbers(ours)
+            said.append(f"{path} has the numbers of {others[0]}" if others else f"{path} has other numbers than {name}")
     return "; ".join(said)
 
 

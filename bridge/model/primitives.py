@@ -129,6 +129,8 @@ def evaluate(equation: Equation, operands: Sequence[Bounded], *, lower: bool = F
     """
     name, params = equation.name, equation.params
     aval = equation.aval
+    if any(not isinstance(getattr(x.value, "dtype", None), np.dtype) for x in operands) or not is_numeric(aval.dtype):
+        raise UnknownPrimitive(name)
     unit = _unit(aval.dtype, lower)
     if name in MOVES and name not in ("pad", "dynamic_update_slice", "scatter"):
         return _moved(equation, operands)
@@ -139,6 +141,15 @@ def evaluate(equation: Equation, operands: Sequence[Bounded], *, lower: bool = F
     if not np.issubdtype(aval.dtype, np.inexact) or name in ("pad", "dynamic_update_slice", "scatter", "sort"):
         return _run(equation, operands)
     raise UnknownPrimitive(name)
+
+
+def is_numeric(dtype: Any) -> bool:
+    """Return False for the dtype of random keys."""
+    try:
+        np.dtype(dtype)
+    except TypeError:
+        return False
+    return True
 
 
 def _unit(dtype: Any, lower: bool) -> Unit:

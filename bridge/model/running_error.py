@@ -35,7 +35,7 @@ _UNIT = FLOAT32.unit_roundoff
 _WIDE = 4 * FLOAT64.unit_roundoff  # NumPy's functions are within 2 ulp; sums of n terms count each of them
 
 #: Greatest errors of elementwise functions in units of the last place (2 u |y|), rounded up, of XLA:CPU and PyTorch:
-#: `python -m bridge.model.elementwise_errors` measures them. A measurement is no proof.
+#: `python benchmarks/elementwise_errors.py` measures them. A measurement is no proof.
 ULPS: Mapping[str, float] = {
     "exp": 3,
     "exp2": 4,

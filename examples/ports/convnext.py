@@ -1,6 +1,6 @@
 """ConvNeXt (Liu et al., 2022) in Flax NNX, with the names of timm's parameters.
 
-    jaxdw model examples.ports.convnext:mini
+jaxdw model examples.ports.convnext:mini
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """EfficientNet-B0 (Tan and Le, 2019) in Flax NNX, with the names of timm's parameters.
 
-    jaxdw model examples.ports.efficientnet:b0
+jaxdw model examples.ports.efficientnet:b0
 """
 
 from __future__ import annotations
@@ -62,9 +62,7 @@ class Block(nnx.Module):
         if self.is_expanding:
             self.conv_pw, self.bn1 = _pointwise(given, wide, rngs), nnx.BatchNorm(wide, rngs=rngs)
         padding = (row.kernel - 1) // 2
-        self.conv_dw = DepthwiseConv(
-            wide, (row.kernel, row.kernel), stride, padding=padding, use_bias=False, rngs=rngs
-        )
+        self.conv_dw = DepthwiseConv(wide, (row.kernel, row.kernel), stride, padding=padding, use_bias=False, rngs=rngs)
         self.se = SqueezeExcite(wide, given // 4, rngs)
         if self.is_expanding:
             self.bn2, self.conv_pwl = nnx.BatchNorm(wide, rngs=rngs), _pointwise(wide, row.channels, rngs)

@@ -1,6 +1,6 @@
 """A vision transformer (Dosovitskiy et al., 2021) in Flax NNX, with the names of timm's parameters.
 
-    jaxdw model examples.ports.vit:mini
+jaxdw model examples.ports.vit:mini
 """
 
 from __future__ import annotations
