@@ -34,14 +34,14 @@ _TINY = FLOAT32.smallest_normal
 _UNIT = FLOAT32.unit_roundoff
 _WIDE = 4 * FLOAT64.unit_roundoff  # NumPy's functions are within 2 ulp; sums of n terms count each of them
 
-#: Greatest errors of elementwise functions in units of the last place (2 u |y|), rounded up, of XLA:CPU and PyTorch:
+#: Greatest errors of elementwise functions in units of the last place (2 u |y|) of XLA:CPU and PyTorch, with room:
 #: `python benchmarks/elementwise_errors.py` measures them. A measurement is no proof.
 ULPS: Mapping[str, float] = {
     "exp": 3,
-    "exp2": 4,
+    "exp2": 64,
     "log": 4,
     "log1p": 4,
-    "expm1": 4,
+    "expm1": 6,
     "tanh": 8,
     "logistic": 6,
     "erf": 8,

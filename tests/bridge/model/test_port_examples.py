@@ -1,4 +1,4 @@
-"""The ports in examples/ports/ against the originals: clean ones pass, and planted mistakes are named in their place."""
+"""The ports in examples/ports/ against the originals: clean ones pass, and the place of a planted mistake is named."""
 
 import jax
 import jax.numpy as jnp
