@@ -77,11 +77,12 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         if report:
             Path(report).mkdir(parents=True, exist_ok=True)
-        if (report or sarif) and not hasattr(config, "workerinput"):
-            from bridge.files import check_writable
+        index = Path(report, _INDEX) if report and Path(report, _INDEX).exists() else None
+        if (index or sarif) and not hasattr(config, "workerinput"):
+            from bridge.files import check_writable  # it loads NumPy
 
-            if report:
-                check_writable(Path(report, _INDEX), _INDEX_SCHEMA)
+            if index:
+                check_writable(index, _INDEX_SCHEMA)
             if sarif:
                 check_writable(Path(sarif), "jaxdw.sarif")
     except OSError as error:

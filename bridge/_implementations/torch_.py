@@ -21,7 +21,7 @@ from bridge._implementations.algorithm import Algorithm, Knob, declared, time_ca
 from bridge._implementations.arguments import ArgumentError
 from bridge.case import DTYPES, Case
 from bridge.errors import ImplementationError
-from bridge.numerics import BFLOAT16, TF32, Arithmetic
+from bridge.numerics import BFLOAT16, TF32, Arithmetic, format_of
 from jaxdw.bias import bias_comes_first
 from jaxdw.geometry import Geometry
 
@@ -358,6 +358,9 @@ def _algorithm(
         if not convolves and rounds_to == "ieee":
             rounds_to = _MATMUL_INPUTS[matmul_precision]
         working = case.dtype.name if dtype == "same" else dtype
+        if "transposed" in family and working in ("float16", "bfloat16"):
+            narrow = format_of(DTYPES[working])  # PyTorch adds the products of a tap, rounded, to the output in memory
+            return dataclasses.replace(base, product=narrow, accumulator=narrow)
         if rounds_to == "ieee" or working != "float32" or "taps" in family:
             return base
         # Inputs that were rounded to float32 before are rounded twice: by at most what truncation does.

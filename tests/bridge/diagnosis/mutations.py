@@ -166,6 +166,7 @@ PADDING = (
     "row or column shifted",
     "padding missing",
     "padding",
+    "causal padding",
 )
 
 

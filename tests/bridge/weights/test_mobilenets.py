@@ -13,6 +13,7 @@ from flax import nnx
 from bridge import load_weights, to_flax, to_torch
 from bridge.weights import WeightsMismatch
 from bridge.weights.trees import empty_model
+from jaxdw.models.blocks import BatchNorm
 from jaxdw.nnx import DepthwiseConv
 from tests.references import MODELS, reference
 
@@ -85,7 +86,7 @@ def flax_order(model):
             return lambda layer, *inputs, **options: (ran.append(paths[id(layer)]), call(layer, *inputs, **options))[1]
 
         with contextlib.ExitStack() as patches:
-            for kind in (nnx.Conv, nnx.Linear, nnx.BatchNorm, DepthwiseConv):
+            for kind in (nnx.Conv, nnx.Linear, BatchNorm, DepthwiseConv):
                 patches.enter_context(mock.patch.object(kind, "__call__", recorded(kind.__call__)))
             return model(x)
 
