@@ -81,10 +81,15 @@ class SumOrder:
           terms: how many there are, or their numbers in the order in which they are added.
           bias_first: start from the bias.
         """
-        if isinstance(terms, (int, np.integer)):
+        if isinstance(terms, (int, np.integer)) and not isinstance(terms, bool):
             if terms < 0:
                 raise ValueError(f"`terms` is {terms}, expected 0 or more, or the numbers of the terms")
             terms = range(terms)
+        terms = tuple(terms) if isinstance(terms, Iterable) else terms
+        if not isinstance(terms, tuple) or not all(
+            isinstance(term, (int, np.integer)) and not isinstance(term, bool) for term in terms
+        ):
+            raise TypeError(f"`terms` is {terms!r}, expected an int, or the numbers of the terms")
         _check_flag("bias_first", bias_first)
         return cls((BIAS if bias_first else ZERO, *(2 * int(term) + 1 for term in terms)))
 

@@ -43,15 +43,11 @@ def axpby(a: Any, x: jax.Array, b: Any, y: jax.Array) -> jax.Array:
     >>> axpby(2, jnp.ones(3), -1, jnp.ones(3)).tolist()
     [1.0, 1.0, 1.0]
     """
-    x, y = as_array("x", x), as_array("y", y)
-    check_floating(x=x, y=y)
-    if x.shape != y.shape or x.dtype != y.dtype:
-        raise ValueError(f"`y` is {y.dtype} of shape {y.shape}, expected {x.dtype} of shape {x.shape}, as `x`")
+    x, y = _alike(x, y)
     wide = accumulator(x.dtype)
     factors = []
     for name, factor in (("a", a), ("b", b)):
-        if isinstance(factor, bool) or np.shape(factor) != ():
-            raise ValueError(f"`{name}` is {factor!r}, expected a number")
+        _check_number(name, factor)
         factors.append(lax.convert_element_type(factor, wide))
     if is_sharded(x) or is_sharded(y):  # XLA knows how to share it out
         return _axpby_definition(jnp.stack(factors), x, y)
@@ -59,8 +55,29 @@ def axpby(a: Any, x: jax.Array, b: Any, y: jax.Array) -> jax.Array:
 
 
 def add(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Return x + y, of one shape and dtype, rounded once, subnormal numbers too."""
+    """Return x + y, of one shape and dtype, rounded once, subnormal numbers too.
+
+    Raises:
+      ValueError, TypeError: an argument that does not fit; the message names it.
+    """
+    x, y = _alike(x, y)
     return _add_p.bind(*varying_together(x, y))
+
+
+def _alike(x: Any, y: Any) -> tuple[jax.Array, jax.Array]:
+    x, y = as_array("x", x), as_array("y", y)
+    check_floating(x=x, y=y)
+    if x.shape != y.shape or x.dtype != y.dtype:
+        raise ValueError(f"`y` is {y.dtype} of shape {y.shape}, expected {x.dtype} of shape {x.shape}, as `x`")
+    return x, y
+
+
+def _check_number(name: str, value: Any) -> None:
+    is_array = isinstance(value, (jax.Array, np.ndarray, np.generic)) and value.shape == ()
+    if is_array and (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"`{name}` is {value!r}, expected a number")
 
 
 def fork(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -94,6 +111,8 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
             "(*batch,), none of them empty"
         )
     rows = logits.reshape(math.prod(labels.shape), logits.shape[-1])
+    if labels.dtype.itemsize >= 4 and labels.dtype != jnp.int32:  # a wide label must not wrap to one of a class
+        labels = jnp.clip(labels, None if labels.dtype.kind == "u" else -1, 2**31 - 1)
     return _cross_entropy(rows, labels.reshape(-1).astype(jnp.int32))
 
 
@@ -118,13 +137,23 @@ def sgd(
 
     Args:
       parameters, momenta, gradients: trees of arrays, of one structure; momenta are zeros before the first step.
-      learning_rate, momentum, weight_decay: numbers, or arrays of shape ().
+      learning_rate, momentum, weight_decay: numbers from 0 on, or arrays of shape ().
       nesterov: look ahead by one step of the momentum.
+
+    Raises:
+      ValueError, TypeError: an argument that does not fit; the message names it.
 
     >>> p, m = sgd(jnp.ones(2), jnp.zeros(2), jnp.ones(2), learning_rate=0.5, momentum=0.9)
     >>> p.tolist(), m.tolist()
     ([0.5, 0.5], [1.0, 1.0])
     """
+    factors = {"learning_rate": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
+    for name, factor in factors.items():
+        _check_number(name, factor)
+        if isinstance(factor, (int, float)) and factor < 0:
+            raise ValueError(f"`{name}` is {factor!r}, expected 0 or more")
+    if not isinstance(nesterov, bool):
+        raise TypeError(f"`nesterov` is {nesterov!r}, expected True or False")
 
     def step(p: jax.Array, m: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
         g = axpby(weight_decay, p, 1, g)

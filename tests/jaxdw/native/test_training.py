@@ -15,6 +15,7 @@ from bridge.numerics import FLOAT32, FLOAT64, cast, same_bits
 from jaxdw import native
 from jaxdw.native import calls
 from jaxdw.norm import batch_norm
+from jaxdw.sum_order import SumOrder
 from jaxdw.training import add, axpby, cross_entropy, divide, fork, sgd
 from tests.jaxdw.native import arrays
 
@@ -371,3 +372,20 @@ def test_a_call_that_does_not_fit_is_an_error_that_names_the_argument(name):
 
 if __name__ == "__main__":  # for DIGEST, where docs/arithmetic.md changes
     print(digest("scalar", 1))
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda x: add(x, x[:1]), ValueError, "`y` is float32 of shape"),
+        (lambda x: add(x, x.astype(jnp.int32)), TypeError, "`y` has dtype int32"),
+        (lambda x: axpby("a", x, 1, x), ValueError, "`a` is 'a', expected a number"),
+        (lambda x: sgd(x, x, x, learning_rate=-1), ValueError, "`learning_rate` is -1, expected 0 or more"),
+        (lambda x: sgd(x, x, x, learning_rate=1, nesterov=1), TypeError, "`nesterov` is 1"),
+        (lambda x: SumOrder.chain(True), TypeError, "`terms` is True, expected an int"),
+        (lambda x: SumOrder.chain(2.5), TypeError, "`terms` is 2.5, expected an int"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call(jnp.ones(3, jnp.float32))
