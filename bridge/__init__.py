@@ -45,6 +45,7 @@ _PUBLIC = {
     "bridge.case": ("Case",),
     "bridge.diagnosis": ("Comparison", "Diagnosis", "Verdict", "compare", "parity"),
     "bridge._implementations": ("Implementation", "implementation", "implementations"),
+    "bridge.model": ("model_parity",),
     "bridge.testing": ("testing",),
     "bridge.weights": ("Rule", "load_weights", "to_flax", "to_torch"),
 }
@@ -65,6 +66,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from bridge.diagnosis import Verdict as Verdict
     from bridge.diagnosis import compare as compare
     from bridge.diagnosis import parity as parity
+    from bridge.model import model_parity as model_parity
     from bridge.weights import Rule as Rule
     from bridge.weights import load_weights as load_weights
     from bridge.weights import to_flax as to_flax

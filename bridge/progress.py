@@ -41,6 +41,13 @@ def track(items: Iterable[T], description: str) -> Iterator[T]:
         yield item
 
 
+def counted(items: Iterable[T], description: str) -> Iterator[T]:
+    """Yield items as they are made, whose number is not known before, and log the number of each one."""
+    for number, item in enumerate(items, start=1):
+        log.info("%s: %d", description, number)
+        yield item
+
+
 class Progress(logging.Handler):
     """A logging handler that shows the steps that are logged while its block runs, on standard error.
 

@@ -287,6 +287,10 @@ def _defined(x: jax.Array, kernel: jax.Array, *rest: jax.Array, settings: _Setti
     return epilogue.apply(y, settings.geometry.rank, settings.result)
 
 
+#: For readers of jaxprs: the same operands and parameters as the primitive.
+definition = _defined
+
+
 @_finished_p.def_abstract_eval
 def _finished_abstract(x, kernel, *rest, settings: _Settings):
     return primitive.replicated(settings.geometry.output_shape, settings.result, x)

@@ -80,6 +80,7 @@ ALLOWED = {
         "libraries",
         "_census.capture",
         "model.capture",
+        "model.graph_capture",
         "bench.torch_peers",
     },
     "jax": {
@@ -88,6 +89,9 @@ ALLOWED = {
         "compiler_probes",
         "audit.compiling",
         "weights.trees",
+        "model.jax_side",
+        "model.jaxprs",
+        "model.primitives",
         "model.steps",
         "model.gradients",
         "bench.jax_peers",
@@ -96,6 +100,7 @@ ALLOWED = {
     "flax": {
         "_implementations.jax_",
         "weights.trees",
+        "model.jax_side",
         "model.steps",
         "model.gradients",
         "model.originals",

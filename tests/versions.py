@@ -37,6 +37,7 @@ TOOLS = (
     "rich",
     "pydantic",
     "jinja2",
+    "scipy",
 )
 #: Every method with its derivatives, the Flax modules, the drop-in, meshes, kernels for GPUs, and the messages.
 SAMPLE = (

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bridge.cli.options import FailOnOption, HtmlOption, JsonOption
 from bridge.cli.output import check_outputs, command_line, console, exit_code, summarise
 from bridge.files import write_atomically
-from bridge.progress import log, track
+from bridge.progress import counted, log, track
+
+if TYPE_CHECKING:
+    from bridge.model import ModelParity
 
 
 def model(
@@ -20,7 +23,8 @@ def model(
         typer.Argument(
             metavar="NETWORK",
             help="mobilenet_v1, mobilenet_v2, mobilenet_v3_small or mobilenet_v3_large, of the library that the "
-            "weights come from; or of a named library, as timm.mobilenet_v2.",
+            "weights come from; or of a named library, as timm.mobilenet_v2. Or package.module:factory, a function "
+            "that returns a PyTorch module, its port to JAX, inputs, and perhaps the manifest of the conversion.",
         ),
     ],
     weights: Annotated[Path | None, typer.Option(help="PyTorch's checkpoint. Default: random weights.")] = None,
@@ -54,7 +58,7 @@ def model(
     html: HtmlOption = None,
     fail_on: FailOnOption = None,
 ) -> None:
-    """Compare a whole MobileNet in PyTorch and Flax: each operation by itself, and how differences grow.
+    """Compare a whole network in PyTorch and JAX: each operation by itself, and how differences grow.
 
     EXPLAINED: both results follow, in every bit, from the orders in which the frameworks add, which are revealed here
     for these shapes, this layout and these threads. With --same-bits JAX adds in PyTorch's orders.
@@ -63,13 +67,30 @@ def model(
     """
     from bridge.model import model_parity, same_bits_parity
     from bridge.model.capture import check_layout
+    from bridge.model.factories import made_by
     from bridge.model.known_orders import KnownOrders
     from bridge.model.originals import compared_pair, random_images, read_image
-    from bridge.model.record import ModelReport
-    from bridge.report.model import model_html, print_model, summary
 
     check_outputs("jaxdw.model", json=json, html=html)
     check_layout(layout)
+    if ":" in network:
+        given = {
+            "--weights": weights,
+            "--image": image,
+            "--batch": batch,
+            "--layout": layout,
+            "--same-bits": same_bits or None,
+            "--size": None if size == 224 else size,
+            "--width": None if width == 1.0 else width,
+        }
+        if own := [option for option, value in given.items() if value is not None]:
+            raise ValueError(f"`network` is {network!r}, whose function makes all: expected no {', '.join(own)}")
+        log.info("%s: making both networks", network)
+        made = made_by(network)
+        shown = functools.partial(counted, description=f"{network}, operation")
+        parity = model_parity(made.module, made.model, made.inputs, made.manifest, name=network, track=shown)
+        _report(parity, json, html)
+        raise typer.Exit(exit_code(parity.verdict, fail_on))
     if image is not None and batch is not None:
         raise ValueError(f"`batch` is {batch}, expected none with --image: an .npy file may hold several images")
     images = random_images(size, random_seed, batch or 1) if image is None else read_image(image, size)
@@ -82,10 +103,18 @@ def model(
         pair.module, pair.model, images, pair.manifest, layout=layout, known=known, name=pair.name, track=shown
     )
     known.save()
+    _report(parity, json, html)
+    raise typer.Exit(exit_code(parity.verdict, fail_on))
+
+
+def _report(parity: ModelParity, json: Path | None, html: Path | None) -> None:
+    """Print a comparison, and write the files that are asked for."""
+    from bridge.model.record import ModelReport
+    from bridge.report.model import model_html, print_model, summary
+
     print_model(parity, console())
     summarise(f"{parity.verdict} {summary(parity)}")
     if json is not None:
         write_atomically(json, ModelReport.of(parity).to_json())
     if html is not None:
         write_atomically(html, model_html(parity, command=command_line()))
-    raise typer.Exit(exit_code(parity.verdict, fail_on))

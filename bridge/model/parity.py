@@ -1,4 +1,4 @@
-"""model_parity: a PyTorch MobileNet and its Flax twin on the same images, layer by layer and as a whole."""
+"""model_parity: a PyTorch module and its port to JAX on the same inputs, operation by operation and as a whole."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from jaxdw.models import MobileNet
 
 _log = logging.getLogger("bridge")
 
-Track = Callable[[Sequence[ModelStep]], Iterable[ModelStep]]
+Track = Callable[[Any], Iterable[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,16 +175,16 @@ class ModelParity:
 
 def model_parity(
     module: Any,
-    model: MobileNet,
-    images: np.ndarray,
-    manifest: WeightsManifest,
+    model: Any,
+    inputs: Any,
+    weights: WeightsManifest | None = None,
     *,
     layout: str | None = None,
     known: KnownOrders | None = None,
     name: str = "",
     track: Track = iter,
 ) -> ModelParity:
-    """Compare every operation of a MobileNet twice, in eval mode and float32.
+    """Compare every operation of a PyTorch module with its port to JAX twice, in eval mode and float32.
 
     *Isolated*: the JAX operation gets PyTorch's operands, and the two results are compared within the bound of that one
     operation. *Running*: each network runs on its own on the same images; their difference grows from layer to layer.
@@ -193,19 +193,30 @@ def model_parity(
 
     Args:
       module: the PyTorch model, an `nn.Module`.
-      model: the Flax model with its weights.
-      images: `(N, H, W, C)`, float32, already normalized.
-      manifest: of the conversion, `bridge.to_flax(module, model).manifest`.
+      model: the JAX model with its weights: an `nnx.Module`; a Linen module and its variables, `(module, variables)`; a
+        function and its parameters, `(function, parameters)`, called as `function(parameters, *inputs)`; or a callable
+        tree of arrays, as Equinox has them.
+      inputs: an array or several. Images are `(N, H, W, C)`, float32, already normalized: PyTorch gets them channels
+        first. Other arrays are given to both as they are. `{"jax": ..., "torch": ...}` gives each its own.
+      weights: the manifest of the conversion, `bridge.to_flax(module, model).manifest`; None: parameters are matched by
+        their numbers, in any layout.
       layout: of PyTorch's weights and images, "contiguous" or "channels_last"; None: that of the model.
       known: orders that were revealed before; None: none.
       name: of the network, for reports.
-      track: wraps the loop over the steps, for a progress bar.
+      track: wraps the loop over the operations, for a progress bar.
 
     Raises:
-      ValueError, TypeError: images of another dtype or shape, a model of another kind; the message says which.
+      ValueError, TypeError: inputs of another dtype or shape, a model of another kind; the message says which.
     """
     from bridge.model.capture import layout_of, operations
 
+    if not isinstance(model, MobileNet) or weights is None:
+        if layout is not None or known is not None:
+            raise ValueError("`layout` and `known` are for networks of `jaxdw.models`, with a manifest")
+        from bridge.model.port_parity import port_parity
+
+        return port_parity(module, model, inputs, weights, name=name, track=track)
+    images, manifest = inputs, weights
     model = _checked(model, images)
     _log.info("%s: running it in PyTorch", name)
     done, theirs = operations(module, images, layout)
@@ -430,7 +441,7 @@ class _Networks:
     ) -> LayerParity:
         """Return one row, for the result of the step `at`."""
         running = self.running[at]
-        grown = _relative(np.asarray(running), self._at(counterpart.output))
+        grown = relative(np.asarray(running), self._at(counterpart.output))
         before = max((self.growth[each] for each in inputs if each in self.growth), default=0.0)
         operations = [self._done[place] for place in counterpart.operations]
         return LayerParity(
@@ -450,7 +461,7 @@ def _as_rank(x: np.ndarray, rank: int) -> np.ndarray:
     return x if x.ndim == rank else x.reshape(x.shape[0], *(n for n in x.shape[1:] if n > 1))
 
 
-def _relative(y: np.ndarray, expected: np.ndarray) -> float | None:
+def relative(y: np.ndarray, expected: np.ndarray) -> float | None:
     """Return ||y - expected|| / ||expected||; None where sizes differ, or a norm is zero or not finite."""
     if y.size != expected.size:
         return None

@@ -1,0 +1,832 @@
+"""Find the values that a JAX model and a PyTorch model share, from the inputs to the results.
+
+JAX's equations run in float64 on PyTorch's own values. A result that is one of PyTorch's tensors, to within the errors
+of both, is *tied* to it. From there on that tensor takes its place, so every later equation gets PyTorch's values,
+whatever was wrong before. Where a result is no tensor of PyTorch, the layers that follow say which one it stands for:
+the kernel of a convolution or matrix product, or the parameters of a normalization, are the same in both models. What
+such a layer reads in JAX is what it reads in PyTorch.
+
+Between the tied values lie regions: equations of JAX, and operators of PyTorch. Either may be one or many. Nothing is
+matched by order, by shape or by name.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bridge.model import aten, primitives
+from bridge.model.elementwise_functions import Probed, are_one, probed
+from bridge.model.jaxprs import Equation, Part, Program
+from bridge.model.running_error import Bounded
+from bridge.model.torch_graph import Call, TorchGraph
+
+#: Operators that normalize by statistics of their input or by given ones, and the argument that they normalize.
+NORMALIZATIONS = {
+    "native_layer_norm": "input",
+    "native_group_norm": "input",
+    "native_batch_norm": "input",
+    "_native_batch_norm_legit": "input",
+    "_native_batch_norm_legit_no_training": "input",
+    "_fused_rms_norm": "input",
+}
+
+#: PyTorch's operators in one region, at most; beyond that its errors say nothing.
+_LONGEST = 200
+#: Elements that are compared before all are.
+_SAMPLED = 48
+#: Equations in which a function may be completed that has a tensor's numbers already.
+_AHEAD = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a tensor of PyTorch becomes an array of JAX: split into `split`, permuted, and reshaped to `shape`."""
+
+    split: tuple[int, ...]
+    permutation: tuple[int, ...]
+    shape: tuple[int, ...]
+    torch: tuple[int, ...]
+
+    def to_jax(self, array: np.ndarray) -> np.ndarray:
+        return array.reshape(self.split).transpose(self.permutation).reshape(self.shape)
+
+    def to_torch(self, array: np.ndarray) -> np.ndarray:
+        permuted = tuple(self.split[axis] for axis in self.permutation)
+        return array.reshape(permuted).transpose(np.argsort(self.permutation)).reshape(self.torch)
+
+
+def layouts(torch: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[Layout]:
+    """Yield the layouts that fit, the customary ones first: as it is, and channels last."""
+    given = tuple(n for n in torch if n != 1) or (1,)
+    wanted = tuple(n for n in shape if n != 1) or (1,)
+    seen = set()
+    rank = len(given)
+    first = [tuple(range(rank))]
+    if len(torch) > 2 and torch[1] != 1 and rank > 1:
+        at = sum(n != 1 for n in torch[:1])
+        first.insert(0, (*(i for i in range(rank) if i != at), at))
+    orders = itertools.chain(first, itertools.permutations(range(rank)) if rank < 6 else ())
+    for order in orders:
+        if (given, order) not in seen:
+            seen.add((given, order))
+            if given == wanted and order != tuple(range(rank)) and tuple(given[i] for i in order) != wanted:
+                continue
+            yield Layout(given, order, shape, torch)
+    if len(wanted) < 6:
+        for order in itertools.permutations(range(len(wanted))):
+            split = tuple(wanted[i] for i in order)
+            back = tuple(int(i) for i in np.argsort(order))
+            if (split, back) not in seen and split != given:
+                seen.add((split, back))
+                yield Layout(split, back, shape, torch)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tie:
+    """A value of JAX that is a tensor of PyTorch: the number of the tensor, and its layout."""
+
+    number: int
+    layout: Layout
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Region:
+    """What computes a tied value from tied values, in both frameworks.
+
+    Attributes:
+      part: JAX's equations; none where JAX's value is an earlier one.
+      operands: the values of `part.inputs`, PyTorch's where they come from the data.
+      ours: JAX's result on them with errors; None where nothing is known of an equation.
+      unknown: why `ours` is None.
+      calls: PyTorch's operators, moves included; none where PyTorch's tensor is an earlier one.
+      sources: the tensors that the calls start from.
+      tie: the tensor that the result is.
+      is_equal: true where the result is the tensor, to within the errors.
+      wiring: where the frameworks read different results, which ones; empty where they agree.
+      reader: where they read different results, the path of the layer of JAX that reads.
+      is_met: true where layers after it say which tensor the result stands for, and not its numbers.
+    """
+
+    part: Part
+    operands: tuple[np.ndarray, ...]
+    ours: Bounded | None
+    unknown: str
+    calls: tuple[Call, ...]
+    sources: tuple[int, ...]
+    tie: Tie
+    is_equal: bool
+    wiring: str = ""
+    is_met: bool = False
+    reader: str = ""
+
+
+class Alignment:
+    """The state of one alignment; `regions` yields what it finds, in the order of JAX's equations.
+
+    Attributes:
+      claimed: the numbers of the tensors that are tied, with the value of JAX that is tied first.
+      seen: the calls that stand in some region.
+      torch_names: PyTorch's names of each parameter of JAX.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        graph: TorchGraph,
+        names: Mapping[str, Sequence[str]],
+        inputs: Mapping[int, np.ndarray],
+    ) -> None:
+        self.program, self.graph, self.inputs = program, graph, inputs
+        self.torch_names = names
+        self._producer = {n: (i, e) for i, e in enumerate(program.equations) for n in e.outputs}
+        self._maker = {n: (i, c) for i, c in enumerate(graph.calls) for n in c.outputs}
+        self._data = self._depending()
+        self._leaves: dict[int, frozenset[str]] = {n: frozenset([path]) for n, path in program.parameters.items()}
+        for equation in program.equations:
+            if not any(self.is_data(n) for n in equation.inputs):
+                leaves = frozenset(leaf for n in equation.inputs for leaf in self._leaves.get(n, ()))
+                self._leaves |= dict.fromkeys(equation.outputs, leaves)
+        self._torch_names = self._parameters_of_values()
+        self._users: dict[str, list[int]] = collections.defaultdict(list)
+        for i, call in enumerate(graph.calls):
+            if self._data & set(call.outputs):
+                for name in {n for operand in call.operands for n in self._torch_names.get(operand, ())}:
+                    self._users[name].append(i)
+        self._by_size: dict[int, list[int]] = collections.defaultdict(list)
+        for call in graph.calls:
+            if call.name not in aten.KEEPING:
+                for n in _results(call):
+                    if n in self._data and graph.values[n].dtype.kind == "f":
+                        self._by_size[graph.values[n].size].append(n)
+        self._sums = {
+            n: (float(graph.values[n].sum(dtype=np.float64)), float(np.abs(graph.values[n]).sum(dtype=np.float64)))
+            for each in self._by_size.values()
+            for n in each
+        }
+        self.values: dict[int, Bounded | None] = {}
+        self._unknown: dict[int, str] = {}
+        self.ties: dict[int, list[Tie]] = {}
+        self.claimed: dict[int, int] = {}
+        self.seen: set[int] = set()
+        self._visited: set[int] = set()
+
+    # --- what depends on what
+
+    def _depending(self) -> set[int]:
+        """Return the numbers of PyTorch's values that depend on the data."""
+        data = set(self.graph.inputs)
+        for call in self.graph.calls:
+            if data & set(call.operands):
+                data |= set(call.outputs)
+        return data
+
+    def _parameters_of_values(self) -> dict[int, frozenset[str]]:
+        """Return the parameters that a value of PyTorch without data is made of."""
+        names = {n: frozenset([name]) for n, name in self.graph.parameters.items()}
+        for call in self.graph.calls:
+            if not self._data & set(call.outputs):
+                some = frozenset(n for operand in call.operands for n in names.get(operand, ()))
+                names |= dict.fromkeys(call.outputs, some)
+        return names
+
+    def is_data(self, number: int) -> bool:
+        """Return True for a value of JAX that depends on the data."""
+        return number not in self._leaves and number not in self.program.constants
+
+    def is_core(self, call: Call) -> bool:
+        """Return True for an operator of PyTorch that computes something from the data."""
+        return call.name not in aten.MOVES and any(n in self._data for n in call.operands)
+
+    @property
+    def data_of_torch(self) -> set[int]:
+        """The numbers of PyTorch's values that depend on the data."""
+        return self._data
+
+    @property
+    def names_of_values(self) -> Mapping[int, frozenset[str]]:
+        """The parameters that PyTorch's values without data are made of."""
+        return self._torch_names
+
+    def torch_with_numbers(self, array: np.ndarray) -> list[str]:
+        """Return the parameters of PyTorch that have the numbers of an array, in any layout."""
+        wanted = _content(array)
+        return [
+            f"{layer}.{own}" if layer else own
+            for layer, arrays in self.graph.layers.items()
+            for own, each in arrays.items()
+            if each.size == array.size and _content(each) == wanted
+        ]
+
+    def leaves(self, region: Region) -> list[str]:
+        """Return the paths of the parameters that JAX's equations take."""
+        return [self.program.parameters[n] for n in region.part.inputs if n in self.program.parameters]
+
+    def scope(self, number: int) -> str:
+        """Return the path of the module of JAX that made a value, or the layer whose parameters it took."""
+        if number not in self._producer:
+            return ""
+        return self._producer[number][1].scope
+
+    # --- the walk
+
+    def regions(self) -> Iterator[Region]:
+        """Walk JAX's equations, and yield each region as soon as its end is tied."""
+        for number, given in zip(self.program.inputs, self.graph.inputs):
+            array = self.graph.values[given]
+            shape = self.program.avals[number].shape
+            layout = next(
+                (
+                    each
+                    for each in layouts(array.shape, shape)
+                    if np.array_equal(each.to_jax(array), self.inputs[number], equal_nan=True)
+                ),
+                None,
+            )
+            if layout is None:
+                raise ValueError("`inputs` are not the same numbers for both models")
+            self._tie(number, Tie(given, layout))
+        for number, value in self.program.constants.items():
+            is_parameter = number in self.program.parameters
+            if not primitives.is_numeric(self.program.avals[number].dtype):
+                self.values[number], self._unknown[number] = None, "random numbers have no bound"
+                continue
+            self.values[number] = Bounded.exact(value) if is_parameter else Bounded.constant(value)
+        for i, equation in enumerate(self.program.equations):
+            yield from self._equation(i, equation)
+        for number, given in zip(self.program.outputs, self.graph.outputs):
+            yield from self._meet(number, given, len(self.program.equations))
+
+    def _equation(self, i: int, equation: Equation) -> Iterator[Region]:
+        if not any(self.is_data(n) for n in equation.inputs):
+            self._evaluate(equation)
+            return
+        yield from self._anchor(i, equation)
+        self._evaluate(equation)
+        if equation.name in primitives.KEEPING:
+            return
+        for number in equation.outputs:
+            value = self.values.get(number)
+            if value is None or value.value.dtype != np.float64:
+                continue
+            found = self._search(number, value)
+            if found is None:
+                found = self._otherwise(equation, number)
+            if found is not None:
+                yield self._region(number, found, True, is_met=False)
+                self._tie(number, found)
+
+    def _evaluate(self, equation: Equation) -> None:
+        operands = [self.values.get(n) for n in equation.inputs]
+        if any(each is None for each in operands):
+            reason = next(self._unknown[n] for n in equation.inputs if self.values.get(n) is None)
+            self._forget(equation, reason)
+            return
+        try:
+            results = primitives.evaluate(equation, operands)  # type: ignore[arg-type]
+        except primitives.UnknownPrimitive as error:
+            self._forget(equation, f"no bound is known for {error} in JAX")
+            return
+        self.values |= zip(equation.outputs, results)
+
+    def _forget(self, equation: Equation, reason: str) -> None:
+        for n in equation.outputs:
+            self.values[n] = None
+            self._unknown[n] = reason
+
+    def _tie(self, number: int, tie: Tie) -> None:
+        array = tie.layout.to_jax(self.graph.values[tie.number])
+        self.values[number] = Bounded.exact(array)
+        self.ties.setdefault(number, []).append(tie)
+        self.claimed.setdefault(tie.number, number)
+
+    # --- ties by value
+
+    def _search(self, number: int, value: Bounded) -> Tie | None:
+        """Return the tensor that a value is, if there is one."""
+        sources = self._sources(number)
+        near = {tie.number for n in sources for tie in self.ties.get(n, ())}
+        mine = {self.ties[n][-1].number for n in sources if n in self.ties}
+        total = float(value.value.sum())
+        candidates = []
+        for n in self._by_size.get(value.value.size, ()):
+            sum_, size = self._sums[n]
+            if np.isfinite(total) and abs(sum_ - total) > 2.0**-10 * size + float(np.sum(value.function)):
+                continue
+            call = self._maker[n][1]
+            roots = {self.root(each) for each in call.operands if each in self._data}
+            candidates.append((n in self.claimed, not roots <= near, self._maker[n][0], n))
+        candidates.sort()
+        here = None
+        own = [n for *_, n in candidates if n in mine]
+        for is_claimed, *_, n in candidates:
+            if is_claimed and own:  # it may be what it comes from
+                break
+            if n not in own and (tie := self._verified(value, n)) is not None:
+                if here is None:
+                    here = self.function_of_ours(*self._part(number), number)
+                return None if here is not None and self._is_early(number, here, n) else tie
+        several = len([n for n in sources if n in self.ties]) > 1
+        for n in own:
+            if (tie := self._verified(value, n)) is not None:
+                # of several values, it completes the computation of one; of one alone, it is a function that these
+                # data do not tell from doing nothing
+                return tie if several else None
+        for is_claimed, *_, n in candidates:
+            if is_claimed and n not in own and (tie := self._verified(value, n)) is not None:
+                return tie
+        return None
+
+    def _is_early(self, number: int, here: Probed, n: int) -> bool:
+        """Return True where a value only has a tensor's numbers here, and a later one is the same function."""
+        found = self.calls(n)
+        wanted = (
+            None if found is None else self.function_of_theirs([self.graph.calls[i] for i in found[0]], found[1], n)
+        )
+        if wanted is None or are_one(here, wanted):
+            return False
+        start = self._producer[number][0] + 1
+        for equation in self.program.equations[start : start + _AHEAD]:
+            if equation.name in primitives.ELEMENTWISE and np.dtype(equation.aval.dtype) == np.float32:
+                later = self.function_of_ours(*self._part(equation.outputs[0]), equation.outputs[0])
+                if later is not None and are_one(later, wanted):
+                    return True
+        return False
+
+    def function_of_ours(self, equations: Sequence[Equation], inputs: Sequence[int], output: int) -> Probed | None:
+        """Return the function that equations compute, where it is one of one number."""
+        data = [n for n in inputs if self.is_data(n)]
+        moves = primitives.KEEPING - {"rev"} | {"broadcast_in_dim"}
+        if len(data) != 1 or not equations or any(n in self.program.parameters for n in inputs):
+            return None
+        if any(e.name not in primitives.ELEMENTWISE and e.name not in moves for e in equations):
+            return None
+        shape = self.program.avals[data[0]].shape
+
+        def of(probes: np.ndarray) -> Bounded:
+            values = {n: self._constant(n) for n in inputs if n != data[0]}
+            values[data[0]] = Bounded(probes.reshape(shape))
+            for equation in equations:
+                values |= zip(equation.outputs, primitives.evaluate(equation, [values[n] for n in equation.inputs]))
+            return values[output]
+
+        return probed(of, math.prod(shape))
+
+    def _constant(self, number: int) -> Bounded:
+        value = self.values[number]
+        if value is None:
+            raise KeyError(number)
+        return value
+
+    def function_of_theirs(self, calls: Sequence[Call], sources: Sequence[int], output: int) -> Probed | None:
+        """Return the function that operators of PyTorch compute, where it is one of one number."""
+        data = [n for n in sources if n in self._data]
+        others = [n for n in sources if n not in self._data]
+        known = aten.ELEMENTWISE | aten.KEEPING
+        if len(data) != 1 or not calls or any(c.name not in known or c.name == "flip" for c in calls):
+            return None
+        if any(self.graph.values[n].size != 1 for n in others):
+            return None
+        shape = self.graph.values[data[0]].shape
+
+        def of(probes: np.ndarray) -> Bounded:
+            values = {n: Bounded.exact(self.graph.values[n]) for n in others}
+            values[data[0]] = Bounded(probes.reshape(shape))
+            for call in calls:
+                values |= zip(call.outputs, aten.evaluate(call, values))
+            return values[output]
+
+        return probed(of, math.prod(shape))
+
+    def _verified(self, value: Bounded, n: int) -> Tie | None:
+        array = self.graph.values[n]
+        theirs = None
+        size = value.value.size
+        at = np.linspace(0, size - 1, min(_SAMPLED, size)).astype(np.int64)
+        wanted = value.value.ravel()[at]
+        rough = 2.0**-9 * float(np.abs(wanted).max(initial=0.0))
+        places = np.unravel_index(at, value.shape)
+        for layout in layouts(array.shape, value.shape):
+            here = layout.to_jax(array)
+            with np.errstate(all="ignore"):
+                if (np.abs(here[places] - wanted) > rough + 1e-30).any():
+                    continue
+            if theirs is None:
+                theirs = self.theirs(n)
+                if theirs is None:
+                    return None
+            allowed = layout.to_jax(np.broadcast_to(theirs.rounding + np.asarray(theirs.function), array.shape))
+            with np.errstate(all="ignore"):
+                outside = np.abs(here - value.value) > allowed + value.function
+            if not outside.any() and (np.isfinite(here) == np.isfinite(value.value)).all():
+                return Tie(n, layout)
+        return None
+
+    def _otherwise(self, equation: Equation, number: int) -> Tie | None:
+        """Try the earlier tensors that an operand has been tied to."""
+        several = [n for n in equation.inputs if len(self.ties.get(n, ())) > 1]
+        for n in several:
+            kept = self.values[n]
+            for tie in self.ties[n][-2::-1]:
+                self.values[n] = Bounded.exact(tie.layout.to_jax(self.graph.values[tie.number]))
+                self._evaluate(equation)
+                value = self.values.get(number)
+                found = None if value is None else self._search(number, value)
+                if found is not None:
+                    self.ties[n].append(tie)
+                    return found
+            self.values[n] = kept
+            self._evaluate(equation)
+        return None
+
+    def root(self, number: int) -> int:
+        """Return the tensor whose elements a tensor of PyTorch has, each once."""
+        while number in self._maker and self._maker[number][1].name in aten.KEEPING and number not in self.claimed:
+            operands = self._maker[number][1].operands
+            number = operands[0]
+        return number
+
+    def calls(self, number: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """Return the calls that make a tensor from tied ones, in order, and what they start from; None for too many."""
+        calls: set[int] = set()
+        sources: set[int] = set()
+        ahead = [number]
+        while ahead:
+            n = ahead.pop()
+            if (n in self.claimed and n != number) or n not in self._maker:
+                sources.add(n)
+                continue
+            place, call = self._maker[n]
+            if place not in calls:
+                calls.add(place)
+                ahead.extend(call.operands)
+                if len(calls) > _LONGEST:
+                    return None
+        return tuple(sorted(calls)), tuple(sorted(sources))
+
+    def theirs(self, number: int) -> Bounded | None:
+        """Return a tensor of PyTorch in float64 with its errors, from the tied ones; None where nothing is known."""
+        found = self.calls(number)
+        if found is None:
+            return None
+        places, sources = found
+        return evaluated(self.graph, [self.graph.calls[i] for i in places], sources).get(number)
+
+    # --- ties by layers
+
+    def _anchor(self, i: int, equation: Equation) -> Iterator[Region]:
+        """Tie what a layer of JAX reads to what PyTorch's layer with the same parameters reads."""
+        leaves = {leaf for n in equation.inputs for leaf in self._leaves.get(n, ())}
+        data = [n for n in equation.inputs if self.is_data(n)]
+        if not leaves or len(data) != 1:
+            return
+        names = {name for leaf in leaves for name in self.torch_names.get(leaf, ())}
+        places = {place for name in names for place in self._users.get(name, ())}
+        if equation.name in primitives.CONTRACTIONS and not self._is_scaling(equation):
+            places = {p for p in places if self.graph.calls[p].name in aten.CONTRACTIONS}
+        else:
+            places = {p for p in places if self.graph.calls[p].name in NORMALIZATIONS} - self._visited
+        if len(places) != 1:
+            return
+        (place,) = places
+        self._visited.add(place)
+        call = self.graph.calls[place]
+        operand = next(n for n in call.operands if n in self._data)
+        yield from self._meet(data[0], operand, i, call, equation)
+
+    def _is_scaling(self, equation: Equation) -> bool:
+        """Return True for a depthwise convolution of one tap: a product with one number per channel."""
+        geometry = equation.params.get("geometry")
+        return geometry is not None and math.prod(geometry.kernel_size) == 1 and geometry.multiplier == 1
+
+    def _meet(
+        self, number: int, given: int, before: int, call: Call | None = None, equation: Equation | None = None
+    ) -> Iterator[Region]:
+        """Tie a value of JAX, or one that it comes from, to a tensor of PyTorch that takes the same place."""
+        roots = [self.root(given)]
+        while (
+            (made := self._maker.get(roots[-1])) is not None
+            and made[1].name in ("constant_pad_nd", "pad")
+            and roots[-1] not in self.claimed
+        ):
+            roots.append(self.root(made[1].operands[0]))
+        meeting = None
+        for value in self._dominators(number):
+            for wanted in roots:
+                if math.prod(self.program.avals[value].shape) == self.graph.values[wanted].size:
+                    meeting = value, wanted
+                    break
+            if meeting or (call is not None and call.name not in NORMALIZATIONS):
+                break
+        if meeting is None:
+            return
+        value, wanted = meeting
+        if any(tie.number == wanted or self._same(tie.number, wanted) for tie in self.ties.get(value, ())[-1:]):
+            return
+        older = next((tie for tie in self.ties.get(value, ()) if tie.number == wanted), None)
+        tie = older or self._fitting(value, wanted, before, call, equation)
+        if tie is None:
+            return
+        if older is None:
+            wiring = self._wired_otherwise(value, wanted, before)
+            if not wiring:
+                yield from self._split(value, tie)
+            now = self.values.get(value)
+            is_equal = value not in self.ties and not wiring and now is not None and self._is_tensor(now, tie)
+            reader = "" if equation is None else self._layer_of(equation)
+            yield dataclasses.replace(self._region(value, tie, is_equal, wiring), reader=reader)
+        self._tie(value, tie)
+        self._again(value, before)
+
+    def _layer_of(self, equation: Equation) -> str:
+        """Return the path of the layer whose parameters an equation takes."""
+        leaves = sorted(leaf for n in equation.inputs for leaf in self._leaves.get(n, ()))
+        return leaves[0].rpartition(".")[0] if leaves else equation.scope
+
+    def _is_tensor(self, value: Bounded, tie: Tie) -> bool:
+        """Return True where a value is a tensor of PyTorch in this layout, to within the errors of both."""
+        theirs = self.theirs(tie.number)
+        if theirs is None or value.value.dtype != np.float64:
+            return False
+        here = tie.layout.to_jax(self.graph.values[tie.number])
+        allowed = tie.layout.to_jax(np.broadcast_to(theirs.rounding + np.asarray(theirs.function), theirs.shape))
+        with np.errstate(all="ignore"):
+            return not (np.abs(here - value.value) > allowed + value.function).any()
+
+    def _split(self, value: int, tie: Tie) -> Iterator[Region]:
+        """Find one wrong step in a region whose other steps are right, and yield it.
+
+        The step ends at a value of JAX and at a tensor of PyTorch, from which JAX's other equations give PyTorch's
+        result.
+        """
+        equations, inputs = self._part(value)
+        found = self.calls(tie.number) if tie.number not in self.claimed else ((), (tie.number,))
+        if found is None or not equations or len(equations) > 64:
+            return
+        places, sources = found
+        tied = [n for n in inputs if n in self.ties]
+        theirs = [n for n in sources if n in self._data]
+        calls = [self.graph.calls[i] for i in places if self.is_core(self.graph.calls[i])]
+        theirs += [n for call in calls for n in _results(call)]
+        ours = [*tied, *(n for e in equations for n in e.outputs if n != value)]
+        ours = [n for n in ours if self.is_data(n) and _is_float(self.values.get(n))]
+        known = {n: self.ties[n][-1].number for n in tied}
+        tries = 0
+        for n in theirs:
+            if n == tie.number or self.graph.values[n].dtype.kind != "f":
+                continue
+            for middle in ours:
+                shape = self.program.avals[middle].shape
+                if math.prod(shape) != self.graph.values[n].size or known.get(middle) == n:
+                    continue
+                for layout in itertools.islice(layouts(self.graph.values[n].shape, shape), 3):
+                    tries += 1
+                    if tries > 200:
+                        return
+                    new = Tie(n, layout)
+                    if self._gives(middle, new, equations, value, tie):
+                        yield self._region(middle, new, False)
+                        self._tie(middle, new)
+                        self._again(middle, self._producer[value][0] + 1)
+                        return
+
+    def _gives(self, middle: int, new: Tie, equations: Sequence[Equation], value: int, tie: Tie) -> bool:
+        """Return True where a region gives PyTorch's result once one of its values is another tensor."""
+        values = dict(self.values)
+        values[middle] = Bounded.exact(new.layout.to_jax(self.graph.values[new.number]))
+        changed = {middle}
+        for equation in equations:
+            if changed & set(equation.inputs) and middle not in equation.outputs:
+                operands = [values.get(n) for n in equation.inputs]
+                if any(each is None for each in operands):
+                    return False
+                try:
+                    values |= zip(equation.outputs, primitives.evaluate(equation, operands))  # type: ignore[arg-type]
+                except primitives.UnknownPrimitive:
+                    return False
+                changed |= set(equation.outputs)
+        result = values.get(value)
+        if value not in changed or result is None:
+            return False
+        kept = self.claimed.get(new.number)
+        self.claimed.setdefault(new.number, middle)
+        try:
+            return self._is_tensor(result, tie)
+        finally:
+            if kept is None:
+                del self.claimed[new.number]
+
+    def _wired_otherwise(self, value: int, wanted: int, before: int) -> str:
+        """Return which tensors are read, where PyTorch's is an earlier one or comes from layers that JAX runs later."""
+        if value not in self.ties:
+            return ""
+        read = self.ties[value][-1].number
+        calls = self.calls(wanted)
+        later = {
+            name
+            for equation in self.program.equations[before + 1 :]
+            for n in equation.inputs
+            for leaf in self._leaves.get(n, ())
+            for name in self.torch_names.get(leaf, ())
+        }
+        ahead = {
+            name
+            for place in (calls[0] if calls else ())
+            for n in self.graph.calls[place].operands
+            for name in self._torch_names.get(n, ())
+        }
+        if wanted not in self.claimed and calls is not None and not ahead & later:
+            return ""
+        return f"it reads {self.described(read)} in JAX, and {self.described(wanted)} in PyTorch"
+
+    def described(self, number: int) -> str:
+        """Name a tensor of PyTorch by the layer that made it."""
+        while number in self._maker and self._maker[number][1].name in aten.MOVES and self._maker[number][1].operands:
+            number = self._maker[number][1].operands[0]
+        return "the input" if number not in self._maker else layer_of(self._maker[number][1], self._torch_names)
+
+    def _same(self, one: int, other: int) -> bool:
+        """Return True where two tensors are one, moved."""
+        return self.root_of_all(one) == self.root_of_all(other)
+
+    def root_of_all(self, number: int) -> int:
+        while number in self._maker and self._maker[number][1].name in aten.KEEPING:
+            number = self._maker[number][1].operands[0]
+        return number
+
+    def _dominators(self, number: int) -> Iterator[int]:
+        """Yield the values through which all flows that a value depends on, since the last ties; itself first."""
+        frontier = {self._plain(number)}
+        while frontier:
+            if len(frontier) == 1:
+                yield next(iter(frontier))
+            last = max(frontier, key=lambda n: self._producer[n][0] if n in self._producer else -1)
+            if last in self.ties or last not in self._producer:
+                return
+            frontier.discard(last)
+            frontier |= {self._plain(n) for n in self._producer[last][1].inputs if self.is_data(n)}
+
+    def _plain(self, number: int) -> int:
+        """Return the value that a value is, moved, padded or converted."""
+        while number not in self.ties and number in self._producer:
+            equation = self._producer[number][1]
+            if equation.name not in (*primitives.KEEPING, "pad", "convert_element_type"):
+                break
+            number = equation.inputs[0]
+        return number
+
+    def _fitting(
+        self, value: int, wanted: int, before: int, call: Call | None, equation: Equation | None
+    ) -> Tie | None:
+        """Return the tie in the layout with which the layer computes PyTorch's result, or else the nearest one."""
+        array = self.graph.values[wanted]
+        shape = self.program.avals[value].shape
+        found = [Tie(wanted, each) for each in itertools.islice(layouts(array.shape, shape), 130)]
+        if len(found) < 2:
+            return found[0] if found else None
+        now = self.values.get(value)
+        if now is not None and np.isfinite(now.value).all():
+            with np.errstate(all="ignore"):
+                distances = [float(np.abs(tie.layout.to_jax(array) - now.value).sum()) for tie in found]
+            order = np.argsort(distances, kind="stable")
+            is_near = distances[order[0]] < 2.0**-7 * float(np.abs(array).sum())
+            found = [found[k] for k in order] if is_near else found
+        if call is None or equation is None:
+            return found[0]
+        kept = dict(self.values)
+        try:
+            for tie in found[:24]:
+                self.values[value] = Bounded.exact(tie.layout.to_jax(array))
+                self._again(value, before)
+                for following in self.program.equations[before : before + 4]:  # a bias may follow
+                    if not any(n in self.ties for n in following.outputs):
+                        self._evaluate(following)
+                    result = self.values.get(following.outputs[0])
+                    size = self.graph.values[call.outputs[0]].size
+                    is_full = result is not None and _is_float(result) and result.value.size == size
+                    if result is not None and is_full and self._verified(result, call.outputs[0]):
+                        return tie
+        finally:
+            self.values = kept
+        return found[0]
+
+    def _again(self, value: int, before: int) -> None:
+        """Evaluate what depends on a value again, up to an equation."""
+        changed = {value}
+        start = self._producer[value][0] + 1 if value in self._producer else 0
+        for equation in self.program.equations[start:before]:
+            if changed & set(equation.inputs) and not any(n in self.ties for n in equation.outputs):
+                self._evaluate(equation)
+                changed |= set(equation.outputs)
+
+    # --- regions
+
+    def _sources(self, number: int) -> list[int]:
+        """Return the tied values that a value comes from."""
+        return self._part(number)[1]
+
+    def _part(self, number: int) -> tuple[list[Equation], list[int]]:
+        """Return the equations that make a value from tied ones, parameters and constants, and what they take."""
+        places: set[int] = set()
+        inputs: dict[int, None] = {}
+        ahead = [number]
+        while ahead:
+            n = ahead.pop()
+            if (n in self.ties and n != number) or n not in self._producer:
+                inputs[n] = None
+                continue
+            if n == number and n in self.ties:
+                inputs[n] = None
+                continue
+            place, equation = self._producer[n]
+            if place not in places:
+                places.add(place)
+                ahead.extend(equation.inputs)
+        return [self.program.equations[i] for i in sorted(places)], list(inputs)
+
+    def _region(self, number: int, tie: Tie, is_equal: bool, wiring: str = "", is_met: bool = True) -> Region:
+        equations, inputs = self._part(number)
+        operands = tuple(self._operand(n) for n in inputs)
+        is_known = tie.number in self.claimed or wiring
+        found = ((), (tie.number,)) if is_known else self.calls(tie.number)
+        places, sources = found or ((), ())
+        self.seen.update(places)
+        part = Part(tuple(equations), tuple(inputs), number)
+        calls = tuple(self.graph.calls[i] for i in places)
+        ours = self.values.get(number)
+        return Region(
+            part, operands, ours, self._unknown.get(number, ""), calls, tuple(sources), tie, is_equal, wiring, is_met
+        )
+
+    def _operand(self, number: int) -> np.ndarray:
+        if number in self.program.constants:
+            return np.asarray(self.program.constants[number])
+        tie = self.ties[number][-1]
+        array = tie.layout.to_jax(self.graph.values[tie.number])
+        dtype = self.program.avals[number].dtype
+        return array if array.dtype.kind == "f" else array.astype(dtype, copy=False)
+
+
+def _results(call: Call) -> tuple[int, ...]:
+    """Return the results of an operator, without the statistics that a normalization also returns."""
+    return call.outputs[:1] if call.name in NORMALIZATIONS else call.outputs
+
+
+def _is_float(value: Bounded | None) -> bool:
+    return value is not None and value.value.dtype == np.float64
+
+
+def layer_of(call: Call, names: Mapping[int, Sequence[str] | frozenset[str]]) -> str:
+    """Return the path of the layer whose parameters a call takes, or else its operator and the module that ran it."""
+    own = [name for n in call.operands for name in names.get(n, ())]
+    if own:
+        return sorted(own)[0].rpartition(".")[0] or sorted(own)[0]
+    return f"{call.name} in {call.module or 'the model itself'}"
+
+
+def evaluated(graph: TorchGraph, calls: Sequence[Call], sources: Sequence[int]) -> dict[int, Bounded]:
+    """Return the results of calls in float64 with their errors; results of which nothing is known are left out."""
+    values = {n: Bounded.exact(graph.values[n]) for n in sources}
+    for call in calls:
+        if all(n in values for n in call.operands):
+            with contextlib.suppress(aten.UnknownOperator):
+                values |= zip(call.outputs, aten.evaluate(call, values))
+    return values
+
+
+def parameter_names(
+    program: Program, graph: TorchGraph, moved: Sequence[tuple[str, str]] | None
+) -> dict[str, list[str]]:
+    """Return PyTorch's names for the parameters of JAX by their paths.
+
+    Args:
+      program: JAX's model.
+      graph: PyTorch's.
+      moved: pairs of PyTorch's and JAX's names, as a manifest has them; None: parameters with the same numbers, in any
+        layout.
+    """
+    names: dict[str, list[str]] = collections.defaultdict(list)
+    if moved is not None:
+        for torch, flax in moved:
+            names[flax].append(torch)
+        return names
+    theirs: dict[Any, list[str]] = collections.defaultdict(list)
+    for layer, arrays in graph.layers.items():
+        for own, array in arrays.items():
+            theirs[_content(array)].append(f"{layer}.{own}" if layer else own)
+    for number, path in program.parameters.items():
+        names[path] = theirs.get(_content(np.asarray(program.constants[number])), [])
+    return names
+
+
+def _content(array: np.ndarray) -> tuple[int, bytes]:
+    """Return what two arrays share that hold the same numbers in any layout."""
+    return array.size, hashlib.sha256(np.sort(array, axis=None).astype(np.float64).tobytes()).digest()

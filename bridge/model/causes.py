@@ -1,0 +1,377 @@
+"""Why a region differs: PyTorch's operators with one setting changed, which then give JAX's result in float64.
+
+A cause is proved and not guessed: the changed operators' exact values and JAX's are the same to within the errors of
+float64, while those of the unchanged operators are not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bridge.model import aten
+from bridge.model.alignment import NORMALIZATIONS, Alignment, Region
+from bridge.model.running_error import Bounded
+from bridge.model.torch_graph import Call, Ref
+
+
+class Cause(NamedTuple):
+    """A short, stable name; the cause in a sentence; and what to change."""
+
+    name: str
+    text: str
+    fix: str
+
+
+#: A change: the calls, the values that they start from, and the cause if that gives JAX's result.
+Change = tuple[Sequence[Call], Mapping[int, Bounded], Cause]
+
+
+def cause_of(alignment: Alignment, region: Region) -> Cause | None:
+    """Return the cause of a difference, or None where no change of one setting explains it."""
+    if any(e.name.startswith(("random_", "threefry", "shift_right_logical")) for e in region.part.equations):
+        return Cause(
+            "dropout on",
+            "JAX draws random numbers here: dropout is on",
+            "run the JAX model in inference: model.eval(), or deterministic=True",
+        )
+    if region.ours is None:
+        return None
+    for calls, sources, cause in _changes(alignment, region):
+        values = dict(sources)
+        try:
+            for call in calls:
+                if all(n in values for n in call.operands):
+                    values |= zip(call.outputs, aten.evaluate(call, values))
+        except (aten.UnknownOperator, ValueError, KeyError, IndexError, TypeError):
+            continue
+        result = values.get(region.tie.number)
+        if result is not None and result.value.size == region.ours.value.size and _are_equal(region, result):
+            return cause
+    return None
+
+
+def _are_equal(region: Region, result: Bounded) -> bool:
+    assert region.ours is not None
+    layout = region.tie.layout
+    try:
+        value = layout.to_jax(result.value)
+        function = layout.to_jax(np.broadcast_to(np.asarray(result.function, np.float64), result.shape))
+    except ValueError:
+        return False
+    with np.errstate(all="ignore"):
+        apart = np.abs(value - region.ours.value) > function + region.ours.function
+    finite = np.isfinite(value) == np.isfinite(region.ours.value)
+    return bool(finite.all() and not (apart & np.isfinite(value)).any())
+
+
+def _changes(alignment: Alignment, region: Region) -> Iterator[Change]:
+    values = {n: Bounded.exact(alignment.graph.values[n]) for n in region.sources}
+    for place, call in enumerate(region.calls):
+        for change in _RULES.get(call.name, ()):
+            for changed, cause in change(alignment, region, call):
+                calls = list(region.calls)
+                calls[place] = changed
+                yield calls, values, cause
+    data = [n for n in region.sources if n in alignment.data_of_torch]
+    for one, other in itertools.combinations(data, 2):
+        if values[one].shape == values[other].shape:
+            exchanged = values | {one: values[other], other: values[one]}
+            a, b = (_as_argument(alignment, region, n) for n in (one, other))
+            yield (
+                region.calls,
+                exchanged,
+                Cause("operands exchanged", f"JAX exchanges {a} and {b} of PyTorch", "exchange them back in JAX"),
+            )
+    yield from _left_out(alignment, region, values)
+
+
+def _as_argument(alignment: Alignment, region: Region, number: int) -> str:
+    """Name a tensor by the argument of an operator that takes it, such as "query"."""
+    for call in region.calls:
+        for name, value in call.arguments.items():
+            is_named = isinstance(value, Ref) and name in ("query", "key", "value")
+            if is_named and alignment.is_core(call) and alignment.root(value.number) == number:
+                return name
+    return alignment.described(number)
+
+
+def _changed(call: Call, **arguments: Any) -> Call:
+    return dataclasses.replace(call, arguments={**call.arguments, **arguments})
+
+
+def _left_out(alignment: Alignment, region: Region, values: Mapping[int, Bounded]) -> Iterator[Change]:
+    """Leave one operator out: its result is its operand."""
+    for place, call in enumerate(region.calls):
+        if not alignment.is_core(call):
+            continue
+        size = alignment.graph.values[call.outputs[0]].size
+        name = alignment.described(call.outputs[0])
+        for operand in call.operands:
+            if operand in alignment.data_of_torch and alignment.graph.values[operand].size == size:
+                shape = alignment.graph.values[call.outputs[0]].shape
+                calls = list(region.calls)
+                calls[place] = Call("view", {"self": Ref(operand), "size": list(shape)}, call.outputs[:1], call.module)
+                what = {"add": "sum", "mul": "product"}.get(call.name, call.name)
+                text = f"JAX lacks PyTorch's {name}" + (f", the {what}" if what != call.name else "")
+                yield calls, values, Cause(f"{what} missing", text, f"compute {name} in JAX")
+
+
+Changes = Iterator[tuple[Call, Cause]]
+
+
+def _literals(alignment: Alignment, region: Region) -> list[float]:
+    """Return the small positive constants of the JAX side."""
+    found = []
+    for n in region.part.inputs:
+        if n in alignment.program.constants and n not in alignment.program.parameters:
+            array = np.asarray(alignment.program.constants[n])
+            if array.size == 1 and array.dtype.kind == "f" and 0 <= float(array.reshape(())) < 0.2:
+                found.append(float(array.reshape(())))
+    return found
+
+
+def _epsilon(alignment: Alignment, region: Region, call: Call) -> Changes:
+    own = call.get("eps")
+    for eps in dict.fromkeys([*_literals(alignment, region), 1e-3, 1e-5, 1e-6, 1e-8, 1e-12, 0.0]):
+        if own is None or not math.isclose(eps, own, rel_tol=1e-6):
+            short = float(f"{eps:.3g}")
+            yield (
+                _changed(call, eps=short if math.isclose(short, eps, rel_tol=1e-6) else eps),
+                Cause("epsilon", f"epsilon is {short:g} in JAX, and {own:g} in PyTorch", f"epsilon={own:g} in JAX"),
+            )
+
+
+def _parameters_left_out(alignment: Alignment, region: Region, call: Call) -> Changes:
+    for name in ("bias", "weight"):
+        if (
+            isinstance(call.get(name), Ref)
+            and call.name in (*NORMALIZATIONS, "convolution")
+            and not (name == "weight" and call.name == "convolution")
+        ):
+            word = "bias" if name == "bias" else "scale"
+            yield (
+                _changed(call, **{name: None}),
+                Cause(f"{word} missing", f"JAX leaves the {word} out", f"use_{word}=True in JAX"),
+            )
+
+
+def _bias_left_out(alignment: Alignment, region: Region, call: Call) -> Changes:
+    yield (
+        Call("mm", {"self": call.get("mat1"), "mat2": call.get("mat2")}, call.outputs, call.module),
+        Cause("bias missing", "JAX leaves the bias out", "use_bias=True in JAX"),
+    )
+
+
+def _other_axes(alignment: Alignment, region: Region, call: Call) -> Changes:
+    x = alignment.graph.values[call.get("input").number]
+    for axes in (*((axis,) for axis in range(1, x.ndim - 1)), tuple(range(1, x.ndim - 1))):
+        yield (
+            Call("normalized", {**call.arguments, "axes": axes}, call.outputs, call.module),
+            Cause(
+                "axis of the norm",
+                f"JAX normalizes over the axes {axes} of PyTorch's {x.shape}, and PyTorch over the last",
+                "normalize over the channels in JAX: reduction_axes=-1, feature_axes=-1",
+            ),
+        )
+    yield (
+        Call("normalized", {**call.arguments, "axes": tuple(range(1, x.ndim))}, call.outputs, call.module),
+        Cause(
+            "axis of the norm",
+            "JAX normalizes over all axes but the batch, and PyTorch over the last",
+            "normalize over the channels in JAX: reduction_axes=-1",
+        ),
+    )
+    yield (
+        Call("normalized", {**call.arguments, "axes": (x.ndim - 1,), "centred": False}, call.outputs, call.module),
+        Cause("mean kept", "JAX does not subtract the mean: it is an RMS norm", "use nnx.LayerNorm in JAX"),
+    )
+    yield (
+        Call("normalized", {**call.arguments, "axes": (x.ndim - 1,), "correction": 1}, call.outputs, call.module),
+        Cause("variance", "JAX divides the variance by n - 1, PyTorch by n", "use the biased variance in JAX: ddof=0"),
+    )
+
+
+def _groups(alignment: Alignment, region: Region, call: Call) -> Changes:
+    c = alignment.graph.values[call.get("input").number].shape[1]
+    own = call.get("group")
+    for groups in range(1, c + 1):
+        if c % groups == 0 and groups != own:
+            yield (
+                _changed(call, group=groups),
+                Cause("groups of the norm", f"JAX has {groups} groups, and PyTorch {own}", f"num_groups={own} in JAX"),
+            )
+
+
+_KERNELS: Mapping[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
+    "kernel flipped": (lambda w: np.flip(w, tuple(range(2, w.ndim))), "JAX's kernel is flipped in space"),
+    "kernel transposed": (
+        lambda w: np.swapaxes(w, -1, -2) if w.ndim == 4 and w.shape[-1] == w.shape[-2] else w[:0],
+        "JAX's kernel has height and width exchanged",
+    ),
+    "channels exchanged": (
+        lambda w: np.swapaxes(w, 0, 1) if w.shape[0] == w.shape[1] else w[:0],
+        "JAX's kernel has input and output channels exchanged",
+    ),
+    "channels exchanged and flipped": (
+        lambda w: np.flip(np.swapaxes(w, 0, 1), tuple(range(2, w.ndim))) if w.shape[0] == w.shape[1] else w[:0],
+        "JAX's kernel has input and output channels exchanged, and is flipped in space",
+    ),
+}
+
+
+def _kernels(alignment: Alignment, region: Region, call: Call) -> Changes:
+    weight = alignment.graph.values[call.get("weight").number]
+    for name, (how, text) in _KERNELS.items():
+        if how(weight).shape == weight.shape:
+            yield (
+                Call("with kernel", {**call.arguments, "how": how}, call.outputs, call.module),
+                Cause(name, text, "convert the kernel with bridge.to_flax, and check transpose_kernel"),
+            )
+
+
+def _paddings(alignment: Alignment, region: Region, call: Call) -> Changes:
+    x = alignment.graph.values[call.get("input").number]
+    rank = x.ndim - 2
+    weight = alignment.graph.values[call.get("weight").number]
+    kernel = weight.shape[2:]
+    stride, padding, dilation = (
+        [*call.get(k)] * (rank if len(call.get(k)) == 1 else 1) for k in ("stride", "padding", "dilation")
+    )
+    if call.get("transposed"):
+        return
+    wanted = alignment.graph.values[call.outputs[0]].shape[2:]
+    own = tuple((p, p) for p in padding)
+    spans = [(k - 1) * d for k, d in zip(kernel, dilation)]
+    needed = [max((n - 1) * s + span + 1 - size, 0) for n, s, span, size in zip(wanted, stride, spans, x.shape[2:])]
+    options = {
+        "SAME": tuple((t // 2, t - t // 2) for t in needed),
+        "the padding at the start alone": tuple((t, 0) for t in spans),
+        "the padding at the end alone": tuple((0, t) for t in spans),
+        "no padding": ((0, 0),) * rank,
+    }
+    for name, pads in options.items():
+        if pads != own:
+            yield (
+                Call("with padding", {**call.arguments, "pads": pads}, call.outputs, call.module),
+                Cause("padding", f"JAX pads by {name}, {pads}, and PyTorch by {own}", f"padding={own} in JAX"),
+            )
+
+
+def _causal_padding(alignment: Alignment, region: Region, call: Call) -> Changes:
+    pad = call.get("pad")
+    if any(pad):
+        yield (
+            _changed(call, pad=[p for a, b in zip(pad[::2], pad[1::2]) for p in (b, a)]),
+            Cause("padding side", "JAX pads on the other side than PyTorch", f"padding {tuple(pad)} as in PyTorch"),
+        )
+
+
+def _strides(alignment: Alignment, region: Region, call: Call) -> Changes:
+    for name in ("dilation", "stride"):
+        own = call.get(name)
+        for n in (1, 2, 3):
+            if set(own) != {n} and not call.get("transposed"):
+                yield (
+                    _changed(call, **{name: [n] * len(own)}),
+                    Cause(name, f"{name} is {n} in JAX, and {tuple(own)} in PyTorch", f"{name} {tuple(own)} in JAX"),
+                )
+
+
+def _square_matrix(alignment: Alignment, region: Region, call: Call) -> Changes:
+    w = alignment.graph.values[call.get("mat2").number]
+    if w.shape[0] == w.shape[1]:
+        yield (
+            Call("with matrix", {**call.arguments}, call.outputs, call.module),
+            Cause("kernel transposed", "JAX's kernel is transposed", "transpose the kernel: PyTorch's is (out, in)"),
+        )
+
+
+def _softmax_axis(alignment: Alignment, region: Region, call: Call) -> Changes:
+    x = alignment.graph.values[call.get("self").number]
+    for axis in range(x.ndim):
+        if axis != call.get("dim") % x.ndim:
+            yield (
+                _changed(call, dim=axis),
+                Cause("axis of softmax", f"JAX's softmax is over axis {axis} of {x.shape}", "softmax over the keys"),
+            )
+
+
+def _attention_scale(alignment: Alignment, region: Region, call: Call) -> Changes:
+    d = alignment.graph.values[call.get("query").number].shape[-1]
+    own = call.get("scale") or 1 / math.sqrt(d)
+    for name, scale in (("1", 1.0), ("1 / d", 1 / d), ("sqrt(d)", math.sqrt(d))):
+        yield (
+            _changed(call, scale=scale),
+            Cause("scale of attention", f"JAX scales by {name}, and PyTorch by {own:.4g}", f"scale {own:.4g} in JAX"),
+        )
+    for causal in (True, False):
+        if bool(call.get("is_causal")) != causal:
+            word = "masks the future" if causal else "has no causal mask"
+            yield (
+                _changed(call, is_causal=causal),
+                Cause("mask of attention", f"JAX {word}, other than PyTorch", f"is_causal={not causal} in JAX"),
+            )
+    for name in ("attn_mask", "attn_bias"):
+        if isinstance(call.get(name), Ref):
+            yield _changed(call, **{name: None}), Cause("mask of attention", "JAX has no mask", "pass the mask in JAX")
+
+
+def _factor(alignment: Alignment, region: Region, call: Call) -> Changes:
+    """Try other numbers in the place of a number."""
+    own = call.get("other")
+    if isinstance(own, Ref):
+        return
+    for value in dict.fromkeys([1.0, *_numbers(alignment, region)]):
+        if value != own:
+            yield (
+                _changed(call, other=value),
+                Cause("factor", f"the number is {value:g} in JAX, and {own:g} in PyTorch", f"use {own:g} in JAX"),
+            )
+
+
+def _numbers(alignment: Alignment, region: Region) -> list[float]:
+    found = []
+    for n in region.part.inputs:
+        if n in alignment.program.constants and n not in alignment.program.parameters:
+            array = np.asarray(alignment.program.constants[n])
+            if array.size == 1 and array.dtype.kind == "f":
+                found.append(float(array.reshape(())))
+    return found
+
+
+def _correction(alignment: Alignment, region: Region, call: Call) -> Changes:
+    own = call.get("correction", 1)
+    for n in (0, 1):
+        if n != own:
+            yield (
+                _changed(call, correction=n),
+                Cause("variance", f"JAX divides the variance by n - {n}", f"divide it by n - {own} in JAX"),
+            )
+
+
+_NORM = (_epsilon, _parameters_left_out)
+_RULES: Mapping[str, Sequence[Callable[[Alignment, Region, Call], Changes]]] = {
+    "native_layer_norm": (*_NORM, _other_axes),
+    "_fused_rms_norm": _NORM,
+    "native_group_norm": (*_NORM, _groups),
+    "native_batch_norm": _NORM,
+    "_native_batch_norm_legit": _NORM,
+    "_native_batch_norm_legit_no_training": _NORM,
+    "convolution": (_parameters_left_out, _kernels, _paddings, _strides),
+    "addmm": (_bias_left_out, _square_matrix),
+    "mm": (_square_matrix,),
+    "constant_pad_nd": (_causal_padding,),
+    "_softmax": (_softmax_axis,),
+    "_scaled_dot_product_flash_attention_for_cpu": (_attention_scale,),
+    "mul": (_factor,),
+    "div": (_factor,),
+    "add": (_factor,),
+    "var": (_correction,),
+    "var_mean": (_correction,),
+}

@@ -1,0 +1,49 @@
+"""Pairs of models that a user's function makes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from bridge.libraries import with_torchvision
+from bridge.process import import_named
+from bridge.weights.manifest import WeightsManifest
+
+
+class PortPair(NamedTuple):
+    """A PyTorch module, the JAX model with the same weights, their inputs, and the manifest or None."""
+
+    module: Any
+    model: Any
+    inputs: Any
+    manifest: WeightsManifest | None
+
+
+def made_by(name: str) -> PortPair:
+    """Call the function `package.module:function` without arguments, and return what it makes.
+
+    It returns `(module, model, inputs)`, and as a fourth the manifest of the conversion if it has one; each as
+    `bridge.model_parity` takes it.
+
+    Raises:
+      ValueError: no such module or function, or one that returns something else; the message says which.
+    """
+    source, _, attribute = name.partition(":")
+    try:
+        module = with_torchvision(lambda: import_named(source))
+    except ImportError as error:
+        raise ValueError(f"`network` is {name!r}, and {source!r} cannot be imported: {error}") from None
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        raise ValueError(f"`network` is {name!r}, and {source} has no function {attribute!r}")
+    made = with_torchvision(factory)
+    if not isinstance(made, tuple) or len(made) not in (3, 4):
+        given = f"a tuple of {len(made)}" if isinstance(made, tuple) else f"a {type(made).__name__}"
+        raise ValueError(
+            f"`network` is {name!r}, which returned {given}, expected (torch_module, jax_model, inputs) or these and "
+            "the manifest of the conversion"
+        )
+    if len(made) == 4 and not isinstance(made[3], (WeightsManifest, type(None))):
+        raise ValueError(
+            f"`network` is {name!r}, whose fourth result is a {type(made[3]).__name__}, expected a manifest or None"
+        )
+    return PortPair(*made, *[None] * (4 - len(made)))

@@ -1,0 +1,133 @@
+"""Record every operator that a live PyTorch model calls, with the very tensors, as a graph.
+
+A tensor that is changed in place, or through a view, gets a new number where it is read again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from bridge._implementations.torch_ import to_numpy
+from bridge.model.torch_graph import Call, Ref, TorchGraph
+from bridge.torch_models import Recorder, by_name, on_device
+
+
+def graph(module: torch.nn.Module, inputs: Sequence[Any]) -> TorchGraph:
+    """Run a model once, in eval mode and without gradients, and return every operator that it called.
+
+    Args:
+      module: the model; its training flags are as before afterwards.
+      inputs: NumPy arrays in PyTorch's layout.
+
+    Raises:
+      ValueError: its forward fails.
+    """
+    given = [on_device(module, np.ascontiguousarray(each)) for each in inputs]
+    recorder = _GraphRecorder(module)
+    recorder.inputs = [recorder.new(tensor) for tensor in given]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operator would hide all of an attention
+    try:
+        y = recorder.run(*given)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return recorder.graph(y)
+
+
+class _GraphRecorder(Recorder):
+    """Number each tensor, and note each operator."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__(module)
+        self.calls: list[Call] = []
+        self.values: dict[int, np.ndarray] = {}
+        self.parameters: dict[int, str] = {}
+        self.inputs: list[int] = []
+        self._numbers: dict[int, int] = {}
+        self._stale: dict[int, int] = {}  # tensors that were changed through another one, and by which value
+        self._alive: list[torch.Tensor] = []
+        self._sharing: dict[int, list[torch.Tensor]] = {}
+        self._own = {id(tensor): name for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+
+    def new(self, tensor: torch.Tensor) -> int:
+        """Number a tensor, as it is now."""
+        number = len(self.values)
+        self.values[number] = to_numpy(tensor.detach().cpu()).copy()
+        self._numbers[id(tensor)] = number
+        self._stale.pop(id(tensor), None)
+        self._alive.append(tensor)  # else another one could take its place and its number
+        self._sharing.setdefault(_memory(tensor), []).append(tensor)
+        return number
+
+    def number(self, tensor: torch.Tensor) -> int:
+        known = self._numbers.get(id(tensor))
+        if known is None:
+            known = self.new(tensor)
+            name = self._own.get(id(tensor)) or self._by_memory(tensor)
+            if name is not None:
+                self.parameters[known] = name
+        elif id(tensor) in self._stale:
+            writer = self._stale[id(tensor)]
+            old, known = known, self.new(tensor)
+            self.calls.append(Call("written", {"self": Ref(old), "by": Ref(writer)}, (known,), self.running[-1].name))
+        return known
+
+    def _by_memory(self, tensor: torch.Tensor) -> str | None:
+        name = self.names.get(tensor.data_ptr())
+        if name is None or tensor.numel() == 0:
+            return None
+        own = self.module.get_parameter(name) if _is_parameter(self.module, name) else self.module.get_buffer(name)
+        return name if own.shape == tensor.shape and own.stride() == tensor.stride() else None
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = by_name(func, args, kwargs)
+        arguments = {name: self._referred(value) for name, value in given.items()}
+        result = func(*args, **(kwargs or {}))
+        results = [
+            y for y in (result if isinstance(result, (tuple, list)) else (result,)) if isinstance(y, torch.Tensor)
+        ]
+        written = {
+            id(given[each.name])
+            for each in func._schema.arguments
+            if each.alias_info is not None and each.alias_info.is_write and each.name in given
+        }
+        outputs = tuple(self.new(y) for y in results)
+        for y, number in zip(results, outputs):
+            if id(y) in written:
+                for other in self._sharing[_memory(y)]:
+                    if other is not y:
+                        self._stale[id(other)] = number
+        name = func.overloadpacket._qualified_op_name.removeprefix("aten::").removesuffix("_")
+        self.calls.append(Call(name, arguments, outputs, self.running[-1].name))
+        return result
+
+    def _referred(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return Ref(self.number(value))
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._referred(each) for each in value) if type(value) in (list, tuple) else value
+        return value
+
+    def graph(self, result: Any) -> TorchGraph:
+        result = getattr(result, "logits", result)
+        leaves = torch.utils._pytree.tree_leaves(result)
+        outputs = [self.number(y) for y in leaves if isinstance(y, torch.Tensor)]
+        layers: dict[str, dict[str, np.ndarray]] = {}
+        for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
+            if tensor.is_floating_point():
+                layer, _, own = name.rpartition(".")
+                layers.setdefault(layer, {})[own] = to_numpy(tensor.detach().cpu())
+        return TorchGraph(self.calls, self.values, self.parameters, self.inputs, outputs, layers)
+
+
+def _is_parameter(module: torch.nn.Module, name: str) -> bool:
+    layer, _, own = name.rpartition(".")
+    return own in module.get_submodule(layer)._parameters
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

@@ -1,0 +1,475 @@
+"""Judge each region of an alignment: JAX's result on PyTorch's operands, within the bound of both computations."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from bridge.diagnosis import Comparison, Verdict
+from bridge.diagnosis.target import Expected
+from bridge.model import aten, primitives
+from bridge.model.alignment import Alignment, Region, evaluated, layer_of
+from bridge.model.causes import Cause, cause_of
+from bridge.model.elementwise_functions import PROBES, are_one, named
+from bridge.model.jaxprs import Equation
+from bridge.model.operation_verdicts import NAMES, compared, judge
+from bridge.model.operations import Operation
+from bridge.model.running_error import Bounded
+from bridge.model.torch_graph import Call, Ref
+
+#: What PyTorch's operators are called.
+KINDS: Mapping[str, str] = {
+    "convolution": "convolution",
+    "addmm": "linear",
+    "mm": "linear",
+    "bmm": "matrix product",
+    "baddbmm": "matrix product",
+    "native_batch_norm": "batch norm",
+    "_native_batch_norm_legit": "batch norm",
+    "_native_batch_norm_legit_no_training": "batch norm",
+    "native_layer_norm": "layer norm",
+    "native_group_norm": "group norm",
+    "_fused_rms_norm": "rms norm",
+    "hardswish": "hard swish",
+    "hardsigmoid": "hard sigmoid",
+    "_softmax": "softmax",
+    "_safe_softmax": "softmax",
+    "_scaled_dot_product_flash_attention_for_cpu": "attention",
+    "mul": "multiply",
+    "max_pool2d_with_indices": "max pool",
+    "avg_pool2d": "average pool",
+    "_adaptive_avg_pool2d": "average pool",
+    "upsample_nearest2d": "resize (nearest)",
+    "upsample_bilinear2d": "resize (bilinear)",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A region in words, with its verdict.
+
+    Attributes:
+      name: the layer's path in JAX, or the path of the module that ran and the kind.
+      torch: the layers or modules of PyTorch; "nothing" where PyTorch computes nothing.
+      kind: what it computes.
+      isolated: the comparison; None where there is none, for `reason`.
+    """
+
+    name: str
+    torch: str
+    kind: str
+    isolated: Comparison | None
+    reason: str
+
+
+def judged(alignment: Alignment, region: Region) -> Row | None:
+    """Return the row of a region; None for one that only moves elements."""
+    equations = core_equations(alignment, region)
+    calls = core_calls(alignment, region)
+    is_repeated = not region.is_met and not calls  # JAX computes a tensor that it has
+    if is_repeated or (not equations and not calls and not region.wiring):
+        return None
+    words = _Words(alignment, region, equations, calls)
+    if not calls and not region.wiring and words.ours == "nothing" and equations:
+        return None
+    isolated = words.wired() if region.wiring else _comparison(alignment, region, words)
+    made = ", ".join(dict.fromkeys(words.place(call) for call in calls)) or "nothing"
+    if isinstance(isolated, str):
+        return Row(words.name, made, words.kind, None, isolated)
+    return Row(words.name, made, words.kind, isolated, "")
+
+
+def core_equations(alignment: Alignment, region: Region) -> list[Equation]:
+    """Return the equations that compute something from the data."""
+    return [
+        e
+        for e in region.part.equations
+        if e.name not in primitives.MOVES
+        and e.name != "convert_element_type"
+        and any(alignment.is_data(n) for n in e.inputs)
+    ]
+
+
+def core_calls(alignment: Alignment, region: Region) -> list[Call]:
+    """Return the operators that compute something from the data."""
+    return [c for c in region.calls if alignment.is_core(c)]
+
+
+class _Words:
+    """The names of one region."""
+
+    def __init__(
+        self, alignment: Alignment, region: Region, equations: Sequence[Equation], calls: Sequence[Call]
+    ) -> None:
+        self.alignment, self.region, self.equations, self.calls = alignment, region, equations, calls
+        self.ours_function = alignment.function_of_ours(region.part.equations, region.part.inputs, region.part.output)
+        self.theirs_function = alignment.function_of_theirs(region.calls, region.sources, region.tie.number)
+
+    @property
+    def ours(self) -> str:
+        """What JAX computes."""
+        if not self.equations:
+            return "nothing"
+        if self.ours_function is not None:
+            name = named(*self.ours_function)
+            if name is not None:
+                return "nothing" if name == "identity" else name
+        return _kind_of_ours(self.equations)
+
+    @property
+    def theirs(self) -> str:
+        """What PyTorch computes."""
+        if not self.calls:
+            return "nothing"
+        if self.theirs_function is not None:
+            name = named(*self.theirs_function)
+            if name is not None:
+                return "nothing" if name == "identity" else name
+        return " and then ".join(_kind_of_call(call) for call in self.calls)
+
+    @property
+    def kind(self) -> str:
+        if self.region.wiring:
+            return "wiring"
+        if len(self.calls) == 1 and self.calls[0].name == "convolution":
+            return _kind_of_convolution(self.alignment, self.calls[0])
+        ours, theirs = self.ours, self.theirs
+        if len(self.calls) == 1 and self._shares_parameters:
+            return theirs
+        return theirs if ours == "nothing" or (self.region.is_equal and self.calls) else ours
+
+    @property
+    def _shares_parameters(self) -> bool:
+        """True where both sides take the same parameters."""
+        ours = {n for leaf in self.alignment.leaves(self.region) for n in self.alignment.torch_names.get(leaf, ())}
+        return any(ours & self.alignment.names_of_values.get(n, frozenset()) for n in self.calls[0].operands)
+
+    @property
+    def name(self) -> str:
+        if self.region.wiring and self.region.reader:
+            return self.region.reader
+        leaves = self.alignment.leaves(self.region)
+        layers = list(dict.fromkeys(leaf.rpartition(".")[0] or leaf for leaf in leaves))
+        if len(layers) == 1 and self.equations:
+            return layers[0]
+        scope = self.equations[-1].scope if self.equations else self.alignment.scope(self.region.part.output)
+        kind = self.theirs if not self.equations else self.kind
+        return ".".join(filter(None, (scope, kind.replace(" ", "_"))))
+
+    @property
+    def is_one_layer(self) -> bool:
+        """True where both compute one convolution or matrix product."""
+        ours = [e for e in self.equations if e.name in primitives.CONTRACTIONS]
+        return len(self.calls) == 1 and self.calls[0].name in aten.CONTRACTIONS and len(ours) == 1
+
+    def place(self, call: Call) -> str:
+        layer = layer_of(call, self.alignment.names_of_values)
+        return call.module or "the model itself" if " in " in layer else layer
+
+    def wired(self) -> Comparison:
+        return Comparison(
+            *NAMES,
+            Verdict.BUG,
+            0,
+            0,
+            math.inf,
+            0,
+            math.inf,
+            name="wiring",
+            cause=self.region.wiring,
+            fix="let both read the result of the same layer",
+        )
+
+
+def _comparison(alignment: Alignment, region: Region, words: _Words) -> Comparison | str:
+    graph, layout = alignment.graph, region.tie.layout
+    try:
+        ours = run(alignment, region)
+    except (TypeError, ValueError) as error:
+        return f"JAX does not run it alone: {error}"
+    theirs = layout.to_jax(graph.values[region.tie.number])
+    lowered = ours.dtype != np.float32 and np.dtype(ours.dtype).name in ("bfloat16", "float16")
+    if lowered:
+        ours = ours.astype(np.float32)
+    if ours.dtype != theirs.dtype:
+        return f"JAX gave {ours.dtype} and PyTorch {theirs.dtype}, expected float32"
+    exact = evaluated(graph, region.calls, region.sources).get(region.tie.number)
+    if exact is not None:
+        exact = Bounded(
+            layout.to_jax(exact.value),
+            *(layout.to_jax(np.broadcast_to(e, exact.shape)) for e in (exact.rounding, exact.function)),
+        )
+    found = _of_operation(alignment, region, words, ours)
+    if found is None:
+        if exact is None and region.ours is None:
+            same = compared(ours, theirs, Expected(theirs.astype(np.float64), np.full(theirs.shape, np.inf)))
+            unknown = next((c.name for c in words.calls if c.name not in aten.known()), "")
+            return same if same.verdict is Verdict.IDENTICAL else region.unknown or f"no bound is known for {unknown}"
+        found = compared(ours, theirs, _within(region.ours, exact))
+        if exact is None or region.ours is None:
+            reason = region.unknown or f"no bound is known for {', '.join(_unknown(words.calls))} in PyTorch"
+            if found.verdict is not Verdict.IDENTICAL and exact is None:
+                return reason
+    if found.verdict is Verdict.BUG:
+        lower = _lower_precision(region, exact, ours, theirs, found)
+        if lower is not None:
+            return lower
+    differs = region.ours is not None and exact is not None and _differs(region.ours, exact)
+    if found.verdict.passes and not differs:
+        return _other_function(words, found)
+    if not found.verdict.passes and found.verdict not in (Verdict.BUG, Verdict.NONFINITE):
+        return found
+    cause = cause_of(alignment, region) if words.equations and words.calls else None
+    return _explained(words, found, cause, differs)
+
+
+def run(alignment: Alignment, region: Region) -> np.ndarray:
+    """Return JAX's result on PyTorch's operands; they are rounded to a lower dtype only where JAX needs that."""
+    try:
+        return region.part.run(*region.operands)
+    except TypeError:
+        avals = alignment.program.avals
+        lowered = (
+            x if x.dtype.kind != "f" else x.astype(avals[n].dtype) for n, x in zip(region.part.inputs, region.operands)
+        )
+        return region.part.run(*lowered)
+
+
+def _within(ours: Bounded | None, exact: Bounded | None) -> Expected:
+    """Return the exact result, and the greater one of both bounds."""
+    base = exact if exact is not None else ours
+    assert base is not None
+    allowed = np.broadcast_to(np.asarray(base.rounding, np.float64), base.shape)
+    function = np.asarray(base.function)
+    if ours is not None and exact is not None:
+        allowed = np.maximum(allowed, ours.rounding)
+        function = function + ours.function
+    return Expected(base.value, allowed + function)
+
+
+def _unknown(calls: Sequence[Call]) -> list[str]:
+    return [c.name for c in calls if c.name not in aten.known()] or [c.name for c in calls]
+
+
+def _of_operation(alignment: Alignment, region: Region, words: _Words, ours: np.ndarray) -> Comparison | None:
+    """Return the verdict on a convolution or a fully connected layer, whose orders and conventions are known."""
+    if len(words.calls) != 1:
+        return None
+    (call,) = words.calls
+    operation = operation_of(alignment, call)
+    if operation is None or ours.size != operation.output.size or call.outputs[0] != region.tie.number:
+        return None
+    return_ = region.tie.layout.to_torch(ours)
+    if return_.ndim > 2:
+        return_ = np.moveaxis(return_, 1, -1)
+    found = judge(operation, np.ascontiguousarray(return_))
+    return found if isinstance(found, Comparison) else None
+
+
+def operation_of(alignment: Alignment, call: Call) -> Operation | None:
+    """Return a convolution of images or a fully connected layer as an operation; None for anything else."""
+    graph = alignment.graph
+    if call.name == "convolution" and not call.get("transposed"):
+        x, weight, bias = call.get("input"), call.get("weight"), call.get("bias")
+        array = graph.values[x.number]
+        if array.ndim != 4 or array.dtype != np.float32:
+            return None
+        stride, padding, dilation = (
+            [*call.get(k)] * (2 if len(call.get(k)) == 1 else 1) for k in ("stride", "padding", "dilation")
+        )
+        settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": call.get("groups")}
+        kind, operand = "convolution", np.moveaxis(array, 1, -1)
+        output = np.moveaxis(graph.values[call.outputs[0]], 1, -1)
+        parameters = {"weight": graph.values[weight.number]}
+        if isinstance(bias, Ref):
+            parameters["bias"] = graph.values[bias.number]
+        if settings["groups"] not in (1, operand.shape[-1]):
+            return None
+    elif call.name in ("addmm", "mm"):
+        x, weight = (
+            (call.get("mat1"), call.get("mat2")) if call.name == "addmm" else (call.get("self"), call.get("mat2"))
+        )
+        if call.get("alpha", 1) != 1 or call.get("beta", 1) != 1 or weight.number in alignment.data_of_torch:
+            return None
+        kind, operand, settings = "linear", graph.values[x.number], {}
+        output = graph.values[call.outputs[0]]
+        parameters = {"weight": np.ascontiguousarray(graph.values[weight.number].T)}
+        if call.name == "addmm":
+            bias = graph.values[call.get("self").number]
+            if bias.ndim != 1:
+                return None
+            parameters["bias"] = bias
+        if operand.dtype != np.float32:
+            return None
+    else:
+        return None
+    layer = layer_of(call, alignment.names_of_values)
+    return Operation(
+        kind,
+        layer,
+        call.module,
+        (),
+        (np.ascontiguousarray(operand),),
+        np.ascontiguousarray(output),
+        parameters,
+        settings,
+    )
+
+
+def _differs(ours: Bounded, exact: Bounded) -> bool:
+    """Return True where both are other functions: their float64 values are further apart than float64's errors."""
+    with np.errstate(all="ignore"):
+        apart = np.abs(ours.value - exact.value) > np.asarray(ours.function) + exact.function
+    return bool((apart & np.isfinite(ours.value) & np.isfinite(exact.value)).any())
+
+
+def _lower_precision(
+    region: Region, exact: Bounded | None, ours: np.ndarray, theirs: np.ndarray, found: Comparison
+) -> Comparison | None:
+    """Return PRECISION where JAX computes in a dtype below float32, and that explains the result."""
+    lower = {str(e.aval.dtype) for e in region.part.equations if str(e.aval.dtype) in ("bfloat16", "float16")}
+    if not lower or exact is None:
+        return None
+    values = {n: Bounded.exact(a) for n, a in zip(region.part.inputs, region.operands)}
+    try:
+        for equation in region.part.equations:
+            values |= zip(
+                equation.outputs, primitives.evaluate(equation, [values[n] for n in equation.inputs], lower=True)
+            )
+    except primitives.UnknownPrimitive:
+        return None
+    wide = values[region.part.output]
+    u = max(2.0**-8 if name == "bfloat16" else 2.0**-11 for name in lower)
+    allowed = np.asarray(wide.rounding) + u * np.abs(wide.value) + wide.function + exact.function
+    with np.errstate(all="ignore"):
+        if (np.abs(ours - exact.value) > allowed).any():
+            return None
+    name = " and ".join(sorted(lower))
+    return dataclasses.replace(
+        found,
+        verdict=Verdict.PRECISION,
+        name=f"{name} in JAX",
+        cause=f"JAX computes in {name} here",
+        fix="compute it in float32 in JAX: dtype=jnp.float32",
+    )
+
+
+def _other_function(words: _Words, found: Comparison) -> Comparison:
+    """Return CONVENTION where both compute functions of one number that these data do not tell apart."""
+    ours, theirs = words.ours_function, words.theirs_function
+    if ours is None and not words.equations:
+        ours = PROBES, np.zeros_like(PROBES)
+    if theirs is None and not words.calls:
+        theirs = PROBES, np.zeros_like(PROBES)
+    if ours is None or theirs is None:
+        return found
+    if are_one(ours, theirs):
+        return found
+    seen = "" if found.different else "; all elements agree, since these data do not show the difference"
+    return dataclasses.replace(
+        found,
+        verdict=Verdict.CONVENTION,
+        name="another operation",
+        cause=f"JAX computes {words.ours} where PyTorch computes {words.theirs}{seen}",
+        fix=f"compute {words.theirs} there in JAX",
+    )
+
+
+def _explained(words: _Words, found: Comparison, cause: Cause | None, differs: bool) -> Comparison:
+    if cause is not None:
+        return dataclasses.replace(found, verdict=Verdict.CONVENTION, name=cause.name, cause=cause.text, fix=cause.fix)
+    ours, theirs = words.ours, words.theirs
+    other = _other_numbers(words)
+    if found.verdict is Verdict.BUG and (words.is_one_layer or (ours == theirs and other)):
+        return dataclasses.replace(found, cause="; ".join(filter(None, (found.cause, other))))
+    if ours != theirs:
+        simple = (
+            found.verdict is not Verdict.NONFINITE
+            and (words.ours_function is not None or not words.equations)
+            and (words.theirs_function is not None or not words.calls)
+        )
+        return dataclasses.replace(
+            found,
+            verdict=Verdict.CONVENTION if simple or not words.equations or not words.calls else Verdict.BUG,
+            name="another operation",
+            cause=f"JAX computes {ours} where PyTorch computes {theirs}",
+            fix=f"compute {theirs} there in JAX",
+        )
+    if found.verdict.passes and differs:
+        return dataclasses.replace(
+            found,
+            verdict=Verdict.BUG,
+            name="another function",
+            cause=f"both compute {theirs}, but not the same: the exact results differ, by less than float32 shows here",
+        )
+    return found
+
+
+def _other_numbers(words: _Words) -> str:
+    """Say which parameters of a layer have other numbers in JAX than in PyTorch."""
+    program, graph = words.alignment.program, words.alignment.graph
+    said = []
+    for n in words.region.part.inputs:
+        path = program.parameters.get(n)
+        for name in () if path is None else words.alignment.torch_names.get(path, ()):
+            layer, _, own = name.rpartition(".")
+            theirs = graph.layers.get(layer, {}).get(own)
+            ours = np.asarray(program.constants[n])
+            if theirs is None or ours.size != theirs.size:
+                continue
+            if np.array_equal(np.sort(ours, axis=None), np.sort(theirs, axis=None)):
+                continue
+            others = words.alignment.torch_with_numbers(ours)
+            said.append(f"{path} has the numbers of {others[0]}" if others else f"{path} has other numbers than {name}")
+    return "; ".join(said)
+
+
+def _kind_of_call(call: Call) -> str:
+    if call.name == "gelu" and call.get("approximate") == "tanh":
+        return "gelu (tanh)"
+    if call.name == "convolution" and call.get("transposed"):
+        return "transposed convolution"
+    return KINDS.get(call.name, call.name)
+
+
+def _kind_of_convolution(alignment: Alignment, call: Call) -> str:
+    weight = alignment.graph.values[call.get("weight").number].shape
+    if call.get("transposed"):
+        return "transposed convolution"
+    if call.get("groups") > 1 and weight[1] == 1:
+        return "depthwise"
+    return "pointwise" if set(weight[2:]) == {1} else "convolution"
+
+
+def _kind_of_ours(equations: Sequence[Equation]) -> str:
+    """Return what equations compute, by the functions that they are in and by their primitives."""
+    names = [e.name for e in equations]
+    some = set(names)
+    kinds = []
+    calls = list(dict.fromkeys(e.call for e in equations if e.call))
+    if {"reduce_max", "exp", "reduce_sum"} <= some:
+        kinds.append("softmax")
+    elif some & {"rsqrt", "sqrt"} and "reduce_sum" in some:
+        kinds.append("layer norm" if "sub" in some else "rms norm")
+    elif some & {"rsqrt", "sqrt"}:
+        kinds.append("batch norm")
+    elif {"reduce_sum", "div"} <= some:
+        kinds.append("mean")
+    for primitive, kind in (
+        ("conv_general_dilated", "convolution"),
+        ("depthwise_conv", "depthwise"),
+        ("dot_general", "matrix product"),
+        ("product", "matrix product"),
+        ("reduce_window_max", "max pool"),
+        ("reduce_window_sum", "window sum"),
+    ):
+        if primitive in some:
+            kinds.append(kind)
+    if not kinds and calls:
+        return " and then ".join(calls)
+    if not kinds and len(names) == 1:
+        return {"mul": "multiply"}.get(names[0], names[0])
+    return " and ".join(kinds) if kinds else " and then ".join(dict.fromkeys(names))

@@ -1,0 +1,460 @@
+"""JAX's primitives in float64 with running errors."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from scipy import special
+
+from bridge.model import float64
+from bridge.model import running_error as re
+from bridge.model.jaxprs import Equation, bind
+from bridge.model.running_error import Bounded, Unit
+
+#: Primitives that move elements and compute nothing.
+MOVES = {
+    "reshape",
+    "squeeze",
+    "expand_dims",
+    "broadcast_in_dim",
+    "transpose",
+    "rev",
+    "slice",
+    "concatenate",
+    "split",
+    "gather",
+    "dynamic_slice",
+    "dynamic_update_slice",
+    "copy",
+    "copy_p",
+    "stop_gradient",
+    "optimization_barrier",
+    "bitcast_convert_type",
+    "pad",
+    "scatter",
+    "stack",
+    "unstack",
+}
+
+#: Moves whose result has all elements of their operand, each once.
+KEEPING = {
+    "reshape",
+    "squeeze",
+    "expand_dims",
+    "transpose",
+    "rev",
+    "copy",
+    "copy_p",
+    "stop_gradient",
+    "optimization_barrier",
+}
+
+#: Sums of products: what a layer's kernel enters.
+CONTRACTIONS = {"dot_general", "product", "ordered_matmul", "chain_matmul", "conv_general_dilated", "depthwise_conv"}
+
+#: Each element of the result depends on one element of each operand.
+ELEMENTWISE = {
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "neg",
+    "abs",
+    "sign",
+    "max",
+    "min",
+    "exp",
+    "exp2",
+    "log",
+    "log1p",
+    "expm1",
+    "tanh",
+    "logistic",
+    "erf",
+    "erfc",
+    "sqrt",
+    "rsqrt",
+    "cbrt",
+    "square",
+    "integer_pow",
+    "pow",
+    "sin",
+    "cos",
+    "floor",
+    "ceil",
+    "round",
+    "clamp",
+    "select_n",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "and",
+    "or",
+    "not",
+    "is_finite",
+    "convert_element_type",
+    "stop_gradient",
+    "optimization_barrier",
+    "copy",
+    "copy_p",
+    "reduce_precision",
+}
+
+#: The unit roundoff of floating dtypes.
+_UNITS = {"float32": 2.0**-24, "float64": 2.0**-53, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+
+
+class UnknownPrimitive(ValueError):
+    """A primitive that has no bound."""
+
+
+def evaluate(equation: Equation, operands: Sequence[Bounded], *, lower: bool = False) -> list[Bounded]:
+    """Return the results of an equation.
+
+    Args:
+      equation: the operation.
+      operands: with their errors.
+      lower: round as a dtype below float32 does; else results in such a dtype are taken for float32.
+
+    Raises:
+      UnknownPrimitive: nothing is known of it.
+    """
+    name, params = equation.name, equation.params
+    aval = equation.aval
+    if any(not isinstance(getattr(x.value, "dtype", None), np.dtype) for x in operands) or not is_numeric(aval.dtype):
+        raise UnknownPrimitive(name)
+    unit = _unit(aval.dtype, lower)
+    if name in MOVES and name not in ("pad", "dynamic_update_slice", "scatter"):
+        return _moved(equation, operands)
+    if name in _RULES:
+        return [_RULES[name](params, unit, *operands)]
+    if name in _SIMPLE:
+        return [_SIMPLE[name](unit, *operands)]
+    if not np.issubdtype(aval.dtype, np.inexact) or name in ("pad", "dynamic_update_slice", "scatter", "sort"):
+        return _run(equation, operands)
+    raise UnknownPrimitive(name)
+
+
+def is_numeric(dtype: Any) -> bool:
+    """Return False for the dtype of random keys."""
+    try:
+        np.dtype(dtype)
+    except TypeError:
+        return False
+    return True
+
+
+def _unit(dtype: Any, lower: bool) -> Unit:
+    name = np.dtype(dtype).name
+    if name == "float64" or (lower and name in _UNITS):
+        return Unit(_UNITS[name], re.FLOAT32_UNIT.tiny)
+    return re.FLOAT32_UNIT
+
+
+def _moved(equation: Equation, operands: Sequence[Bounded]) -> list[Bounded]:
+    """Run a move in NumPy where that is simple, else in JAX, on the values and on their errors."""
+    name, params = equation.name, equation.params
+    x = operands[0]
+    if name in ("copy", "copy_p", "stop_gradient", "optimization_barrier"):
+        return list(operands)
+    if name == "bitcast_convert_type":  # bits of a number stay that number here: they are moved, or masked by `and`
+        if params["new_dtype"] not in (np.int32, np.float32) or x.value.dtype != np.float64:
+            raise UnknownPrimitive(name)
+        return [x]
+    if name in ("reshape", "squeeze", "expand_dims"):
+        shape = equation.aval.shape
+        return [x.moved(lambda a: a.reshape(shape))]
+    if name == "transpose":
+        return [x.moved(lambda a: a.transpose(params["permutation"]))]
+    if name == "rev":
+        return [x.moved(lambda a: np.flip(a, params["dimensions"]))]
+    if name == "broadcast_in_dim":
+        shape, axes = params["shape"], params["broadcast_dimensions"]
+        inner = [1] * len(shape)
+        for axis, n in zip(axes, x.shape):
+            inner[axis] = n
+        return [x.moved(lambda a: np.broadcast_to(a.reshape(inner), shape))]
+    if name == "slice":
+        steps = params["strides"] or (1,) * len(params["start_indices"])
+        cut = tuple(slice(a, b, s) for a, b, s in zip(params["start_indices"], params["limit_indices"], steps))
+        return [x.moved(lambda a: a[cut])]
+    if name == "split":
+        ends = np.cumsum(params["sizes"])[:-1]
+        pieces = [np.split(a, ends, params["axis"]) for a in _filled(x)]
+        return [Bounded(*each) for each in zip(*pieces)]
+    if name == "concatenate":
+        axis = params["dimension"]
+        return [Bounded(*(np.concatenate(each, axis) for each in zip(*map(_filled, operands))))]
+    return _run(equation, operands)
+
+
+def _filled(x: Bounded) -> tuple[np.ndarray, ...]:
+    return x.value, *(np.broadcast_to(np.asarray(e, np.float64), x.shape) for e in (x.rounding, x.function))
+
+
+def _run(equation: Equation, operands: Sequence[Bounded]) -> list[Bounded]:
+    """Run an equation that moves elements in JAX with 64 bits, once for the values and once for each error."""
+    filled = [_filled(x) for x in operands]
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        results = []
+        for k in range(3):
+            values = [f[k] if f[0].dtype == np.float64 else f[0].astype(_narrow(f[0].dtype)) for f in filled]
+            results.append([np.asarray(each) for each in bind(equation, values)])
+    return [Bounded(*each) if each[0].dtype == np.float64 else Bounded(each[0]) for each in zip(*results)]
+
+
+def _narrow(dtype: np.dtype) -> np.dtype:
+    return np.dtype(dtype)
+
+
+def _convert(params: Mapping[str, Any], unit: Unit, x: Bounded) -> Bounded:
+    dtype = np.dtype(params["new_dtype"])
+    if not _is_floating(dtype):
+        return (
+            Bounded(x.value.astype(dtype), x.rounding, x.function)
+            if dtype.kind == "b"
+            else Bounded(x.value.astype(dtype))
+        )
+    if x.value.dtype != np.float64:
+        return Bounded(x.value.astype(np.float64), x.rounding, x.function)
+    if unit.rounding <= re.FLOAT32_UNIT.rounding:
+        return x
+    size = np.abs(x.value)
+    return Bounded(x.value, x.rounding + unit.rounding * (size + x.rounding) + unit.tiny, x.function)
+
+
+def _is_floating(dtype: Any) -> bool:
+    return np.issubdtype(dtype, np.floating) or np.dtype(dtype).name in _UNITS
+
+
+def _dot_general(params: Mapping[str, Any], unit: Unit, x: Bounded, w: Bounded) -> Bounded:
+    (cx, cw), (bx, bw) = params["dimension_numbers"]
+    terms = math.prod(x.shape[axis] for axis in cx)
+    free_x = [a for a in range(len(x.shape)) if a not in (*cx, *bx)]
+    free_w = [a for a in range(len(w.shape)) if a not in (*cw, *bw)]
+    batch = [x.shape[a] for a in bx]
+    shape = (*batch, *(x.shape[a] for a in free_x), *(w.shape[a] for a in free_w))
+
+    def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        left = a.transpose(*bx, *free_x, *cx).reshape(*batch, -1, terms)
+        right = b.transpose(*bw, *cw, *free_w).reshape(*batch, terms, -1)
+        return (left @ right).reshape(shape)
+
+    return re.bilinear(product, x, w, terms, unit)
+
+
+def _product(params: Mapping[str, Any], unit: Unit, x: Bounded, w: Bounded, *bias: Bounded) -> Bounded:
+    y = re.bilinear(np.matmul, x, w, w.shape[0], unit)
+    return re.add(y, bias[0], unit) if bias else y
+
+
+def _convolution(params: Mapping[str, Any], unit: Unit, x: Bounded, w: Bounded) -> Bounded:
+    if params["batch_group_count"] != 1:
+        raise UnknownPrimitive("conv_general_dilated with batch groups")
+    numbers = params["dimension_numbers"]
+    lhs = (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1])
+    rhs = (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0])
+    out = (numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1])
+    back = np.argsort(out)
+    settings = {
+        "strides": params["window_strides"],
+        "padding": params["padding"],
+        "dilation": params["rhs_dilation"],
+        "input_dilation": params["lhs_dilation"],
+        "groups": params["feature_group_count"],
+    }
+
+    def of(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return float64.convolution(a.transpose(lhs), b.transpose(rhs), **settings).transpose(back)
+
+    terms = math.prod(w.shape[axis] for axis in rhs[:-1])
+    return re.bilinear(of, x, w, terms, unit)
+
+
+def _depthwise(params: Mapping[str, Any], unit: Unit, x: Bounded, w: Bounded, *bias: Bounded) -> Bounded:
+    g = params["geometry"]
+    if g.padding_mode != "zeros":
+        raise UnknownPrimitive(f"depthwise_conv with padding {g.padding_mode}")
+    batch, rank = math.prod(g.batch), len(g.kernel_size)
+
+    def of(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        b = np.flip(b, tuple(range(rank))) if params["flipped"] else b
+        a = a.reshape(batch, *a.shape[len(g.batch) :])
+        y = float64.convolution(
+            a,
+            b,
+            strides=g.strides,
+            padding=g.padding,
+            dilation=g.kernel_dilation,
+            input_dilation=g.input_dilation,
+            groups=g.channels,
+        )
+        return y.reshape(g.output_shape)
+
+    y = re.bilinear(of, x, w, math.prod(g.kernel_size) + 1, unit)
+    return re.add(y, bias[0], unit) if bias else y
+
+
+def _reduce(choose: Callable[..., np.ndarray], params: Mapping[str, Any], unit: Unit, x: Bounded) -> Bounded:
+    return re.greatest(x, params["axes"]) if choose is np.max else re.neg(re.greatest(re.neg(x), params["axes"]))
+
+
+def _window_sum(params: Mapping[str, Any], unit: Unit, x: Bounded) -> Bounded:
+    window = params["window_dimensions"]
+
+    def of(a: np.ndarray) -> np.ndarray:
+        return float64.windows_reduced(
+            a, np.add, 0.0, window, params["window_strides"], params["padding"], params["window_dilation"]
+        )
+
+    n = math.prod(window)
+    one = Bounded(np.ones(()))
+    return re.bilinear(lambda a, _: of(a), x, one, n, unit)
+
+
+def _window_extreme(choose: Any, start: float, params: Mapping[str, Any], unit: Unit, x: Bounded) -> Bounded:
+    def of(a: np.ndarray, combine: Any, start: float) -> np.ndarray:
+        return float64.windows_reduced(
+            a,
+            combine,
+            start,
+            params["window_dimensions"],
+            params["window_strides"],
+            params["padding"],
+            params["window_dilation"],
+        )
+
+    errors = [of(np.broadcast_to(e, x.shape), np.maximum, 0.0) if np.any(e) else 0.0 for e in (x.rounding, x.function)]
+    return Bounded(of(x.value, choose, start), *errors)
+
+
+def _integer_pow(params: Mapping[str, Any], unit: Unit, x: Bounded) -> Bounded:
+    return re.power(x, params["y"], unit)
+
+
+def _pow(unit: Unit, x: Bounded, z: Bounded) -> Bounded:
+    if not z.is_exact or z.value.size != 1:
+        raise UnknownPrimitive("pow with an exponent that is no constant")
+    exponent = float(z.value.reshape(()))
+    if exponent == int(exponent) and abs(exponent) < 16:
+        return re.power(x, int(exponent), unit)
+    return re.function("pow", lambda a: np.power(a, exponent), x, unit)
+
+
+def _erfc(unit: Unit, x: Bounded) -> Bounded:
+    y = re.function("erf", special.erfc, x, unit)
+    # XLA computes it as 1 - erf(x) near zero: the error is that of erf there, of size u
+    near = np.abs(x.value) < 1.5
+    return Bounded(y.value, y.rounding + np.where(near, 16 * unit.rounding, 0.0), y.function)
+
+
+def _and(unit: Unit, x: Bounded, z: Bounded) -> Bounded:
+    """Return a logical conjunction, or a number that a mask of bits keeps or clears."""
+    if x.value.dtype == np.float64:
+        x, z = z, x
+    if z.value.dtype != np.float64:
+        return re.logic(np.bitwise_and, x, z)
+    if not np.isin(x.value, (0, -1)).all():
+        raise UnknownPrimitive("and of a number's bits")
+    return re.select(Bounded(x.value == -1), Bounded(np.zeros(())), z)
+
+
+def _clamp(unit: Unit, low: Bounded, x: Bounded, high: Bounded) -> Bounded:
+    return re.extreme(np.minimum, re.extreme(np.maximum, x, low), high)
+
+
+def _cumulative(params: Mapping[str, Any], unit: Unit, x: Bounded) -> Bounded:
+    return re.cumulative(x, params["axis"], params["reverse"], unit)
+
+
+def _step(of: Callable[[np.ndarray], np.ndarray]) -> Callable[..., Bounded]:
+    def rule(params: Mapping[str, Any], unit: Unit, x: Bounded) -> Bounded:
+        y = of(x.value)
+        errors = [
+            0.0 if not np.any(e) else np.maximum(np.abs(of(x.value + e) - y), np.abs(of(x.value - e) - y))
+            for e in (x.rounding, x.function)
+        ]
+        return Bounded(y, *errors)
+
+    return rule
+
+
+def _unary(name: str, of: Callable[[np.ndarray], np.ndarray]) -> Callable[..., Bounded]:
+    return lambda unit, x: re.function(name, of, x, unit)
+
+
+def _logistic(x: np.ndarray) -> np.ndarray:
+    return special.expit(x)
+
+
+_RULES: Mapping[str, Callable[..., Bounded]] = {
+    "convert_element_type": _convert,
+    "dot_general": _dot_general,
+    "product": _product,
+    "chain_matmul": _product,
+    "ordered_matmul": _product,
+    "conv_general_dilated": _convolution,
+    "depthwise_conv": _depthwise,
+    "reduce_sum": lambda params, unit, x: re.total(x, params["axes"], unit),
+    "reduce_max": functools.partial(_reduce, np.max),
+    "reduce_min": functools.partial(_reduce, np.min),
+    "reduce_window_sum": _window_sum,
+    "reduce_window_max": functools.partial(_window_extreme, np.maximum, -np.inf),
+    "reduce_window_min": functools.partial(_window_extreme, np.minimum, np.inf),
+    "integer_pow": _integer_pow,
+    "cumsum": _cumulative,
+    "floor": _step(np.floor),
+    "ceil": _step(np.ceil),
+    "round": _step(np.rint),
+    "sign": _step(np.sign),
+    "reduce_precision": lambda params, unit, x: x,
+}
+
+_SIMPLE: Mapping[str, Callable[..., Bounded]] = {
+    "add": lambda unit, x, z: re.add(x, z, unit),
+    "add_any": lambda unit, x, z: re.add(x, z, unit),
+    "sub": lambda unit, x, z: re.sub(x, z, unit),
+    "mul": lambda unit, x, z: re.mul(x, z, unit),
+    "div": lambda unit, x, z: re.div(x, z, unit),
+    "neg": lambda unit, x: re.neg(x),
+    "abs": lambda unit, x: re.absolute(x),
+    "max": lambda unit, x, z: re.extreme(np.maximum, x, z),
+    "min": lambda unit, x, z: re.extreme(np.minimum, x, z),
+    "square": lambda unit, x: re.mul(x, x, unit),
+    "pow": _pow,
+    "exp": _unary("exp", np.exp),
+    "exp2": _unary("exp2", np.exp2),
+    "log": _unary("log", np.log),
+    "log1p": _unary("log1p", np.log1p),
+    "expm1": _unary("expm1", np.expm1),
+    "tanh": _unary("tanh", np.tanh),
+    "logistic": _unary("logistic", _logistic),
+    "erf": _unary("erf", special.erf),
+    "erfc": _erfc,
+    "sqrt": _unary("sqrt", np.sqrt),
+    "rsqrt": _unary("rsqrt", lambda a: 1 / np.sqrt(a)),
+    "cbrt": _unary("cbrt", np.cbrt),
+    "sin": _unary("sin", np.sin),
+    "cos": _unary("cos", np.cos),
+    "clamp": _clamp,
+    "select_n": lambda unit, which, *cases: re.select(which, *cases),
+    "eq": lambda unit, x, z: re.compare(np.equal, x, z),
+    "ne": lambda unit, x, z: re.compare(np.not_equal, x, z),
+    "lt": lambda unit, x, z: re.compare(np.less, x, z),
+    "le": lambda unit, x, z: re.compare(np.less_equal, x, z),
+    "gt": lambda unit, x, z: re.compare(np.greater, x, z),
+    "ge": lambda unit, x, z: re.compare(np.greater_equal, x, z),
+    "and": _and,
+    "or": lambda unit, x, z: re.logic(np.bitwise_or, x, z),
+    "not": lambda unit, x: re.logic(np.invert, x),
+    "is_finite": lambda unit, x: re.logic(np.isfinite, x),
+    "stop_gradient": lambda unit, x: x,
+}

@@ -1,0 +1,69 @@
+"""Every operator that a PyTorch model called, as a graph of arrays in NumPy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Ref:
+    """An argument that is a tensor: the number of its value."""
+
+    number: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+    """One operator.
+
+    Attributes:
+      name: of the operator in `aten`, without overload and trailing underscore.
+      arguments: by name; tensors as `Ref`, also in lists.
+      outputs: numbers of its results.
+      module: the path of the module that was running.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    outputs: tuple[int, ...]
+    module: str
+
+    @property
+    def operands(self) -> tuple[int, ...]:
+        """The numbers of all its tensors, in the order of the arguments."""
+        return tuple(ref.number for ref in _refs(self.arguments.values()))
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.arguments.get(name, default)
+
+
+def _refs(values: Any) -> Iterator[Ref]:
+    for value in values:
+        if isinstance(value, Ref):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _refs(value)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TorchGraph:
+    """A run of a model.
+
+    Attributes:
+      calls: in the order of running.
+      values: every tensor, in PyTorch's layout.
+      parameters: the name of each parameter and buffer, by its number.
+      inputs, outputs: the numbers of the data and of the results.
+      settings: of a layer by its path: its parameters and buffers by name, in PyTorch's layout.
+    """
+
+    calls: Sequence[Call]
+    values: Mapping[int, np.ndarray]
+    parameters: Mapping[int, str]
+    inputs: Sequence[int]
+    outputs: Sequence[int]
+    layers: Mapping[str, Mapping[str, np.ndarray]]

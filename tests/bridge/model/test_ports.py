@@ -1,0 +1,183 @@
+"""Any pair of models: a port that is right passes, and a mistake is named at the first operation that has it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import linen, nnx
+
+import bridge
+from bridge import Verdict, to_flax
+from bridge.model.port_parity import port_parity
+from bridge.report.model import summary, why
+from tests.bridge.model.test_parity import noise, pair
+
+
+class Theirs(torch.nn.Module):
+    """Convolution, normalizations, a ConvNeXt block and a classifier."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 8, 3, 2, 1)
+        self.bn = torch.nn.BatchNorm2d(8)
+        self.dw = torch.nn.Conv2d(8, 8, 3, 1, 1, groups=8)
+        self.ln = torch.nn.LayerNorm(8)
+        self.up = torch.nn.Linear(8, 16)
+        self.down = torch.nn.Linear(16, 8)
+        self.gamma = torch.nn.Parameter(torch.ones(8))
+        self.head = torch.nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.bn(self.conv(x)))
+        y = self.dw(x).permute(0, 2, 3, 1)
+        y = self.gamma * self.down(torch.nn.functional.gelu(self.up(self.ln(y))))
+        x = x + y.permute(0, 3, 1, 2)
+        return self.head(x.mean((2, 3)))
+
+
+class Ours(nnx.Module):
+    """The port of `Theirs`; each keyword plants one mistake."""
+
+    def __init__(self, rngs, *, epsilon=1e-5, exact=True, residual=True, scale=True, bias=True, gamma=True, padding=1):
+        self.conv = nnx.Conv(3, 8, (3, 3), 2, padding=padding, rngs=rngs)
+        self.bn = nnx.BatchNorm(8, rngs=rngs)
+        self.dw = nnx.Conv(8, 8, (3, 3), padding=1, feature_group_count=8, rngs=rngs)
+        self.ln = nnx.LayerNorm(8, epsilon=epsilon, rngs=rngs)
+        self.up = nnx.Linear(8, 16, rngs=rngs)
+        self.down = nnx.Linear(16, 8, rngs=rngs)
+        self.gamma = nnx.Param(jnp.ones(8))
+        self.head = nnx.Linear(8, 5, rngs=rngs)
+        self.exact, self.residual, self.has_gamma = exact, residual, gamma
+        self.has_scale, self.has_bias = scale, bias
+
+    def __call__(self, x):
+        x = nnx.relu(self.bn(self.conv(x)))
+        y = nnx.gelu(self.up(self.ln(self.dw(x))), approximate=not self.exact)
+        y = self.down(y)
+        y = self.gamma[...][None, None, None] * y if self.has_gamma else y
+        x = x + y if self.residual else y
+        return self.head(x.mean((1, 2)))
+
+
+def drawn(module, seed):
+    """The module with random weights and statistics, in eval mode."""
+    rng = np.random.default_rng(seed)
+    with torch.no_grad():
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if tensor.is_floating_point():
+                values = (
+                    rng.uniform(0.5, 2, tensor.shape) if name.endswith("var") else rng.standard_normal(tensor.shape)
+                )
+                tensor.copy_(torch.from_numpy(np.asarray(values, np.float32)))
+    return module.eval()
+
+
+def twins(seed, **mistakes):
+    """Both models with the same weights, and the manifest."""
+    theirs, ours = drawn(Theirs(), seed), Ours(nnx.Rngs(0), **mistakes)
+    converted = to_flax(theirs, ours, settings=False)
+    nnx.update(ours, converted.weights)
+    return theirs, ours, converted.manifest
+
+
+def wrong(found):
+    return [layer.name for layer in found.layers if layer.isolated and not layer.verdict.passes]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_port_passes_with_a_manifest_and_without_one(seed, named):
+    theirs, ours, manifest = twins(seed)
+    found = bridge.model_parity(theirs, ours, noise(seed, 16), weights=manifest if named else None)
+    assert found.verdict.passes and not found.left and not found.not_compared, summary(found)
+    assert [layer.kind for layer in found.layers] == [
+        "convolution",
+        "batch norm",
+        "relu",
+        "depthwise",
+        "layer norm",
+        "linear",
+        "gelu",
+        "linear",
+        "multiply",
+        "add",
+        "mean",
+        "linear",
+    ]
+    assert [layer.name for layer in found.layers][:3] == ["conv", "bn", "relu"]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "layer", "said"),
+    [
+        ({"epsilon": 1e-6}, "ln", "epsilon is 1e-06 in JAX, and 1e-05 in PyTorch"),
+        ({"exact": False}, "gelu_(tanh)", "JAX computes gelu (tanh) where PyTorch computes gelu"),
+        ({"residual": False}, "add", "JAX computes nothing where PyTorch computes add"),
+        ({"gamma": False}, "multiply", "JAX computes nothing where PyTorch computes multiply"),
+        ({"padding": "SAME"}, "conv", "SAME"),
+    ],
+)
+def test_a_mistake_is_named_where_it_is_and_nothing_else_is_wrong(seed, mistake, layer, said):
+    theirs, ours, manifest = twins(seed, **mistake)
+    found = port_parity(theirs, ours, noise(seed, 16), manifest)
+    assert wrong(found) == [found.first_wrong.name], summary(found)
+    assert found.first_wrong.name.endswith(layer)
+    assert said in why(found.first_wrong) and found.first_wrong.verdict is Verdict.CONVENTION
+
+
+class Dense(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        return linen.Dense(4, name="out")(linen.relu(linen.Dense(6, name="up")(x)))
+
+
+def test_linen_modules_functions_and_trees_are_read(seed):
+    theirs = drawn(torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.ReLU(), torch.nn.Linear(6, 4)), seed)
+    w1, b1, _, w2, b2 = (
+        *(p.detach().numpy() for p in theirs[0].parameters()),
+        None,
+        *(p.detach().numpy() for p in theirs[2].parameters()),
+    )
+    parameters = {"up": {"kernel": w1.T, "bias": b1}, "out": {"kernel": w2.T, "bias": b2}}
+    x = np.random.default_rng(seed).standard_normal((3, 5), np.float32)
+
+    def function(p, x):
+        x = jax.nn.relu(x @ p["up"]["kernel"] + p["up"]["bias"][None])
+        return x @ p["out"]["kernel"] + p["out"]["bias"][None]
+
+    for model in (
+        (Dense(), {"params": parameters}),
+        (function, parameters),
+        jax.tree_util.Partial(function, parameters),
+    ):
+        found = bridge.model_parity(theirs, model, x)
+        assert found.verdict.passes and [layer.kind for layer in found.layers] == ["linear", "relu", "linear"]
+
+
+def test_a_mobilenet_is_no_special_case(seed):
+    theirs, ours, manifest = pair("torchvision.mobilenet_v2", seed, 0.25)
+    ours.blocks[3].depthwise.norm.epsilon = 1e-3
+    found = port_parity(theirs, ours, noise(seed), manifest)
+    assert wrong(found) == ["blocks.3.depthwise.norm"] and "epsilon is 0.001 in JAX" in found.first_wrong.cause
+    kinds = [layer.kind for layer in found.layers]
+    assert kinds.count("batch norm") == 52 and kinds.count("depthwise") == 17 and kinds.count("pointwise") == 34
+    assert not found.left and not found.not_compared
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        (np.zeros((1, 16, 16, 3)), r"`inputs` has a float64 \(1, 16, 16, 3\), expected NumPy arrays of float32"),
+        ({"jax": np.zeros((1, 2), np.float32)}, "expected 'jax' and 'torch'"),
+    ],
+)
+def test_unusable_inputs_are_refused(inputs, said):
+    theirs, ours, _ = twins(0)
+    with pytest.raises(ValueError, match=said):
+        bridge.model_parity(theirs, ours, inputs)
+
+
+def test_what_is_no_model_is_refused():
+    theirs, _, _ = twins(0)
+    with pytest.raises(TypeError, match=r"`model` is a int, expected an nnx\.Module"):
+        bridge.model_parity(theirs, 3, noise(0, 16))
