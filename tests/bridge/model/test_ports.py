@@ -181,3 +181,41 @@ def test_what_is_no_model_is_refused():
     theirs, _, _ = twins(0)
     with pytest.raises(TypeError, match=r"`model` is a int, expected an nnx\.Module"):
         bridge.model_parity(theirs, 3, noise(0, 16))
+
+
+def written_norm(p, x, epsilon=1e-5):
+    """Return a layer norm whose scale follows the statistics, then a product."""
+    m = x.mean(-1, keepdims=True)
+    y = (x - m) * jax.lax.rsqrt(((x - m) ** 2).mean(-1, keepdims=True) + epsilon) * p["scale"][None, None] + p["bias"][
+        None, None
+    ]
+    return jax.nn.relu(y @ p["kernel"])
+
+
+def test_a_norm_whose_scale_follows_its_statistics_is_right():
+    generator = np.random.default_rng(0)
+    theirs = torch.nn.Sequential(torch.nn.LayerNorm(8), torch.nn.Linear(8, 6, bias=False), torch.nn.ReLU())
+    torch.nn.init.normal_(theirs[0].weight)
+    torch.nn.init.normal_(theirs[0].bias)
+    names = {"scale": theirs[0].weight, "bias": theirs[0].bias, "kernel": theirs[1].weight.T}
+    p = {name: jnp.asarray(value.detach().numpy()) for name, value in names.items()}
+    x = generator.standard_normal((2, 5, 8)).astype(np.float32)
+    assert bridge.model_parity(theirs, (written_norm, p), x).verdict.passes
+    wrong = bridge.model_parity(theirs, (lambda p, x: written_norm(p, x, 1e-3), p), x)
+    assert not wrong.verdict.passes
+
+
+def test_models_that_print_or_compute_nothing_are_compared_and_while_is_named():
+    x = np.ones((2, 3), np.float32)
+    p = {"unused": jnp.ones(2)}
+
+    def prints(p, x):
+        jax.debug.print("{}", x[0, 0])
+        return jax.nn.relu(x)
+
+    assert bridge.model_parity(torch.nn.ReLU(), (prints, p), x).verdict.passes
+    assert bridge.model_parity(torch.nn.Identity(), (lambda p, x: x, p), x).verdict is Verdict.IDENTICAL
+    with pytest.raises(ValueError, match="while"):
+        bridge.model_parity(
+            torch.nn.ReLU(), (lambda p, x: jax.lax.while_loop(lambda c: c.sum() < 0, jax.nn.relu, x), p), x
+        )
