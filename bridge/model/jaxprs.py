@@ -158,6 +158,10 @@ class _Reader:
         if inner is not None and name not in ("while", "cond"):
             jaxpr, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
             return self.walk(jaxpr, consts, inputs, scope, self.named(str(params.get("name", "")), call))
+        if not avals:
+            return []  # it only prints or stores, as `jax.debug.print` does
+        if name == "while":
+            raise ValueError("`model` has a `while` loop, expected none: a `scan` or a Python loop is compared")
         outputs = [self.new(aval) for aval in avals]
         self.equations.append(Equation(primitive, params, tuple(inputs), tuple(outputs), scope, avals[0], *call))
         return outputs

@@ -148,6 +148,8 @@ class ModelParity:
     def verdict(self) -> Verdict:
         """The weakest verdict of all operations; INCONCLUSIVE at best where one was not compared."""
         verdicts = [layer.verdict for layer in self.layers] + [Verdict.INCONCLUSIVE] * bool(self.left)
+        if not verdicts:  # models without operations: their results are all there is
+            verdicts.append(Verdict.BUG if self.logits.different else Verdict.IDENTICAL)
         if self.same_bits and self.logits.different and not self.replaced:
             verdicts.append(Verdict.BUG)  # the program that returns no results but the logits has other bits
         wrong = [verdict for verdict in verdicts if not verdict.passes and verdict is not Verdict.INCONCLUSIVE]

@@ -57,9 +57,10 @@ def port_parity(
         if place not in alignment.seen and alignment.is_core(call)
     ]
     whole = Part(tuple(program.equations), (*program.inputs, *program.constants), program.outputs[0])
-    ours = whole.run(*ours_given, *program.constants.values())
+    ours = np.asarray(whole.run(*ours_given, *program.constants.values()))
     result = theirs.values[theirs.outputs[0]]
-    logits = Logits.of(*(y.reshape(-1, y.shape[-1]) if y.size else y.reshape(1, 1) for y in _as_one(ours, result)))
+    pair = _as_one(ours, result)
+    logits = Logits.of(*(y.reshape(-1, y.shape[-1] if y.ndim else 1) for y in pair))  # a number is one logit
     return ModelParity(name, np.shape(ours_given[0]), layers, left, logits)
 
 
