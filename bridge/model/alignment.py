@@ -520,10 +520,12 @@ class Alignment:
             roots.append(self.root(made[1].operands[0]))
         meeting = None
         dominators = list(self._dominators(number))
-        # The scale may follow the statistics, as in (x - m) / s * scale: x is read already.
-        is_norm = call is not None and call.name in NORMALIZATIONS
-        if is_norm and any(tie.number in roots for n in dominators for tie in self.ties.get(n, ())):
-            return
+        if call is not None and call.name in NORMALIZATIONS:
+            # The scale may follow the statistics, as in (x - m) / s * scale: x is read already. If all scales are 1 and
+            # all biases 0, the result is there before them.
+            read = {*roots, *call.outputs}
+            if any(tie.number in read for n in dominators for tie in self.ties.get(n, ())):
+                return
         for value in dominators:
             for wanted in roots:
                 if math.prod(self.program.avals[value].shape) == self.graph.values[wanted].size:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from bridge._implementations.torch_ import to_numpy
-from bridge.model.torch_graph import Call, Ref, TorchGraph
+from bridge.model.torch_graph import Call, Ref, TorchGraph, without_repeats
 from bridge.torch_models import Recorder, by_name, on_device
 
 
@@ -121,7 +121,9 @@ class _GraphRecorder(Recorder):
             if tensor.is_floating_point():
                 layer, _, own = name.rpartition(".")
                 layers.setdefault(layer, {})[own] = to_numpy(tensor.detach().cpu())
-        return TorchGraph(self.calls, self.values, self.parameters, self.inputs, outputs, layers)
+        calls, same = without_repeats(self.calls, self.values)
+        outputs = [same.get(number, number) for number in outputs]
+        return TorchGraph(calls, self.values, self.parameters, self.inputs, outputs, layers)
 
 
 def _is_parameter(module: torch.nn.Module, name: str) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from bridge.diagnosis import Comparison, Verdict
 from bridge.diagnosis.target import Expected
 from bridge.model import aten, primitives
-from bridge.model.alignment import Alignment, Region, evaluated, layer_of
+from bridge.model.alignment import NORMALIZATIONS, Alignment, Region, evaluated, layer_of
 from bridge.model.causes import Cause, cause_of
 from bridge.model.elementwise_functions import PROBES, are_one, named
 from bridge.model.jaxprs import Equation
@@ -77,6 +77,17 @@ def judged(alignment: Alignment, region: Region) -> Row | None:
         return None
     isolated = words.wired() if region.wiring else _comparison(alignment, region, words)
     made = ", ".join(dict.fromkeys(words.place(call) for call in calls)) or "nothing"
+    layers = [call for call in calls if call.name in (*aten.CONTRACTIONS, *NORMALIZATIONS)]
+    if layers and not equations and isinstance(isolated, Comparison) and isolated.verdict.passes:
+        # as a residual branch whose last layer starts from zeros
+        cause = f"JAX computes nothing where PyTorch computes {words.theirs}"
+        isolated = dataclasses.replace(
+            isolated,
+            verdict=Verdict.CONVENTION,
+            name="another operation",
+            cause=f"{cause}; all elements agree, since these parameters and inputs do not show the difference",
+            fix=f"compute {words.theirs} there in JAX",
+        )
     if isinstance(isolated, str):
         return Row(words.name, made, words.kind, None, isolated)
     return Row(words.name, made, words.kind, isolated, "")

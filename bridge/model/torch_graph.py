@@ -67,3 +67,35 @@ class TorchGraph:
     inputs: Sequence[int]
     outputs: Sequence[int]
     layers: Mapping[str, Mapping[str, np.ndarray]]
+
+
+def without_repeats(calls: Sequence[Call], values: Mapping[int, np.ndarray]) -> tuple[list[Call], dict[int, int]]:
+    """Return the calls without those that repeat an earlier one, and for each of their results the earlier number.
+
+    A call repeats another that has the same name, the same arguments and results of the same bits: `q(n(x)) + k(n(x))`
+    computes n(x) twice, and a port may compute it once.
+    """
+    first: dict[str, Call] = {}
+    same: dict[int, int] = {}
+    kept = []
+    for call in calls:
+        call = dataclasses.replace(call, arguments={k: _renumbered(v, same) for k, v in call.arguments.items()})
+        earlier = first.setdefault(f"{call.name} {sorted(call.arguments.items())!r}", call)
+        pairs = list(zip(call.outputs, earlier.outputs))
+        if call.outputs and earlier is not call and all(_equal(values[a], values[b]) for a, b in pairs):
+            same |= dict(pairs)
+        else:
+            kept.append(call)
+    return kept, same
+
+
+def _renumbered(value: Any, same: Mapping[int, int]) -> Any:
+    if isinstance(value, Ref):
+        return Ref(same.get(value.number, value.number))
+    if type(value) in (list, tuple):
+        return type(value)(_renumbered(each, same) for each in value)
+    return value
+
+
+def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()

@@ -1,5 +1,7 @@
 """Any pair of models: a port that is right passes, and a mistake is named at the first operation that has it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -218,3 +220,45 @@ def test_models_that_print_or_compute_nothing_are_compared_and_while_is_named():
         bridge.model_parity(
             torch.nn.ReLU(), (lambda p, x: jax.lax.while_loop(lambda c: c.sum() < 0, jax.nn.relu, x), p), x
         )
+
+
+class Attention(torch.nn.Module):
+    """PyTorch computes the norm three times, and adds a branch whose last layer starts from zeros."""
+
+    def __init__(self, is_drawn):
+        super().__init__()
+        self.n, self.out = torch.nn.LayerNorm(8), torch.nn.Linear(8, 8)
+        self.q, self.k, self.v = (torch.nn.Linear(8, 8) for _ in range(3))
+        torch.nn.init.zeros_(self.out.weight)
+        torch.nn.init.zeros_(self.out.bias)
+        if is_drawn:
+            torch.nn.init.normal_(self.n.weight)
+            torch.nn.init.normal_(self.n.bias)
+
+    def forward(self, x):
+        weights = torch.softmax(self.q(self.n(x)) @ self.k(self.n(x)).transpose(-1, -2), -1)
+        y = weights @ self.v(self.n(x))
+        return y + self.out(torch.relu(y))
+
+
+def attention(p, x, has_branch=True):
+    def linear(name, x):
+        return x @ p[f"{name}.weight"].T + p[f"{name}.bias"][None, None]
+
+    m = x.mean(-1, keepdims=True)
+    x = (x - m) * jax.lax.rsqrt(((x - m) ** 2).mean(-1, keepdims=True) + 1e-5)
+    x = x * p["n.weight"][None, None] + p["n.bias"][None, None]
+    y = jax.nn.softmax(linear("q", x) @ jnp.swapaxes(linear("k", x), -1, -2), -1) @ linear("v", x)
+    return y + linear("out", jax.nn.relu(y)) if has_branch else y
+
+
+@pytest.mark.parametrize("is_drawn", [True, False])
+def test_a_norm_that_runs_three_times_is_right_and_a_missing_branch_of_zeros_is_wrong(is_drawn, seed):
+    torch.manual_seed(seed)
+    theirs = Attention(is_drawn)
+    p = {name: jnp.asarray(value.detach().numpy()) for name, value in theirs.state_dict().items()}
+    x = np.random.default_rng(seed).standard_normal((2, 5, 8)).astype(np.float32)
+    assert bridge.model_parity(theirs, (attention, p), x).verdict.passes
+    wrong = bridge.model_parity(theirs, (functools.partial(attention, has_branch=False), p), x)
+    assert wrong.verdict is Verdict.CONVENTION
+    assert wrong.first_wrong.cause.startswith("JAX computes nothing where PyTorch computes relu and then linear")
