@@ -22,10 +22,10 @@ from jax.interpreters import ad, batching, mlir, xla
 
 from jaxdw import native
 from jaxdw._arrays import accumulator, as_array, check_floating, is_sharded
-from jaxdw._compat import varying_nowhere, varying_together
+from jaxdw._compat import varying_together
 from jaxdw.epilogue import relu, relu6
 from jaxdw.native.calls import ACTIVATIONS
-from jaxdw.primitive import can_call_kernels, replicated
+from jaxdw.primitive import kernel_lowering, replicated
 
 #: Activations after the normalization, by name.
 _FUNCTIONS: dict[str | None, Callable[[jax.Array], jax.Array]] = {None: lambda y: y, "relu": relu, "relu6": relu6}
@@ -185,19 +185,6 @@ def _batch(primitive: Primitive) -> Callable[..., Any]:
     return batch
 
 
-def _lower(definition: Callable[..., Any], kernel: Callable[..., Any] | None, on_cpu: bool) -> Callable[..., Any]:
-    def lower(ctx, *operands, **options):
-        sizes = ctx.avals_in[0].shape
-        compute = definition
-        is_known = all(isinstance(size, int) and size for size in sizes)
-        if on_cpu and kernel is not None and is_known and can_call_kernels(ctx):
-            compute = kernel
-            ctx = ctx.replace(avals_in=[varying_nowhere(aval) for aval in ctx.avals_in])
-        return mlir.lower_fun(compute, multiple_results=True)(ctx, *operands, **options)
-
-    return lower
-
-
 def _shapes_of_rows_and_channels(x, scale, *others, **options):
     rows = replicated(x.shape, x.dtype, x)
     return [rows, *[replicated(scale.shape, scale.dtype, x)] * 2]
@@ -216,5 +203,7 @@ for _primitive, _definition, _compiled, _jvp, _transpose in _RULES:
     if _transpose is not None:
         ad.primitive_transposes[_primitive] = _transpose
     batching.primitive_batchers[_primitive] = _batch(_primitive)
-    mlir.register_lowering(_primitive, _lower(_definition, _compiled, on_cpu=False))
-    mlir.register_lowering(_primitive, _lower(_definition, _compiled, on_cpu=True), platform="cpu")
+    mlir.register_lowering(_primitive, mlir.lower_fun(_definition, multiple_results=True))
+    if _compiled is not None:
+        _lowering = kernel_lowering(_definition, _compiled, multiple_results=True)
+        mlir.register_lowering(_primitive, _lowering, platform="cpu")

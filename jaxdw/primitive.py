@@ -295,6 +295,25 @@ def can_call_kernels(ctx: Any) -> bool:
     return runs_here and _is_for_one_device(module.axis_context) and is_available()
 
 
+def kernel_lowering(
+    definition: Callable[..., Any], kernel: Callable[..., Any], *, multiple_results: bool = False
+) -> Callable[..., Any]:
+    """Return a lowering for CPUs: by a call of `jaxdw.native` where one can be made, else by JAX's operations.
+
+    The kernels take arrays of known sizes, none of them 0.
+    """
+
+    def lower(ctx, *operands, **options):
+        compute = definition
+        is_known = all(isinstance(size, int) and size for aval in ctx.avals_in for size in aval.shape)
+        if is_known and can_call_kernels(ctx):
+            compute = kernel
+            ctx = ctx.replace(avals_in=[varying_nowhere(aval) for aval in ctx.avals_in])
+        return mlir.lower_fun(compute, multiple_results=multiple_results)(ctx, *operands, **options)
+
+    return lower
+
+
 def _is_for_one_device(where: Any) -> bool:
     """Return True if a program for these axes is for one device: there is only one, or all axes are manual."""
     if hasattr(where, "num_devices"):

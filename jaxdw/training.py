@@ -20,10 +20,10 @@ from jax.interpreters import ad, batching, mlir, xla
 
 from jaxdw import native
 from jaxdw._arrays import accumulator, as_array, check_floating, is_sharded
-from jaxdw._compat import varying_nowhere, varying_together
+from jaxdw._compat import varying_together
 from jaxdw.lowerings import cpu_native
 from jaxdw.lowerings.cpu_fused import in_memory
-from jaxdw.primitive import can_call_kernels, replicated
+from jaxdw.primitive import kernel_lowering, replicated
 from jaxdw.sum_order import SumOrder
 
 Tree = TypeVar("Tree")
@@ -165,18 +165,6 @@ def sgd(
     others = (structure.flatten_up_to(tree) for tree in (momenta, gradients))
     stepped = [step(*each) for each in zip(leaves, *others)]
     return structure.unflatten([p for p, _ in stepped]), structure.unflatten([m for _, m in stepped])
-
-
-def _lower(definition: Callable[..., Any], kernel: Callable[..., Any]) -> Callable[..., Any]:
-    def lower(ctx, *operands, **options):
-        compute = definition
-        is_known = all(isinstance(size, int) and size for aval in ctx.avals_in for size in aval.shape)
-        if is_known and can_call_kernels(ctx):
-            compute = kernel
-            ctx = ctx.replace(avals_in=[varying_nowhere(aval) for aval in ctx.avals_in])
-        return mlir.lower_fun(compute, multiple_results=False)(ctx, *operands, **options)
-
-    return lower
 
 
 def _call(name: str, operands: tuple[jax.Array, ...], like: jax.Array) -> jax.Array:
@@ -372,5 +360,5 @@ for _primitive, _definition, _compiled in (
 ):
     _primitive.def_impl(functools.partial(xla.apply_primitive, _primitive))
     mlir.register_lowering(_primitive, mlir.lower_fun(_definition, multiple_results=False))
-    mlir.register_lowering(_primitive, _lower(_definition, _compiled), platform="cpu")
+    mlir.register_lowering(_primitive, kernel_lowering(_definition, _compiled), platform="cpu")
 _fork_p.def_impl(functools.partial(xla.apply_primitive, _fork_p))

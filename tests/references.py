@@ -64,3 +64,23 @@ def reference(name, *, classes=10, width=1.0, seed=0):
             elif tensor.ndim == 1:
                 tensor.uniform_(-1, 1)
     return model
+
+
+#: Classes of the models of `pair`.
+CLASSES = 7
+
+
+def pair(name, seed, width=1.0):
+    """A PyTorch model, its Flax twin and the manifest."""
+    from flax import nnx
+
+    import jaxdw
+    from bridge import to_flax
+
+    library, network = name.split(".")
+    theirs = reference(name, classes=CLASSES, width=width, seed=seed)
+    options = {} if library == "timm" else {"width": width}
+    ours = nnx.eval_shape(lambda: getattr(jaxdw.models, network)(CLASSES, like=library, rngs=nnx.Rngs(0), **options))
+    converted = to_flax(theirs, ours)
+    nnx.update(ours, converted.weights)
+    return theirs, ours, converted.manifest

@@ -21,6 +21,12 @@ def _program(order: LayerOrder) -> SumOrder | None:
     return None if order == "chain" else order
 
 
+def _operands(layer: nnx.Linear | nnx.Conv, inputs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Return inputs, kernel and bias in the dtype to compute in."""
+    bias = None if layer.bias is None else layer.bias[...]
+    return layer.promote_dtype((inputs, layer.kernel[...], bias), dtype=layer.dtype)
+
+
 class Linear(nnx.Linear):
     """`flax.nnx.Linear` with an attribute `order`, None at first. With an order it takes an epilogue."""
 
@@ -33,8 +39,7 @@ class Linear(nnx.Linear):
         if self.order is None:
             assert epilogue is None
             return super().__call__(inputs, out_sharding)
-        bias = None if self.bias is None else self.bias[...]
-        x, kernel, bias = self.promote_dtype((inputs, self.kernel[...], bias), dtype=self.dtype)
+        x, kernel, bias = _operands(self, inputs)
         return ordered_matmul(x, kernel, bias, order=_program(self.order), epilogue=epilogue)
 
 
@@ -50,8 +55,7 @@ class Conv(nnx.Conv):
         if self.order is None:
             assert epilogue is None
             return super().__call__(inputs, out_sharding)
-        bias = None if self.bias is None else self.bias[...]
-        x, kernel, bias = self.promote_dtype((inputs, self.kernel[...], bias), dtype=self.dtype)
+        x, kernel, bias = _operands(self, inputs)
         return ordered_conv(
             x,
             kernel,

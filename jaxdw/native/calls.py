@@ -48,12 +48,10 @@ def conv(
       ValueError: there are no kernels for `isa` here.
       MemoryError, RuntimeError: the system failed.
     """
-    numbers, name = geometry_numbers(geometry), isa.encode() if isa is not None else None
+    numbers = geometry_numbers(geometry)
     _check(
         native.library().jaxdw_conv(
-            name,
-            ctypes.c_int64(threads),
-            TYPES[dtype],
+            *_start(isa, threads, dtype),
             _address(numbers.ctypes.data),
             *map(_address, (x, kernel, bias)),
             int(bias_last),
@@ -69,12 +67,10 @@ def kernel_gradient(
     x: int, dy: int, gradient: int, geometry: Geometry, dtype: str, *, threads: int = 1, isa: str | None = None
 ) -> None:
     """Write the gradient by the kernel of dense arrays at these addresses; otherwise as `conv`."""
-    numbers, name = geometry_numbers(geometry), isa.encode() if isa is not None else None
+    numbers = geometry_numbers(geometry)
     _check(
         native.library().jaxdw_kernel_gradient(
-            name,
-            ctypes.c_int64(threads),
-            TYPES[dtype],
+            *_start(isa, threads, dtype),
             _address(numbers.ctypes.data),
             *map(_address, (x, dy, gradient)),
         ),
@@ -119,7 +115,7 @@ def matmul(
     if 0 in expected:
         return
     sizes = np.array([expected[0] if len(expected) == 3 else 1, *x.shape[-2:], w.shape[-1]], np.int64)
-    steps, name = np.array(order.steps, np.int64), isa.encode() if isa is not None else None
+    steps = np.array(order.steps, np.int64)
     strides = np.array(
         [
             step // array.itemsize
@@ -133,9 +129,7 @@ def matmul(
     ]
     _check(
         native.library().jaxdw_matmul(
-            name,
-            ctypes.c_int64(threads),
-            TYPES[x.dtype.name],
+            *_start(isa, threads, x.dtype.name),
             *(_address(array.ctypes.data) for array in (sizes, strides, steps)),
             ctypes.c_int64(len(steps)),
             *pointers,

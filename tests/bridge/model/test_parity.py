@@ -14,7 +14,7 @@ from flax import nnx
 from rich.console import Console
 
 import jaxdw.models
-from bridge import Verdict, to_flax
+from bridge import Verdict
 from bridge.model import model_parity
 from bridge.model.operation_verdicts import judge
 from bridge.model.operations import Operation
@@ -22,20 +22,7 @@ from bridge.model.record import ModelReport
 from bridge.model.steps import steps, walk
 from bridge.report.model import growth_chart, model_html, print_model, summary, why
 from jaxdw.models.blocks import ConvNormAct, relu6
-from tests.references import MODELS, reference
-
-CLASSES = 7
-
-
-def pair(name, seed, width=1.0):
-    """A PyTorch model, its Flax twin and the manifest."""
-    library, network = name.split(".")
-    theirs = reference(name, classes=CLASSES, width=width, seed=seed)
-    options = {} if library == "timm" else {"width": width}
-    ours = nnx.eval_shape(lambda: getattr(jaxdw.models, network)(CLASSES, like=library, rngs=nnx.Rngs(0), **options))
-    converted = to_flax(theirs, ours)
-    nnx.update(ours, converted.weights)
-    return theirs, ours, converted.manifest
+from tests.references import CLASSES, MODELS, pair
 
 
 def noise(seed, size=32):

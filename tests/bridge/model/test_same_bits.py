@@ -9,28 +9,15 @@ import pytest
 import typer.testing
 from flax import nnx
 
-import jaxdw.models
-from bridge import Verdict, cli, to_flax
+from bridge import Verdict, cli
 from bridge.accumulation import Tree
 from bridge.model import model_parity, same_bits_parity
 from bridge.model.record import ModelReport
 from bridge.report.model import model_html, remarks, summary, why
 from jaxdw import native
-from tests.references import reference
+from tests.references import pair
 
 pytestmark = pytest.mark.skipif(not native.is_available(), reason=native.status())
-
-CLASSES = 7
-
-
-def pair(name, seed, width=1.0):
-    library, network = name.split(".")
-    theirs = reference(name, classes=CLASSES, width=width, seed=seed)
-    options = {} if library == "timm" else {"width": width}
-    ours = nnx.eval_shape(lambda: getattr(jaxdw.models, network)(CLASSES, like=library, rngs=nnx.Rngs(0), **options))
-    converted = to_flax(theirs, ours)
-    nnx.update(ours, converted.weights)
-    return theirs, ours, converted.manifest
 
 
 def noise(seed, batch=2, size=32):
