@@ -58,7 +58,8 @@ class Probe:
       issue: the upstream issue, for a known bug.
       affected: the versions that are wrong.
       avoid: the version or the flag that avoids it.
-      everywhere: no version is right, so that no change of versions helps.
+      tolerated: `jaxdw doctor` names it and does not fail: no version that is right elsewhere is right here, and jaxdw
+        makes no such program.
     """
 
     name: str
@@ -67,7 +68,7 @@ class Probe:
     issue: str = ""
     affected: str = ""
     avoid: str = ""
-    everywhere: bool = False
+    tolerated: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,6 +252,33 @@ def _lax_convolution(groups: int, strides: tuple[int, int], dilation: int) -> Pr
     return conv, (x, kernel), exact
 
 
+def _cropped_and_padded(groups: int) -> Program:
+    """Return a convolution of which two rows are cut off at one end, and a row of zeros is added at the other."""
+    from jax import lax
+
+    x, kernel = _ints(1, 15, 6, 8), _ints(3, 3, 8 // groups, 8)
+
+    def conv(x, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, kernel, (1, 1), ((-2, 1), (0, 0)), None, None, numbers, groups)
+
+    wide, k = _wide(np.pad(x[:, 2:], ((0, 0), (0, 1), (0, 0), (0, 0))), kernel)
+    if groups == 8:
+        return conv, (x, kernel), _convolved(wide, k, strides=(1, 1), padding=((0, 0), (0, 0)))
+    return conv, (x, kernel), sum(wide[:, i : i + 12, j : j + 4] @ k[i, j] for i, j in np.ndindex(3, 3))
+
+
+def _padding_alone() -> Program:
+    """Return a depthwise convolution whose only window along an axis reads nothing but padding."""
+    from jax import lax
+
+    def conv(x, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, kernel, (1, 3), ((0, 0), (1, 1)), None, None, numbers, 32)
+
+    return conv, (_ints(1, 5, 1, 32), _ints(1, 1, 1, 32)), np.zeros((1, 5, 1, 32), np.int64)
+
+
 def _taps(x: np.ndarray, kernel: np.ndarray, strides, padding) -> Iterator[tuple[tuple, tuple]]:
     """Yield each tap's index, and the slices of the padded input that it multiplies."""
     sizes = [n + low + high for n, (low, high) in zip(x.shape[1:-1], padding)]
@@ -353,7 +381,26 @@ PROBES = (
         issue="openxla/xla#49176",
         affected="every jaxlib tried, 0.8.3 to 0.12.0",
         avoid="XLA_FLAGS=--xla_disable_hlo_passes=algsimp, which makes programs slower",
-        everywhere=True,
+        tolerated=True,
+    ),
+    *(
+        Probe(
+            f"a convolution in {groups} groups, cropped at one end and padded at the other",
+            functools.partial(_cropped_and_padded, groups),
+            issue="openxla/xla#48713",
+            affected="jaxlib 0.8.2, 0.10.1 and 0.10.2",
+            avoid="jaxlib 0.12.0, or lax.slice and lax.pad before the convolution",
+            tolerated=True,
+        )
+        for groups in (1, 8)
+    ),
+    Probe(
+        "a depthwise convolution of padding alone",
+        _padding_alone,
+        issue="jax-ml/jax#39264",
+        affected="jaxlib 0.10.0 and 0.10.1",
+        avoid="jaxlib 0.10.2, or XLA_FLAGS='--xla_cpu_experimental_ynn_fusion_type='",
+        tolerated=True,
     ),
     Probe(
         "padding read back through two scans",
@@ -566,8 +613,8 @@ def _probe(name: str) -> Probe:
 
 
 def avoidable(outcome: Outcome) -> bool:
-    """Return True for a probe that is wrong here and right in another version."""
-    return bool(outcome.wrong) and not _probe(outcome.name).everywhere
+    """Return True for a probe that is wrong here, and need not be."""
+    return bool(outcome.wrong) and not _probe(outcome.name).tolerated
 
 
 def sentences(findings: Sequence[Outcome]) -> list[str]:

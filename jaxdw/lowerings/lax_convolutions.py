@@ -6,12 +6,13 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import export, lax
 
 from jaxdw._arrays import PrecisionPair, accumulator
 from jaxdw.call import Call
 from jaxdw.geometry import Geometry
-from jaxdw.padding import pad
+from jaxdw.lowerings.cpu_fused import in_memory
+from jaxdw.padding import pad, padded_geometry
 
 
 def grouped(call: Call) -> jax.Array:
@@ -24,12 +25,12 @@ def lax_grouped(
     x: jax.Array, kernel: jax.Array, bias: jax.Array | None, geometry: Geometry, precision: PrecisionPair
 ) -> jax.Array:
     """Convolve in the arrays' own dtype, narrow ones too, as `flax.nnx.Conv` does."""
-    flat, padding = _flat_batch(x, geometry)
+    flat, geometry = _flat_batch(x, geometry)
     y = lax.conv_general_dilated(
         flat,
         kernel,
         geometry.strides,
-        padding,
+        geometry.padding,
         lhs_dilation=geometry.input_dilation,
         rhs_dilation=geometry.kernel_dilation,
         dimension_numbers=dimension_numbers(geometry.rank),
@@ -57,12 +58,12 @@ def patches(call: Call) -> jax.Array:
 
 def one_hot_windows(x: jax.Array, geometry: Geometry, precision: lax.Precision | None) -> jax.Array:
     """Return windows by `lax.conv_general_dilated_patches`, which multiplies x at this precision."""
-    flat, padding = _flat_batch(x, geometry)
+    flat, geometry = _flat_batch(x, geometry)
     windows = lax.conv_general_dilated_patches(
         flat,
         geometry.kernel_size,
         geometry.strides,
-        padding,
+        geometry.padding,
         lhs_dilation=geometry.input_dilation,
         rhs_dilation=geometry.kernel_dilation,
         dimension_numbers=dimension_numbers(geometry.rank),
@@ -79,9 +80,15 @@ def dimension_numbers(rank: int) -> tuple[str, str, str]:
     return f"N{axes}C", f"{axes}IO", f"N{axes}C"
 
 
-def _flat_batch(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, tuple[tuple[int, int], ...]]:
-    """Return x with one batch axis, and the padding with zeros for lax to add; other padding is added here."""
-    padding = geometry.padding
-    if geometry.padding_mode != "zeros":
-        x, padding = pad(x, geometry), ((0, 0),) * geometry.rank
-    return x.reshape(math.prod(geometry.batch), *x.shape[len(geometry.batch) :]), padding
+def _flat_batch(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry]:
+    """Return x with one batch axis, and the geometry on it with the padding and the dilation that are left for lax.
+
+    Periodic and reflected padding is done here. So is padding beyond the kernel, and negative padding: there XLA's
+    convolution on CPUs is wrong in jaxlib 0.8 to 0.10, itself or as a gradient (openxla/xla#48713), or ends the process.
+    """
+    pairs = zip(geometry.padding, geometry.spans)
+    usual = all(export.is_symbolic_dim(amount) or 0 <= amount < span for pair, span in pairs for amount in pair)
+    if geometry.padding_mode != "zeros" or not usual:
+        x, geometry = pad(x, geometry), padded_geometry(geometry)
+        (x,) = (x,) if usual else in_memory(x)  # XLA would put the padding back into the convolution
+    return x.reshape(math.prod(geometry.batch), *x.shape[len(geometry.batch) :]), geometry

@@ -272,6 +272,28 @@ def test_a_window_larger_than_the_input_gives_an_empty_output(method, padding):
     assert all((gradient == 0).all() for gradient in pullback(y))
 
 
+@pytest.mark.parametrize("method", ["grouped", "patches"])
+def test_padding_beyond_the_kernel_and_negative_padding_are_exact_on_integers(method, seed, full):
+    """For these jaxlib 0.8 to 0.10 have wrong convolutions, wrong gradients, and ends of the process."""
+    rng = np.random.default_rng(seed)
+    shapes = [((1, 5, 1, 17), (2, 1), ((0, 0), (1, 1)), 3), ((1, 15, 6, 17), (1, 1), ((-15, 1), (0, 0)), 1)]
+    for _ in range(40 if full else 3):
+        pairs = tuple(tuple(int(i) for i in rng.integers(-3, 7, 2)) for _ in range(2))
+        size = (2, *(int(i) for i in rng.integers(1, 9, 2)), int(rng.choice([1, 3, 8, 17])))
+        shapes.append((size, tuple(int(i) for i in rng.integers(1, 4, 2)), pairs, int(rng.integers(1, 4))))
+    for shape, kernel_size, padding, strides in shapes:
+        x, kernel = (
+            rng.integers(-3, 4, size).astype(np.float32) for size in (shape, (*kernel_size, 1, 2 * shape[-1]))
+        )
+        options = {"padding": padding, "strides": strides}
+        y, pullback = jax.vjp(lambda x, k: jaxdw.depthwise_conv(x, k, method=method, **options), x, kernel)
+        assert np.array_equal(y, oracle.depthwise(x, kernel, **options).y), (shape, kernel_size, options)
+        dy = rng.integers(-3, 4, y.shape).astype(np.float32)
+        options |= {"kernel_dilation": 1, "input_dilation": 1}
+        for actual, (value, _) in zip(pullback(dy), loop_gradients(x, kernel, None, dy, np.float32, options)):
+            assert np.array_equal(actual, value), (shape, kernel_size, options)
+
+
 def test_auto_is_chosen_for_the_platform_that_a_program_is_compiled_for():
     """Not for the one where it is traced: a program for TPU is compiled on a CPU, and one may be for several."""
 

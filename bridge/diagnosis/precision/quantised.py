@@ -77,7 +77,7 @@ def quantised(output: Output) -> Finding | None:
     for of_x, of_kernel in itertools.product((None, *X_RULES), (None, *KERNEL_RULES)):
         rules = {name: rule for name, rule in (("x", of_x), ("kernel", of_kernel)) if rule is not None}
         for case in _cases(output, rules, known):
-            if _predicts(output, case, output.sample) and _predicts(output, case, None):
+            if _predicts(output, case, output.sample) and _predicts(output, case, None, proved=True):
                 return _finding(output, rules)
     return None
 
@@ -100,11 +100,13 @@ def _cases(
         yield case.replace(**{name: None if a is None else a.astype(kept) for name, a in operands.items()})
 
 
-def _predicts(output: Output, case: Case, flat: np.ndarray | None) -> bool:
+def _predicts(output: Output, case: Case, flat: np.ndarray | None, proved: bool = False) -> bool:
+    """Return whether y, or its elements `flat`, is that of the case; if `proved`, also by no accident."""
     total = exact_output(case, flat)
     expected = Expected.of(total, output.arithmetic)
     u = output.arithmetic.accumulator.unit_roundoff
-    return output.explained_by(Expected(expected.reference, expected.allowed + 4 * u * total.magnitude), flat)
+    expected = Expected(expected.reference, expected.allowed + 4 * u * total.magnitude)
+    return output.explained_by(expected, flat) and (not proved or output.is_proved_by(expected))
 
 
 def _finding(output: Output, rules: dict[str, QuantisationRule]) -> Finding:
