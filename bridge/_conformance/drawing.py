@@ -28,17 +28,20 @@ def draws(features: Features, kind: str, rng: np.random.Generator) -> Iterator[P
 
 
 def _draw(features: Features, kind: str, rank: int, rng: np.random.Generator) -> Problem:
-    def sizes(least: int, most: int, varies: bool = True) -> tuple[int, ...]:
-        return tuple(int(n) for n in rng.integers(least, most + 1, rank)) if varies else (least,) * rank
+    alike = rng.random() < 0.25  # some kernels take square images alone
 
-    kernel = sizes(1, _KERNEL[rank])
+    def sizes(least: int, most: int, varies: bool = True) -> tuple[int, ...]:
+        drawn = tuple(int(n) for n in rng.integers(least, most + 1, rank)) if varies else (least,) * rank
+        return drawn[:1] * rank if alike else drawn
+
+    kernel = sizes(1, _KERNEL[rank]) if features.any_kernel else features.base[rank].kernel_size
     if features.own_padding == "SAME":
         kernel = tuple(k - 1 + k % 2 for k in kernel)
     strides, dilation = sizes(1, 3, features.strides), sizes(1, 3, features.dilation)
     spans = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation))
     spatial = sizes(1, _SPATIAL[rank])
     least = features.base[rank].channels
-    channels = int(rng.choice(_CHANNELS)) if least < 4 else least * int(rng.integers(1, 3))
+    channels = int(rng.choice(_CHANNELS)) if least < 8 else least * int(rng.integers(1, 3))
     return Problem(
         kind,
         int(rng.integers(1, 4)),
@@ -47,7 +50,7 @@ def _draw(features: Features, kind: str, rank: int, rng: np.random.Generator) ->
         int(rng.integers(1, 4)) if features.multiplier and rng.random() < 0.3 else 1,
         kernel,
         strides,
-        _padding(features, kind, spans, rng),
+        _padding(features, kind, spans, alike, rng),
         dilation,
         tuple(int(rng.integers(0, max(pair))) if features.output_padding else 0 for pair in zip(strides, dilation)),
         features.bias and rng.random() < 0.5,
@@ -56,7 +59,7 @@ def _draw(features: Features, kind: str, rank: int, rng: np.random.Generator) ->
 
 
 def _padding(
-    features: Features, kind: str, spans: tuple[int, ...], rng: np.random.Generator
+    features: Features, kind: str, spans: tuple[int, ...], alike: bool, rng: np.random.Generator
 ) -> tuple[tuple[int, int], ...]:
     """Return the padding (low, high) of each axis: what is told, or what the kernel does by itself."""
     if kind == "causal":
@@ -65,7 +68,7 @@ def _padding(
         is_same = features.own_padding == "SAME"
         return tuple(((span - 1) // 2, (span - 1) // 2) if is_same else (0, 0) for span in spans)
     pads = [int(rng.integers(0, span if kind == "transpose" else span + 1)) for span in spans]
-    return tuple((p, p) for p in pads)
+    return tuple((p, p) for p in (pads[:1] * len(pads) if alike else pads))
 
 
 def smallest(problem: Problem, fails: Callable[[Problem], bool], tries: int = 80) -> Problem:

@@ -10,7 +10,7 @@ from bridge._conformance.subject import Crashed, Refused, Subject
 from bridge._implementations.arguments import takes
 from bridge.case import DTYPES
 
-#: Sizes of the first problem: no two axes have the same one, so that the order of axes shows.
+#: Sizes of the first problem: no two axes of x or of the kernel have the same one, so that the order of axes shows.
 _SPATIAL = {1: (11,), 2: (11, 6), 3: (5, 6, 7)}
 
 
@@ -22,6 +22,7 @@ class Features:
       base: by the number of spatial axes, a problem that it accepts.
       bias, multiplier, strides, dilation, padding, output_padding: True if it takes them.
       own_padding: how it pads if it takes no padding: "SAME", "VALID", or empty.
+      any_kernel: False if its own padding suits the kernel size of `base` alone.
       state, return_state, activation: True if it has these parameters of a causal convolution.
       dtypes: the dtypes that it accepts.
       refused: by what it does not accept, the reason.
@@ -35,6 +36,7 @@ class Features:
     padding: bool
     output_padding: bool
     own_padding: str
+    any_kernel: bool
     state: bool
     return_state: bool
     activation: bool
@@ -78,10 +80,9 @@ def find_features(subject: Subject, kind: str) -> Features:
         padding=tells["padding"] and kind != "causal",
         output_padding=tells["output_padding"] and kind == "transpose",
         own_padding=own_padding,
+        any_kernel=own_padding != "SAME" or _accepts(subject, _with_larger_kernel(first), "kernel size 5", refused),
         **causal,
-        dtypes=[
-            name for name in DTYPES if _accepts(subject, dataclasses.replace(first, dtype=name), name, refused)
-        ],
+        dtypes=[name for name in DTYPES if _accepts(subject, dataclasses.replace(first, dtype=name), name, refused)],
         refused=refused,
     )
 
@@ -89,20 +90,22 @@ def find_features(subject: Subject, kind: str) -> Features:
 def _base(subject: Subject, kind: str, rank: int, refused: dict[str, str]) -> tuple[Problem, str] | None:
     """Return the first problem of so many axes that the kernel accepts, and how it pads by itself."""
     words = [""] if kind != "depthwise" or subject.is_layer or takes(subject.function.target, "padding") else None
-    for channels in (3, 8, 16, 64):
+    for channels, spatial in ((5, _SPATIAL[rank]), (8, _SPATIAL[rank]), (5, (9,) * rank), (64, (9,) * rank)):
         for word in words or ("SAME", "VALID"):
             padding = ((1, 1) if kind == "depthwise" and word != "VALID" else (0, 0),) * rank
             ones = (1,) * rank
             size = (3,) * rank
             if kind == "causal":
                 padding = ((2, 0),)
-            problem = Problem(
-                kind, 2, _SPATIAL[rank], channels, 1, size, ones, padding, ones, (0,) * rank, dtype="float32"
-            )
+            problem = Problem(kind, 2, spatial, channels, 1, size, ones, padding, ones, (0,) * rank, dtype="float32")
             if _accepts(subject, problem, f"{rank}-D", refused):
                 refused.pop(f"{rank}-D", None)
                 return problem, word
     return None
+
+
+def _with_larger_kernel(problem: Problem) -> Problem:
+    return dataclasses.replace(problem, kernel_size=(5,) * problem.rank, padding=((2, 2),) * problem.rank)
 
 
 def _accepts(subject: Subject, problem: Problem, name: str, refused: dict[str, str]) -> bool:
@@ -113,4 +116,3 @@ def _accepts(subject: Subject, problem: Problem, name: str, refused: dict[str, s
         refused[name] = str(error)
         return False
     return True
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -14,13 +15,16 @@ from bridge._conformance.features import Features
 from bridge._conformance.problems import Problem
 from bridge._conformance.result import Failure, Outcome
 from bridge._conformance.subject import Crashed, Refused, Subject
-from bridge.case import Case
+from bridge.case import DTYPES, Case
 from bridge.diagnosis import Verdict, compare
 from bridge.diagnosis.target import Target, products
 from bridge.numerics import FLOAT64, Arithmetic, ExactSum, error_bound, exact_sum, format_of
 
 #: CPU seconds for the search of the mistakes behind all failures of one run.
 _SEARCH_SECONDS = 20.0
+
+#: Wrong elements of the fault that is explained: the more, the better, but a large result takes long.
+_MANY = 256
 
 #: Wrong elements that the smallest case keeps if the first one has them: fewer do not tell one mistake from another.
 _TELLING = 8
@@ -36,6 +40,7 @@ class Fault:
       actual, expected: the results; None as `wrong`.
       quantity: "y", "dx", "dkernel" or "dbias"; dy: the gradient by the output.
       sentence: what is wrong, where no comparison can say it; verdict, name: of it.
+      context: how the result was computed, in words that begin the sentence; empty for one plain call.
     """
 
     case: Case
@@ -47,6 +52,7 @@ class Fault:
     sentence: str = ""
     verdict: Verdict = Verdict.BUG
     name: str = ""
+    context: str = ""
 
     @property
     def count(self) -> int:
@@ -92,7 +98,7 @@ class Kit:
         Sums of half precision are kept in float32, unless the user says otherwise. Those of a gradient need not be.
         """
         declared = Arithmetic.of(dtype, flushes_subnormals=True, output_roundings=2 if bias and quantity == "y" else 1)
-        if declared.output.dtype.itemsize > 2 or (self.accumulator == "float32" and quantity == "y"):
+        if DTYPES[dtype].itemsize > 2 or (self.accumulator == "float32" and quantity == "y"):
             return declared
         return dataclasses.replace(declared, product=declared.output, accumulator=declared.output)
 
@@ -123,16 +129,16 @@ class Kit:
         return (finite & (distance <= allowed)) | (np.isinf(allowed) & np.isfinite(total.magnitude))
 
     def examine(self, check: str, problems: Iterable[Problem], judge: Judge, number: int | None = None) -> Outcome:
-        """Return the outcome of a check: the first fault among the problems, with its smallest case.
+        """Return the outcome of a check: the greatest fault among the problems, with its smallest case.
 
         Args:
-          number: of problems that the kernel must solve; those that it refuses are replaced, up to three times as many.
+          number: of problems that the kernel must solve; those that it refuses are replaced, up to nine times as many.
         """
         refused: dict[str, str] = {}
         tried = refusals = failed = 0
-        first: tuple[Problem, Fault] | None = None
+        worst: tuple[Problem, Fault] | None = None
         for problem in problems:
-            if number is not None and (tried >= number or tried + refusals >= 4 * number):
+            if number is not None and (tried >= number or tried + refusals >= 10 * number):
                 break
             try:
                 fault = self.judged(problem, judge)
@@ -143,10 +149,12 @@ class Kit:
             tried += 1
             if fault is not None:
                 failed += 1
-                first = first or (problem, fault)
+                if worst is None or min(worst[1].count, _MANY) < min(fault.count, _MANY):
+                    worst = problem, fault
         self.subject.forget()
-        note = "; ".join(f"refuses {where}: {message}" for message, where in list(refused.items())[:2])
-        failure = None if first is None else self._failure(check, *first, judge)
+        shown = [(where, textwrap.shorten(message, 100, placeholder=" ...")) for message, where in refused.items()]
+        note = "; ".join(f"refuses {where}: {message}" for where, message in shown[:2])
+        failure = None if worst is None else self._failure(check, *worst, judge)
         self.subject.forget()
         return Outcome(tried, failed, refusals, note, failure)
 
@@ -173,12 +181,18 @@ class Kit:
             found[other] = again
             return True
 
-        small = smallest(problem, fails)
-        failure = self._diagnosed(check, found[small])
-        if failure.verdict is Verdict.BUG and not failure.name and small != problem:
-            other = self._diagnosed(check, fault)
-            failure = other if other.verdict is not Verdict.BUG else failure
-        return failure
+        small = found[smallest(problem, fails)]
+        failure = self._diagnosed(check, small)
+        if small is fault or fault.sentence:
+            return failure
+        before = self._diagnosed(check, fault)
+        if before.name == failure.name:
+            return failure
+        # A small case may agree with a mistake by accident: what is said must hold of the first one.
+        cause = f"on {describe(problem)}: {before.cause}"
+        return dataclasses.replace(
+            failure, verdict=before.verdict, name=before.name, cause=cause, fix=before.fix, place=before.place
+        )
 
     def _diagnosed(self, check: str, fault: Fault) -> Failure:
         told: dict[str, Any] = {"verdict": fault.verdict, "name": fault.name, "cause": fault.sentence}
@@ -187,6 +201,7 @@ class Kit:
             where = tuple(map(int, np.argwhere(fault.wrong)[0]))
             if not fault.sentence:
                 told = self._compared(fault, fault.actual, fault.expected)
+        told["cause"] = f"{fault.context}: {told['cause']}" if fault.context else told["cause"]
         return Failure(
             check=check,
             case=fault.case,

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -74,10 +75,7 @@ class Problem:
     @functools.cached_property
     def call(self) -> Geometry:
         """What the kernel is told."""
-        kind, more = Geometry, {}
-        if self.kind == "transpose":
-            kind, more = TransposedCall, {"output_padding": self.output_padding}
-        return kind(
+        told = Geometry(
             (self.batch,),
             self.spatial,
             self.channels,
@@ -88,8 +86,10 @@ class Problem:
             "zeros",
             self.dilation,
             (1,) * self.rank,
-            **more,
         )
+        if self.kind != "transpose":
+            return told
+        return TransposedCall(**vars(told), output_padding=self.output_padding)
 
     @property
     def is_empty(self) -> bool:
@@ -177,38 +177,22 @@ class Problem:
             yield dataclasses.replace(self, bias=False)
         if self.state:
             yield dataclasses.replace(self, state=False)
-        for name, least in (
-            ("spatial", 1),
-            ("kernel_size", 1),
-            ("strides", 1),
-            ("dilation", 1),
-            ("output_padding", 0),
-        ):
-            yield from self._smaller(name, least)
-        if self.kind != "causal":
-            yield from self._smaller("padding", (0, 0))
+        for name, least in (("spatial", 1), ("kernel_size", 1), ("strides", 1), ("dilation", 1), ("output_padding", 0)):
+            for axis, value in enumerate(getattr(self, name)):
+                for new in dict.fromkeys((least, value // 2, value - 1)):
+                    if least <= new < value:
+                        yield from self._with(name, axis, new)
+        for axis, (low, high) in enumerate(self.padding if self.kind != "causal" else ()):
+            for less in {low, 1} if low == high > 0 else ():
+                yield from self._with("padding", axis, (low - less, high - less))
 
-    def _smaller(self, name: str, least: int | tuple[int, int]) -> Iterator[Problem]:
-        """Yield problems with one of these numbers at its least, or nearer to it."""
-        values = getattr(self, name)
-        for axis, value in enumerate(values):
-            if isinstance(value, tuple):
-                steps = [least, *((v - 1, v - 1) for v in value[:1] if value[0] == value[1] and v > 0)]
-            else:
-                steps = [least, value // 2, value - 1]
-            for new in dict.fromkeys(steps):
-                if new != value and (isinstance(value, tuple) or least <= new < value):
-                    changed = tuple(new if a == axis else v for a, v in enumerate(values))
-                    yield from self._with(name, changed)
-
-    def _with(self, name: str, changed: tuple) -> Iterator[Problem]:
-        """Yield the problem with another number, if it is possible."""
+    def _with(self, name: str, axis: int, new: int | tuple[int, int]) -> Iterator[Problem]:
+        """Yield the problem with another number for one axis, if it is possible."""
+        changed: Any = tuple(new if a == axis else value for a, value in enumerate(getattr(self, name)))
         other = dataclasses.replace(self, **{name: changed})
         if self.kind == "causal":
             other = dataclasses.replace(other, padding=((other.spans[0] - 1, 0),))
-        if self.kind == "transpose":
-            most = [max(s, d) - 1 for s, d in zip(other.strides, other.dilation)]
-            if any(more > limit for more, limit in zip(other.output_padding, most)):
-                other = dataclasses.replace(other, output_padding=tuple(map(min, other.output_padding, most)))
-        if name == "spatial" or 0 not in other.call.output_shape:
+        most = (max(pair) - 1 for pair in zip(other.strides, other.dilation))
+        other = dataclasses.replace(other, output_padding=tuple(map(min, other.output_padding, most)))
+        if 0 not in other.call.output_shape or self.is_empty:
             yield other

@@ -57,7 +57,7 @@ class Outcome:
     Attributes:
       tried: problems that were solved; failed: how many of them wrongly; refused: problems that the kernel refused.
       note: what else is to be known.
-      failure: the first fault; None if there is none.
+      failure: the greatest fault; None if there is none.
       reason: why the check does not apply; empty if it does.
     """
 

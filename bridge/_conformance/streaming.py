@@ -31,7 +31,8 @@ def streaming_fault(kit: Kit, problem: Problem, changed: list[str]) -> Fault | N
     y = np.concatenate(list(_chunks(kit, problem, random)), axis=1)
     if not same_bits(whole, y).all():
         changed.append("bits change with the chunks, within the bound")
-    return kit.fault(random, y, exact=False)
+    fault = kit.fault(random, y, exact=False)
+    return None if fault is None else dataclasses.replace(fault, context="in chunks, each with the state before")
 
 
 def _chunks(kit: Kit, problem: Problem, case: Case) -> Iterator[np.ndarray]:

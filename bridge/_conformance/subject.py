@@ -26,7 +26,7 @@ CAUSAL_NAMES: Mapping[str, tuple[str, ...]] = {
 }
 
 #: Errors that Python raises where code is wrong; a kernel that refuses a problem raises others.
-_FAULTS = ("IndexError", "KeyError", "ZeroDivisionError", "AssertionError", "AttributeError", "UnboundLocalError")
+_FAULTS = ("IndexError", "KeyError", "ZeroDivisionError", "AttributeError", "UnboundLocalError")
 
 
 class Refused(Exception):
@@ -71,9 +71,7 @@ class Subject:
         self.arrays = dataclasses.replace(arrays, moveaxis=arrays.views)
         self.is_layer = bool(user.layer_framework(function.target))
         parameters = {} if self.is_layer else signature_of(function.target).parameters
-        self.causal = {
-            role: name for role, names in CAUSAL_NAMES.items() for name in names if name in parameters
-        }
+        self.causal = {role: name for role, names in CAUSAL_NAMES.items() for name in names if name in parameters}
         self._programs: dict[tuple[Any, ...], user.Program] = {}
 
     @property
@@ -93,7 +91,7 @@ class Subject:
         *,
         form: str = "contiguous",
         return_state: bool = False,
-        **settings: Any,
+        activation: str = "",
     ) -> Result:
         """Return the results of one call.
 
@@ -103,15 +101,15 @@ class Subject:
           dy: the gradient by the output, to differentiate; None for the output alone.
           form: how the arguments lie in memory, one of `user.FORMS`.
           return_state: ask for the state after x.
-          **settings: further arguments of the kernel, by name.
+          activation: its name; empty to leave the argument out.
 
         Raises:
           Refused: it raised an error; Crashed: it raised one of a fault in its code, or returned something else.
           NoGradient: the result cannot be differentiated.
         """
         named = self._named(problem, case)
-        if return_state:
-            settings[self.causal["return_state"]] = True
+        settings: dict[str, Any] = {self.causal["return_state"]: True} if return_state else {}
+        settings |= {self.causal["activation"]: activation} if activation else {}
         given = [self._to_native(problem, name, each) for name, each in named.items()]
         native_dy = None if dy is None else self._to_native(problem, "x", dy)
         program = self._program(problem, tuple(named), settings, dy is not None, form)
@@ -151,10 +149,10 @@ class Subject:
             for name, each in zip(named, results.gradients)
         }
         if "state" in gradients:
-            parts = [gradients.pop("state"), gradients["x"]]
-            gradients["x"] = None if any(p is None for p in parts) else np.concatenate(parts, axis=1)
-        if gradients.get("kernel") is not None:
-            gradients["kernel"] = problem.unflipped(gradients["kernel"])
+            before, rest = gradients.pop("state"), gradients["x"]
+            gradients["x"] = None if before is None or rest is None else np.concatenate([before, rest], axis=1)
+        if (of_kernel := gradients.get("kernel")) is not None:
+            gradients["kernel"] = problem.unflipped(of_kernel)
         changed = tuple(
             name
             for name, before, after in zip(named, given, results.arguments)
@@ -209,9 +207,7 @@ class Subject:
         return np.moveaxis(array.reshape(-1, 1, *problem.kernel_size), (0, 1), (-1, -2))
 
 
-def _with_settings(
-    target: Callable[..., Any], settings: Mapping[str, Any], others: list[Any]
-) -> Callable[..., Any]:
+def _with_settings(target: Callable[..., Any], settings: Mapping[str, Any], others: list[Any]) -> Callable[..., Any]:
     """Return the function with some settings given; what it returns beside its first result goes to `others`."""
 
     def called(*args: Any, **kwargs: Any) -> Any:

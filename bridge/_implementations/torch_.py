@@ -472,7 +472,10 @@ def _program(
 ) -> user.Program:
     """Return the program of a user's function of tensors: `user.Program`."""
     del jit
-    place = torch.device(device or "cpu")
+    try:
+        place = torch.device(device or "cpu")
+    except RuntimeError as error:
+        raise ValueError(f"`device` is {device!r}, expected one of PyTorch's: {str(error).splitlines()[0]}") from None
 
     def program(given: Sequence[np.ndarray], dy: np.ndarray | None) -> user.Results:
         # Memory that a function does not write has NaN in it, and not by chance the results of the call before.

@@ -175,6 +175,7 @@ class UserFunction:
         yield from ((of_x, of_x, True) for of_x in ranked)
         yield from ((of_x, other[of_x], True) for of_x in reversed(ranked))
         yield from ((of_x, of_x, False) for of_x in ranked)
+        yield from ((of_x, other[of_x], False) for of_x in ranked)
 
     def _attempt(
         self, arrays: Arrays, x: Any, kernel: Any, bias: Any, g: Geometry, of_x: str, of_kernel: str, one: bool
