@@ -40,6 +40,7 @@ if _left:  # from where these two packages may have been found
 #: The public names, by the module that each is imported from when it is first used: most modules load a framework.
 _PUBLIC = {
     "bridge._census.census": ("census",),
+    "bridge._conformance.suite": ("conformance",),
     "bridge._invariance.table": ("invariance",),
     "bridge.accumulation": ("replay", "reveal"),
     "bridge.case": ("Case",),
@@ -54,6 +55,7 @@ _MODULES = {name: module for module, names in _PUBLIC.items() for name in names}
 if TYPE_CHECKING:  # the same names for type checkers and editors
     from bridge import testing as testing
     from bridge._census.census import census as census
+    from bridge._conformance.suite import conformance as conformance
     from bridge._implementations import Implementation as Implementation
     from bridge._implementations import implementation as implementation
     from bridge._implementations import implementations as implementations

@@ -23,6 +23,15 @@ from jaxdw.geometry import Geometry, Padding
 #: What a convolution becomes; a traced model has the second, with the same parameters first.
 _OPERATORS = (torch.ops.aten.convolution.default, torch.ops.aten._convolution.default)
 
+_LAYERS = (
+    torch.nn.Conv1d,
+    torch.nn.Conv2d,
+    torch.nn.Conv3d,
+    torch.nn.ConvTranspose1d,
+    torch.nn.ConvTranspose2d,
+    torch.nn.ConvTranspose3d,
+)
+
 
 def capture(module: torch.nn.Module, inputs: Any, folder: Path) -> Capture:
     """Run the model once, in eval mode and without gradients, and save its depthwise convolutions in a folder.
@@ -47,9 +56,7 @@ def capture(module: torch.nn.Module, inputs: Any, folder: Path) -> Capture:
     idle = [
         name
         for name, each in module.named_modules()
-        if isinstance(each, (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d))
-        and each.groups == each.in_channels > 1
-        and not recorder.ran[name]
+        if isinstance(each, _LAYERS) and each.groups == each.in_channels > 1 and not recorder.ran[name]
     ]
     return Capture(list(recorder.calls.values()), idle, recorder.passed_over, recorder.convolutions)
 

@@ -21,6 +21,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "padding": ("padding", "pad", "paddings", "pads"),
     "kernel_dilation": ("dilation", "kernel_dilation", "rhs_dilation", "dilations", "dilation_rate"),
     "input_dilation": ("input_dilation", "lhs_dilation"),
+    "output_padding": ("output_padding",),
     "groups": ("groups", "feature_group_count", "num_groups"),
     "multiplier": ("channel_multiplier", "multiplier", "depth_multiplier"),
     "kernel_size": ("kernel_size", "ksize"),
@@ -254,8 +255,8 @@ def _value(role: str, default: Any, g: Geometry, framework: str) -> Any:
     """Return a setting of the geometry, written as the default of its parameter is."""
     if role == "padding":
         return _padding(default, g, framework)
-    if role in ("strides", "kernel_dilation", "input_dilation", "kernel_size"):
-        sizes = getattr(g, role)
+    if role in ("strides", "kernel_dilation", "input_dilation", "kernel_size", "output_padding"):
+        sizes = getattr(g, role, (0,) * g.rank)  # only a transposed convolution has output padding
         return None if default is None and set(sizes) == {1} else _one_or_each(sizes, default, framework)
     return {"groups": g.channels, "channels": g.channels, "features": g.features, "multiplier": g.multiplier}[role]
 

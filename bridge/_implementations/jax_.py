@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -353,7 +353,7 @@ def user_compute(function: user.UserFunction) -> Compute:
         del precision  # the function's own business
         flat = dataclasses.replace(geometry, batch=(math.prod(geometry.batch),))
         with printing_to_stderr():
-            y = function.call(_ARRAYS, x.reshape(flat.x_shape), kernel, bias, flat)
+            y = function.call(ARRAYS, x.reshape(flat.x_shape), kernel, bias, flat)
         return y.reshape(geometry.output_shape)
 
     return compute
@@ -403,7 +403,38 @@ def _keys() -> dict[str, Any]:
     return {"rngs": nnx.Rngs(0)}
 
 
-_ARRAYS = user.Arrays("jax", jax.Array, "channels_last", jnp.moveaxis, pad, _layer, _keys)
+def _program(
+    call: Callable[..., tuple[jax.Array, ...]], *, differentiate: bool, form: str, device: str, jit: bool
+) -> user.Program:
+    """Return the program of a user's function of JAX arrays: `user.Program`. They have no other form in memory."""
+    del form
+
+    def pull_back(dy, *arrays):
+        def split(*arrays):
+            y, *others = call(*arrays)
+            return y, others
+
+        y, pullback, others = jax.vjp(split, *arrays, has_aux=True)
+        return (y, *others), pullback(dy.astype(y.dtype))
+
+    chosen = pull_back if differentiate else call
+    compiled = jax.jit(chosen) if jit else chosen
+
+    def program(given: Sequence[np.ndarray], dy: np.ndarray | None) -> user.Results:
+        wide = any(each.dtype.name == "float64" for each in given)
+        place = jax.default_device(jax.devices(device)[0]) if device else contextlib.nullcontext()
+        with jax.enable_x64(True) if wide else contextlib.nullcontext(), place, jax.disable_jit(not jit):
+            arrays = list(map(jnp.asarray, given))
+            if dy is None:
+                outputs, gradients = compiled(*arrays), ()
+            else:
+                outputs, gradients = compiled(jnp.asarray(dy), *arrays)
+            return user.Results(list(map(np.asarray, outputs)), list(map(np.asarray, gradients)), list(given))
+
+    return program
+
+
+ARRAYS = user.Arrays("jax", jax.Array, "channels_last", jnp.moveaxis, pad, _layer, _program, jnp.moveaxis, _keys)
 
 
 def environment() -> dict[str, str]:

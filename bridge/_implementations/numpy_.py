@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -36,7 +36,7 @@ def user_algorithm(function: user.UserFunction) -> Algorithm:
 
     def compute(case: Case) -> np.ndarray:
         g = dataclasses.replace(case.geometry, batch=(math.prod(case.geometry.batch),))
-        y = function.call(_ARRAYS, case.x.reshape(g.x_shape), case.kernel, case.bias, g)
+        y = function.call(ARRAYS, case.x.reshape(g.x_shape), case.kernel, case.bias, g)
         return y.astype(case.dtype).reshape(case.geometry.output_shape)
 
     def gradient(case: Case, dy: np.ndarray) -> np.ndarray:
@@ -65,8 +65,45 @@ def _no_layer(layer: object, g: Geometry) -> Callable[..., np.ndarray]:
     raise ImplementationError(f"{layer!r} is a layer of a framework, expected a function of NumPy arrays")
 
 
-_ARRAYS = user.Arrays(
-    "numpy", np.ndarray, "channels_last", lambda *moved: np.ascontiguousarray(np.moveaxis(*moved)), _padded, _no_layer
+def _program(
+    call: Callable[..., tuple[np.ndarray, ...]], *, differentiate: bool, form: str, device: str, jit: bool
+) -> user.Program:
+    del jit
+    if device:
+        raise ValueError(f"`device` is {device!r} for a function of NumPy arrays, expected none")
+
+    def program(given: Sequence[np.ndarray], dy: np.ndarray | None) -> user.Results:
+        if differentiate:
+            raise user.NoGradient("a function of NumPy arrays has no gradient")
+        for each in given:  # memory that a function does not write has NaN in it, not the results of the call before
+            np.full_like(each, np.nan)
+        arrays = [_in_memory(each, form) for each in given]
+        outputs = call(*arrays)
+        return user.Results([np.array(each) for each in outputs], [], arrays)
+
+    return program
+
+
+def _in_memory(array: np.ndarray, form: str) -> np.ndarray:
+    """Return a copy that lies in memory in another way: `user.FORMS`."""
+    if form == "moved":
+        return np.moveaxis(np.array(np.moveaxis(array, -1, 0), order="C"), 0, -1)
+    if form == "strided":
+        wide = np.full((*array.shape[:-1], 2 * array.shape[-1]), np.nan, array.dtype)
+        wide[..., ::2] = array
+        return wide[..., ::2]
+    return np.array(array, order="C")
+
+
+ARRAYS = user.Arrays(
+    "numpy",
+    np.ndarray,
+    "channels_last",
+    lambda *moved: np.ascontiguousarray(np.moveaxis(*moved)),
+    _padded,
+    _no_layer,
+    _program,
+    np.moveaxis,
 )
 
 ALGORITHMS = {

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -201,7 +201,7 @@ def to_tensor(array: np.ndarray) -> torch.Tensor:
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     """Return a contiguous copy as an array; bfloat16 is copied as bits."""
-    tensor = tensor.detach().contiguous()
+    tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return tensor.numpy()
@@ -430,7 +430,7 @@ def user_algorithm(function: user.UserFunction) -> Algorithm:
 
     def compute(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, g: Geometry) -> torch.Tensor:
         flat = dataclasses.replace(g, batch=(math.prod(g.batch),))
-        return function.call(_ARRAYS, x, weight, bias, flat)
+        return function.call(ARRAYS, x, weight, bias, flat)
 
     made = _algorithm(compute, True, function.name, function.name)
     return dataclasses.replace(made, function=function)
@@ -467,8 +467,60 @@ def _layer(layer: torch.nn.Module, g: Geometry) -> Callable[..., torch.Tensor]:
     return run_layer
 
 
-_ARRAYS = user.Arrays(
-    "torch", torch.Tensor, "channels_first", lambda *moved: torch.movedim(*moved).contiguous(), _padded, _layer
+def _program(
+    call: Callable[..., tuple[torch.Tensor, ...]], *, differentiate: bool, form: str, device: str, jit: bool
+) -> user.Program:
+    """Return the program of a user's function of tensors: `user.Program`."""
+    del jit
+    try:
+        place = torch.device(device or "cpu")
+    except RuntimeError as error:
+        raise ValueError(f"`device` is {device!r}, expected one of PyTorch's: {str(error).splitlines()[0]}") from None
+
+    def program(given: Sequence[np.ndarray], dy: np.ndarray | None) -> user.Results:
+        # Memory that a function does not write has NaN in it, and not by chance the results of the call before.
+        for each in given:
+            to_tensor(each).to(place).fill_(math.nan)
+        tensors = [_in_memory(to_tensor(each).to(place), form).requires_grad_(differentiate) for each in given]
+        with torch.set_grad_enabled(differentiate):
+            outputs = call(*tensors)
+        gradients: Sequence[torch.Tensor | None] = ()
+        if dy is not None:
+            if not outputs[0].requires_grad:
+                raise user.NoGradient("its result does not require a gradient where its arguments do")
+            upstream = _in_memory(to_tensor(dy).to(place, outputs[0].dtype), form)
+            gradients = torch.autograd.grad(outputs[0], tensors, upstream, allow_unused=True)
+        return user.Results(
+            [to_numpy(each) for each in outputs],
+            [None if each is None else to_numpy(each) for each in gradients],
+            [to_numpy(each) for each in tensors],
+        )
+
+    return program
+
+
+def _in_memory(tensor: torch.Tensor, form: str) -> torch.Tensor:
+    """Return a tensor that lies in memory in another way: `user.FORMS`."""
+    if form == "moved" and tensor.ndim > 2:
+        return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
+    if form == "strided":
+        wide = tensor.new_full((*tensor.shape[:-1], 2 * tensor.shape[-1]), math.nan)
+        wide[..., ::2] = tensor
+        return wide[..., ::2]
+    if form == "expanded" and tensor.numel() and bool((tensor == tensor.reshape(-1)[0]).all()):
+        return tensor.reshape(-1)[0].clone().expand(tensor.shape)
+    return tensor
+
+
+ARRAYS = user.Arrays(
+    "torch",
+    torch.Tensor,
+    "channels_first",
+    lambda *moved: torch.movedim(*moved).contiguous(),
+    _padded,
+    _layer,
+    _program,
+    torch.movedim,
 )
 
 

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from bridge._implementations.arguments import ArgumentError, bind, described, takes
 from bridge.errors import ImplementationError
@@ -26,6 +28,34 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {"axes": AXES, "framework": ("torch", 
 _FRAMEWORKS = {"torch": "torch", "jax": "jax", "flax": "jax", "jaxdw": "jax"}
 
 
+class NoGradient(ImplementationError):
+    """A function whose result cannot be differentiated."""
+
+
+class Results(NamedTuple):
+    """The results of one call of a function.
+
+    Attributes:
+      outputs: what it returned.
+      gradients: of sum(dy y) by each argument, y being the first output; None where there is none; empty without dy.
+      arguments: the arguments after the call.
+    """
+
+    outputs: list[np.ndarray]
+    gradients: list[np.ndarray | None]
+    arguments: list[np.ndarray]
+
+
+#: Runs a function of a framework's arrays on NumPy arrays, and differentiates it where the second, dy, is not None.
+#: `Arrays.program` makes it from the function, and from the keywords `differentiate`, `form` (one of `FORMS`), `device`
+#: (its name, or "" for the framework's own choice), and `jit` (whether JAX compiles it).
+Program = Callable[[Sequence[np.ndarray], np.ndarray | None], Results]
+
+#: How arguments may lie in memory: in order; with unused elements between them; with the channels last, or first where
+#: they are last; and dy as one element that is repeated.
+FORMS = ("contiguous", "strided", "moved", "expanded")
+
+
 @dataclasses.dataclass(frozen=True)
 class Arrays:
     """What a framework does to the arrays that a user's function takes and returns.
@@ -37,7 +67,9 @@ class Arrays:
       moveaxis: as `numpy.moveaxis`; the result is contiguous.
       padded: takes x in the native order and a geometry; returns x padded and dilated as it says.
       layer: takes a layer of the framework; returns a function of x, kernel and bias, the kernel in the native order.
+      program: takes a function of the framework's arrays that returns a tuple of them, and keywords: `Program`.
       keys: what the class of a layer needs beside its sizes.
+      views: as `moveaxis`, but the result shares its memory.
     """
 
     framework: str
@@ -46,6 +78,8 @@ class Arrays:
     moveaxis: Callable[..., Any]
     padded: Callable[[Any, Geometry], Any]
     layer: Callable[[Any, Geometry], Callable[..., Any]]
+    program: Callable[..., Program]
+    views: Callable[..., Any]
     keys: Callable[[], Mapping[str, Any]] = dict
 
 
@@ -77,6 +111,11 @@ class UserFunction:
     def axes(self) -> str:
         """The order of axes that it takes, where the user said it."""
         return self.said.get("axes", "")
+
+    @property
+    def taken_axes(self) -> str:
+        """The order of axes of x that it took in the last call; empty before the first."""
+        return self._taken[0] if self._taken else ""
 
     @property
     def spelled(self) -> str:
@@ -136,6 +175,7 @@ class UserFunction:
         yield from ((of_x, of_x, True) for of_x in ranked)
         yield from ((of_x, other[of_x], True) for of_x in reversed(ranked))
         yield from ((of_x, of_x, False) for of_x in ranked)
+        yield from ((of_x, other[of_x], False) for of_x in ranked)
 
     def _attempt(
         self, arrays: Arrays, x: Any, kernel: Any, bias: Any, g: Geometry, of_x: str, of_kernel: str, one: bool

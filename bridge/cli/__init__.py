@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bridge.cli import audit, bench, census, convert, doctor, invariance, model, parity, replay, reveal
+from bridge.cli import audit, bench, census, conformance, convert, doctor, invariance, model, parity, replay, reveal
 from bridge.cli.options import take_groups
 from bridge.cli.output import level
 from bridge.console import complain
@@ -23,6 +23,7 @@ for command in (
     reveal.reveal,
     replay.replay,
     invariance.invariance,
+    conformance.conformance,
     convert.convert,
     census.census,
     model.model,

@@ -58,16 +58,28 @@ class IntegerTest:
         return Verdict.BUG if self.comparison.verdict.passes else self.comparison.verdict
 
 
-def integer_case(case: Case, arithmetic: Arithmetic | None = None, seed: int = 0) -> Case:
+def largest_integer(arithmetic: Arithmetic, terms: int) -> int:
+    """Return the greatest X below 2^8 with n X^2 + X <= 2^p for n terms; 0 if there is none."""
+    p = _precision(arithmetic)
+    return min(255, (math.isqrt(1 + 4 * terms * 2**p) - 1) // (2 * terms))
+
+
+def _precision(arithmetic: Arithmetic) -> int:
+    return min(arithmetic.accumulator.precision, arithmetic.output.precision, arithmetic.product.precision)
+
+
+def integer_case(case: Case, arithmetic: Arithmetic | None = None, seed: int = 0, terms: int = 0) -> Case:
     """Return the case with integers other than zero for its data, so small that every sum in the arithmetic is exact.
 
     If even sums of ones would not be exact (more than 2^p taps), the taps beyond 2^p - 1 are zero.
+
+    Args:
+      terms: the number of terms of a sum, if it is more than the number of taps.
     """
     arithmetic = arithmetic or Arithmetic.of(case.dtype)
-    p = min(arithmetic.accumulator.precision, arithmetic.output.precision, arithmetic.product.precision)
     g = case.geometry
-    n = min(g.taps, 2**p - 1)
-    largest = min(255, (math.isqrt(1 + 4 * n * 2**p) - 1) // (2 * n))  # the greatest X with n X^2 + X <= 2^p
+    n = min(g.taps, 2 ** _precision(arithmetic) - 1)
+    largest = largest_integer(arithmetic, max(n, terms))
     rng = np.random.default_rng(seed)
 
     def integers(shape: tuple[int, ...]) -> np.ndarray:

@@ -177,13 +177,14 @@ def test_what_cannot_be_compared_is_said(seed, tmp_path):
             super().__init__()
             self.used, self.unused = depthwise(), depthwise()
             self.up = nn.ConvTranspose2d(4, 4, 3, 2, 1, output_padding=(0, 1), groups=4)
+            self.unused_up = nn.ConvTranspose1d(4, 4, 3, groups=4)
 
         def forward(self, x):
             return self.up(self.used(x))
 
     found = capture(Half(), drawn(seed, 1, 4, 6, 6), tmp_path)
     assert [(call.layer, call.input_dilation) for call in found.calls] == [("used", None), ("up", (2, 2))]
-    assert (found.idle, found.passed_over, found.convolutions) == (["unused"], [], 2)
+    assert (found.idle, found.passed_over, found.convolutions) == (["unused", "unused_up"], [], 2)
 
 
 def test_an_error_that_the_model_catches_mixes_no_names_up(seed):
@@ -248,3 +249,19 @@ def test_transposed_layers_are_compared(layer, seed):
     (found,) = bridge.census(layer, x)
     assert found.own.verdict == "IDENTICAL" and found.verdict.passes
     assert found.names == ["torch.conv_transpose2d", "jax.grouped", "jax.transpose"]
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_causal_layers_are_compared(padded, seed):
+    """The two usual ways: padding at both ends of which one is cut, and padding in front."""
+
+    class Causal(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv1d(4, 4, 3, padding=0 if padded else 2, groups=4)
+
+        def forward(self, x):
+            return self.conv(nn.functional.pad(x, (2, 0))) if padded else self.conv(x)[..., : x.shape[-1]]
+
+    (found,) = bridge.census(Causal(), drawn(seed, 2, 4, 9))
+    assert (found.layer, found.kind, found.verdict.passes, found.own.verdict) == ("conv", "Conv1d", True, "IDENTICAL")
