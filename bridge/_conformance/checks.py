@@ -16,6 +16,7 @@ from bridge._implementations.user import NoGradient
 from bridge.accumulation import reveal
 from bridge.case import Case
 from bridge.diagnosis import Verdict
+from bridge.diagnosis.integers import largest_integer
 from bridge.errors import ImplementationError
 from bridge.numerics import exact, same_bits
 
@@ -365,15 +366,13 @@ def _planted(case: Case, name: str, value: float, rng: np.random.Generator) -> C
 
 def _gradient_fault(kit: Kit, problem: Problem) -> Fault | None:
     """Return the first fault among the gradients: on integers, on random numbers, and for one repeated number."""
-    arithmetic = kit.arithmetic(problem.dtype, "dx")
-    integers = problem.integers(arithmetic, kit.seed, problem.terms_of_gradients)
-    dy = problem.integer_gradient(arithmetic, kit.seed + 1)
-    is_exact = bool(integers.x.all()) and bool(dy.all())
+    arithmetic, terms = kit.arithmetic(problem.dtype, "dx"), problem.terms_of_gradients
     normal = problem.normal(kit.seed)
-    random = np.random.default_rng(kit.seed + 2).standard_normal(dy.shape).astype(dy.dtype)
-    trials = [(normal, random, False, "contiguous"), (normal, np.ones_like(dy), False, "expanded")]
-    if is_exact:  # else half precision holds no sums of so many integers
-        trials.insert(0, (integers, dy, True, "contiguous"))
+    dy = np.random.default_rng(kit.seed + 1).standard_normal(problem.call.output_shape).astype(normal.dtype)
+    trials = [(normal, dy, False, "contiguous"), (normal, np.ones_like(dy), False, "expanded")]
+    if largest_integer(arithmetic, terms):  # else half precision holds no sums of so many integers
+        integers = problem.integers(arithmetic, kit.seed, terms)
+        trials.insert(0, (integers, problem.integer_gradient(arithmetic, kit.seed + 1), True, "contiguous"))
     names = {"x": "dx", "kernel": "dkernel", "bias": "dbias"}
     for case, upstream, exactly, form in trials:
         found = kit.subject.run(problem, case, upstream, form=form).gradients

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -76,7 +77,8 @@ def _test(check: Check) -> Callable[[Suite], None]:
         failure = result.outcome.failure
         if failure is not None:
             seed = f"seed {kit.seed}: set `seed = {kit.seed}` in the class to repeat it"
-            raise ConformanceFailure("\n".join([*failure_lines(failure), seed]), failure)
+            lines = [textwrap.fill(line, 108, subsequent_indent="  ") for line in (*failure_lines(failure), seed)]
+            raise ConformanceFailure("\n".join(lines), failure)
         if result.status == "skipped":
             pytest.skip(result.outcome.reason or result.outcome.note)
 

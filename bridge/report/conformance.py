@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-import textwrap
 
 import rich.box
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -21,9 +19,13 @@ def rendered(result: Conformance) -> RenderableType:
     """Return the header, the table, the failures and the summary."""
     parts: list[RenderableType] = [Text(describe(result), style="bold"), _table(result)]
     for number, failure in enumerate(result.failures, start=1):
-        lines = failure_lines(failure)
-        parts.append(Text(f"\n{number}. {lines[0]}", style="bold red"))
-        parts.append(Padding(Text("\n".join(lines[1:])), (0, 0, 0, 3)))
+        first, *others = failure_lines(failure)
+        parts.append(Text())
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(Text(f"{number}."), Text(first, style="red"))
+        for line in others:
+            grid.add_row("", Text(line))
+        parts.append(grid)
     parts.append(Text(f"\n{summary(result)}", style="bold"))
     return Group(*parts)
 
@@ -75,7 +77,7 @@ def failure_lines(failure: Failure) -> list[str]:
         + (f", input dilation {g.input_dilation}" if max(g.input_dilation) > 1 else "")
         + (", with bias" if case.bias is not None else "")
     )
-    return [part for line in lines for part in textwrap.wrap(line, 108, subsequent_indent="  ")]
+    return lines
 
 
 def _table(result: Conformance) -> Table:

@@ -151,6 +151,30 @@ def applied_after(mistake: Mistake, functions: list[Function], output: Output) -
     return also if mistake.case is output.target.case and mistake.rearrange is None else mistake.then(also)
 
 
+def followed_by_bias(output: Output) -> Iterator[Mistake]:
+    """Yield the functions that were applied to the sum of products, with the bias added after them."""
+    case, bias = output.target.case, output.target.case.bias
+    if bias is None:
+        return
+    u, wide = format_of(output.y.dtype).unit_roundoff, bias.astype(np.float64)
+    bare = case.replace(bias=None)
+    for function in FUNCTIONS:
+
+        def after(expected: Expected, channels: np.ndarray, function: Function = function) -> Expected:
+            value, allowed = function.after(expected, u)
+            total = value + wide[channels]
+            return Expected(total, allowed + _ROUNDINGS * u * (np.abs(value) + np.abs(total) + allowed))
+
+        yield Mistake(
+            f"bias after {function.name}",
+            f"has {function.name} applied to the sum of products, and the bias added after it",
+            f"add the bias before {function.name} ({function.code})",
+            bare,
+            place="bias",
+            after=after,
+        )
+
+
 def applied_before(output: Output, near: Callable[[Callable[[np.ndarray], np.ndarray]], bool]) -> Iterator[Mistake]:
     """Yield functions of the input that come near y; those that give the same x are one mistake."""
     case = output.target.case

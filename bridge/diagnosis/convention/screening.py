@@ -85,6 +85,11 @@ class Screen:
         """Return whether each element but one is near what is expected."""
         return int(np.count_nonzero(np.abs(self.y - expected.reference) > expected.allowed)) <= 1
 
+    def passes_after(self, mistake: Mistake) -> bool:
+        """Return whether the mistake, with its function of each element, comes near each element."""
+        assert mistake.after is not None
+        return self.passes(mistake.after(self.expected(mistake), self.flat % self.output.y.shape[-1]))
+
     def _passes(self, total: np.ndarray, size: np.ndarray) -> bool:
         return self.passes(self._within(total, size))
 

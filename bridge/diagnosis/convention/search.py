@@ -16,7 +16,7 @@ import numpy as np
 
 from bridge.diagnosis.convention.affine import affine, scaled
 from bridge.diagnosis.convention.catalogue import mistakes, pairs
-from bridge.diagnosis.convention.functions import FUNCTIONS, applied_after, applied_before, leaky
+from bridge.diagnosis.convention.functions import FUNCTIONS, applied_after, applied_before, followed_by_bias, leaky
 from bridge.diagnosis.convention.mistake import Mistake
 from bridge.diagnosis.convention.permutations import permutations
 from bridge.diagnosis.convention.prediction import is_seen, predicted, unexplained
@@ -73,6 +73,7 @@ class Search:
         yield from permutations(self.output)
         if self._is_y:
             yield from self._with_function(screen, Mistake("", "", "", self._case))
+            yield from filter(screen.passes_after, followed_by_bias(self.output))
             yield from applied_before(self.output, screen.reads)
             yield from affine(self.output)
 

@@ -391,6 +391,10 @@ FUNCTIONS = {
 for name, function in FUNCTIONS.items():
     function = of_torch(function)
     plant(f"{name} after", "CONVENTION", f"^{name} after", lambda c, r, f=function: f(in_order(c)))
+for name in ("ReLU", "hard swish", "SiLU", "GELU", "sigmoid"):
+    function = of_torch(FUNCTIONS[name])
+    early = lambda c, r, f=function: f(in_order(c.replace(bias=None))) + c.bias  # noqa: E731
+    plant(f"bias after {name}", "CONVENTION", f"bias after {name}.*add the bias before {name}", early)
 for name in ("ReLU", "hard swish", "SiLU", "GELU", "sigmoid", "leaky ReLU with slope 0.2"):
     function = of_torch(FUNCTIONS[name])
     plant(f"{name} before", "CONVENTION", f"^{name} before", lambda c, r, f=function: in_order(c.replace(x=f(c.x))))
