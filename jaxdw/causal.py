@@ -18,7 +18,7 @@ from jax import export, lax
 from jaxdw import _arrays
 from jaxdw.conv import depthwise_conv
 from jaxdw.epilogue import Epilogue
-from jaxdw.methods import check_method
+from jaxdw.methods import NAMES, check_method
 
 #: What the argument `activation` accepts.
 ACTIVATIONS = ("silu",)
@@ -50,7 +50,8 @@ def causal_conv1d(
         belongs to the first sequence of the row. With `(*batch, K-1 + T)` the first K-1 ids are those of the state.
       activation: "silu" or None. It follows the sum before the one rounding to the dtype of the result.
       return_state: return the state after x, too.
-      method: as for `jaxdw.depthwise_conv`.
+      method: as for `jaxdw.depthwise_conv`. "fft" is for filters about as long as the sequence. It takes no
+        `segment_ids`, and its bits depend on the division into calls.
 
     The same bits come out of one call and of consecutive calls on chunks of any lengths, each with the state that the
     call before returned, if the weights are finite. `causal_conv1d_step` has them too.
@@ -78,6 +79,11 @@ def causal_conv1d(
     Array([ 1., 12.,  3., 34.], dtype=float32)
     """
     check_method(method)
+    if method == "fft" and segment_ids is not None:
+        others = ", ".join(name for name in NAMES if name != "fft")
+        raise ValueError(
+            f"`method` is 'fft' with `segment_ids`, expected one of {others}: a transform mixes all sequences of a row"
+        )
     x, kernel, bias, state = _checked(x, kernel, bias, state, activation)
     ids = None if segment_ids is None else _checked_ids(segment_ids, x.shape, kernel.shape[0], state is not None)
     return _run(x, kernel, bias, state, ids, activation=activation, return_state=return_state, method=method)
