@@ -224,15 +224,19 @@ def _special_lax(layer: SpecialLayer) -> Callable[..., Any]:
         return lambda x, w: grouped(
             x, w[::-1, ::-1], (1, 1), pads, lhs_dilation=dilation, dimension_numbers=_DIMENSIONS
         )
+
+    def finished(y, b):
+        return jax.nn.silu(y + jnp.broadcast_to(b, y.shape))
+
     along = functools.partial(grouped, window_strides=(1,), dimension_numbers=("NWC", "WIO", "NWC"))
     if layer.kind == "step":
 
         def step(x, w, b, state):
             inputs = jnp.concatenate([state, x[:, None]], axis=1)
-            return jax.nn.silu(along(inputs, w, padding="VALID")[:, 0] + b), inputs[:, 1:]
+            return finished(along(inputs, w, padding="VALID")[:, 0], b), inputs[:, 1:]
 
         return step
-    return lambda x, w, b: jax.nn.silu(along(x, w, padding=[(taps - 1, 0)]) + b)
+    return lambda x, w, b: finished(along(x, w, padding=[(taps - 1, 0)]), b)
 
 
 def _network_way(method: str) -> Callable[[Problem, str], Way]:
