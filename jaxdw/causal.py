@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export, lax
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir, xla
 
-from jaxdw import _arrays
+from jaxdw import _arrays, native
+from jaxdw._compat import varying_together
 from jaxdw.conv import depthwise_conv
-from jaxdw.epilogue import Epilogue
-from jaxdw.methods import check_method
+from jaxdw.epilogue import Epilogue, differentiate_as_defined
+from jaxdw.methods import NAMES, check_method
+from jaxdw.native import calls
+from jaxdw.primitive import kernel_lowering, replicated
 
 #: What the argument `activation` accepts.
 ACTIVATIONS = ("silu",)
@@ -50,7 +56,8 @@ def causal_conv1d(
         belongs to the first sequence of the row. With `(*batch, K-1 + T)` the first K-1 ids are those of the state.
       activation: "silu" or None. It follows the sum before the one rounding to the dtype of the result.
       return_state: return the state after x, too.
-      method: as for `jaxdw.depthwise_conv`.
+      method: as for `jaxdw.depthwise_conv`. "fft" is for filters about as long as the sequence. It takes no
+        `segment_ids`, and its bits depend on the division into calls.
 
     The same bits come out of one call and of consecutive calls on chunks of any lengths, each with the state that the
     call before returned, if the weights are finite. `causal_conv1d_step` has them too.
@@ -78,6 +85,11 @@ def causal_conv1d(
     Array([ 1., 12.,  3., 34.], dtype=float32)
     """
     check_method(method)
+    if method == "fft" and segment_ids is not None:
+        others = ", ".join(name for name in NAMES if name != "fft")
+        raise ValueError(
+            f"`method` is 'fft' with `segment_ids`, expected one of {others}: a transform mixes all sequences of a row"
+        )
     x, kernel, bias, state = _checked(x, kernel, bias, state, activation)
     ids = None if segment_ids is None else _checked_ids(segment_ids, x.shape, kernel.shape[0], state is not None)
     return _run(x, kernel, bias, state, ids, activation=activation, return_state=return_state, method=method)
@@ -96,29 +108,120 @@ def _run(
     method: str,
 ) -> Any:
     batch, length, taps = x.shape[:-2], x.shape[-2], kernel.shape[0]
-    epilogue = None if activation is None else Epilogue(activation=activation)
-    if bias is not None:
-        # A sum that starts from -0 would keep it where it skips the zeros before x, and not where it adds them.
-        bias += lax.stop_gradient(jnp.where(bias == 0, jnp.abs(bias), jnp.zeros_like(bias)))
+    before = state
+    if state is None and (ids is not None or return_state):
+        before = jnp.zeros((*batch, taps - 1, x.shape[-1]), x.dtype)
     if ids is not None:
-        ids = _with_ids_of_state(ids, length, taps)
-    if state is None and ids is None:
-        y = depthwise_conv(x, kernel, bias, padding="CAUSAL", method=method, epilogue=epilogue)
-        if not return_state:
-            return y
-    if state is None:
-        inputs = lax.pad(x, jnp.zeros((), x.dtype), [*[(0, 0, 0)] * len(batch), (taps - 1, 0, 0), (0, 0, 0)])
+        ids = _with_ids_of_state(ids, length, taps).astype(np.int32)
+    operands = [x, before, kernel, *(array for array in (bias, ids) if array is not None)]
+    settings = _Settings(bias is not None, ids is not None, activation, method)
+    if ids is None and state is None:
+        epilogue = None if activation is None else Epilogue(activation=activation)
+        y = depthwise_conv(x, kernel, _without_sign_of_zero(bias), padding="CAUSAL", method=method, epilogue=epilogue)
+        return (y, _next_state(before, x)) if return_state else y
+    if _suits_kernel(operands, settings):
+        y, state = _causal_p.bind(*varying_together(*operands), settings=settings)
     else:
-        inputs = lax.concatenate([state, x], x.ndim - 2)
-    if ids is not None:
-        y = _packed(inputs, kernel, bias, ids, method, epilogue)
-    elif state is not None:
-        y = depthwise_conv(inputs, kernel, bias, padding="VALID", method=method, epilogue=epilogue)
+        y, state = _defined(*operands, settings=settings)
     if not return_state:
         return y
-    if ids is not None:
-        return y, _last_inputs(inputs, ids, taps)
-    return y, lax.slice_in_dim(inputs, length, length + taps - 1, axis=-2)
+    return y, state if ids is None else _last_inputs(before, x, ids)
+
+
+class _Settings(NamedTuple):
+    """The parameters of `_causal_p`: of x, state, kernel, and what there is of bias and ids.
+
+    x is `(*batch, T, C)`, the state `(*batch, K-1, C)`, the ids `(*batch, K-1 + T)`. The results are y and the last K-1
+    inputs.
+    """
+
+    biased: bool
+    packed: bool
+    activation: str | None
+    method: str
+
+
+_causal_p = Primitive("causal_conv1d")
+_causal_p.multiple_results = True
+
+
+def _suits_kernel(operands: Sequence[jax.Array], settings: _Settings) -> bool:
+    """Return True if the compiled kernel is meant for it, where it can be called: steps, and packed sequences.
+
+    Chunks of a stream are faster as convolutions.
+    """
+    x, _, kernel, *_ = operands
+    is_one = kernel.shape[-1] == x.shape[-1] and kernel.shape[0] > 1 and not any(map(_arrays.is_sharded, operands))
+    return is_one and settings.method in ("auto", "taps") and (settings.packed or x.shape[-2] == 1)
+
+
+def _defined(x: jax.Array, state: jax.Array, kernel: jax.Array, *rest: jax.Array, settings: _Settings) -> Any:
+    bias = _without_sign_of_zero(rest[0]) if settings.biased else None
+    epilogue = None if settings.activation is None else Epilogue(activation=settings.activation)
+    inputs = lax.concatenate([state, x], x.ndim - 2)
+    if settings.packed:
+        y = _packed(inputs, kernel, bias, rest[-1], settings.method, epilogue)
+    else:
+        y = depthwise_conv(inputs, kernel, bias, padding="VALID", method=settings.method, epilogue=epilogue)
+    return y, _next_state(state, x)
+
+
+def _without_sign_of_zero(bias: jax.Array | None) -> jax.Array | None:
+    """Return a bias whose -0 are +0. A sum keeps -0 where it skips the zeros before x, and not where it adds them."""
+    if bias is None:
+        return None
+    return bias + lax.stop_gradient(jnp.where(bias == 0, jnp.abs(bias), jnp.zeros_like(bias)))
+
+
+def _next_state(state: jax.Array, x: jax.Array) -> jax.Array:
+    """Return the last K-1 inputs."""
+    length = x.shape[-2]
+    inputs = lax.concatenate([state, x], x.ndim - 2)
+    return lax.slice_in_dim(inputs, length, length + state.shape[-2], axis=-2)
+
+
+def _by_kernel(x: jax.Array, state: jax.Array, kernel: jax.Array, *rest: jax.Array, settings: _Settings) -> Any:
+    def rows(array: jax.Array, axes: int) -> jax.Array:
+        return array.reshape(math.prod(x.shape[:-2]), *array.shape[array.ndim - axes :])
+
+    more = list(rest)
+    if settings.packed:
+        more[-1] = rows(more[-1], 1)
+    shapes = [jax.ShapeDtypeStruct(rows(array, 2).shape, x.dtype) for array in (x, state)]
+    results = jax.ffi.ffi_call(native.CAUSAL, shapes)(
+        rows(x, 2),
+        rows(state, 2),
+        kernel,
+        *more,
+        biased=settings.biased,
+        activation=calls.ACTIVATIONS[settings.activation],
+    )
+    return [result.reshape(array.shape) for result, array in zip(results, (x, state))]
+
+
+@_causal_p.def_abstract_eval
+def _causal_abstract(x, state, kernel, *rest, settings: _Settings):
+    return [replicated(array.shape, x.dtype, x) for array in (x, state)]
+
+
+def _causal_batch(operands, axes, *, settings: _Settings):
+    """Make the mapped axis a batch axis of x, state and ids; where weights have it, map the definition."""
+    rowed = (0, 1, len(operands) - 1) if settings.packed else (0, 1)
+    if any(axis is not None and number not in rowed for number, axis in enumerate(axes)):
+        return jax.vmap(functools.partial(_defined, settings=settings), in_axes=axes)(*operands), (0, 0)
+    count = next(operand.shape[axis] for operand, axis in zip(operands, axes) if axis is not None)
+    wide = list(operands)
+    for number in rowed:
+        array, axis = operands[number], axes[number]
+        wide[number] = jnp.broadcast_to(array, (count, *array.shape)) if axis is None else jnp.moveaxis(array, axis, 0)
+    return _causal_p.bind(*wide, settings=settings), (0, 0)
+
+
+differentiate_as_defined(_causal_p, _defined)
+batching.primitive_batchers[_causal_p] = _causal_batch
+_causal_p.def_impl(functools.partial(xla.apply_primitive, _causal_p))
+mlir.register_lowering(_causal_p, mlir.lower_fun(_defined, multiple_results=True))
+mlir.register_lowering(_causal_p, kernel_lowering(_defined, _by_kernel, multiple_results=True), platform="cpu")
 
 
 def causal_conv1d_step(
@@ -252,9 +355,10 @@ def _at_end(ndim: int, axis: int, count: int) -> list[tuple[int, int, int]]:
     return config
 
 
-def _last_inputs(inputs: jax.Array, ids: jax.Array, taps: int) -> jax.Array:
+def _last_inputs(state: jax.Array, x: jax.Array, ids: jax.Array) -> jax.Array:
     """Return the K-1 inputs `(*batch, K-1, C)` before the padding of each row, with zeros for other sequences."""
-    length = ids.shape[-1] - taps + 1
+    taps, length = state.shape[-2] + 1, x.shape[-2]
+    inputs = lax.concatenate([state, x], x.ndim - 2)
     ends = jnp.arange(1, length + 1, dtype=np.int32)
     is_real = lax.slice_in_dim(ids, taps - 1, None, axis=-1) >= 0
     count = jnp.where(is_real, jnp.broadcast_to(ends, is_real.shape), 0).max(axis=-1, initial=0)

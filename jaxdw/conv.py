@@ -43,9 +43,11 @@ def depthwise_conv(
       kernel_dilation: positive int or one per spatial axis.
       input_dilation: positive int or one per spatial axis; above 1 it needs explicit padding or "VALID".
       method: "taps" (PyTorch's order of the sum on CPU, without a channel multiplier), "rows" (faster for large
-        kernels), "pallas" (as "taps", by hand-written kernels for NVIDIA GPUs and TPUs, interpreted on a CPU),
-        "patches", "grouped", or "auto". `jaxdw.methods` has the table. "auto" is the fastest known where the program
-        runs: on a CPU without compiled kernels "rows" from 49 taps on, else "taps".
+        kernels), "pallas" (as "taps", by hand-written kernels for NVIDIA GPUs and TPUs, interpreted on a CPU), "fft"
+        (fast Fourier transforms: their time does not grow with the kernel, and each output has the error, the NaN and
+        the infinities of its whole image and channel), "patches", "grouped", or "auto". `jaxdw.methods` has the table.
+        "auto" is the fastest known with an order of the sum where the program runs: on a CPU without compiled kernels
+        "rows" from 49 taps on, else "taps".
       precision: as for `lax.conv_general_dilated`. It matters on GPU and TPU, for "patches" and "grouped";
         the others always compute at full precision.
       preferred_element_type: dtype to accumulate and return in, no narrower than the arrays'; None: the arrays' own.
@@ -55,8 +57,8 @@ def depthwise_conv(
     If the type of x or of the kernel says that it is sharded over explicit mesh axes, the computation is sharded in the
     same way: see `jaxdw.sharding`. Over automatic axes the compiler decides.
 
-    Under `jax.export` batch and spatial sizes may be symbolic. With a symbolic spatial size "pallas", "patches" and
-    "grouped" are "taps".
+    Under `jax.export` batch and spatial sizes may be symbolic. With a symbolic spatial size "pallas", "fft", "patches"
+    and "grouped" are "taps".
 
     float16 and bfloat16 are added in float32, bias included, and rounded once at the end.
 

@@ -249,7 +249,9 @@ def differentiate_as_defined(finished: Primitive, defined: Callable[..., jax.Arr
     def transpose(ct, *operands, settings):
         unknown = [number for number, operand in enumerate(operands) if ad.is_undefined_primal(operand)]
         cotangents: list[Any] = [None] * len(operands)
-        if type(ct) is ad.Zero:
+        if finished.multiple_results:
+            ct = tuple(map(ad.instantiate_zeros, ct))
+        elif type(ct) is ad.Zero:
             return cotangents
         avals = (operands[number].aval for number in unknown)
         transposed = jax.linear_transpose(of_some(operands, unknown, settings), *avals)

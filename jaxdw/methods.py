@@ -16,7 +16,7 @@ from jaxdw import _arrays
 from jaxdw.auto import choose
 from jaxdw.call import Call
 from jaxdw.geometry import Geometry
-from jaxdw.lowerings import cpu_fused, cpu_kernel_gradient, cpu_native, generic, lax_convolutions, tpu_tiles
+from jaxdw.lowerings import cpu_fused, cpu_kernel_gradient, cpu_native, fft, generic, lax_convolutions, tpu_tiles
 from jaxdw.lowerings.ordered_sum import Order
 
 
@@ -43,7 +43,7 @@ class Method:
 
     Attributes:
       order: of the sum over the taps. "raster" is one chain of fused multiply-adds over all taps. "rows" is such a
-        chain for each kernel row, and then the sum of these. None leaves it to XLA.
+        chain for each kernel row, and then the sum of these. None is no such order.
       guarantee: what holds for the result, in words.
       lowerings: by JAX platform; None is any other platform. A method without any is not one of our primitives.
       compiled: the lowering on a CPU by the kernels of `jaxdw.native`, where a program can call them.
@@ -102,6 +102,11 @@ METHODS: dict[str, Method] = {
             "tpu": _by_pallas("pallas_tpu"),
         },
     ),
+    "fft": Method(
+        None,
+        "float32 or wider throughout, but each output has the error of its whole block",
+        {None: Lowering(fft.conv, fft.kernel_gradient, reads_flipped=True)},
+    ),
     "patches": Method(None, "the precision that is asked for", function=lax_convolutions.patches),
     "grouped": Method(None, "the precision that is asked for", function=lax_convolutions.grouped),
 }
@@ -114,7 +119,9 @@ def check_method(method: Any) -> None:
     _arrays.check_choice("method", method, NAMES)
 
 
-def resolve(method: str, geometry: Geometry, platform: str | None, compiled: bool = False) -> tuple[Order, Lowering]:
+def resolve(
+    method: str, geometry: Geometry, platform: str | None, compiled: bool = False
+) -> tuple[Order | None, Lowering]:
     """Return the order of the sum of a method and its lowering on a platform.
 
     Args:
@@ -125,11 +132,11 @@ def resolve(method: str, geometry: Geometry, platform: str | None, compiled: boo
     """
     if method == "auto":
         method = choose(geometry, platform or "other")
-    elif method == "pallas" and geometry.is_symbolic:  # its kernels need sizes
+    elif method in ("pallas", "fft") and geometry.is_symbolic:  # they need sizes
         method = "taps"
     row = METHODS[method]
     lowering = row.compiled if compiled else None
     lowering = lowering or row.lowerings.get(platform) or row.lowerings.get(None)
-    if row.order is None or lowering is None:
+    if lowering is None:
         raise ValueError(f"`method={method!r}` supports only NVIDIA GPUs and TPUs; use 'taps' or 'auto'")
     return row.order, lowering

@@ -30,7 +30,7 @@ class Algorithm:
       input_gradient: takes a Case, the gradient dy by the output, and every knob; returns the gradient by x.
       input_bits: takes a Case and every knob, returns bits of the significands that operands of products are left with,
         where the declared arithmetic does not say it: where a platform is emulated.
-      interpreted: whether a CPU interprets it, operation by operation: only where it is named, not among what is tried.
+      tried: False where it runs only if it is named: a CPU interprets it, or it never has the bits of another.
       window_copies: how many copies of all windows are in memory at once, for the estimate of what cannot fit.
       function: the user's function or layer that it runs; None for our own.
     """
@@ -42,7 +42,7 @@ class Algorithm:
     seconds: Callable[..., list[float]]
     input_gradient: Callable[..., np.ndarray]
     input_bits: Callable[..., int | None] = lambda case, **knobs: None
-    interpreted: bool = False
+    tried: bool = True
     window_copies: int = 0
     function: UserFunction | None = None
 

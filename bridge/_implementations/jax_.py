@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 import jaxdw
-from bridge._implementations import emulated, isolated, user
+from bridge._implementations import emulated, fourier, isolated, user
 from bridge._implementations.algorithm import Algorithm, Knob, declared, time_calls
 from bridge._implementations.arguments import ArgumentError
 from bridge.case import DTYPES, Case, options
@@ -266,7 +266,7 @@ def _algorithm(
     family: str,
     code: str,
     *,
-    interpreted: bool = False,
+    tried: bool = True,
     window_copies: int = 0,
 ) -> Algorithm:
     def arithmetic(case: Case, *, dtype: str, precision: str, **exact_settings: str) -> Arithmetic:
@@ -292,7 +292,7 @@ def _algorithm(
         functools.partial(seconds, name, compute),
         functools.partial(input_gradient, compute),
         input_bits,
-        interpreted,
+        tried,
         window_copies,
     )
 
@@ -300,6 +300,26 @@ def _algorithm(
 def _of_jaxdw(name: str, roundings: int, family: str = "taps", **options: Any) -> Algorithm:
     code = f'jaxdw.depthwise_conv(x, kernel, bias, ..., method="{name}")'
     return _algorithm(f"jax.{name}", method(name), roundings, family, code, **options)
+
+
+def _by_fourier() -> Algorithm:
+    """Return the method "fft". Its error does not follow the terms of an element alone."""
+    made = _of_jaxdw("fft", 1, "Fourier transforms", tried=False)
+
+    def arithmetic(case: Case, *, dtype: str, sharding: str, **others: str) -> Arithmetic:
+        own = made.arithmetic(case, dtype=dtype, sharding=sharding, **others)
+        working = case if dtype == "same" else case.replace(**_in_dtype(case, DTYPES[dtype]))
+        if 0 in case.geometry.x_shape + case.geometry.output_shape:
+            return own
+        return dataclasses.replace(
+            own, normwise=fourier.normwise(working, own.accumulator, in_parts=sharding == "spatial")
+        )
+
+    return dataclasses.replace(made, arithmetic=arithmetic)
+
+
+def _in_dtype(case: Case, dtype: np.dtype) -> dict[str, np.ndarray | None]:
+    return {name: None if (a := getattr(case, name)) is None else a.astype(dtype) for name in ("x", "kernel", "bias")}
 
 
 ALGORITHMS = {
@@ -336,7 +356,8 @@ ALGORITHMS = {
         "jaxdw.windowed_conv(fn, x, kernel, bias, ...)",
         window_copies=2,
     ),
-    "pallas": _of_jaxdw("pallas", 1, interpreted=True),
+    "pallas": _of_jaxdw("pallas", 1, tried=False),
+    "fft": _by_fourier(),
 }
 
 

@@ -223,13 +223,13 @@ def counterpart(framework: str, family: str) -> Implementation | None:
     return next(map(implementation, names), None)
 
 
-def implementations(*, interpreted: bool = True) -> list[str]:
-    """Return the names of all implementations, without knobs; with or without those that a CPU interprets."""
+def implementations(*, untried: bool = True) -> list[str]:
+    """Return the names of all implementations, without knobs; with or without those that only run if they are named."""
     return [
         f"{framework}.{name}"
         for framework in FRAMEWORKS
         for name, algorithm in _tables(framework)[0].items()
-        if interpreted or not algorithm.interpreted
+        if untried or algorithm.tried
     ]
 
 

@@ -50,8 +50,9 @@ def audit(methods: Sequence[str] | None, subject: AuditSubject, on: str = "cpu")
 
 
 def default_methods(target: Platform) -> list[str]:
-    """Return every method that is meant for the platform, and "auto"."""
-    return [name for name in METHODS if name != "pallas" or target.backend != "cpu"] + ["auto"]
+    """Return every method that is meant for the platform, and "auto"; "fft" is for kernels of many taps alone."""
+    left_out = ("fft", "pallas") if target.backend == "cpu" else ("fft",)
+    return [name for name in METHODS if name not in left_out] + ["auto"]
 
 
 def finding(compiled: Compiled, subject: AuditSubject, backend: str) -> AuditFinding:

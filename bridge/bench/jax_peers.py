@@ -16,6 +16,7 @@ from jax import lax
 import jaxdw
 from bridge.bench.problems import EPSILON, RATE, Problem, Way
 from bridge.bench.reference import Arrays
+from bridge.bench.special_layers import SpecialLayer
 from bridge.bench.suites import DepthwiseLayer
 from bridge.weights import to_flax, to_torch
 from jaxdw.auto import choose
@@ -188,6 +189,56 @@ def _results(problem: Problem) -> tuple[str, ...]:
     return _GRADIENTS if problem.suite == "gradients" else ("y",)
 
 
+def _special_way(method: str) -> Callable[[Problem, str], Way]:
+    """Return the way of a special layer by jaxdw's method, or by `lax.conv_general_dilated` for "lax"."""
+
+    def of(problem: Problem, name: str) -> Way:
+        layer = problem.special
+        assert layer is not None
+        compute = _special_lax(layer) if method == "lax" else _special(layer, method)
+        return _way(name, jax.jit(compute), layer.results)
+
+    return of
+
+
+def _special(layer: SpecialLayer, method: str) -> Callable[..., Any]:
+    if layer.kind == "transposed":
+        return lambda x, w: jaxdw.depthwise_conv_transpose(
+            x, w, strides=layer.stride, padding=layer.padding, output_padding=layer.output_padding, method=method
+        )
+    if layer.kind == "image":
+        return lambda x, w: jaxdw.depthwise_conv(x, w, padding=layer.kernel // 2, method=method)
+    if layer.kind == "step":
+        return lambda x, w, b, state: jaxdw.causal_conv1d_step(x, state, w, b, activation="silu", method=method)
+    activation = "silu" if layer.kind == "causal" else None
+    return lambda x, w, b=None: jaxdw.causal_conv1d(x, w, b, activation=activation, method=method)
+
+
+def _special_lax(layer: SpecialLayer) -> Callable[..., Any]:
+    channels, taps = layer.channels, layer.kernel
+    grouped = functools.partial(lax.conv_general_dilated, feature_group_count=channels)
+    if layer.kind == "transposed":
+        low = taps - 1 - layer.padding
+        pads = [(low, low + layer.output_padding)] * 2
+        dilation = (layer.stride,) * 2
+        return lambda x, w: grouped(
+            x, w[::-1, ::-1], (1, 1), pads, lhs_dilation=dilation, dimension_numbers=_DIMENSIONS
+        )
+
+    def finished(y, b):
+        return jax.nn.silu(y + jnp.broadcast_to(b, y.shape))
+
+    along = functools.partial(grouped, window_strides=(1,), dimension_numbers=("NWC", "WIO", "NWC"))
+    if layer.kind == "step":
+
+        def step(x, w, b, state):
+            inputs = jnp.concatenate([state, x[:, None]], axis=1)
+            return finished(along(inputs, w, padding="VALID")[:, 0], b), inputs[:, 1:]
+
+        return step
+    return lambda x, w, b: finished(along(x, w, padding=[(taps - 1, 0)]), b)
+
+
 def _network_way(method: str) -> Callable[[Problem, str], Way]:
     """Return MobileNetV2 of `jaxdw.models`; if there are labels, one step of training with a donated state."""
 
@@ -283,4 +334,7 @@ _WAYS: Mapping[str, _Makers] = {
         "lax.grouped": _layer_way(lambda layer: _block(layer, "grouped")),
     },
     "models": {"jaxdw": _network_way("auto"), "lax.grouped": _network_way("grouped")},
+    "transposed": {"jaxdw": _special_way("auto"), "lax.grouped": _special_way("lax")},
+    "causal": {"jaxdw": _special_way("auto"), "lax.grouped": _special_way("lax")},
+    "large": {"jaxdw": _special_way("auto"), "jaxdw.fft": _special_way("fft")},
 }

@@ -19,6 +19,7 @@ from bridge.bench.reference import (
     squarable,
     within,
 )
+from bridge.bench.special_layers import SpecialLayer, checks, normal
 from bridge.bench.suites import DepthwiseLayer
 
 #: Inputs in rotation, so that no way finds its inputs in a cache.
@@ -56,7 +57,8 @@ class Problem:
     Attributes:
       suite, name: of the row.
       networks: the networks that have the layer.
-      layer: its geometry; None for whole models.
+      layer: its geometry; None for whole models and special layers.
+      special: a layer of "transposed", "causal" or "large".
       inputs: standard normal float32 data to time on.
       checks: makes the checks that every way must pass first.
       nbytes: the bytes that any way must move: operands read once, results written once; None for whole models.
@@ -74,6 +76,7 @@ class Problem:
     flops: int | None
     width: float = 1.0
     weights: Arrays = dataclasses.field(default_factory=dict)
+    special: SpecialLayer | None = None
 
 
 def problem(suite: str, name: str, networks: tuple[str, ...], batch: int, seed: int) -> Problem:
@@ -86,6 +89,14 @@ def problem(suite: str, name: str, networks: tuple[str, ...], batch: int, seed: 
     return Problem(
         suite, name, networks, layer, inputs, lambda: _checks(suite, rng, layer, batch, inputs), nbytes, flops
     )
+
+
+def special_problem(suite: str, name: str, networks: tuple[str, ...], batch: int, seed: int) -> Problem:
+    """Return a row of "transposed", "causal" or "large"."""
+    layer = SpecialLayer.parse(name, batch)
+    rng = np.random.default_rng((seed, *layer.shapes["x"], layer.kernel))
+    inputs = [normal(rng, layer) for _ in range(INPUTS)]
+    return Problem(suite, name, networks, None, inputs, lambda: checks(rng, layer), layer.nbytes, None, special=layer)
 
 
 def work(suite: str, layer: DepthwiseLayer, batch: int) -> tuple[int, int | None]:

@@ -13,10 +13,10 @@ from bridge.bench import jax_peers, torch_peers
 from bridge.bench.copies import copy_bandwidth
 from bridge.bench.measure import measure
 from bridge.bench.models import model_problem
-from bridge.bench.problems import problem
+from bridge.bench.problems import problem, special_problem
 from bridge.bench.scaling import scaling
 from bridge.bench.schema import OURS, BenchReport, BenchSettings, RowRecord, SuiteRecord
-from bridge.bench.suites import SUITES, DepthwiseLayer, select
+from bridge.bench.suites import SPECIAL, SUITES, DepthwiseLayer, select
 from bridge.environment import environment
 from jaxdw.methods import METHODS
 
@@ -36,6 +36,9 @@ PEERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "windows": (("torch.unfold", "lax.patches"), ("torch.compile",)),
     "blocks": (("torch", "torch.channels_last", "torch.compile"), ("lax.grouped",)),
     "models": (("torch", "torch.channels_last", "torch.compile"), ("lax.grouped",)),
+    "transposed": (("torch", "torch.channels_last", "lax.grouped"), ()),
+    "causal": (("torch", "torch.channels_last", "lax.grouped"), ()),
+    "large": (("torch", "torch.channels_last", "torch.fft", "jaxdw.fft"), ()),
 }
 
 #: The suites that `tune` can compare the methods on.
@@ -98,6 +101,8 @@ def _suite(suite: str, rows: Mapping[str, tuple[str, ...]], settings: BenchSetti
     for name in track(list(rows), suite):
         if suite == "models":
             each = model_problem(name, settings.size, settings.seed)
+        elif suite in SPECIAL:
+            each = special_problem(suite, name, rows[name], settings.batch, settings.seed)
         else:
             each = problem(suite, name, rows[name], settings.batch, settings.seed)
         if settings.tune:

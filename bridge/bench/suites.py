@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from jaxdw import Geometry
 
 #: Every suite. "all" means those before "scaling", which has no peers.
-SUITES = ("layers", "gradients", "windows", "blocks", "models", "scaling")
+SUITES = ("layers", "gradients", "windows", "blocks", "models", "transposed", "causal", "large", "scaling")
 ALL = SUITES[:-1]
 
 #: height x width x channels : kernel : stride, in the order of the network.
@@ -55,6 +55,25 @@ SCALES: Mapping[str, Sequence[int]] = {
     "channels": (8, 16, 40, 80, 160, 400, 800),
     "side": (10, 14, 22, 32, 45, 71, 100),
     "kernel": (1, 3, 5, 7, 9, 11),
+}
+
+#: The rows of the suites of other layers, with the networks that have them.
+SPECIAL: Mapping[str, Mapping[str, str]] = {
+    "transposed": {
+        "x2 in segmentation and super-resolution": """
+            7x7x512:4:2 14x14x256:4:2 28x28x128:4:2 56x56x64:4:2 28x28x96:3:2 56x56x96:3:2 28x28x144:2:2 28x28x96:5:2
+            14x14x96:8:4"""
+    },
+    "causal": {
+        "Mamba": """causal:8x512x1536:4 causal:2x2048x1536:4 causal:1x2048x2048:4 causal:1x1024x5120:4
+            causal:16x64x2560:4""",
+        "Mamba, decoding": "step:1x1536:4 step:8x1536:4 step:64x1536:4 step:1x5120:4 step:16x5120:4",
+    },
+    "large": {
+        "RepLKNet": """1x56x56x128:31 8x56x56x128:31 1x28x28x256:29 1x14x14x512:27 1x7x7x1024:13""",
+        "SLaK": "1x56x56x128:51",
+        "Hyena": "long:1x1024x768:1024 long:1x2048x768:2048 long:1x4096x768:4096 long:1x16384x64:16384",
+    },
 }
 
 _SPEC = re.compile(r"(\d+)x(\d+)x(\d+):(\d+):(\d+)")
@@ -152,6 +171,8 @@ def select(suite: str, filters: Sequence[str], batch: int) -> dict[str, tuple[st
         return own or {BASE: ()}
     if suite == "models":
         named: dict[str, tuple[str, ...]] = dict.fromkeys(model_rows(batch), ("MobileNetV2",))
+    elif suite in SPECIAL:
+        named = {name: (network,) for network, names in SPECIAL[suite].items() for name in names.split()}
     else:
         named = {str(layer): networks for layer, networks in layers_of(suite).items()}
     parts = [part.lower() for part in filters if part not in own]
@@ -161,7 +182,7 @@ def select(suite: str, filters: Sequence[str], batch: int) -> dict[str, tuple[st
             for name, networks in named.items()
             if any(part in text.lower() for part in parts for text in (name, *networks)) or name in own
         }
-    return named if suite == "models" else {**own, **named}
+    return named if suite in ("models", *SPECIAL) else {**own, **named}
 
 
 def _own(filters: Sequence[str]) -> Iterator[str]:

@@ -19,6 +19,9 @@ _ABOUT = {
     "windows": "v |v| on every window, then the kernel",
     "blocks": "depthwise convolution, batch normalization with running statistics, ReLU6",
     "models": "MobileNetV2, whole",
+    "transposed": "one transposed layer, forward",
+    "causal": "causal convolution, bias and SiLU, of sequences and of steps of decoding",
+    "large": "one layer of many taps, forward",
 }
 
 
@@ -50,7 +53,7 @@ def _print_suite(suite: SuiteRecord, copies: Sequence[CopyRecord], console: Cons
     if any(shares):
         table.add_column("of a\ncopy", justify="right")
     for row, share in zip(suite.rows, shares):
-        name = row.name if suite.suite == "models" else f"{row.batch}x{row.name}"
+        name = row.name if suite.suite in ("models", "causal", "large") else f"{row.batch}x{row.name}"
         by_name = {way.name: way for way in row.ways}
         ratios = (_ratio(row, by_name.get(peer)) for peer in peers)
         shown = [f"{share:.2f}" if share else ""] if any(shares) else []

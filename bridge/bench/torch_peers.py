@@ -18,6 +18,7 @@ from torch import nn
 
 from bridge.bench.problems import EPSILON, RATE, Problem, Way
 from bridge.bench.reference import Arrays
+from bridge.bench.special_layers import SpecialLayer
 from bridge.bench.suites import DepthwiseLayer
 from jaxdw.models.mobilenet import round_channels
 
@@ -193,6 +194,86 @@ def _block_way(form: str, compiled: bool = False) -> Callable[[Problem, str], Wa
     return of
 
 
+def _special_way(form: str = "contiguous", by_fft: bool = False) -> Callable[[Problem, str], Way]:
+    """Return the way of a special layer; channels last it reads x as JAX has it."""
+
+    def of(problem: Problem, name: str) -> Way:
+        layer = problem.special
+        assert layer is not None
+        compute = _by_transforms(layer) if by_fft else _special(layer)
+
+        def start(arrays: Arrays) -> Callable[[], Any]:
+            tensors = _special_placed(arrays, layer, form)
+
+            def run() -> Any:
+                with torch.inference_mode():
+                    return compute(**tensors)
+
+            return run
+
+        return Way(name, start, lambda result: _special_fetched(result, layer))
+
+    return of
+
+
+def _special_placed(arrays: Arrays, layer: SpecialLayer, form: str) -> dict[str, torch.Tensor]:
+    """Copy the inputs to PyTorch's axes; the state of a step has room for the next input in front."""
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    if layer.kind != "step":
+        x = tensors["x"].movedim(-1, 1)
+        tensors["x"] = x.contiguous() if form == "contiguous" else x
+    else:
+        room = torch.zeros(layer.batch, layer.channels, layer.kernel)
+        room[..., 1:] = tensors["state"].movedim(-1, 1)
+        tensors["state"] = room
+    weights = tensors["w"].movedim((-1, -2), (0, 1)).contiguous()
+    last = form == "channels_last" and weights.ndim == 4
+    tensors["w"] = weights.contiguous(memory_format=FORMS[form]) if last else weights
+    return tensors
+
+
+def _special_fetched(result: Any, layer: SpecialLayer) -> dict[str, np.ndarray]:
+    if layer.kind == "step":
+        y, state = result
+        return {"y": y.numpy(), "state": state[..., 1:].movedim(1, -1).numpy()}
+    return {"y": result.movedim(1, -1).numpy()}
+
+
+def _special(layer: SpecialLayer) -> Compute:
+    channels, taps = layer.channels, layer.kernel
+    if layer.kind == "transposed":
+        return lambda x, w: F.conv_transpose2d(x, w, None, layer.stride, layer.padding, layer.output_padding, channels)
+    if layer.kind == "image":
+        return lambda x, w: F.conv2d(x, w, padding=taps // 2, groups=channels)
+    if layer.kind == "long":
+        return lambda x, w: F.conv1d(F.pad(x, (taps - 1, 0)), w, groups=channels)
+    if layer.kind == "causal":  # as Mamba's own code without its CUDA kernels
+        return lambda x, w, b: F.silu(F.conv1d(x, w, b, padding=taps - 1, groups=channels)[..., : layer.size[0]])
+
+    def step(x, w, b, state):  # likewise
+        state.copy_(torch.roll(state, -1, -1))
+        state[..., -1] = x
+        return F.silu(torch.sum(state * w[:, 0], -1) + b), state
+
+    return step
+
+
+def _by_transforms(layer: SpecialLayer) -> Compute:
+    """Return the convolution by `torch.fft`, as Hyena's own code has it."""
+    axes = tuple(range(-len(layer.size), 0))
+    before = layer.kernel - 1 if layer.kind == "long" else layer.kernel // 2
+    lengths = [2 * n if layer.kind == "long" else n + layer.kernel for n in layer.size]
+    lengths = [n + n % 2 for n in lengths]
+    first = layer.kernel - 1 - before
+    kept = (..., *(slice(first, first + n) for n in layer.size))
+
+    def compute(x, w):
+        spectrum = torch.fft.rfftn(x, lengths, axes) * torch.fft.rfftn(w[:, 0].flip(axes), lengths, axes)
+        return torch.fft.irfftn(spectrum, lengths, axes)[kept]
+
+    return compute
+
+
 class MobileNetV2(nn.Module):
     """Sandler et al., 2018, with torchvision's structure and names of parameters; no dropout, to be repeatable."""
 
@@ -330,6 +411,12 @@ _CONVOLUTIONS: _Makers = {
     "torch.unfold": _layer_way(_unfold),
 }
 
+_SPECIAL: _Makers = {
+    "torch": _special_way(),
+    "torch.channels_last": _special_way("channels_last"),
+    "torch.fft": _special_way(by_fft=True),
+}
+
 _WAYS: Mapping[str, _Makers] = {
     "layers": _CONVOLUTIONS,
     "gradients": _CONVOLUTIONS,
@@ -347,4 +434,7 @@ _WAYS: Mapping[str, _Makers] = {
         "torch.channels_last": _network_way("channels_last"),
         "torch.compile": _network_way("channels_last", compiled=True),
     },
+    "transposed": _SPECIAL,
+    "causal": _SPECIAL,
+    "large": _SPECIAL,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import math
@@ -22,6 +23,7 @@ from bridge.diagnosis.output import Output
 from bridge.diagnosis.remedy import remedies
 from bridge.diagnosis.target import Target
 from bridge.memory import check_fits
+from bridge.numerics import Arithmetic
 
 _log = logging.getLogger("bridge")
 
@@ -98,20 +100,21 @@ def parity(
     outputs, tests, orders = [], [], []
     for each in chosen:
         _log.info("running %s", each.name)
-        arithmetic = each.arithmetic(case, quantity)
+        arithmetic = _declared(each, case, quantity, subject)
+        is_sum = arithmetic is None or arithmetic.normwise is None  # else it has no order, and is exact on no integers
         replayed = None
         if is_exact(each.name):
             y = replayed = target.exact.value  # the one result that no accumulation order can change
         else:
             y = each.run(case) if dy is None else each.input_gradient(case, dy)
-            if explain and subject is not None:
+            if explain and subject is not None and is_sum:
                 _log.info("revealing the accumulation order of %s", each.name)
                 orders.append(reveal(each if dy is None else InputGradient(each, case), subject))
                 replayed = replay(orders[-1], subject)
         emulated = each if isinstance(each, Implementation) and each.emulation else None
         framework = each.framework if isinstance(each, Implementation) else ""
         outputs.append(Output(each.name, y, target, arithmetic, replayed, emulated, framework))
-        if dy is None:
+        if dy is None and is_sum:
             tests.append(integer_test(each, case, arithmetic))
     _log.info("comparing %s", ", ".join(output.name for output in outputs))
     judged = [Judgement(output, _evidence) for output in outputs]
@@ -131,6 +134,23 @@ def parity(
         {each.name: each.called for each in chosen if getattr(each, "called", "")},
         remedies(case, chosen[0], results, rounding) if wanted else (),
     )
+
+
+def _declared(each: Implementation, case: Case, quantity: str, subject: Case | None) -> Arithmetic | None:
+    """Return the arithmetic that an implementation declares for a quantity, which is the output of `subject`.
+
+    Raises:
+      ValueError: there is no such convolution, and the bound needs one.
+    """
+    arithmetic = each.arithmetic(case, quantity)
+    if quantity == "y" or arithmetic is None or arithmetic.normwise is None:
+        return arithmetic
+    if subject is None:
+        raise ValueError(
+            f"`implementations` has {each.name} for a gradient with {case.geometry.padding_mode} padding and a channel "
+            f"multiplier of {case.geometry.multiplier}, expected zeros and 1: its bound is one of convolutions"
+        )
+    return dataclasses.replace(arithmetic, normwise=each.arithmetic(subject).normwise)
 
 
 def _chosen(implementations: Sequence[Any] | Mapping[str, Any] | None, case: Case) -> list[Implementation]:

@@ -190,7 +190,7 @@ def _windows_first(before: Implementation, after: Sequence[Implementation]) -> l
 
 def _plain(each: Implementation, case: Case) -> list[Implementation]:
     """Return the framework's methods without settings, on the platform that it emulates; none with coarser inputs."""
-    own = [name for name in implementations(interpreted=False) if name.partition(".")[0] == each.framework]
+    own = [name for name in implementations(untried=False) if name.partition(".")[0] == each.framework]
     plain = (implementation(name).on(each.emulation.platform if each.emulation else "") for name in own)
     return [after for after in plain if _input_bits(after, case) >= _input_bits(each, case)]
 

@@ -74,10 +74,10 @@ def digest(y: np.ndarray) -> str:
 def neighbours(each: Implementation, case: Case) -> list[tuple[str, Implementation]]:
     """Return `(setting, implementation)` for each other algorithm, and for each other value of each knob.
 
-    Implementations that a CPU interprets are left out: they stand for a program of another processor.
+    Implementations that are not `tried` are left out: a CPU interprets them, or they never have the bits of another.
     """
-    compiled = implementations(interpreted=False)
-    own = [implementation(name) for name in compiled if name.partition(".")[0] == each.framework]
+    names = implementations(untried=False)
+    own = [implementation(name) for name in names if name.partition(".")[0] == each.framework]
     changes = [("algorithm", other.changed(**each.knobs)) for other in own if other.base != each.base]
     for knob, spec in knobs(each.framework).items():
         values = spec.others(each.knobs[knob])

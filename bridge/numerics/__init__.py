@@ -3,6 +3,7 @@
 from bridge.numerics._exact import ExactSum as ExactSum
 from bridge.numerics._exact import exact_sum as exact_sum
 from bridge.numerics.bounds import Arithmetic as Arithmetic
+from bridge.numerics.bounds import Normwise as Normwise
 from bridge.numerics.bounds import difference_bound as difference_bound
 from bridge.numerics.bounds import error_bound as error_bound
 from bridge.numerics.convolution import bias_gradient_products as bias_gradient_products
@@ -24,6 +25,7 @@ from bridge.numerics.formats import format_of as format_of
 from bridge.numerics.formats import round_integer as round_integer
 from bridge.numerics.formats import round_to as round_to
 from bridge.numerics.formats import truncate_to as truncate_to
+from bridge.numerics.fourier import fourier_error as fourier_error
 from bridge.numerics.products import Products as Products
 from bridge.numerics.ulp import ordered as ordered
 from bridge.numerics.ulp import same_bits as same_bits

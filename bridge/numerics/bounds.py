@@ -45,6 +45,10 @@ is subnormal, (3) becomes, with n r (r + 1) / 2 products,
     error <= ((1 + u_x^r)^2 - 1 + (1 + u_x)^2 sum_dropped u_x^(i+j-2)) S + (1 + u_x) (1 + dropped) Q
         P <= (1 + u_x)^2 (sum_kept u_x^(i+j-2)) S + (1 + u_x) kept Q
 
+**Normwise errors.** The error of a sum by Fourier transforms does not follow the terms of its element alone:
+`bridge.numerics.fourier` bounds it. Such a bound takes the place of g P + (1 + g) U in (2). A bias costs one addition
+more, u (P + E).
+
 **The output.** With E the bound so far, rounding v to the output format adds at most u_out |v| + eta_out, + lambda_out
 where flushed, and |v| <= |y| + E. An implementation that rounds the sum, adds the bias and rounds again first rounds a
 v with |v| <= |y| + |b| + E.
@@ -80,6 +84,17 @@ from bridge.numerics.formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Format,
 _TINY = FLOAT64.smallest_subnormal
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Normwise:
+    """A bound on the errors of the sums without bias, of the shape of the output: float64."""
+
+    errors: np.ndarray
+
+    def of(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return the bound for sums of this shape; the greatest of all for some elements of the output alone."""
+        return self.errors if self.errors.shape == shape else np.full(shape, self.errors.max(initial=0.0))
+
+
 @dataclasses.dataclass(frozen=True)
 class Arithmetic:
     """The arithmetic that an implementation declares. Order of summation and fusing are left open.
@@ -94,6 +109,7 @@ class Arithmetic:
       output_roundings: 2 where the sum is rounded to `output`, and again after the bias is added.
       flushes_subnormals: any subnormal operand or result may be taken for zero. Half precision in a wider accumulator
         is excepted: its subnormals are normal numbers there, and the conversions (VCVTPH2PS, VCVTPS2PH) keep them.
+      normwise: bounds the errors of the sums, in place of what follows from their terms; None for a conventional sum.
 
     >>> Arithmetic.of("bfloat16").accumulator.name
     'float32'
@@ -107,6 +123,7 @@ class Arithmetic:
     passes: int = 1
     output_roundings: int = 1
     flushes_subnormals: bool = False
+    normwise: Normwise | None = None
 
     def __post_init__(self) -> None:
         if self.passes not in (1, 3, 6):
@@ -159,8 +176,12 @@ def error_bound(arithmetic: Arithmetic, total: ExactSum) -> np.ndarray:
         if (Q := _absolute_losses(arithmetic, total)) is not None:
             P += Q * size_of_Q
             E += Q * error_of_Q
-        E += P * g
-        E += (1 + g) * U
+        if arithmetic.normwise is not None:
+            E += arithmetic.normwise.of(products.shape)
+            E += (P + E) * u if products.bias is not None else 0.0
+        else:
+            E += P * g
+            E += (1 + g) * U
         P += U
         P *= 1 + g
         largest = min(arithmetic.product.largest, arithmetic.accumulator.largest)

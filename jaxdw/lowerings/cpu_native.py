@@ -44,7 +44,7 @@ def conv(
     kernel: jax.Array,
     bias: jax.Array | None,
     geometry: Geometry,
-    order: Order,
+    order: Order | None,
     compute: np.dtype,
     dtype: np.dtype,
     flipped: bool,

@@ -13,7 +13,7 @@ import jax
 #: The names under which XLA knows the kernels.
 CONV, KERNEL_GRADIENT, MATMUL = "jaxdw_conv", "jaxdw_kernel_gradient", "jaxdw_matmul"
 BATCH_NORM, BATCH_NORM_GRADIENT = "jaxdw_batch_norm", "jaxdw_batch_norm_gradient"
-CROSS_ENTROPY, AXPBY = "jaxdw_cross_entropy", "jaxdw_axpby"
+CROSS_ENTROPY, AXPBY, CAUSAL = "jaxdw_cross_entropy", "jaxdw_axpby", "jaxdw_causal"
 
 #: Values of JAXDW_ISA; none: the widest that the processor has.
 ISAS = ("scalar", "avx2", "avx512", "neon")
@@ -62,7 +62,7 @@ def _status() -> tuple[ctypes.CDLL | None, str]:
     try:
         loaded = ctypes.CDLL(str(files[0]))
         _check_isa(loaded)
-        for name in (CONV, KERNEL_GRADIENT, MATMUL, BATCH_NORM, BATCH_NORM_GRADIENT, CROSS_ENTROPY, AXPBY):
+        for name in (CONV, KERNEL_GRADIENT, MATMUL, BATCH_NORM, BATCH_NORM_GRADIENT, CROSS_ENTROPY, AXPBY, CAUSAL):
             handler = jax.ffi.pycapsule(getattr(loaded, f"{name}_ffi"))
             jax.ffi.register_ffi_target(name, handler, platform="cpu")
     except (

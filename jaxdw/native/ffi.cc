@@ -361,6 +361,45 @@ ffi::Error axpby(ffi::ThreadPool pool, ffi::AnyBuffer factors, ffi::AnyBuffer x,
   });
 }
 
+// x (rows, length, channels), state and next_state (rows, taps - 1, channels), kernel (taps, 1, channels); then a bias
+// (channels) if `biased`, and ids (rows, taps - 1 + length) if there is one operand more.
+ffi::Error causal(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer state, ffi::AnyBuffer kernel,
+                  ffi::RemainingArgs rest, ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::AnyBuffer> next_state,
+                  bool biased, int64_t activation) {
+  return checked([&] {
+    Causal of{};
+    Dimensions in = x.dimensions(), taps = kernel.dimensions();
+    check_axes("x", in, in.size() == 3, "3");
+    check_axes("kernel", taps, taps.size() == 3, "3");
+    of.rows = in[0], of.length = in[1], of.channels = in[2], of.taps = taps[0], of.type = type_of("x", x);
+    int64_t of_state[] = {of.rows, of.taps - 1, of.channels}, of_kernel[] = {of.taps, 1, of.channels};
+    int64_t of_ids[] = {of.rows, of.taps - 1 + of.length};
+    of.x = x.untyped_data();
+    of.state = data_of("state", state, Dimensions(of_state, 3), of.type);
+    of.kernel = data_of("kernel", kernel, Dimensions(of_kernel, 3), of.type);
+    of.y = data_of("y", *y, in, of.type);
+    of.next_state = data_of("next_state", *next_state, Dimensions(of_state, 3), of.type);
+    expect(of.taps > 1, "`kernel` has 1 tap, expected 2 or more");
+    expect(rest.size() == size_t(biased) || rest.size() == size_t(biased) + 1,
+           "there are " + std::to_string(rest.size() + 3) + " operands, expected " + std::to_string(3 + biased) +
+               ", or one more with ids");
+    if (biased) of.bias = operand(rest, 0, "bias", Dimensions(&of.channels, 1), of.type);
+    if (rest.size() > size_t(biased)) {
+      auto ids = rest.get<ffi::AnyBuffer>(biased);
+      expect(ids.has_value() && ids->element_type() == ffi::DataType::S32, "`ids` is no array of int32");
+      Dimensions sizes = ids->dimensions();
+      expect(sizes.size() == 2 && std::equal(sizes.begin(), sizes.end(), of_ids),
+             "`ids` has shape " + text(sizes) + ", expected " + text(Dimensions(of_ids, 2)));
+      of.ids = static_cast<const int32_t*>(ids->untyped_data());
+    }
+    of.activation = Activation(activation);
+    expect(of.activation == Activation::none || of.activation == Activation::silu,
+           "`activation` is " + std::to_string(activation) + ", expected 0 or 5");
+    PoolThreads threads(pool);
+    kernels_of(nullptr)->causal(of, threads);
+  });
+}
+
 }  // namespace
 }  // namespace jaxdw
 
@@ -461,6 +500,18 @@ XLA_FFI_DEFINE_HANDLER(axpby_handler, jaxdw::axpby,
                            .Arg<xla::ffi::AnyBuffer>()
                            .Ret<xla::ffi::AnyBuffer>());
 
+XLA_FFI_DEFINE_HANDLER(causal_handler, jaxdw::causal,
+                       xla::ffi::Ffi::Bind()
+                           .Ctx<xla::ffi::ThreadPool>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .Arg<xla::ffi::AnyBuffer>()
+                           .RemainingArgs()
+                           .Ret<xla::ffi::AnyBuffer>()
+                           .Ret<xla::ffi::AnyBuffer>()
+                           .Attr<bool>("biased")
+                           .Attr<int64_t>("activation"));
+
 JAXDW_EXPORT XLA_FFI_Error* jaxdw_batch_norm_ffi(XLA_FFI_CallFrame* frame) { return batch_norm_handler(frame); }
 
 JAXDW_EXPORT XLA_FFI_Error* jaxdw_batch_norm_gradient_ffi(XLA_FFI_CallFrame* frame) {
@@ -470,3 +521,5 @@ JAXDW_EXPORT XLA_FFI_Error* jaxdw_batch_norm_gradient_ffi(XLA_FFI_CallFrame* fra
 JAXDW_EXPORT XLA_FFI_Error* jaxdw_cross_entropy_ffi(XLA_FFI_CallFrame* frame) { return cross_entropy_handler(frame); }
 
 JAXDW_EXPORT XLA_FFI_Error* jaxdw_axpby_ffi(XLA_FFI_CallFrame* frame) { return axpby_handler(frame); }
+
+JAXDW_EXPORT XLA_FFI_Error* jaxdw_causal_ffi(XLA_FFI_CallFrame* frame) { return causal_handler(frame); }

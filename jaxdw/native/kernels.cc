@@ -853,9 +853,10 @@ void batch_norm(const BatchNorm&, Threads&);
 void batch_norm_gradient(const BatchNormGradient&, Threads&);
 void cross_entropy(const CrossEntropy&, Threads&);
 void axpby(const Axpby&, Threads&);
+void causal(const Causal&, Threads&);
 
 extern const Kernels kernels;
-const Kernels kernels = {conv, kernel_gradient, matmul, batch_norm, batch_norm_gradient, cross_entropy, axpby};
+const Kernels kernels = {conv, kernel_gradient, matmul, batch_norm, batch_norm_gradient, cross_entropy, axpby, causal};
 
 }  // namespace JAXDW_ISA
 }  // namespace jaxdw

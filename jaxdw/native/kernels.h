@@ -145,6 +145,19 @@ struct Axpby {
   void* result;
 };
 
+// y (rows, length, channels) of the inputs (rows, taps - 1 + length, channels), which are state (rows, taps - 1, channels)
+// and then x (rows, length, channels); kernel (taps, channels), bias (channels) or null, all of `type`. next_state has
+// the last taps - 1 inputs. With ids (rows, taps - 1 + length) an output reads the inputs with its own id alone, and is 0
+// where that is negative. There are two taps or more. The activation is none or silu.
+struct Causal {
+  int64_t rows, length, channels, taps;
+  Type type;
+  Activation activation;
+  const void *x, *state, *kernel, *bias;
+  const int32_t* ids;
+  void *y, *next_state;
+};
+
 // All throw std::bad_alloc.
 struct Kernels {
   void (*conv)(const Conv&, Threads&);
@@ -154,6 +167,7 @@ struct Kernels {
   void (*batch_norm_gradient)(const BatchNormGradient&, Threads&);
   void (*cross_entropy)(const CrossEntropy&, Threads&);
   void (*axpby)(const Axpby&, Threads&);
+  void (*causal)(const Causal&, Threads&);
 };
 
 // The kernels of an instruction set, or nullptr where this library or this processor has none. Without a name: those

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bridge.bench import jax_peers, models, pictures, run, scaling, torch_peers
+from bridge.bench import jax_peers, models, pictures, problems, run, scaling, special_layers, suites, torch_peers
 from bridge.bench.process import read_report
 from bridge.bench.schema import BEST, BenchReport, BenchSettings, RowRecord, SuiteRecord, WayRecord
 from bridge.bench.terminal import print_report
@@ -57,6 +57,37 @@ def test_a_suite_runs_every_peer_and_all_results_are_right(suite, uncompiled, tm
     assert "2x6x5x4:3:2" in text and "torch.compile was left out: no C++ compiler" in text
     root = xml.etree.ElementTree.fromstring(pictures.to_svg(report))
     assert root.tag.endswith("svg") and "2x6x5x4:3:2, jaxdw" in xml.etree.ElementTree.tostring(root, "unicode")
+
+
+SPECIAL = {
+    "transposed": ("3x4x5:4:2 3x4x5:3:2 2x2x3:8:4", {"torch", "torch.channels_last", "lax.grouped"}),
+    "causal": ("causal:2x9x5:4 step:3x5:4", {"torch", "torch.channels_last", "lax.grouped"}),
+    "large": ("2x9x8x5:7 long:2x30x3:30", {"torch", "torch.channels_last", "torch.fft", "jaxdw.fft"}),
+}
+
+
+@pytest.mark.parametrize("suite", SPECIAL)
+def test_other_layers_are_right_by_every_peer(suite, uncompiled, monkeypatch):
+    names, peers = SPECIAL[suite]
+    monkeypatch.setitem(suites.SPECIAL, suite, {"small": names})
+    report = measured(suites=(suite,), layers=())
+    (record,) = report.suites
+    assert [row.name for row in record.rows] == names.split() and report.wrong == []
+    assert all({way.name for way in row.ways} == peers | {"jaxdw"} for row in record.rows)
+    assert [way.failed for row in record.rows for way in row.ways if not way.median] == []
+    assert names.split()[0] in printed(report) and "svg" in pictures.to_svg(report)
+
+
+@pytest.mark.parametrize("name", [name for names, _ in SPECIAL.values() for name in names.split()])
+def test_the_checks_of_other_layers_find_a_wrong_weight(name, seed):
+    layer = special_layers.SpecialLayer.parse(name, 1)
+    (check,) = special_layers.checks(np.random.default_rng(seed), layer)
+    wrong = {**check.arrays, "w": check.arrays["w"].copy()}
+    wrong["w"].flat[seed % wrong["w"].size] += 1
+    suite = next(suite for suite, (names, _) in SPECIAL.items() if name in names.split())
+    (way,) = jax_peers.ways(problems.special_problem(suite, name, (), 1, seed), ["jaxdw"])
+    assert check.misfit(way.fetch(way.start(check.arrays)())) == ""
+    assert "y is wrong in" in check.misfit(way.fetch(way.start(wrong)()))
 
 
 def test_a_whole_network_gives_what_pytorch_gives_in_float64(uncompiled, monkeypatch):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from bridge.bench.suites import NETWORKS, SCALES, DepthwiseLayer, layers_of, model_rows, select
+from bridge.bench.special_layers import SpecialLayer
+from bridge.bench.suites import NETWORKS, SCALES, SPECIAL, DepthwiseLayer, layers_of, model_rows, select
 
 
 def test_every_layer_of_every_network_is_measured_once():
@@ -32,6 +33,8 @@ def test_every_quantity_is_varied_over_two_decades(field):
         (["7x7x960:3:1"], "layers", ["7x7x960:3:1"]),
         (["5x6x7:3:2", "7x7x1152:3"], "layers", ["5x6x7:3:2", "7x7x1152:3:1"]),
         (["5x6x7:3:2"], "models", []),
+        (["decoding"], "causal", [f"step:{each}:4" for each in ("1x1536", "8x1536", "64x1536", "1x5120", "16x5120")]),
+        (["5x6x7:3:2", "slak"], "large", ["1x56x56x128:51"]),
         (["inference"], "models", ["inference, batch 1", "inference, batch 8"]),
         (["5x6x7:3:2"], "scaling", ["5x6x7:3:2"]),
         ([], "scaling", ["28x28x96:3:1"]),
@@ -50,6 +53,15 @@ def test_a_batch_of_one_has_no_row_twice():
 def test_what_is_no_layer_is_refused_with_an_example(text):
     with pytest.raises(ValueError, match="expected height x width x channels:kernel:stride such as 56x56x144:3:2"):
         DepthwiseLayer.parse(text)
+
+
+def test_every_other_layer_has_a_shape():
+    for networks in SPECIAL.values():
+        for name in " ".join(networks.values()).split():
+            layer = SpecialLayer.parse(name, 8)
+            assert layer.nbytes > 0 and all(min(shape) > 0 for shape in layer.shapes.values())
+    with pytest.raises(ValueError, match="`--layers` has 'image:1', expected a name as in docs"):
+        SpecialLayer.parse("image:1", 8)
 
 
 def test_scaling_starts_from_one_layer():
