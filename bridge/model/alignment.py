@@ -461,8 +461,8 @@ class Alignment:
         ahead = [number]
         while ahead:
             n = ahead.pop()
-            if (n in self.claimed and n != number) or n not in self._maker:
-                sources.add(n)
+            if (n in self.claimed and n != number) or n not in self._maker or not self._maker[n][1].operands:
+                sources.add(n)  # one that was made of nothing is a constant, as `zeros`
                 continue
             place, call = self._maker[n]
             if place not in calls:
