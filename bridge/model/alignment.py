@@ -13,8 +13,8 @@ matched by order, by shape or by name.
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import math
@@ -178,6 +178,7 @@ class Alignment:
         self.claimed: dict[int, int] = {}
         self.seen: set[int] = set()
         self._visited: set[int] = set()
+        self._unlike: dict[int, tuple[int, str]] = {}  # values of another size than what PyTorch's reader reads
 
     # --- what depends on what
 
@@ -205,6 +206,18 @@ class Alignment:
     def is_core(self, call: Call) -> bool:
         """Return True for an operator of PyTorch that computes something from the data."""
         return call.name not in aten.MOVES and any(n in self._data for n in call.operands)
+
+    @functools.cached_property
+    def needed(self) -> set[int]:
+        """The places of the calls on which the results depend."""
+        needed: set[int] = set()
+        ahead = list(self.graph.outputs)
+        while ahead:
+            place, call = self._maker.get(ahead.pop(), (-1, None))
+            if call is not None and place not in needed:
+                needed.add(place)
+                ahead.extend(call.operands)
+        return needed
 
     @property
     def data_of_torch(self) -> set[int]:
@@ -264,6 +277,30 @@ class Alignment:
             yield from self._equation(i, equation)
         for number, given in zip(self.program.outputs, self.graph.outputs):
             yield from self._meet(number, given, len(self.program.equations))
+            if not any(self._same(tie.number, given) for tie in self.ties.get(number, ())):
+                yield from self._unlike_before(self._part(number)[0])
+                result = self.graph.results[self.graph.outputs.index(given)]
+                wiring = self._read_otherwise(number, given) if number in self.ties else ""
+                region = self._region(number, Tie(given, self._own_layout(given)), False, wiring)
+                yield dataclasses.replace(region, reader=f"result {result}".strip())
+
+    def _own_layout(self, number: int) -> Layout:
+        shape = self.graph.values[number].shape
+        return Layout(shape, tuple(range(len(shape))), shape, shape)
+
+    def _unlike_before(self, equations: Sequence[Equation]) -> Iterator[Region]:
+        """Yield each value whose reader in PyTorch reads another number of elements, where the result is wrong."""
+        made = [n for equation in equations for n in (*equation.inputs, *equation.outputs)]
+        for value in [n for n in self._unlike if n in made]:
+            given, reader = self._unlike.pop(value)
+            tie, wiring = Tie(given, self._own_layout(given)), ""
+            if value in self.ties:
+                wiring = self._read_otherwise(value, given)
+            yield dataclasses.replace(self._region(value, tie, False, wiring), reader=reader)
+
+    def _read_otherwise(self, value: int, wanted: int) -> str:
+        read = self.ties[value][-1].number
+        return f"it reads {self.described(read)} in JAX, and {self.described(wanted)} in PyTorch"
 
     def _equation(self, i: int, equation: Equation) -> Iterator[Region]:
         if not any(self.is_data(n) for n in equation.inputs):
@@ -413,7 +450,7 @@ class Alignment:
         at = np.linspace(0, size - 1, min(_SAMPLED, size)).astype(np.int64)
         wanted = value.value.ravel()[at]
         rough = 2.0**-9 * float(np.abs(wanted).max(initial=0.0))
-        places = np.unravel_index(at, value.shape)
+        places = np.unravel_index(at, value.shape) if value.shape else ...
         for layout in layouts(array.shape, value.shape):
             here = layout.to_jax(array)
             with np.errstate(all="ignore"):
@@ -534,6 +571,8 @@ class Alignment:
             if meeting or (call is not None and call.name not in NORMALIZATIONS):
                 break
         if meeting is None:
+            if equation is not None:
+                self._unlike.setdefault(self._plain(number), (roots[-1], self._layer_of(equation)))
             return
         value, wanted = meeting
         if any(tie.number == wanted or self._same(tie.number, wanted) for tie in self.ties.get(value, ())[-1:]):
@@ -544,6 +583,9 @@ class Alignment:
             return
         if older is None:
             wiring = self._wired_otherwise(value, wanted, before)
+            now = self.values.get(value)
+            if value not in self.ties and (now is None or not self._is_tensor(now, tie)):
+                yield from self._unlike_before(self._part(value)[0])
             if not wiring:
                 yield from self._split(value, tie)
             now = self.values.get(value)
@@ -560,8 +602,10 @@ class Alignment:
 
     def _is_tensor(self, value: Bounded, tie: Tie) -> bool:
         """Return True where a value is a tensor of PyTorch in this layout, to within the errors of both."""
+        if value.value.dtype != np.float64:
+            return np.array_equal(tie.layout.to_jax(self.graph.values[tie.number]), value.value)
         theirs = self.theirs(tie.number)
-        if theirs is None or value.value.dtype != np.float64:
+        if theirs is None:
             return False
         here = tie.layout.to_jax(self.graph.values[tie.number])
         allowed = tie.layout.to_jax(np.broadcast_to(theirs.rounding + np.asarray(theirs.function), theirs.shape))
@@ -635,7 +679,6 @@ class Alignment:
         """Return which tensors are read, where PyTorch's is an earlier one or comes from layers that JAX runs later."""
         if value not in self.ties:
             return ""
-        read = self.ties[value][-1].number
         calls = self.calls(wanted)
         later = {
             name
@@ -652,7 +695,7 @@ class Alignment:
         }
         if wanted not in self.claimed and calls is not None and not ahead & later:
             return ""
-        return f"it reads {self.described(read)} in JAX, and {self.described(wanted)} in PyTorch"
+        return self._read_otherwise(value, wanted)
 
     def described(self, number: int) -> str:
         """Name a tensor of PyTorch by the layer that made it."""
@@ -804,8 +847,11 @@ def evaluated(graph: TorchGraph, calls: Sequence[Call], sources: Sequence[int]) 
     values = {n: Bounded.exact(graph.values[n]) for n in sources}
     for call in calls:
         if all(n in values for n in call.operands):
-            with contextlib.suppress(aten.UnknownOperator):
+            try:
                 values |= zip(call.outputs, aten.evaluate(call, values))
+            except aten.UnknownOperator:
+                if all(values[n].value.dtype.kind in "iub" for n in call.operands):  # nothing is rounded
+                    values |= {n: Bounded.exact(graph.values[n]) for n in call.outputs}
     return values
 
 

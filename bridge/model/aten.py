@@ -661,6 +661,22 @@ def _copy(a: Given) -> Bounded:
     return a["src"].moved(lambda e: np.broadcast_to(e, a["self"].shape))
 
 
+def _compared(of: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable[[Given], Bounded]:
+    return lambda a: re.compare(of, _number(a["self"]), _number(a["other"]))
+
+
+def _logical(of: Callable[..., np.ndarray]) -> Callable[[Given], Bounded]:
+    return lambda a: re.logic(of, *(_number(a[k]) for k in ("self", "other") if k in a))
+
+
+def _place(of: Callable[..., np.ndarray]) -> Callable[[Given], Bounded]:
+    def rule(a: Given) -> Bounded:
+        y = of(a["self"].value, axis=a.get("dim"))
+        return Bounded(np.expand_dims(y, a["dim"]) if a.get("keepdim") else y)
+
+    return rule
+
+
 _RULES: Mapping[str, Callable[[Given], Any]] = {
     "view": lambda a: _shape(a["self"], a["size"]),
     "_unsafe_view": lambda a: _shape(a["self"], a["size"]),
@@ -766,5 +782,19 @@ _RULES: Mapping[str, Callable[[Given], Any]] = {
     "pow": _power,
     "where": _where,
     "masked_fill": _masked_fill,
+    "eq": _compared(np.equal),
+    "ne": _compared(np.not_equal),
+    "lt": _compared(np.less),
+    "le": _compared(np.less_equal),
+    "gt": _compared(np.greater),
+    "ge": _compared(np.greater_equal),
+    "bitwise_not": _logical(np.invert),
+    "bitwise_and": _logical(np.bitwise_and),
+    "bitwise_or": _logical(np.bitwise_or),
+    "logical_not": _logical(np.logical_not),
+    "logical_and": _logical(np.logical_and),
+    "logical_or": _logical(np.logical_or),
+    "argmax": _place(np.argmax),
+    "argmin": _place(np.argmin),
     "cumsum": lambda a: re.cumulative(a["self"], a["dim"], False),
 }

@@ -15,17 +15,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bridge.model import aten
-from bridge.model.alignment import NORMALIZATIONS, Alignment, Region
+from bridge.model.alignment import NORMALIZATIONS, Alignment, Region, layouts
+from bridge.model.operation_names import kind_of_call
 from bridge.model.running_error import Bounded
 from bridge.model.torch_graph import Call, Ref
 
 
 class Cause(NamedTuple):
-    """A short, stable name; the cause in a sentence; and what to change."""
+    """A short, stable name; the cause in a sentence; what to change; and the operator whose change it is."""
 
     name: str
     text: str
     fix: str
+    call: Call | None = None
 
 
 #: A change: the calls, the values that they start from, and the cause if that gives JAX's result.
@@ -57,17 +59,20 @@ def cause_of(alignment: Alignment, region: Region) -> Cause | None:
 
 
 def _are_equal(region: Region, result: Bounded) -> bool:
+    """Return True where a result of PyTorch is JAX's, in the layout of the region or, of another size, in any."""
     assert region.ours is not None
-    layout = region.tie.layout
-    try:
+    fitting = [region.tie.layout]
+    if result.shape != region.tie.layout.torch:
+        fitting = list(itertools.islice(layouts(result.shape, region.ours.shape), 24))
+    function = np.broadcast_to(np.asarray(result.function, np.float64), result.shape)
+    for layout in fitting:
         value = layout.to_jax(result.value)
-        function = layout.to_jax(np.broadcast_to(np.asarray(result.function, np.float64), result.shape))
-    except ValueError:
-        return False
-    with np.errstate(all="ignore"):
-        apart = np.abs(value - region.ours.value) > function + region.ours.function
-    finite = np.isfinite(value) == np.isfinite(region.ours.value)
-    return bool(finite.all() and not (apart & np.isfinite(value)).any())
+        with np.errstate(all="ignore"):
+            apart = np.abs(value - region.ours.value) > layout.to_jax(function) + region.ours.function
+        finite = np.isfinite(value) == np.isfinite(region.ours.value)
+        if finite.all() and not (apart & np.isfinite(value)).any():
+            return True
+    return False
 
 
 def _changes(alignment: Alignment, region: Region) -> Iterator[Change]:
@@ -77,7 +82,7 @@ def _changes(alignment: Alignment, region: Region) -> Iterator[Change]:
             for changed, cause in change(alignment, region, call):
                 calls = list(region.calls)
                 calls[place] = changed
-                yield calls, values, cause
+                yield calls, values, cause._replace(call=call)
     data = [n for n in region.sources if n in alignment.data_of_torch]
     for one, other in itertools.combinations(data, 2):
         if values[one].shape == values[other].shape:
@@ -292,13 +297,24 @@ def _square_matrix(alignment: Alignment, region: Region, call: Call) -> Changes:
         )
 
 
-def _softmax_axis(alignment: Alignment, region: Region, call: Call) -> Changes:
-    x = alignment.graph.values[call.get("self").number]
-    for axis in range(x.ndim):
-        if axis != call.get("dim") % x.ndim:
+def _other_axis(alignment: Alignment, region: Region, call: Call) -> Changes:
+    """Try the other axes of a reduction, a softmax or a running sum."""
+    x, own = alignment.graph.values[call.get("self").number], call.get("dim")
+    one = own[0] if isinstance(own, list) and len(own) == 1 else own
+    options: list[Any] = list(range(x.ndim))
+    if isinstance(own, list) and len(own) > 1:
+        one, options = tuple(sorted(d % x.ndim for d in own)), list(itertools.combinations(range(x.ndim), len(own)))
+    for axis in options:
+        if axis != (one % x.ndim if isinstance(one, int) else one):
+            what = kind_of_call(call)
+            of = "all axes" if one is None else f"axis {one}" if isinstance(one, int) else f"axes {one}"
+            text = f"JAX takes the {what} over axis {axis} of PyTorch's {x.shape}, and PyTorch over {of}"
+            if isinstance(axis, tuple):
+                text = text.replace("axis", "axes", 1)
+            dim = [axis] if isinstance(own, list) and isinstance(axis, int) else axis
             yield (
-                _changed(call, dim=axis),
-                Cause("axis of softmax", f"JAX's softmax is over axis {axis} of {x.shape}", "softmax over the keys"),
+                _changed(call, dim=list(dim) if isinstance(dim, tuple) else dim),
+                Cause(f"axis of {what}", text, f"take it over {of} of PyTorch's {x.shape}"),
             )
 
 
@@ -355,23 +371,35 @@ def _correction(alignment: Alignment, region: Region, call: Call) -> Changes:
             )
 
 
+def _batch_statistics(alignment: Alignment, region: Region, call: Call) -> Changes:
+    if call.get("running_mean") is not None and not call.get("training", False):
+        yield (
+            Call("native_batch_norm", {**call.arguments, "training": True}, call.outputs, call.module),
+            Cause(
+                "statistics of the batch",
+                "JAX normalizes by the statistics of this batch, and PyTorch by the running ones",
+                "run the JAX model in inference: model.eval(), or use_running_average=True",
+            ),
+        )
+
+
 _NORM = (_epsilon, _parameters_left_out)
 _RULES: Mapping[str, Sequence[Callable[[Alignment, Region, Call], Changes]]] = {
     "native_layer_norm": (*_NORM, _other_axes),
     "_fused_rms_norm": _NORM,
     "native_group_norm": (*_NORM, _groups),
-    "native_batch_norm": _NORM,
-    "_native_batch_norm_legit": _NORM,
-    "_native_batch_norm_legit_no_training": _NORM,
+    "native_batch_norm": (*_NORM, _batch_statistics),
+    "_native_batch_norm_legit": (*_NORM, _batch_statistics),
+    "_native_batch_norm_legit_no_training": (*_NORM, _batch_statistics),
     "convolution": (_parameters_left_out, _kernels, _paddings, _strides),
     "addmm": (_bias_left_out, _square_matrix),
     "mm": (_square_matrix,),
     "constant_pad_nd": (_causal_padding,),
-    "_softmax": (_softmax_axis,),
+    **dict.fromkeys(("_softmax", "_log_softmax", "mean", "sum", "amax", "argmax", "argmin", "cumsum"), (_other_axis,)),
     "_scaled_dot_product_flash_attention_for_cpu": (_attention_scale,),
     "mul": (_factor,),
     "div": (_factor,),
     "add": (_factor,),
-    "var": (_correction,),
-    "var_mean": (_correction,),
+    "var": (_correction, _other_axis),
+    "var_mean": (_correction, _other_axis),
 }

@@ -5,34 +5,36 @@ A tensor that is changed in place, or through a view, gets a new number where it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from bridge._implementations.torch_ import to_numpy
+from bridge.model.model_inputs import ModelInputs
+from bridge.model.results import named
 from bridge.model.torch_graph import Call, Ref, TorchGraph, without_repeats
 from bridge.torch_models import Recorder, by_name, on_device
 
 
-def graph(module: torch.nn.Module, inputs: Sequence[Any]) -> TorchGraph:
+def graph(module: torch.nn.Module, inputs: ModelInputs) -> TorchGraph:
     """Run a model once, in eval mode and without gradients, and return every operator that it called.
 
     Args:
       module: the model; its training flags are as before afterwards.
-      inputs: NumPy arrays in PyTorch's layout.
+      inputs: with NumPy arrays in PyTorch's layout.
 
     Raises:
       ValueError: its forward fails.
     """
-    given = [on_device(module, np.ascontiguousarray(each)) for each in inputs]
+    given = [on_device(module, np.ascontiguousarray(each)) for each in inputs.arrays]
+    args, kwargs = inputs.split(given)
     recorder = _GraphRecorder(module)
     recorder.inputs = [recorder.new(tensor) for tensor in given]
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one operator would hide all of an attention
     try:
-        y = recorder.run(*given)
+        y = recorder.run(*args, **kwargs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return recorder.graph(y)
@@ -113,17 +115,16 @@ class _GraphRecorder(Recorder):
         return value
 
     def graph(self, result: Any) -> TorchGraph:
-        result = getattr(result, "logits", result)
-        leaves = torch.utils._pytree.tree_leaves(result)
-        outputs = [self.number(y) for y in leaves if isinstance(y, torch.Tensor)]
+        found = [(name, self.number(y)) for name, y in named(result) if isinstance(y, torch.Tensor)]
         layers: dict[str, dict[str, np.ndarray]] = {}
         for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
             if tensor.is_floating_point():
                 layer, _, own = name.rpartition(".")
                 layers.setdefault(layer, {})[own] = to_numpy(tensor.detach().cpu())
         calls, same = without_repeats(self.calls, self.values)
-        outputs = [same.get(number, number) for number in outputs]
-        return TorchGraph(calls, self.values, self.parameters, self.inputs, outputs, layers)
+        outputs = [same.get(number, number) for _, number in found]
+        results = [name for name, _ in found]
+        return TorchGraph(calls, self.values, self.parameters, self.inputs, outputs, layers, results)
 
 
 def _is_parameter(module: torch.nn.Module, name: str) -> bool:

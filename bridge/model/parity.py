@@ -129,7 +129,7 @@ class ModelParity:
       images: shape of the input.
       layers: in the order of the Flax model.
       left: operations of PyTorch that have no counterpart.
-      logits: the outputs compared.
+      logits: the outputs compared; None where they are no floating-point numbers, or of other sizes.
       layout: of PyTorch's weights and images in memory.
       same_bits: whether JAX computed in PyTorch's arithmetic, as one program.
       replaced: the operations after which that program went on from PyTorch's result.
@@ -139,7 +139,7 @@ class ModelParity:
     images: tuple[int, ...]
     layers: Sequence[LayerParity]
     left: Sequence[str]
-    logits: Logits
+    logits: Logits | None
     layout: str = "contiguous"
     same_bits: bool = False
     replaced: Sequence[str] = ()
@@ -149,8 +149,8 @@ class ModelParity:
         """The weakest verdict of all operations; INCONCLUSIVE at best where one was not compared."""
         verdicts = [layer.verdict for layer in self.layers] + [Verdict.INCONCLUSIVE] * bool(self.left)
         if not verdicts:  # models without operations: their results are all there is
-            verdicts.append(Verdict.BUG if self.logits.different else Verdict.IDENTICAL)
-        if self.same_bits and self.logits.different and not self.replaced:
+            verdicts.append(Verdict.BUG if self.logits is not None and self.logits.different else Verdict.IDENTICAL)
+        if self.same_bits and self.logits is not None and self.logits.different and not self.replaced:
             verdicts.append(Verdict.BUG)  # the program that returns no results but the logits has other bits
         wrong = [verdict for verdict in verdicts if not verdict.passes and verdict is not Verdict.INCONCLUSIVE]
         return max(wrong or verdicts, key=Verdict.rank)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from bridge.model.alignment import Alignment, Region, layer_of, parameter_names
-from bridge.model.jax_side import program_of
-from bridge.model.jaxprs import Part
+from bridge.model.jax_side import jax_model
+from bridge.model.jaxprs import Part, Program, read
+from bridge.model.model_inputs import ModelInputs, both
 from bridge.model.parity import LayerParity, Logits, ModelParity, Track, relative
 from bridge.model.ports import judged
+from bridge.model.results import paired
+from bridge.model.torch_graph import TorchGraph
 from bridge.weights.manifest import WeightsManifest
 
 _log = logging.getLogger("bridge")
@@ -33,13 +36,18 @@ def port_parity(
     """
     from bridge.model.graph_capture import graph
 
-    ours_given, theirs_given = _both(inputs)
+    given, theirs_given = both(inputs)
+    made = jax_model(model)
     _log.info("%s: running it in PyTorch", name)
     theirs = graph(module, theirs_given)
-    program = program_of(model, ours_given)
+    program = read(made.function, made.parameters, given)
+    pairs = paired(program.results, theirs.results)
+    outputs = [program.outputs[i] for i, _ in pairs]
+    program = dataclasses.replace(program, outputs=outputs, settings=made.settings)
+    theirs = dataclasses.replace(theirs, outputs=[theirs.outputs[i] for _, i in pairs])
     moved = None if manifest is None else [(each.torch.name, each.flax.name) for each in manifest.moved]
     alignment = Alignment(
-        program, theirs, parameter_names(program, theirs, moved), dict(zip(program.inputs, ours_given))
+        program, theirs, parameter_names(program, theirs, moved), dict(zip(program.inputs, given.arrays))
     )
     running = _Running(alignment)
     layers: list[LayerParity] = []
@@ -54,47 +62,23 @@ def port_parity(
     left = [
         layer_of(call, alignment.names_of_values)
         for place, call in enumerate(theirs.calls)
-        if place not in alignment.seen and alignment.is_core(call)
+        if place in alignment.needed and place not in alignment.seen and alignment.is_core(call)
     ]
+    return ModelParity(name, np.shape(given.arrays[0]), layers, left, _logits(program, theirs, given))
+
+
+def _logits(program: Program, theirs: TorchGraph, given: ModelInputs) -> Logits | None:
+    """Return the first results compared, as JAX's user runs it; None where they are no numbers, or their sizes differ.
+
+    A wrong size has a row of its own.
+    """
     whole = Part(tuple(program.equations), (*program.inputs, *program.constants), program.outputs[0])
-    ours = np.asarray(whole.run(*ours_given, *program.constants.values()))
-    result = theirs.values[theirs.outputs[0]]
-    pair = _as_one(ours, result)
-    logits = Logits.of(*(y.reshape(-1, y.shape[-1] if y.ndim else 1) for y in pair))  # a number is one logit
-    return ModelParity(name, np.shape(ours_given[0]), layers, left, logits)
-
-
-def _as_one(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return both outputs in JAX's layout; PyTorch's as it is where the shapes do not say how."""
-    if ours.shape != theirs.shape and theirs.ndim > 2 and np.moveaxis(theirs, 1, -1).shape == ours.shape:
-        theirs = np.moveaxis(theirs, 1, -1)
-    if ours.size != theirs.size:
-        raise ValueError(f"`model` gives an output of shape {ours.shape}, and PyTorch one of {theirs.shape}")
-    return ours, theirs.reshape(ours.shape)
-
-
-def _both(inputs: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return the inputs of JAX and of PyTorch: images are channels last for JAX and channels first for PyTorch."""
-    if isinstance(inputs, Mapping):
-        if set(inputs) != {"jax", "torch"}:
-            raise ValueError(f"`inputs` has the keys {sorted(inputs)}, expected 'jax' and 'torch'")
-        ours, theirs = (_listed(inputs[key]) for key in ("jax", "torch"))
-        if len(ours) != len(theirs):
-            raise ValueError(f"`inputs` has {len(ours)} arrays for JAX and {len(theirs)} for PyTorch, expected as many")
-        return ours, theirs
-    ours = _listed(inputs)
-    return ours, [np.moveaxis(x, -1, 1) if x.ndim == 4 and x.dtype.kind == "f" else x for x in ours]
-
-
-def _listed(inputs: Any) -> list[np.ndarray]:
-    given = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
-    for x in given:
-        if not isinstance(x, np.ndarray) or not x.size or x.dtype not in (np.float32, np.int32, np.int64, np.bool_):
-            said = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
-            raise ValueError(
-                f"`inputs` has a {said}, expected NumPy arrays of float32, int32, int64 or bool that are not empty"
-            )
-    return given
+    ours, result = whole.run(*given.arrays, *program.constants.values()), theirs.values[theirs.outputs[0]]
+    if ours.shape != result.shape and result.ndim > 2 and np.moveaxis(result, 1, -1).shape == ours.shape:
+        result = np.moveaxis(result, 1, -1)
+    if ours.size != result.size or not ours.size or {ours.dtype.kind, result.dtype.kind} != {"f"}:
+        return None
+    return Logits.of(*(y.reshape(-1, ours.shape[-1] if ours.ndim else 1) for y in (ours, result)))
 
 
 class _Running:

@@ -3,48 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from bridge.diagnosis import Comparison, Verdict
 from bridge.diagnosis.target import Expected
 from bridge.model import aten, primitives
-from bridge.model.alignment import NORMALIZATIONS, Alignment, Region, evaluated, layer_of
+from bridge.model.alignment import NORMALIZATIONS, Alignment, Region, evaluated, layer_of, layouts
 from bridge.model.causes import Cause, cause_of
 from bridge.model.elementwise_functions import PROBES, are_one, named
 from bridge.model.jaxprs import Equation
-from bridge.model.operation_verdicts import NAMES, compared, judge
+from bridge.model.operation_names import joined, kind_of_call, kind_of_convolution, kind_of_ours
+from bridge.model.operation_verdicts import NAMES, compared, judge, of_integers, other_shape
 from bridge.model.operations import Operation
+from bridge.model.parameters import of_other_bits, with_momentum
 from bridge.model.running_error import Bounded
 from bridge.model.torch_graph import Call, Ref
-
-#: What PyTorch's operators are called.
-KINDS: Mapping[str, str] = {
-    "convolution": "convolution",
-    "addmm": "linear",
-    "mm": "linear",
-    "bmm": "matrix product",
-    "baddbmm": "matrix product",
-    "native_batch_norm": "batch norm",
-    "_native_batch_norm_legit": "batch norm",
-    "_native_batch_norm_legit_no_training": "batch norm",
-    "native_layer_norm": "layer norm",
-    "native_group_norm": "group norm",
-    "_fused_rms_norm": "rms norm",
-    "hardswish": "hard swish",
-    "hardsigmoid": "hard sigmoid",
-    "_softmax": "softmax",
-    "_safe_softmax": "softmax",
-    "_scaled_dot_product_flash_attention_for_cpu": "attention",
-    "mul": "multiply",
-    "max_pool2d_with_indices": "max pool",
-    "avg_pool2d": "average pool",
-    "_adaptive_avg_pool2d": "average pool",
-    "upsample_nearest2d": "resize (nearest)",
-    "upsample_bilinear2d": "resize (bilinear)",
-}
+from bridge.numerics import same_bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +96,7 @@ class _Words:
         self.alignment, self.region, self.equations, self.calls = alignment, region, equations, calls
         self.ours_function = alignment.function_of_ours(region.part.equations, region.part.inputs, region.part.output)
         self.theirs_function = alignment.function_of_theirs(region.calls, region.sources, region.tie.number)
+        self.at: Call | None = None  # the operator that a cause changes
 
     @property
     def ours(self) -> str:
@@ -128,7 +107,7 @@ class _Words:
             name = named(*self.ours_function)
             if name is not None:
                 return "nothing" if name == "identity" else name
-        return _kind_of_ours(self.equations)
+        return kind_of_ours(self.equations)
 
     @property
     def theirs(self) -> str:
@@ -139,14 +118,16 @@ class _Words:
             name = named(*self.theirs_function)
             if name is not None:
                 return "nothing" if name == "identity" else name
-        return " and then ".join(_kind_of_call(call) for call in self.calls)
+        return joined([kind_of_call(call) for call in self.calls])
 
     @property
     def kind(self) -> str:
         if self.region.wiring:
             return "wiring"
         if len(self.calls) == 1 and self.calls[0].name == "convolution":
-            return _kind_of_convolution(self.alignment, self.calls[0])
+            return kind_of_convolution(self.alignment, self.calls[0])
+        if self.at is not None:
+            return kind_of_call(self.at)
         ours, theirs = self.ours, self.theirs
         if len(self.calls) == 1 and self._shares_parameters:
             return theirs
@@ -162,13 +143,23 @@ class _Words:
     def name(self) -> str:
         if self.region.wiring and self.region.reader:
             return self.region.reader
+        if self.at is not None and (layer := self.layer_of(self.at)):
+            return layer
         leaves = self.alignment.leaves(self.region)
         layers = list(dict.fromkeys(leaf.rpartition(".")[0] or leaf for leaf in leaves))
         if len(layers) == 1 and self.equations:
             return layers[0]
         scope = self.equations[-1].scope if self.equations else self.alignment.scope(self.region.part.output)
-        kind = self.theirs if not self.equations else self.kind
+        kind = (self.theirs if not self.equations else self.kind).rpartition(" to ")[2]
         return ".".join(filter(None, (scope, kind.replace(" ", "_"))))
+
+    def layer_of(self, call: Call) -> str:
+        """Return the path of the layer of JAX whose parameters an operator of PyTorch takes; empty for none."""
+        names = {name for n in call.operands for name in self.alignment.names_of_values.get(n, ())}
+        for leaf in self.alignment.leaves(self.region):
+            if names & set(self.alignment.torch_names.get(leaf, ())):
+                return leaf.rpartition(".")[0] or leaf
+        return ""
 
     @property
     def is_one_layer(self) -> bool:
@@ -202,6 +193,11 @@ def _comparison(alignment: Alignment, region: Region, words: _Words) -> Comparis
     except (TypeError, ValueError) as error:
         return f"JAX does not run it alone: {error}"
     theirs = layout.to_jax(graph.values[region.tie.number])
+    if ours.size != theirs.size:
+        return _explained(words, other_shape(ours, theirs), cause_of(alignment, region), False)
+    if ours.dtype.kind in "iub" and theirs.dtype.kind in "iub":
+        found = of_integers(ours, theirs)
+        return found if found.verdict.passes else _explained(words, found, cause_of(alignment, region), False)
     lowered = ours.dtype != np.float32 and np.dtype(ours.dtype).name in ("bfloat16", "float16")
     if lowered:
         ours = ours.astype(np.float32)
@@ -230,7 +226,7 @@ def _comparison(alignment: Alignment, region: Region, words: _Words) -> Comparis
             return lower
     differs = region.ours is not None and exact is not None and _differs(region.ours, exact)
     if found.verdict.passes and not differs:
-        return _other_function(words, found)
+        return _with_parameters(words, _other_function(words, found))
     if not found.verdict.passes and found.verdict not in (Verdict.BUG, Verdict.NONFINITE):
         return found
     cause = cause_of(alignment, region) if words.equations and words.calls else None
@@ -391,11 +387,18 @@ def _other_function(words: _Words, found: Comparison) -> Comparison:
 
 def _explained(words: _Words, found: Comparison, cause: Cause | None, differs: bool) -> Comparison:
     if cause is not None:
+        words.at = cause.call
         return dataclasses.replace(found, verdict=Verdict.CONVENTION, name=cause.name, cause=cause.text, fix=cause.fix)
     ours, theirs = words.ours, words.theirs
     other = _other_numbers(words)
+    if found.verdict.passes and other:
+        return _with_parameters(words, found)
     if found.verdict is Verdict.BUG and (words.is_one_layer or (ours == theirs and other)):
-        return dataclasses.replace(found, cause="; ".join(filter(None, (found.cause, other))))
+        return dataclasses.replace(found, cause="; ".join(filter(None, (other, found.cause))))
+    if words.equations and all(e.aval.dtype.kind in "iub" for e in words.equations) and not words.calls:
+        place = words.layer_of(words.region.calls[-1]) if words.region.calls else ""
+        cause = f"JAX takes other elements{' of ' + place if place else ''} than PyTorch: the indices differ"
+        return dataclasses.replace(found, verdict=Verdict.BUG, name="indices", cause=cause, fix="compare the indices")
     if ours != theirs:
         simple = (
             found.verdict is not Verdict.NONFINITE
@@ -419,6 +422,17 @@ def _explained(words: _Words, found: Comparison, cause: Cause | None, differs: b
     return found
 
 
+def _with_parameters(words: _Words, found: Comparison) -> Comparison:
+    """Return BUG or CONVENTION where parameters or the momentum differ and the results do not show it; else `found`."""
+    if other := _other_numbers(words):
+        return dataclasses.replace(found, verdict=Verdict.BUG, name="parameters", cause=other, fix="convert it again")
+    for call in words.calls:
+        momentum = words.alignment.program.settings.get(words.layer_of(call), {}).get("momentum")
+        if momentum is not None and call.get("momentum") is not None:
+            found = with_momentum(found, momentum, call.get("momentum"))
+    return found
+
+
 def _other_numbers(words: _Words) -> str:
     """Say which parameters of a layer have other numbers in JAX than in PyTorch."""
     program, graph = words.alignment.program, words.alignment.graph
@@ -429,58 +443,21 @@ def _other_numbers(words: _Words) -> str:
             layer, _, own = name.rpartition(".")
             theirs = graph.layers.get(layer, {}).get(own)
             ours = np.asarray(program.constants[n])
-            if theirs is None or ours.size != theirs.size:
+            if theirs is None or ours.size != theirs.size or ours.dtype != theirs.dtype:
                 continue
-            if np.array_equal(np.sort(ours, axis=None), np.sort(theirs, axis=None)):
+            if np.array_equal(np.sort(ours, axis=None), np.sort(theirs, axis=None), equal_nan=True):
                 continue
-            others = words.alignment.torch_with_numbers(ours)
-            said.append(f"{path} has the numbers of {others[0]}" if others else f"{path} has other numbers than {name}")
-    return "; ".join(said)
+            if others := words.alignment.torch_with_numbers(ours):
+                said.append(f"{path} has the numbers of {others[0]}")
+                continue
+            here = _nearest_layout(ours, theirs)
+            near = here is not None and np.count_nonzero(~same_bits(here, theirs)) <= theirs.size / 2
+            said.append(of_other_bits(path, here, theirs) if near else f"{path} has other numbers than {name}")
+    return "; ".join(filter(None, said))
 
 
-def _kind_of_call(call: Call) -> str:
-    if call.name == "gelu" and call.get("approximate") == "tanh":
-        return "gelu (tanh)"
-    if call.name == "convolution" and call.get("transposed"):
-        return "transposed convolution"
-    return KINDS.get(call.name, call.name)
-
-
-def _kind_of_convolution(alignment: Alignment, call: Call) -> str:
-    weight = alignment.graph.values[call.get("weight").number].shape
-    if call.get("transposed"):
-        return "transposed convolution"
-    if call.get("groups") > 1 and weight[1] == 1:
-        return "depthwise"
-    return "pointwise" if set(weight[2:]) == {1} else "convolution"
-
-
-def _kind_of_ours(equations: Sequence[Equation]) -> str:
-    """Return what equations compute, by the functions that they are in and by their primitives."""
-    names = [e.name for e in equations]
-    some = set(names)
-    kinds = []
-    calls = list(dict.fromkeys(e.call for e in equations if e.call))
-    if {"reduce_max", "exp", "reduce_sum"} <= some:
-        kinds.append("softmax")
-    elif some & {"rsqrt", "sqrt"} and "reduce_sum" in some:
-        kinds.append("layer norm" if "sub" in some else "rms norm")
-    elif some & {"rsqrt", "sqrt"}:
-        kinds.append("batch norm")
-    elif {"reduce_sum", "div"} <= some:
-        kinds.append("mean")
-    for primitive, kind in (
-        ("conv_general_dilated", "convolution"),
-        ("depthwise_conv", "depthwise"),
-        ("dot_general", "matrix product"),
-        ("product", "matrix product"),
-        ("reduce_window_max", "max pool"),
-        ("reduce_window_sum", "window sum"),
-    ):
-        if primitive in some:
-            kinds.append(kind)
-    if not kinds and calls:
-        return " and then ".join(calls)
-    if not kinds and len(names) == 1:
-        return {"mul": "multiply"}.get(names[0], names[0])
-    return " and ".join(kinds) if kinds else " and then ".join(dict.fromkeys(names))
+def _nearest_layout(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray | None:
+    """Return a parameter of JAX in the layout of PyTorch in which the most elements are equal."""
+    at = np.linspace(0, theirs.size - 1, min(256, theirs.size)).astype(np.int64)
+    fitting = [each.to_torch(ours) for each in itertools.islice(layouts(theirs.shape, ours.shape), 130)]
+    return max(fitting, key=lambda a: np.count_nonzero(a.ravel()[at] == theirs.ravel()[at]), default=None)

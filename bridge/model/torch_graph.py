@@ -58,7 +58,8 @@ class TorchGraph:
       values: every tensor, in PyTorch's layout.
       parameters: the name of each parameter and buffer, by its number.
       inputs, outputs: the numbers of the data and of the results.
-      settings: of a layer by its path: its parameters and buffers by name, in PyTorch's layout.
+      layers: of a layer by its path: its parameters and buffers by name, in PyTorch's layout.
+      results: the name of each output.
     """
 
     calls: Sequence[Call]
@@ -67,6 +68,7 @@ class TorchGraph:
     inputs: Sequence[int]
     outputs: Sequence[int]
     layers: Mapping[str, Mapping[str, np.ndarray]]
+    results: Sequence[str] = ()
 
 
 def without_repeats(calls: Sequence[Call], values: Mapping[int, np.ndarray]) -> tuple[list[Call], dict[int, int]]:

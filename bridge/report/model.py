@@ -69,6 +69,8 @@ def summary(parity: ModelParity) -> str:
     if growth := max((layer.growth for layer in parity.layers if layer.growth is not None), default=None):
         told.append(f"Run end to end, the networks differ by at most {growth:.2g} of a layer's norm.")
     logits = parity.logits
+    if logits is None:
+        return " ".join(told)
     if parity.same_bits:
         told.append(f"{logits.different:,} of {logits.classes * parity.images[0]:,} logits have other bits.")
     if not logits.different:

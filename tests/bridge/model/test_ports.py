@@ -43,7 +43,7 @@ class Ours(nnx.Module):
 
     def __init__(self, rngs, *, epsilon=1e-5, exact=True, residual=True, scale=True, bias=True, gamma=True, padding=1):
         self.conv = nnx.Conv(3, 8, (3, 3), 2, padding=padding, rngs=rngs)
-        self.bn = nnx.BatchNorm(8, rngs=rngs)
+        self.bn = nnx.BatchNorm(8, momentum=0.9, rngs=rngs)
         self.dw = nnx.Conv(8, 8, (3, 3), padding=1, feature_group_count=8, rngs=rngs)
         self.ln = nnx.LayerNorm(8, epsilon=epsilon, rngs=rngs)
         self.up = nnx.Linear(8, 16, rngs=rngs)
