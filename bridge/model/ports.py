@@ -14,6 +14,7 @@ from bridge.diagnosis.target import Expected
 from bridge.model import aten, primitives
 from bridge.model.alignment import NORMALIZATIONS, Alignment, Region, evaluated, layer_of, layouts
 from bridge.model.causes import Cause, cause_of
+from bridge.model.element_order import other_order
 from bridge.model.elementwise_functions import PROBES, are_one, named
 from bridge.model.jaxprs import Equation
 from bridge.model.operation_names import joined, kind_of_call, kind_of_convolution, kind_of_ours
@@ -48,8 +49,10 @@ def judged(alignment: Alignment, region: Region) -> Row | None:
     equations = core_equations(alignment, region)
     calls = core_calls(alignment, region)
     is_repeated = not region.is_met and not calls  # JAX computes a tensor that it has
-    if is_repeated or (not equations and not calls and not region.wiring):
+    if is_repeated:
         return None
+    if not equations and not calls and not region.wiring:
+        return _moved(alignment, region)
     words = _Words(alignment, region, equations, calls)
     if not calls and not region.wiring and words.ours == "nothing" and equations:
         return None
@@ -69,6 +72,24 @@ def judged(alignment: Alignment, region: Region) -> Row | None:
     if isinstance(isolated, str):
         return Row(words.name, made, words.kind, None, isolated)
     return Row(words.name, made, words.kind, isolated, "")
+
+
+def _moved(alignment: Alignment, region: Region) -> Row | None:
+    """Return a row where JAX only moves elements, and a layer reads them in another order than PyTorch's."""
+    if region.is_equal or not region.part.equations:
+        return None
+    ours = run(alignment, region)
+    theirs = region.tie.layout.to_jax(alignment.graph.values[region.tie.number])
+    if ours.size != theirs.size or same_bits(ours, theirs.astype(ours.dtype)).all():
+        return None
+    exact = Expected(theirs.astype(np.float64), np.zeros(theirs.shape))
+    order = other_order(ours, theirs) or "the order of the elements is another one in JAX"
+    fix = "keep PyTorch's order in JAX"
+    found = dataclasses.replace(
+        compared(ours, theirs, exact), verdict=Verdict.CONVENTION, name="order of elements", cause=order, fix=fix
+    )
+    name = region.reader or alignment.scope(region.part.output)
+    return Row(name, "nothing", "order of elements", found, "")
 
 
 def core_equations(alignment: Alignment, region: Region) -> list[Equation]:
@@ -97,6 +118,7 @@ class _Words:
         self.ours_function = alignment.function_of_ours(region.part.equations, region.part.inputs, region.part.output)
         self.theirs_function = alignment.function_of_theirs(region.calls, region.sources, region.tie.number)
         self.at: Call | None = None  # the operator that a cause changes
+        self.layer = ""  # the layer of JAX whose parameters differ
 
     @property
     def ours(self) -> str:
@@ -121,6 +143,13 @@ class _Words:
         return joined([kind_of_call(call) for call in self.calls])
 
     @property
+    def parameter(self) -> str:
+        """The parameter of PyTorch that a single sum or product takes, such as " with blocks.0.gamma"; else nothing."""
+        named = self.alignment.names_of_values
+        own = [name for call in self.calls for operand in call.operands for name in named.get(operand, ())]
+        return f" with {own[0]}" if len(self.calls) == 1 == len(own) and self.calls[0].name in ("add", "mul") else ""
+
+    @property
     def kind(self) -> str:
         if self.region.wiring:
             return "wiring"
@@ -143,20 +172,30 @@ class _Words:
     def name(self) -> str:
         if self.region.wiring and self.region.reader:
             return self.region.reader
+        if self.layer:
+            return self.layer
         if self.at is not None and (layer := self.layer_of(self.at)):
             return layer
         leaves = self.alignment.leaves(self.region)
         layers = list(dict.fromkeys(leaf.rpartition(".")[0] or leaf for leaf in leaves))
         if len(layers) == 1 and self.equations:
             return layers[0]
+        missing = {self.layer_of(call, everywhere=True) for call in self.calls} - {""}
+        if not self.equations and len(missing) == 1:
+            return missing.pop()
         scope = self.equations[-1].scope if self.equations else self.alignment.scope(self.region.part.output)
         kind = (self.theirs if not self.equations else self.kind).rpartition(" to ")[2]
         return ".".join(filter(None, (scope, kind.replace(" ", "_"))))
 
-    def layer_of(self, call: Call) -> str:
-        """Return the path of the layer of JAX whose parameters an operator of PyTorch takes; empty for none."""
+    def layer_of(self, call: Call, *, everywhere: bool = False) -> str:
+        """Return the path of the layer of JAX whose parameters an operator of PyTorch takes; empty for none.
+
+        Args:
+          call: the operator.
+          everywhere: look at all parameters of JAX, and not only at those of the region.
+        """
         names = {name for n in call.operands for name in self.alignment.names_of_values.get(n, ())}
-        for leaf in self.alignment.leaves(self.region):
+        for leaf in self.alignment.torch_names if everywhere else self.alignment.leaves(self.region):
             if names & set(self.alignment.torch_names.get(leaf, ())):
                 return leaf.rpartition(".")[0] or leaf
         return ""
@@ -196,8 +235,8 @@ def _comparison(alignment: Alignment, region: Region, words: _Words) -> Comparis
     if ours.size != theirs.size:
         return _explained(words, other_shape(ours, theirs), cause_of(alignment, region), False)
     if ours.dtype.kind in "iub" and theirs.dtype.kind in "iub":
-        found = of_integers(ours, theirs)
-        return found if found.verdict.passes else _explained(words, found, cause_of(alignment, region), False)
+        same = of_integers(ours, theirs)
+        return same if same.verdict.passes else _explained(words, same, cause_of(alignment, region), False)
     lowered = ours.dtype != np.float32 and np.dtype(ours.dtype).name in ("bfloat16", "float16")
     if lowered:
         ours = ours.astype(np.float32)
@@ -229,7 +268,11 @@ def _comparison(alignment: Alignment, region: Region, words: _Words) -> Comparis
         return _with_parameters(words, _other_function(words, found))
     if not found.verdict.passes and found.verdict not in (Verdict.BUG, Verdict.NONFINITE):
         return found
-    cause = cause_of(alignment, region) if words.equations and words.calls else None
+    cause = cause_of(alignment, region)
+    if cause is None and found.verdict is Verdict.BUG:
+        within = _within(region.ours, exact).allowed if exact is not None or region.ours is not None else 0.0
+        if order := other_order(ours, theirs, within):
+            cause = Cause("order of elements", order, "keep PyTorch's order in JAX")
     return _explained(words, found, cause, differs)
 
 
@@ -393,12 +436,15 @@ def _explained(words: _Words, found: Comparison, cause: Cause | None, differs: b
     other = _other_numbers(words)
     if found.verdict.passes and other:
         return _with_parameters(words, found)
-    if found.verdict is Verdict.BUG and (words.is_one_layer or (ours == theirs and other)):
-        return dataclasses.replace(found, cause="; ".join(filter(None, (other, found.cause))))
+    if other or (found.verdict is Verdict.BUG and words.is_one_layer):
+        return dataclasses.replace(found, verdict=Verdict.BUG, cause="; ".join(filter(None, (other, found.cause))))
+    if not words.calls and (extra := _extra_parameter(words)):
+        fix = "leave it out in JAX, as use_bias=False does"
+        return dataclasses.replace(found, verdict=Verdict.CONVENTION, name="extra parameter", cause=extra, fix=fix)
     if words.equations and all(e.aval.dtype.kind in "iub" for e in words.equations) and not words.calls:
         place = words.layer_of(words.region.calls[-1]) if words.region.calls else ""
-        cause = f"JAX takes other elements{' of ' + place if place else ''} than PyTorch: the indices differ"
-        return dataclasses.replace(found, verdict=Verdict.BUG, name="indices", cause=cause, fix="compare the indices")
+        said = f"JAX takes other elements{' of ' + place if place else ''} than PyTorch: the indices differ"
+        return dataclasses.replace(found, verdict=Verdict.BUG, name="indices", cause=said, fix="compare the indices")
     if ours != theirs:
         simple = (
             found.verdict is not Verdict.NONFINITE
@@ -409,7 +455,7 @@ def _explained(words: _Words, found: Comparison, cause: Cause | None, differs: b
             found,
             verdict=Verdict.CONVENTION if simple or not words.equations or not words.calls else Verdict.BUG,
             name="another operation",
-            cause=f"JAX computes {ours} where PyTorch computes {theirs}",
+            cause=f"JAX computes {ours} where PyTorch computes {theirs}{words.parameter}",
             fix=f"compute {theirs} there in JAX",
         )
     if found.verdict.passes and differs:
@@ -420,6 +466,13 @@ def _explained(words: _Words, found: Comparison, cause: Cause | None, differs: b
             cause=f"both compute {theirs}, but not the same: the exact results differ, by less than float32 shows here",
         )
     return found
+
+
+def _extra_parameter(words: _Words) -> str:
+    """Say which parameter JAX adds or multiplies by, where PyTorch has none."""
+    alignment = words.alignment
+    extra = [leaf for leaf in alignment.leaves(words.region) if not alignment.torch_names.get(leaf)]
+    return f"JAX computes {words.ours} with {extra[0]}, a parameter that PyTorch has not" if extra else ""
 
 
 def _with_parameters(words: _Words, found: Comparison) -> Comparison:
@@ -438,8 +491,8 @@ def _other_numbers(words: _Words) -> str:
     program, graph = words.alignment.program, words.alignment.graph
     said = []
     for n in words.region.part.inputs:
-        path = program.parameters.get(n)
-        for name in () if path is None else words.alignment.torch_names.get(path, ()):
+        path = program.parameters.get(n, "")
+        for name in words.alignment.torch_names.get(path, ()) if path else ():
             layer, _, own = name.rpartition(".")
             theirs = graph.layers.get(layer, {}).get(own)
             ours = np.asarray(program.constants[n])
@@ -447,12 +500,15 @@ def _other_numbers(words: _Words) -> str:
                 continue
             if np.array_equal(np.sort(ours, axis=None), np.sort(theirs, axis=None), equal_nan=True):
                 continue
+            words.layer = words.layer or path.rpartition(".")[0]
             if others := words.alignment.torch_with_numbers(ours):
                 said.append(f"{path} has the numbers of {others[0]}")
                 continue
             here = _nearest_layout(ours, theirs)
-            near = here is not None and np.count_nonzero(~same_bits(here, theirs)) <= theirs.size / 2
-            said.append(of_other_bits(path, here, theirs) if near else f"{path} has other numbers than {name}")
+            if here is None or np.count_nonzero(~same_bits(here, theirs)) > theirs.size / 2:
+                said.append(f"{path} has other numbers than {name}")
+            else:
+                said.append(of_other_bits(path, here, theirs))
     return "; ".join(filter(None, said))
 
 
