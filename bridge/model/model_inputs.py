@@ -13,6 +13,22 @@ _DTYPES = (np.float32, np.int32, np.int64, np.bool_)
 
 
 @dataclasses.dataclass(frozen=True)
+class Mode:
+    """How both models run.
+
+    Attributes:
+      gradients: also backward, to the gradient of every parameter.
+      training: in training mode; else in inference.
+    """
+
+    gradients: bool = False
+    training: bool = False
+
+
+INFERENCE = Mode()
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelInputs:
     """The inputs of one model.
 

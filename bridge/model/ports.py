@@ -21,6 +21,7 @@ from bridge.model.operation_verdicts import NAMES, compared, judge, of_integers,
 from bridge.model.operations import Operation
 from bridge.model.parameters import of_other_bits, with_momentum
 from bridge.model.running_error import Bounded
+from bridge.model.torch_evaluation import is_known
 from bridge.model.torch_graph import Call, Ref
 from bridge.numerics import same_bits
 
@@ -56,7 +57,13 @@ def judged(alignment: Alignment, region: Region) -> Row | None:
     isolated = words.wired() if region.wiring else _comparison(alignment, region, words)
     made = ", ".join(dict.fromkeys(words.place(call) for call in calls)) or "nothing"
     layers = [call for call in calls if call.name in (*aten.CONTRACTIONS, *NORMALIZATIONS)]
-    if layers and not equations and isinstance(isolated, Comparison) and isolated.verdict.passes:
+    if (
+        layers
+        and not equations
+        and not words.is_backward
+        and isinstance(isolated, Comparison)
+        and isolated.verdict.passes
+    ):
         # as a residual branch whose last layer starts from zeros
         cause = f"JAX computes nothing where PyTorch computes {words.theirs}"
         isolated = dataclasses.replace(
@@ -72,19 +79,22 @@ def judged(alignment: Alignment, region: Region) -> Row | None:
 
 
 def core_equations(alignment: Alignment, region: Region) -> list[Equation]:
-    """Return the equations that compute something from the data."""
-    return [
+    """Return the equations that compute something from the data; of the backward pass, from incoming gradients."""
+    found = [
         e
         for e in region.part.equations
         if e.name not in primitives.MOVES
         and e.name != "convert_element_type"
+        and not (e.name.startswith("reduce_") and e.aval.size == alignment.program.avals[e.inputs[0]].size)
         and any(alignment.is_data(n) for n in e.inputs)
     ]
+    return [e for e in found if alignment.is_back(e.outputs)] if alignment.is_backward(region) else found
 
 
 def core_calls(alignment: Alignment, region: Region) -> list[Call]:
-    """Return the operators that compute something from the data."""
-    return [c for c in region.calls if alignment.is_core(c)]
+    """Return the operators that compute something from the data; of the backward pass, from incoming gradients."""
+    found = [c for c in region.calls if alignment.is_core(c)]
+    return [c for c in found if not alignment.late.isdisjoint(c.outputs)] if alignment.is_backward(region) else found
 
 
 class _Words:
@@ -96,6 +106,7 @@ class _Words:
         self.alignment, self.region, self.equations, self.calls = alignment, region, equations, calls
         self.ours_function = alignment.function_of_ours(region.part.equations, region.part.inputs, region.part.output)
         self.theirs_function = alignment.function_of_theirs(region.calls, region.sources, region.tie.number)
+        self.is_backward = alignment.is_backward(region)
         self.at: Call | None = None  # the operator that a cause changes
 
     @property
@@ -141,6 +152,14 @@ class _Words:
 
     @property
     def name(self) -> str:
+        """The path of the layer, or of the module and the kind; of a gradient, what it is of or comes through."""
+        if not self.alignment.is_backward(self.region):
+            return self._place
+        name = self.alignment.result_of(self.region)
+        return name or f"gradient through {self._place.removesuffix('_gradient')}"
+
+    @property
+    def _place(self) -> str:
         if self.region.wiring and self.region.reader:
             return self.region.reader
         if self.at is not None and (layer := self.layer_of(self.at)):
@@ -204,6 +223,9 @@ def _comparison(alignment: Alignment, region: Region, words: _Words) -> Comparis
     if ours.dtype != theirs.dtype:
         return f"JAX gave {ours.dtype} and PyTorch {theirs.dtype}, expected float32"
     exact = evaluated(graph, region.calls, region.sources).get(region.tie.number)
+    computed = region.ours
+    if words.is_backward:
+        computed, exact = alignment.eased(region.part, region.tie.number) or (computed, exact)
     if exact is not None:
         exact = Bounded(
             layout.to_jax(exact.value),
@@ -211,12 +233,12 @@ def _comparison(alignment: Alignment, region: Region, words: _Words) -> Comparis
         )
     found = _of_operation(alignment, region, words, ours)
     if found is None:
-        if exact is None and region.ours is None:
+        if exact is None and computed is None:
             same = compared(ours, theirs, Expected(theirs.astype(np.float64), np.full(theirs.shape, np.inf)))
-            unknown = next((c.name for c in words.calls if c.name not in aten.known()), "")
+            unknown = next((c.name for c in words.calls if not is_known(c.name)), "")
             return same if same.verdict is Verdict.IDENTICAL else region.unknown or f"no bound is known for {unknown}"
-        found = compared(ours, theirs, _within(region.ours, exact))
-        if exact is None or region.ours is None:
+        found = compared(ours, theirs, _within(computed, exact))
+        if exact is None or computed is None:
             reason = region.unknown or f"no bound is known for {', '.join(_unknown(words.calls))} in PyTorch"
             if found.verdict is not Verdict.IDENTICAL and exact is None:
                 return reason
@@ -224,7 +246,7 @@ def _comparison(alignment: Alignment, region: Region, words: _Words) -> Comparis
         lower = _lower_precision(region, exact, ours, theirs, found)
         if lower is not None:
             return lower
-    differs = region.ours is not None and exact is not None and _differs(region.ours, exact)
+    differs = computed is not None and exact is not None and _differs(computed, exact)
     if found.verdict.passes and not differs:
         return _with_parameters(words, _other_function(words, found))
     if not found.verdict.passes and found.verdict not in (Verdict.BUG, Verdict.NONFINITE):
@@ -258,7 +280,7 @@ def _within(ours: Bounded | None, exact: Bounded | None) -> Expected:
 
 
 def _unknown(calls: Sequence[Call]) -> list[str]:
-    return [c.name for c in calls if c.name not in aten.known()] or [c.name for c in calls]
+    return [c.name for c in calls if not is_known(c.name)] or [c.name for c in calls]
 
 
 def _of_operation(alignment: Alignment, region: Region, words: _Words, ours: np.ndarray) -> Comparison | None:
@@ -386,6 +408,8 @@ def _other_function(words: _Words, found: Comparison) -> Comparison:
 
 
 def _explained(words: _Words, found: Comparison, cause: Cause | None, differs: bool) -> Comparison:
+    if cause is None and words.is_backward:
+        return _of_gradient(words, found)
     if cause is not None:
         words.at = cause.call
         return dataclasses.replace(found, verdict=Verdict.CONVENTION, name=cause.name, cause=cause.text, fix=cause.fix)
@@ -420,6 +444,38 @@ def _explained(words: _Words, found: Comparison, cause: Cause | None, differs: b
             cause=f"both compute {theirs}, but not the same: the exact results differ, by less than float32 shows here",
         )
     return found
+
+
+def _of_gradient(words: _Words, found: Comparison) -> Comparison:
+    """Return a verdict that fails on a part of the backward pass, with what is known of it."""
+    alignment, graph = words.alignment, words.alignment.program.equations
+    stops = list(dict.fromkeys(e.scope or "the model itself" for e in graph if e.name == "stop_gradient"))
+    of = " and then ".join(dict.fromkeys(kind_of_call(call) for call in words.calls)) or "nothing"
+    if not words.equations and words.calls and alignment.is_zero(words.region):
+        cause, name = f"JAX passes no gradient back here, where PyTorch computes {of}", "gradient missing"
+    elif factor := _gradient_factor(words):
+        cause, name = f"JAX's gradient is {factor:.6g} times PyTorch's", "scale of the gradient"
+    elif words.theirs == "nothing":
+        cause, name = f"in the backward pass JAX computes {words.ours} where PyTorch computes nothing", "gradient"
+    else:
+        cause, name = f"JAX's gradient is another one than PyTorch's {of}", "gradient"
+    if stops:
+        cause += f"; JAX stops gradients in {', '.join(stops)}"
+    fix = "look for stop_gradient, custom derivatives and a factor in the JAX function"
+    return dataclasses.replace(found, verdict=Verdict.BUG, name=name, cause=cause, fix=fix)
+
+
+def _gradient_factor(words: _Words) -> float | None:
+    """Return the number by which all of JAX's result is PyTorch's, to within 2^-12; None where there is none."""
+    region = words.region
+    theirs = region.tie.layout.to_jax(words.alignment.graph.values[region.tie.number])
+    if region.ours is None or region.ours.shape != theirs.shape:
+        return None
+    ours, wide = region.ours.value.ravel(), theirs.astype(np.float64).ravel()
+    norm = float(wide @ wide)
+    factor = float(ours @ wide) / norm if norm > 0 else 0.0
+    is_near = np.abs(ours - factor * wide).max(initial=0.0) <= 2.0**-12 * np.abs(ours).max(initial=0.0)
+    return factor if factor and is_near else None
 
 
 def _with_parameters(words: _Words, found: Comparison) -> Comparison:

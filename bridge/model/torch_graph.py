@@ -60,6 +60,8 @@ class TorchGraph:
       inputs, outputs: the numbers of the data and of the results.
       layers: of a layer by its path: its parameters and buffers by name, in PyTorch's layout.
       results: the name of each output.
+      incoming: the gradient of each floating-point output by its name, from which the backward pass starts.
+      gradients: the gradient of each parameter by its name; without those that the outputs do not depend on.
     """
 
     calls: Sequence[Call]
@@ -69,6 +71,8 @@ class TorchGraph:
     outputs: Sequence[int]
     layers: Mapping[str, Mapping[str, np.ndarray]]
     results: Sequence[str] = ()
+    incoming: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    gradients: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def without_repeats(calls: Sequence[Call], values: Mapping[int, np.ndarray]) -> tuple[list[Call], dict[int, int]]:
