@@ -477,7 +477,7 @@ class Alignment:
     def _verified(self, value: Bounded, n: int, number: int | None = None) -> Tie | None:
         """Return the tie of a value, that of `number`, to a tensor in the layout in which both are one."""
         array = self.graph.values[n]
-        theirs = None
+        theirs, fitting = None, None
         size = value.value.size
         at = np.linspace(0, size - 1, min(_SAMPLED, size)).astype(np.int64)
         wanted = value.value.ravel()[at]
@@ -496,9 +496,12 @@ class Alignment:
             with np.errstate(all="ignore"):
                 outside = np.abs(here - value.value) > allowed + value.function
             is_one = not outside.any() and (np.isfinite(here) == np.isfinite(value.value)).all()
-            if is_one or (number is not None and n in self.late and self._is_eased(number, Tie(n, layout))):
+            if not is_one and not (number is not None and n in self.late and self._is_eased(number, Tie(n, layout))):
+                continue
+            fitting = Tie(n, layout) if fitting is None else fitting
+            if not _are_apart(layout, theirs, value):
                 return Tie(n, layout)
-        return None
+        return fitting
 
     def _is_eased(self, number: int, tie: Tie) -> bool:
         """Return True where a gradient is a tensor within the errors of `eased`."""
@@ -565,17 +568,19 @@ class Alignment:
     def eased(self, part: Part, number: int) -> tuple[Bounded, Bounded] | None:
         """Return JAX's and PyTorch's value of a gradient where one keeps an activation and the other computes it again.
 
-        PyTorch's activation is rounded. So one that only one of them reads has the error of its own operator. Returns
-        None where both read the same.
+        PyTorch's activations are rounded, so that one does not follow from another. Where both do not read the same
+        ones, each has the error of its own operator. Returns None where they do.
         """
         found = self.calls(number)
         if found is None:
             return None
         ours = {n: self.ties[n][-1] for n in part.inputs if n in self.ties}
-        one_sided = {tie.number for tie in ours.values()} ^ set(found[1])
-        errors = {n: self._errors[n] for n in one_sided if n in self._errors}
+        read = {tie.number for tie in ours.values()}
+        if not any(n in self._errors for n in read ^ set(found[1])):
+            return None
+        errors = {n: self._errors[n] for n in read | set(found[1]) if n in self._errors}
         theirs = evaluated(self.graph, [self.graph.calls[i] for i in found[0]], found[1], errors).get(number)
-        if not errors or theirs is None:
+        if theirs is None:
             return None
         values = {n: self.values[n] for n in part.inputs}
         for n, tie in ours.items():
@@ -620,7 +625,7 @@ class Alignment:
         yield from self._meet(data[0], operand, i, call, equation)
 
     def _anchor_of_kernel(self, i: int, equation: Equation, data: Sequence[int]) -> Iterator[Region]:
-        """Tie the incoming gradient of a kernel's gradient: the activation that it is multiplied with tells the layer."""
+        """Tie the incoming gradient of a kernel's gradient: the activation that is its other factor tells the layer."""
         late, early = ([n for n in data if (n in self._late) is is_late] for is_late in (True, False))
         if equation.name not in (*primitives.CONTRACTIONS, "depthwise_conv_kernel_gradient") or not late or not early:
             return
@@ -679,13 +684,23 @@ class Alignment:
         tie = older or self._fitting(value, wanted, before, call, equation)
         if tie is None:
             return
-        if older is None:
+        if (
+            older is None
+            and wanted in self.late
+            and value in self.ties
+            and np.array_equal(
+                self.values[value].value,
+                tie.layout.to_jax(self.graph.values[wanted]),  # type: ignore[union-attr]
+            )
+        ):
+            self.seen.update((self.calls(wanted) or ((), ()))[0])
+        elif older is None:
             wiring = self._wired_otherwise(value, wanted, before)
             now = self.values.get(value)
             if value not in self.ties and (now is None or not self._is_tensor(now, tie)):
                 yield from self._unlike_before(self._part(value)[0])
             if not wiring:
-                yield from self._split(value, tie)
+                yield from self._split(value, tie, before)
             now = self.values.get(value)
             is_equal = value not in self.ties and not wiring and now is not None and self._is_tensor(now, tie)
             reader = "" if equation is None else self._layer_of(equation)
@@ -710,7 +725,7 @@ class Alignment:
         with np.errstate(all="ignore"):
             return not (np.abs(here - value.value) > allowed + value.function).any()
 
-    def _split(self, value: int, tie: Tie) -> Iterator[Region]:
+    def _split(self, value: int, tie: Tie, before: int) -> Iterator[Region]:
         """Find one wrong step in a region whose other steps are right, and yield it.
 
         The step ends at a value of JAX and at a tensor of PyTorch, from which JAX's other equations give PyTorch's
@@ -749,7 +764,7 @@ class Alignment:
                     if self._gives(middle, new, equations, value, tie):
                         yield self._region(middle, new, False)
                         self._tie(middle, new)
-                        self._again(middle, self._producer[value][0] + 1)
+                        self._again(middle, before)
                         return
 
     def _gives(self, middle: int, new: Tie, equations: Sequence[Equation], value: int, tie: Tie) -> bool:
@@ -958,10 +973,19 @@ def evaluated(
         if all(n in values for n in call.operands):
             try:
                 values |= zip(call.outputs, evaluate(call, values))
+                chosen = (n for n in call.outputs if n not in values and graph.values[n].dtype.kind == "i")
+                values |= {n: Bounded.exact(graph.values[n]) for n in chosen}  # the places of maxima
             except aten.UnknownOperator:
                 if all(values[n].value.dtype.kind in "iub" for n in call.operands):  # nothing is rounded
                     values |= {n: Bounded.exact(graph.values[n]) for n in call.outputs}
     return values
+
+
+def _are_apart(layout: Layout, theirs: Bounded, ours: Bounded) -> bool:
+    """Return True where both are other functions in a layout: further apart than the errors of float64."""
+    function = layout.to_jax(np.broadcast_to(np.asarray(theirs.function, np.float64), theirs.shape))
+    with np.errstate(all="ignore"):
+        return bool((np.abs(layout.to_jax(theirs.value) - ours.value) > function + ours.function).any())
 
 
 def _of_tensor(array: np.ndarray, errors: np.ndarray | None) -> Bounded:
