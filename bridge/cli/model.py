@@ -98,8 +98,8 @@ def model(
         log.info("%s: making both networks", network)
         made = made_by(network)
         shown = functools.partial(counted, description=f"{network}, operation")
-        modes = {"gradients": gradients, "training": training}
-        parity = model_parity(made.module, made.model, made.inputs, made.manifest, name=network, track=shown, **modes)
+        compare = functools.partial(model_parity, gradients=gradients, training=training, name=network, track=shown)
+        parity = compare(made.module, made.model, made.inputs, made.manifest)
         _report(parity, json, html)
         raise typer.Exit(exit_code(parity.verdict, fail_on))
     if image is not None and batch is not None:
@@ -111,14 +111,14 @@ def model(
         if own := [name for name, value in {"--layout": layout, "--same-bits": same_bits or None}.items() if value]:
             raise ValueError(f"`gradients` and `training` compare within bounds, expected no {', '.join(own)}")
         shown = functools.partial(counted, description=f"{pair.name}, operation")
-        modes = {"gradients": gradients, "training": training}
-        parity = model_parity(pair.module, pair.model, images, pair.manifest, name=pair.name, track=shown, **modes)
+        compare = functools.partial(model_parity, gradients=gradients, training=training, name=pair.name, track=shown)
+        parity = compare(pair.module, pair.model, images, pair.manifest)
         _report(parity, json, html)
         raise typer.Exit(exit_code(parity.verdict, fail_on))
     shown = functools.partial(track, description=f"{pair.name}, operation")
     known = KnownOrders.of_this_machine()
-    compare = same_bits_parity if same_bits else model_parity
-    parity = compare(
+    with_orders = same_bits_parity if same_bits else model_parity
+    parity = with_orders(
         pair.module, pair.model, images, pair.manifest, layout=layout, known=known, name=pair.name, track=shown
     )
     known.save()

@@ -28,7 +28,7 @@ from bridge.model.elementwise_functions import Probed, are_one, probed
 from bridge.model.jaxprs import Equation, Part, Program
 from bridge.model.running_error import Bounded
 from bridge.model.torch_evaluation import evaluate
-from bridge.model.torch_graph import Call, TorchGraph
+from bridge.model.torch_graph import UNITS, Call, TorchGraph
 
 #: Operators that normalize by statistics of their input or by given ones, and the argument that they normalize.
 NORMALIZATIONS = {
@@ -146,7 +146,8 @@ class Alignment:
         names: Mapping[str, Sequence[str]],
         inputs: Mapping[int, np.ndarray],
     ) -> None:
-        self.program, self.graph, self.inputs = program, graph, inputs
+        self.program, self.graph = program, graph
+        self.inputs = {n: x.astype(np.float32) if x.dtype.name in UNITS else x for n, x in inputs.items()}
         self.torch_names = names
         self._producer = {n: (i, e) for i, e in enumerate(program.equations) for n in e.outputs}
         self._maker = {n: (i, c) for i, c in enumerate(graph.calls) for n in c.outputs}
@@ -178,6 +179,7 @@ class Alignment:
             for each in self._by_size.values()
             for n in each
         }
+        self._rough = max((8 * UNITS[name] for name in graph.lower.values()), default=2.0**-9)
         self.values: dict[int, Bounded | None] = {}
         self._unknown: dict[int, str] = {}
         self.ties: dict[int, list[Tie]] = {}
@@ -299,6 +301,9 @@ class Alignment:
                 self.values[number], self._unknown[number] = None, "random numbers have no bound"
                 continue
             self.values[number] = Bounded.exact(value) if is_parameter else Bounded.constant(value)
+            if (u := UNITS.get(np.dtype(self.program.avals[number].dtype).name)) and not is_parameter:
+                made = Bounded.exact(value)
+                self.values[number] = Bounded(made.value, 0.0, 2 * u * np.abs(made.value) + 2.0**-24)
         for i, equation in enumerate(self.program.equations):
             yield from self._equation(i, equation)
         for number, given in zip(self.program.outputs, self.graph.outputs):
@@ -354,7 +359,7 @@ class Alignment:
             self._forget(equation, reason)
             return
         try:
-            results = primitives.evaluate(equation, operands)  # type: ignore[arg-type]
+            results = primitives.evaluate(equation, operands, lower=bool(self.graph.lower))  # type: ignore[arg-type]
         except primitives.UnknownPrimitive as error:
             self._forget(equation, f"no bound is known for {error} in JAX")
             return
@@ -387,7 +392,7 @@ class Alignment:
         candidates = []
         for n in self._by_size.get(value.value.size, ()):
             sum_, size = self._sums[n]
-            if np.isfinite(total) and abs(sum_ - total) > 2.0**-10 * size + float(np.sum(value.function)):
+            if np.isfinite(total) and abs(sum_ - total) > self._rough / 2 * size + float(np.sum(value.function)):
                 continue
             call = self._maker[n][1]
             roots = {self.root(each) for each in call.operands if each in self._data}
@@ -481,7 +486,7 @@ class Alignment:
         size = value.value.size
         at = np.linspace(0, size - 1, min(_SAMPLED, size)).astype(np.int64)
         wanted = value.value.ravel()[at]
-        rough = 2.0**-9 * float(np.abs(wanted).max(initial=0.0))
+        rough = self._rough * float(np.abs(wanted).max(initial=0.0))
         places = np.unravel_index(at, value.shape) if value.shape else ...
         for layout in layouts(array.shape, value.shape):
             here = layout.to_jax(array)
@@ -684,15 +689,8 @@ class Alignment:
         tie = older or self._fitting(value, wanted, before, call, equation)
         if tie is None:
             return
-        if (
-            older is None
-            and wanted in self.late
-            and value in self.ties
-            and np.array_equal(
-                self.values[value].value,
-                tie.layout.to_jax(self.graph.values[wanted]),  # type: ignore[union-attr]
-            )
-        ):
+        here = self._constant(value).value if wanted in self.late and value in self.ties else None
+        if older is None and here is not None and np.array_equal(here, tie.layout.to_jax(self.graph.values[wanted])):
             self.seen.update((self.calls(wanted) or ((), ()))[0])
         elif older is None:
             wiring = self._wired_otherwise(value, wanted, before)
@@ -940,7 +938,8 @@ class Alignment:
         tie = self.ties[number][-1]
         array = tie.layout.to_jax(self.graph.values[tie.number])
         dtype = self.program.avals[number].dtype
-        return array if array.dtype.kind == "f" else array.astype(dtype, copy=False)
+        is_own = array.dtype.kind == "f" and self.graph.lower.get(tie.number) != np.dtype(dtype).name
+        return array if is_own else array.astype(dtype, copy=False)
 
 
 def _results(call: Call) -> tuple[int, ...]:
@@ -973,12 +972,24 @@ def evaluated(
         if all(n in values for n in call.operands):
             try:
                 values |= zip(call.outputs, evaluate(call, values))
+                values |= {
+                    n: _rounded(graph, call, n, values[n]) for n in call.outputs if n in graph.lower and n in values
+                }
                 chosen = (n for n in call.outputs if n not in values and graph.values[n].dtype.kind == "i")
                 values |= {n: Bounded.exact(graph.values[n]) for n in chosen}  # the places of maxima
             except aten.UnknownOperator:
                 if all(values[n].value.dtype.kind in "iub" for n in call.operands):  # nothing is rounded
                     values |= {n: Bounded.exact(graph.values[n]) for n in call.outputs}
     return values
+
+
+def _rounded(graph: TorchGraph, call: Call, number: int, y: Bounded) -> Bounded:
+    """Return a result that PyTorch computes in float32 and rounds to a lower dtype; attention also rounds weights."""
+    u = UNITS[graph.lower[number]]
+    size = np.abs(y.value) + np.asarray(y.rounding)
+    if "attention" in call.name:
+        size = size + 4 * max(float(np.abs(graph.values[n]).max(initial=0.0)) for n in call.operands)
+    return Bounded(y.value, np.asarray(y.rounding) + u * size + 2.0**-126, y.function)
 
 
 def _are_apart(layout: Layout, theirs: Bounded, ours: Bounded) -> bool:

@@ -15,7 +15,7 @@ import torch
 from bridge._implementations.torch_ import to_numpy
 from bridge.model.model_inputs import INFERENCE, Mode, ModelInputs
 from bridge.model.results import named
-from bridge.model.torch_graph import Call, Ref, TorchGraph, without_repeats
+from bridge.model.torch_graph import UNITS, Call, Ref, TorchGraph, without_repeats
 from bridge.torch_models import Recorder, by_name, on_device
 
 
@@ -74,6 +74,7 @@ class _GraphRecorder(Recorder):
         self.gradients: dict[str, int] = {}
         self.calls: list[Call] = []
         self.values: dict[int, np.ndarray] = {}
+        self.lower: dict[int, str] = {}
         self.parameters: dict[int, str] = {}
         self.inputs: list[int] = []
         self._numbers: dict[int, int] = {}
@@ -114,7 +115,11 @@ class _GraphRecorder(Recorder):
     def new(self, tensor: torch.Tensor) -> int:
         """Number a tensor, as it is now."""
         number = len(self.values)
-        self.values[number] = to_numpy(tensor.detach().cpu()).copy()
+        array = to_numpy(tensor.detach().cpu()).copy()
+        if array.dtype.name in UNITS:
+            self.lower[number] = array.dtype.name
+            array = array.astype(np.float32)
+        self.values[number] = array
         self._numbers[id(tensor)] = number
         self._stale.pop(id(tensor), None)
         self._alive.append(tensor)  # else another one could take its place and its number
@@ -188,13 +193,23 @@ class _GraphRecorder(Recorder):
         for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
             if tensor.is_floating_point():
                 layer, _, own = name.rpartition(".")
-                layers.setdefault(layer, {})[own] = to_numpy(tensor.detach().cpu())
+                array = to_numpy(tensor.detach().cpu())
+                layers.setdefault(layer, {})[own] = array.astype(np.float32) if array.dtype.name in UNITS else array
         calls, same = without_repeats(self.calls, self.values)
         outputs = [same.get(number, number) for _, number in found]
         results = [name for name, _ in found]
         gradients = {name: same.get(number, number) for name, number in self.gradients.items()}
         return TorchGraph(
-            calls, self.values, self.parameters, self.inputs, outputs, layers, results, self.incoming, gradients
+            calls,
+            self.values,
+            self.parameters,
+            self.inputs,
+            outputs,
+            layers,
+            results,
+            self.incoming,
+            gradients,
+            self.lower,
         )
 
 

@@ -16,7 +16,7 @@ from bridge.model.model_inputs import INFERENCE, Mode, ModelInputs, both
 from bridge.model.parity import LayerParity, Logits, ModelParity, Track, relative
 from bridge.model.ports import judged
 from bridge.model.results import paired
-from bridge.model.torch_graph import TorchGraph
+from bridge.model.torch_graph import UNITS, TorchGraph
 from bridge.weights.manifest import WeightsManifest
 
 _log = logging.getLogger("bridge")
@@ -82,22 +82,26 @@ def _programs(
         )
     if len(pairs) < len(theirs.results):
         raise ValueError(f"`gradients` needs all results of PyTorch, {theirs.results}, and JAX gives {program.results}")
-    drawn = {name: theirs.incoming[name] for name in results if name in theirs.incoming}
-    shapes = [program.avals[n].shape for n, name in zip(ours, results) if name in drawn]
-    incoming = [_in_shape(theirs.values[n], shape) for n, shape in zip(drawn.values(), shapes)]
+    if theirs.lower:
+        raise ValueError(
+            f"`gradients` needs a module in float32, and this one computes in {min(theirs.lower.values())}"
+        )
+    drawn = {each: theirs.incoming[each] for each in results if each in theirs.incoming}
+    avals = [program.avals[n] for n, each in zip(ours, results) if each in drawn]
+    incoming = [_in_shape(theirs.values[n], aval.shape).astype(aval.dtype) for n, aval in zip(drawn.values(), avals)]
     wanted = {
-        path: theirs.gradients[torch[0]]
+        path: theirs.gradients[own[0]]
         for path in made.parameters
-        if len(torch := names.get(path, ())) == 1
-        and torch[0] in theirs.gradients
-        and theirs.values[theirs.gradients[torch[0]]].size == made.parameters[path].size
+        if len(own := list(names.get(path, ()))) == 1
+        and own[0] in theirs.gradients
+        and theirs.values[theirs.gradients[own[0]]].size == made.parameters[path].size
     }
     wanted = dict(sorted(wanted.items(), key=lambda item: item[1]))  # as the backward pass makes them
     both_ways = with_gradients(made, [i for i, _ in pairs], len(incoming), list(wanted))
     given = dataclasses.replace(given, arrays=[*incoming, *given.arrays])
     program = read(both_ways.function, made.parameters, given)
-    starts, own = program.inputs[: len(incoming)], program.inputs[len(incoming) :]
-    program = dataclasses.replace(program, settings=made.settings, incoming=starts, inputs=own)
+    starts, data = program.inputs[: len(incoming)], program.inputs[len(incoming) :]
+    program = dataclasses.replace(program, settings=made.settings, incoming=starts, inputs=data)
     outputs, results = [*outputs, *wanted.values()], [*results, *(f"gradient of {path}" for path in wanted)]
     return program, dataclasses.replace(theirs, outputs=outputs, results=results, incoming=drawn), names, given
 
@@ -116,7 +120,12 @@ def _logits(program: Program, theirs: TorchGraph, given: ModelInputs) -> Logits 
     A wrong size has a row of its own.
     """
     whole = Part(tuple(program.equations), (*program.incoming, *program.inputs, *program.constants), program.outputs[0])
-    ours, result = whole.run(*given.arrays, *program.constants.values()), theirs.values[theirs.outputs[0]]
+    try:
+        ours = whole.run(*given.arrays, *program.constants.values())
+    except Exception as error:
+        raise ValueError(f"`model` does not run as one program: {error}") from error
+    result = theirs.values[theirs.outputs[0]]
+    ours = ours.astype(np.float32) if ours.dtype.name in UNITS else ours
     if ours.shape != result.shape and result.ndim > 2 and np.moveaxis(result, 1, -1).shape == ours.shape:
         result = np.moveaxis(result, 1, -1)
     if ours.size != result.size or not ours.size or {ours.dtype.kind, result.dtype.kind} != {"f"}:

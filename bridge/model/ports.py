@@ -22,7 +22,7 @@ from bridge.model.operations import Operation
 from bridge.model.parameters import of_other_bits, with_momentum
 from bridge.model.running_error import Bounded
 from bridge.model.torch_evaluation import is_known
-from bridge.model.torch_graph import Call, Ref
+from bridge.model.torch_graph import UNITS, Call, Ref
 from bridge.numerics import same_bits
 
 
@@ -206,53 +206,73 @@ class _Words:
 
 
 def _comparison(alignment: Alignment, region: Region, words: _Words) -> Comparison | str:
-    graph, layout = alignment.graph, region.tie.layout
+    """Return the verdict on a region, or why there is none."""
     try:
         ours = run(alignment, region)
     except (TypeError, ValueError) as error:
         return f"JAX does not run it alone: {error}"
-    theirs = layout.to_jax(graph.values[region.tie.number])
+    theirs = region.tie.layout.to_jax(alignment.graph.values[region.tie.number])
     if ours.size != theirs.size:
         return _explained(words, other_shape(ours, theirs), cause_of(alignment, region), False)
     if ours.dtype.kind in "iub" and theirs.dtype.kind in "iub":
         found = of_integers(ours, theirs)
         return found if found.verdict.passes else _explained(words, found, cause_of(alignment, region), False)
-    lowered = ours.dtype != np.float32 and np.dtype(ours.dtype).name in ("bfloat16", "float16")
-    if lowered:
+    if ours.dtype.name in UNITS:
         ours = ours.astype(np.float32)
     if ours.dtype != theirs.dtype:
         return f"JAX gave {ours.dtype} and PyTorch {theirs.dtype}, expected float32"
-    exact = evaluated(graph, region.calls, region.sources).get(region.tie.number)
-    computed = region.ours
-    if words.is_backward:
-        computed, exact = alignment.eased(region.part, region.tie.number) or (computed, exact)
-    if exact is not None:
-        exact = Bounded(
-            layout.to_jax(exact.value),
-            *(layout.to_jax(np.broadcast_to(e, exact.shape)) for e in (exact.rounding, exact.function)),
-        )
-    found = _of_operation(alignment, region, words, ours)
-    if found is None:
+    return _of_numbers(words, ours, theirs)
+
+
+def _of_numbers(words: _Words, ours: np.ndarray, theirs: np.ndarray) -> Comparison | str:
+    """Return the verdict on two results in float32, within the bound of both computations."""
+    alignment, region = words.alignment, words.region
+    computed, exact = _exact(words)
+    within = _of_operation(alignment, region, words, ours)
+    if within is None:
         if exact is None and computed is None:
             same = compared(ours, theirs, Expected(theirs.astype(np.float64), np.full(theirs.shape, np.inf)))
             unknown = next((c.name for c in words.calls if not is_known(c.name)), "")
             return same if same.verdict is Verdict.IDENTICAL else region.unknown or f"no bound is known for {unknown}"
-        found = compared(ours, theirs, _within(computed, exact))
-        if exact is None or computed is None:
-            reason = region.unknown or f"no bound is known for {', '.join(_unknown(words.calls))} in PyTorch"
-            if found.verdict is not Verdict.IDENTICAL and exact is None:
-                return reason
-    if found.verdict is Verdict.BUG:
-        lower = _lower_precision(region, exact, ours, theirs, found)
-        if lower is not None:
-            return lower
+        within = compared(ours, theirs, _within(computed, exact))
+        if exact is None and within.verdict is not Verdict.IDENTICAL:
+            return region.unknown or f"no bound is known for {', '.join(_unknown(words.calls))} in PyTorch"
+    found = within
+    if found.verdict is Verdict.BUG and (lower := _lower_precision(region, exact, ours, theirs, found)) is not None:
+        return lower
     differs = computed is not None and exact is not None and _differs(computed, exact)
     if found.verdict.passes and not differs:
-        return _with_parameters(words, _other_function(words, found))
+        return _with_parameters(words, _other_function(words, _of_other_dtype(words, found)))
     if not found.verdict.passes and found.verdict not in (Verdict.BUG, Verdict.NONFINITE):
         return found
-    cause = cause_of(alignment, region) if words.equations and words.calls else None
+    cause = cause_of(alignment, region) if words.equations and words.calls and not words.is_backward else None
     return _explained(words, found, cause, differs)
+
+
+def _exact(words: _Words) -> tuple[Bounded | None, Bounded | None]:
+    """Return JAX's value and PyTorch's in float64 with their errors, both in JAX's layout; None for an unknown one."""
+    alignment, region = words.alignment, words.region
+    layout = region.tie.layout
+    computed = region.ours
+    exact = evaluated(alignment.graph, region.calls, region.sources).get(region.tie.number)
+    if words.is_backward:
+        computed, exact = alignment.eased(region.part, region.tie.number) or (computed, exact)
+    if exact is not None:
+        errors = (layout.to_jax(np.broadcast_to(e, exact.shape)) for e in (exact.rounding, exact.function))
+        exact = Bounded(layout.to_jax(exact.value), *errors)
+    return computed, exact
+
+
+def _of_other_dtype(words: _Words, found: Comparison) -> Comparison:
+    """Return PRECISION where PyTorch computes in a dtype below float32 and JAX in float32; else `found`."""
+    lower = words.alignment.graph.lower.get(words.region.tie.number)
+    is_wide = {str(e.aval.dtype) for e in words.equations} == {"float32"} and (
+        words.is_one_layer or not any(str(e.aval.dtype) in UNITS for e in words.alignment.program.equations)
+    )
+    if lower is None or not is_wide or found.verdict is Verdict.IDENTICAL:
+        return found
+    cause, fix = f"PyTorch computes in {lower} here, and JAX in float32", f"dtype=jnp.{lower} in JAX"
+    return dataclasses.replace(found, verdict=Verdict.PRECISION, name=f"{lower} in PyTorch", cause=cause, fix=fix)
 
 
 def run(alignment: Alignment, region: Region) -> np.ndarray:
@@ -288,6 +308,8 @@ def _of_operation(alignment: Alignment, region: Region, words: _Words, ours: np.
     if len(words.calls) != 1:
         return None
     (call,) = words.calls
+    if alignment.graph.lower:
+        return None
     operation = operation_of(alignment, call)
     if operation is None or ours.size != operation.output.size or call.outputs[0] != region.tie.number:
         return None
@@ -359,7 +381,7 @@ def _lower_precision(
     region: Region, exact: Bounded | None, ours: np.ndarray, theirs: np.ndarray, found: Comparison
 ) -> Comparison | None:
     """Return PRECISION where JAX computes in a dtype below float32, and that explains the result."""
-    lower = {str(e.aval.dtype) for e in region.part.equations if str(e.aval.dtype) in ("bfloat16", "float16")}
+    lower = {str(e.aval.dtype) for e in region.part.equations if str(e.aval.dtype) in UNITS}
     if not lower or exact is None:
         return None
     values = {n: Bounded.exact(a) for n, a in zip(region.part.inputs, region.operands)}
@@ -371,7 +393,7 @@ def _lower_precision(
     except primitives.UnknownPrimitive:
         return None
     wide = values[region.part.output]
-    u = max(2.0**-8 if name == "bfloat16" else 2.0**-11 for name in lower)
+    u = max(UNITS[name] for name in lower)
     allowed = np.asarray(wide.rounding) + u * np.abs(wide.value) + wide.function + exact.function
     with np.errstate(all="ignore"):
         if (np.abs(ours - exact.value) > allowed).any():
@@ -421,8 +443,8 @@ def _explained(words: _Words, found: Comparison, cause: Cause | None, differs: b
         return dataclasses.replace(found, cause="; ".join(filter(None, (other, found.cause))))
     if words.equations and all(e.aval.dtype.kind in "iub" for e in words.equations) and not words.calls:
         place = words.layer_of(words.region.calls[-1]) if words.region.calls else ""
-        cause = f"JAX takes other elements{' of ' + place if place else ''} than PyTorch: the indices differ"
-        return dataclasses.replace(found, verdict=Verdict.BUG, name="indices", cause=cause, fix="compare the indices")
+        said = f"JAX takes other elements{' of ' + place if place else ''} than PyTorch: the indices differ"
+        return dataclasses.replace(found, verdict=Verdict.BUG, name="indices", cause=said, fix="compare the indices")
     if ours != theirs:
         simple = (
             found.verdict is not Verdict.NONFINITE
@@ -495,7 +517,7 @@ def _other_numbers(words: _Words) -> str:
     said = []
     for n in words.region.part.inputs:
         path = program.parameters.get(n)
-        for name in () if path is None else words.alignment.torch_names.get(path, ()):
+        for name in [] if path is None else words.alignment.torch_names.get(path, []):
             layer, _, own = name.rpartition(".")
             theirs = graph.layers.get(layer, {}).get(own)
             ours = np.asarray(program.constants[n])
@@ -507,8 +529,10 @@ def _other_numbers(words: _Words) -> str:
                 said.append(f"{path} has the numbers of {others[0]}")
                 continue
             here = _nearest_layout(ours, theirs)
-            near = here is not None and np.count_nonzero(~same_bits(here, theirs)) <= theirs.size / 2
-            said.append(of_other_bits(path, here, theirs) if near else f"{path} has other numbers than {name}")
+            if here is not None and np.count_nonzero(~same_bits(here, theirs)) <= theirs.size / 2:
+                said.append(of_other_bits(name, here, theirs))
+            else:
+                said.append(f"{path} has other numbers than {name}")
     return "; ".join(filter(None, said))
 
 

@@ -15,6 +15,7 @@ from bridge.model import float64
 from bridge.model import running_error as re
 from bridge.model.jaxprs import Equation, bind
 from bridge.model.running_error import Bounded, Unit
+from bridge.model.torch_graph import UNITS
 
 #: Primitives that move elements and compute nothing.
 MOVES = {
@@ -108,7 +109,7 @@ ELEMENTWISE = {
 }
 
 #: The unit roundoff of floating dtypes.
-_UNITS = {"float32": 2.0**-24, "float64": 2.0**-53, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+_UNITS = {"float32": 2.0**-24, "float64": 2.0**-53, **UNITS}
 
 
 class UnknownPrimitive(ValueError):
