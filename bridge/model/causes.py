@@ -18,6 +18,7 @@ from bridge.model import aten
 from bridge.model.alignment import NORMALIZATIONS, Alignment, Region, layouts
 from bridge.model.operation_names import kind_of_call
 from bridge.model.running_error import Bounded
+from bridge.model.torch_evaluation import evaluate
 from bridge.model.torch_graph import Call, Ref
 
 
@@ -49,7 +50,7 @@ def cause_of(alignment: Alignment, region: Region) -> Cause | None:
         try:
             for call in calls:
                 if all(n in values for n in call.operands):
-                    values |= zip(call.outputs, aten.evaluate(call, values))
+                    values |= zip(call.outputs, evaluate(call, values))
         except (aten.UnknownOperator, ValueError, KeyError, IndexError, TypeError):
             continue
         result = values.get(region.tie.number)

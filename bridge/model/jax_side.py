@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from bridge.model.jaxprs import key_name, paths_as_scopes
+from bridge.model.jaxprs import arrays_in, key_name, paths_as_scopes
 
 
 class JaxModel(NamedTuple):
@@ -26,8 +27,8 @@ class JaxModel(NamedTuple):
     settings: Mapping[str, Mapping[str, float]] = {}
 
 
-def jax_model(model: Any) -> JaxModel:
-    """Return a model as a function, in eval mode.
+def jax_model(model: Any, training: bool = False) -> JaxModel:
+    """Return a model as a function: an `nnx.Module` in eval mode or in training mode, any other as it is.
 
     Args:
       model: an `nnx.Module`; a pair of a Linen module and its variables, of what `haiku.transform` returns and its
@@ -41,7 +42,7 @@ def jax_model(model: Any) -> JaxModel:
         from flax import nnx
 
         if isinstance(model, nnx.Module):
-            return _of_nnx(model)
+            return _of_nnx(model, training)
     if isinstance(model, tuple) and len(model) == 2:
         first, second = model
         if hasattr(first, "apply") and isinstance(second, Mapping):
@@ -56,6 +57,29 @@ def jax_model(model: Any) -> JaxModel:
     )
 
 
+def with_gradients(made: JaxModel, results: Sequence[int], incoming: int, paths: Sequence[str]) -> JaxModel:
+    """Return the function of incoming gradients and the inputs that gives results, then gradients of parameters.
+
+    Args:
+      made: the model.
+      results: which of its results; those in floating point have an incoming gradient each, of which there are
+        `incoming`.
+      paths: of the parameters.
+    """
+
+    def function(values: Mapping[str, Any], *args: Any, **kwargs: Any) -> list[Any]:
+        def forward(own: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
+            every = [value for _, value in arrays_in(made.function({**values, **own}, *args[incoming:], **kwargs))]
+            chosen = [jnp.asarray(every[i]) for i in results]
+            return [y for y in chosen if jnp.issubdtype(y.dtype, jnp.floating)], chosen
+
+        _, back, chosen = jax.vjp(forward, {path: values[path] for path in paths}, has_aux=True)
+        (gradients,) = back(list(args[:incoming]))
+        return [*chosen, *(gradients[path] for path in paths)]
+
+    return JaxModel(function, made.parameters, made.settings)
+
+
 def _is_array(leaf: Any) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
@@ -68,10 +92,11 @@ def _of_apply(first: Any, variables: Mapping[str, Any]) -> JaxModel:
     return _of_tree(lambda tree, *args, **kwargs: first.apply(tree, *args, **kwargs), variables, linen=is_linen)
 
 
-def _of_nnx(model: Any) -> JaxModel:
+def _of_nnx(model: Any, training: bool) -> JaxModel:
     from flax import nnx
 
-    view = nnx.view(model, use_running_average=True, deterministic=True, raise_if_not_found=False)
+    is_fixed = not training
+    view = nnx.view(model, use_running_average=is_fixed, deterministic=is_fixed, raise_if_not_found=False)
     graph, state = nnx.split(view)
     flat = dict(nnx.to_flat_state(state))
     names = {".".join(map(str, path)): path for path, v in flat.items() if not isinstance(v, nnx.RngState)}

@@ -72,6 +72,7 @@ class Program:
       avals: shape and dtype of each value.
       results: the name of each output.
       settings: of modules by path, as `bridge.model.jax_side.JaxModel` has them.
+      incoming: the inputs that are gradients of the outputs; the first ones.
     """
 
     equations: Sequence[Equation]
@@ -82,6 +83,7 @@ class Program:
     avals: Mapping[int, Any]
     results: Sequence[str] = ()
     settings: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    incoming: Sequence[int] = ()
 
 
 def read(function: Callable[..., Any], parameters: Mapping[str, Any], inputs: ModelInputs) -> Program:
@@ -96,7 +98,7 @@ def read(function: Callable[..., Any], parameters: Mapping[str, Any], inputs: Mo
 
     def flat(values: Sequence[Any], *arrays: Any) -> Any:
         args, kwargs = inputs.split(arrays)
-        made = list(_results(function(dict(zip(names, values)), *args, **kwargs)))
+        made = list(arrays_in(function(dict(zip(names, values)), *args, **kwargs)))
         results[:] = [name for name, _ in made]
         return [jnp.asarray(value) for _, value in made]
 
@@ -110,7 +112,7 @@ def read(function: Callable[..., Any], parameters: Mapping[str, Any], inputs: Mo
     return dataclasses.replace(_Reader().read(closed, names, values), results=results)
 
 
-def _results(result: Any) -> Iterator[tuple[str, Any]]:
+def arrays_in(result: Any) -> Iterator[tuple[str, Any]]:
     """Yield the arrays that a model returns by name; a registered tree has names of its own."""
     for name, value in named(result):
         for path, leaf in jax.tree_util.tree_leaves_with_path(value):

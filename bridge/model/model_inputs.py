@@ -9,7 +9,23 @@ from typing import Any
 import numpy as np
 
 #: The dtypes that both frameworks take.
-_DTYPES = (np.float32, np.int32, np.int64, np.bool_)
+_DTYPES = ("float32", "float16", "bfloat16", "int32", "int64", "bool")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """How both models run.
+
+    Attributes:
+      gradients: also backward, to the gradient of every parameter.
+      training: in training mode; else in inference.
+    """
+
+    gradients: bool = False
+    training: bool = False
+
+
+INFERENCE = Mode()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +67,7 @@ def both(inputs: Any) -> tuple[ModelInputs, ModelInputs]:
             )
         return ours, _in_order_of(ours, theirs)
     ours = _read(inputs)
-    channels_first = [np.moveaxis(x, -1, 1) if x.ndim == 4 and x.dtype.kind == "f" else x for x in ours.arrays]
+    channels_first = [np.moveaxis(x, -1, 1) if x.ndim == 4 and x.dtype.kind not in "iub" else x for x in ours.arrays]
     return ours, dataclasses.replace(ours, arrays=channels_first)
 
 
@@ -75,9 +91,7 @@ def _read(inputs: Any) -> ModelInputs:
     if not found.arrays:
         raise ValueError("`inputs` has no array, expected at least one")
     for x in found.arrays:
-        if not isinstance(x, np.ndarray) or not x.size or x.dtype not in _DTYPES:
+        if not isinstance(x, np.ndarray) or not x.size or x.dtype.name not in _DTYPES:
             said = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
-            raise ValueError(
-                f"`inputs` has a {said}, expected NumPy arrays of float32, int32, int64 or bool that are not empty"
-            )
+            raise ValueError(f"`inputs` has a {said}, expected NumPy arrays of {', '.join(_DTYPES)} that are not empty")
     return found

@@ -27,6 +27,8 @@ KINDS: Mapping[str, str] = {
     "_safe_softmax": "softmax",
     "_scaled_dot_product_flash_attention_for_cpu": "attention",
     "mul": "multiply",
+    "threshold": "relu",
+    "embedding_dense": "embedding",
     "max_pool2d_with_indices": "max pool",
     "avg_pool2d": "average pool",
     "_adaptive_avg_pool2d": "average pool",
@@ -41,6 +43,8 @@ _PRIMITIVES = {
     "reduce_max": "maximum",
     "reduce_min": "minimum",
     "select_n": "where",
+    "select_and_scatter_add": "max pool gradient",
+    "scatter-add": "sum at indices",
 }
 
 #: More operations than these are told by their number.
@@ -52,6 +56,9 @@ def kind_of_call(call: Call) -> str:
         return "gelu (tanh)"
     if call.name == "convolution" and call.get("transposed"):
         return "transposed convolution"
+    if "_backward" in call.name:
+        forward = call.name.partition("_backward")[0]
+        return f"{KINDS.get(forward, forward)} gradient"
     return KINDS.get(call.name, call.name)
 
 

@@ -22,7 +22,8 @@ from bridge.model.operation_verdicts import NAMES, compared, judge, of_integers,
 from bridge.model.operations import Operation
 from bridge.model.parameters import of_other_bits, with_momentum
 from bridge.model.running_error import Bounded
-from bridge.model.torch_graph import Call, Ref
+from bridge.model.torch_evaluation import is_known
+from bridge.model.torch_graph import UNITS, Call, Ref
 from bridge.numerics import same_bits
 
 
@@ -59,7 +60,13 @@ def judged(alignment: Alignment, region: Region) -> Row | None:
     isolated = words.wired() if region.wiring else _comparison(alignment, region, words)
     made = ", ".join(dict.fromkeys(words.place(call) for call in calls)) or "nothing"
     layers = [call for call in calls if call.name in (*aten.CONTRACTIONS, *NORMALIZATIONS)]
-    if layers and not equations and isinstance(isolated, Comparison) and isolated.verdict.passes:
+    if (
+        layers
+        and not equations
+        and not words.is_backward
+        and isinstance(isolated, Comparison)
+        and isolated.verdict.passes
+    ):
         # as a residual branch whose last layer starts from zeros
         cause = f"JAX computes nothing where PyTorch computes {words.theirs}"
         isolated = dataclasses.replace(
@@ -93,19 +100,22 @@ def _moved(alignment: Alignment, region: Region) -> Row | None:
 
 
 def core_equations(alignment: Alignment, region: Region) -> list[Equation]:
-    """Return the equations that compute something from the data."""
-    return [
+    """Return the equations that compute something from the data; of the backward pass, from incoming gradients."""
+    found = [
         e
         for e in region.part.equations
         if e.name not in primitives.MOVES
         and e.name != "convert_element_type"
+        and not (e.name.startswith("reduce_") and e.aval.size == alignment.program.avals[e.inputs[0]].size)
         and any(alignment.is_data(n) for n in e.inputs)
     ]
+    return [e for e in found if alignment.is_back(e.outputs)] if alignment.is_backward(region) else found
 
 
 def core_calls(alignment: Alignment, region: Region) -> list[Call]:
-    """Return the operators that compute something from the data."""
-    return [c for c in region.calls if alignment.is_core(c)]
+    """Return the operators that compute something from the data; of the backward pass, from incoming gradients."""
+    found = [c for c in region.calls if alignment.is_core(c)]
+    return [c for c in found if not alignment.late.isdisjoint(c.outputs)] if alignment.is_backward(region) else found
 
 
 class _Words:
@@ -117,6 +127,7 @@ class _Words:
         self.alignment, self.region, self.equations, self.calls = alignment, region, equations, calls
         self.ours_function = alignment.function_of_ours(region.part.equations, region.part.inputs, region.part.output)
         self.theirs_function = alignment.function_of_theirs(region.calls, region.sources, region.tie.number)
+        self.is_backward = alignment.is_backward(region)
         self.at: Call | None = None  # the operator that a cause changes
         self.layer = ""  # the layer of JAX whose parameters differ
 
@@ -170,6 +181,14 @@ class _Words:
 
     @property
     def name(self) -> str:
+        """The path of the layer, or of the module and the kind; of a gradient, what it is of or comes through."""
+        if not self.alignment.is_backward(self.region):
+            return self._place
+        name = self.alignment.result_of(self.region)
+        return name or f"gradient through {self._place.removesuffix('_gradient')}"
+
+    @property
+    def _place(self) -> str:
         if self.region.wiring and self.region.reader:
             return self.region.reader
         if self.layer:
@@ -226,54 +245,77 @@ class _Words:
 
 
 def _comparison(alignment: Alignment, region: Region, words: _Words) -> Comparison | str:
-    graph, layout = alignment.graph, region.tie.layout
+    """Return the verdict on a region, or why there is none."""
     try:
         ours = run(alignment, region)
     except (TypeError, ValueError) as error:
         return f"JAX does not run it alone: {error}"
-    theirs = layout.to_jax(graph.values[region.tie.number])
+    theirs = region.tie.layout.to_jax(alignment.graph.values[region.tie.number])
     if ours.size != theirs.size:
         return _explained(words, other_shape(ours, theirs), cause_of(alignment, region), False)
     if ours.dtype.kind in "iub" and theirs.dtype.kind in "iub":
         same = of_integers(ours, theirs)
         return same if same.verdict.passes else _explained(words, same, cause_of(alignment, region), False)
-    lowered = ours.dtype != np.float32 and np.dtype(ours.dtype).name in ("bfloat16", "float16")
-    if lowered:
+    if ours.dtype.name in UNITS:
         ours = ours.astype(np.float32)
     if ours.dtype != theirs.dtype:
         return f"JAX gave {ours.dtype} and PyTorch {theirs.dtype}, expected float32"
-    exact = evaluated(graph, region.calls, region.sources).get(region.tie.number)
-    if exact is not None:
-        exact = Bounded(
-            layout.to_jax(exact.value),
-            *(layout.to_jax(np.broadcast_to(e, exact.shape)) for e in (exact.rounding, exact.function)),
-        )
-    found = _of_operation(alignment, region, words, ours)
-    if found is None:
-        if exact is None and region.ours is None:
+    return _of_numbers(words, ours, theirs)
+
+
+def _of_numbers(words: _Words, ours: np.ndarray, theirs: np.ndarray) -> Comparison | str:
+    """Return the verdict on two results in float32, within the bound of both computations."""
+    alignment, region = words.alignment, words.region
+    computed, exact = _exact(words)
+    within = _of_operation(alignment, region, words, ours)
+    if within is None:
+        if exact is None and computed is None:
             same = compared(ours, theirs, Expected(theirs.astype(np.float64), np.full(theirs.shape, np.inf)))
-            unknown = next((c.name for c in words.calls if c.name not in aten.known()), "")
+            unknown = next((c.name for c in words.calls if not is_known(c.name)), "")
             return same if same.verdict is Verdict.IDENTICAL else region.unknown or f"no bound is known for {unknown}"
-        found = compared(ours, theirs, _within(region.ours, exact))
-        if exact is None or region.ours is None:
-            reason = region.unknown or f"no bound is known for {', '.join(_unknown(words.calls))} in PyTorch"
-            if found.verdict is not Verdict.IDENTICAL and exact is None:
-                return reason
-    if found.verdict is Verdict.BUG:
-        lower = _lower_precision(region, exact, ours, theirs, found)
-        if lower is not None:
-            return lower
-    differs = region.ours is not None and exact is not None and _differs(region.ours, exact)
+        within = compared(ours, theirs, _within(computed, exact))
+        if exact is None and within.verdict is not Verdict.IDENTICAL:
+            return region.unknown or f"no bound is known for {', '.join(_unknown(words.calls))} in PyTorch"
+    found = within
+    if found.verdict is Verdict.BUG and (lower := _lower_precision(region, exact, ours, theirs, found)) is not None:
+        return lower
+    differs = computed is not None and exact is not None and _differs(computed, exact)
     if found.verdict.passes and not differs:
-        return _with_parameters(words, _other_function(words, found))
+        return _with_parameters(words, _other_function(words, _of_other_dtype(words, found)))
     if not found.verdict.passes and found.verdict not in (Verdict.BUG, Verdict.NONFINITE):
         return found
-    cause = cause_of(alignment, region)
-    if cause is None and found.verdict is Verdict.BUG:
-        within = _within(region.ours, exact).allowed if exact is not None or region.ours is not None else 0.0
-        if order := other_order(ours, theirs, within):
+    cause = None if words.is_backward else cause_of(alignment, region)
+    if cause is None and found.verdict is Verdict.BUG and not words.is_backward:
+        allowed = _within(computed, exact).allowed if exact is not None or computed is not None else 0.0
+        if order := other_order(ours, theirs, allowed):
             cause = Cause("order of elements", order, "keep PyTorch's order in JAX")
     return _explained(words, found, cause, differs)
+
+
+def _exact(words: _Words) -> tuple[Bounded | None, Bounded | None]:
+    """Return JAX's value and PyTorch's in float64 with their errors, both in JAX's layout; None for an unknown one."""
+    alignment, region = words.alignment, words.region
+    layout = region.tie.layout
+    computed = region.ours
+    exact = evaluated(alignment.graph, region.calls, region.sources).get(region.tie.number)
+    if words.is_backward:
+        computed, exact = alignment.eased(region.part, region.tie.number) or (computed, exact)
+    if exact is not None:
+        errors = (layout.to_jax(np.broadcast_to(e, exact.shape)) for e in (exact.rounding, exact.function))
+        exact = Bounded(layout.to_jax(exact.value), *errors)
+    return computed, exact
+
+
+def _of_other_dtype(words: _Words, found: Comparison) -> Comparison:
+    """Return PRECISION where PyTorch computes in a dtype below float32 and JAX in float32; else `found`."""
+    lower = words.alignment.graph.lower.get(words.region.tie.number)
+    is_wide = {str(e.aval.dtype) for e in words.equations} == {"float32"} and (
+        words.is_one_layer or not any(str(e.aval.dtype) in UNITS for e in words.alignment.program.equations)
+    )
+    if lower is None or not is_wide or found.verdict is Verdict.IDENTICAL:
+        return found
+    cause, fix = f"PyTorch computes in {lower} here, and JAX in float32", f"dtype=jnp.{lower} in JAX"
+    return dataclasses.replace(found, verdict=Verdict.PRECISION, name=f"{lower} in PyTorch", cause=cause, fix=fix)
 
 
 def run(alignment: Alignment, region: Region) -> np.ndarray:
@@ -301,7 +343,7 @@ def _within(ours: Bounded | None, exact: Bounded | None) -> Expected:
 
 
 def _unknown(calls: Sequence[Call]) -> list[str]:
-    return [c.name for c in calls if c.name not in aten.known()] or [c.name for c in calls]
+    return [c.name for c in calls if not is_known(c.name)] or [c.name for c in calls]
 
 
 def _of_operation(alignment: Alignment, region: Region, words: _Words, ours: np.ndarray) -> Comparison | None:
@@ -309,6 +351,8 @@ def _of_operation(alignment: Alignment, region: Region, words: _Words, ours: np.
     if len(words.calls) != 1:
         return None
     (call,) = words.calls
+    if alignment.graph.lower:
+        return None
     operation = operation_of(alignment, call)
     if operation is None or ours.size != operation.output.size or call.outputs[0] != region.tie.number:
         return None
@@ -380,7 +424,7 @@ def _lower_precision(
     region: Region, exact: Bounded | None, ours: np.ndarray, theirs: np.ndarray, found: Comparison
 ) -> Comparison | None:
     """Return PRECISION where JAX computes in a dtype below float32, and that explains the result."""
-    lower = {str(e.aval.dtype) for e in region.part.equations if str(e.aval.dtype) in ("bfloat16", "float16")}
+    lower = {str(e.aval.dtype) for e in region.part.equations if str(e.aval.dtype) in UNITS}
     if not lower or exact is None:
         return None
     values = {n: Bounded.exact(a) for n, a in zip(region.part.inputs, region.operands)}
@@ -392,7 +436,7 @@ def _lower_precision(
     except primitives.UnknownPrimitive:
         return None
     wide = values[region.part.output]
-    u = max(2.0**-8 if name == "bfloat16" else 2.0**-11 for name in lower)
+    u = max(UNITS[name] for name in lower)
     allowed = np.asarray(wide.rounding) + u * np.abs(wide.value) + wide.function + exact.function
     with np.errstate(all="ignore"):
         if (np.abs(ours - exact.value) > allowed).any():
@@ -429,6 +473,8 @@ def _other_function(words: _Words, found: Comparison) -> Comparison:
 
 
 def _explained(words: _Words, found: Comparison, cause: Cause | None, differs: bool) -> Comparison:
+    if cause is None and words.is_backward:
+        return _of_gradient(words, found)
     if cause is not None:
         words.at = cause.call
         return dataclasses.replace(found, verdict=Verdict.CONVENTION, name=cause.name, cause=cause.text, fix=cause.fix)
@@ -475,6 +521,38 @@ def _extra_parameter(words: _Words) -> str:
     return f"JAX computes {words.ours} with {extra[0]}, a parameter that PyTorch has not" if extra else ""
 
 
+def _of_gradient(words: _Words, found: Comparison) -> Comparison:
+    """Return a verdict that fails on a part of the backward pass, with what is known of it."""
+    alignment, graph = words.alignment, words.alignment.program.equations
+    stops = list(dict.fromkeys(e.scope or "the model itself" for e in graph if e.name == "stop_gradient"))
+    of = " and then ".join(dict.fromkeys(kind_of_call(call) for call in words.calls)) or "nothing"
+    if not words.equations and words.calls and alignment.is_zero(words.region):
+        cause, name = f"JAX passes no gradient back here, where PyTorch computes {of}", "gradient missing"
+    elif factor := _gradient_factor(words):
+        cause, name = f"JAX's gradient is {factor:.6g} times PyTorch's", "scale of the gradient"
+    elif words.theirs == "nothing":
+        cause, name = f"in the backward pass JAX computes {words.ours} where PyTorch computes nothing", "gradient"
+    else:
+        cause, name = f"JAX's gradient is another one than PyTorch's {of}", "gradient"
+    if stops:
+        cause += f"; JAX stops gradients in {', '.join(stops)}"
+    fix = "look for stop_gradient, custom derivatives and a factor in the JAX function"
+    return dataclasses.replace(found, verdict=Verdict.BUG, name=name, cause=cause, fix=fix)
+
+
+def _gradient_factor(words: _Words) -> float | None:
+    """Return the number by which all of JAX's result is PyTorch's, to within 2^-12; None where there is none."""
+    region = words.region
+    theirs = region.tie.layout.to_jax(words.alignment.graph.values[region.tie.number])
+    if region.ours is None or region.ours.shape != theirs.shape:
+        return None
+    ours, wide = region.ours.value.ravel(), theirs.astype(np.float64).ravel()
+    norm = float(wide @ wide)
+    factor = float(ours @ wide) / norm if norm > 0 else 0.0
+    is_near = np.abs(ours - factor * wide).max(initial=0.0) <= 2.0**-12 * np.abs(ours).max(initial=0.0)
+    return factor if factor and is_near else None
+
+
 def _with_parameters(words: _Words, found: Comparison) -> Comparison:
     """Return BUG or CONVENTION where parameters or the momentum differ and the results do not show it; else `found`."""
     if other := _other_numbers(words):
@@ -505,10 +583,10 @@ def _other_numbers(words: _Words) -> str:
                 said.append(f"{path} has the numbers of {others[0]}")
                 continue
             here = _nearest_layout(ours, theirs)
-            if here is None or np.count_nonzero(~same_bits(here, theirs)) > theirs.size / 2:
-                said.append(f"{path} has other numbers than {name}")
+            if here is not None and np.count_nonzero(~same_bits(here, theirs)) <= theirs.size / 2:
+                said.append(of_other_bits(name, here, theirs))
             else:
-                said.append(of_other_bits(path, here, theirs))
+                said.append(f"{path} has other numbers than {name}")
     return "; ".join(filter(None, said))
 
 

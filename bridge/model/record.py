@@ -50,6 +50,7 @@ class ModelReport(Document):
     images: tuple[int, ...]
     layout: str
     same_bits: bool
+    gradients: bool
     verdict: Verdict
     different: int
     explained: int

@@ -39,6 +39,7 @@ def print_model(parity: ModelParity, console: Console) -> None:
 def case(parity: ModelParity) -> str:
     """Return what was compared."""
     how = "JAX in PyTorch's orders, one program" if parity.same_bits else "PyTorch and JAX"
+    how += ", and their gradients" if parity.gradients else ""
     return f"{parity.name}, images {'x'.join(map(str, parity.images))}, {parity.layout}: {how}"
 
 
