@@ -55,7 +55,7 @@ class Recorder(TorchDispatchMode):
           ValueError: its forward fails; the message says in which module.
         """
         try:
-            with evaluating(self.module), self._following(), torch.no_grad(), self:
+            with self.context():
                 return self.module(*args, **kwargs)
         except OSError:  # the disk is full: no fault of the model
             raise
@@ -65,6 +65,12 @@ class Recorder(TorchDispatchMode):
                 f"the forward of {type(self.module).__name__} on tensors of shape {', '.join(shapes)} failed in "
                 f"{self.running[-1].name or 'the model itself'}: {type(error).__name__}: {error}"
             ) from error
+
+    @contextlib.contextmanager
+    def context(self) -> Iterator[None]:
+        """Return the state in which `run` calls the model."""
+        with evaluating(self.module), self._following(), torch.no_grad(), self:
+            yield
 
     @contextlib.contextmanager
     def _following(self) -> Iterator[None]:

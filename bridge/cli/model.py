@@ -54,6 +54,16 @@ def model(
             help="Run JAX in the orders of PyTorch's sums, as one program: every result must have PyTorch's bits.",
         ),
     ] = False,
+    gradients: Annotated[
+        bool,
+        typer.Option(
+            "--gradients", help="Compare the backward pass, too: every operation of it and each parameter's gradient."
+        ),
+    ] = False,
+    training: Annotated[
+        bool,
+        typer.Option("--training", help="Run both models in training mode: statistics of the batch, no dropout."),
+    ] = False,
     json: JsonOption = None,
     html: HtmlOption = None,
     fail_on: FailOnOption = None,
@@ -88,7 +98,8 @@ def model(
         log.info("%s: making both networks", network)
         made = made_by(network)
         shown = functools.partial(counted, description=f"{network}, operation")
-        parity = model_parity(made.module, made.model, made.inputs, made.manifest, name=network, track=shown)
+        compare = functools.partial(model_parity, gradients=gradients, training=training, name=network, track=shown)
+        parity = compare(made.module, made.model, made.inputs, made.manifest)
         _report(parity, json, html)
         raise typer.Exit(exit_code(parity.verdict, fail_on))
     if image is not None and batch is not None:
@@ -96,10 +107,18 @@ def model(
     images = random_images(size, random_seed, batch or 1) if image is None else read_image(image, size)
     log.info("%s: making both networks", network)
     pair = compared_pair(network, weights=weights, seed=random_seed, width=width)
+    if gradients or training:
+        if own := [name for name, value in {"--layout": layout, "--same-bits": same_bits or None}.items() if value]:
+            raise ValueError(f"`gradients` and `training` compare within bounds, expected no {', '.join(own)}")
+        shown = functools.partial(counted, description=f"{pair.name}, operation")
+        compare = functools.partial(model_parity, gradients=gradients, training=training, name=pair.name, track=shown)
+        parity = compare(pair.module, pair.model, images, pair.manifest)
+        _report(parity, json, html)
+        raise typer.Exit(exit_code(parity.verdict, fail_on))
     shown = functools.partial(track, description=f"{pair.name}, operation")
     known = KnownOrders.of_this_machine()
-    compare = same_bits_parity if same_bits else model_parity
-    parity = compare(
+    with_orders = same_bits_parity if same_bits else model_parity
+    parity = with_orders(
         pair.module, pair.model, images, pair.manifest, layout=layout, known=known, name=pair.name, track=shown
     )
     known.save()

@@ -13,12 +13,12 @@ matched by order, by shape or by name.
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,8 @@ from bridge.model import aten, primitives
 from bridge.model.elementwise_functions import Probed, are_one, probed
 from bridge.model.jaxprs import Equation, Part, Program
 from bridge.model.running_error import Bounded
-from bridge.model.torch_graph import Call, TorchGraph
+from bridge.model.torch_evaluation import evaluate
+from bridge.model.torch_graph import UNITS, Call, TorchGraph
 
 #: Operators that normalize by statistics of their input or by given ones, and the argument that they normalize.
 NORMALIZATIONS = {
@@ -55,6 +56,11 @@ class Layout:
     permutation: tuple[int, ...]
     shape: tuple[int, ...]
     torch: tuple[int, ...]
+
+    def is_reshaped(self) -> bool:
+        """Return True where more than the order of the axes changes."""
+        axes = [self.split[i] for i in self.permutation if self.split[i] != 1]
+        return axes != [n for n in self.shape if n != 1]
 
     def to_jax(self, array: np.ndarray) -> np.ndarray:
         return array.reshape(self.split).transpose(self.permutation).reshape(self.shape)
@@ -145,11 +151,17 @@ class Alignment:
         names: Mapping[str, Sequence[str]],
         inputs: Mapping[int, np.ndarray],
     ) -> None:
-        self.program, self.graph, self.inputs = program, graph, inputs
+        self.program, self.graph = program, graph
+        self.inputs = {n: x.astype(np.float32) if x.dtype.name in UNITS else x for n, x in inputs.items()}
         self.torch_names = names
         self._producer = {n: (i, e) for i, e in enumerate(program.equations) for n in e.outputs}
         self._maker = {n: (i, c) for i, c in enumerate(graph.calls) for n in c.outputs}
-        self._data = self._depending()
+        self._data = self._depending([*graph.inputs, *graph.incoming.values()])
+        self.late = self._depending(graph.incoming.values())
+        self._late = set(program.incoming)
+        for equation in program.equations:
+            if self._late & set(equation.inputs):
+                self._late |= set(equation.outputs)
         self._leaves: dict[int, frozenset[str]] = {n: frozenset([path]) for n, path in program.parameters.items()}
         for equation in program.equations:
             if not any(self.is_data(n) for n in equation.inputs):
@@ -172,18 +184,21 @@ class Alignment:
             for each in self._by_size.values()
             for n in each
         }
+        self._rough = max((8 * UNITS[name] for name in graph.lower.values()), default=2.0**-9)
         self.values: dict[int, Bounded | None] = {}
         self._unknown: dict[int, str] = {}
         self.ties: dict[int, list[Tie]] = {}
         self.claimed: dict[int, int] = {}
         self.seen: set[int] = set()
         self._visited: set[int] = set()
+        self._errors: dict[int, np.ndarray] = {}  # of activations, for the backward pass
+        self._unlike: dict[int, tuple[int, str]] = {}  # values of another size than what PyTorch's reader reads
 
     # --- what depends on what
 
-    def _depending(self) -> set[int]:
-        """Return the numbers of PyTorch's values that depend on the data."""
-        data = set(self.graph.inputs)
+    def _depending(self, on: Iterable[int]) -> set[int]:
+        """Return the numbers of PyTorch's values that depend on some."""
+        data = set(on)
         for call in self.graph.calls:
             if data & set(call.operands):
                 data |= set(call.outputs)
@@ -202,9 +217,39 @@ class Alignment:
         """Return True for a value of JAX that depends on the data."""
         return number not in self._leaves and number not in self.program.constants
 
+    def is_backward(self, region: Region) -> bool:
+        """Return True for a region of the backward pass."""
+        return region.tie.number in self.late
+
+    def is_back(self, numbers: Sequence[int]) -> bool:
+        """Return True where values of JAX depend on incoming gradients."""
+        return not self._late.isdisjoint(numbers)
+
+    def is_zero(self, region: Region) -> bool:
+        """Return True where JAX's result is 0, and does not depend on the data."""
+        return not self.is_back([region.part.output]) and region.ours is not None and not np.any(region.ours.value)
+
+    def result_of(self, region: Region) -> str:
+        """Return the name of the result that a region's end is; empty for none."""
+        made = self.root_of_all(region.tie.number)
+        found = (name for n, name in zip(self.graph.outputs, self.graph.results) if self.root_of_all(n) == made)
+        return next(found, "")
+
     def is_core(self, call: Call) -> bool:
         """Return True for an operator of PyTorch that computes something from the data."""
         return call.name not in aten.MOVES and any(n in self._data for n in call.operands)
+
+    @functools.cached_property
+    def needed(self) -> set[int]:
+        """The places of the calls on which the results depend."""
+        needed: set[int] = set()
+        ahead = list(self.graph.outputs)
+        while ahead:
+            place, call = self._maker.get(ahead.pop(), (-1, None))
+            if call is not None and place not in needed:
+                needed.add(place)
+                ahead.extend(call.operands)
+        return needed
 
     @property
     def data_of_torch(self) -> set[int]:
@@ -240,7 +285,8 @@ class Alignment:
 
     def regions(self) -> Iterator[Region]:
         """Walk JAX's equations, and yield each region as soon as its end is tied."""
-        for number, given in zip(self.program.inputs, self.graph.inputs):
+        incoming = zip(self.program.incoming, self.graph.incoming.values())
+        for number, given in (*incoming, *zip(self.program.inputs, self.graph.inputs)):
             array = self.graph.values[given]
             shape = self.program.avals[number].shape
             layout = next(
@@ -260,10 +306,38 @@ class Alignment:
                 self.values[number], self._unknown[number] = None, "random numbers have no bound"
                 continue
             self.values[number] = Bounded.exact(value) if is_parameter else Bounded.constant(value)
+            if (u := UNITS.get(np.dtype(self.program.avals[number].dtype).name)) and not is_parameter:
+                made = Bounded.exact(value)
+                self.values[number] = Bounded(made.value, 0.0, 2 * u * np.abs(made.value) + 2.0**-24)
         for i, equation in enumerate(self.program.equations):
             yield from self._equation(i, equation)
         for number, given in zip(self.program.outputs, self.graph.outputs):
             yield from self._meet(number, given, len(self.program.equations))
+            if not any(self._same(tie.number, given) for tie in self.ties.get(number, ())):
+                yield from self._unlike_before(self._part(number)[0])
+                result = self.graph.results[self.graph.outputs.index(given)]
+                wiring = self._read_otherwise(number, given) if number in self.ties else ""
+                region = self._region(number, Tie(given, self._own_layout(given)), False, wiring)
+                yield dataclasses.replace(region, reader=f"result {result}".strip())
+
+    def _own_layout(self, number: int) -> Layout:
+        shape = self.graph.values[number].shape
+        return Layout(shape, tuple(range(len(shape))), shape, shape)
+
+    def _unlike_before(self, equations: Sequence[Equation]) -> Iterator[Region]:
+        """Yield each value whose reader in PyTorch reads another number of elements, where the result is wrong."""
+        made = [n for equation in equations for n in (*equation.inputs, *equation.outputs)]
+        for value in [n for n in self._unlike if n in made]:
+            given, reader = self._unlike.pop(value)
+            tie, wiring = Tie(given, self._own_layout(given)), ""
+            if value in self.ties:
+                wiring = self._read_otherwise(value, given)
+            yield dataclasses.replace(self._region(value, tie, False, wiring), reader=reader)
+
+    def _read_otherwise(self, value: int, wanted: int) -> str:
+        ours, theirs = self.described(self.ties[value][-1].number), self.described(wanted)
+        part = "another part of " if ours == theirs else ""
+        return f"it reads {part}{ours} in JAX, and {theirs} in PyTorch"
 
     def _equation(self, i: int, equation: Equation) -> Iterator[Region]:
         if not any(self.is_data(n) for n in equation.inputs):
@@ -291,7 +365,7 @@ class Alignment:
             self._forget(equation, reason)
             return
         try:
-            results = primitives.evaluate(equation, operands)  # type: ignore[arg-type]
+            results = primitives.evaluate(equation, operands, lower=bool(self.graph.lower))  # type: ignore[arg-type]
         except primitives.UnknownPrimitive as error:
             self._forget(equation, f"no bound is known for {error} in JAX")
             return
@@ -303,6 +377,11 @@ class Alignment:
             self._unknown[n] = reason
 
     def _tie(self, number: int, tie: Tie) -> None:
+        if self.graph.incoming and tie.number not in self._errors and tie.number not in self.late:
+            made = None if tie.number in self.graph.inputs else self.theirs(tie.number)
+            if made is not None and made.value.dtype == np.float64:
+                errors = np.asarray(made.rounding, np.float64) + made.function
+                self._errors[tie.number] = np.broadcast_to(errors, made.shape)
         array = tie.layout.to_jax(self.graph.values[tie.number])
         self.values[number] = Bounded.exact(array)
         self.ties.setdefault(number, []).append(tie)
@@ -319,7 +398,7 @@ class Alignment:
         candidates = []
         for n in self._by_size.get(value.value.size, ()):
             sum_, size = self._sums[n]
-            if np.isfinite(total) and abs(sum_ - total) > 2.0**-10 * size + float(np.sum(value.function)):
+            if np.isfinite(total) and abs(sum_ - total) > self._rough / 2 * size + float(np.sum(value.function)):
                 continue
             call = self._maker[n][1]
             roots = {self.root(each) for each in call.operands if each in self._data}
@@ -330,18 +409,18 @@ class Alignment:
         for is_claimed, *_, n in candidates:
             if is_claimed and own:  # it may be what it comes from
                 break
-            if n not in own and (tie := self._verified(value, n)) is not None:
+            if n not in own and (tie := self._verified(value, n, number)) is not None:
                 if here is None:
                     here = self.function_of_ours(*self._part(number), number)
                 return None if here is not None and self._is_early(number, here, n) else tie
         several = len([n for n in sources if n in self.ties]) > 1
         for n in own:
-            if (tie := self._verified(value, n)) is not None:
+            if (tie := self._verified(value, n, number)) is not None:
                 # of several values, it completes the computation of one; of one alone, it is a function that these
                 # data do not tell from doing nothing
                 return tie if several else None
         for is_claimed, *_, n in candidates:
-            if is_claimed and n not in own and (tie := self._verified(value, n)) is not None:
+            if is_claimed and n not in own and (tie := self._verified(value, n, number)) is not None:
                 return tie
         return None
 
@@ -401,19 +480,20 @@ class Alignment:
             values = {n: Bounded.exact(self.graph.values[n]) for n in others}
             values[data[0]] = Bounded(probes.reshape(shape))
             for call in calls:
-                values |= zip(call.outputs, aten.evaluate(call, values))
+                values |= zip(call.outputs, evaluate(call, values))
             return values[output]
 
         return probed(of, math.prod(shape))
 
-    def _verified(self, value: Bounded, n: int) -> Tie | None:
+    def _verified(self, value: Bounded, n: int, number: int | None = None) -> Tie | None:
+        """Return the tie of a value, that of `number`, to a tensor in the layout in which both are one."""
         array = self.graph.values[n]
-        theirs = None
+        theirs, fitting = None, None
         size = value.value.size
         at = np.linspace(0, size - 1, min(_SAMPLED, size)).astype(np.int64)
         wanted = value.value.ravel()[at]
-        rough = 2.0**-9 * float(np.abs(wanted).max(initial=0.0))
-        places = np.unravel_index(at, value.shape)
+        rough = self._rough * float(np.abs(wanted).max(initial=0.0))
+        places = np.unravel_index(at, value.shape) if value.shape else ...
         for layout in layouts(array.shape, value.shape):
             here = layout.to_jax(array)
             with np.errstate(all="ignore"):
@@ -426,9 +506,25 @@ class Alignment:
             allowed = layout.to_jax(np.broadcast_to(theirs.rounding + np.asarray(theirs.function), array.shape))
             with np.errstate(all="ignore"):
                 outside = np.abs(here - value.value) > allowed + value.function
-            if not outside.any() and (np.isfinite(here) == np.isfinite(value.value)).all():
+            is_one = not outside.any() and (np.isfinite(here) == np.isfinite(value.value)).all()
+            if not is_one and not (number is not None and n in self.late and self._is_eased(number, Tie(n, layout))):
+                continue
+            fitting = Tie(n, layout) if fitting is None else fitting
+            if not _are_apart(layout, theirs, value):
                 return Tie(n, layout)
-        return None
+        return fitting
+
+    def _is_eased(self, number: int, tie: Tie) -> bool:
+        """Return True where a gradient is a tensor within the errors of `eased`."""
+        equations, inputs = self._part(number)
+        found = self.eased(Part(tuple(equations), tuple(inputs), number), tie.number)
+        if found is None:
+            return False
+        ours, theirs = found
+        here = tie.layout.to_jax(self.graph.values[tie.number])
+        errors = np.broadcast_to(np.asarray(theirs.rounding) + theirs.function, theirs.shape)
+        with np.errstate(all="ignore"):
+            return not (np.abs(here - ours.value) > tie.layout.to_jax(errors) + ours.function).any()
 
     def _otherwise(self, equation: Equation, number: int) -> Tie | None:
         """Try the earlier tensors that an operand has been tied to."""
@@ -461,8 +557,8 @@ class Alignment:
         ahead = [number]
         while ahead:
             n = ahead.pop()
-            if (n in self.claimed and n != number) or n not in self._maker:
-                sources.add(n)
+            if (n in self.claimed and n != number) or n not in self._maker or not self._maker[n][1].operands:
+                sources.add(n)  # one that was made of nothing is a constant, as `zeros`
                 continue
             place, call = self._maker[n]
             if place not in calls:
@@ -480,16 +576,53 @@ class Alignment:
         places, sources = found
         return evaluated(self.graph, [self.graph.calls[i] for i in places], sources).get(number)
 
+    def eased(self, part: Part, number: int) -> tuple[Bounded, Bounded] | None:
+        """Return JAX's and PyTorch's value of a gradient where one keeps an activation and the other computes it again.
+
+        PyTorch's activations are rounded, so that one does not follow from another. Where both do not read the same
+        ones, each has the error of its own operator. Returns None where they do.
+        """
+        found = self.calls(number)
+        if found is None:
+            return None
+        ours = {n: self.ties[n][-1] for n in part.inputs if n in self.ties}
+        read = {tie.number for tie in ours.values()}
+        if not any(n in self._errors for n in read ^ set(found[1])):
+            return None
+        errors = {n: self._errors[n] for n in read | set(found[1]) if n in self._errors}
+        theirs = evaluated(self.graph, [self.graph.calls[i] for i in found[0]], found[1], errors).get(number)
+        if theirs is None:
+            return None
+        values = {n: self.values[n] for n in part.inputs}
+        for n, tie in ours.items():
+            if tie.number in errors:
+                array = self.graph.values[tie.number]
+                values[n] = _of_tensor(tie.layout.to_jax(array), tie.layout.to_jax(errors[tie.number]))
+        try:
+            for equation in part.equations:
+                operands = [values[n] for n in equation.inputs]
+                if any(each is None for each in operands):
+                    return None
+                values |= zip(equation.outputs, primitives.evaluate(equation, operands))  # type: ignore[arg-type]
+        except primitives.UnknownPrimitive:
+            return None
+        result = values[part.output]
+        return None if result is None else (result, theirs)
+
     # --- ties by layers
 
     def _anchor(self, i: int, equation: Equation) -> Iterator[Region]:
         """Tie what a layer of JAX reads to what PyTorch's layer with the same parameters reads."""
         leaves = {leaf for n in equation.inputs for leaf in self._leaves.get(n, ())}
         data = [n for n in equation.inputs if self.is_data(n)]
+        if not leaves and len(data) == 2:
+            yield from self._anchor_of_kernel(i, equation, data)
         if not leaves or len(data) != 1:
             return
         names = {name for leaf in leaves for name in self.torch_names.get(leaf, ())}
         places = {place for name in names for place in self._users.get(name, ())}
+        is_late = not self._late.isdisjoint(equation.inputs)
+        places = {p for p in places if self.late.isdisjoint(self.graph.calls[p].outputs) != is_late}
         if equation.name in primitives.CONTRACTIONS and not self._is_scaling(equation):
             places = {p for p in places if self.graph.calls[p].name in aten.CONTRACTIONS}
         else:
@@ -501,6 +634,24 @@ class Alignment:
         call = self.graph.calls[place]
         operand = next(n for n in call.operands if n in self._data)
         yield from self._meet(data[0], operand, i, call, equation)
+
+    def _anchor_of_kernel(self, i: int, equation: Equation, data: Sequence[int]) -> Iterator[Region]:
+        """Tie the incoming gradient of a kernel's gradient: the activation that is its other factor tells the layer."""
+        late, early = ([n for n in data if (n in self._late) is is_late] for is_late in (True, False))
+        if equation.name not in (*primitives.CONTRACTIONS, "depthwise_conv_kernel_gradient") or not late or not early:
+            return
+        activation = self._plain(early[0])
+        if activation not in self.ties:
+            return
+        wanted = self.root_of_all(self.ties[activation][-1].number)
+        found = [
+            (call, [n for n in call.operands if n in self.late])
+            for call in self.graph.calls
+            if call.name in aten.CONTRACTIONS and any(self.root_of_all(n) == wanted for n in call.operands)
+        ]
+        found = [(call, gradients) for call, gradients in found if len(gradients) == 1]
+        if len(found) == 1:
+            yield from self._meet(late[0], found[0][1][0], i, found[0][0], equation)
 
     def _is_scaling(self, equation: Equation) -> bool:
         """Return True for a depthwise convolution of one tap: a product with one number per channel."""
@@ -534,6 +685,8 @@ class Alignment:
             if meeting or (call is not None and call.name not in NORMALIZATIONS):
                 break
         if meeting is None:
+            if equation is not None:
+                self._unlike.setdefault(self._plain(number), (roots[-1], self._layer_of(equation)))
             return
         value, wanted = meeting
         if any(tie.number == wanted or self._same(tie.number, wanted) for tie in self.ties.get(value, ())[-1:]):
@@ -542,10 +695,16 @@ class Alignment:
         tie = older or self._fitting(value, wanted, before, call, equation)
         if tie is None:
             return
-        if older is None:
+        here = self._constant(value).value if wanted in self.late and value in self.ties else None
+        if older is None and here is not None and np.array_equal(here, tie.layout.to_jax(self.graph.values[wanted])):
+            self.seen.update((self.calls(wanted) or ((), ()))[0])
+        elif older is None:
             wiring = self._wired_otherwise(value, wanted, before)
+            now = self.values.get(value)
+            if value not in self.ties and (now is None or not self._is_tensor(now, tie)):
+                yield from self._unlike_before(self._part(value)[0])
             if not wiring:
-                yield from self._split(value, tie)
+                yield from self._split(value, tie, before)
             now = self.values.get(value)
             is_equal = value not in self.ties and not wiring and now is not None and self._is_tensor(now, tie)
             reader = "" if equation is None else self._layer_of(equation)
@@ -560,15 +719,19 @@ class Alignment:
 
     def _is_tensor(self, value: Bounded, tie: Tie) -> bool:
         """Return True where a value is a tensor of PyTorch in this layout, to within the errors of both."""
+        if value.value.dtype != np.float64:
+            return np.array_equal(tie.layout.to_jax(self.graph.values[tie.number]), value.value)
         theirs = self.theirs(tie.number)
-        if theirs is None or value.value.dtype != np.float64:
+        if theirs is None:
             return False
         here = tie.layout.to_jax(self.graph.values[tie.number])
         allowed = tie.layout.to_jax(np.broadcast_to(theirs.rounding + np.asarray(theirs.function), theirs.shape))
+        rough = 2.0**-9 * float(np.abs(here).max(initial=0.0)) + 1e-30  # greater errors say nothing
         with np.errstate(all="ignore"):
-            return not (np.abs(here - value.value) > allowed + value.function).any()
+            is_near = np.abs(here - value.value) <= np.minimum(allowed + value.function, rough)
+        return bool((is_near | (~np.isfinite(here) & ~np.isfinite(value.value))).all())
 
-    def _split(self, value: int, tie: Tie) -> Iterator[Region]:
+    def _split(self, value: int, tie: Tie, before: int) -> Iterator[Region]:
         """Find one wrong step in a region whose other steps are right, and yield it.
 
         The step ends at a value of JAX and at a tensor of PyTorch, from which JAX's other equations give PyTorch's
@@ -576,34 +739,49 @@ class Alignment:
         """
         equations, inputs = self._part(value)
         found = self.calls(tie.number) if tie.number not in self.claimed else ((), (tie.number,))
-        if found is None or not equations or len(equations) > 64:
+        if found is None or not equations:
             return
         places, sources = found
+        late = [i for i in places if not self.late.isdisjoint(self.graph.calls[i].outputs)]
+        if tie.number in self.late and sum(self.is_core(self.graph.calls[i]) for i in late) < 2:
+            return  # one gradient has many terms, any of which could be made to fit
         tied = [n for n in inputs if n in self.ties]
         theirs = [n for n in sources if n in self._data]
         calls = [self.graph.calls[i] for i in places if self.is_core(self.graph.calls[i])]
         theirs += [n for call in calls for n in _results(call)]
         ours = [*tied, *(n for e in equations for n in e.outputs if n != value)]
         ours = [n for n in ours if self.is_data(n) and _is_float(self.values.get(n))]
-        known = {n: self.ties[n][-1].number for n in tied}
-        tries = 0
-        for n in theirs:
-            if n == tie.number or self.graph.values[n].dtype.kind != "f":
+        if tie.number in self.late:
+            theirs, ours = [n for n in theirs if n in self.late], [n for n in ours if n in self._late]
+        found_step: tuple[int, Tie] | None = None
+        for middle, n in itertools.islice(self._pairs(ours, theirs, tie.number), self._tries(equations)):
+            if found_step is not None and found_step[1].number != n:
                 continue
-            for middle in ours:
-                shape = self.program.avals[middle].shape
-                if math.prod(shape) != self.graph.values[n].size or known.get(middle) == n:
-                    continue
-                for layout in itertools.islice(layouts(self.graph.values[n].shape, shape), 3):
-                    tries += 1
-                    if tries > 200:
-                        return
-                    new = Tie(n, layout)
-                    if self._gives(middle, new, equations, value, tie):
-                        yield self._region(middle, new, False)
-                        self._tie(middle, new)
-                        self._again(middle, self._producer[value][0] + 1)
-                        return
+            shape = self.program.avals[middle].shape
+            fitting = sorted(itertools.islice(layouts(self.graph.values[n].shape, shape), 24), key=Layout.is_reshaped)
+            for layout in fitting[:3]:
+                if self._gives(middle, Tie(n, layout), equations, value, tie):
+                    found_step = middle, Tie(n, layout)  # the last value that may be this tensor, as in relu(relu(x))
+                    break
+        if found_step is not None:
+            yield self._region(*found_step, False)
+            self._tie(*found_step)
+            self._again(found_step[0], before)
+
+    def _pairs(self, ours: Sequence[int], theirs: Sequence[int], end: int) -> Iterator[tuple[int, int]]:
+        """Yield values of JAX with tensors of PyTorch of their size, the first ones of both first."""
+        places = itertools.product(range(len(ours)), range(len(theirs)))
+        for i, j in sorted(places, key=sum):
+            middle, n = ours[i], theirs[j]
+            known = self.ties[middle][-1].number if middle in self.ties else None
+            size = math.prod(self.program.avals[middle].shape)
+            if n not in (end, known) and self.graph.values[n].dtype.kind == "f" and self.graph.values[n].size == size:
+                yield middle, n
+
+    def _tries(self, equations: Sequence[Equation]) -> int:
+        """Return how many tries of these equations take a few seconds."""
+        elements = sum(math.prod(e.aval.shape) for e in equations)
+        return max(30, min(1000, 10**9 // (elements + 20000 * len(equations))))
 
     def _gives(self, middle: int, new: Tie, equations: Sequence[Equation], value: int, tie: Tie) -> bool:
         """Return True where a region gives PyTorch's result once one of its values is another tensor."""
@@ -635,7 +813,6 @@ class Alignment:
         """Return which tensors are read, where PyTorch's is an earlier one or comes from layers that JAX runs later."""
         if value not in self.ties:
             return ""
-        read = self.ties[value][-1].number
         calls = self.calls(wanted)
         later = {
             name
@@ -652,7 +829,7 @@ class Alignment:
         }
         if wanted not in self.claimed and calls is not None and not ahead & later:
             return ""
-        return f"it reads {self.described(read)} in JAX, and {self.described(wanted)} in PyTorch"
+        return self._read_otherwise(value, wanted)
 
     def described(self, number: int) -> str:
         """Name a tensor of PyTorch by the layer that made it."""
@@ -779,7 +956,8 @@ class Alignment:
         tie = self.ties[number][-1]
         array = tie.layout.to_jax(self.graph.values[tie.number])
         dtype = self.program.avals[number].dtype
-        return array if array.dtype.kind == "f" else array.astype(dtype, copy=False)
+        is_own = array.dtype.kind == "f" and self.graph.lower.get(tie.number) != np.dtype(dtype).name
+        return array if is_own else array.astype(dtype, copy=False)
 
 
 def _results(call: Call) -> tuple[int, ...]:
@@ -799,24 +977,59 @@ def layer_of(call: Call, names: Mapping[int, Sequence[str] | frozenset[str]]) ->
     return f"{call.name} in {call.module or 'the model itself'}"
 
 
-def evaluated(graph: TorchGraph, calls: Sequence[Call], sources: Sequence[int]) -> dict[int, Bounded]:
-    """Return the results of calls in float64 with their errors; results of which nothing is known are left out."""
-    values = {n: Bounded.exact(graph.values[n]) for n in sources}
+def evaluated(
+    graph: TorchGraph, calls: Sequence[Call], sources: Sequence[int], errors: Mapping[int, np.ndarray] | None = None
+) -> dict[int, Bounded]:
+    """Return the results of calls in float64 with their errors; results of which nothing is known are left out.
+
+    Sources are taken for exact, but for those with `errors`.
+    """
+    errors = {} if errors is None else errors
+    values = {n: _of_tensor(graph.values[n], errors.get(n)) for n in sources}
     for call in calls:
         if all(n in values for n in call.operands):
-            with contextlib.suppress(aten.UnknownOperator):
-                values |= zip(call.outputs, aten.evaluate(call, values))
+            try:
+                values |= zip(call.outputs, evaluate(call, values))
+                values |= {
+                    n: _rounded(graph, call, n, values[n]) for n in call.outputs if n in graph.lower and n in values
+                }
+                chosen = (n for n in call.outputs if n not in values and graph.values[n].dtype.kind == "i")
+                values |= {n: Bounded.exact(graph.values[n]) for n in chosen}  # the places of maxima
+            except aten.UnknownOperator:
+                if all(values[n].value.dtype.kind in "iub" for n in call.operands):  # nothing is rounded
+                    values |= {n: Bounded.exact(graph.values[n]) for n in call.outputs}
     return values
 
 
+def _rounded(graph: TorchGraph, call: Call, number: int, y: Bounded) -> Bounded:
+    """Return a result that PyTorch computes in float32 and rounds to a lower dtype; attention also rounds weights."""
+    u = UNITS[graph.lower[number]]
+    size = np.abs(y.value) + np.asarray(y.rounding)
+    if "attention" in call.name:
+        size = size + 4 * max(float(np.abs(graph.values[n]).max(initial=0.0)) for n in call.operands)
+    return Bounded(y.value, np.asarray(y.rounding) + u * size + 2.0**-126, y.function)
+
+
+def _are_apart(layout: Layout, theirs: Bounded, ours: Bounded) -> bool:
+    """Return True where both are other functions in a layout: further apart than the errors of float64."""
+    function = layout.to_jax(np.broadcast_to(np.asarray(theirs.function, np.float64), theirs.shape))
+    with np.errstate(all="ignore"):
+        return bool((np.abs(layout.to_jax(theirs.value) - ours.value) > function + ours.function).any())
+
+
+def _of_tensor(array: np.ndarray, errors: np.ndarray | None) -> Bounded:
+    made = Bounded.exact(array)
+    return made if errors is None else Bounded(made.value, errors, errors)
+
+
 def parameter_names(
-    program: Program, graph: TorchGraph, moved: Sequence[tuple[str, str]] | None
+    parameters: Mapping[str, Any], graph: TorchGraph, moved: Sequence[tuple[str, str]] | None
 ) -> dict[str, list[str]]:
     """Return PyTorch's names for the parameters of JAX by their paths.
 
     Args:
-      program: JAX's model.
-      graph: PyTorch's.
+      parameters: of JAX's model, by path.
+      graph: PyTorch's model.
       moved: pairs of PyTorch's and JAX's names, as a manifest has them; None: parameters with the same numbers, in any
         layout.
     """
@@ -829,8 +1042,9 @@ def parameter_names(
     for layer, arrays in graph.layers.items():
         for own, array in arrays.items():
             theirs[_content(array)].append(f"{layer}.{own}" if layer else own)
-    for number, path in program.parameters.items():
-        names[path] = theirs.get(_content(np.asarray(program.constants[number])), [])
+    for path, array in parameters.items():
+        if primitives.is_numeric(array.dtype):
+            names[path] = theirs.get(_content(np.asarray(array)), [])
     return names
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from scipy import special
 from bridge.model import float64
 from bridge.model import running_error as re
 from bridge.model.running_error import Bounded
-from bridge.model.torch_graph import Call, Ref
 
 #: Operators that keep all elements of their operand, each once.
 KEEPING = {
@@ -35,12 +34,10 @@ KEEPING = {
     "alias",
     "detach",
     "lift_fresh",
-    "flip",
     "_reshape_alias",
     "unflatten",
     "flatten",
     "movedim",
-    "roll",
     "dropout",
     "native_dropout",
 }
@@ -65,10 +62,22 @@ MOVES = KEEPING | {
     "embedding",
     "pad",
     "as_strided",
+    "flip",
+    "roll",
 }
 
 #: Operators whose sums of products take a layer's weight.
-CONTRACTIONS = {"convolution", "addmm", "mm", "bmm", "linear", "baddbmm", "mkldnn_convolution", "_convolution"}
+CONTRACTIONS = {
+    "convolution",
+    "convolution_backward",
+    "mkldnn_convolution",
+    "_convolution",
+    "addmm",
+    "mm",
+    "bmm",
+    "linear",
+    "baddbmm",
+}
 
 #: Operators whose elements depend on one element of each operand.
 ELEMENTWISE = {
@@ -116,32 +125,6 @@ class UnknownOperator(ValueError):
     """An operator that has no bound."""
 
 
-def evaluate(call: Call, operands: Mapping[int, Bounded]) -> list[Bounded]:
-    """Return the results of a call; the first ones at least.
-
-    Raises:
-      UnknownOperator: nothing is known of it, or of these arguments.
-    """
-    if call.name not in _RULES:
-        raise UnknownOperator(call.name)
-    given = {name: _given(value, operands) for name, value in call.arguments.items()}
-    result = _RULES[call.name](given)
-    return result if isinstance(result, list) else [result]
-
-
-def known() -> Iterable[str]:
-    """Return the operators that have a bound."""
-    return _RULES
-
-
-def _given(value: Any, operands: Mapping[int, Bounded]) -> Any:
-    if isinstance(value, Ref):
-        return operands[value.number]
-    if isinstance(value, (list, tuple)):
-        return [_given(each, operands) for each in value]
-    return value
-
-
 def _number(value: Any) -> Bounded:
     return value if isinstance(value, Bounded) else Bounded.exact(np.float64(value))
 
@@ -149,7 +132,7 @@ def _number(value: Any) -> Bounded:
 Given = Mapping[str, Any]
 
 
-def _shape(x: Bounded, size: Sequence[int]) -> Bounded:
+def reshaped(x: Bounded, size: Sequence[int]) -> Bounded:
     return x.moved(lambda a: a.reshape([int(n) for n in size]))
 
 
@@ -158,7 +141,7 @@ def _squeeze(a: Given) -> Bounded:
     dims = a.get("dim")
     axes = range(len(x.shape)) if dims is None else ([dims] if isinstance(dims, int) else dims)
     drop = {d % len(x.shape) for d in axes if x.shape[d] == 1}
-    return _shape(x, [n for i, n in enumerate(x.shape) if i not in drop])
+    return reshaped(x, [n for i, n in enumerate(x.shape) if i not in drop])
 
 
 def _unsqueeze(a: Given) -> Bounded:
@@ -184,7 +167,7 @@ def _strided(a: Given) -> Bounded:
     x, size = a["self"], a["size"]
     if [n for n in size if n != 1] != [n for n in x.shape if n != 1]:
         raise UnknownOperator("as_strided to another shape")
-    return _shape(x, size)
+    return reshaped(x, size)
 
 
 def _select(a: Given) -> Bounded:
@@ -223,17 +206,17 @@ def _joined(join: Callable[..., np.ndarray]) -> Callable[[Given], Bounded]:
 def _pad(a: Given) -> Bounded:
     x, pad, value = a["self"], a["pad"], a.get("value", 0.0)
     widths = [(0, 0)] * (len(x.shape) - len(pad) // 2) + [(pad[i], pad[i + 1]) for i in range(len(pad) - 2, -1, -2)]
-    if any(n < 0 for each in widths for n in each):
-        raise UnknownOperator("constant_pad_nd with negative padding")
-    y, *errors = _filled(x)
-    return Bounded(np.pad(y, widths, constant_values=value), *(np.pad(e, widths) for e in errors))
+    added = [(max(a, 0), max(b, 0)) for a, b in widths]
+    cut = tuple(slice(max(-a, 0), n - max(-b, 0)) for (a, b), n in zip(widths, x.shape))
+    y, *errors = (each[cut] for each in _filled(x))
+    return Bounded(np.pad(y, added, constant_values=value), *(np.pad(e, added) for e in errors))
 
 
 def _embedding(a: Given) -> Bounded:
     return a["weight"].moved(lambda e: e[a["indices"].value])
 
 
-def _convolution(a: Given) -> Bounded:
+def convolution(a: Given) -> Bounded:
     x, w, bias = a["input"], a["weight"], a.get("bias")
     rank = len(x.shape) - 2
     stride, padding, dilation = ([*a[k]] * (rank if len(a[k]) == 1 else 1) for k in ("stride", "padding", "dilation"))
@@ -278,19 +261,19 @@ def _convolution(a: Given) -> Bounded:
     return re.add(y, bias.moved(lambda e: e.reshape(-1, *[1] * rank)))
 
 
-def _matmul(x: Bounded, w: Bounded) -> Bounded:
+def matmul(x: Bounded, w: Bounded) -> Bounded:
     return re.bilinear(np.matmul, x, w, x.shape[-1])
 
 
 def _addmm(a: Given) -> Bounded:
-    y = _matmul(a["mat1"], a["mat2"])
+    y = matmul(a["mat1"], a["mat2"])
     if a.get("alpha", 1) != 1:
         y = re.mul(y, _number(a["alpha"]))
     return re.add(y, a["self"]) if a.get("beta", 1) == 1 else re.add(y, re.mul(a["self"], _number(a["beta"])))
 
 
 def _baddbmm(a: Given) -> Bounded:
-    y = _matmul(a["batch1"], a["batch2"])
+    y = matmul(a["batch1"], a["batch2"])
     if a.get("alpha", 1) != 1:
         y = re.mul(y, Bounded.constant(np.float64(a["alpha"])))
     return re.add(y, a["self"]) if a.get("beta", 1) == 1 else re.add(y, re.mul(a["self"], _number(a["beta"])))
@@ -315,13 +298,13 @@ def normalized(
     axes = tuple(a % len(x.shape) for a in axes)
     keep = [1 if i in axes else n for i, n in enumerate(x.shape)]
     m = re.mean(x, axes)
-    d = re.sub(x, _shape(m, keep)) if centred else x
+    d = re.sub(x, reshaped(m, keep)) if centred else x
     n = math.prod(x.shape[i] for i in axes)
     v = re.div(re.total(re.mul(d, d), axes), _number(float(n - correction)))
     root = re.function("rsqrt", lambda e: 1 / np.sqrt(e), re.add(v, _number(eps)))
-    a = _shape(root, keep) if scale is None else re.mul(_shape(root, keep), scale)
+    a = reshaped(root, keep) if scale is None else re.mul(reshaped(root, keep), scale)
     shift = Bounded(np.zeros(())) if bias is None else bias
-    y = _scaled_and_shifted(x, _shape(m, keep) if centred else Bounded(np.zeros(())), a, shift)
+    y = _scaled_and_shifted(x, reshaped(m, keep) if centred else Bounded(np.zeros(())), a, shift)
     return [y, m, root]
 
 
@@ -330,7 +313,7 @@ def _layer_norm(a: Given) -> list[Bounded]:
     axes = range(len(x.shape) - rank, len(x.shape))
     y, m, root = normalized(x, axes, a["eps"], a.get("weight"), a.get("bias"))
     keep = [*x.shape[: len(x.shape) - rank], *[1] * rank]
-    return [y, _shape(m, keep), _shape(root, keep)]
+    return [y, reshaped(m, keep), reshaped(root, keep)]
 
 
 def _normalized(a: Given) -> list[Bounded]:
@@ -353,14 +336,14 @@ def _rms_norm(a: Given) -> list[Bounded]:
 def _group_norm(a: Given) -> list[Bounded]:
     x, groups = a["input"], a["group"]
     n, c = x.shape[:2]
-    grouped = _shape(x, (n, groups, -1))
+    grouped = reshaped(x, (n, groups, -1))
     y, m, root = normalized(grouped, (2,), a["eps"], None, None)
-    y = _shape(y, x.shape)
+    y = reshaped(y, x.shape)
     each = (c, *[1] * (len(x.shape) - 2))
     if a.get("weight") is not None:
-        y = re.mul(y, _shape(a["weight"], each))
+        y = re.mul(y, reshaped(a["weight"], each))
     if a.get("bias") is not None:
-        y = re.add(y, _shape(a["bias"], each))
+        y = re.add(y, reshaped(a["bias"], each))
     return [y, m, root]
 
 
@@ -369,14 +352,15 @@ def _batch_norm(a: Given) -> list[Bounded]:
     if a.get("training", False) or a.get("running_mean") is None:
         axes = [i for i in range(len(x.shape)) if i != 1]
         each = (-1, *[1] * (len(x.shape) - 2))
-        w, b = (None if a.get(k) is None else _shape(a[k], each) for k in ("weight", "bias"))
+        w, b = (None if a.get(k) is None else reshaped(a[k], each) for k in ("weight", "bias"))
         return normalized(x, axes, a["eps"], w, b)
+    empty = Bounded(np.zeros(0))
     each = (-1, *[1] * (len(x.shape) - 2))
-    mean, var = _shape(a["running_mean"], each), _shape(a["running_var"], each)
+    mean, var = reshaped(a["running_mean"], each), reshaped(a["running_var"], each)
     root = re.function("rsqrt", lambda e: 1 / np.sqrt(e), re.add(var, _number(a["eps"])))
-    scale = root if a.get("weight") is None else re.mul(root, _shape(a["weight"], each))
-    bias = Bounded(np.zeros(())) if a.get("bias") is None else _shape(a["bias"], each)
-    return [_scaled_and_shifted(x, mean, scale, bias)]
+    scale = root if a.get("weight") is None else re.mul(root, reshaped(a["weight"], each))
+    bias = Bounded(np.zeros(())) if a.get("bias") is None else reshaped(a["bias"], each)
+    return [_scaled_and_shifted(x, mean, scale, bias), empty, empty]
 
 
 def _scaled_and_shifted(x: Bounded, mean: Bounded, scale: Bounded, bias: Bounded) -> Bounded:
@@ -395,24 +379,25 @@ def _scaled_and_shifted(x: Bounded, mean: Bounded, scale: Bounded, bias: Bounded
 def softmax(x: Bounded, axis: int) -> Bounded:
     axis %= len(x.shape)
     keep = [1 if i == axis else n for i, n in enumerate(x.shape)]
-    e = re.function("exp", np.exp, re.sub(x, _shape(re.greatest(x, (axis,)), keep)))
-    return re.div(e, _shape(re.total(e, (axis,)), keep))
+    e = re.function("exp", np.exp, re.sub(x, reshaped(re.greatest(x, (axis,)), keep)))
+    return re.div(e, reshaped(re.total(e, (axis,)), keep))
 
 
 def _log_softmax(a: Given) -> Bounded:
     x = a["self"]
     axis = a["dim"] % len(x.shape)
     keep = [1 if i == axis else n for i, n in enumerate(x.shape)]
-    d = re.sub(x, _shape(re.greatest(x, (axis,)), keep))
+    d = re.sub(x, reshaped(re.greatest(x, (axis,)), keep))
     e = re.function("exp", np.exp, d)
-    return re.sub(d, _shape(re.function("log", np.log, re.total(e, (axis,))), keep))
+    return re.sub(d, reshaped(re.function("log", np.log, re.total(e, (axis,))), keep))
 
 
-def _attention(a: Given) -> list[Bounded]:
-    q, k, v = a["query"], a["key"], a["value"]
+def attention_weights(a: Given) -> Bounded:
+    """Return the softmax of the scaled and masked products of query and key."""
+    q, k = a["query"], a["key"]
     scale = a.get("scale")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    s = _matmul(q, k.moved(lambda e: np.swapaxes(e, -1, -2)))
+    s = matmul(q, k.moved(lambda e: np.swapaxes(e, -1, -2)))
     s = re.mul(s, Bounded.constant(np.float64(scale)))
     s = Bounded(
         s.value, s.rounding + 2 * 2.0**-24 * np.abs(s.value), s.function
@@ -422,7 +407,12 @@ def _attention(a: Given) -> list[Bounded]:
         s = re.add(s, mask) if mask.value.dtype == np.float64 else re.select(mask, Bounded(np.asarray(-np.inf)), s)
     if a.get("is_causal"):
         s = re.select(Bounded(np.tri(*s.shape[-2:], dtype=bool)), Bounded(np.full((), -np.inf)), s)
-    return [_matmul(softmax(s, -1), v)]
+    return softmax(s, -1)
+
+
+def _attention(a: Given) -> list[Bounded]:
+    y = matmul(attention_weights(a), a["value"])
+    return [y, Bounded(np.zeros(y.shape[:-1]))]  # the second is for the backward pass, which is computed without it
 
 
 def _mean(a: Given) -> Bounded:
@@ -430,7 +420,7 @@ def _mean(a: Given) -> Bounded:
     dims = a.get("dim")
     axes = tuple(range(len(x.shape))) if not dims else tuple(d % len(x.shape) for d in dims)
     y = re.mean(x, axes)
-    return _shape(y, [1 if i in axes else n for i, n in enumerate(x.shape)]) if a.get("keepdim") else y
+    return reshaped(y, [1 if i in axes else n for i, n in enumerate(x.shape)]) if a.get("keepdim") else y
 
 
 def _total(a: Given) -> Bounded:
@@ -438,7 +428,7 @@ def _total(a: Given) -> Bounded:
     dims = a.get("dim")
     axes = tuple(range(len(x.shape))) if not dims else tuple(d % len(x.shape) for d in dims)
     y = re.total(x, axes)
-    return _shape(y, [1 if i in axes else n for i, n in enumerate(x.shape)]) if a.get("keepdim") else y
+    return reshaped(y, [1 if i in axes else n for i, n in enumerate(x.shape)]) if a.get("keepdim") else y
 
 
 def _variance(a: Given) -> list[Bounded]:
@@ -449,9 +439,9 @@ def _variance(a: Given) -> list[Bounded]:
     n = math.prod(x.shape[i] for i in axes)
     correction = a.get("correction", 1)
     m = re.mean(x, axes)
-    d = re.sub(x, _shape(m, keep))
+    d = re.sub(x, reshaped(m, keep))
     v = re.div(re.total(re.mul(d, d), axes), _number(max(n - (1 if correction is None else correction), 0)))
-    return [_shape(each, keep) if a.get("keepdim") else each for each in (v, m)]
+    return [reshaped(each, keep) if a.get("keepdim") else each for each in (v, m)]
 
 
 def _two(values: Sequence[int]) -> list[int]:
@@ -469,7 +459,7 @@ def _max_pool(a: Given) -> list[Bounded]:
     )
     if a.get("ceil_mode"):
         raise UnknownOperator("max_pool2d with ceil_mode")
-    pads = [(0, 0), (0, 0), *((p, p) for p in padding)]
+    pads = [(0, 0), (0, 0), *a.get("pads", [(p, p) for p in padding])]
 
     def of(e: np.ndarray, start: float) -> np.ndarray:
         return float64.windows_reduced(e, np.maximum, start, [1, 1, *window], [1, 1, *stride], pads, [1, 1, *dilation])
@@ -490,7 +480,7 @@ def _avg_pool(a: Given) -> Bounded:
         raise UnknownOperator("avg_pool2d with ceil_mode")
 
     def of(e: np.ndarray) -> np.ndarray:
-        pads = [(0, 0), (0, 0), *((p, p) for p in padding)]
+        pads = [(0, 0), (0, 0), *a.get("pads", [(p, p) for p in padding])]
         ones = [1, 1]
         return float64.windows_reduced(e, np.add, 0.0, [1, 1, *window], [1, 1, *stride], pads, [*ones, *ones])
 
@@ -510,7 +500,7 @@ def _adaptive_pool(a: Given) -> Bounded:
             low, high = i * n // out, -(-(i + 1) * n // out)
             matrix[i, low:high] = 1 / (high - low)
         matrices.append(matrix)
-    return _resized(x, matrices)
+    return resized(x, matrices)
 
 
 def _adaptive_max_pool(a: Given) -> list[Bounded]:
@@ -526,7 +516,7 @@ def _adaptive_max_pool(a: Given) -> list[Bounded]:
     return [x]
 
 
-def _resized(x: Bounded, matrices: Sequence[np.ndarray]) -> Bounded:
+def resized(x: Bounded, matrices: Sequence[np.ndarray]) -> Bounded:
     """Multiply each spatial axis by a matrix, whose entries the frameworks round."""
     for axis, matrix in enumerate(matrices):
         terms = int((matrix != 0).sum(1).max(initial=1))
@@ -541,17 +531,18 @@ def _resized(x: Bounded, matrices: Sequence[np.ndarray]) -> Bounded:
 
 def _resize(mode: str) -> Callable[[Given], Bounded]:
     def rule(a: Given) -> Bounded:
-        x = a["self"]
-        factors = a.get("scale_factors") or [a.get("scales_h"), a.get("scales_w")]
-        factors = [None if f is None else float(f) for f in factors]
-        sizes = a.get("output_size") or [int(n * f) for n, f in zip(x.shape[2:], factors)]
-        each = [
-            float64.interpolation(n, out, mode, f, bool(a.get("align_corners")))
-            for n, out, f in zip(x.shape[2:], sizes, factors)
-        ]
-        return _resized(x, each)
+        return resized(a["self"], resize_matrices(a, a["self"].shape[2:], a.get("output_size"), mode))
 
     return rule
+
+
+def resize_matrices(a: Given, given: Sequence[int], sizes: Sequence[int] | None, mode: str) -> list[np.ndarray]:
+    """Return the matrix `(out, n)` of each spatial axis."""
+    factors = a.get("scale_factors") or [a.get("scales_h"), a.get("scales_w")]
+    factors = [None if f is None else float(f) for f in factors]
+    sizes = sizes or [int(n * f) for n, f in zip(given, factors)]
+    align = bool(a.get("align_corners"))
+    return [float64.interpolation(n, out, mode, f, align) for n, out, f in zip(given, sizes, factors)]
 
 
 def _gelu(a: Given) -> Bounded:
@@ -649,6 +640,17 @@ def _leaky(a: Given) -> Bounded:
     return re.select(Bounded(x.value > 0), down, x)
 
 
+def _elu(a: Given) -> Bounded:
+    x = a["self"]
+    if a.get("scale", 1) != 1 or a.get("input_scale", 1) != 1:
+        raise UnknownOperator("elu with scales")
+    low = re.extreme(np.minimum, x, _number(0.0))
+    down = re.mul(_number(a.get("alpha", 1.0)), re.function("expm1", np.expm1, low))
+    # or exp(x) - 1, whose error is that of exp near zero
+    down = Bounded(down.value, np.asarray(down.rounding) + 8 * 2.0**-24, down.function)
+    return re.select(Bounded(x.value > 0), down, x)
+
+
 def _flip(a: Given) -> Bounded:
     return a["self"].moved(lambda e: np.flip(e, tuple(a["dims"])))
 
@@ -661,11 +663,27 @@ def _copy(a: Given) -> Bounded:
     return a["src"].moved(lambda e: np.broadcast_to(e, a["self"].shape))
 
 
-_RULES: Mapping[str, Callable[[Given], Any]] = {
-    "view": lambda a: _shape(a["self"], a["size"]),
-    "_unsafe_view": lambda a: _shape(a["self"], a["size"]),
-    "reshape": lambda a: _shape(a["self"], a["shape"]),
-    "_reshape_alias": lambda a: _shape(a["self"], a["size"]),
+def _compared(of: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable[[Given], Bounded]:
+    return lambda a: re.compare(of, _number(a["self"]), _number(a["other"]))
+
+
+def _logical(of: Callable[..., np.ndarray]) -> Callable[[Given], Bounded]:
+    return lambda a: re.logic(of, *(_number(a[k]) for k in ("self", "other") if k in a))
+
+
+def _place(of: Callable[..., np.ndarray]) -> Callable[[Given], Bounded]:
+    def rule(a: Given) -> Bounded:
+        y = of(a["self"].value, axis=a.get("dim"))
+        return Bounded(np.expand_dims(y, a["dim"]) if a.get("keepdim") else y)
+
+    return rule
+
+
+RULES: Mapping[str, Callable[[Given], Any]] = {
+    "view": lambda a: reshaped(a["self"], a["size"]),
+    "_unsafe_view": lambda a: reshaped(a["self"], a["size"]),
+    "reshape": lambda a: reshaped(a["self"], a["shape"]),
+    "_reshape_alias": lambda a: reshaped(a["self"], a["size"]),
     "permute": lambda a: a["self"].moved(lambda e: e.transpose(a["dims"])),
     "transpose": lambda a: a["self"].moved(lambda e: np.swapaxes(e, a["dim0"], a["dim1"])),
     "t": lambda a: a["self"].moved(np.transpose),
@@ -693,18 +711,21 @@ _RULES: Mapping[str, Callable[[Given], Any]] = {
     "stack": _joined(np.stack),
     "constant_pad_nd": _pad,
     "embedding": _embedding,
-    "convolution": _convolution,
+    "split otherwise": lambda a: a["self"].moved(
+        lambda e: e.reshape([a["size"][i] for i in a["axes"]]).transpose(np.argsort(a["axes"]))
+    ),
+    "convolution": convolution,
     "addmm": _addmm,
-    "with kernel": _convolution,  # these four are PyTorch's with one setting that it does not have
-    "with padding": _convolution,
+    "with kernel": convolution,  # these four are PyTorch's with one setting that it does not have
+    "with padding": convolution,
     "with matrix": lambda a: (
         _addmm({**a, "mat2": a["mat2"].moved(np.transpose)})
         if "mat1" in a
-        else _matmul(a["self"], a["mat2"].moved(np.transpose))
+        else matmul(a["self"], a["mat2"].moved(np.transpose))
     ),
     "normalized": _normalized,
-    "mm": lambda a: _matmul(a["self"], a["mat2"]),
-    "bmm": lambda a: _matmul(a["self"], a["mat2"]),
+    "mm": lambda a: matmul(a["self"], a["mat2"]),
+    "bmm": lambda a: matmul(a["self"], a["mat2"]),
     "baddbmm": _baddbmm,
     "linear": _linear,
     "native_layer_norm": _layer_norm,
@@ -745,6 +766,7 @@ _RULES: Mapping[str, Callable[[Given], Any]] = {
     "mish": lambda a: re.mul(a["self"], re.function("tanh", np.tanh, softplus(a["self"]))),
     "softplus": _softplus,
     "leaky_relu": _leaky,
+    "elu": _elu,
     "tanh": _unary("tanh", np.tanh),
     "exp": _unary("exp", np.exp),
     "log": _unary("log", np.log),
@@ -766,5 +788,19 @@ _RULES: Mapping[str, Callable[[Given], Any]] = {
     "pow": _power,
     "where": _where,
     "masked_fill": _masked_fill,
+    "eq": _compared(np.equal),
+    "ne": _compared(np.not_equal),
+    "lt": _compared(np.less),
+    "le": _compared(np.less_equal),
+    "gt": _compared(np.greater),
+    "ge": _compared(np.greater_equal),
+    "bitwise_not": _logical(np.invert),
+    "bitwise_and": _logical(np.bitwise_and),
+    "bitwise_or": _logical(np.bitwise_or),
+    "logical_not": _logical(np.logical_not),
+    "logical_and": _logical(np.logical_and),
+    "logical_or": _logical(np.logical_or),
+    "argmax": _place(np.argmax),
+    "argmin": _place(np.argmin),
     "cumsum": lambda a: re.cumulative(a["self"], a["dim"], False),
 }

@@ -15,17 +15,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bridge.model import aten
-from bridge.model.alignment import NORMALIZATIONS, Alignment, Region
+from bridge.model.alignment import NORMALIZATIONS, Alignment, Region, layouts
+from bridge.model.operation_names import kind_of_call
 from bridge.model.running_error import Bounded
+from bridge.model.torch_evaluation import evaluate
 from bridge.model.torch_graph import Call, Ref
 
 
 class Cause(NamedTuple):
-    """A short, stable name; the cause in a sentence; and what to change."""
+    """A short, stable name; the cause in a sentence; what to change; and the operator whose change it is."""
 
     name: str
     text: str
     fix: str
+    call: Call | None = None
 
 
 #: A change: the calls, the values that they start from, and the cause if that gives JAX's result.
@@ -40,14 +43,14 @@ def cause_of(alignment: Alignment, region: Region) -> Cause | None:
             "JAX draws random numbers here: dropout is on",
             "run the JAX model in inference: model.eval(), or deterministic=True",
         )
-    if region.ours is None:
+    if region.ours is None or not region.part.equations or not any(map(alignment.is_core, region.calls)):
         return None
     for calls, sources, cause in _changes(alignment, region):
         values = dict(sources)
         try:
             for call in calls:
                 if all(n in values for n in call.operands):
-                    values |= zip(call.outputs, aten.evaluate(call, values))
+                    values |= zip(call.outputs, evaluate(call, values))
         except (aten.UnknownOperator, ValueError, KeyError, IndexError, TypeError):
             continue
         result = values.get(region.tie.number)
@@ -57,17 +60,22 @@ def cause_of(alignment: Alignment, region: Region) -> Cause | None:
 
 
 def _are_equal(region: Region, result: Bounded) -> bool:
+    """Return True where a result of PyTorch is JAX's, in the layout of the region or, of another size, in any."""
     assert region.ours is not None
-    layout = region.tie.layout
-    try:
+    fitting = [region.tie.layout]
+    if result.shape != region.tie.layout.torch:
+        fitting = list(itertools.islice(layouts(result.shape, region.ours.shape), 24))
+    function = np.broadcast_to(np.asarray(result.function, np.float64), result.shape)
+    for layout in fitting:
         value = layout.to_jax(result.value)
-        function = layout.to_jax(np.broadcast_to(np.asarray(result.function, np.float64), result.shape))
-    except ValueError:
-        return False
-    with np.errstate(all="ignore"):
-        apart = np.abs(value - region.ours.value) > function + region.ours.function
-    finite = np.isfinite(value) == np.isfinite(region.ours.value)
-    return bool(finite.all() and not (apart & np.isfinite(value)).any())
+        rough = 2.0**-9 * float(np.abs(value[np.isfinite(value)]).max(initial=0.0))  # greater errors say nothing
+        with np.errstate(all="ignore"):
+            allowed = np.minimum(layout.to_jax(function) + region.ours.function, rough + 1e-30)
+            apart = np.abs(value - region.ours.value) > allowed
+        finite = np.isfinite(value) == np.isfinite(region.ours.value)
+        if finite.all() and not (apart & np.isfinite(value)).any():
+            return True
+    return False
 
 
 def _changes(alignment: Alignment, region: Region) -> Iterator[Change]:
@@ -77,7 +85,7 @@ def _changes(alignment: Alignment, region: Region) -> Iterator[Change]:
             for changed, cause in change(alignment, region, call):
                 calls = list(region.calls)
                 calls[place] = changed
-                yield calls, values, cause
+                yield calls, values, cause._replace(call=call)
     data = [n for n in region.sources if n in alignment.data_of_torch]
     for one, other in itertools.combinations(data, 2):
         if values[one].shape == values[other].shape:
@@ -108,16 +116,20 @@ def _changed(call: Call, **arguments: Any) -> Call:
 def _left_out(alignment: Alignment, region: Region, values: Mapping[int, Bounded]) -> Iterator[Change]:
     """Leave one operator out: its result is its operand."""
     for place, call in enumerate(region.calls):
-        if not alignment.is_core(call):
+        if call.name in aten.MOVES:
             continue
         size = alignment.graph.values[call.outputs[0]].size
         name = alignment.described(call.outputs[0])
         for operand in call.operands:
-            if operand in alignment.data_of_torch and alignment.graph.values[operand].size == size:
+            is_data = operand in alignment.data_of_torch or not alignment.is_core(call)
+            if is_data and alignment.graph.values[operand].size == size:
                 shape = alignment.graph.values[call.outputs[0]].shape
                 calls = list(region.calls)
                 calls[place] = Call("view", {"self": Ref(operand), "size": list(shape)}, call.outputs[:1], call.module)
                 what = {"add": "sum", "mul": "product"}.get(call.name, call.name)
+                own = sorted(alignment.names_of_values.get(call.outputs[0], ()))
+                if own and not alignment.is_core(call):
+                    name = f"{what} of {own[0]}"
                 text = f"JAX lacks PyTorch's {name}" + (f", the {what}" if what != call.name else "")
                 yield calls, values, Cause(f"{what} missing", text, f"compute {name} in JAX")
 
@@ -263,6 +275,29 @@ def _paddings(alignment: Alignment, region: Region, call: Call) -> Changes:
             )
 
 
+def _pooling(alignment: Alignment, region: Region, call: Call) -> Changes:
+    """Try other paddings of a pooling, and another number by which an average divides."""
+    x = alignment.graph.values[call.get("self").number]
+    window = [*call.get("kernel_size")] * (2 if len(call.get("kernel_size")) == 1 else 1)
+    stride, padding = [*(call.get("stride") or window)], [*(call.get("padding") or [0])]
+    stride, padding = (each * (2 if len(each) == 1 else 1) for each in (stride, padding))
+    wanted, own = alignment.graph.values[call.outputs[0]].shape[2:], tuple((p, p) for p in padding)
+    if call.name == "avg_pool2d" and any(padding) and not call.get("divisor_override"):
+        counts = bool(call.get("count_include_pad", True))
+        text = "does not count the padding" if counts else "counts the padding"
+        yield (
+            _changed(call, count_include_pad=not counts),
+            Cause("padding counted", f"JAX {text} in the average", f"count_include_pad={counts} in JAX"),
+        )
+    needed = [max((n - 1) * s + k - size, 0) for n, s, k, size in zip(wanted, stride, window, x.shape[2:])]
+    for name, pads in {"SAME": tuple((t // 2, t - t // 2) for t in needed), "no padding": ((0, 0),) * 2}.items():
+        if pads != own:
+            yield (
+                _changed(call, pads=pads),
+                Cause("padding", f"JAX pads by {name}, {pads}, and PyTorch by {own}", f"padding={own} in JAX"),
+            )
+
+
 def _causal_padding(alignment: Alignment, region: Region, call: Call) -> Changes:
     pad = call.get("pad")
     if any(pad):
@@ -292,13 +327,24 @@ def _square_matrix(alignment: Alignment, region: Region, call: Call) -> Changes:
         )
 
 
-def _softmax_axis(alignment: Alignment, region: Region, call: Call) -> Changes:
-    x = alignment.graph.values[call.get("self").number]
-    for axis in range(x.ndim):
-        if axis != call.get("dim") % x.ndim:
+def _other_axis(alignment: Alignment, region: Region, call: Call) -> Changes:
+    """Try the other axes of a reduction, a softmax or a running sum."""
+    x, own = alignment.graph.values[call.get("self").number], call.get("dim")
+    one = own[0] if isinstance(own, list) and len(own) == 1 else own
+    options: list[Any] = list(range(x.ndim))
+    if isinstance(own, list) and len(own) > 1:
+        one, options = tuple(sorted(d % x.ndim for d in own)), list(itertools.combinations(range(x.ndim), len(own)))
+    for axis in options:
+        if axis != (one % x.ndim if isinstance(one, int) else one):
+            what = kind_of_call(call)
+            of = "all axes" if one is None else f"axis {one}" if isinstance(one, int) else f"axes {one}"
+            text = f"JAX takes the {what} over axis {axis} of PyTorch's {x.shape}, and PyTorch over {of}"
+            if isinstance(axis, tuple):
+                text = text.replace("axis", "axes", 1)
+            dim = [axis] if isinstance(own, list) and isinstance(axis, int) else axis
             yield (
-                _changed(call, dim=axis),
-                Cause("axis of softmax", f"JAX's softmax is over axis {axis} of {x.shape}", "softmax over the keys"),
+                _changed(call, dim=list(dim) if isinstance(dim, tuple) else dim),
+                Cause(f"axis of {what}", text, f"take it over {of} of PyTorch's {x.shape}"),
             )
 
 
@@ -327,11 +373,20 @@ def _factor(alignment: Alignment, region: Region, call: Call) -> Changes:
     own = call.get("other")
     if isinstance(own, Ref):
         return
+    what = "the number"
+    if call.name == "add" and any(
+        c.name in ("rsqrt", "sqrt") and call.outputs[0] in c.operands for c in alignment.graph.calls
+    ):
+        what = "epsilon"
     for value in dict.fromkeys([1.0, *_numbers(alignment, region)]):
         if value != own:
             yield (
                 _changed(call, other=value),
-                Cause("factor", f"the number is {value:g} in JAX, and {own:g} in PyTorch", f"use {own:g} in JAX"),
+                Cause(
+                    "epsilon" if what == "epsilon" else "factor",
+                    f"{what} is {value:g} in JAX, and {own:g} in PyTorch",
+                    f"use {own:g} in JAX",
+                ),
             )
 
 
@@ -345,6 +400,37 @@ def _numbers(alignment: Alignment, region: Region) -> list[float]:
     return found
 
 
+def _split_otherwise(alignment: Alignment, region: Region, call: Call) -> Changes:
+    """Try other orders of the axes into which a view splits one axis, as heads before q, k and v."""
+    x, size = alignment.graph.values[call.get("self").number], alignment.graph.values[call.outputs[0]].shape
+    start = next((i for i, (a, b) in enumerate(zip(x.shape, size)) if a != b), len(size))
+    count = len(size) - x.ndim + 1
+    split = size[start : start + count]
+    if 1 < count < 5 and start < x.ndim and math.prod(split) == x.shape[start]:
+        for order in itertools.permutations(range(count)):
+            if [split[i] for i in order] != list(split):
+                axes = (*range(start), *(start + i for i in order), *range(start + count, len(size)))
+                given = tuple(split[i] for i in order)
+                yield (
+                    Call("split otherwise", {**call.arguments, "axes": axes, "size": size}, call.outputs, call.module),
+                    Cause(
+                        "order of axes",
+                        f"JAX splits axis {start} of PyTorch's {x.shape} in the order {given}, and PyTorch as {split}",
+                        f"reshape it to {split} in JAX",
+                    ),
+                )
+
+
+def _order_of_parts(alignment: Alignment, region: Region, call: Call) -> Changes:
+    parts = call.get("tensors")
+    for order in itertools.permutations(range(len(parts))) if len(parts) < 6 else [tuple(range(len(parts)))[::-1]]:
+        if list(order) != sorted(order):
+            yield (
+                _changed(call, tensors=[parts[i] for i in order]),
+                Cause("order of parts", f"JAX joins PyTorch's parts in another order, {order}", "join them in order"),
+            )
+
+
 def _correction(alignment: Alignment, region: Region, call: Call) -> Changes:
     own = call.get("correction", 1)
     for n in (0, 1):
@@ -355,23 +441,40 @@ def _correction(alignment: Alignment, region: Region, call: Call) -> Changes:
             )
 
 
+def _batch_statistics(alignment: Alignment, region: Region, call: Call) -> Changes:
+    if call.get("running_mean") is not None and not call.get("training", False):
+        yield (
+            Call("native_batch_norm", {**call.arguments, "training": True}, call.outputs, call.module),
+            Cause(
+                "statistics of the batch",
+                "JAX normalizes by the statistics of this batch, and PyTorch by the running ones",
+                "run the JAX model in inference: model.eval(), or use_running_average=True",
+            ),
+        )
+
+
 _NORM = (_epsilon, _parameters_left_out)
 _RULES: Mapping[str, Sequence[Callable[[Alignment, Region, Call], Changes]]] = {
     "native_layer_norm": (*_NORM, _other_axes),
     "_fused_rms_norm": _NORM,
     "native_group_norm": (*_NORM, _groups),
-    "native_batch_norm": _NORM,
-    "_native_batch_norm_legit": _NORM,
-    "_native_batch_norm_legit_no_training": _NORM,
+    "native_batch_norm": (*_NORM, _batch_statistics),
+    "_native_batch_norm_legit": (*_NORM, _batch_statistics),
+    "_native_batch_norm_legit_no_training": (*_NORM, _batch_statistics),
     "convolution": (_parameters_left_out, _kernels, _paddings, _strides),
     "addmm": (_bias_left_out, _square_matrix),
     "mm": (_square_matrix,),
     "constant_pad_nd": (_causal_padding,),
-    "_softmax": (_softmax_axis,),
+    **dict.fromkeys(("_softmax", "_log_softmax", "mean", "sum", "amax", "argmax", "argmin", "cumsum"), (_other_axis,)),
     "_scaled_dot_product_flash_attention_for_cpu": (_attention_scale,),
+    "max_pool2d_with_indices": (_pooling,),
+    "avg_pool2d": (_pooling,),
+    "cat": (_order_of_parts,),
+    "view": (_split_otherwise,),
+    "_unsafe_view": (_split_otherwise,),
     "mul": (_factor,),
     "div": (_factor,),
     "add": (_factor,),
-    "var": (_correction,),
-    "var_mean": (_correction,),
+    "var": (_correction, _other_axis),
+    "var_mean": (_correction, _other_axis),
 }

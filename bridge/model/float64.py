@@ -41,6 +41,28 @@ def convolution(
     return y
 
 
+def kernel_gradient(
+    x: np.ndarray,
+    dy: np.ndarray,
+    *,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    dilation: Sequence[int],
+    groups: int = 1,
+) -> np.ndarray:
+    """Return the gradient of `convolution` by w: `(*kernel, C / groups, O)`, for x `(N, *spatial, C)` and its dy."""
+    x = _padded(x, padding)
+    sizes, per_group, features = dy.shape[1:-1], x.shape[-1] // groups, dy.shape[-1]
+    right = dy.reshape(-1, groups, features // groups).transpose(1, 0, 2)
+    w = np.zeros((*kernel, per_group, features))
+    for tap in np.ndindex(*kernel):
+        seen = x[(slice(None), *_places(tap, sizes, strides, dilation))]
+        left = seen.reshape(-1, groups, per_group).transpose(1, 2, 0)
+        w[tap] = (left @ right).transpose(1, 0, 2).reshape(per_group, features)
+    return w
+
+
 def _places(
     tap: Sequence[int], sizes: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
 ) -> Iterator[slice]:

@@ -5,46 +5,76 @@ A tensor that is changed in place, or through a view, gets a new number where it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
 from bridge._implementations.torch_ import to_numpy
-from bridge.model.torch_graph import Call, Ref, TorchGraph, without_repeats
+from bridge.model.model_inputs import INFERENCE, Mode, ModelInputs
+from bridge.model.results import named
+from bridge.model.torch_graph import UNITS, Call, Ref, TorchGraph, without_repeats
 from bridge.torch_models import Recorder, by_name, on_device
 
 
-def graph(module: torch.nn.Module, inputs: Sequence[Any]) -> TorchGraph:
-    """Run a model once, in eval mode and without gradients, and return every operator that it called.
+def graph(module: torch.nn.Module, inputs: ModelInputs, mode: Mode = INFERENCE) -> TorchGraph:
+    """Run a model once, and return every operator that it called.
 
     Args:
-      module: the model; its training flags are as before afterwards.
-      inputs: NumPy arrays in PyTorch's layout.
+      module: the model; its parameters, buffers and flags are as before afterwards.
+      inputs: with NumPy arrays in PyTorch's layout.
+      mode: of running: inference without gradients, unless it says otherwise.
 
     Raises:
       ValueError: its forward fails.
     """
-    given = [on_device(module, np.ascontiguousarray(each)) for each in inputs]
-    recorder = _GraphRecorder(module)
+    given = [on_device(module, np.ascontiguousarray(each)) for each in inputs.arrays]
+    args, kwargs = inputs.split(given)
+    recorder = _GraphRecorder(module, mode)
     recorder.inputs = [recorder.new(tensor) for tensor in given]
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one operator would hide all of an attention
     try:
-        y = recorder.run(*given)
+        with _as_before(module):
+            if mode.gradients:
+                for parameter in module.parameters():
+                    parameter.requires_grad_(parameter.is_floating_point())
+            y = recorder.run(*args, **kwargs)
+            if mode.gradients:
+                recorder.run_back(y)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return recorder.graph(y)
 
 
+@contextlib.contextmanager
+def _as_before(module: torch.nn.Module) -> Iterator[None]:
+    """Restore buffers, which training changes, and which parameters have gradients."""
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    flags = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in module.named_buffers():
+                buffer.copy_(buffers[name])
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(flags[name])
+
+
 class _GraphRecorder(Recorder):
     """Number each tensor, and note each operator."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, mode: Mode) -> None:
         super().__init__(module)
+        self.mode = mode
+        self.incoming: dict[str, int] = {}
+        self.gradients: dict[str, int] = {}
         self.calls: list[Call] = []
         self.values: dict[int, np.ndarray] = {}
+        self.lower: dict[int, str] = {}
         self.parameters: dict[int, str] = {}
         self.inputs: list[int] = []
         self._numbers: dict[int, int] = {}
@@ -53,10 +83,43 @@ class _GraphRecorder(Recorder):
         self._sharing: dict[int, list[torch.Tensor]] = {}
         self._own = {id(tensor): name for name, tensor in (*module.named_parameters(), *module.named_buffers())}
 
+    @contextlib.contextmanager
+    def context(self) -> Iterator[None]:
+        training = {each: each.training for each in self.module.modules()}
+        for each in training:
+            each.training = self.mode.training
+        try:
+            with self._following(), torch.set_grad_enabled(self.mode.gradients), self:
+                yield
+        finally:
+            for each, flag in training.items():
+                each.training = flag
+
+    def run_back(self, result: Any) -> None:
+        """Record the backward pass of all parameters, from gradients of the results that are drawn."""
+        results = {name: y for name, y in named(result) if isinstance(y, torch.Tensor) and y.is_floating_point()}
+        rng = np.random.default_rng(0)
+        drawn = {name: torch.tensor(rng.standard_normal(y.shape), dtype=y.dtype) for name, y in results.items()}
+        self.incoming = {name: self.new(each.to(results[name].device)) for name, each in drawn.items()}
+        some = [name for name, y in results.items() if y.requires_grad]
+        owners = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        with self:
+            found = torch.autograd.grad(
+                [results[name] for name in some],
+                list(owners.values()),
+                [drawn[name] for name in some],
+                allow_unused=True,
+            )
+        self.gradients = {name: self.number(g) for name, g in zip(owners, found) if g is not None}
+
     def new(self, tensor: torch.Tensor) -> int:
         """Number a tensor, as it is now."""
         number = len(self.values)
-        self.values[number] = to_numpy(tensor.detach().cpu()).copy()
+        array = to_numpy(tensor.detach().cpu()).copy()
+        if array.dtype.name in UNITS:
+            self.lower[number] = array.dtype.name
+            array = array.astype(np.float32)
+        self.values[number] = array
         self._numbers[id(tensor)] = number
         self._stale.pop(id(tensor), None)
         self._alive.append(tensor)  # else another one could take its place and its number
@@ -65,6 +128,8 @@ class _GraphRecorder(Recorder):
 
     def number(self, tensor: torch.Tensor) -> int:
         known = self._numbers.get(id(tensor))
+        if known is None and (other := self._same_view(tensor)) is not None:
+            return self.number(other)
         if known is None:
             known = self.new(tensor)
             name = self._own.get(id(tensor)) or self._by_memory(tensor)
@@ -75,6 +140,16 @@ class _GraphRecorder(Recorder):
             old, known = known, self.new(tensor)
             self.calls.append(Call("written", {"self": Ref(old), "by": Ref(writer)}, (known,), self.running[-1].name))
         return known
+
+    def _same_view(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """Return a tensor that is known, of the same elements in memory: what autograd keeps is another object."""
+        if not tensor.numel() or id(tensor) in self._own:
+            return None
+        form = tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
+        for other in reversed(self._sharing.get(_memory(tensor), ())):
+            if (other.storage_offset(), other.shape, other.stride(), other.dtype) == form:
+                return other
+        return None
 
     def _by_memory(self, tensor: torch.Tensor) -> str | None:
         name = self.names.get(tensor.data_ptr())
@@ -113,17 +188,29 @@ class _GraphRecorder(Recorder):
         return value
 
     def graph(self, result: Any) -> TorchGraph:
-        result = getattr(result, "logits", result)
-        leaves = torch.utils._pytree.tree_leaves(result)
-        outputs = [self.number(y) for y in leaves if isinstance(y, torch.Tensor)]
+        found = [(name, self.number(y)) for name, y in named(result) if isinstance(y, torch.Tensor)]
         layers: dict[str, dict[str, np.ndarray]] = {}
         for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
             if tensor.is_floating_point():
                 layer, _, own = name.rpartition(".")
-                layers.setdefault(layer, {})[own] = to_numpy(tensor.detach().cpu())
+                array = to_numpy(tensor.detach().cpu())
+                layers.setdefault(layer, {})[own] = array.astype(np.float32) if array.dtype.name in UNITS else array
         calls, same = without_repeats(self.calls, self.values)
-        outputs = [same.get(number, number) for number in outputs]
-        return TorchGraph(calls, self.values, self.parameters, self.inputs, outputs, layers)
+        outputs = [same.get(number, number) for _, number in found]
+        results = [name for name, _ in found]
+        gradients = {name: same.get(number, number) for name, number in self.gradients.items()}
+        return TorchGraph(
+            calls,
+            self.values,
+            self.parameters,
+            self.inputs,
+            outputs,
+            layers,
+            results,
+            self.incoming,
+            gradients,
+            self.lower,
+        )
 
 
 def _is_parameter(module: torch.nn.Module, name: str) -> bool:

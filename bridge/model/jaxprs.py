@@ -19,10 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from bridge.model.model_inputs import ModelInputs
+from bridge.model.results import named
 from jaxdw import epilogue
 
 #: How the path of the running module stands among the names of an equation.
 _SCOPE = re.compile(r"module<([^<>]*)>")
+
+#: The paths of the modules whose `__call__` runs or has failed, the innermost last.
+_RUNNING: list[str] = []
 
 #: Names of calls that say nothing about what they compute.
 _NAMELESS = {"<lambda>", "_where", "fn", "wrapped", "f", "", "_run", "_reduce_sum", "_var", "_mean", "clip"}
@@ -65,6 +70,9 @@ class Program:
       parameters: the path of each parameter, by its number.
       constants: the values of all parameters and constants, by number.
       avals: shape and dtype of each value.
+      results: the name of each output.
+      settings: of modules by path, as `bridge.model.jax_side.JaxModel` has them.
+      incoming: the inputs that are gradients of the outputs; the first ones.
     """
 
     equations: Sequence[Equation]
@@ -73,18 +81,55 @@ class Program:
     parameters: Mapping[int, str]
     constants: Mapping[int, Any]
     avals: Mapping[int, Any]
+    results: Sequence[str] = ()
+    settings: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    incoming: Sequence[int] = ()
 
 
-def read(function: Callable[..., Any], parameters: Mapping[str, Any], inputs: Sequence[Any]) -> Program:
-    """Return the equations of `function(parameters by path, *inputs)`."""
+def read(function: Callable[..., Any], parameters: Mapping[str, Any], inputs: ModelInputs) -> Program:
+    """Return the equations of a function of the parameters by path, and of the inputs.
+
+    Raises:
+      ValueError: the function fails, or returns something that is no array.
+    """
     names = list(parameters)
     values = [parameters[name] for name in names]
+    results: list[str] = []
 
-    def flat(values: Sequence[Any], *inputs: Any) -> Any:
-        return jax.tree.leaves(function(dict(zip(names, values)), *inputs))
+    def flat(values: Sequence[Any], *arrays: Any) -> Any:
+        args, kwargs = inputs.split(arrays)
+        made = list(arrays_in(function(dict(zip(names, values)), *args, **kwargs)))
+        results[:] = [name for name, _ in made]
+        return [jnp.asarray(value) for _, value in made]
 
-    closed = jax.make_jaxpr(flat)(values, *inputs)
-    return _Reader().read(closed, names, values)
+    _RUNNING.clear()
+    try:
+        closed = jax.make_jaxpr(flat)(values, *inputs.arrays)
+    except Exception as error:
+        shapes = ", ".join(str(np.shape(x)) for x in inputs.arrays)
+        where = f" in {_RUNNING[-1]}" if _RUNNING else ""
+        raise ValueError(f"`model` fails{where} on `inputs` of shape {shapes}: {_said(error)}") from error
+    return dataclasses.replace(_Reader().read(closed, names, values), results=results)
+
+
+def arrays_in(result: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the arrays that a model returns by name; a registered tree has names of its own."""
+    for name, value in named(result):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+            if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, bool, int, float)):
+                raise TypeError(f"it returns a {type(leaf).__name__}{name and ' as ' + repr(name)}, expected arrays")
+            yield ".".join(filter(None, (name, *(key_name(key) for key in path)))), leaf
+
+
+def key_name(key: Any) -> str:
+    """Return a key of a tree's path as a word."""
+    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+
+
+def _said(error: Exception) -> str:
+    """Return an error in one line of at most 300 characters."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 
 
 class _Reader:
@@ -279,8 +324,12 @@ def paths_as_scopes(modules: Mapping[int, str], types: Sequence[type]) -> Iterat
             path = modules.get(id(self))
             if path is None:
                 return original(self, *args, **kwargs)
+            depth = len(_RUNNING)
+            _RUNNING.append(path or "the model itself")
             with jax.named_scope(f"module<{path}>"):
-                return original(self, *args, **kwargs)
+                result = original(self, *args, **kwargs)
+            del _RUNNING[depth:]  # what fails stays
+            return result
 
         return call
 

@@ -54,7 +54,7 @@ def judge(operation: Operation, ours: np.ndarray) -> Comparison | str:
     if ours.dtype != theirs.dtype or theirs.dtype != np.float32:
         return f"JAX gave {ours.dtype} and PyTorch {theirs.dtype}, expected float32"
     if _sizes(ours) != _sizes(theirs):
-        return _other_shape(ours, theirs)
+        return other_shape(ours, theirs)
     ours = ours.reshape(theirs.shape)
     x, parameters, settings = operation.operands[0], operation.parameters, operation.settings
     if operation.kind == "convolution" and settings["groups"] == x.shape[-1] > 1:
@@ -119,7 +119,7 @@ def judge_others(kind: str, done: Sequence[Operation], ours: np.ndarray, fix: st
     theirs, only = done[-1].output, done[0].kind if len(done) == 1 else ""
     cause = f"JAX computes {_named(kind)} where PyTorch computes {_named(said)}"
     if ours.dtype != theirs.dtype or _sizes(ours) != _sizes(theirs):
-        shape = _other_shape(ours, theirs)
+        shape = other_shape(ours, theirs)
         return dataclasses.replace(shape, name="another operation", cause=f"{cause}; {shape.cause}", fix=fix)
     whole = dataclasses.replace(done[0], output=theirs)
     bounded = (*ELEMENTWISE, *(("mean", "add", "multiply") if only else ()))
@@ -232,6 +232,8 @@ def _rounded(fmt: Format, array: np.ndarray) -> np.ndarray:
 
 def _place(outside: np.ndarray) -> str:
     """Say how many elements are outside the bound, and in which channels."""
+    if not outside.ndim:
+        return ""
     channels = np.flatnonzero(outside.reshape(-1, outside.shape[-1]).any(axis=0))
     share = f"{np.count_nonzero(outside)} of {outside.size} elements"
     if len(channels) == outside.shape[-1]:
@@ -245,7 +247,20 @@ def _sizes(array: np.ndarray) -> list[int]:
     return [n for n in array.shape if n > 1]
 
 
-def _other_shape(ours: np.ndarray, theirs: np.ndarray) -> Comparison:
+def of_integers(ours: np.ndarray, theirs: np.ndarray) -> Comparison:
+    """Return IDENTICAL or BUG for integers or booleans, whatever their dtypes."""
+    differs = ours != theirs
+    count = int(np.count_nonzero(differs))
+    found = Comparison(*NAMES, Verdict.IDENTICAL, ours.size, count, 0.0, 0, 0.0)
+    if not count:
+        return found
+    where = tuple(int(i) for i in np.argwhere(differs)[0]) if differs.ndim else ()
+    cause = f"{count} of {ours.size} numbers differ; the first is {ours[where]} in JAX and {theirs[where]} in PyTorch"
+    return dataclasses.replace(found, verdict=Verdict.BUG, where=where, name="other numbers", cause=cause)
+
+
+def other_shape(ours: np.ndarray, theirs: np.ndarray) -> Comparison:
+    """Return BUG for two shapes."""
     cause = f"JAX gives the shape {ours.shape}, PyTorch {theirs.shape}"
     fix = "compare stride, padding and features of the two layers"
     return Comparison(*NAMES, Verdict.BUG, 0, 0, math.inf, 0, math.inf, name="shape", cause=cause, fix=fix)

@@ -45,15 +45,9 @@ def with_parameters(
         if theirs is None or theirs.size != ours.size:
             continue
         ours = ours.reshape(theirs.shape)
-        differs = ~same_bits(ours, theirs)
-        if not differs.any():
+        cause = of_other_bits(name, ours, theirs)
+        if not cause:
             continue
-        at = tuple(int(i) for i in np.argwhere(differs)[0])
-        ulp = int(ulp_distance(ours[differs], theirs[differs]).max())
-        cause = (
-            f"{name} has other bits in {np.count_nonzero(differs)} of {differs.size} elements, by at most {ulp} ULP; "
-            f"the first is {at} in PyTorch's layout: {ours[at]!s} in JAX, {theirs[at]!s} in PyTorch"
-        )
         owners = [
             each.layer
             for each in done
@@ -76,17 +70,36 @@ def with_parameters(
             cause=f"epsilon is {layer.epsilon:.10g} in JAX and {theirs_eps:.10g} in PyTorch",
             fix=f"epsilon={theirs_eps:.10g} in JAX",
         )
-    ours_momentum = layer.momentum
-    if ours_momentum is None or theirs_momentum is None or _is_near(ours_momentum, theirs_momentum):
+    if layer.momentum is None or theirs_momentum is None:
         return found
-    turned = _is_near(1 - ours_momentum, theirs_momentum)
+    return with_momentum(found, layer.momentum, theirs_momentum)
+
+
+def of_other_bits(name: str, ours: np.ndarray, theirs: np.ndarray) -> str:
+    """Say where a parameter differs from PyTorch's, both in PyTorch's layout; nothing where no bit does."""
+    differs = ~same_bits(ours, theirs)
+    if not differs.any():
+        return ""
+    at = tuple(int(i) for i in np.argwhere(differs)[0])
+    ulp = int(ulp_distance(ours[differs], theirs[differs]).max())
+    return (
+        f"{name} has other bits in {np.count_nonzero(differs)} of {differs.size} elements, by at most {ulp} ULP; "
+        f"the first is {at} in PyTorch's layout: {ours[at]!s} in JAX, {theirs[at]!s} in PyTorch"
+    )
+
+
+def with_momentum(found: Comparison, ours: float, theirs: float) -> Comparison:
+    """Return CONVENTION where the weights of the new statistics differ; else `found`."""
+    if _is_near(ours, theirs):
+        return found
+    turned = _is_near(1 - ours, theirs)
     return dataclasses.replace(
         found,
         verdict=Verdict.CONVENTION,
         name="momentum",
-        cause=f"in training JAX gives new statistics the weight {ours_momentum:.6g}, PyTorch {theirs_momentum:.6g}"
+        cause=f"in training JAX gives new statistics the weight {ours:.6g}, PyTorch {theirs:.6g}"
         + ("; Flax's momentum is the weight of the old ones, 1 minus PyTorch's" if turned else ""),
-        fix=f"momentum={1 - theirs_momentum:.6g} in JAX",
+        fix=f"momentum={1 - theirs:.6g} in JAX",
     )
 
 

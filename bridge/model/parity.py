@@ -13,6 +13,7 @@ from bridge.diagnosis import Comparison, Verdict
 from bridge.model.explanations import Replayed, explained
 from bridge.model.known_orders import KnownOrders
 from bridge.model.matching import Counterpart, Matching, Missing, described, match
+from bridge.model.model_inputs import Mode
 from bridge.model.operation_verdicts import judge, judge_others, recognized
 from bridge.model.operations import INPUT, Operation
 from bridge.model.orders import is_a_sum
@@ -129,28 +130,30 @@ class ModelParity:
       images: shape of the input.
       layers: in the order of the Flax model.
       left: operations of PyTorch that have no counterpart.
-      logits: the outputs compared.
+      logits: the outputs compared; None where they are no floating-point numbers, or of other sizes.
       layout: of PyTorch's weights and images in memory.
       same_bits: whether JAX computed in PyTorch's arithmetic, as one program.
       replaced: the operations after which that program went on from PyTorch's result.
+      gradients: whether the operations of the backward pass are among the layers.
     """
 
     name: str
     images: tuple[int, ...]
     layers: Sequence[LayerParity]
     left: Sequence[str]
-    logits: Logits
+    logits: Logits | None
     layout: str = "contiguous"
     same_bits: bool = False
     replaced: Sequence[str] = ()
+    gradients: bool = False
 
     @property
     def verdict(self) -> Verdict:
         """The weakest verdict of all operations; INCONCLUSIVE at best where one was not compared."""
         verdicts = [layer.verdict for layer in self.layers] + [Verdict.INCONCLUSIVE] * bool(self.left)
         if not verdicts:  # models without operations: their results are all there is
-            verdicts.append(Verdict.BUG if self.logits.different else Verdict.IDENTICAL)
-        if self.same_bits and self.logits.different and not self.replaced:
+            verdicts.append(Verdict.BUG if self.logits is not None and self.logits.different else Verdict.IDENTICAL)
+        if self.same_bits and self.logits is not None and self.logits.different and not self.replaced:
             verdicts.append(Verdict.BUG)  # the program that returns no results but the logits has other bits
         wrong = [verdict for verdict in verdicts if not verdict.passes and verdict is not Verdict.INCONCLUSIVE]
         return max(wrong or verdicts, key=Verdict.rank)
@@ -181,6 +184,8 @@ def model_parity(
     inputs: Any,
     weights: WeightsManifest | None = None,
     *,
+    gradients: bool = False,
+    training: bool = False,
     layout: str | None = None,
     known: KnownOrders | None = None,
     name: str = "",
@@ -202,6 +207,9 @@ def model_parity(
         first. Other arrays are given to both as they are. `{"jax": ..., "torch": ...}` gives each its own.
       weights: the manifest of the conversion, `bridge.to_flax(module, model).manifest`; None: parameters are matched by
         their numbers, in any layout.
+      gradients: compare the backward pass, too: every operation of it and every parameter's gradient, on PyTorch's own
+        activations and incoming gradients. Those of the results are drawn.
+      training: run the PyTorch module and an `nnx.Module` in training mode: statistics of the batch. Dropout must be 0.
       layout: of PyTorch's weights and images, "contiguous" or "channels_last"; None: that of the model.
       known: orders that were revealed before; None: none.
       name: of the network, for reports.
@@ -212,12 +220,13 @@ def model_parity(
     """
     from bridge.model.capture import layout_of, operations
 
-    if not isinstance(model, MobileNet) or weights is None:
+    if not isinstance(model, MobileNet) or weights is None or gradients or training:
         if layout is not None or known is not None:
             raise ValueError("`layout` and `known` are for networks of `jaxdw.models`, with a manifest")
         from bridge.model.port_parity import port_parity
 
-        return port_parity(module, model, inputs, weights, name=name, track=track)
+        mode = Mode(gradients, training)
+        return port_parity(module, model, inputs, weights, mode=mode, name=name, track=track)
     images, manifest = inputs, weights
     model = _checked(model, images)
     _log.info("%s: running it in PyTorch", name)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from bridge.model.alignment import Alignment, Region, layer_of, parameter_names
-from bridge.model.jax_side import program_of
-from bridge.model.jaxprs import Part
+from bridge.model.jax_side import jax_model, with_gradients
+from bridge.model.jaxprs import Part, Program, read
+from bridge.model.model_inputs import INFERENCE, Mode, ModelInputs, both
 from bridge.model.parity import LayerParity, Logits, ModelParity, Track, relative
 from bridge.model.ports import judged
+from bridge.model.results import paired
+from bridge.model.torch_graph import UNITS, TorchGraph
 from bridge.weights.manifest import WeightsManifest
 
 _log = logging.getLogger("bridge")
@@ -24,23 +28,16 @@ def port_parity(
     inputs: Any,
     manifest: WeightsManifest | None = None,
     *,
+    mode: Mode = INFERENCE,
     name: str = "",
     track: Track = iter,
 ) -> ModelParity:
-    """Compare every operation of a PyTorch module with its port to JAX, in eval mode and float32.
+    """Compare every operation of a PyTorch module with its port to JAX, in float32.
 
     The arguments and results are those of `bridge.model_parity`.
     """
-    from bridge.model.graph_capture import graph
-
-    ours_given, theirs_given = _both(inputs)
-    _log.info("%s: running it in PyTorch", name)
-    theirs = graph(module, theirs_given)
-    program = program_of(model, ours_given)
-    moved = None if manifest is None else [(each.torch.name, each.flax.name) for each in manifest.moved]
-    alignment = Alignment(
-        program, theirs, parameter_names(program, theirs, moved), dict(zip(program.inputs, ours_given))
-    )
+    program, theirs, names, given = _programs(module, model, inputs, manifest, mode, name)
+    alignment = Alignment(program, theirs, names, dict(zip((*program.incoming, *program.inputs), given.arrays)))
     running = _Running(alignment)
     layers: list[LayerParity] = []
     for region in track(alignment.regions()):
@@ -54,47 +51,86 @@ def port_parity(
     left = [
         layer_of(call, alignment.names_of_values)
         for place, call in enumerate(theirs.calls)
-        if place not in alignment.seen and alignment.is_core(call)
+        if place in alignment.needed and place not in alignment.seen and alignment.is_core(call)
     ]
-    whole = Part(tuple(program.equations), (*program.inputs, *program.constants), program.outputs[0])
-    ours = np.asarray(whole.run(*ours_given, *program.constants.values()))
+    first = given.arrays[len(program.incoming)]
+    return ModelParity(name, np.shape(first), layers, left, _logits(program, theirs, given), gradients=mode.gradients)
+
+
+def _programs(
+    module: Any, model: Any, inputs: Any, manifest: WeightsManifest | None, mode: Mode, name: str
+) -> tuple[Program, TorchGraph, Mapping[str, Sequence[str]], ModelInputs]:
+    """Return both programs with the same outputs in the same order, PyTorch's names of parameters, and JAX's inputs."""
+    from bridge.model.graph_capture import graph
+
+    given, theirs_given = both(inputs)
+    made = jax_model(model, mode.training)
+    _log.info("%s: running it in PyTorch", name)
+    theirs = graph(module, theirs_given, mode)
+    program = read(made.function, made.parameters, given)
+    pairs = paired(program.results, theirs.results)
+    moved = None if manifest is None else [(each.torch.name, each.flax.name) for each in manifest.moved]
+    names = parameter_names(made.parameters, theirs, moved)
+    ours = [program.outputs[i] for i, _ in pairs]
+    outputs, results = [theirs.outputs[i] for _, i in pairs], [theirs.results[i] for _, i in pairs]
+    if not mode.gradients:
+        return (
+            dataclasses.replace(program, outputs=ours, settings=made.settings),
+            dataclasses.replace(theirs, outputs=outputs, results=results),
+            names,
+            given,
+        )
+    if len(pairs) < len(theirs.results):
+        raise ValueError(f"`gradients` needs all results of PyTorch, {theirs.results}, and JAX gives {program.results}")
+    if theirs.lower:
+        raise ValueError(
+            f"`gradients` needs a module in float32, and this one computes in {min(theirs.lower.values())}"
+        )
+    drawn = {each: theirs.incoming[each] for each in results if each in theirs.incoming}
+    avals = [program.avals[n] for n, each in zip(ours, results) if each in drawn]
+    incoming = [_in_shape(theirs.values[n], aval.shape).astype(aval.dtype) for n, aval in zip(drawn.values(), avals)]
+    wanted = {
+        path: theirs.gradients[own[0]]
+        for path in made.parameters
+        if len(own := list(names.get(path, ()))) == 1
+        and own[0] in theirs.gradients
+        and theirs.values[theirs.gradients[own[0]]].size == made.parameters[path].size
+    }
+    wanted = dict(sorted(wanted.items(), key=lambda item: item[1]))  # as the backward pass makes them
+    both_ways = with_gradients(made, [i for i, _ in pairs], len(incoming), list(wanted))
+    given = dataclasses.replace(given, arrays=[*incoming, *given.arrays])
+    program = read(both_ways.function, made.parameters, given)
+    starts, data = program.inputs[: len(incoming)], program.inputs[len(incoming) :]
+    program = dataclasses.replace(program, settings=made.settings, incoming=starts, inputs=data)
+    outputs, results = [*outputs, *wanted.values()], [*results, *(f"gradient of {path}" for path in wanted)]
+    return program, dataclasses.replace(theirs, outputs=outputs, results=results, incoming=drawn), names, given
+
+
+def _in_shape(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the gradient of a result as JAX has that result: as it is, or channels last."""
+    for each in (array, np.moveaxis(array, 1, -1) if array.ndim > 2 else array):
+        if each.shape == shape:
+            return each
+    raise ValueError(f"`gradients` needs results of the same shape, and JAX gives {shape} for PyTorch's {array.shape}")
+
+
+def _logits(program: Program, theirs: TorchGraph, given: ModelInputs) -> Logits | None:
+    """Return the first results compared, as JAX's user runs it; None where they are no numbers, or their sizes differ.
+
+    A wrong size has a row of its own.
+    """
+    whole = Part(tuple(program.equations), (*program.incoming, *program.inputs, *program.constants), program.outputs[0])
+    try:
+        ours = whole.run(*given.arrays, *program.constants.values())
+    except Exception as error:
+        raise ValueError(f"`model` does not run as one program: {error}") from error
     result = theirs.values[theirs.outputs[0]]
-    pair = _as_one(ours, result)
-    logits = Logits.of(*(y.reshape(-1, y.shape[-1] if y.ndim else 1) for y in pair))  # a number is one logit
-    return ModelParity(name, np.shape(ours_given[0]), layers, left, logits)
-
-
-def _as_one(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return both outputs in JAX's layout; PyTorch's as it is where the shapes do not say how."""
-    if ours.shape != theirs.shape and theirs.ndim > 2 and np.moveaxis(theirs, 1, -1).shape == ours.shape:
-        theirs = np.moveaxis(theirs, 1, -1)
-    if ours.size != theirs.size:
-        raise ValueError(f"`model` gives an output of shape {ours.shape}, and PyTorch one of {theirs.shape}")
-    return ours, theirs.reshape(ours.shape)
-
-
-def _both(inputs: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return the inputs of JAX and of PyTorch: images are channels last for JAX and channels first for PyTorch."""
-    if isinstance(inputs, Mapping):
-        if set(inputs) != {"jax", "torch"}:
-            raise ValueError(f"`inputs` has the keys {sorted(inputs)}, expected 'jax' and 'torch'")
-        ours, theirs = (_listed(inputs[key]) for key in ("jax", "torch"))
-        if len(ours) != len(theirs):
-            raise ValueError(f"`inputs` has {len(ours)} arrays for JAX and {len(theirs)} for PyTorch, expected as many")
-        return ours, theirs
-    ours = _listed(inputs)
-    return ours, [np.moveaxis(x, -1, 1) if x.ndim == 4 and x.dtype.kind == "f" else x for x in ours]
-
-
-def _listed(inputs: Any) -> list[np.ndarray]:
-    given = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
-    for x in given:
-        if not isinstance(x, np.ndarray) or not x.size or x.dtype not in (np.float32, np.int32, np.int64, np.bool_):
-            said = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
-            raise ValueError(
-                f"`inputs` has a {said}, expected NumPy arrays of float32, int32, int64 or bool that are not empty"
-            )
-    return given
+    ours = ours.astype(np.float32) if ours.dtype.name in UNITS else ours
+    if ours.shape != result.shape and result.ndim > 2 and np.moveaxis(result, 1, -1).shape == ours.shape:
+        result = np.moveaxis(result, 1, -1)
+    if ours.size != result.size or not ours.size or {ours.dtype.kind, result.dtype.kind} != {"f"}:
+        return None
+    return Logits.of(*(y.reshape(-1, ours.shape[-1] if ours.ndim else 1) for y in (ours, result)))
 
 
 class _Running:

@@ -3,48 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from bridge.diagnosis import Comparison, Verdict
 from bridge.diagnosis.target import Expected
 from bridge.model import aten, primitives
-from bridge.model.alignment import NORMALIZATIONS, Alignment, Region, evaluated, layer_of
+from bridge.model.alignment import NORMALIZATIONS, Alignment, Region, evaluated, layer_of, layouts
 from bridge.model.causes import Cause, cause_of
+from bridge.model.element_order import other_order
 from bridge.model.elementwise_functions import PROBES, are_one, named
 from bridge.model.jaxprs import Equation
-from bridge.model.operation_verdicts import NAMES, compared, judge
+from bridge.model.operation_names import joined, kind_of_call, kind_of_convolution, kind_of_ours
+from bridge.model.operation_verdicts import NAMES, compared, judge, of_integers, other_shape
 from bridge.model.operations import Operation
+from bridge.model.parameters import of_other_bits, with_momentum
 from bridge.model.running_error import Bounded
-from bridge.model.torch_graph import Call, Ref
-
-#: What PyTorch's operators are called.
-KINDS: Mapping[str, str] = {
-    "convolution": "convolution",
-    "addmm": "linear",
-    "mm": "linear",
-    "bmm": "matrix product",
-    "baddbmm": "matrix product",
-    "native_batch_norm": "batch norm",
-    "_native_batch_norm_legit": "batch norm",
-    "_native_batch_norm_legit_no_training": "batch norm",
-    "native_layer_norm": "layer norm",
-    "native_group_norm": "group norm",
-    "_fused_rms_norm": "rms norm",
-    "hardswish": "hard swish",
-    "hardsigmoid": "hard sigmoid",
-    "_softmax": "softmax",
-    "_safe_softmax": "softmax",
-    "_scaled_dot_product_flash_attention_for_cpu": "attention",
-    "mul": "multiply",
-    "max_pool2d_with_indices": "max pool",
-    "avg_pool2d": "average pool",
-    "_adaptive_avg_pool2d": "average pool",
-    "upsample_nearest2d": "resize (nearest)",
-    "upsample_bilinear2d": "resize (bilinear)",
-}
+from bridge.model.torch_evaluation import is_known
+from bridge.model.torch_graph import UNITS, Call, Ref
+from bridge.numerics import same_bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,15 +50,23 @@ def judged(alignment: Alignment, region: Region) -> Row | None:
     equations = core_equations(alignment, region)
     calls = core_calls(alignment, region)
     is_repeated = not region.is_met and not calls  # JAX computes a tensor that it has
-    if is_repeated or (not equations and not calls and not region.wiring):
+    if is_repeated:
         return None
+    if not equations and not calls and not region.wiring:
+        return _moved(alignment, region)
     words = _Words(alignment, region, equations, calls)
     if not calls and not region.wiring and words.ours == "nothing" and equations:
         return None
     isolated = words.wired() if region.wiring else _comparison(alignment, region, words)
     made = ", ".join(dict.fromkeys(words.place(call) for call in calls)) or "nothing"
     layers = [call for call in calls if call.name in (*aten.CONTRACTIONS, *NORMALIZATIONS)]
-    if layers and not equations and isinstance(isolated, Comparison) and isolated.verdict.passes:
+    if (
+        layers
+        and not equations
+        and not words.is_backward
+        and isinstance(isolated, Comparison)
+        and isolated.verdict.passes
+    ):
         # as a residual branch whose last layer starts from zeros
         cause = f"JAX computes nothing where PyTorch computes {words.theirs}"
         isolated = dataclasses.replace(
@@ -93,20 +81,41 @@ def judged(alignment: Alignment, region: Region) -> Row | None:
     return Row(words.name, made, words.kind, isolated, "")
 
 
+def _moved(alignment: Alignment, region: Region) -> Row | None:
+    """Return a row where JAX only moves elements, and a layer reads them in another order than PyTorch's."""
+    if region.is_equal or not region.part.equations:
+        return None
+    ours = run(alignment, region)
+    theirs = region.tie.layout.to_jax(alignment.graph.values[region.tie.number])
+    if ours.size != theirs.size or same_bits(ours, theirs.astype(ours.dtype)).all():
+        return None
+    exact = Expected(theirs.astype(np.float64), np.zeros(theirs.shape))
+    order = other_order(ours, theirs) or "the order of the elements is another one in JAX"
+    fix = "keep PyTorch's order in JAX"
+    found = dataclasses.replace(
+        compared(ours, theirs, exact), verdict=Verdict.CONVENTION, name="order of elements", cause=order, fix=fix
+    )
+    name = region.reader or alignment.scope(region.part.output)
+    return Row(name, "nothing", "order of elements", found, "")
+
+
 def core_equations(alignment: Alignment, region: Region) -> list[Equation]:
-    """Return the equations that compute something from the data."""
-    return [
+    """Return the equations that compute something from the data; of the backward pass, from incoming gradients."""
+    found = [
         e
         for e in region.part.equations
         if e.name not in primitives.MOVES
         and e.name != "convert_element_type"
+        and not (e.name.startswith("reduce_") and e.aval.size == alignment.program.avals[e.inputs[0]].size)
         and any(alignment.is_data(n) for n in e.inputs)
     ]
+    return [e for e in found if alignment.is_back(e.outputs)] if alignment.is_backward(region) else found
 
 
 def core_calls(alignment: Alignment, region: Region) -> list[Call]:
-    """Return the operators that compute something from the data."""
-    return [c for c in region.calls if alignment.is_core(c)]
+    """Return the operators that compute something from the data; of the backward pass, from incoming gradients."""
+    found = [c for c in region.calls if alignment.is_core(c)]
+    return [c for c in found if not alignment.late.isdisjoint(c.outputs)] if alignment.is_backward(region) else found
 
 
 class _Words:
@@ -118,6 +127,9 @@ class _Words:
         self.alignment, self.region, self.equations, self.calls = alignment, region, equations, calls
         self.ours_function = alignment.function_of_ours(region.part.equations, region.part.inputs, region.part.output)
         self.theirs_function = alignment.function_of_theirs(region.calls, region.sources, region.tie.number)
+        self.is_backward = alignment.is_backward(region)
+        self.at: Call | None = None  # the operator that a cause changes
+        self.layer = ""  # the layer of JAX whose parameters differ
 
     @property
     def ours(self) -> str:
@@ -128,7 +140,7 @@ class _Words:
             name = named(*self.ours_function)
             if name is not None:
                 return "nothing" if name == "identity" else name
-        return _kind_of_ours(self.equations)
+        return kind_of_ours(self.equations)
 
     @property
     def theirs(self) -> str:
@@ -139,14 +151,23 @@ class _Words:
             name = named(*self.theirs_function)
             if name is not None:
                 return "nothing" if name == "identity" else name
-        return " and then ".join(_kind_of_call(call) for call in self.calls)
+        return joined([kind_of_call(call) for call in self.calls])
+
+    @property
+    def parameter(self) -> str:
+        """The parameter of PyTorch that a single sum or product takes, such as " with blocks.0.gamma"; else nothing."""
+        named = self.alignment.names_of_values
+        own = [name for call in self.calls for operand in call.operands for name in named.get(operand, ())]
+        return f" with {own[0]}" if len(self.calls) == 1 == len(own) and self.calls[0].name in ("add", "mul") else ""
 
     @property
     def kind(self) -> str:
         if self.region.wiring:
             return "wiring"
         if len(self.calls) == 1 and self.calls[0].name == "convolution":
-            return _kind_of_convolution(self.alignment, self.calls[0])
+            return kind_of_convolution(self.alignment, self.calls[0])
+        if self.at is not None:
+            return kind_of_call(self.at)
         ours, theirs = self.ours, self.theirs
         if len(self.calls) == 1 and self._shares_parameters:
             return theirs
@@ -160,15 +181,43 @@ class _Words:
 
     @property
     def name(self) -> str:
+        """The path of the layer, or of the module and the kind; of a gradient, what it is of or comes through."""
+        if not self.alignment.is_backward(self.region):
+            return self._place
+        name = self.alignment.result_of(self.region)
+        return name or f"gradient through {self._place.removesuffix('_gradient')}"
+
+    @property
+    def _place(self) -> str:
         if self.region.wiring and self.region.reader:
             return self.region.reader
+        if self.layer:
+            return self.layer
+        if self.at is not None and (layer := self.layer_of(self.at)):
+            return layer
         leaves = self.alignment.leaves(self.region)
         layers = list(dict.fromkeys(leaf.rpartition(".")[0] or leaf for leaf in leaves))
         if len(layers) == 1 and self.equations:
             return layers[0]
+        missing = {self.layer_of(call, everywhere=True) for call in self.calls} - {""}
+        if not self.equations and len(missing) == 1:
+            return missing.pop()
         scope = self.equations[-1].scope if self.equations else self.alignment.scope(self.region.part.output)
-        kind = self.theirs if not self.equations else self.kind
+        kind = (self.theirs if not self.equations else self.kind).rpartition(" to ")[2]
         return ".".join(filter(None, (scope, kind.replace(" ", "_"))))
+
+    def layer_of(self, call: Call, *, everywhere: bool = False) -> str:
+        """Return the path of the layer of JAX whose parameters an operator of PyTorch takes; empty for none.
+
+        Args:
+          call: the operator.
+          everywhere: look at all parameters of JAX, and not only at those of the region.
+        """
+        names = {name for n in call.operands for name in self.alignment.names_of_values.get(n, ())}
+        for leaf in self.alignment.torch_names if everywhere else self.alignment.leaves(self.region):
+            if names & set(self.alignment.torch_names.get(leaf, ())):
+                return leaf.rpartition(".")[0] or leaf
+        return ""
 
     @property
     def is_one_layer(self) -> bool:
@@ -196,45 +245,77 @@ class _Words:
 
 
 def _comparison(alignment: Alignment, region: Region, words: _Words) -> Comparison | str:
-    graph, layout = alignment.graph, region.tie.layout
+    """Return the verdict on a region, or why there is none."""
     try:
         ours = run(alignment, region)
     except (TypeError, ValueError) as error:
         return f"JAX does not run it alone: {error}"
-    theirs = layout.to_jax(graph.values[region.tie.number])
-    lowered = ours.dtype != np.float32 and np.dtype(ours.dtype).name in ("bfloat16", "float16")
-    if lowered:
+    theirs = region.tie.layout.to_jax(alignment.graph.values[region.tie.number])
+    if ours.size != theirs.size:
+        return _explained(words, other_shape(ours, theirs), cause_of(alignment, region), False)
+    if ours.dtype.kind in "iub" and theirs.dtype.kind in "iub":
+        same = of_integers(ours, theirs)
+        return same if same.verdict.passes else _explained(words, same, cause_of(alignment, region), False)
+    if ours.dtype.name in UNITS:
         ours = ours.astype(np.float32)
     if ours.dtype != theirs.dtype:
         return f"JAX gave {ours.dtype} and PyTorch {theirs.dtype}, expected float32"
-    exact = evaluated(graph, region.calls, region.sources).get(region.tie.number)
-    if exact is not None:
-        exact = Bounded(
-            layout.to_jax(exact.value),
-            *(layout.to_jax(np.broadcast_to(e, exact.shape)) for e in (exact.rounding, exact.function)),
-        )
-    found = _of_operation(alignment, region, words, ours)
-    if found is None:
-        if exact is None and region.ours is None:
+    return _of_numbers(words, ours, theirs)
+
+
+def _of_numbers(words: _Words, ours: np.ndarray, theirs: np.ndarray) -> Comparison | str:
+    """Return the verdict on two results in float32, within the bound of both computations."""
+    alignment, region = words.alignment, words.region
+    computed, exact = _exact(words)
+    within = _of_operation(alignment, region, words, ours)
+    if within is None:
+        if exact is None and computed is None:
             same = compared(ours, theirs, Expected(theirs.astype(np.float64), np.full(theirs.shape, np.inf)))
-            unknown = next((c.name for c in words.calls if c.name not in aten.known()), "")
+            unknown = next((c.name for c in words.calls if not is_known(c.name)), "")
             return same if same.verdict is Verdict.IDENTICAL else region.unknown or f"no bound is known for {unknown}"
-        found = compared(ours, theirs, _within(region.ours, exact))
-        if exact is None or region.ours is None:
-            reason = region.unknown or f"no bound is known for {', '.join(_unknown(words.calls))} in PyTorch"
-            if found.verdict is not Verdict.IDENTICAL and exact is None:
-                return reason
-    if found.verdict is Verdict.BUG:
-        lower = _lower_precision(region, exact, ours, theirs, found)
-        if lower is not None:
-            return lower
-    differs = region.ours is not None and exact is not None and _differs(region.ours, exact)
+        within = compared(ours, theirs, _within(computed, exact))
+        if exact is None and within.verdict is not Verdict.IDENTICAL:
+            return region.unknown or f"no bound is known for {', '.join(_unknown(words.calls))} in PyTorch"
+    found = within
+    if found.verdict is Verdict.BUG and (lower := _lower_precision(region, exact, ours, theirs, found)) is not None:
+        return lower
+    differs = computed is not None and exact is not None and _differs(computed, exact)
     if found.verdict.passes and not differs:
-        return _other_function(words, found)
+        return _with_parameters(words, _other_function(words, _of_other_dtype(words, found)))
     if not found.verdict.passes and found.verdict not in (Verdict.BUG, Verdict.NONFINITE):
         return found
-    cause = cause_of(alignment, region) if words.equations and words.calls else None
+    cause = None if words.is_backward else cause_of(alignment, region)
+    if cause is None and found.verdict is Verdict.BUG and not words.is_backward:
+        allowed = _within(computed, exact).allowed if exact is not None or computed is not None else 0.0
+        if order := other_order(ours, theirs, allowed):
+            cause = Cause("order of elements", order, "keep PyTorch's order in JAX")
     return _explained(words, found, cause, differs)
+
+
+def _exact(words: _Words) -> tuple[Bounded | None, Bounded | None]:
+    """Return JAX's value and PyTorch's in float64 with their errors, both in JAX's layout; None for an unknown one."""
+    alignment, region = words.alignment, words.region
+    layout = region.tie.layout
+    computed = region.ours
+    exact = evaluated(alignment.graph, region.calls, region.sources).get(region.tie.number)
+    if words.is_backward:
+        computed, exact = alignment.eased(region.part, region.tie.number) or (computed, exact)
+    if exact is not None:
+        errors = (layout.to_jax(np.broadcast_to(e, exact.shape)) for e in (exact.rounding, exact.function))
+        exact = Bounded(layout.to_jax(exact.value), *errors)
+    return computed, exact
+
+
+def _of_other_dtype(words: _Words, found: Comparison) -> Comparison:
+    """Return PRECISION where PyTorch computes in a dtype below float32 and JAX in float32; else `found`."""
+    lower = words.alignment.graph.lower.get(words.region.tie.number)
+    is_wide = {str(e.aval.dtype) for e in words.equations} == {"float32"} and (
+        words.is_one_layer or not any(str(e.aval.dtype) in UNITS for e in words.alignment.program.equations)
+    )
+    if lower is None or not is_wide or found.verdict is Verdict.IDENTICAL:
+        return found
+    cause, fix = f"PyTorch computes in {lower} here, and JAX in float32", f"dtype=jnp.{lower} in JAX"
+    return dataclasses.replace(found, verdict=Verdict.PRECISION, name=f"{lower} in PyTorch", cause=cause, fix=fix)
 
 
 def run(alignment: Alignment, region: Region) -> np.ndarray:
@@ -262,7 +343,7 @@ def _within(ours: Bounded | None, exact: Bounded | None) -> Expected:
 
 
 def _unknown(calls: Sequence[Call]) -> list[str]:
-    return [c.name for c in calls if c.name not in aten.known()] or [c.name for c in calls]
+    return [c.name for c in calls if not is_known(c.name)] or [c.name for c in calls]
 
 
 def _of_operation(alignment: Alignment, region: Region, words: _Words, ours: np.ndarray) -> Comparison | None:
@@ -270,6 +351,8 @@ def _of_operation(alignment: Alignment, region: Region, words: _Words, ours: np.
     if len(words.calls) != 1:
         return None
     (call,) = words.calls
+    if alignment.graph.lower:
+        return None
     operation = operation_of(alignment, call)
     if operation is None or ours.size != operation.output.size or call.outputs[0] != region.tie.number:
         return None
@@ -341,7 +424,7 @@ def _lower_precision(
     region: Region, exact: Bounded | None, ours: np.ndarray, theirs: np.ndarray, found: Comparison
 ) -> Comparison | None:
     """Return PRECISION where JAX computes in a dtype below float32, and that explains the result."""
-    lower = {str(e.aval.dtype) for e in region.part.equations if str(e.aval.dtype) in ("bfloat16", "float16")}
+    lower = {str(e.aval.dtype) for e in region.part.equations if str(e.aval.dtype) in UNITS}
     if not lower or exact is None:
         return None
     values = {n: Bounded.exact(a) for n, a in zip(region.part.inputs, region.operands)}
@@ -353,7 +436,7 @@ def _lower_precision(
     except primitives.UnknownPrimitive:
         return None
     wide = values[region.part.output]
-    u = max(2.0**-8 if name == "bfloat16" else 2.0**-11 for name in lower)
+    u = max(UNITS[name] for name in lower)
     allowed = np.asarray(wide.rounding) + u * np.abs(wide.value) + wide.function + exact.function
     with np.errstate(all="ignore"):
         if (np.abs(ours - exact.value) > allowed).any():
@@ -390,12 +473,24 @@ def _other_function(words: _Words, found: Comparison) -> Comparison:
 
 
 def _explained(words: _Words, found: Comparison, cause: Cause | None, differs: bool) -> Comparison:
+    if cause is None and words.is_backward:
+        return _of_gradient(words, found)
     if cause is not None:
+        words.at = cause.call
         return dataclasses.replace(found, verdict=Verdict.CONVENTION, name=cause.name, cause=cause.text, fix=cause.fix)
     ours, theirs = words.ours, words.theirs
     other = _other_numbers(words)
-    if found.verdict is Verdict.BUG and (words.is_one_layer or (ours == theirs and other)):
-        return dataclasses.replace(found, cause="; ".join(filter(None, (found.cause, other))))
+    if found.verdict.passes and other:
+        return _with_parameters(words, found)
+    if other or (found.verdict is Verdict.BUG and words.is_one_layer):
+        return dataclasses.replace(found, verdict=Verdict.BUG, cause="; ".join(filter(None, (other, found.cause))))
+    if not words.calls and (extra := _extra_parameter(words)):
+        fix = "leave it out in JAX, as use_bias=False does"
+        return dataclasses.replace(found, verdict=Verdict.CONVENTION, name="extra parameter", cause=extra, fix=fix)
+    if words.equations and all(e.aval.dtype.kind in "iub" for e in words.equations) and not words.calls:
+        place = words.layer_of(words.region.calls[-1]) if words.region.calls else ""
+        said = f"JAX takes other elements{' of ' + place if place else ''} than PyTorch: the indices differ"
+        return dataclasses.replace(found, verdict=Verdict.BUG, name="indices", cause=said, fix="compare the indices")
     if ours != theirs:
         simple = (
             found.verdict is not Verdict.NONFINITE
@@ -406,7 +501,7 @@ def _explained(words: _Words, found: Comparison, cause: Cause | None, differs: b
             found,
             verdict=Verdict.CONVENTION if simple or not words.equations or not words.calls else Verdict.BUG,
             name="another operation",
-            cause=f"JAX computes {ours} where PyTorch computes {theirs}",
+            cause=f"JAX computes {ours} where PyTorch computes {theirs}{words.parameter}",
             fix=f"compute {theirs} there in JAX",
         )
     if found.verdict.passes and differs:
@@ -419,68 +514,84 @@ def _explained(words: _Words, found: Comparison, cause: Cause | None, differs: b
     return found
 
 
+def _extra_parameter(words: _Words) -> str:
+    """Say which parameter JAX adds or multiplies by, where PyTorch has none."""
+    alignment = words.alignment
+    extra = [leaf for leaf in alignment.leaves(words.region) if not alignment.torch_names.get(leaf)]
+    return f"JAX computes {words.ours} with {extra[0]}, a parameter that PyTorch has not" if extra else ""
+
+
+def _of_gradient(words: _Words, found: Comparison) -> Comparison:
+    """Return a verdict that fails on a part of the backward pass, with what is known of it."""
+    alignment, graph = words.alignment, words.alignment.program.equations
+    stops = list(dict.fromkeys(e.scope or "the model itself" for e in graph if e.name == "stop_gradient"))
+    of = " and then ".join(dict.fromkeys(kind_of_call(call) for call in words.calls)) or "nothing"
+    if not words.equations and words.calls and alignment.is_zero(words.region):
+        cause, name = f"JAX passes no gradient back here, where PyTorch computes {of}", "gradient missing"
+    elif factor := _gradient_factor(words):
+        cause, name = f"JAX's gradient is {factor:.6g} times PyTorch's", "scale of the gradient"
+    elif words.theirs == "nothing":
+        cause, name = f"in the backward pass JAX computes {words.ours} where PyTorch computes nothing", "gradient"
+    else:
+        cause, name = f"JAX's gradient is another one than PyTorch's {of}", "gradient"
+    if stops:
+        cause += f"; JAX stops gradients in {', '.join(stops)}"
+    fix = "look for stop_gradient, custom derivatives and a factor in the JAX function"
+    return dataclasses.replace(found, verdict=Verdict.BUG, name=name, cause=cause, fix=fix)
+
+
+def _gradient_factor(words: _Words) -> float | None:
+    """Return the number by which all of JAX's result is PyTorch's, to within 2^-12; None where there is none."""
+    region = words.region
+    theirs = region.tie.layout.to_jax(words.alignment.graph.values[region.tie.number])
+    if region.ours is None or region.ours.shape != theirs.shape:
+        return None
+    ours, wide = region.ours.value.ravel(), theirs.astype(np.float64).ravel()
+    norm = float(wide @ wide)
+    factor = float(ours @ wide) / norm if norm > 0 else 0.0
+    is_near = np.abs(ours - factor * wide).max(initial=0.0) <= 2.0**-12 * np.abs(ours).max(initial=0.0)
+    return factor if factor and is_near else None
+
+
+def _with_parameters(words: _Words, found: Comparison) -> Comparison:
+    """Return BUG or CONVENTION where parameters or the momentum differ and the results do not show it; else `found`."""
+    if other := _other_numbers(words):
+        return dataclasses.replace(found, verdict=Verdict.BUG, name="parameters", cause=other, fix="convert it again")
+    for call in words.calls:
+        momentum = words.alignment.program.settings.get(words.layer_of(call), {}).get("momentum")
+        if momentum is not None and call.get("momentum") is not None:
+            found = with_momentum(found, momentum, call.get("momentum"))
+    return found
+
+
 def _other_numbers(words: _Words) -> str:
     """Say which parameters of a layer have other numbers in JAX than in PyTorch."""
     program, graph = words.alignment.program, words.alignment.graph
     said = []
     for n in words.region.part.inputs:
-        path = program.parameters.get(n)
-        for name in () if path is None else words.alignment.torch_names.get(path, ()):
+        path = program.parameters.get(n, "")
+        for name in words.alignment.torch_names.get(path, ()) if path else ():
             layer, _, own = name.rpartition(".")
             theirs = graph.layers.get(layer, {}).get(own)
             ours = np.asarray(program.constants[n])
-            if theirs is None or ours.size != theirs.size:
+            if theirs is None or ours.size != theirs.size or ours.dtype != theirs.dtype:
                 continue
-            if np.array_equal(np.sort(ours, axis=None), np.sort(theirs, axis=None)):
+            if np.array_equal(np.sort(ours, axis=None), np.sort(theirs, axis=None), equal_nan=True):
                 continue
-            others = words.alignment.torch_with_numbers(ours)
-            said.append(f"{path} has the numbers of {others[0]}" if others else f"{path} has other numbers than {name}")
-    return "; ".join(said)
+            words.layer = words.layer or path.rpartition(".")[0]
+            if others := words.alignment.torch_with_numbers(ours):
+                said.append(f"{path} has the numbers of {others[0]}")
+                continue
+            here = _nearest_layout(ours, theirs)
+            if here is not None and np.count_nonzero(~same_bits(here, theirs)) <= theirs.size / 2:
+                said.append(of_other_bits(name, here, theirs))
+            else:
+                said.append(f"{path} has other numbers than {name}")
+    return "; ".join(filter(None, said))
 
 
-def _kind_of_call(call: Call) -> str:
-    if call.name == "gelu" and call.get("approximate") == "tanh":
-        return "gelu (tanh)"
-    if call.name == "convolution" and call.get("transposed"):
-        return "transposed convolution"
-    return KINDS.get(call.name, call.name)
-
-
-def _kind_of_convolution(alignment: Alignment, call: Call) -> str:
-    weight = alignment.graph.values[call.get("weight").number].shape
-    if call.get("transposed"):
-        return "transposed convolution"
-    if call.get("groups") > 1 and weight[1] == 1:
-        return "depthwise"
-    return "pointwise" if set(weight[2:]) == {1} else "convolution"
-
-
-def _kind_of_ours(equations: Sequence[Equation]) -> str:
-    """Return what equations compute, by the functions that they are in and by their primitives."""
-    names = [e.name for e in equations]
-    some = set(names)
-    kinds = []
-    calls = list(dict.fromkeys(e.call for e in equations if e.call))
-    if {"reduce_max", "exp", "reduce_sum"} <= some:
-        kinds.append("softmax")
-    elif some & {"rsqrt", "sqrt"} and "reduce_sum" in some:
-        kinds.append("layer norm" if "sub" in some else "rms norm")
-    elif some & {"rsqrt", "sqrt"}:
-        kinds.append("batch norm")
-    elif {"reduce_sum", "div"} <= some:
-        kinds.append("mean")
-    for primitive, kind in (
-        ("conv_general_dilated", "convolution"),
-        ("depthwise_conv", "depthwise"),
-        ("dot_general", "matrix product"),
-        ("product", "matrix product"),
-        ("reduce_window_max", "max pool"),
-        ("reduce_window_sum", "window sum"),
-    ):
-        if primitive in some:
-            kinds.append(kind)
-    if not kinds and calls:
-        return " and then ".join(calls)
-    if not kinds and len(names) == 1:
-        return {"mul": "multiply"}.get(names[0], names[0])
-    return " and ".join(kinds) if kinds else " and then ".join(dict.fromkeys(names))
+def _nearest_layout(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray | None:
+    """Return a parameter of JAX in the layout of PyTorch in which the most elements are equal."""
+    at = np.linspace(0, theirs.size - 1, min(256, theirs.size)).astype(np.int64)
+    fitting = [each.to_torch(ours) for each in itertools.islice(layouts(theirs.shape, ours.shape), 130)]
+    return max(fitting, key=lambda a: np.count_nonzero(a.ravel()[at] == theirs.ravel()[at]), default=None)

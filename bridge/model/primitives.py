@@ -15,6 +15,7 @@ from bridge.model import float64
 from bridge.model import running_error as re
 from bridge.model.jaxprs import Equation, bind
 from bridge.model.running_error import Bounded, Unit
+from bridge.model.torch_graph import UNITS
 
 #: Primitives that move elements and compute nothing.
 MOVES = {
@@ -47,7 +48,6 @@ KEEPING = {
     "squeeze",
     "expand_dims",
     "transpose",
-    "rev",
     "copy",
     "copy_p",
     "stop_gradient",
@@ -109,7 +109,7 @@ ELEMENTWISE = {
 }
 
 #: The unit roundoff of floating dtypes.
-_UNITS = {"float32": 2.0**-24, "float64": 2.0**-53, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+_UNITS = {"float32": 2.0**-24, "float64": 2.0**-53, **UNITS}
 
 
 class UnknownPrimitive(ValueError):
@@ -138,7 +138,11 @@ def evaluate(equation: Equation, operands: Sequence[Bounded], *, lower: bool = F
         return [_RULES[name](params, unit, *operands)]
     if name in _SIMPLE:
         return [_SIMPLE[name](unit, *operands)]
-    if not np.issubdtype(aval.dtype, np.inexact) or name in ("pad", "dynamic_update_slice", "scatter", "sort"):
+    if name in ("scatter-add", "scatter_add"):
+        return _scattered(equation, unit, operands)
+    if name == "select_and_scatter_add":
+        return _selected(equation, unit, operands)
+    if not np.issubdtype(aval.dtype, np.inexact) or name in ("pad", "dynamic_update_slice", "scatter", "sort", "iota"):
         return _run(equation, operands)
     raise UnknownPrimitive(name)
 
@@ -257,8 +261,6 @@ def _product(params: Mapping[str, Any], unit: Unit, x: Bounded, w: Bounded, *bia
 
 
 def _convolution(params: Mapping[str, Any], unit: Unit, x: Bounded, w: Bounded) -> Bounded:
-    if params["batch_group_count"] != 1:
-        raise UnknownPrimitive("conv_general_dilated with batch groups")
     numbers = params["dimension_numbers"]
     lhs = (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1])
     rhs = (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0])
@@ -269,11 +271,16 @@ def _convolution(params: Mapping[str, Any], unit: Unit, x: Bounded, w: Bounded) 
         "padding": params["padding"],
         "dilation": params["rhs_dilation"],
         "input_dilation": params["lhs_dilation"],
-        "groups": params["feature_group_count"],
+        "groups": params["feature_group_count"] * params["batch_group_count"],
     }
+    batches = params["batch_group_count"]
 
     def of(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return float64.convolution(a.transpose(lhs), b.transpose(rhs), **settings).transpose(back)
+        a = a.transpose(lhs)
+        if batches > 1:  # parts of the batch are groups of channels
+            a = np.moveaxis(a.reshape(batches, -1, *a.shape[1:]), 0, -2)
+            a = a.reshape(*a.shape[:-2], -1)
+        return float64.convolution(a, b.transpose(rhs), **settings).transpose(back)
 
     terms = math.prod(w.shape[axis] for axis in rhs[:-1])
     return re.bilinear(of, x, w, terms, unit)
@@ -303,14 +310,70 @@ def _depthwise(params: Mapping[str, Any], unit: Unit, x: Bounded, w: Bounded, *b
     return re.add(y, bias[0], unit) if bias else y
 
 
+def _depthwise_kernel(params: Mapping[str, Any], unit: Unit, x: Bounded, dy: Bounded) -> Bounded:
+    g = params["geometry"]
+    if g.padding_mode != "zeros" or set(g.input_dilation) != {1}:
+        raise UnknownPrimitive("the kernel's gradient with input dilation or other padding")
+    batch = math.prod(g.batch)
+
+    def of(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return float64.kernel_gradient(
+            a.reshape(batch, *a.shape[len(g.batch) :]),
+            b.reshape(batch, *b.shape[len(g.batch) :]),
+            kernel=g.kernel_size,
+            strides=g.strides,
+            padding=g.padding,
+            dilation=g.kernel_dilation,
+            groups=g.channels,
+        )
+
+    return re.bilinear(of, x, dy, batch * math.prod(g.output_spatial), unit)
+
+
+def _added(unit: Unit, terms: int, x: Bounded, run: Callable[[np.ndarray], np.ndarray]) -> Bounded:
+    """Return an equation that adds up elements of one operand, at most `terms` to each."""
+    return re.bilinear(lambda a, _: run(np.broadcast_to(a, x.shape)), x, Bounded(np.ones(())), terms, unit)
+
+
+def _scattered(equation: Equation, unit: Unit, operands: Sequence[Bounded]) -> list[Bounded]:
+    """Return `scatter-add`: some elements, to which updates are added."""
+    x, places, updates = operands
+
+    kept = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+    settings = {name: equation.params[name] for name in kept}
+
+    def run(a: np.ndarray) -> np.ndarray:
+        with jax.enable_x64(True):  # not by the equation itself, which adds in its own dtype
+            zeros = np.zeros(x.shape, np.float64)
+            return np.asarray(jax.lax.scatter_add(zeros, places.value, np.asarray(a, np.float64), **settings))
+
+    terms = int(run(np.ones(updates.shape)).max(initial=1.0))
+    return [re.add(x, _added(unit, terms, updates, run), unit)]
+
+
+def _selected(equation: Equation, unit: Unit, operands: Sequence[Bounded]) -> list[Bounded]:
+    """Return `select_and_scatter_add`, the gradient of a maximum over windows."""
+    source, operand = operands
+
+    def run(a: np.ndarray) -> np.ndarray:
+        return _run(equation, [Bounded(np.asarray(a, np.float64)), Bounded(operand.value)])[0].value
+
+    terms = int(run(np.ones(source.shape)).max(initial=1.0))
+    return [_added(unit, terms, source, run)]
+
+
 def _reduce(choose: Callable[..., np.ndarray], params: Mapping[str, Any], unit: Unit, x: Bounded) -> Bounded:
     return re.greatest(x, params["axes"]) if choose is np.max else re.neg(re.greatest(re.neg(x), params["axes"]))
 
 
 def _window_sum(params: Mapping[str, Any], unit: Unit, x: Bounded) -> Bounded:
-    window = params["window_dimensions"]
+    window, base = params["window_dimensions"], params["base_dilation"]
 
     def of(a: np.ndarray) -> np.ndarray:
+        if set(base) != {1}:
+            wide = np.zeros([(n - 1) * d + 1 for n, d in zip(a.shape, base)])
+            wide[tuple(slice(None, None, d) for d in base)] = a
+            a = wide
         return float64.windows_reduced(
             a, np.add, 0.0, window, params["window_strides"], params["padding"], params["window_dilation"]
         )
@@ -403,6 +466,7 @@ _RULES: Mapping[str, Callable[..., Bounded]] = {
     "ordered_matmul": _product,
     "conv_general_dilated": _convolution,
     "depthwise_conv": _depthwise,
+    "depthwise_conv_kernel_gradient": _depthwise_kernel,
     "reduce_sum": lambda params, unit, x: re.total(x, params["axes"], unit),
     "reduce_max": functools.partial(_reduce, np.max),
     "reduce_min": functools.partial(_reduce, np.min),

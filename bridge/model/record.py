@@ -10,7 +10,7 @@ from bridge.model.parity import ModelParity
 from bridge.records import ComparisonRecord, Document, Number, Record
 
 #: Name and version of the schema.
-SCHEMA: Literal["jaxdw.model/3"] = "jaxdw.model/3"
+SCHEMA: Literal["jaxdw.model/4"] = "jaxdw.model/4"
 
 
 class OperationRecord(Record):
@@ -45,11 +45,12 @@ class LogitsRecord(Record):
 class ModelReport(Document):
     """Both models; the fields are those of `bridge.model.ModelParity`, and `first_wrong` is the name of a layer."""
 
-    schema_: Literal["jaxdw.model/3"] = SCHEMA
+    schema_: Literal["jaxdw.model/4"] = SCHEMA
     name: str
     images: tuple[int, ...]
     layout: str
     same_bits: bool
+    gradients: bool
     verdict: Verdict
     different: int
     explained: int
@@ -57,7 +58,7 @@ class ModelReport(Document):
     replaced: list[str]
     layers: list[OperationRecord]
     left: list[str]
-    logits: LogitsRecord
+    logits: LogitsRecord | None
 
     @classmethod
     def of(cls, parity: ModelParity) -> ModelReport:

@@ -74,7 +74,8 @@ class Bounded:
     def exact(cls, array: Any) -> Bounded:
         """Return an array that every computation starts from."""
         array = np.asarray(array)
-        return cls(array.astype(np.float64) if np.issubdtype(array.dtype, np.floating) else array)
+        is_floating = np.issubdtype(array.dtype, np.floating) or array.dtype.name == "bfloat16"
+        return cls(array.astype(np.float64) if is_floating else array)
 
     @classmethod
     def constant(cls, array: Any) -> Bounded:

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+#: The unit roundoff of the dtypes below float32.
+UNITS: Mapping[str, float] = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
+
 
 @dataclasses.dataclass(frozen=True)
 class Ref:
@@ -58,7 +61,11 @@ class TorchGraph:
       values: every tensor, in PyTorch's layout.
       parameters: the name of each parameter and buffer, by its number.
       inputs, outputs: the numbers of the data and of the results.
-      settings: of a layer by its path: its parameters and buffers by name, in PyTorch's layout.
+      layers: of a layer by its path: its parameters and buffers by name, in PyTorch's layout.
+      results: the name of each output.
+      incoming: the gradient of each floating-point output by its name, from which the backward pass starts.
+      gradients: the gradient of each parameter by its name; without those that the outputs do not depend on.
+      lower: the dtype of each value below float32, one of `UNITS`; `values` has it in float32.
     """
 
     calls: Sequence[Call]
@@ -67,6 +74,10 @@ class TorchGraph:
     inputs: Sequence[int]
     outputs: Sequence[int]
     layers: Mapping[str, Mapping[str, np.ndarray]]
+    results: Sequence[str] = ()
+    incoming: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    gradients: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    lower: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
 
 def without_repeats(calls: Sequence[Call], values: Mapping[int, np.ndarray]) -> tuple[list[Call], dict[int, int]]:

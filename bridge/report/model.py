@@ -39,6 +39,7 @@ def print_model(parity: ModelParity, console: Console) -> None:
 def case(parity: ModelParity) -> str:
     """Return what was compared."""
     how = "JAX in PyTorch's orders, one program" if parity.same_bits else "PyTorch and JAX"
+    how += ", and their gradients" if parity.gradients else ""
     return f"{parity.name}, images {'x'.join(map(str, parity.images))}, {parity.layout}: {how}"
 
 
@@ -69,6 +70,8 @@ def summary(parity: ModelParity) -> str:
     if growth := max((layer.growth for layer in parity.layers if layer.growth is not None), default=None):
         told.append(f"Run end to end, the networks differ by at most {growth:.2g} of a layer's norm.")
     logits = parity.logits
+    if logits is None:
+        return " ".join(told)
     if parity.same_bits:
         told.append(f"{logits.different:,} of {logits.classes * parity.images[0]:,} logits have other bits.")
     if not logits.different:

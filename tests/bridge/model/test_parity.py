@@ -337,7 +337,7 @@ def test_the_report_fits_80_columns_and_has_a_row_for_each_operation(clean):
 
 def test_the_json_can_be_read_back(clean):
     text = ModelReport.of(clean).to_json()
-    assert json.loads(text)["schema"] == "jaxdw.model/3"
+    assert json.loads(text)["schema"] == "jaxdw.model/4"
     read = ModelReport.model_validate_json(text)
     assert [layer.name for layer in read.layers] == [layer.name for layer in clean.layers]
     assert read.verdict is clean.verdict and read.first_wrong is None

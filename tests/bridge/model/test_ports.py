@@ -43,7 +43,7 @@ class Ours(nnx.Module):
 
     def __init__(self, rngs, *, epsilon=1e-5, exact=True, residual=True, scale=True, bias=True, gamma=True, padding=1):
         self.conv = nnx.Conv(3, 8, (3, 3), 2, padding=padding, rngs=rngs)
-        self.bn = nnx.BatchNorm(8, rngs=rngs)
+        self.bn = nnx.BatchNorm(8, momentum=0.9, rngs=rngs)
         self.dw = nnx.Conv(8, 8, (3, 3), padding=1, feature_group_count=8, rngs=rngs)
         self.ln = nnx.LayerNorm(8, epsilon=epsilon, rngs=rngs)
         self.up = nnx.Linear(8, 16, rngs=rngs)
@@ -262,3 +262,134 @@ def test_a_norm_that_runs_three_times_is_right_and_a_missing_branch_of_zeros_is_
     wrong = bridge.model_parity(theirs, (functools.partial(attention, has_branch=False), p), x)
     assert wrong.verdict is Verdict.CONVENTION
     assert wrong.first_wrong.cause.startswith("JAX computes nothing where PyTorch computes relu and then linear")
+
+
+def of(theirs):
+    """The parameters of a module as JAX's arrays, by PyTorch's names."""
+    return {name: jnp.asarray(value.float().numpy()) for name, value in theirs.state_dict().items()}
+
+
+def dense(p, name, x):
+    return x @ p[f"{name}.weight"].T + p[f"{name}.bias"][None]
+
+
+class Two(torch.nn.Module):
+    """Two results of one input, the names of which a mapping has."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(5, 4), torch.nn.Linear(5, 4)
+
+    def forward(self, x, scale=None):
+        y = self.a(x) if scale is None else self.a(x) * scale
+        return {"logits": y, "best": y.argmax(-1), "other": self.b(x).sum()}
+
+
+def two(p, x, scale=None):
+    y = dense(p, "a", x) if scale is None else dense(p, "a", x) * scale
+    return {"best": y.argmax(-1), "logits": y, "other": dense(p, "b", x).sum()}
+
+
+def test_results_of_any_structure_integers_and_numbers_are_compared(seed):
+    theirs = drawn(Two(), seed)
+    x = np.random.default_rng(seed).standard_normal((3, 5), np.float32)
+    for given in (x, {"x": x, "scale": x[:, :1]}, {"jax": {"x": x, "scale": x[:, :1]}, "torch": [x, x[:, :1]]}):
+        assert bridge.model_parity(theirs, (two, of(theirs)), given).verdict.passes
+    only = bridge.model_parity(theirs, (lambda p, x: two(p, x)["logits"], of(theirs)), x)
+    assert only.verdict.passes and not only.left
+    smallest = lambda p, x: {**two(p, x), "best": two(p, x)["logits"].argmin(-1)}  # noqa: E731
+    wrong = bridge.model_parity(theirs, (smallest, of(theirs)), x)
+    assert wrong.verdict is Verdict.BUG and "argmin where PyTorch computes argmax" in wrong.first_wrong.cause
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda p, x: x @ p["none"], r"`model` fails on `inputs` of shape \(3, 5\): KeyError: 'none'"),
+        (lambda p, x: "text", "it returns a str, expected arrays"),
+        (lambda p, x: {"logits": x, "more": x}, "`model` gives 'more', and PyTorch gives only 'logits'"),
+        (lambda p, x: (x, x, x, x), "`model` gives 4 arrays, and PyTorch 3"),
+    ],
+)
+def test_a_function_that_fails_or_returns_something_else_is_named(function, said):
+    theirs = drawn(Two(), 0)
+    with pytest.raises(ValueError, match=said):
+        bridge.model_parity(theirs, (function, of(theirs)), np.ones((3, 5), np.float32))
+
+
+def test_a_module_that_fails_is_named_with_its_path():
+    theirs, ours, _ = twins(0)
+    ours.ln.__class__ = type("Broken", (nnx.LayerNorm,), {"__call__": lambda self, x: x["a"]})
+    with pytest.raises(ValueError, match="`model` fails in ln on `inputs` of shape"):
+        bridge.model_parity(theirs, ours, noise(0, 16))
+
+
+def test_a_wrong_stride_is_named_where_it_is(seed):
+    theirs, ours, manifest = twins(seed)
+    ours.conv.strides = 1
+    found = bridge.model_parity(theirs, ours, noise(seed, 16), weights=manifest)
+    assert found.first_wrong.name == "conv" and "stride is 1 in JAX, and (2, 2)" in found.first_wrong.cause
+    theirs = drawn(torch.nn.Conv2d(3, 4, 3, 2, 1), seed)
+    function = functools.partial(jax.lax.conv_general_dilated, window_strides=(1, 1), padding=[(1, 1)] * 2)
+    p = {"weight": jnp.asarray(theirs.weight.detach().numpy().transpose(2, 3, 1, 0)), "bias": of(theirs)["bias"]}
+
+    def last(p, x):
+        return function(x, p["weight"], dimension_numbers=("NHWC", "HWIO", "NHWC")) + p["bias"][None, None, None]
+
+    found = bridge.model_parity(theirs, (last, p), noise(seed, 9))
+    assert "stride is 1 in JAX" in found.first_wrong.cause
+    assert found.logits is None and found.verdict.exit_code == 1
+
+
+def test_weights_of_other_bits_and_a_momentum_are_named_in_any_port(seed):
+    theirs, ours, manifest = twins(seed)
+    kernel = ours.up.kernel
+    kernel[...] = kernel[...].at[3, 2].set(jnp.nextafter(kernel[3, 2], jnp.inf))
+    ours.bn.momentum = 0.1
+    found = bridge.model_parity(theirs, ours, noise(seed, 16), weights=manifest)
+    assert wrong(found) == ["bn", "up"]
+    by_name = {layer.name: layer.cause for layer in found.layers}
+    assert "up.weight has other bits in 1 of 128 elements, by at most 1 ULP; the first is (2, 3)" in by_name["up"]
+    assert "Flax's momentum is the weight of the old ones" in by_name["bn"]
+
+
+def test_statistics_of_the_batch_are_named(seed):
+    theirs, ours, manifest = twins(seed)
+    call = nnx.BatchNorm.__call__
+    ours.bn.__class__ = type("Own", (nnx.BatchNorm,), {"__call__": lambda self, x: call(self, x, False)})
+    found = bridge.model_parity(theirs, ours, noise(seed, 16), weights=manifest)
+    assert found.first_wrong.name == "bn"
+    assert "JAX normalizes by the statistics of this batch, and PyTorch by the running ones" in found.first_wrong.cause
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_modules_in_half_precision_are_compared(dtype, seed):
+    theirs = drawn(torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.GELU(), torch.nn.Linear(6, 4)), seed)
+    theirs = theirs.to(getattr(torch, dtype))
+    p = jax.tree.map(lambda x: x.astype(dtype), of(theirs))
+    x = np.random.default_rng(seed).standard_normal((3, 8)).astype(jnp.dtype(dtype))
+
+    def port(p, x, function=None):
+        y = dense(p, "0", x)
+        return dense(p, "2", jax.nn.gelu(y, approximate=False) if function is None else function(y))
+
+    assert bridge.model_parity(theirs, (port, p), x).verdict.passes
+    wrong = bridge.model_parity(theirs, (functools.partial(port, function=jax.nn.relu), p), x)
+    assert "relu where PyTorch computes gelu" in wrong.first_wrong.cause
+    wide = jax.tree.map(lambda x: x.astype("float32"), p)
+    single = bridge.model_parity(theirs, (lambda p, x: port(p, x.astype("float32")), wide), x)
+    assert single.verdict is Verdict.PRECISION and f"PyTorch computes in {dtype} here" in single.first_wrong.cause
+    with pytest.raises(ValueError, match=f"`gradients` needs a module in float32, .* {dtype}"):
+        bridge.model_parity(theirs, (port, p), x, gradients=True)
+
+
+def test_tokens_are_looked_up_and_other_rows_are_named(seed):
+    theirs = drawn(torch.nn.Sequential(torch.nn.Embedding(11, 5), torch.nn.Linear(5, 3)), seed)
+    ids = np.random.default_rng(seed).integers(0, 11, (2, 7))
+
+    def port(p, ids, shift=0):
+        return p["0.weight"][ids - shift] @ p["1.weight"].T + p["1.bias"][None, None]
+
+    assert bridge.model_parity(theirs, (port, of(theirs)), ids).verdict.passes
+    wrong = bridge.model_parity(theirs, (functools.partial(port, shift=1), of(theirs)), ids)
+    assert "JAX takes other elements of 0 than PyTorch" in wrong.first_wrong.cause

@@ -128,7 +128,7 @@ def test_planted_mistakes_are_found_and_the_first_is_named(compare, small, seed)
 def test_the_report_has_orders_layout_and_shares(clean):
     record = ModelReport.of(clean)
     read = ModelReport.model_validate_json(record.to_json())
-    assert read == record and json.loads(record.to_json())["schema"] == "jaxdw.model/3"
+    assert read == record and json.loads(record.to_json())["schema"] == "jaxdw.model/4"
     assert read.same_bits and read.layout == clean.layout and read.replaced == list(clean.replaced)
     assert all(key in read.environment for key in ("torch", "jax", "processor"))
     head = next(layer for layer in read.layers if layer.name == "head.conv")
