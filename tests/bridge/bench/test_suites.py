@@ -13,7 +13,7 @@ def test_every_layer_of_every_network_is_measured_once():
     assert len(layers) == len({spec for _, spec in listed})
 
 
-@pytest.mark.parametrize("suite", ["windows", "blocks"])
+@pytest.mark.parametrize("suite", ["windows", "blocks", "convnext"])
 def test_the_smaller_suites_take_layers_of_the_networks(suite):
     assert layers_of(suite).items() <= layers_of("layers").items()
 
@@ -32,6 +32,7 @@ def test_every_quantity_is_varied_over_two_decades(field):
         (["7x7x960:3:1"], "layers", ["7x7x960:3:1"]),
         (["5x6x7:3:2", "7x7x1152:3"], "layers", ["5x6x7:3:2", "7x7x1152:3:1"]),
         (["5x6x7:3:2"], "models", []),
+        (["5x6x7:3:2", "5x6x7:3:1", "56x56"], "convnext", ["5x6x7:3:1", "56x56x96:7:1"]),
         (["inference"], "models", ["inference, batch 1", "inference, batch 8"]),
         (["5x6x7:3:2"], "scaling", ["5x6x7:3:2"]),
         ([], "scaling", ["28x28x96:3:1"]),
