@@ -14,7 +14,7 @@ from flax import nnx
 from jax import lax
 
 import jaxdw
-from bridge.bench.problems import EPSILON, RATE, Problem, Way
+from bridge.bench.problems import EPSILON, NORM_EPSILON, RATE, Problem, Way
 from bridge.bench.reference import Arrays
 from bridge.bench.special_layers import SpecialLayer
 from bridge.bench.suites import DepthwiseLayer
@@ -129,6 +129,33 @@ def _block(layer: DepthwiseLayer, method: str) -> Callable[..., jax.Array]:
         return nnx.merge(graph, nnx.from_flat_state(filled))(x)
 
     return compute
+
+
+def _convnext(problem: Problem, name: str, method: str) -> Way:
+    """Return the way of a block of ConvNeXt and its gradients by x and every parameter."""
+    assert problem.layer is not None
+    padding = problem.layer.padding
+
+    def compute(x, w, bias, scale, shift, w1, b1, w2, b2, gamma):
+        scale, shift, b1, b2, gamma = (each[None, None, None] for each in (scale, shift, b1, b2, gamma))
+        y = jaxdw.depthwise_conv(x, w, bias, padding=padding, method=method)
+        distance = y - y.mean(axis=-1, keepdims=True)
+        variance = jnp.square(distance).mean(axis=-1, keepdims=True)
+        y = distance * lax.rsqrt(variance + NORM_EPSILON) * scale + shift
+        wide = jax.nn.gelu(jnp.tensordot(y, w1, 1) + b1, approximate=False)
+        return x + gamma * (jnp.tensordot(wide, w2, 1) + b2)
+
+    def all_gradients(dy, **arrays):
+        y, back = jax.vjp(lambda arrays: compute(**arrays), arrays)
+        return {"y": y} | {f"d{name}": gradient for name, gradient in back(dy)[0].items()}
+
+    program = jax.jit(all_gradients)
+
+    def start(arrays: Arrays) -> Callable[[], Any]:
+        placed = {key: jnp.array(array, copy=True) for key, array in arrays.items()}
+        return lambda: jax.block_until_ready(program(**placed))
+
+    return Way(name, start, lambda result: {key: np.asarray(array) for key, array in result.items()})
 
 
 def _way(name: str, program: Callable[..., Any], results: tuple[str, ...]) -> Way:
@@ -332,6 +359,10 @@ _WAYS: Mapping[str, _Makers] = {
     "blocks": {
         "jaxdw": _layer_way(lambda layer: _block(layer, "auto")),
         "lax.grouped": _layer_way(lambda layer: _block(layer, "grouped")),
+    },
+    "convnext": {
+        "jaxdw": functools.partial(_convnext, method="auto"),
+        "lax.grouped": functools.partial(_convnext, method="grouped"),
     },
     "models": {"jaxdw": _network_way("auto"), "lax.grouped": _network_way("grouped")},
     "transposed": {"jaxdw": _special_way("auto"), "lax.grouped": _special_way("lax")},

@@ -28,6 +28,9 @@ INPUTS = 3
 #: The epsilon of the blocks' batch normalization, as in PyTorch.
 EPSILON = 1e-5
 
+#: The epsilon of the layer norm in a block of ConvNeXt.
+NORM_EPSILON = 1e-6
+
 #: The learning rate of the step of training.
 RATE = 0.01
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from bridge.bench import jax_peers, torch_peers
+from bridge.bench.convnext import convnext_problem
 from bridge.bench.copies import copy_bandwidth
 from bridge.bench.measure import measure
 from bridge.bench.models import model_problem
@@ -35,6 +36,7 @@ PEERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "windows": (("torch.unfold", "lax.patches"), ("torch.compile",)),
     "blocks": (("torch", "torch.channels_last", "torch.compile"), ("lax.grouped",)),
+    "convnext": (("torch", "torch.channels_last"), ("torch.compile", "lax.grouped")),
     "models": (("torch", "torch.channels_last", "torch.compile"), ("lax.grouped",)),
     "transposed": (("torch", "torch.channels_last", "lax.grouped"), ()),
     "causal": (("torch", "torch.channels_last", "lax.grouped"), ()),
@@ -103,6 +105,8 @@ def _suite(suite: str, rows: Mapping[str, tuple[str, ...]], settings: BenchSetti
             each = model_problem(name, settings.size, settings.seed)
         elif suite in SPECIAL:
             each = special_problem(suite, name, rows[name], settings.batch, settings.seed)
+        elif suite == "convnext":
+            each = convnext_problem(name, rows[name], settings.batch, settings.seed)
         else:
             each = problem(suite, name, rows[name], settings.batch, settings.seed)
         if settings.tune:

@@ -9,7 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from jaxdw import Geometry
 
 #: Every suite. "all" means those before "scaling", which has no peers.
-SUITES = ("layers", "gradients", "windows", "blocks", "models", "transposed", "causal", "large", "scaling")
+SUITES = (
+    *("layers", "gradients", "windows", "blocks", "convnext", "models"),
+    *("transposed", "causal", "large"),
+    "scaling",
+)
 ALL = SUITES[:-1]
 
 #: height x width x channels : kernel : stride, in the order of the network.
@@ -45,6 +49,9 @@ WINDOWS = """
 
 #: The blocks of this network are convolution, batch normalization and ReLU6.
 BLOCKS = NETWORKS["MobileNetV2"]
+
+#: The blocks of this network are convolution, layer norm and two linear layers.
+CONVNEXT = NETWORKS["ConvNeXt-T"]
 
 #: The layer from which `scaling` varies one quantity at a time.
 BASE = "28x28x96:3:1"
@@ -128,7 +135,7 @@ class DepthwiseLayer:
 
 
 def layers_of(suite: str) -> dict[DepthwiseLayer, tuple[str, ...]]:
-    """Return the layers of "layers", "gradients", "windows" or "blocks", each once, with its networks.
+    """Return the layers of a suite, each once, with its networks.
 
     >>> layers_of("layers")[DepthwiseLayer.parse("112x112x96:3:2")]
     ('MobileNetV2', 'EfficientNet-B0', 'MixNet-S')
@@ -139,7 +146,7 @@ def layers_of(suite: str) -> dict[DepthwiseLayer, tuple[str, ...]]:
             networks[layer] = (*networks.get(layer, ()), network)
     if suite in ("layers", "gradients"):
         return networks
-    chosen = {"windows": WINDOWS, "blocks": BLOCKS}[suite]
+    chosen = {"windows": WINDOWS, "blocks": BLOCKS, "convnext": CONVNEXT}[suite]
     return {layer: networks[layer] for layer in map(DepthwiseLayer.parse, chosen.split())}
 
 
@@ -165,6 +172,8 @@ def select(suite: str, filters: Sequence[str], batch: int) -> dict[str, tuple[st
       Names of layers, or the names of `model_rows`; for "scaling", its base.
     """
     own: dict[str, tuple[str, ...]] = dict.fromkeys(_own(filters), ())
+    if suite == "convnext":  # x is added to the result
+        own = {name: networks for name, networks in own.items() if DepthwiseLayer.parse(name).stride == 1}
     if suite == "scaling":
         if len(own) > 1:
             raise ValueError(f"`--layers` is {', '.join(filters)!r}, expected one layer to start `scaling` from")

@@ -18,6 +18,7 @@ _ABOUT = {
     "gradients": "one depthwise layer, forward and both gradients",
     "windows": "v |v| on every window, then the kernel",
     "blocks": "depthwise convolution, batch normalization with running statistics, ReLU6",
+    "convnext": "a block of ConvNeXt (layer norm, two linear layers with GELU), forward and all gradients",
     "models": "MobileNetV2, whole",
     "transposed": "one transposed layer, forward",
     "causal": "causal convolution, bias and SiLU, of sequences and of steps of decoding",

@@ -16,7 +16,7 @@ import torch._dynamo
 import torch.nn.functional as F
 from torch import nn
 
-from bridge.bench.problems import EPSILON, RATE, Problem, Way
+from bridge.bench.problems import EPSILON, NORM_EPSILON, RATE, Problem, Way
 from bridge.bench.reference import Arrays
 from bridge.bench.special_layers import SpecialLayer
 from bridge.bench.suites import DepthwiseLayer
@@ -274,6 +274,52 @@ def _by_transforms(layer: SpecialLayer) -> Compute:
     return compute
 
 
+def _convnext_block(layer: DepthwiseLayer) -> Compute:
+    def compute(x, w, bias, scale, shift, w1, b1, w2, b2, gamma):
+        y = F.conv2d(x, w, bias, padding=layer.padding, groups=layer.channels).permute(0, 2, 3, 1)
+        y = F.layer_norm(y, (layer.channels,), scale, shift, NORM_EPSILON)
+        y = F.linear(F.gelu(F.linear(y, w1, b1)), w2, b2)
+        return x + (gamma * y).permute(0, 3, 1, 2)
+
+    return compute
+
+
+def _convnext_call(program: Compute, arrays: Arrays, form: str) -> Callable[[], Any]:
+    """Return the call that computes a block of ConvNeXt: y and the gradients by x and every parameter, by name."""
+    tensors = _placed(arrays, form)
+    tensors |= {name: tensors[name].t().contiguous() for name in ("w1", "w2")}  # as `nn.Linear` has them
+    dy = tensors.pop("dy")
+    inputs = [tensor.requires_grad_() for tensor in tensors.values()]
+
+    def run() -> Any:
+        y = program(*inputs)
+        gradients = torch.autograd.grad(y, inputs, dy)
+        return {"y": y} | {f"d{name}": gradient for name, gradient in zip(tensors, gradients)}
+
+    return run
+
+
+def _convnext_results(result: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Return all as NumPy arrays with the axes of the problem."""
+    axes = {"y": (0, 2, 3, 1), "dx": (0, 2, 3, 1), "dw": (2, 3, 1, 0), "dw1": (1, 0), "dw2": (1, 0)}
+    return {name: tensor.detach().permute(axes.get(name, (0,))).numpy() for name, tensor in result.items()}
+
+
+def convnext_truth(layer: DepthwiseLayer, arrays: Arrays) -> dict[str, np.ndarray]:
+    """Compute a block of ConvNeXt and its gradients in the arrays' dtype."""
+    return _convnext_results(_convnext_call(_convnext_block(layer), arrays, "contiguous")())
+
+
+def _convnext_way(form: str, compiled: bool = False) -> Callable[[Problem, str], Way]:
+    def of(problem: Problem, name: str) -> Way:
+        assert problem.layer is not None
+        block = _convnext_block(problem.layer)
+        program = _compiled(block) if compiled else block
+        return Way(name, lambda arrays: _convnext_call(program, arrays, form), _convnext_results)
+
+    return of
+
+
 class MobileNetV2(nn.Module):
     """Sandler et al., 2018, with torchvision's structure and names of parameters; no dropout, to be repeatable."""
 
@@ -428,6 +474,11 @@ _WAYS: Mapping[str, _Makers] = {
         "torch": _block_way("contiguous"),
         "torch.channels_last": _block_way("channels_last"),
         "torch.compile": _block_way("channels_last", compiled=True),
+    },
+    "convnext": {
+        "torch": _convnext_way("contiguous"),
+        "torch.channels_last": _convnext_way("channels_last"),
+        "torch.compile": _convnext_way("channels_last", compiled=True),
     },
     "models": {
         "torch": _network_way("contiguous"),

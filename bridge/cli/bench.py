@@ -17,8 +17,8 @@ def bench(
     suite: Annotated[
         list[str] | None,
         typer.Option(
-            help="layers, gradients, windows, blocks, models, transposed, causal, large, or all of these; or scaling: "
-            "how cost grows. Separated by commas. Default: layers."
+            help="layers, gradients, windows, blocks, convnext, models, transposed, causal, large, or all of these; or "
+            "scaling: how cost grows. Separated by commas. Default: layers."
         ),
     ] = None,
     batch: Annotated[int, typer.Option(help="Images at once.", min=1)] = 8,

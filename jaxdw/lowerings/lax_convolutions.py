@@ -83,8 +83,8 @@ def dimension_numbers(rank: int) -> tuple[str, str, str]:
 def _flat_batch(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry]:
     """Return x with one batch axis, and the geometry on it with the padding and the dilation that are left for lax.
 
-    Periodic and reflected padding is done here. So is padding beyond the kernel, and negative padding: there XLA's
-    convolution on CPUs is wrong in jaxlib 0.8 to 0.10, itself or as a gradient (openxla/xla#48713), or ends the process.
+    Periodic and reflected padding is done here. So is padding beyond the kernel, and negative padding: there jaxlib 0.8
+    to 0.10 has wrong convolutions on CPUs, or wrong gradients (openxla/xla#48713), or ends the process.
     """
     pairs = zip(geometry.padding, geometry.spans)
     usual = all(export.is_symbolic_dim(amount) or 0 <= amount < span for pair, span in pairs for amount in pair)

@@ -7,6 +7,10 @@
 #include <string>
 #include <thread>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "kernels.h"
 #include "order.h"
 #include "work.h"
@@ -53,6 +57,19 @@ struct Problem {
 
 void expect(bool holds, const std::string& what) {
   if (!holds) throw Problem{what};
+}
+
+// The data of a result. XLA takes large results, and the memory of a whole program, from the system anew in each call.
+// The system then zeroes a page of 4 KiB whenever one is first written, which takes longer than to compute what is in
+// it. Where the system is asked to, it takes pages of 2 MiB. To ask for pages that there are already changes nothing.
+void* written(ffi::AnyBuffer result) {
+#if defined(__linux__)
+  constexpr uintptr_t page = uintptr_t{1} << 21, least = uintptr_t{1} << 19;
+  const uintptr_t data = reinterpret_cast<uintptr_t>(result.untyped_data()), first = data & ~(page - 1);
+  const uintptr_t end = (data + result.size_bytes() + page - 1) & ~(page - 1);
+  if (result.size_bytes() >= least) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#endif
+  return result.untyped_data();
 }
 
 // Sizes and factors are below this, so that no position overflows.
@@ -195,8 +212,7 @@ ffi::Error conv(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel, f
   return checked([&] {
     Geometry g = geometry_of(x, "kernel", kernel, "y", *y, strides, padding, kernel_dilation, input_dilation);
     g.from_last_tap = from_last_tap;
-    Conv conv{g, type_of("x", x), Bias::none, x.untyped_data(), kernel.untyped_data(), nullptr, y->untyped_data(),
-              flipped};
+    Conv conv{g, type_of("x", x), Bias::none, x.untyped_data(), kernel.untyped_data(), nullptr, written(*y), flipped};
     Rest given(rest, g.channels, y->dimensions(), conv.type, scaled, residual, activation);
     if (given.bias) conv.bias_place = bias_last ? Bias::last : Bias::first;
     conv.bias = given.bias;
@@ -247,7 +263,7 @@ ffi::Error matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w, ffi:
     matmul.type = type_of("x", x);
     expect(type_of("w", w) == matmul.type, "`w` has another element type than `x`");
     expect(type_of("y", *y) == matmul.type, "`y` has another element type than `x`");
-    matmul.x = x.untyped_data(), matmul.w = w.untyped_data(), matmul.y = y->untyped_data();
+    matmul.x = x.untyped_data(), matmul.w = w.untyped_data(), matmul.y = written(*y);
     Rest given(rest, matmul.columns, of_y, matmul.type, scaled, residual, activation);
     matmul.bias = given.bias;
     matmul.scale = given.scale, matmul.shift = given.shift, matmul.residual = given.residual;
@@ -267,6 +283,11 @@ void* data_of(const char* name, ffi::AnyBuffer buffer, Dimensions sizes, Type ty
          quoted + " has shape " + text(is) + ", expected " + text(sizes));
   expect(type_of(name, buffer) == type, quoted + " has another element type than expected beside `x`");
   return buffer.untyped_data();
+}
+
+void* result_of(const char* name, ffi::AnyBuffer buffer, Dimensions sizes, Type type) {
+  data_of(name, buffer, sizes, type);
+  return written(buffer);
 }
 
 Type wide(Type type) { return type == Type::f64 ? Type::f64 : Type::f32; }
@@ -294,9 +315,9 @@ ffi::Error batch_norm(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer sca
     Dimensions channels(&of.channels, 1);
     of.scale = data_of("scale", scale, channels, wide(of.type));
     of.bias = data_of("bias", bias, channels, wide(of.type));
-    of.y = data_of("y", *y, x.dimensions(), of.type);
-    of.mean = data_of("mean", *mean, channels, wide(of.type));
-    of.var = data_of("var", *var, channels, wide(of.type));
+    of.y = result_of("y", *y, x.dimensions(), of.type);
+    of.mean = result_of("mean", *mean, channels, wide(of.type));
+    of.var = result_of("var", *var, channels, wide(of.type));
     PoolThreads threads(pool);
     kernels_of(nullptr)->batch_norm(of, threads);
   });
@@ -315,9 +336,9 @@ ffi::Error batch_norm_gradient(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyB
     of.mean = data_of("mean", mean, channels, wide(of.type));
     of.var = data_of("var", var, channels, wide(of.type));
     of.dy = data_of("dy", dy, x.dimensions(), of.type);
-    of.dx = data_of("dx", *dx, x.dimensions(), of.type);
-    of.dscale = data_of("dscale", *dscale, channels, wide(of.type));
-    of.dbias = data_of("dbias", *dbias, channels, wide(of.type));
+    of.dx = result_of("dx", *dx, x.dimensions(), of.type);
+    of.dscale = result_of("dscale", *dscale, channels, wide(of.type));
+    of.dbias = result_of("dbias", *dbias, channels, wide(of.type));
     PoolThreads threads(pool);
     kernels_of(nullptr)->batch_norm_gradient(of, threads);
   });
@@ -338,7 +359,7 @@ ffi::Error cross_entropy(ffi::ThreadPool pool, ffi::AnyBuffer logits, ffi::AnyBu
     of.labels = static_cast<const int32_t*>(labels.untyped_data());
     expect(rest.size() < 2, "there are " + std::to_string(rest.size() + 2) + " operands, expected at most 3");
     if (rest.size()) of.ct = operand(rest, 0, "ct", Dimensions(&of.rows, 0), of.type);
-    of.result = data_of("result", *result, rest.size() ? sizes : Dimensions(&of.rows, 0), of.type);
+    of.result = result_of("result", *result, rest.size() ? sizes : Dimensions(&of.rows, 0), of.type);
     PoolThreads threads(pool);
     kernels_of(nullptr)->cross_entropy(of, threads);
   });
@@ -355,7 +376,7 @@ ffi::Error axpby(ffi::ThreadPool pool, ffi::AnyBuffer factors, ffi::AnyBuffer x,
     const int64_t two = 2;
     of.factors = data_of("factors", factors, Dimensions(&two, 1), wide(of.type));
     of.y = data_of("y", y, sizes, of.type);
-    of.result = data_of("result", *result, sizes, of.type);
+    of.result = result_of("result", *result, sizes, of.type);
     PoolThreads threads(pool);
     kernels_of(nullptr)->axpby(of, threads);
   });

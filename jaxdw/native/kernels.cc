@@ -278,16 +278,13 @@ void outputs_of(const Block<T, Sum>& block, int64_t from, int64_t to, T* y) {
 }
 
 template <class T>
-JAXDW_INLINE void fetch(const T* from, int64_t count) {
+JAXDW_INLINE void fetch(const T* from, int64_t count) {  // inline, or compilers leave it out: it has no result
   if (count < 0) from += count, count = -count;
   for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(from + i);
 }
 
 // Bytes of weights that stay in the first cache while the outputs of a row go by.
 constexpr int64_t cached_weights = 16384;
-
-// Bytes of inputs that stay there from one row of outputs to the next.
-constexpr int64_t cached_inputs = 24576;
 
 template <class V, class T, class Sum>
 Array<Sum> widened(const void* values, int64_t count, int64_t channels, int64_t copies) {
@@ -307,10 +304,6 @@ Array<Sum> widened(const void* values, int64_t count, int64_t channels, int64_t 
 
 // Products that other threads must take over so that it is worth to wake them, which costs tens of microseconds.
 constexpr int64_t least_shared = 1 << 20;
-
-// Bytes of x and y up to which several rows are computed together. Where there are more, each row by itself is faster,
-// as it lies in memory, with the next row fetched ahead.
-constexpr int64_t most_cached = 6 << 20;
 
 // Bytes of x and y from which y is stored past the caches. From so many bytes of y alone the C library takes memory
 // from the system each time: its pages have just been zeroed, so they are in the cache, and stores past it are slower.
@@ -362,11 +355,9 @@ class ConvRows : public Parts {
     rows_at_once_ = ceil_div(rows_, wanted);
     int64_t in = g.images * g.in[0] * g.in[1] * g.in[2] * g.channels, out = rows_ * g.out[2] * g.channels;
     int64_t bytes = (in + out) * int64_t(sizeof(T));
-    is_large_ = bytes > most_cached;
     streams_ = bytes > least_streamed && can_stream && std::is_same_v<T, float> && g.channels % V::lanes == 0 &&
                reinterpret_cast<uintptr_t>(conv.y) % 64 == 0 && out * int64_t(sizeof(T)) < least_fresh;
     for (Segment& segment : segments_) segment.block.streams = streams_;
-    rows_together_ = is_large_ || taps_ > 32 ? 1 : 8;
     parts_ = ceil_div(rows_, rows_at_once_) * pieces_;
   }
 
@@ -376,14 +367,13 @@ class ConvRows : public Parts {
     Rounding rounding;
     int64_t piece = part % pieces_, first = part / pieces_ * rows_at_once_;
     int64_t begin = blocks_ * piece / pieces_, end = blocks_ * (piece + 1) / pieces_;
-    int64_t last = std::min(rows_, first + rows_at_once_), at_once = std::min(last - first, rows_together_);
-    std::vector<Row> rows(at_once);
-    for (; first < last; first += at_once) {
-      rows.resize(std::min(at_once, last - first));
-      for (size_t i = 0; i < rows.size(); ++i) lines_of(first + int64_t(i), rows[i]);
+    int64_t last = std::min(rows_, first + rows_at_once_);
+    Row row;
+    for (; first < last; ++first) {
+      lines_of(first, row);
       int64_t before = 0;
       for (const Segment& segment : segments_) {
-        blocks_of(segment, rows, std::max<int64_t>(0, begin - before), std::min(segment.blocks, end - before));
+        blocks_of(segment, row, std::max<int64_t>(0, begin - before), std::min(segment.blocks, end - before));
         before += segment.blocks;
       }
     }
@@ -557,32 +547,28 @@ class ConvRows : public Parts {
     }
   }
 
-  // The same blocks in several rows. A few channels of a block in all rows are computed before the next, so that the
-  // inputs which rows share, and the weights, are still in the first cache.
-  void blocks_of(const Segment& segment, std::vector<Row>& rows, int64_t begin, int64_t end) {
-    if (begin >= end) return;
+  // The same blocks in a row, as they lie in memory. What the next row reads is fetched meanwhile: processors do not
+  // foresee it where rows are left out, or where a row is short. Of many channels a few are computed in all blocks
+  // before the next, so that the weights are still in the first cache.
+  void blocks_of(const Segment& segment, const Row& row, int64_t begin, int64_t end) {
     const Geometry& g = conv_.geometry;
     int64_t unit = 8 * V::lanes, chunk = cached_weights / int64_t(sizeof(Sum)) / taps_;
-    int64_t inputs = ceil_div(most_outputs * taps_, 3);  // about so many for 3x3
-    if (rows.size() > 1) chunk = std::min(chunk, cached_inputs / int64_t(sizeof(T)) / inputs);
     chunk = std::max(chunk / unit * unit, unit);
     int64_t x_row = g.in[2] * pixel_, ahead = std::min(g.strides[1], g.kernel[1]);
+    Block<T, Sum> block = segment.block;
+    block.lines = row.lines.data();
+    block.line_count = int64_t(row.lines.size());
     for (int64_t from = 0; from < segment.channels; from += chunk) {
       int64_t to = std::min(segment.channels, from + chunk);
       for (int64_t b = begin; b < end; ++b) {
-        for (Row& row : rows) {
-          Block<T, Sum> block = segment.block;
-          block.x += b * segment.x_next;
-          block.lines = row.lines.data();
-          block.line_count = int64_t(row.lines.size());
-          T* y = row.y + segment.y + b * segment.y_next;
-          if (is_large_ && from == 0 && block.line_count) {
-            const T* next = block.lines[block.line_count - 1].x + block.x + g.strides[1] * x_row;
-            for (int64_t i = 0; i < ahead; ++i) fetch(next - i * x_row, segment.x_next);
-            if (g.strides[1] == 1 && !streams_) fetch(y + g.out[2] * pixel_, segment.y_next);
-          }
-          segment.run(block, from, to, y);
+        block.x = segment.block.x + b * segment.x_next;
+        T* y = row.y + segment.y + b * segment.y_next;
+        if (from == 0 && block.line_count) {
+          const T* next = block.lines[block.line_count - 1].x + block.x + g.strides[1] * x_row;
+          for (int64_t i = 0; i < ahead; ++i) fetch(next - i * x_row, segment.x_next);
+          if (g.strides[1] == 1 && !streams_) fetch(y + g.out[2] * pixel_, segment.y_next);
         }
+        segment.run(block, from, to, y);
       }
     }
   }
@@ -590,8 +576,8 @@ class ConvRows : public Parts {
   const Conv conv_;
   std::vector<Segment> segments_;
   std::vector<Group> groups_;
-  int64_t pixel_, taps_, blocks_ = 0, rows_, rows_at_once_, rows_together_, pieces_, parts_;
-  bool is_large_, streams_, has_epilogue_;
+  int64_t pixel_, taps_, blocks_ = 0, rows_, rows_at_once_, pieces_, parts_;
+  bool streams_, has_epilogue_;
   const Sum *kernel_, *bias_;
   Epilogue<T, Sum> epilogue_, group_epilogue_;
   Array<Sum> wide_kernel_, wide_bias_, group_kernel_, group_bias_, group_scale_, group_shift_;

@@ -14,7 +14,7 @@ def test_every_layer_of_every_network_is_measured_once():
     assert len(layers) == len({spec for _, spec in listed})
 
 
-@pytest.mark.parametrize("suite", ["windows", "blocks"])
+@pytest.mark.parametrize("suite", ["windows", "blocks", "convnext"])
 def test_the_smaller_suites_take_layers_of_the_networks(suite):
     assert layers_of(suite).items() <= layers_of("layers").items()
 
@@ -35,6 +35,7 @@ def test_every_quantity_is_varied_over_two_decades(field):
         (["5x6x7:3:2"], "models", []),
         (["decoding"], "causal", [f"step:{each}:4" for each in ("1x1536", "8x1536", "64x1536", "1x5120", "16x5120")]),
         (["5x6x7:3:2", "slak"], "large", ["1x56x56x128:51"]),
+        (["5x6x7:3:2", "5x6x7:3:1", "56x56"], "convnext", ["5x6x7:3:1", "56x56x96:7:1"]),
         (["inference"], "models", ["inference, batch 1", "inference, batch 8"]),
         (["5x6x7:3:2"], "scaling", ["5x6x7:3:2"]),
         ([], "scaling", ["28x28x96:3:1"]),
