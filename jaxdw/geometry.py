@@ -51,7 +51,7 @@ class Geometry:
       padding: (low, high) for each spatial axis, applied after input dilation; negative crops.
       padding_mode: what the padding holds: "zeros", "circular" (periodic) or "reflect".
       from_last_tap: add the taps from the last to the first, and then the bias. This is the order of PyTorch's
-        transposed convolutions.
+        transposed convolutions, and of its gradients by x. Only on CPUs it has an effect.
 
     >>> g = Geometry.of((8, 56, 56, 144), (3, 3, 1, 144), strides=2, padding="SAME")
     >>> g.padding, g.output_shape

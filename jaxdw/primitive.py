@@ -80,7 +80,8 @@ def input_gradient(
 def adjoint(geometry: Geometry) -> Geometry:
     """Return the geometry of the convolution of dy `(*batch, *output_spatial, C*M)` with the flipped kernel.
 
-    Its result has C*M channels; dx is the sum over the M of each input channel.
+    Its result has C*M channels; dx is the sum over the M of each input channel. As PyTorch's gradient it adds the taps
+    of the kernel in raster order, which are those of the flipped kernel from the last on.
     """
     padding = []
     for axis, span in zip(geometry.axes, geometry.spans):
@@ -95,7 +96,7 @@ def adjoint(geometry: Geometry) -> Geometry:
         strides=geometry.input_dilation,
         input_dilation=geometry.strides,
         padding=tuple(padding),
-        from_last_tap=False,
+        from_last_tap=not geometry.from_last_tap,
     )
 
 
@@ -243,7 +244,7 @@ def _compute_conv(
     compute, options = accumulator(x.dtype, kernel.dtype, dtype), {}
     if lowering.reads_flipped:
         options["flipped"] = flipped
-    elif geometry.from_last_tap:
+    elif geometry.from_last_tap and platform == "cpu":  # elsewhere no bits are promised, and two copies would be made
         axes = tuple(range(len(geometry.batch), len(geometry.batch) + geometry.rank))
         kernel = kernel if flipped else _flip(kernel, geometry)
         # in memory, or XLA:CPU would reverse what it computes, and there LLVM may contract otherwise

@@ -1,5 +1,6 @@
 """jax.taps has the very bits of PyTorch's convolution on CPU."""
 
+import dataclasses
 import functools
 import os
 import subprocess
@@ -16,7 +17,7 @@ from bridge import Case
 from bridge._implementations import implementation
 from bridge._implementations.jax_ import method
 from bridge.numerics import same_bits
-from bridge.selftest import is_a_plain_loop, random_case, taps_against_torch
+from bridge.selftest import is_a_plain_loop, random_case, short_case, taps_against_torch
 from jaxdw import native
 from jaxdw.bias import bias_comes_first
 from jaxdw.geometry import Geometry
@@ -37,6 +38,18 @@ def test_taps_equals_torch_on_inputs_shorter_than_the_kernel(rank, sample, count
             jax.clear_caches()  # a program takes 3 MB
         result = taps_against_torch(min(at_once, wanted - done), seed + done, rank=rank, short=True)
         assert result.equal == result.elements > 0, "\n".join(result.misses)
+
+
+@pytest.mark.parametrize(
+    "rank, name", [(1, "torch.conv2d"), (2, "torch.conv2d"), (2, "torch.conv2d[layout=channels_last]")]
+)
+def test_the_gradient_by_x_equals_torchs_where_the_kernel_is_not_dilated(rank, name, seed, full):
+    rng, ours, theirs = np.random.default_rng(seed), implementation("jax.taps"), implementation(name)
+    for number in range(300 if full else 10):
+        case = short_case(rng, rank=rank) if number % 2 else random_case(rng, rank=rank, multiplier=1)
+        case = dataclasses.replace(case, kernel_dilation=1)
+        dy = rng.standard_normal(case.geometry.output_shape, np.float32)
+        assert (ours.input_gradient(case, dy) == theirs.input_gradient(case, dy)).all(), case.geometry
 
 
 #: x, kernel_size, padding, strides, dilation, and whether the sum starts from the bias with AVX-512 and without.
