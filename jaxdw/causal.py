@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export, lax
 from jax.extend.core import Primitive
-from jax.interpreters import batching, mlir, xla
+from jax.interpreters import ad, batching, mlir, xla
 
-from jaxdw import _arrays, native
+from jaxdw import _arrays, native, primitive
 from jaxdw._compat import varying_together
 from jaxdw.conv import depthwise_conv
 from jaxdw.epilogue import Epilogue, differentiate_as_defined
+from jaxdw.geometry import Geometry
 from jaxdw.methods import NAMES, check_method
 from jaxdw.native import calls
 from jaxdw.primitive import kernel_lowering, replicated
@@ -217,7 +218,94 @@ def _causal_batch(operands, axes, *, settings: _Settings):
     return _causal_p.bind(*wide, settings=settings), (0, 0)
 
 
+def _causal_jvp(primals, tangents, *, settings: _Settings):
+    """Compute tangents by the same primitive, which is linear in x and state and in the kernel."""
+    x, state, kernel, *rest = primals
+    dx, dstate, dkernel, *drest = tangents
+    wide = _arrays.accumulator(x.dtype)
+    ids = rest[-1:] if settings.packed else []
+
+    def sums(*arrays: jax.Array) -> jax.Array:
+        operands = [*(array.astype(wide) for array in arrays), *ids]
+        plain = settings._replace(biased=False, activation=None)
+        return _causal_p.bind(*varying_together(*operands), settings=plain)[0]
+
+    dx, dstate = ad.instantiate_zeros(dx), ad.instantiate_zeros(dstate)
+    dsums = sums(dx, dstate, kernel)
+    if type(dkernel) is not ad.Zero:
+        dsums += sums(x, state, dkernel)
+    if settings.biased and type(drest[0]) is not ad.Zero:
+        dsums += _at_outputs(drest[0].astype(wide), dsums, ids)
+    if settings.activation is not None:
+        s = sums(x, state, kernel)
+        if settings.biased:
+            s += _at_outputs(rest[0].astype(wide), s, ids)
+        _, dsums = jax.jvp(jax.nn.silu, (s,), (dsums,))
+    results = _causal_p.bind(*primals, settings=settings)
+    return results, [dsums.astype(x.dtype), _next_state(dstate, dx)]
+
+
+def _at_outputs(bias: jax.Array, like: jax.Array, ids: Sequence[jax.Array]) -> jax.Array:
+    """Return the bias at each output, and 0 at padding."""
+    wide = jnp.broadcast_to(bias, like.shape)
+    if not ids:
+        return wide
+    own = lax.slice_in_dim(ids[0], ids[0].shape[-1] - like.shape[-2], None, axis=-1)
+    return jnp.where((own >= 0)[..., None], wide, jnp.zeros((), like.dtype))
+
+
+def _causal_transpose(cts, x, state, kernel, *rest, settings: _Settings):
+    """Compute the gradient by x and state as a sum over the outputs that read them, which runs backwards in time."""
+    by_inputs = ad.is_undefined_primal(x) or ad.is_undefined_primal(state)
+    if settings.biased or settings.activation is not None or by_inputs == ad.is_undefined_primal(kernel):
+        return _transpose_as_defined(cts, x, state, kernel, *rest, settings=settings)
+    dy, dnext = map(ad.instantiate_zeros, cts)
+    ids = rest[-1] if settings.packed else None
+    none = [None] * len(rest)
+    if not by_inputs:
+        return [None, None, _kernel_gradient(lax.concatenate([state, x], x.ndim - 2), dy, ids), *none]
+    length, time = dy.shape[-2], dy.ndim - 2
+    zeros = jnp.zeros_like(dnext)
+    operands = [lax.concatenate([lax.rev(dy, (time,)), zeros], time), zeros, kernel]
+    if ids is not None:
+        unread = jnp.zeros((*ids.shape[:-1], kernel.shape[0] - 1), ids.dtype)
+        operands.append(lax.concatenate([unread, lax.rev(ids, (time,))], time))
+    inputs = lax.rev(_causal_p.bind(*varying_together(*operands), settings=settings)[0], (time,))
+    last = lax.slice_in_dim(inputs, length, None, axis=time) + dnext
+    inputs = lax.concatenate([lax.slice_in_dim(inputs, 0, length, axis=time), last], time)
+    before = dnext.shape[time]
+    dstate, dx = lax.slice_in_dim(inputs, 0, before, axis=time), lax.slice_in_dim(inputs, before, None, axis=time)
+    return [
+        dx if ad.is_undefined_primal(x) else None,
+        dstate if ad.is_undefined_primal(state) else None,
+        None,
+        *none,
+    ]
+
+
+def _kernel_gradient(inputs: jax.Array, dy: jax.Array, ids: jax.Array | None) -> jax.Array:
+    """Return `(K, 1, C)`: for each tap the sum over the outputs of its own sequence of what it read times dy."""
+    length, taps = dy.shape[-2], inputs.shape[-2] - dy.shape[-2] + 1
+    if ids is None:
+        geometry = Geometry.of(inputs.shape, (taps, 1, dy.shape[-1]), padding="VALID")
+        return primitive.kernel_gradient(inputs, dy, geometry, "taps", inputs.dtype)
+    own = lax.slice_in_dim(ids, taps - 1, None, axis=-1)
+    wide = _arrays.accumulator(dy.dtype)
+    dy = jnp.where((own >= 0)[..., None], dy, jnp.zeros((), dy.dtype)).astype(wide)
+
+    def of_tap(tap: jax.Array) -> jax.Array:
+        read = lax.dynamic_slice_in_dim(inputs, tap, length, inputs.ndim - 2)
+        same = lax.dynamic_slice_in_dim(ids, tap, length, ids.ndim - 1) == own
+        products = jnp.where(same[..., None], read, jnp.zeros((), read.dtype)).astype(wide) * dy
+        return products.sum(tuple(range(products.ndim - 1)))
+
+    return lax.map(of_tap, jnp.arange(taps))[:, None].astype(inputs.dtype)
+
+
 differentiate_as_defined(_causal_p, _defined)
+_transpose_as_defined = ad.primitive_transposes[_causal_p]
+ad.primitive_jvps[_causal_p] = _causal_jvp
+ad.primitive_transposes[_causal_p] = _causal_transpose
 batching.primitive_batchers[_causal_p] = _causal_batch
 _causal_p.def_impl(functools.partial(xla.apply_primitive, _causal_p))
 mlir.register_lowering(_causal_p, mlir.lower_fun(_defined, multiple_results=True))

@@ -1,6 +1,11 @@
 """The causal convolution: the loop and PyTorch, streams, packed sequences, derivatives, layers, errors."""
 
 import dataclasses
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
@@ -20,6 +25,8 @@ import jaxdw.nnx
 from jaxdw import causal, native
 from tests import oracle
 from tests.jaxdw.test_derivatives import whole_numbers
+
+needs_kernels = pytest.mark.skipif(not native.is_available(), reason=native.status())
 
 DTYPES = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
 
@@ -394,6 +401,57 @@ def test_layers_stream(framework, dtype, seed):
     assert same_bits(jnp.concatenate([first, jnp.stack(steps, axis=1)], axis=1), y) and same_bits(state, last)
     packed = call(x, segment_ids=np.array([[0] * 4 + [1] * 5] * 2))
     assert same_bits(packed[:, 4:], call(x[:, 4:]))
+
+
+def digest():
+    """Of packed sequences and of steps, in every dtype and with channels that fill no vector."""
+    rng = np.random.default_rng(0)
+    found = hashlib.sha256()
+    for dtype in DTYPES:
+        shapes = (3, 9, 87), (4, 1, 87), (87,)
+        x, kernel, bias = (rng.standard_normal(shape).astype(dtype) for shape in shapes)
+        ids = np.sort(rng.integers(-1, 3, (3, 9)), axis=-1)[:, ::-1]
+        with jax.enable_x64(dtype == np.float64):
+            packed = jaxdw.causal_conv1d(x, kernel, bias, segment_ids=ids, activation="silu")
+            step = jaxdw.causal_conv1d_step(x[:, 0], x[:, 1:4], kernel, bias, activation="silu")
+        for array in (packed, *step):
+            found.update(np.asarray(array).tobytes())
+    return found.hexdigest()
+
+
+@needs_kernels
+def test_every_instruction_set_has_the_same_bits(seed, full):
+    own = native.status().rpartition(" ")[2]
+    others = [isa for isa in ("scalar", "avx2") if "avx" in own and isa != own] or [own]
+    for isa in others if full else [others[seed % len(others)]]:
+        code = f"from {__name__} import digest; print(digest())"
+        environment = {**os.environ, "JAXDW_ISA": isa, "JAX_NUMPY_DTYPE_PROMOTION": "standard"}
+        root = Path(__file__).parents[2]
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root, env=environment
+        )
+        assert done.stdout.split() == [digest()], isa
+
+
+BAD_CALLS = {
+    "x": ([(2, 3), (2, 3, 5), (4, 1, 5)], {}, "`x` has shape"),
+    "state": ([(2, 6, 5), (2, 2, 5), (4, 1, 5)], {}, r"`state` has shape \(2, 2, 5\), expected \(2, 3, 5\)"),
+    "kernel": ([(2, 6, 5), (2, 3, 5), (4, 1, 4)], {}, r"`kernel` has shape \(4, 1, 4\), expected \(4, 1, 5\)"),
+    "bias": ([(2, 6, 5), (2, 3, 5), (4, 1, 5), (4,)], {"biased": True}, r"`bias` has shape \(4\), expected \(5\)"),
+    "no bias": ([(2, 6, 5), (2, 3, 5), (4, 1, 5)], {"biased": True}, "there are 3 operands, expected 4"),
+    "ids": ([(2, 6, 5), (2, 3, 5), (4, 1, 5), (2, 9)], {}, "`ids` is no array of int32"),
+    "activation": ([(2, 6, 5), (2, 3, 5), (4, 1, 5)], {"activation": 2}, "`activation` is 2, expected 0 or 5"),
+}
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_a_call_of_the_kernel_that_does_not_fit_is_an_error(name):
+    shapes, attributes, message = BAD_CALLS[name]
+    results = [jax.ShapeDtypeStruct(shape, np.float32) for shape in ((2, 6, 5), (2, 3, 5))]
+    call = jax.ffi.ffi_call(native.CAUSAL, results)
+    with pytest.raises(Exception, match=message):
+        jax.block_until_ready(call(*map(jnp.ones, shapes), **{"biased": False, "activation": 0, **attributes}))
 
 
 X, KERNEL = np.zeros((2, 5, 3), np.float32), np.zeros((4, 1, 3), np.float32)

@@ -184,6 +184,30 @@ def test_kernels_are_what_is_lowered_for_nvidia_gpus(dtype, options):
         assert "stablehlo.convolution" not in text
 
 
+IDS = np.repeat(np.array([[0, 0, 1, -1]], np.int32), 2, axis=0)
+LAYERS = {
+    "transposed": lambda x, kernel: jaxdw.depthwise_conv_transpose(x, kernel, strides=2, padding=1, method="pallas"),
+    "causal": lambda x, kernel: jaxdw.causal_conv1d(x, kernel, activation="silu", method="pallas"),
+    "packed": lambda x, kernel: jaxdw.causal_conv1d(x, kernel, segment_ids=IDS, method="pallas"),
+    "step": lambda x, kernel: jaxdw.causal_conv1d_step(x[:, 0], x[:, 1:], kernel, method="pallas")[0],
+}
+
+
+@pytest.mark.parametrize("platform, call", [("cuda", "triton"), ("tpu", "tpu_custom_call")])
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_are_lowered_with_the_kernels(name, platform, call):
+    """Packed sequences as windows; gradients as two kernels."""
+    if platform == "cuda" and importlib.util.find_spec("jaxlib.triton") is None:
+        pytest.skip("this jaxlib has no Triton dialect")
+    arrays = [jax.ShapeDtypeStruct(shape, np.float32) for shape in ((2, 4, 9), (4, 1, 9))]
+    gradients = jax.grad(lambda x, kernel: LAYERS[name](x, kernel).sum(), (0, 1))
+    there = mesh_of_no_axis("NVIDIA H100 80GB HBM3", None, "gpu")
+    for function, least in ((LAYERS[name], 1), (gradients, 2)):
+        with jax.sharding.use_abstract_mesh(there) if platform == "cuda" else contextlib.nullcontext():
+            text = jax.jit(function).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
+        assert len(re.findall(rf"custom_call @\S*{call}", text)) >= least and "stablehlo.convolution" not in text
+
+
 @pytest.mark.parametrize("gradients", [False, True])
 def test_a_platform_without_kernels_is_told(gradients):
     with pytest.raises(ValueError, match="`method='pallas'` supports only NVIDIA GPUs and TPUs; use 'taps' or 'auto'"):
