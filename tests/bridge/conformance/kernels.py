@@ -186,12 +186,6 @@ def activated(x, weight, bias=None):
     return F.silu(conv1d_padded(x, weight, bias))
 
 
-@fault("depthwise", "geometry", "")
-def adds_the_bias_before_the_stride(x, kernel, bias=None, strides=(1, 1), padding=((0, 0), (0, 0))):
-    y = lax_conv(x, kernel, bias, strides, padding)
-    return y if bias is None else y + jnp.where(jnp.arange(y.shape[1]) == 0, 1.0, 0.0)[:, None, None].astype(y.dtype)
-
-
 # Faults of sizes.
 
 

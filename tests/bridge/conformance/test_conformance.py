@@ -20,7 +20,7 @@ from tests.bridge.conformance.kernels import CLEAN, FAULTS, conv1d_padded, conv2
 ROOT = Path(__file__).parents[3]
 
 #: Checks of kernels without faults in the sample: the others take seconds each.
-QUICK = ("geometry", "nonfinite", "streaming", "activation", "invariance", "memory_layouts", "inputs_unchanged")
+QUICK = ("geometry", "streaming", "activation", "memory_layouts", "inputs_unchanged")
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def one_thread():
 @pytest.mark.parametrize("name", CLEAN)
 def test_a_kernel_without_faults_has_no_failure(name, seed, full):
     kernel, kind, options = CLEAN[name]
-    if not full and np.random.default_rng([seed, *name.encode()]).random() > 0.4:
+    if not full and np.random.default_rng([seed, *name.encode()]).random() > 0.25:
         pytest.skip("in the sample some of them run")
     result = bridge.conformance(kernel, kind, seed=seed, checks=None if full else QUICK, **options)
     assert not result.failures, str(result)
@@ -45,7 +45,7 @@ def test_a_kernel_without_faults_has_no_failure(name, seed, full):
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_found_by_its_check(name, seed, full):
     planted = FAULTS[name]
-    if not full and np.random.default_rng([seed, *name.encode()]).random() > 0.3:
+    if not full and np.random.default_rng([seed, *name.encode()]).random() > 0.2:
         pytest.skip("in the sample some of them run")
     result = bridge.conformance(planted.kernel, planted.kind, seed=seed, checks=[planted.check])
     (failure,) = result.failures
@@ -159,11 +159,17 @@ class TestWrong(bridge.conformance.Suite):
 
 def test_each_check_is_a_test_of_pytest(tmp_path):
     (tmp_path / "test_kernels.py").write_text(SUITES)
-    options = ("-p", "no:cacheprovider", "-p", "no:randomly", "-v", "--parity-report", "parity", "-rs")
+    options = ("-p", "bridge.pytest_plugin", "-p", "no:cacheprovider", "-v", "--parity-report", "parity", "-rs")
+    environment = {
+        "PYTHONPATH": str(ROOT),
+        "COLUMNS": "200",
+        "OMP_NUM_THREADS": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"},
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         check=False,
