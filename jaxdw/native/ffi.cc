@@ -25,22 +25,23 @@ namespace ffi = xla::ffi;
 // so it never waits for a thread that is not running, however many callers there are.
 class PoolThreads : public Threads {
  public:
-  explicit PoolThreads(ffi::ThreadPool& pool) : pool_(pool) {}
-
-  int64_t count() const override {
-    int64_t cores = std::max(1u, std::thread::hardware_concurrency());
-    return std::max<int64_t>(1, std::min(pool_.num_threads(), cores));
+  explicit PoolThreads(ffi::ThreadPool& pool) : pool_(pool) {
+    static const int64_t cores = std::thread::hardware_concurrency();  // reads a file
+    count_ = std::max<int64_t>(1, std::min(pool_.num_threads(), cores));
   }
+
+  int64_t count() const override { return count_; }
 
   void run(int64_t count, Parts& parts) override {
     auto work = std::make_shared<Work>(count, parts);
-    for (int64_t i = 1; i < this->count() && i < count; ++i) pool_.Schedule([work] { work->take(); });
+    for (int64_t i = 1; i < count_ && i < count; ++i) pool_.Schedule([work] { work->take(); });
     work->take();
     work->wait();
   }
 
  private:
   ffi::ThreadPool& pool_;
+  int64_t count_;
 };
 
 using Dimensions = ffi::Span<const int64_t>;
