@@ -25,22 +25,23 @@ namespace ffi = xla::ffi;
 // so it never waits for a thread that is not running, however many callers there are.
 class PoolThreads : public Threads {
  public:
-  explicit PoolThreads(ffi::ThreadPool& pool) : pool_(pool) {}
-
-  int64_t count() const override {
-    int64_t cores = std::max(1u, std::thread::hardware_concurrency());
-    return std::max<int64_t>(1, std::min(pool_.num_threads(), cores));
+  explicit PoolThreads(ffi::ThreadPool& pool) : pool_(pool) {
+    static const int64_t cores = std::thread::hardware_concurrency();  // reads a file
+    count_ = std::max<int64_t>(1, std::min(pool_.num_threads(), cores));
   }
+
+  int64_t count() const override { return count_; }
 
   void run(int64_t count, Parts& parts) override {
     auto work = std::make_shared<Work>(count, parts);
-    for (int64_t i = 1; i < this->count() && i < count; ++i) pool_.Schedule([work] { work->take(); });
+    for (int64_t i = 1; i < count_ && i < count; ++i) pool_.Schedule([work] { work->take(); });
     work->take();
     work->wait();
   }
 
  private:
   ffi::ThreadPool& pool_;
+  int64_t count_;
 };
 
 using Dimensions = ffi::Span<const int64_t>;
@@ -55,9 +56,11 @@ struct Problem {
   std::string what;
 };
 
-void expect(bool holds, const std::string& what) {
-  if (!holds) throw Problem{what};
-}
+// To make the words takes longer than to compute a small layer. So they are made only where they are needed.
+#define EXPECT(holds, words) \
+  if (!(holds)) throw Problem { words }
+
+std::string quoted(const char* name) { return "`" + std::string(name) + "`"; }
 
 // The data of a result. XLA takes large results, and the memory of a whole program, from the system anew in each call.
 // The system then zeroes a page of 4 KiB whenever one is first written, which takes longer than to compute what is in
@@ -77,12 +80,12 @@ constexpr int64_t most = int64_t{1} << 30;
 
 // One number for each of `rank` spatial axes; missing leading axes have `one`.
 void read(const char* name, Dimensions given, size_t rank, int64_t one, int64_t least, int64_t (&to)[3]) {
-  expect(given.size() == rank, "`" + std::string(name) + "` has " + std::to_string(given.size()) +
+  EXPECT(given.size() == rank, quoted(name) + " has " + std::to_string(given.size()) +
                                    " numbers, expected one for each of " + std::to_string(rank) + " spatial axes");
   std::fill(to, to + 3, one);
   for (size_t axis = 0; axis < rank; ++axis) {
-    expect(given[axis] >= least && given[axis] < most,
-           "`" + std::string(name) + "` is " + text(given) + ", expected numbers from " + std::to_string(least) +
+    EXPECT(given[axis] >= least && given[axis] < most,
+           quoted(name) + " is " + text(given) + ", expected numbers from " + std::to_string(least) +
                " to " + std::to_string(most - 1));
     to[3 - rank + axis] = given[axis];
   }
@@ -94,15 +97,15 @@ Type type_of(const char* name, ffi::AnyBuffer buffer) {
     case ffi::DataType::F64: return Type::f64;
     case ffi::DataType::BF16: return Type::bf16;
     case ffi::DataType::F16: return Type::f16;
-    default: throw Problem{"`" + std::string(name) + "` has an element type that is none of f32, f64, bf16, f16"};
+    default: throw Problem{quoted(name) + " has an element type that is none of f32, f64, bf16, f16"};
   }
 }
 
 // The number of axes fits, and no size is 0 or so large that a position overflows.
 void check_axes(const char* name, Dimensions sizes, bool fits, const std::string& expected) {
-  expect(fits, "`" + std::string(name) + "` has shape " + text(sizes) + ", expected " + expected + " axes");
+  EXPECT(fits, quoted(name) + " has shape " + text(sizes) + ", expected " + expected + " axes");
   for (int64_t size : sizes)
-    expect(size > 0 && size < most * 2, "`" + std::string(name) + "` has shape " + text(sizes) +
+    EXPECT(size > 0 && size < most * 2, quoted(name) + " has shape " + text(sizes) +
                                             ", expected sizes from 1 to " + std::to_string(most * 2 - 1));
 }
 
@@ -113,13 +116,13 @@ Geometry geometry_of(ffi::AnyBuffer x, const char* kernel_name, ffi::AnyBuffer k
                      Dimensions input_dilation) {
   Geometry g;
   size_t rank = strides.size();
-  expect(rank >= 1 && rank <= 3, "`strides` has " + std::to_string(rank) + " numbers, expected 1 to 3");
+  EXPECT(rank >= 1 && rank <= 3, "`strides` has " + std::to_string(rank) + " numbers, expected 1 to 3");
   Dimensions in = x.dimensions(), taps = kernel.dimensions(), out = y.dimensions();
   check_axes("x", in, in.size() > rank, "more than " + std::to_string(rank));
   check_axes(kernel_name, taps, taps.size() == rank + 2, std::to_string(rank + 2));
   check_axes(y_name, out, out.size() == in.size(), std::to_string(in.size()));
   auto same = [&](const char* name, int64_t value, int64_t expected, Dimensions sizes, const char* of) {
-    expect(value == expected, "`" + std::string(name) + "` has shape " + text(sizes) + ", expected " +
+    EXPECT(value == expected, quoted(name) + " has shape " + text(sizes) + ", expected " +
                                   std::to_string(expected) + " " + of + ", as `x` " + text(in));
   };
   size_t batch = in.size() - rank - 1;
@@ -138,14 +141,14 @@ Geometry geometry_of(ffi::AnyBuffer x, const char* kernel_name, ffi::AnyBuffer k
   g.channels = in[batch + rank];
   same(kernel_name, taps[rank + 1], g.channels, taps, "channels");
   same(y_name, out[batch + rank], g.channels, out, "channels");
-  expect(taps[rank] == 1, "`" + std::string(kernel_name) + "` has shape " + text(taps) + ", expected 1 before the last");
+  EXPECT(taps[rank] == 1, quoted(kernel_name) + " has shape " + text(taps) + ", expected 1 before the last");
   read("strides", strides, rank, 1, 1, g.strides);
   read("padding", padding, rank, 0, -most + 1, g.padding);
   read("kernel_dilation", kernel_dilation, rank, 1, 1, g.kernel_dilation);
   read("input_dilation", input_dilation, rank, 1, 1, g.input_dilation);
   Type type = type_of("x", x);
   auto same_type = [type](const char* name, ffi::AnyBuffer buffer) {
-    expect(type_of(name, buffer) == type, "`" + std::string(name) + "` has another element type than `x`");
+    EXPECT(type_of(name, buffer) == type, quoted(name) + " has another element type than `x`");
   };
   same_type(kernel_name, kernel);
   same_type(y_name, y);
@@ -155,7 +158,7 @@ Geometry geometry_of(ffi::AnyBuffer x, const char* kernel_name, ffi::AnyBuffer k
 template <class Of>
 ffi::Error checked(Of of) {
   try {
-    expect(kernels_of(nullptr) != nullptr, "JAXDW_ISA names instructions that this processor or library has not");
+    EXPECT(kernels_of(nullptr) != nullptr, "JAXDW_ISA names instructions that this processor or library has not");
     of();
     return ffi::Error::Success();
   } catch (const Problem& problem) {
@@ -172,12 +175,11 @@ ffi::Error checked(Of of) {
 // The data of one of the operands after the first two.
 const void* operand(ffi::RemainingArgs rest, size_t number, const char* name, Dimensions sizes, Type type) {
   auto given = rest.get<ffi::AnyBuffer>(number);
-  std::string quoted = "`" + std::string(name) + "`";
-  expect(given.has_value(), quoted + " is no array");
+  EXPECT(given.has_value(), quoted(name) + " is no array");
   Dimensions is = given->dimensions();
-  expect(is.size() == sizes.size() && std::equal(is.begin(), is.end(), sizes.begin()),
-         quoted + " has shape " + text(is) + ", expected " + text(sizes));
-  expect(type_of(name, *given) == type, quoted + " has another element type than expected beside `x`");
+  EXPECT(is.size() == sizes.size() && std::equal(is.begin(), is.end(), sizes.begin()),
+         quoted(name) + " has shape " + text(is) + ", expected " + text(sizes));
+  EXPECT(type_of(name, *given) == type, quoted(name) + " has another element type than expected beside `x`");
   return given->untyped_data();
 }
 
@@ -189,7 +191,7 @@ struct Rest {
   Rest(ffi::RemainingArgs rest, int64_t channels, Dimensions y, Type type, bool scaled, bool has_residual,
        int64_t number) {
     size_t next = 0, others = 2 * scaled + has_residual;
-    expect(rest.size() == others || rest.size() == others + 1,
+    EXPECT(rest.size() == others || rest.size() == others + 1,
            "there are " + std::to_string(rest.size() + 2) + " operands, expected " + std::to_string(others + 2) +
                ", or one more with a bias");
     Dimensions of_channels(&channels, 1);
@@ -200,7 +202,7 @@ struct Rest {
       shift = operand(rest, next++, "shift", of_channels, sum);
     }
     if (has_residual) residual = operand(rest, next++, "residual", y, type);
-    expect(number >= 0 && number <= 5, "`activation` is " + std::to_string(number) + ", expected a number from 0 to 5");
+    EXPECT(number >= 0 && number <= 5, "`activation` is " + std::to_string(number) + ", expected a number from 0 to 5");
     activation = Activation(number);
   }
 };
@@ -253,16 +255,16 @@ ffi::Error matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w, ffi:
     matmul.w_batch = w_is_batch ? matmul.terms * matmul.columns : 0;
     matmul.x_row = x_transposed ? 1 : matmul.terms, matmul.x_term = x_transposed ? matmul.rows : 1;
     matmul.w_term = w_transposed ? 1 : matmul.columns, matmul.w_column = w_transposed ? matmul.terms : 1;
-    expect(w_sizes[w_transposed] == matmul.terms && (!w_is_batch || of_w[0] == matmul.batch),
+    EXPECT(w_sizes[w_transposed] == matmul.terms && (!w_is_batch || of_w[0] == matmul.batch),
            "`w` has shape " + text(of_w) + ", expected " + std::to_string(matmul.terms) + " terms, as `x` " +
                text(of_x) + ", and as many products");
-    expect(of_y[is_batch] == matmul.rows && of_y[is_batch + 1] == matmul.columns &&
+    EXPECT(of_y[is_batch] == matmul.rows && of_y[is_batch + 1] == matmul.columns &&
                (!is_batch || of_y[0] == matmul.batch),
            "`y` has shape " + text(of_y) + ", expected " + (is_batch ? std::to_string(matmul.batch) + " of " : "") +
                "(" + std::to_string(matmul.rows) + ", " + std::to_string(matmul.columns) + ")");
     matmul.type = type_of("x", x);
-    expect(type_of("w", w) == matmul.type, "`w` has another element type than `x`");
-    expect(type_of("y", *y) == matmul.type, "`y` has another element type than `x`");
+    EXPECT(type_of("w", w) == matmul.type, "`w` has another element type than `x`");
+    EXPECT(type_of("y", *y) == matmul.type, "`y` has another element type than `x`");
     matmul.x = x.untyped_data(), matmul.w = w.untyped_data(), matmul.y = written(*y);
     Rest given(rest, matmul.columns, of_y, matmul.type, scaled, residual, activation);
     matmul.bias = given.bias;
@@ -277,11 +279,10 @@ ffi::Error matmul(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w, ffi:
 
 // The data of a buffer of a type and a shape.
 void* data_of(const char* name, ffi::AnyBuffer buffer, Dimensions sizes, Type type) {
-  std::string quoted = "`" + std::string(name) + "`";
   Dimensions is = buffer.dimensions();
-  expect(is.size() == sizes.size() && std::equal(is.begin(), is.end(), sizes.begin()),
-         quoted + " has shape " + text(is) + ", expected " + text(sizes));
-  expect(type_of(name, buffer) == type, quoted + " has another element type than expected beside `x`");
+  EXPECT(is.size() == sizes.size() && std::equal(is.begin(), is.end(), sizes.begin()),
+         quoted(name) + " has shape " + text(is) + ", expected " + text(sizes));
+  EXPECT(type_of(name, buffer) == type, quoted(name) + " has another element type than expected beside `x`");
   return buffer.untyped_data();
 }
 
@@ -299,9 +300,9 @@ void read_batch_norm(Of& of, ffi::AnyBuffer x, double epsilon, int64_t activatio
   check_axes("x", sizes, sizes.size() >= 1, "1 or more");
   of.type = type_of("x", x), of.x = x.untyped_data(), of.channels = sizes.back(), of.rows = 1;
   for (size_t axis = 0; axis + 1 < sizes.size(); ++axis) of.rows *= sizes[axis];
-  expect(epsilon >= 0, "`epsilon` is " + std::to_string(epsilon) + ", expected 0 or more");
+  EXPECT(epsilon >= 0, "`epsilon` is " + std::to_string(epsilon) + ", expected 0 or more");
   of.epsilon = epsilon;
-  expect(activation >= 0 && activation <= 2,
+  EXPECT(activation >= 0 && activation <= 2,
          "`activation` is " + std::to_string(activation) + ", expected a number from 0 to 2");
   of.activation = Activation(activation);
 }
@@ -353,11 +354,11 @@ ffi::Error cross_entropy(ffi::ThreadPool pool, ffi::AnyBuffer logits, ffi::AnyBu
     check_axes("logits", sizes, sizes.size() == 2, "2");
     of.rows = sizes[0], of.classes = sizes[1];
     of.type = type_of("logits", logits), of.logits = logits.untyped_data();
-    expect(of_labels.size() == 1 && of_labels[0] == of.rows,
+    EXPECT(of_labels.size() == 1 && of_labels[0] == of.rows,
            "`labels` has shape " + text(of_labels) + ", expected (" + std::to_string(of.rows) + ",)");
-    expect(labels.element_type() == ffi::DataType::S32, "`labels` has an element type that is not s32");
+    EXPECT(labels.element_type() == ffi::DataType::S32, "`labels` has an element type that is not s32");
     of.labels = static_cast<const int32_t*>(labels.untyped_data());
-    expect(rest.size() < 2, "there are " + std::to_string(rest.size() + 2) + " operands, expected at most 3");
+    EXPECT(rest.size() < 2, "there are " + std::to_string(rest.size() + 2) + " operands, expected at most 3");
     if (rest.size()) of.ct = operand(rest, 0, "ct", Dimensions(&of.rows, 0), of.type);
     of.result = result_of("result", *result, rest.size() ? sizes : Dimensions(&of.rows, 0), of.type);
     PoolThreads threads(pool);

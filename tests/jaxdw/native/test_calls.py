@@ -115,6 +115,75 @@ def test_random_calls_give_errors_or_zeros(seed, full):
     assert results
 
 
+def drawn_call(rng):
+    """A handler, the shapes and dtypes of its operands and results, and its attributes; they fit each other."""
+    n, rows, terms, c = (int(size) for size in rng.integers(1, 6, 4))
+    narrow = jnp.dtype(rng.choice(["float32", "bfloat16", "float16"]))
+    one = lambda *shape, dtype=narrow: (shape, dtype)  # noqa: E731
+    sums, matrix, whole = one(c, dtype=jnp.dtype("float32")), one(rows, c), {"activation": int(rng.integers(0, 3))}
+    norm = {"epsilon": float(rng.choice([0, 1e-5])), **whole}
+    image, three = one(n, rows, terms, c), {"padding": [1, 1], "input_dilation": [1, 1], "kernel_dilation": [1, 1]}
+    program = [-3, *(2 * term + 1 for term in rng.permutation(terms))]
+    matmul = {"steps": program, "x_transposed": False, "w_transposed": False, "scaled": False, "residual": False}
+    labels = one(rows, dtype=jnp.dtype("int32"))
+    calls_ = [
+        (native.KERNEL_GRADIENT, [image, image], [one(3, 3, 1, c)], {"strides": [1, 1], **three}),
+        (native.MATMUL, [one(rows, terms), one(terms, c)], [matrix], {**matmul, "divisor": 1.0, **whole}),
+        (native.BATCH_NORM, [matrix, sums, sums], [matrix, sums, sums], norm),
+        (native.BATCH_NORM_GRADIENT, [matrix, *[sums] * 4, matrix], [matrix, sums, sums], norm),
+        (native.CROSS_ENTROPY, [matrix, labels], [one()], {}),
+        (native.CROSS_ENTROPY, [matrix, labels, one()], [matrix], {}),
+        (native.AXPBY, [one(2, dtype=jnp.dtype("float32")), matrix, matrix], [matrix], {}),
+    ]
+    return calls_[rng.integers(len(calls_))]
+
+
+def spoiled(rng, operands, results, attributes):
+    """The same with another size, number of axes, dtype, number of operands or attribute in one place."""
+    operands, results, attributes = list(operands), list(results), dict(attributes)
+    arrays_ = operands if rng.random() < 0.7 else results
+    at, what = rng.integers(len(arrays_)), rng.integers(5)
+    shape, dtype = arrays_[at]
+    if what == 0:
+        shape = tuple(int(size) for size in np.maximum(0, np.array(shape, int) + rng.integers(-1, 2, len(shape))))
+    elif what == 1:
+        shape = shape[1:] if rng.random() < 0.5 else (*shape, int(rng.integers(1, 3)))
+    elif what == 2:
+        dtype = jnp.dtype(rng.choice(["float32", "bfloat16", "int32", "int8"]))
+    elif what == 3 and attributes:
+        name = rng.choice(sorted(attributes))
+        value = attributes[name]
+        if isinstance(value, list):
+            attributes[name] = rng.integers(-4, 12, rng.integers(0, 6)).tolist()
+        elif not isinstance(value, bool):
+            attributes[name] = type(value)(rng.integers(-9, 9))
+        else:
+            attributes[name] = not value
+    elif what == 4:
+        operands.append(operands[rng.integers(len(operands))])
+    arrays_[at] = shape, dtype
+    return operands, results, attributes
+
+
+@needs_kernels
+def test_random_calls_of_every_handler_give_results_or_errors(seed, full):
+    rng, fits = np.random.default_rng(seed), 0
+    for number in range(2000 if full else 50):
+        target, *given = drawn_call(rng)
+        operands, results, attributes = given if number % 3 == 0 else spoiled(rng, *given)
+        attributes = {
+            name: np.array(value, np.int64) if isinstance(value, list) else value for name, value in attributes.items()
+        }
+        call_ = jax.ffi.ffi_call(target, [jax.ShapeDtypeStruct(*each) for each in results])
+        try:
+            jax.block_until_ready(call_(*(jnp.ones(*each) for each in operands), **attributes))
+            fits += 1
+        except (ValueError, RuntimeError) as error:
+            assert number % 3, (target, given, error)
+            assert "jaxdw: " in str(error) or "Wrong number" in str(error)
+    assert fits
+
+
 @needs_kernels
 def test_an_instruction_set_that_is_not_here_is_an_error():
     x = np.ones((1, 4, 2), np.float32)
