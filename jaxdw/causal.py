@@ -111,9 +111,11 @@ def _run(
     batch, length, taps = x.shape[:-2], x.shape[-2], kernel.shape[0]
     before = state
     if state is None and (ids is not None or return_state):
-        before = jnp.zeros((*batch, taps - 1, x.shape[-1]), x.dtype)
+        no_input = lax.slice_in_dim(x, 0, 0, axis=-2)  # sharded as x is
+        before = lax.pad(no_input, jnp.zeros((), x.dtype), [*[(0, 0, 0)] * len(batch), (taps - 1, 0, 0), (0, 0, 0)])
     if ids is not None:
-        ids = _with_ids_of_state(ids, length, taps).astype(np.int32)
+        ids = _with_ids_of_state(ids, length, taps)
+        ids = ids.astype(np.int32) if np.can_cast(ids.dtype, np.int32) else ids
     operands = [x, before, kernel, *(array for array in (bias, ids) if array is not None)]
     settings = _Settings(bias is not None, ids is not None, activation, method)
     if ids is None and state is None:
@@ -151,7 +153,9 @@ def _suits_kernel(operands: Sequence[jax.Array], settings: _Settings) -> bool:
 
     Chunks of a stream are faster as convolutions.
     """
-    x, _, kernel, *_ = operands
+    x, _, kernel, *rest = operands
+    if settings.packed and rest[-1].dtype != np.int32:
+        return False
     is_one = kernel.shape[-1] == x.shape[-1] and kernel.shape[0] > 1 and not any(map(_arrays.is_sharded, operands))
     return is_one and settings.method in ("auto", "taps") and (settings.packed or x.shape[-2] == 1)
 

@@ -217,12 +217,22 @@ def _transformed(array: jax.Array, blocks: Sequence[Blocks]) -> jax.Array:
     counts, lengths = (tuple(range(3 + first, 3 + 2 * rank, 2)) for first in (0, 1))
     array = array.transpose(0, 1, 2, *counts, *lengths)
     array = array.reshape(*array.shape[:3], -1, *array.shape[3 + rank :])
-    return lax.fft(array, lax.FftType.RFFT, tuple(each.length for each in blocks))
+    return _fft(array, lax.FftType.RFFT, blocks)
 
 
 def _inverse(spectra: jax.Array, blocks: Sequence[Blocks]) -> jax.Array:
     """Return the real arrays `(..., *length)` of spectra `(..., *frequencies)`."""
-    return lax.fft(spectra, lax.FftType.IRFFT, tuple(each.length for each in blocks))
+    return _fft(spectra, lax.FftType.IRFFT, blocks)
+
+
+def _fft(array: jax.Array, kind: lax.FftType, blocks: Sequence[Blocks]) -> jax.Array:
+    """Transform the last axes. The others become one: XLA:CPU may exchange them in the memory of a partitioned program.
+
+    Then it would refuse to transform the array.
+    """
+    rank = len(blocks)
+    flat = lax.fft(array.reshape(-1, *array.shape[-rank:]), kind, tuple(each.length for each in blocks))
+    return flat.reshape(*array.shape[:-rank], *flat.shape[1:])
 
 
 def _outputs(values: jax.Array, geometry: Geometry, blocks: Sequence[Blocks]) -> jax.Array:

@@ -223,6 +223,19 @@ def test_a_packed_row_has_the_bits_of_its_sequences_alone_and_nothing_leaks(full
     check()
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint32])
+def test_ids_of_every_integer_type_are_told_apart(dtype, seed):
+    """Among them such as are equal, or negative, in 32 bits."""
+    first = {np.uint8: 200, np.int64: 7, np.uint32: 2**31 + 1}[dtype]
+    other = first + 2**32 if dtype == np.int64 else first + 1
+    x, kernel = whole_numbers(seed, (10, 3), (4, 1, 3), dtype=np.float32)
+    with jax.enable_x64(True):
+        ids = np.array([first] * 4 + [other] * 6, dtype)
+        y = jaxdw.causal_conv1d(x, kernel, segment_ids=ids)
+    alone = [jaxdw.causal_conv1d(part, kernel) for part in (x[:4], x[4:])]
+    assert np.array_equal(y, jnp.concatenate(alone))
+
+
 def test_packed_and_ragged_chunks_have_the_bits_of_the_whole(full):
     """Ids of a chunk alone continue its first sequence from the state; with those of the state any cut is right."""
 
