@@ -22,7 +22,7 @@ from hypothesis import given
 import jaxdw
 import jaxdw.linen
 import jaxdw.nnx
-from jaxdw import causal, native
+from jaxdw import causal_primitive, native
 from tests import oracle
 from tests.jaxdw.test_derivatives import whole_numbers
 
@@ -274,7 +274,7 @@ def test_every_derivative_is_exact_on_whole_numbers(full, monkeypatch):
     @hypothesis.settings(max_examples=60 if full else 6)
     @given(problems(max_taps=5), st.booleans(), st.booleans(), st.booleans())
     def check(problem, packed, with_state, in_pieces):
-        monkeypatch.setattr(causal, "WINDOW_BYTES", 1000 if in_pieces else 1 << 26)
+        monkeypatch.setattr(causal_primitive, "WINDOW_BYTES", 1000 if in_pieces else 1 << 26)
         problem = dataclasses.replace(problem, batch=problem.batch[:1], length=min(problem.length, 8), channels=2)
         shapes = [a.shape for a in problem.arrays() if a is not None]
         arrays = whole_numbers(problem.seed, *shapes, dtype=np.float32)
