@@ -246,21 +246,45 @@ def _causal_transpose(cts, x, state, kernel, *rest, settings: Settings):
 
 def _kernel_gradient(inputs: jax.Array, dy: jax.Array, ids: jax.Array | None) -> jax.Array:
     """Return `(K, 1, C)`: for each tap the sum over the outputs of its own sequence of what it read times dy."""
-    length, taps = dy.shape[-2], inputs.shape[-2] - dy.shape[-2] + 1
     if ids is None:
+        taps = inputs.shape[-2] - dy.shape[-2] + 1
         geometry = Geometry.of(inputs.shape, (taps, 1, dy.shape[-1]), padding="VALID")
         return primitive.kernel_gradient(inputs, dy, geometry, "taps", inputs.dtype)
-    own = lax.slice_in_dim(ids, taps - 1, None, axis=-1)
-    wide = _arrays.accumulator(dy.dtype)
-    dy = jnp.where((own >= 0)[..., None], dy, jnp.zeros((), dy.dtype)).astype(wide)
+    rows = [array.reshape(-1, *array.shape[-axes:]) for array, axes in ((inputs, 2), (dy, 2), (ids, 1))]
+    sums = lax.platform_dependent(*rows, cpu=_sums_by_outputs, default=_sums_by_taps)
+    return sums[:, None].astype(inputs.dtype)
+
+
+def _sums_by_outputs(inputs: jax.Array, dy: jax.Array, ids: jax.Array) -> jax.Array:
+    """Return the sums `(K, C)`, to which each output of each row is added: a CPU reads every number once."""
+    wide, taps = _arrays.accumulator(dy.dtype), inputs.shape[-2] - dy.shape[-2] + 1
+
+    def of_row(sums: jax.Array, row: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        inputs, dy, ids = row
+
+        def of_output(sums: jax.Array, time: jax.Array) -> tuple[jax.Array, None]:
+            names = lax.dynamic_slice_in_dim(ids, time, taps)
+            reads = ((names == names[-1]) & (names >= 0))[:, None]
+            values = lax.dynamic_slice_in_dim(inputs, time, taps).astype(wide)
+            return sums + jnp.where(reads, values, jnp.zeros((), wide)) * dy[time][None].astype(wide), None
+
+        return lax.scan(of_output, sums, jnp.arange(dy.shape[0]))[0], None
+
+    return lax.scan(of_row, jnp.zeros((taps, inputs.shape[-1]), wide), (inputs, dy, ids))[0]
+
+
+def _sums_by_taps(inputs: jax.Array, dy: jax.Array, ids: jax.Array) -> jax.Array:
+    """Return the sums `(K, C)`, one tap after the other."""
+    wide, length = _arrays.accumulator(dy.dtype), dy.shape[-2]
+    taps = inputs.shape[-2] - length + 1
+    own = lax.slice_in_dim(ids, taps - 1, None, axis=1)
 
     def of_tap(tap: jax.Array) -> jax.Array:
-        read = lax.dynamic_slice_in_dim(inputs, tap, length, inputs.ndim - 2)
-        same = lax.dynamic_slice_in_dim(ids, tap, length, ids.ndim - 1) == own
-        products = jnp.where(same[..., None], read, jnp.zeros((), read.dtype)).astype(wide) * dy
-        return products.sum(tuple(range(products.ndim - 1)))
+        read = lax.dynamic_slice_in_dim(inputs, tap, length, 1).astype(wide)
+        reads = (lax.dynamic_slice_in_dim(ids, tap, length, 1) == own) & (own >= 0)
+        return (jnp.where(reads[..., None], read, jnp.zeros((), wide)) * dy.astype(wide)).sum((0, 1))
 
-    return lax.map(of_tap, jnp.arange(taps))[:, None].astype(inputs.dtype)
+    return lax.map(of_tap, jnp.arange(taps))
 
 
 differentiate_as_defined(_causal_p, _defined)
