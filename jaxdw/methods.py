@@ -6,6 +6,7 @@ A new method is one file in `jaxdw/lowerings/` and its row here. So is a new pro
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -66,6 +67,14 @@ def _by_xla(conv: Callable[..., jax.Array], kernel_gradient: Callable[..., jax.A
     return Lowering(rounded(conv), rounded(kernel_gradient))
 
 
+def _by_fft(spectrum_bytes: int) -> Lowering:
+    return Lowering(
+        functools.partial(fft.conv, spectrum_bytes=spectrum_bytes),
+        functools.partial(fft.kernel_gradient, spectrum_bytes=spectrum_bytes),
+        reads_flipped=True,
+    )
+
+
 def _by_pallas(module: str, interpret: bool = False) -> Lowering:
     """Return the lowering by the kernels of a module, imported when it is used: Pallas takes a second to import."""
 
@@ -105,7 +114,7 @@ METHODS: dict[str, Method] = {
     "fft": Method(
         None,
         "float32 or wider throughout, but each output has the error of its whole block",
-        {None: Lowering(fft.conv, fft.kernel_gradient, reads_flipped=True)},
+        {"cpu": _by_fft(fft.SPECTRUM_BYTES_ON_CPU), None: _by_fft(fft.SPECTRUM_BYTES)},
     ),
     "patches": Method(None, "the precision that is asked for", function=lax_convolutions.patches),
     "grouped": Method(None, "the precision that is asked for", function=lax_convolutions.grouped),

@@ -17,9 +17,9 @@ unitary matrix. Its relative error in norm is at most eta_p:
   where gamma_7 = 7 u / (1 - 7 u): eta_p = (1 + t)(1 + sqrt(2 p) gamma_7) - 1.
 
 Errors of stages compose: e = prod (1 + eta_p) - 1 over all stages. A transform of real numbers computes a part of the
-numbers that the complex one computes. Or it is a complex one of half the length with one stage before and one after:
-two stages with p = 2 are added for it. The inverse is also multiplied by 1 / n, with two roundings for each axis:
-e_i = (1 + e)(1 + u)^(2 axes) - 1.
+numbers that the complex one computes. Or it is a complex one of half the length with one stage before and one after.
+Two stages with p = 2 are added for it, and for twiddles between the parts of a long transform. The inverse is also
+multiplied by 1 / n, with two roundings for each axis: e_i = (1 + e)(1 + u)^(2 axes) - 1.
 
 **The convolution.** With X = F x and W = F w, the computed ones are off by at most e ||X|| and e ||W||, and the
 products by 3 u. By the inequality of Cauchy and Schwarz, sum_k |X_k| |W_k| <= ||X|| ||W|| = n ||x|| ||w||. So with
@@ -38,8 +38,8 @@ such losses in norm, and later stages enlarge them by sqrt(n) at most. Over L st
 U = 128 L lambda (1 + sqrt(n) (||x|| + ||w||)). *Overflow.* No number exceeds 4 n ||x|| ||w|| or 4 sqrt(n) times a norm;
 where that overflows nothing is promised.
 
-The model of a transform is that of pocketfft and DUCC, which NumPy, PyTorch and XLA use on CPUs. It is the customary
-one of a GPU's library, whose code nobody can read.
+The model of a transform is that of pocketfft and DUCC, which NumPy and XLA use on CPUs. For the closed libraries of
+GPUs it is an assumption.
 
 References. N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., SIAM 2002, chapter 24. N. Brisebarre
 et al., Error analysis of some operations involved in the Cooley-Tukey fast Fourier transform, ACM TOMS 46, 2020.

@@ -21,8 +21,9 @@ from jax import lax
 from jaxdw.geometry import Geometry
 from jaxdw.padding import pad_repeated
 
-#: Bytes of the spectrum of x that are in memory at once. Channels are transformed in as many groups as that takes.
-SPECTRUM_BYTES = 1 << 24
+#: Bytes of the spectra of x that are in memory at once, or those of one channel. Channels are transformed in as many
+#: groups as that takes. On a CPU they stay in the caches.
+SPECTRUM_BYTES, SPECTRUM_BYTES_ON_CPU = 1 << 29, 1 << 24
 
 #: The shortest block. Transforms that are shorter are slower, element by element.
 LEAST_BLOCK = 128
@@ -96,6 +97,7 @@ def conv(
     compute: np.dtype,
     dtype: np.dtype,
     flipped: bool = False,
+    spectrum_bytes: int = SPECTRUM_BYTES,
 ) -> jax.Array:
     """Return y `(*batch, *output_spatial, C*M)`. With `flipped` the kernel is read backwards."""
     del order  # the sum has none
@@ -110,14 +112,22 @@ def conv(
         product = _spectrum_of_x(x, geometry, blocks) * jnp.conj(_spectrum_of_kernel(weights, geometry, blocks))
         return _outputs(_inverse(product, blocks), geometry, blocks)
 
-    y = _by_groups(of_channels, geometry, blocks, _channels_first(x, geometry, 1, compute), weights)
+    groups = _groups(geometry, blocks, spectrum_bytes)
+    y = _by_groups(of_channels, groups, _channels_first(x, geometry, 1, compute), weights)
     y = jnp.moveaxis(y, (0, 2), (-2, -1)).reshape(geometry.output_shape)
     if bias is not None:
         y = y + jnp.broadcast_to(bias.astype(compute), y.shape)
     return y.astype(dtype)
 
 
-def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np.dtype, dtype: np.dtype) -> jax.Array:
+def kernel_gradient(
+    x: jax.Array,
+    dy: jax.Array,
+    geometry: Geometry,
+    compute: np.dtype,
+    dtype: np.dtype,
+    spectrum_bytes: int = SPECTRUM_BYTES,
+) -> jax.Array:
     """Return `(*kernel_size, 1, C*M)`: for each tap, the sum over all outputs of what it read times dy."""
     x, geometry = pad_repeated(x, geometry)
     blocks = blocks_of(geometry)
@@ -128,7 +138,7 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np
         return lax.slice(sums, (0,) * sums.ndim, (*sums.shape[:2], *geometry.spans), (1, 1, *geometry.kernel_dilation))
 
     channels = (_channels_first(x, geometry, 1, compute), _channels_first(dy, geometry, geometry.multiplier, compute))
-    gradient = _by_groups(of_channels, geometry, blocks, *channels)
+    gradient = _by_groups(of_channels, _groups(geometry, blocks, spectrum_bytes), *channels)
     return jnp.moveaxis(gradient, (0, 1), (-2, -1)).reshape(geometry.kernel_shape).astype(dtype)
 
 
@@ -139,20 +149,21 @@ def _channels_first(array: jax.Array, geometry: Geometry, multiplier: int, compu
     return jnp.moveaxis(array, (-2, -1), (0, 2))
 
 
-def _by_groups(
-    function: Callable[..., jax.Array], geometry: Geometry, blocks: Sequence[Blocks], *arrays: jax.Array
-) -> jax.Array:
-    """Return the function of arrays whose first axis is the channels, computed for some channels at once."""
+def _groups(geometry: Geometry, blocks: Sequence[Blocks], spectrum_bytes: int) -> int:
+    """Return the number of equal groups of channels."""
     of_channel = 16 * math.prod(geometry.batch) * math.prod(each.length * each.count for each in blocks)
-    of_channel *= geometry.multiplier
-    channels = geometry.channels
-    at_once = max(1, min(channels, SPECTRUM_BYTES // of_channel))
-    groups = next(groups for groups in range(-(-channels // at_once), channels + 1) if channels % groups == 0)
+    at_once = max(1, spectrum_bytes // (of_channel * geometry.multiplier))
+    least = -(-geometry.channels // at_once)
+    return next(groups for groups in range(least, geometry.channels + 1) if geometry.channels % groups == 0)
+
+
+def _by_groups(function: Callable[..., jax.Array], groups: int, *arrays: jax.Array) -> jax.Array:
+    """Return the function of arrays whose first axis is the channels, computed for one group of them at a time."""
     if groups == 1:
         return function(*arrays)
     split = (array.reshape(groups, -1, *array.shape[1:]) for array in arrays)
     result = lax.map(lambda each: function(*each), tuple(split))
-    return result.reshape(channels, *result.shape[2:])
+    return result.reshape(-1, *result.shape[2:])
 
 
 def _spectrum_of_x(x: jax.Array, geometry: Geometry, blocks: Sequence[Blocks]) -> jax.Array:
@@ -206,12 +217,22 @@ def _transformed(array: jax.Array, blocks: Sequence[Blocks]) -> jax.Array:
     counts, lengths = (tuple(range(3 + first, 3 + 2 * rank, 2)) for first in (0, 1))
     array = array.transpose(0, 1, 2, *counts, *lengths)
     array = array.reshape(*array.shape[:3], -1, *array.shape[3 + rank :])
-    return lax.fft(array, lax.FftType.RFFT, tuple(each.length for each in blocks))
+    return _fft(array, lax.FftType.RFFT, blocks)
 
 
 def _inverse(spectra: jax.Array, blocks: Sequence[Blocks]) -> jax.Array:
     """Return the real arrays `(..., *length)` of spectra `(..., *frequencies)`."""
-    return lax.fft(spectra, lax.FftType.IRFFT, tuple(each.length for each in blocks))
+    return _fft(spectra, lax.FftType.IRFFT, blocks)
+
+
+def _fft(array: jax.Array, kind: lax.FftType, blocks: Sequence[Blocks]) -> jax.Array:
+    """Transform the last axes. The others become one: XLA:CPU may exchange them in the memory of a partitioned program.
+
+    Then it would refuse to transform the array.
+    """
+    rank = len(blocks)
+    flat = lax.fft(array.reshape(-1, *array.shape[-rank:]), kind, tuple(each.length for each in blocks))
+    return flat.reshape(*array.shape[:-rank], *flat.shape[1:])
 
 
 def _outputs(values: jax.Array, geometry: Geometry, blocks: Sequence[Blocks]) -> jax.Array:

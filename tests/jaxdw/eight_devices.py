@@ -187,6 +187,25 @@ def test_narrow_dtypes_are_rounded_once():
     check((1, 16, 6, 8), (3, 3, 1, 8), X, mesh_of(x=4), dtype=ml_dtypes.bfloat16)
 
 
+@pytest.mark.parametrize("spec", [P("x", None, None, "y"), P("x", "y")], ids=str)
+def test_transforms_are_partitioned_by_hand_and_by_the_compiler(spec, seed):
+    """Whole numbers, so rounded results must be those of the taps."""
+    rng = np.random.default_rng(seed)
+    x, kernel = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((4, 16, 6, 8), (5, 3, 1, 8)))
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+
+    def with_gradients(conv):
+        return lambda x, kernel: (conv(x, kernel), *jax.vjp(conv, x, kernel)[1](jnp.ones(x.shape)))
+
+    expected = with_gradients(jaxdw.depthwise_conv)(x, kernel)
+    by_hand = functools.partial(jaxdw.sharding.depthwise_conv, method="fft", spec=spec, mesh=mesh)
+    by_compiler = functools.partial(jaxdw.depthwise_conv, method="fft")
+    placed = jax.device_put(x, NamedSharding(mesh, spec)), jax.device_put(kernel, NamedSharding(mesh, P()))
+    for conv in (by_hand, by_compiler):
+        for ours, exact in zip(jax.jit(with_gradients(conv))(*placed), expected, strict=True):
+            assert np.array_equal(np.rint(ours), exact)
+
+
 @pytest.mark.parametrize("method", ["patches", "grouped"])
 def test_every_method_can_be_shared_out(method):
     x, kernel, bias = whole_numbers(0, (2, 8, 8, 4), (3, 3, 1, 8), (8,))

@@ -22,7 +22,7 @@ from hypothesis import given
 import jaxdw
 import jaxdw.linen
 import jaxdw.nnx
-from jaxdw import causal, native
+from jaxdw import causal_primitive, native
 from tests import oracle
 from tests.jaxdw.test_derivatives import whole_numbers
 
@@ -223,6 +223,19 @@ def test_a_packed_row_has_the_bits_of_its_sequences_alone_and_nothing_leaks(full
     check()
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint32])
+def test_ids_of_every_integer_type_are_told_apart(dtype, seed):
+    """Among them such as are equal, or negative, in 32 bits."""
+    first = {np.uint8: 200, np.int64: 7, np.uint32: 2**31 + 1}[dtype]
+    other = first + 2**32 if dtype == np.int64 else first + 1
+    x, kernel = whole_numbers(seed, (10, 3), (4, 1, 3), dtype=np.float32)
+    with jax.enable_x64(True):
+        ids = np.array([first] * 4 + [other] * 6, dtype)
+        y = jaxdw.causal_conv1d(x, kernel, segment_ids=ids)
+    alone = [jaxdw.causal_conv1d(part, kernel) for part in (x[:4], x[4:])]
+    assert np.array_equal(y, jnp.concatenate(alone))
+
+
 def test_packed_and_ragged_chunks_have_the_bits_of_the_whole(full):
     """Ids of a chunk alone continue its first sequence from the state; with those of the state any cut is right."""
 
@@ -261,7 +274,7 @@ def test_every_derivative_is_exact_on_whole_numbers(full, monkeypatch):
     @hypothesis.settings(max_examples=60 if full else 6)
     @given(problems(max_taps=5), st.booleans(), st.booleans(), st.booleans())
     def check(problem, packed, with_state, in_pieces):
-        monkeypatch.setattr(causal, "WINDOW_BYTES", 1000 if in_pieces else 1 << 26)
+        monkeypatch.setattr(causal_primitive, "WINDOW_BYTES", 1000 if in_pieces else 1 << 26)
         problem = dataclasses.replace(problem, batch=problem.batch[:1], length=min(problem.length, 8), channels=2)
         shapes = [a.shape for a in problem.arrays() if a is not None]
         arrays = whole_numbers(problem.seed, *shapes, dtype=np.float32)
