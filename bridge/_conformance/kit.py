@@ -14,7 +14,7 @@ from bridge._conformance.drawing import draws, smallest
 from bridge._conformance.features import Features
 from bridge._conformance.problems import Problem
 from bridge._conformance.result import Failure, Outcome
-from bridge._conformance.subject import Crashed, Refused, Subject
+from bridge._conformance.subject import Crashed, Refused, Subject, WrongShape
 from bridge.case import DTYPES, Case
 from bridge.diagnosis import Verdict, compare
 from bridge.diagnosis.target import Target, products
@@ -159,9 +159,17 @@ class Kit:
         return Outcome(tried, failed, refusals, note, failure)
 
     def judged(self, problem: Problem, judge: Judge) -> Fault | None:
-        """Return the fault of a problem, also if the kernel returned no result."""
+        """Return the fault of a problem, also if the kernel returned no result.
+
+        Raises:
+          Refused: as the kernel; also where its own padding, which is found by trial, gives another shape.
+        """
         try:
             return judge(problem)
+        except WrongShape as error:
+            if self.features.own_padding:
+                raise Refused(str(error)) from error
+            return Fault(problem.normal(self.seed), sentence=str(error), name="no result")
         except Crashed as error:
             return Fault(problem.normal(self.seed), sentence=str(error), name="no result")
 
@@ -181,7 +189,9 @@ class Kit:
             found[other] = again
             return True
 
-        small = found[smallest(problem, fails)]
+        least = smallest(problem, fails)
+        fails(least)  # the last call is the one that is told
+        small = found[least]
         failure = self._diagnosed(check, small)
         if small is fault or fault.sentence:
             return failure

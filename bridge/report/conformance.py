@@ -17,7 +17,12 @@ _STYLES = {"passed": "green", "failed": "red", "skipped": "dim"}
 
 def rendered(result: Conformance) -> RenderableType:
     """Return the header, the table, the failures and the summary."""
-    parts: list[RenderableType] = [Text(describe(result), style="bold"), _table(result)]
+    parts: list[RenderableType] = [Text(describe(result), style="bold")]
+    if result.refused:
+        parts.append(
+            Text(f"Not tested, since the function does not take it: {', '.join(result.refused)}.", style="dim")
+        )
+    parts.append(_table(result))
     for number, failure in enumerate(result.failures, start=1):
         first, *others = failure_lines(failure)
         parts.append(Text())
