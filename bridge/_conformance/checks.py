@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from bridge._conformance.drawing import with_sizes
-from bridge._conformance.kit import Fault, Judge, Kit
+from bridge._conformance.kit import Fault, Judge, Kit, is_integer
 from bridge._conformance.problems import Problem
 from bridge._conformance.result import Outcome
 from bridge._conformance.subject import Crashed, Refused
@@ -57,7 +57,7 @@ def dtypes(kit: Kit) -> Outcome:
             for case in (problem.integers(arithmetic, kit.seed + number), problem.normal(kit.seed + number)):
                 result = kit.subject.run(problem, case)
                 returned[problem.dtype] = result.dtype
-                if fault := kit.fault(case, result.y, exact=_is_integer(case)):
+                if fault := kit.fault(case, result.y, exact=is_integer(case)):
                     return fault
         return None
 
@@ -289,10 +289,6 @@ def _integers(kit: Kit) -> Judge:
         return kit.fault(random, kit.subject.run(problem, random).y, exact=False) or fault
 
     return judge
-
-
-def _is_integer(case: Case) -> bool:
-    return bool((case.x == np.round(case.x.astype(np.float64))).all())
 
 
 def _edges(kit: Kit) -> Iterator[Problem]:

@@ -193,7 +193,7 @@ class Kit:
         fails(least)  # the last call is the one that is told
         small = found[least]
         failure = self._diagnosed(check, small)
-        if small is fault or fault.sentence:
+        if least == problem or fault.sentence:
             return failure
         before = self._diagnosed(check, fault)
         if before.name == failure.name:
@@ -245,13 +245,19 @@ class Kit:
         )
         self._search_until -= time.process_time() - start
         told = {field: getattr(comparison, field) for field in ("verdict", "name", "cause", "fix", "place")}
-        if comparison.verdict.passes:
-            told |= {
-                "verdict": Verdict.BUG,
-                "name": "integers not exact",
-                "cause": "sums of small integers are not exact, though every conventional sum of them is",
-            }
+        if comparison.verdict.passes:  # within the bounds of both sides, or within none that random numbers have
+            inexact = "sums of small integers are not exact, though every conventional sum of them is"
+            beyond = f"{comparison.own_bound_ratios[0]:.3g} times the bound of the declared arithmetic is reached"
+            integers = is_integer(fault.case)
+            told |= {"verdict": Verdict.BUG, "name": "integers not exact" if integers else "just outside the bound"}
+            told |= {"cause": inexact if integers else beyond}
         return told
+
+
+def is_integer(case: Case) -> bool:
+    """Return whether the inputs of a case are integers."""
+    with np.errstate(invalid="ignore"):
+        return bool((case.x == np.round(case.x.astype(np.float64))).all())
 
 
 def describe(problem: Problem) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 
 import rich.box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from bridge._conformance.result import CheckResult, Conformance, Failure
+from bridge.console import Console
 
 _STYLES = {"passed": "green", "failed": "red", "skipped": "dim"}
 
