@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import textwrap
 from collections.abc import Callable, Iterator
 
@@ -39,7 +40,9 @@ class Check:
 
 
 def geometry(kit: Kit) -> Outcome:
-    return kit.examine("geometry", kit.draws("geometry"), _integers(kit), kit.number(24, 500))
+    each = list(_each_argument(kit))
+    problems = itertools.chain(each, kit.draws("geometry"))
+    return kit.examine("geometry", problems, _integers(kit), len(each) + kit.number(24, 500))
 
 
 def edge_sizes(kit: Kit) -> Outcome:
@@ -163,7 +166,8 @@ def invariance(kit: Kit) -> Outcome:
                 changed[name] = None
         return kit.fault(case, whole, exact=False)
 
-    found = kit.examine("invariance", kit.draws("invariance"), judge, kit.number(4, 60))
+    problems = (dataclasses.replace(each, batch=each.batch + 1) for each in kit.draws("invariance"))
+    found = kit.examine("invariance", problems, judge, kit.number(4, 60))
     told = [f"bits change with {name}, within the bound" for name in changed]
     return _noted(found, *(told or ["no bit changes"] * (found.failure is None and found.tried > 0)))
 
@@ -194,7 +198,8 @@ def activation(kit: Kit) -> Outcome:
         y = kit.subject.run(problem, case, activation="silu").y
         return _activation_fault(case, y)
 
-    return kit.examine("activation", kit.draws("activation"), judge, kit.number(4, 60))
+    problems = (dataclasses.replace(each, bias=kit.features.bias) for each in kit.draws("activation"))
+    return kit.examine("activation", problems, judge, kit.number(4, 60))
 
 
 def races(kit: Kit) -> Outcome:
@@ -291,6 +296,26 @@ def _integers(kit: Kit) -> Judge:
         return kit.fault(random, kit.subject.run(problem, random).y, exact=False) or fault
 
     return judge
+
+
+def _each_argument(kit: Kit) -> Iterator[Problem]:
+    """Yield problems with one argument other than its default, and other ones along the axes."""
+    features = kit.features
+    for rank, base in features.base.items():
+        yield base
+        several = (2, 3, 2)[:rank]
+        if features.bias:
+            yield dataclasses.replace(base, bias=True)
+        if features.multiplier:
+            yield dataclasses.replace(base, multiplier=3)
+        if features.strides:
+            yield dataclasses.replace(base, strides=several)
+        if features.dilation and features.any_kernel and features.own_padding != "SAME":
+            yield with_sizes(base, dilation=several, spatial=tuple(n + 2 for n in base.spatial))
+        if features.padding:
+            yield dataclasses.replace(base, padding=tuple((n, n) for n in (0, 2, 1)[:rank]))
+        if features.output_padding and features.strides:
+            yield dataclasses.replace(base, strides=several, output_padding=tuple(n - 1 for n in several))
 
 
 def _edges(kit: Kit) -> Iterator[Problem]:
