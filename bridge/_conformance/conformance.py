@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bridge._conformance.checks import CHECKS, Check
-from bridge._conformance.features import Features, find_features
+from bridge._conformance.features import Features, Unsuitable, find_features
 from bridge._conformance.kit import Kit
 from bridge._conformance.problems import KINDS
 from bridge._conformance.result import CheckResult, Conformance
@@ -145,14 +145,12 @@ def _user_function(function: Callable[..., Any] | str) -> user.UserFunction:
 
 def _subject(function: user.UserFunction, kind: str, device: str, jit: bool) -> tuple[Subject, Features]:
     """Return the kernel and what it accepts, in the framework that its code names, or the first that it takes."""
-    if function.framework:
-        subject = Subject(function, function.framework, device=device, jit=jit)
-        return subject, find_features(subject, kind)
-    reasons = []
-    for framework in FRAMEWORKS:
+    reasons = {}
+    for framework in [function.framework] if function.framework else FRAMEWORKS:
         subject = Subject(function, framework, device=device, jit=jit)
         try:
             return subject, find_features(subject, kind)
-        except ValueError as error:
-            reasons.append(f"with arrays of {framework}: {error}")
-    raise ValueError("; ".join(reasons))
+        except Unsuitable as error:
+            reasons[framework] = str(error)
+    told = "; ".join(f"with arrays of {framework}: {reason}" for framework, reason in reasons.items())
+    raise ValueError(f"`function` is {function.spelled}, which computes no {kind} convolution; {told}")

@@ -55,6 +55,7 @@ def _draw(features: Features, kind: str, rank: int, rng: np.random.Generator) ->
         tuple(int(rng.integers(0, max(pair))) if features.output_padding else 0 for pair in zip(strides, dilation)),
         features.bias and rng.random() < 0.5,
         features.state and rng.random() < 0.5,
+        features.first.dtype,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 from bridge._conformance.problems import Problem
@@ -13,6 +14,13 @@ from bridge.case import DTYPES
 #: Sizes of the first problem: no two axes of x or of the kernel have the same one, so that the order of axes shows.
 _SPATIAL = {1: (11,), 2: (11, 6), 3: (5, 6, 7)}
 
+#: The dtypes in the order in which the first problem is tried.
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+class Unsuitable(Exception):
+    """The function computes no such convolution; the message has its own errors."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Features:
@@ -21,7 +29,8 @@ class Features:
     Attributes:
       base: by the number of spatial axes, a problem that it accepts.
       bias, multiplier, strides, dilation, padding, output_padding: True if it takes them.
-      own_padding: how it pads if it takes no padding: "SAME", "VALID", or empty.
+      own_padding: how it pads if it takes no padding: "SAME", "VALID", or empty. With "SAME" there are no strides: it
+        is not known what it means then.
       any_kernel: False if its own padding suits the kernel size of `base` alone.
       state, return_state, activation: True if it has these parameters of a causal convolution.
       dtypes: the dtypes that it accepts.
@@ -53,7 +62,7 @@ def find_features(subject: Subject, kind: str) -> Features:
     """Return what a kernel accepts.
 
     Raises:
-      ValueError: it accepts not one of the first problems; the message has its own.
+      Unsuitable: it accepts not one of the first problems; the message has its own.
     """
     refused: dict[str, str] = {}
     base = {}
@@ -61,10 +70,10 @@ def find_features(subject: Subject, kind: str) -> Features:
     for rank in (1,) if kind == "causal" else (2, 1, 3):
         found = _base(subject, kind, rank, refused)
         if found is not None:
-            base[rank], own_padding = found
+            base[rank], word = found
+            own_padding = own_padding or word
     if not base:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
-        raise ValueError(f"`function` is {subject.function.spelled}, which computes no {kind} convolution ({reasons})")
+        raise Unsuitable("; ".join(f"{name}: {reason}" for name, reason in refused.items()))
     first = base.get(2) or next(iter(base.values()))
     tells = {
         role: subject.is_layer or takes(subject.function.target, role)
@@ -75,12 +84,12 @@ def find_features(subject: Subject, kind: str) -> Features:
         base,
         bias=_accepts(subject, dataclasses.replace(first, bias=True), "a bias", refused),
         multiplier=_accepts(subject, dataclasses.replace(first, multiplier=2), "a channel multiplier", refused),
-        strides=tells["strides"],
-        dilation=tells["kernel_dilation"],
+        strides=tells["strides"] and own_padding != "SAME",
+        dilation=tells["kernel_dilation"] and (own_padding != "SAME" or _half(subject, first, (3,), 2, refused)),
         padding=tells["padding"] and kind != "causal",
         output_padding=tells["output_padding"] and kind == "transpose",
         own_padding=own_padding,
-        any_kernel=own_padding != "SAME" or _accepts(subject, _with_larger_kernel(first), "kernel size 5", refused),
+        any_kernel=own_padding != "SAME" or all(_half(subject, first, sizes, 1, refused) for sizes in ((5,), (3, 5))),
         **causal,
         dtypes=[name for name in DTYPES if _accepts(subject, dataclasses.replace(first, dtype=name), name, refused)],
         refused=refused,
@@ -89,23 +98,28 @@ def find_features(subject: Subject, kind: str) -> Features:
 
 def _base(subject: Subject, kind: str, rank: int, refused: dict[str, str]) -> tuple[Problem, str] | None:
     """Return the first problem of so many axes that the kernel accepts, and how it pads by itself."""
-    words = [""] if kind != "depthwise" or subject.is_layer or takes(subject.function.target, "padding") else None
-    for channels, spatial in ((5, _SPATIAL[rank]), (8, _SPATIAL[rank]), (5, (9,) * rank), (64, (9,) * rank)):
-        for word in words or ("SAME", "VALID"):
-            padding = ((1, 1) if kind == "depthwise" and word != "VALID" else (0, 0),) * rank
-            ones = (1,) * rank
-            size = (3,) * rank
-            if kind == "causal":
-                padding = ((2, 0),)
-            problem = Problem(kind, 2, spatial, channels, 1, size, ones, padding, ones, (0,) * rank, dtype="float32")
-            if _accepts(subject, problem, f"{rank}-D", refused):
-                refused.pop(f"{rank}-D", None)
-                return problem, word
+    fixed = kind != "depthwise" or subject.is_layer or takes(subject.function.target, "padding")
+    sizes = ((5, _SPATIAL[rank]), (8, _SPATIAL[rank]), (5, (9,) * rank), (64, (9,) * rank))
+    ones = (1,) * rank
+    for (channels, spatial), word, dtype in itertools.product(sizes, [""] if fixed else ["SAME", "VALID"], _DTYPES):
+        padding = ((1, 1) if kind == "depthwise" and word != "VALID" else (0, 0),) * rank
+        if kind == "causal":
+            padding = ((2, 0),)
+        problem = Problem(kind, 2, spatial, channels, 1, (3,) * rank, ones, padding, ones, (0,) * rank, dtype=dtype)
+        if _accepts(subject, problem, f"{rank}-D", refused):
+            refused.pop(f"{rank}-D", None)
+            return problem, word
     return None
 
 
-def _with_larger_kernel(problem: Problem) -> Problem:
-    return dataclasses.replace(problem, kernel_size=(5,) * problem.rank, padding=((2, 2),) * problem.rank)
+def _half(subject: Subject, first: Problem, sizes: Sequence[int], dilation: int, refused: dict[str, str]) -> bool:
+    """Return whether the kernel pads by half of another kernel, too; `sizes` are repeated over the axes."""
+    kernel = tuple(sizes[axis % len(sizes)] for axis in range(first.rank))
+    half = tuple(dilation * (k // 2) for k in kernel)
+    problem = dataclasses.replace(
+        first, kernel_size=kernel, padding=tuple((n, n) for n in half), dilation=(dilation,) * first.rank
+    )
+    return _accepts(subject, problem, "dilation" if dilation > 1 else f"a kernel of sizes {kernel}", refused)
 
 
 def _accepts(subject: Subject, problem: Problem, name: str, refused: dict[str, str]) -> bool:
@@ -113,6 +127,6 @@ def _accepts(subject: Subject, problem: Problem, name: str, refused: dict[str, s
     try:
         subject.run(problem, problem.normal(0))
     except (Refused, Crashed, ValueError, TypeError) as error:
-        refused[name] = str(error)
+        refused.setdefault(name, str(error))
         return False
     return True

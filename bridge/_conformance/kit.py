@@ -14,7 +14,7 @@ from bridge._conformance.drawing import draws, smallest
 from bridge._conformance.features import Features
 from bridge._conformance.problems import Problem
 from bridge._conformance.result import Failure, Outcome
-from bridge._conformance.subject import Crashed, Refused, Subject
+from bridge._conformance.subject import Crashed, Refused, Subject, WrongShape
 from bridge.case import DTYPES, Case
 from bridge.diagnosis import Verdict, compare
 from bridge.diagnosis.target import Target, products
@@ -159,9 +159,17 @@ class Kit:
         return Outcome(tried, failed, refusals, note, failure)
 
     def judged(self, problem: Problem, judge: Judge) -> Fault | None:
-        """Return the fault of a problem, also if the kernel returned no result."""
+        """Return the fault of a problem, also if the kernel returned no result.
+
+        Raises:
+          Refused: as the kernel; also where its own padding, which is found by trial, gives another shape.
+        """
         try:
             return judge(problem)
+        except WrongShape as error:
+            if self.features.own_padding:
+                raise Refused(str(error)) from error
+            return Fault(problem.normal(self.seed), sentence=str(error), name="no result")
         except Crashed as error:
             return Fault(problem.normal(self.seed), sentence=str(error), name="no result")
 
@@ -181,9 +189,11 @@ class Kit:
             found[other] = again
             return True
 
-        small = found[smallest(problem, fails)]
+        least = smallest(problem, fails)
+        fails(least)  # the last call is the one that is told
+        small = found[least]
         failure = self._diagnosed(check, small)
-        if small is fault or fault.sentence:
+        if least == problem or fault.sentence:
             return failure
         before = self._diagnosed(check, fault)
         if before.name == failure.name:
@@ -235,13 +245,19 @@ class Kit:
         )
         self._search_until -= time.process_time() - start
         told = {field: getattr(comparison, field) for field in ("verdict", "name", "cause", "fix", "place")}
-        if comparison.verdict.passes:
-            told |= {
-                "verdict": Verdict.BUG,
-                "name": "integers not exact",
-                "cause": "sums of small integers are not exact, though every conventional sum of them is",
-            }
+        if comparison.verdict.passes:  # within the bounds of both sides, or within none that random numbers have
+            inexact = "sums of small integers are not exact, though every conventional sum of them is"
+            beyond = f"{comparison.own_bound_ratios[0]:.3g} times the bound of the declared arithmetic is reached"
+            integers = is_integer(fault.case)
+            told |= {"verdict": Verdict.BUG, "name": "integers not exact" if integers else "just outside the bound"}
+            told |= {"cause": inexact if integers else beyond}
         return told
+
+
+def is_integer(case: Case) -> bool:
+    """Return whether the inputs of a case are integers."""
+    with np.errstate(invalid="ignore"):
+        return bool((case.x == np.round(case.x.astype(np.float64))).all())
 
 
 def describe(problem: Problem) -> str:

@@ -18,7 +18,7 @@ from bridge.numerics import exact, same_bits
 def streaming_fault(kit: Kit, problem: Problem, changed: list[str]) -> Fault | None:
     """Return the first fault of a stream; add to `changed` where bits differ within the bound."""
     problem = dataclasses.replace(problem, state=kit.features.state)
-    case = problem.integers(kit.arithmetic("float32", bias=problem.bias), kit.seed)
+    case = problem.integers(kit.arithmetic(problem.dtype, bias=problem.bias), kit.seed)
     result = kit.subject.run(problem, case, return_state=kit.features.return_state)
     if fault := _output_fault(kit, problem, case, result.y):
         return fault

@@ -37,6 +37,10 @@ class Crashed(Exception):
     """The kernel returned no result, and not because it refuses the problem; the message is the reason."""
 
 
+class WrongShape(Crashed):
+    """The kernel returned an output of another shape."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result:
     """The results of one call, in the layout of `Case`.
@@ -63,6 +67,7 @@ class Subject:
       arrays: its framework.
       framework: "torch", "jax" or "numpy".
       causal: the parameters that only a causal convolution has: their names, by what they take.
+      told: how it was called last, in words.
     """
 
     def __init__(self, function: user.UserFunction, framework: str, *, device: str = "", jit: bool = True) -> None:
@@ -72,16 +77,14 @@ class Subject:
         self.is_layer = bool(user.layer_framework(function.target))
         parameters = {} if self.is_layer else signature_of(function.target).parameters
         self.causal = {role: name for role, names in CAUSAL_NAMES.items() for name in names if name in parameters}
+        self.told = ""
         self._programs: dict[tuple[Any, ...], user.Program] = {}
-
-    @property
-    def told(self) -> str:
-        """How it was called last, in words."""
-        return self.function.told
+        self._words: dict[tuple[Any, ...], str] = {}
 
     def forget(self) -> None:
         """Release the programs that were compiled."""
         self._programs.clear()
+        self._words.clear()
 
     def run(
         self,
@@ -112,10 +115,12 @@ class Subject:
         settings |= {self.causal["activation"]: activation} if activation else {}
         given = [self._to_native(problem, name, each) for name, each in named.items()]
         native_dy = None if dy is None else self._to_native(problem, "x", dy)
-        program = self._program(problem, tuple(named), settings, dy is not None, form)
+        key = (problem, tuple(named), tuple(settings.items()), dy is not None, form)
+        program = self._program(*key)
         try:
             with printing_to_stderr():
                 results = program(given, native_dy)
+            self.told = self._words.setdefault(key, self.function.told)  # a compiled program does not say it again
         except user.NoGradient:
             raise
         except Exception as error:
@@ -162,11 +167,16 @@ class Subject:
         return Result(y.astype(dtype), y.dtype.name, state, gradients, changed)
 
     def _program(
-        self, problem: Problem, names: tuple[str, ...], settings: Mapping[str, Any], differentiate: bool, form: str
+        self,
+        problem: Problem,
+        names: tuple[str, ...],
+        settings: tuple[tuple[str, Any], ...],
+        differentiate: bool,
+        form: str,
     ) -> user.Program:
-        key = (problem, names, tuple(settings.items()), differentiate, form)
+        key = (problem, names, settings, differentiate, form)
         if key not in self._programs:
-            call = functools.partial(self._call, problem, names, settings)
+            call = functools.partial(self._call, problem, names, dict(settings))
             self._programs[key] = self.arrays.program(
                 call, differentiate=differentiate, form=form, device=self.device, jit=self.jit
             )
@@ -230,5 +240,5 @@ def _sorted(error: BaseException) -> Exception:
     kind = raised[1] if raised else type(error).__name__
     line = re.sub(r" \(called as .*", "", line[raised.start() + 1 :] if raised else line)
     if isinstance(error, ImplementationError) and not raised and " returned " in line:
-        return Crashed(line)
+        return WrongShape(line) if " returned shape " in line else Crashed(line)
     return Crashed(line) if kind in _FAULTS else Refused(line)

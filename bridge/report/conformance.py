@@ -5,19 +5,25 @@ from __future__ import annotations
 import io
 
 import rich.box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from bridge._conformance.result import CheckResult, Conformance, Failure
+from bridge.console import Console
 
 _STYLES = {"passed": "green", "failed": "red", "skipped": "dim"}
 
 
 def rendered(result: Conformance) -> RenderableType:
     """Return the header, the table, the failures and the summary."""
-    parts: list[RenderableType] = [Text(describe(result), style="bold"), _table(result)]
+    parts: list[RenderableType] = [Text(describe(result), style="bold")]
+    if result.refused:
+        parts.append(
+            Text(f"Not tested, since the function does not take it: {', '.join(result.refused)}.", style="dim")
+        )
+    parts.append(_table(result))
     for number, failure in enumerate(result.failures, start=1):
         first, *others = failure_lines(failure)
         parts.append(Text())

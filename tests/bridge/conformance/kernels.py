@@ -150,7 +150,7 @@ def without_bias(x, weight, bias=None, stride=1, padding=0):
     return conv2d(x, weight, None, stride, padding)
 
 
-@fault("depthwise", "geometry", "last position.*left at zero")
+@fault("depthwise", "geometry", "left at zero|zero|missing|cropped")
 def drops_the_last_row(x, weight, bias=None, stride=1, padding=0):
     y = conv2d(x, weight, bias, stride, padding)
     return torch.cat([y[:, :, :-1], torch.zeros_like(y[:, :, -1:])], dim=2)
