@@ -682,8 +682,10 @@ class Alignment:
                 if math.prod(self.program.avals[value].shape) == self.graph.values[wanted].size:
                     meeting = value, wanted
                     break
-            if meeting or (call is not None and call.name not in NORMALIZATIONS):
-                break
+            made_by = self._producer.get(value)
+            is_layer = made_by is not None and made_by[1].name in primitives.CONTRACTIONS
+            if meeting or is_layer or (call is not None and call.name not in NORMALIZATIONS):
+                break  # what a layer computes stands for nothing before the layer
         if meeting is None:
             if equation is not None:
                 self._unlike.setdefault(self._plain(number), (roots[-1], self._layer_of(equation)))

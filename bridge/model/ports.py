@@ -199,9 +199,9 @@ class _Words:
         layers = list(dict.fromkeys(leaf.rpartition(".")[0] or leaf for leaf in leaves))
         if len(layers) == 1 and self.equations:
             return layers[0]
-        missing = {self.layer_of(call, everywhere=True) for call in self.calls} - {""}
-        if not self.equations and len(missing) == 1:
-            return missing.pop()
+        missing = [layer for call in self.calls if (layer := self.layer_of(call, everywhere=True))]
+        if not self.equations and missing:
+            return missing[0]
         scope = self.equations[-1].scope if self.equations else self.alignment.scope(self.region.part.output)
         kind = (self.theirs if not self.equations else self.kind).rpartition(" to ")[2]
         return ".".join(filter(None, (scope, kind.replace(" ", "_"))))
@@ -577,6 +577,8 @@ def _other_numbers(words: _Words) -> str:
             if theirs is None or ours.size != theirs.size or ours.dtype != theirs.dtype:
                 continue
             if np.array_equal(np.sort(ours, axis=None), np.sort(theirs, axis=None), equal_nan=True):
+                if _is_turned(words, n, theirs):
+                    said.append(f"{path} has the numbers of {name} in another order")
                 continue
             words.layer = words.layer or path.rpartition(".")[0]
             if others := words.alignment.torch_with_numbers(ours):
@@ -588,6 +590,17 @@ def _other_numbers(words: _Words) -> str:
             else:
                 said.append(f"{path} has other numbers than {name}")
     return "; ".join(filter(None, said))
+
+
+def _is_turned(words: _Words, number: int, theirs: np.ndarray) -> bool:
+    """Return True for the kernel of a convolution whose numbers are at other places than PyTorch's."""
+    for equation in words.equations:
+        if equation.name == "conv_general_dilated" and number == equation.inputs[1] and words.is_one_layer:
+            specification = equation.params["dimension_numbers"].rhs_spec
+            kernel = np.asarray(words.alignment.program.constants[number]).transpose(specification)
+            is_plain = set(equation.params["lhs_dilation"]) == {1} and kernel.shape == theirs.shape
+            return is_plain and not same_bits(kernel, theirs).all()
+    return False
 
 
 def _nearest_layout(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray | None:
