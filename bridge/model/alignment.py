@@ -377,8 +377,9 @@ class Alignment:
             self._unknown[n] = reason
 
     def _tie(self, number: int, tie: Tie) -> None:
-        if self.graph.incoming and tie.number not in self._errors and tie.number not in self.late:
-            made = None if tie.number in self.graph.inputs else self.theirs(tie.number)
+        if self.graph.incoming and tie.number not in self._errors:
+            given = (*self.graph.inputs, *self.graph.incoming.values())
+            made = None if tie.number in given else self.theirs(tie.number)
             if made is not None and made.value.dtype == np.float64:
                 errors = np.asarray(made.rounding, np.float64) + made.function
                 self._errors[tie.number] = np.broadcast_to(errors, made.shape)
@@ -580,16 +581,20 @@ class Alignment:
         """Return JAX's and PyTorch's value of a gradient where one keeps an activation and the other computes it again.
 
         PyTorch's activations are rounded, so that one does not follow from another. Where both do not read the same
-        ones, each has the error of its own operator. Returns None where they do.
+        ones, each has the error of its own operator. Gradients that only one reads have theirs. Returns None where both
+        read the same.
         """
         found = self.calls(number)
         if found is None:
             return None
         ours = {n: self.ties[n][-1] for n in part.inputs if n in self.ties}
         read = {tie.number for tie in ours.values()}
-        if not any(n in self._errors for n in read ^ set(found[1])):
+        one_sided = {n for n in read ^ set(found[1]) if n in self._errors}
+        if not one_sided:
             return None
-        errors = {n: self._errors[n] for n in read | set(found[1]) if n in self._errors}
+        if one_sided - self.late:
+            one_sided |= {n for n in read | set(found[1]) if n in self._errors and n not in self.late}
+        errors = {n: self._errors[n] for n in one_sided}
         theirs = evaluated(self.graph, [self.graph.calls[i] for i in found[0]], found[1], errors).get(number)
         if theirs is None:
             return None
