@@ -459,7 +459,7 @@ def _max_pool(a: Given) -> list[Bounded]:
     )
     if a.get("ceil_mode"):
         raise UnknownOperator("max_pool2d with ceil_mode")
-    pads = [(0, 0), (0, 0), *((p, p) for p in padding)]
+    pads = [(0, 0), (0, 0), *a.get("pads", [(p, p) for p in padding])]
 
     def of(e: np.ndarray, start: float) -> np.ndarray:
         return float64.windows_reduced(e, np.maximum, start, [1, 1, *window], [1, 1, *stride], pads, [1, 1, *dilation])
@@ -480,7 +480,7 @@ def _avg_pool(a: Given) -> Bounded:
         raise UnknownOperator("avg_pool2d with ceil_mode")
 
     def of(e: np.ndarray) -> np.ndarray:
-        pads = [(0, 0), (0, 0), *((p, p) for p in padding)]
+        pads = [(0, 0), (0, 0), *a.get("pads", [(p, p) for p in padding])]
         ones = [1, 1]
         return float64.windows_reduced(e, np.add, 0.0, [1, 1, *window], [1, 1, *stride], pads, [*ones, *ones])
 
@@ -711,6 +711,9 @@ RULES: Mapping[str, Callable[[Given], Any]] = {
     "stack": _joined(np.stack),
     "constant_pad_nd": _pad,
     "embedding": _embedding,
+    "split otherwise": lambda a: a["self"].moved(
+        lambda e: e.reshape([a["size"][i] for i in a["axes"]]).transpose(np.argsort(a["axes"]))
+    ),
     "convolution": convolution,
     "addmm": _addmm,
     "with kernel": convolution,  # these four are PyTorch's with one setting that it does not have

@@ -43,7 +43,7 @@ def cause_of(alignment: Alignment, region: Region) -> Cause | None:
             "JAX draws random numbers here: dropout is on",
             "run the JAX model in inference: model.eval(), or deterministic=True",
         )
-    if region.ours is None:
+    if region.ours is None or not region.part.equations or not any(map(alignment.is_core, region.calls)):
         return None
     for calls, sources, cause in _changes(alignment, region):
         values = dict(sources)
@@ -68,8 +68,10 @@ def _are_equal(region: Region, result: Bounded) -> bool:
     function = np.broadcast_to(np.asarray(result.function, np.float64), result.shape)
     for layout in fitting:
         value = layout.to_jax(result.value)
+        rough = 2.0**-9 * float(np.abs(value[np.isfinite(value)]).max(initial=0.0))  # greater errors say nothing
         with np.errstate(all="ignore"):
-            apart = np.abs(value - region.ours.value) > layout.to_jax(function) + region.ours.function
+            allowed = np.minimum(layout.to_jax(function) + region.ours.function, rough + 1e-30)
+            apart = np.abs(value - region.ours.value) > allowed
         finite = np.isfinite(value) == np.isfinite(region.ours.value)
         if finite.all() and not (apart & np.isfinite(value)).any():
             return True
@@ -114,16 +116,20 @@ def _changed(call: Call, **arguments: Any) -> Call:
 def _left_out(alignment: Alignment, region: Region, values: Mapping[int, Bounded]) -> Iterator[Change]:
     """Leave one operator out: its result is its operand."""
     for place, call in enumerate(region.calls):
-        if not alignment.is_core(call):
+        if call.name in aten.MOVES:
             continue
         size = alignment.graph.values[call.outputs[0]].size
         name = alignment.described(call.outputs[0])
         for operand in call.operands:
-            if operand in alignment.data_of_torch and alignment.graph.values[operand].size == size:
+            is_data = operand in alignment.data_of_torch or not alignment.is_core(call)
+            if is_data and alignment.graph.values[operand].size == size:
                 shape = alignment.graph.values[call.outputs[0]].shape
                 calls = list(region.calls)
                 calls[place] = Call("view", {"self": Ref(operand), "size": list(shape)}, call.outputs[:1], call.module)
                 what = {"add": "sum", "mul": "product"}.get(call.name, call.name)
+                own = sorted(alignment.names_of_values.get(call.outputs[0], ()))
+                if own and not alignment.is_core(call):
+                    name = f"{what} of {own[0]}"
                 text = f"JAX lacks PyTorch's {name}" + (f", the {what}" if what != call.name else "")
                 yield calls, values, Cause(f"{what} missing", text, f"compute {name} in JAX")
 
@@ -269,6 +275,29 @@ def _paddings(alignment: Alignment, region: Region, call: Call) -> Changes:
             )
 
 
+def _pooling(alignment: Alignment, region: Region, call: Call) -> Changes:
+    """Try other paddings of a pooling, and another number by which an average divides."""
+    x = alignment.graph.values[call.get("self").number]
+    window = [*call.get("kernel_size")] * (2 if len(call.get("kernel_size")) == 1 else 1)
+    stride, padding = [*(call.get("stride") or window)], [*(call.get("padding") or [0])]
+    stride, padding = (each * (2 if len(each) == 1 else 1) for each in (stride, padding))
+    wanted, own = alignment.graph.values[call.outputs[0]].shape[2:], tuple((p, p) for p in padding)
+    if call.name == "avg_pool2d" and any(padding) and not call.get("divisor_override"):
+        counts = bool(call.get("count_include_pad", True))
+        text = "does not count the padding" if counts else "counts the padding"
+        yield (
+            _changed(call, count_include_pad=not counts),
+            Cause("padding counted", f"JAX {text} in the average", f"count_include_pad={counts} in JAX"),
+        )
+    needed = [max((n - 1) * s + k - size, 0) for n, s, k, size in zip(wanted, stride, window, x.shape[2:])]
+    for name, pads in {"SAME": tuple((t // 2, t - t // 2) for t in needed), "no padding": ((0, 0),) * 2}.items():
+        if pads != own:
+            yield (
+                _changed(call, pads=pads),
+                Cause("padding", f"JAX pads by {name}, {pads}, and PyTorch by {own}", f"padding={own} in JAX"),
+            )
+
+
 def _causal_padding(alignment: Alignment, region: Region, call: Call) -> Changes:
     pad = call.get("pad")
     if any(pad):
@@ -279,6 +308,16 @@ def _causal_padding(alignment: Alignment, region: Region, call: Call) -> Changes
 
 
 def _strides(alignment: Alignment, region: Region, call: Call) -> Changes:
+    kernel = alignment.graph.values[call.get("weight").number].shape[2:]
+    own = call.get("dilation")
+    for n in (1, 2, 3):
+        if set(own) != {n} and not call.get("transposed"):  # with the padding that keeps the size
+            yield (
+                _changed(call, dilation=[n] * len(kernel), padding=[n * (k - 1) // 2 for k in kernel]),
+                Cause(
+                    "dilation", f"dilation is {n} in JAX, and {tuple(own)} in PyTorch", f"dilation {tuple(own)} in JAX"
+                ),
+            )
     for name in ("dilation", "stride"):
         own = call.get(name)
         for n in (1, 2, 3):
@@ -344,11 +383,20 @@ def _factor(alignment: Alignment, region: Region, call: Call) -> Changes:
     own = call.get("other")
     if isinstance(own, Ref):
         return
+    what = "the number"
+    if call.name == "add" and any(
+        c.name in ("rsqrt", "sqrt") and call.outputs[0] in c.operands for c in alignment.graph.calls
+    ):
+        what = "epsilon"
     for value in dict.fromkeys([1.0, *_numbers(alignment, region)]):
         if value != own:
             yield (
                 _changed(call, other=value),
-                Cause("factor", f"the number is {value:g} in JAX, and {own:g} in PyTorch", f"use {own:g} in JAX"),
+                Cause(
+                    "epsilon" if what == "epsilon" else "factor",
+                    f"{what} is {value:g} in JAX, and {own:g} in PyTorch",
+                    f"use {own:g} in JAX",
+                ),
             )
 
 
@@ -360,6 +408,37 @@ def _numbers(alignment: Alignment, region: Region) -> list[float]:
             if array.size == 1 and array.dtype.kind == "f":
                 found.append(float(array.reshape(())))
     return found
+
+
+def _split_otherwise(alignment: Alignment, region: Region, call: Call) -> Changes:
+    """Try other orders of the axes into which a view splits one axis, as heads before q, k and v."""
+    x, size = alignment.graph.values[call.get("self").number], alignment.graph.values[call.outputs[0]].shape
+    start = next((i for i, (a, b) in enumerate(zip(x.shape, size)) if a != b), len(size))
+    count = len(size) - x.ndim + 1
+    split = size[start : start + count]
+    if 1 < count < 5 and start < x.ndim and math.prod(split) == x.shape[start]:
+        for order in itertools.permutations(range(count)):
+            if [split[i] for i in order] != list(split):
+                axes = (*range(start), *(start + i for i in order), *range(start + count, len(size)))
+                given = tuple(split[i] for i in order)
+                yield (
+                    Call("split otherwise", {**call.arguments, "axes": axes, "size": size}, call.outputs, call.module),
+                    Cause(
+                        "order of axes",
+                        f"JAX splits axis {start} of PyTorch's {x.shape} in the order {given}, and PyTorch as {split}",
+                        f"reshape it to {split} in JAX",
+                    ),
+                )
+
+
+def _order_of_parts(alignment: Alignment, region: Region, call: Call) -> Changes:
+    parts = call.get("tensors")
+    for order in itertools.permutations(range(len(parts))) if len(parts) < 6 else [tuple(range(len(parts)))[::-1]]:
+        if list(order) != sorted(order):
+            yield (
+                _changed(call, tensors=[parts[i] for i in order]),
+                Cause("order of parts", f"JAX joins PyTorch's parts in another order, {order}", "join them in order"),
+            )
 
 
 def _correction(alignment: Alignment, region: Region, call: Call) -> Changes:
@@ -398,6 +477,11 @@ _RULES: Mapping[str, Sequence[Callable[[Alignment, Region, Call], Changes]]] = {
     "constant_pad_nd": (_causal_padding,),
     **dict.fromkeys(("_softmax", "_log_softmax", "mean", "sum", "amax", "argmax", "argmin", "cumsum"), (_other_axis,)),
     "_scaled_dot_product_flash_attention_for_cpu": (_attention_scale,),
+    "max_pool2d_with_indices": (_pooling,),
+    "avg_pool2d": (_pooling,),
+    "cat": (_order_of_parts,),
+    "view": (_split_otherwise,),
+    "_unsafe_view": (_split_otherwise,),
     "mul": (_factor,),
     "div": (_factor,),
     "add": (_factor,),

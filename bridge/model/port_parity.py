@@ -110,8 +110,9 @@ def _programs(
     theirs = graph(module, theirs_given, mode, layout)
     program = read(made.function, made.parameters, given)
     pairs = paired(program.results, theirs.results)
-    moved = None if manifest is None else [(each.torch.name, each.flax.name) for each in manifest.moved]
-    names = parameter_names(made.parameters, theirs, moved)
+    pieces = [] if manifest is None else manifest.moved
+    moved = [(each.torch.name.partition("[")[0], each.flax.name) for each in pieces]  # a name may be `weight[0/3]`
+    names = parameter_names(made.parameters, theirs, None if manifest is None else moved)
     ours = [program.outputs[i] for i, _ in pairs]
     outputs, results = [theirs.outputs[i] for _, i in pairs], [theirs.results[i] for _, i in pairs]
     if not mode.gradients:

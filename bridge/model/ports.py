@@ -14,6 +14,7 @@ from bridge.diagnosis.target import Expected
 from bridge.model import aten, primitives
 from bridge.model.alignment import NORMALIZATIONS, Alignment, Region, evaluated, layer_of, layouts
 from bridge.model.causes import Cause, cause_of
+from bridge.model.element_order import other_order
 from bridge.model.elementwise_functions import PROBES, are_one, named
 from bridge.model.explanations import Replayed
 from bridge.model.jaxprs import Equation
@@ -59,8 +60,10 @@ def judged(alignment: Alignment, region: Region, known: KnownOrders | None = Non
     equations = core_equations(alignment, region)
     calls = core_calls(alignment, region)
     is_repeated = not region.is_met and not calls  # JAX computes a tensor that it has
-    if is_repeated or (not equations and not calls and not region.wiring):
+    if is_repeated:
         return None
+    if not equations and not calls and not region.wiring:
+        return _moved(alignment, region)
     words = _Words(alignment, region, equations, calls)
     if not calls and not region.wiring and words.ours == "nothing" and equations:
         return None
@@ -89,6 +92,24 @@ def judged(alignment: Alignment, region: Region, known: KnownOrders | None = Non
     if known is not None and isolated.verdict is Verdict.ROUNDING and len(calls) == 1 and not words.is_backward:
         isolated, how = replayed(alignment, region, calls[0], run(alignment, region), isolated, known)
     return Row(words.name, made, words.kind, isolated, "", how)
+
+
+def _moved(alignment: Alignment, region: Region) -> Row | None:
+    """Return a row where JAX only moves elements, and a layer reads them in another order than PyTorch's."""
+    if region.is_equal or not region.part.equations:
+        return None
+    ours = run(alignment, region)
+    theirs = region.tie.layout.to_jax(alignment.graph.values[region.tie.number])
+    if ours.size != theirs.size or same_bits(ours, theirs.astype(ours.dtype)).all():
+        return None
+    exact = Expected(theirs.astype(np.float64), np.zeros(theirs.shape))
+    order = other_order(ours, theirs) or "the order of the elements is another one in JAX"
+    fix = "keep PyTorch's order in JAX"
+    found = dataclasses.replace(
+        compared(ours, theirs, exact), verdict=Verdict.CONVENTION, name="order of elements", cause=order, fix=fix
+    )
+    name = region.reader or alignment.scope(region.part.output)
+    return Row(name, "nothing", "order of elements", found, "")
 
 
 def core_equations(alignment: Alignment, region: Region) -> list[Equation]:
@@ -121,6 +142,7 @@ class _Words:
         self.theirs_function = alignment.function_of_theirs(region.calls, region.sources, region.tie.number)
         self.is_backward = alignment.is_backward(region)
         self.at: Call | None = None  # the operator that a cause changes
+        self.layer = ""  # the layer of JAX whose parameters differ
 
     @property
     def ours(self) -> str:
@@ -160,6 +182,13 @@ class _Words:
         return (str(names[0]), str(names[1])) if is_known else (self.ours, self.theirs)
 
     @property
+    def parameter(self) -> str:
+        """The parameter of PyTorch that a single sum or product takes, such as " with blocks.0.gamma"; else nothing."""
+        named = self.alignment.names_of_values
+        own = [name for call in self.calls for operand in call.operands for name in named.get(operand, ())]
+        return f" with {own[0]}" if len(self.calls) == 1 == len(own) and self.calls[0].name in ("add", "mul") else ""
+
+    @property
     def kind(self) -> str:
         if self.region.wiring:
             return "wiring"
@@ -190,20 +219,30 @@ class _Words:
     def _place(self) -> str:
         if self.region.wiring and self.region.reader:
             return self.region.reader
+        if self.layer:
+            return self.layer
         if self.at is not None and (layer := self.layer_of(self.at)):
             return layer
         leaves = self.alignment.leaves(self.region)
         layers = list(dict.fromkeys(leaf.rpartition(".")[0] or leaf for leaf in leaves))
         if len(layers) == 1 and self.equations:
             return layers[0]
+        missing = [layer for call in self.calls if (layer := self.layer_of(call, everywhere=True))]
+        if not self.equations and missing:
+            return missing[0]
         scope = self.equations[-1].scope if self.equations else self.alignment.scope(self.region.part.output)
         kind = (self.theirs if not self.equations else self.kind).rpartition(" to ")[2]
         return ".".join(filter(None, (scope, kind.replace(" ", "_"))))
 
-    def layer_of(self, call: Call) -> str:
-        """Return the path of the layer of JAX whose parameters an operator of PyTorch takes; empty for none."""
+    def layer_of(self, call: Call, *, everywhere: bool = False) -> str:
+        """Return the path of the layer of JAX whose parameters an operator of PyTorch takes; empty for none.
+
+        Args:
+          call: the operator.
+          everywhere: look at all parameters of JAX, and not only at those of the region.
+        """
         names = {name for n in call.operands for name in self.alignment.names_of_values.get(n, ())}
-        for leaf in self.alignment.leaves(self.region):
+        for leaf in self.alignment.torch_names if everywhere else self.alignment.leaves(self.region):
             if names & set(self.alignment.torch_names.get(leaf, ())):
                 return leaf.rpartition(".")[0] or leaf
         return ""
@@ -243,8 +282,8 @@ def _comparison(alignment: Alignment, region: Region, words: _Words) -> Comparis
     if ours.size != theirs.size:
         return _explained(words, other_shape(ours, theirs), cause_of(alignment, region), False)
     if ours.dtype.kind in "iub" and theirs.dtype.kind in "iub":
-        found = of_integers(ours, theirs)
-        return found if found.verdict.passes else _explained(words, found, cause_of(alignment, region), False)
+        same = of_integers(ours, theirs)
+        return same if same.verdict.passes else _explained(words, same, cause_of(alignment, region), False)
     if ours.dtype.name in UNITS:
         ours = ours.astype(np.float32)
     if ours.dtype != theirs.dtype:
@@ -273,7 +312,11 @@ def _of_numbers(words: _Words, ours: np.ndarray, theirs: np.ndarray) -> Comparis
         return _with_parameters(words, _other_function(words, _of_other_dtype(words, found)))
     if not found.verdict.passes and found.verdict not in (Verdict.BUG, Verdict.NONFINITE):
         return found
-    cause = cause_of(alignment, region) if words.equations and words.calls and not words.is_backward else None
+    cause = None if words.is_backward else cause_of(alignment, region)
+    if cause is None and found.verdict is Verdict.BUG and not words.is_backward:
+        allowed = _within(computed, exact).allowed if exact is not None or computed is not None else 0.0
+        if order := other_order(ours, theirs, allowed):
+            cause = Cause("order of elements", order, "keep PyTorch's order in JAX")
     return _explained(words, found, cause, differs)
 
 
@@ -422,8 +465,11 @@ def _explained(words: _Words, found: Comparison, cause: Cause | None, differs: b
     other = _other_numbers(words)
     if found.verdict.passes and other:
         return _with_parameters(words, found)
-    if found.verdict is Verdict.BUG and (words.is_one_layer or (ours == theirs and other)):
-        return dataclasses.replace(found, cause="; ".join(filter(None, (other, found.cause))))
+    if other or (found.verdict is Verdict.BUG and words.is_one_layer):
+        return dataclasses.replace(found, verdict=Verdict.BUG, cause="; ".join(filter(None, (other, found.cause))))
+    if not words.calls and (extra := _extra_parameter(words)):
+        fix = "leave it out in JAX, as use_bias=False does"
+        return dataclasses.replace(found, verdict=Verdict.CONVENTION, name="extra parameter", cause=extra, fix=fix)
     if words.equations and all(e.aval.dtype.kind in "iub" for e in words.equations) and not words.calls:
         place = words.layer_of(words.region.calls[-1]) if words.region.calls else ""
         said = f"JAX takes other elements{' of ' + place if place else ''} than PyTorch: the indices differ"
@@ -438,7 +484,7 @@ def _explained(words: _Words, found: Comparison, cause: Cause | None, differs: b
             found,
             verdict=Verdict.CONVENTION if simple or not words.equations or not words.calls else Verdict.BUG,
             name="another operation",
-            cause=f"JAX computes {words.both[0]} where PyTorch computes {words.both[1]}",
+            cause=f"JAX computes {words.both[0]} where PyTorch computes {words.both[1]}{words.parameter}",
             fix=f"compute {words.both[1]} there in JAX",
         )
     if found.verdict.passes and differs:
@@ -449,6 +495,13 @@ def _explained(words: _Words, found: Comparison, cause: Cause | None, differs: b
             cause=f"both compute {theirs}, but not the same: the exact results differ, by less than float32 shows here",
         )
     return found
+
+
+def _extra_parameter(words: _Words) -> str:
+    """Say which parameter JAX adds or multiplies by, where PyTorch has none."""
+    alignment = words.alignment
+    extra = [leaf for leaf in alignment.leaves(words.region) if not alignment.torch_names.get(leaf)]
+    return f"JAX computes {words.ours} with {extra[0]}, a parameter that PyTorch has not" if extra else ""
 
 
 def _of_gradient(words: _Words, found: Comparison) -> Comparison:
@@ -500,15 +553,18 @@ def _other_numbers(words: _Words) -> str:
     program, graph = words.alignment.program, words.alignment.graph
     said = []
     for n in words.region.part.inputs:
-        path = program.parameters.get(n)
-        for name in [] if path is None else words.alignment.torch_names.get(path, []):
+        path = program.parameters.get(n, "")
+        for name in words.alignment.torch_names.get(path, ()) if path else ():
             layer, _, own = name.rpartition(".")
             theirs = graph.layers.get(layer, {}).get(own)
             ours = np.asarray(program.constants[n])
             if theirs is None or ours.size != theirs.size or ours.dtype != theirs.dtype:
                 continue
             if np.array_equal(np.sort(ours, axis=None), np.sort(theirs, axis=None), equal_nan=True):
+                if _is_turned(words, n, theirs):
+                    said.append(f"{path} has the numbers of {name} in another order")
                 continue
+            words.layer = words.layer or path.rpartition(".")[0]
             if others := words.alignment.torch_with_numbers(ours):
                 said.append(f"{path} has the numbers of {others[0]}")
                 continue
@@ -518,6 +574,17 @@ def _other_numbers(words: _Words) -> str:
             else:
                 said.append(f"{path} has other numbers than {name}")
     return "; ".join(filter(None, said))
+
+
+def _is_turned(words: _Words, number: int, theirs: np.ndarray) -> bool:
+    """Return True for the kernel of a convolution whose numbers are at other places than PyTorch's."""
+    for equation in words.equations:
+        if equation.name == "conv_general_dilated" and number == equation.inputs[1] and words.is_one_layer:
+            specification = equation.params["dimension_numbers"].rhs_spec
+            kernel = np.asarray(words.alignment.program.constants[number]).transpose(specification)
+            is_plain = set(equation.params["lhs_dilation"]) == {1} and kernel.shape == theirs.shape
+            return is_plain and not same_bits(kernel, theirs).all()
+    return False
 
 
 def _nearest_layout(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray | None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 from flax import nnx
 
 import bridge
 from bridge.libraries import import_library
+from jaxdw.nnx import DepthwiseConv
 
 
 def timm() -> Any:
@@ -18,17 +21,50 @@ def timm() -> Any:
     return import_library("timm")
 
 
-def shared(theirs: torch.nn.Module, ours: nnx.Module, seed: int, rules: Any = None) -> Any:
-    """Draw weights for `theirs`, give them to `ours`, and return the manifest of the conversion."""
+def conv(
+    given: int, channels: int, kernel: int, rngs: nnx.Rngs, *, stride: int = 1, groups: int = 1, bias: bool = False
+) -> Any:
+    """Return a convolution that pads like PyTorch's `padding=kernel // 2`; a depthwise one where `groups == given`."""
+    shared = {"padding": kernel // 2, "use_bias": bias, "rngs": rngs}
+    if groups == given == channels:
+        return DepthwiseConv(channels, (kernel, kernel), stride, **shared)
+    return nnx.Conv(given, channels, (kernel, kernel), stride, feature_group_count=groups, **shared)
+
+
+def batch_norm(channels: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
+    """Return a batch normalization with PyTorch's settings: Flax's momentum is 1 minus PyTorch's."""
+    return nnx.BatchNorm(channels, momentum=0.9, epsilon=1e-5, rngs=rngs)
+
+
+class ConvNorm(nnx.Module):
+    """Convolution and batch normalization, as timm names them."""
+
+    def __init__(
+        self, given: int, channels: int, kernel: int, rngs: nnx.Rngs, *, stride: int = 1, groups: int = 1
+    ) -> None:
+        self.conv = conv(given, channels, kernel, rngs, stride=stride, groups=groups)
+        self.bn = batch_norm(channels, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.bn(self.conv(x))
+
+
+def pair(theirs: torch.nn.Module, port: Callable[[], nnx.Module], inputs: np.ndarray, seed: int) -> Any:
+    """Draw weights for a PyTorch network, and give them to its port.
+
+    Returns:
+      What `jaxdw model` takes: both networks, the inputs, and the manifest of the conversion.
+    """
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         for name, tensor in (*theirs.named_parameters(), *theirs.named_buffers()):
             if tensor.is_floating_point():
                 tensor.copy_(torch.from_numpy(np.asarray(_drawn(name, tuple(tensor.shape), rng), np.float32)))
     theirs.eval()
-    converted = bridge.to_flax(theirs, ours, rules, settings=False)
+    ours = nnx.eval_shape(port)
+    converted = bridge.to_flax(theirs, ours)
     nnx.update(ours, converted.weights)
-    return converted.manifest
+    return theirs, ours, inputs, converted.manifest
 
 
 def _drawn(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

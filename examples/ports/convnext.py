@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from examples.ports.common import image, shared, timm
+from examples.ports.common import image, pair, timm
 from jaxdw.nnx import DepthwiseConv
 
 
@@ -87,5 +87,4 @@ def mini(seed: int = 0) -> Any:
     """Return timm's ConvNeXt with few channels, its port with the same weights, an image, and the manifest."""
     depths, widths = (1, 1, 2, 1), (8, 16, 24, 32)
     theirs = timm().create_model("convnext_atto", depths=depths, dims=widths, num_classes=7)
-    ours = ConvNeXt(depths, widths, 7, rngs=nnx.Rngs(0))
-    return theirs, ours, image(64, seed), shared(theirs, ours, seed)
+    return pair(theirs, lambda: ConvNeXt(depths, widths, 7, rngs=nnx.Rngs(0)), image(64, seed), seed)

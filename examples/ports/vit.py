@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from examples.ports.common import image, shared, timm
+from examples.ports.common import image, pair, timm
 
 
 class Attention(nnx.Module):
@@ -88,5 +88,4 @@ def mini(seed: int = 0) -> Any:
     """Return timm's vision transformer with two blocks, its port with the same weights, an image, and the manifest."""
     sizes = {"embed_dim": 48, "depth": 2, "num_heads": 3}
     theirs = timm().create_model("vit_tiny_patch16_224", img_size=64, num_classes=7, **sizes)
-    ours = VisionTransformer(64, 16, 48, 2, 3, 7, rngs=nnx.Rngs(0))
-    return theirs, ours, image(64, seed), shared(theirs, ours, seed)
+    return pair(theirs, lambda: VisionTransformer(64, 16, 48, 2, 3, 7, rngs=nnx.Rngs(0)), image(64, seed), seed)

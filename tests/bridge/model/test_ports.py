@@ -115,7 +115,7 @@ def test_a_port_passes_with_a_manifest_and_without_one(seed, named):
         ({"epsilon": 1e-6}, "ln", "epsilon is 1e-06 in JAX, and 1e-05 in PyTorch"),
         ({"exact": False}, "gelu_(tanh)", "JAX computes gelu (tanh) where PyTorch computes gelu"),
         ({"residual": False}, "add", "JAX computes nothing where PyTorch computes add"),
-        ({"gamma": False}, "multiply", "JAX computes nothing where PyTorch computes multiply"),
+        ({"gamma": False}, "gamma", "JAX computes nothing where PyTorch computes multiply"),
         ({"padding": "SAME"}, "conv", "SAME"),
     ],
 )
