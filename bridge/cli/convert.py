@@ -33,6 +33,13 @@ def convert(
         str,
         typer.Option(help="As mobilenet_v2 or timm.mobilenet_v2. Default: the model that has all names of SOURCE."),
     ] = "",
+    like: Annotated[
+        str,
+        typer.Option(
+            metavar="PACKAGE.MODULE:FUNCTION",
+            help="A function that returns the Flax model that takes the weights, or what `jaxdw model` takes.",
+        ),
+    ] = "",
     width: Annotated[float, typer.Option(help="Width multiplier of the model.")] = 1.0,
     part: Annotated[str, typer.Option(help="The entry of a training checkpoint to take, as state_dict_ema.")] = "",
     prefix: Annotated[str, typer.Option(help="Take only names that start with this prefix, and remove it.")] = "",
@@ -45,12 +52,21 @@ def convert(
 
     Values and dtypes are kept bit for bit. A manifest beside DESTINATION lists what went where, with hashes.
     """
+    if like and width != 1.0:
+        raise ValueError(f"`width` is {width}, expected none with --like: the function makes the model")
+    target = None
+    if like:
+        from bridge.model.factories import flax_model_of
+
+        log.info("making the model of %s", like)
+        target = flax_model_of(like)
     log.info("reading %s", source)
     written = convert_checkpoint(
         source,
         destination,
         to=to,
         model=model or None,
+        target=target,
         width=width,
         part=part or None,
         prefix=prefix or None,

@@ -88,7 +88,6 @@ def model(
             "--weights": weights,
             "--image": image,
             "--batch": batch,
-            "--layout": layout,
             "--same-bits": same_bits or None,
             "--size": None if size == 224 else size,
             "--width": None if width == 1.0 else width,
@@ -98,8 +97,10 @@ def model(
         log.info("%s: making both networks", network)
         made = made_by(network)
         shown = functools.partial(counted, description=f"{network}, operation")
-        compare = functools.partial(model_parity, gradients=gradients, training=training, name=network, track=shown)
-        parity = compare(made.module, made.model, made.inputs, made.manifest)
+        known = KnownOrders.of_this_machine()
+        compare = functools.partial(model_parity, gradients=gradients, training=training, layout=layout, known=known)
+        parity = compare(made.module, made.model, made.inputs, made.manifest, name=network, track=shown)
+        known.save()
         _report(parity, json, html)
         raise typer.Exit(exit_code(parity.verdict, fail_on))
     if image is not None and batch is not None:

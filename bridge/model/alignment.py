@@ -142,6 +142,7 @@ class Alignment:
       claimed: the numbers of the tensors that are tied, with the value of JAX that is tied first.
       seen: the calls that stand in some region.
       torch_names: PyTorch's names of each parameter of JAX.
+      region_of: the region that ends at a value of JAX.
     """
 
     def __init__(
@@ -191,6 +192,7 @@ class Alignment:
         self.claimed: dict[int, int] = {}
         self.seen: set[int] = set()
         self._visited: set[int] = set()
+        self.region_of: dict[int, Region] = {}
         self._errors: dict[int, np.ndarray] = {}  # of activations, for the backward pass
         self._unlike: dict[int, tuple[int, str]] = {}  # values of another size than what PyTorch's reader reads
 
@@ -377,8 +379,9 @@ class Alignment:
             self._unknown[n] = reason
 
     def _tie(self, number: int, tie: Tie) -> None:
-        if self.graph.incoming and tie.number not in self._errors and tie.number not in self.late:
-            made = None if tie.number in self.graph.inputs else self.theirs(tie.number)
+        if self.graph.incoming and tie.number not in self._errors:
+            given = (*self.graph.inputs, *self.graph.incoming.values())
+            made = None if tie.number in given else self.theirs(tie.number)
             if made is not None and made.value.dtype == np.float64:
                 errors = np.asarray(made.rounding, np.float64) + made.function
                 self._errors[tie.number] = np.broadcast_to(errors, made.shape)
@@ -580,16 +583,20 @@ class Alignment:
         """Return JAX's and PyTorch's value of a gradient where one keeps an activation and the other computes it again.
 
         PyTorch's activations are rounded, so that one does not follow from another. Where both do not read the same
-        ones, each has the error of its own operator. Returns None where they do.
+        ones, each has the error of its own operator. Gradients that only one reads have theirs. Returns None where both
+        read the same.
         """
         found = self.calls(number)
         if found is None:
             return None
         ours = {n: self.ties[n][-1] for n in part.inputs if n in self.ties}
         read = {tie.number for tie in ours.values()}
-        if not any(n in self._errors for n in read ^ set(found[1])):
+        one_sided = {n for n in read ^ set(found[1]) if n in self._errors}
+        if not one_sided:
             return None
-        errors = {n: self._errors[n] for n in read | set(found[1]) if n in self._errors}
+        if one_sided - self.late:
+            one_sided |= {n for n in read | set(found[1]) if n in self._errors and n not in self.late}
+        errors = {n: self._errors[n] for n in one_sided}
         theirs = evaluated(self.graph, [self.graph.calls[i] for i in found[0]], found[1], errors).get(number)
         if theirs is None:
             return None
@@ -682,8 +689,10 @@ class Alignment:
                 if math.prod(self.program.avals[value].shape) == self.graph.values[wanted].size:
                     meeting = value, wanted
                     break
-            if meeting or (call is not None and call.name not in NORMALIZATIONS):
-                break
+            made_by = self._producer.get(value)
+            is_layer = made_by is not None and made_by[1].name in primitives.CONTRACTIONS
+            if meeting or is_layer or (call is not None and call.name not in NORMALIZATIONS):
+                break  # what a layer computes stands for nothing before the layer
         if meeting is None:
             if equation is not None:
                 self._unlike.setdefault(self._plain(number), (roots[-1], self._layer_of(equation)))
@@ -945,10 +954,10 @@ class Alignment:
         self.seen.update(places)
         part = Part(tuple(equations), tuple(inputs), number)
         calls = tuple(self.graph.calls[i] for i in places)
-        ours = self.values.get(number)
-        return Region(
-            part, operands, ours, self._unknown.get(number, ""), calls, tuple(sources), tie, is_equal, wiring, is_met
-        )
+        ours, unknown = self.values.get(number), self._unknown.get(number, "")
+        region = Region(part, operands, ours, unknown, calls, tuple(sources), tie, is_equal, wiring, is_met)
+        self.region_of.setdefault(number, region)
+        return region
 
     def _operand(self, number: int) -> np.ndarray:
         if number in self.program.constants:

@@ -206,8 +206,8 @@ class _OperationRecorder(Recorder):
                 parameters,
                 {key: given[key] for key in _SETTINGS if given.get(key) is not None},
                 torch.Tag.pointwise in func.tags or name in _ELEMENTWISE,
-                _layout(tracked[0]),
-                _again(func, given),
+                memory_layout(tracked[0]),
+                again(func, given),
             )
         )
         return result
@@ -243,7 +243,8 @@ def _kind(name: str, given: dict[str, Any]) -> str:
     return _KINDS.get(name, name)
 
 
-def _layout(x: torch.Tensor) -> str:
+def memory_layout(x: torch.Tensor) -> str:
+    """Return "contiguous", "channels_last" or "other"; nothing for two axes or fewer."""
     if x.ndim < 3:
         return ""
     return "contiguous" if x.is_contiguous() else "channels_last" if x.stride(1) == 1 else "other"
@@ -258,7 +259,7 @@ _OPERANDS: Mapping[str, Sequence[str]] = {
 }
 
 
-def _again(func: Any, given: Mapping[str, Any]) -> Callable[..., np.ndarray] | None:
+def again(func: Any, given: Mapping[str, Any]) -> Callable[..., np.ndarray] | None:
     """Return the operator as a function of new numbers, which stand in memory as those that it was given."""
     name = func.overloadpacket._qualified_op_name.removeprefix("aten::")
     names = _OPERANDS.get(name)

@@ -308,6 +308,16 @@ def _causal_padding(alignment: Alignment, region: Region, call: Call) -> Changes
 
 
 def _strides(alignment: Alignment, region: Region, call: Call) -> Changes:
+    kernel = alignment.graph.values[call.get("weight").number].shape[2:]
+    own = call.get("dilation")
+    for n in (1, 2, 3):
+        if set(own) != {n} and not call.get("transposed"):  # with the padding that keeps the size
+            yield (
+                _changed(call, dilation=[n] * len(kernel), padding=[n * (k - 1) // 2 for k in kernel]),
+                Cause(
+                    "dilation", f"dilation is {n} in JAX, and {tuple(own)} in PyTorch", f"dilation {tuple(own)} in JAX"
+                ),
+            )
     for name in ("dilation", "stride"):
         own = call.get(name)
         for n in (1, 2, 3):

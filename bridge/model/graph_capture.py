@@ -13,24 +13,31 @@ import numpy as np
 import torch
 
 from bridge._implementations.torch_ import to_numpy
+from bridge.model.capture import LAYOUTS, again, in_layout, layout_of, memory_layout
 from bridge.model.model_inputs import INFERENCE, Mode, ModelInputs
 from bridge.model.results import named
-from bridge.model.torch_graph import UNITS, Call, Ref, TorchGraph, without_repeats
+from bridge.model.torch_graph import UNITS, Call, Ref, Rerun, TorchGraph, without_repeats
 from bridge.torch_models import Recorder, by_name, on_device
 
 
-def graph(module: torch.nn.Module, inputs: ModelInputs, mode: Mode = INFERENCE) -> TorchGraph:
+def graph(
+    module: torch.nn.Module, inputs: ModelInputs, mode: Mode = INFERENCE, layout: str | None = None
+) -> TorchGraph:
     """Run a model once, and return every operator that it called.
 
     Args:
       module: the model; its parameters, buffers and flags are as before afterwards.
       inputs: with NumPy arrays in PyTorch's layout.
       mode: of running: inference without gradients, unless it says otherwise.
+      layout: of images and weights in memory, "contiguous" or "channels_last"; None: that of the model.
 
     Raises:
-      ValueError: its forward fails.
+      ValueError: its forward fails, or an unknown layout.
     """
+    module = in_layout(module, layout)
     given = [on_device(module, np.ascontiguousarray(each)) for each in inputs.arrays]
+    memory = LAYOUTS[layout_of(module)]
+    given = [x.contiguous(memory_format=memory) if x.ndim == 4 and x.is_floating_point() else x for x in given]
     args, kwargs = inputs.split(given)
     recorder = _GraphRecorder(module, mode)
     recorder.inputs = [recorder.new(tensor) for tensor in given]
@@ -75,6 +82,7 @@ class _GraphRecorder(Recorder):
         self.calls: list[Call] = []
         self.values: dict[int, np.ndarray] = {}
         self.lower: dict[int, str] = {}
+        self.runs: dict[int, Rerun] = {}
         self.parameters: dict[int, str] = {}
         self.inputs: list[int] = []
         self._numbers: dict[int, int] = {}
@@ -171,6 +179,9 @@ class _GraphRecorder(Recorder):
             if each.alias_info is not None and each.alias_info.is_write and each.name in given
         }
         outputs = tuple(self.new(y) for y in results)
+        if not self.mode.gradients and (run := again(func, given)) is not None:
+            first = next(value for value in given.values() if isinstance(value, torch.Tensor) and value.ndim > 1)
+            self.runs[outputs[0]] = Rerun(run, memory_layout(first))
         for y, number in zip(results, outputs):
             if id(y) in written:
                 for other in self._sharing[_memory(y)]:
@@ -210,6 +221,7 @@ class _GraphRecorder(Recorder):
             self.incoming,
             gradients,
             self.lower,
+            self.runs,
         )
 
 

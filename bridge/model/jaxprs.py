@@ -147,7 +147,9 @@ class _Reader:
         self.constants |= given
         outputs = self.walk(closed.jaxpr, closed.consts, variables, "", ("", -1))
         parameters = dict(zip(variables, names))
-        return Program(self.equations, variables[len(names) :], outputs, parameters, self.constants, self.avals)
+        return Program(
+            _needed(self.equations, outputs), variables[len(names) :], outputs, parameters, self.constants, self.avals
+        )
 
     def new(self, aval: Any) -> int:
         self.avals[len(self.avals)] = aval
@@ -245,6 +247,16 @@ class _Reader:
             for k in range(len(results[0]) if results else 0)
         ]
         return [*state, *stacked]
+
+
+def _needed(equations: Sequence[Equation], outputs: Sequence[int]) -> list[Equation]:
+    """Return the equations on which the results depend."""
+    needed, kept = set(outputs), []
+    for equation in reversed(equations):
+        if needed.intersection(equation.outputs):
+            needed.update(equation.inputs)
+            kept.append(equation)
+    return kept[::-1]
 
 
 def _like(aval: Any) -> Any:

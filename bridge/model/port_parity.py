@@ -1,4 +1,4 @@
-"""port_parity: any PyTorch module and a JAX model with the same weights, operation by operation."""
+"""model_parity: any PyTorch module and a JAX model with the same weights, operation by operation and as a whole."""
 
 from __future__ import annotations
 
@@ -10,99 +10,155 @@ from typing import Any
 import numpy as np
 
 from bridge.model.alignment import Alignment, Region, layer_of, parameter_names
-from bridge.model.jax_side import jax_model, with_gradients
+from bridge.model.jax_side import JaxModel, jax_model, with_gradients
 from bridge.model.jaxprs import Part, Program, read
-from bridge.model.model_inputs import INFERENCE, Mode, ModelInputs, both
+from bridge.model.known_orders import KnownOrders
+from bridge.model.model_inputs import Mode, ModelInputs, both
 from bridge.model.parity import LayerParity, Logits, ModelParity, Track, relative
 from bridge.model.ports import judged
 from bridge.model.results import paired
+from bridge.model.same_bits import mobilenet_parity
 from bridge.model.torch_graph import UNITS, TorchGraph
 from bridge.weights.manifest import WeightsManifest
+from jaxdw.models import MobileNet
 
 _log = logging.getLogger("bridge")
 
+#: Orders that were revealed in this process. Each is proved on the data again where it is used.
+_KNOWN = KnownOrders()
 
-def port_parity(
+
+def model_parity(
     module: Any,
     model: Any,
     inputs: Any,
-    manifest: WeightsManifest | None = None,
+    weights: WeightsManifest | None = None,
     *,
-    mode: Mode = INFERENCE,
+    gradients: bool = False,
+    training: bool = False,
+    layout: str | None = None,
+    known: KnownOrders | None = None,
     name: str = "",
     track: Track = iter,
 ) -> ModelParity:
-    """Compare every operation of a PyTorch module with its port to JAX, in float32.
+    """Compare every operation of a PyTorch module with its port to JAX twice, in eval mode and float32.
 
-    The arguments and results are those of `bridge.model_parity`.
+    *Isolated*: the JAX operation gets PyTorch's operands, and the two results are compared within the bound of that one
+    operation. *Running*: each network runs on its own on the same images; their difference grows from layer to layer.
+    Where every isolated verdict is ROUNDING or stronger, each operation adds no more than its own rounding on the data
+    that really flow through the network. Then all growth is these roundings, carried on.
+
+    Args:
+      module: the PyTorch model, an `nn.Module`.
+      model: the JAX model with its weights: an `nnx.Module`; a Linen module and its variables, `(module, variables)`; a
+        function and its parameters, `(function, parameters)`, called as `function(parameters, *inputs)`; or a callable
+        tree of arrays, as Equinox has them.
+      inputs: an array or several. Images are `(N, H, W, C)`, float32, already normalized: PyTorch gets them channels
+        first. Other arrays are given to both as they are. `{"jax": ..., "torch": ...}` gives each its own.
+      weights: the manifest of the conversion, `bridge.to_flax(module, model).manifest`; None: parameters are matched by
+        their numbers, in any layout.
+      gradients: compare the backward pass, too: every operation of it and every parameter's gradient, on PyTorch's own
+        activations and incoming gradients. Those of the results are drawn.
+      training: run the PyTorch module and an `nnx.Module` in training mode: statistics of the batch. Dropout must be 0.
+      layout: of PyTorch's weights and images, "contiguous" or "channels_last"; None: that of the model.
+      known: orders that were revealed before; None: none.
+      name: of the network, for reports.
+      track: wraps the loop over the operations, for a progress bar.
+
+    Raises:
+      ValueError, TypeError: inputs of another dtype or shape, a model of another kind; the message says which.
     """
-    program, theirs, names, given = _programs(module, model, inputs, manifest, mode, name)
+    from bridge.model.capture import layout_of
+
+    known = _KNOWN if known is None else known
+    if isinstance(model, MobileNet) and weights is not None and not gradients and not training:
+        settings: dict[str, Any] = {"layout": layout, "known": known, "name": name, "track": track}
+        return mobilenet_parity(module, model, inputs, weights, **settings)
+    mode = Mode(gradients, training)
+    _log.info("%s: running it in PyTorch", name)
+    program, theirs, names, given = _programs(module, model, inputs, weights, mode, layout)
     alignment = Alignment(program, theirs, names, dict(zip((*program.incoming, *program.inputs), given.arrays)))
     running = _Running(alignment)
     layers: list[LayerParity] = []
     for region in track(alignment.regions()):
-        row = judged(alignment, region)
+        row = judged(alignment, region, known)
         grown, amplification = running.follow(region)
         if row is not None:
             shape = tuple(program.avals[region.part.output].shape)
-            layers.append(
-                LayerParity(row.name, row.torch, row.kind, shape, row.isolated, row.reason, grown, amplification)
-            )
+            orders = {name: each.words for name, each in row.replayed.items()}
+            trees = {name: each.trees for name, each in row.replayed.items()}
+            figures = (row.isolated, row.reason, grown, amplification, orders, trees)
+            layers.append(LayerParity(row.name, row.torch, row.kind, shape, *figures))
     left = [
         layer_of(call, alignment.names_of_values)
         for place, call in enumerate(theirs.calls)
         if place in alignment.needed and place not in alignment.seen and alignment.is_core(call)
     ]
+    left += [f"gradient of {each}" for each, n in theirs.gradients.items() if n not in theirs.outputs]
     first = given.arrays[len(program.incoming)]
-    return ModelParity(name, np.shape(first), layers, left, _logits(program, theirs, given), gradients=mode.gradients)
+    logits, layout = _logits(program, theirs, given), layout or layout_of(module)
+    return ModelParity(name, np.shape(first), layers, left, logits, layout, gradients=mode.gradients)
 
 
 def _programs(
-    module: Any, model: Any, inputs: Any, manifest: WeightsManifest | None, mode: Mode, name: str
+    module: Any, model: Any, inputs: Any, manifest: WeightsManifest | None, mode: Mode, layout: str | None = None
 ) -> tuple[Program, TorchGraph, Mapping[str, Sequence[str]], ModelInputs]:
     """Return both programs with the same outputs in the same order, PyTorch's names of parameters, and JAX's inputs."""
     from bridge.model.graph_capture import graph
 
     given, theirs_given = both(inputs)
     made = jax_model(model, mode.training)
-    _log.info("%s: running it in PyTorch", name)
-    theirs = graph(module, theirs_given, mode)
+    theirs = graph(module, theirs_given, mode, layout)
     program = read(made.function, made.parameters, given)
     pairs = paired(program.results, theirs.results)
-    moved = None if manifest is None else [(each.torch.name, each.flax.name) for each in manifest.moved]
-    names = parameter_names(made.parameters, theirs, moved)
+    pieces = [] if manifest is None else manifest.moved
+    moved = [(each.torch.name.partition("[")[0], each.flax.name) for each in pieces]  # a name may be `weight[0/3]`
+    names = parameter_names(made.parameters, theirs, None if manifest is None else moved)
     ours = [program.outputs[i] for i, _ in pairs]
     outputs, results = [theirs.outputs[i] for _, i in pairs], [theirs.results[i] for _, i in pairs]
+    program = dataclasses.replace(program, outputs=ours, settings=made.settings)
+    graphs = program, dataclasses.replace(theirs, outputs=outputs, results=results)
     if not mode.gradients:
-        return (
-            dataclasses.replace(program, outputs=ours, settings=made.settings),
-            dataclasses.replace(theirs, outputs=outputs, results=results),
-            names,
-            given,
-        )
+        return *graphs, names, given
     if len(pairs) < len(theirs.results):
         raise ValueError(f"`gradients` needs all results of PyTorch, {theirs.results}, and JAX gives {program.results}")
+    return _both_ways(made, *graphs, names, given, [i for i, _ in pairs])
+
+
+def _both_ways(
+    made: JaxModel,
+    program: Program,
+    theirs: TorchGraph,
+    names: Mapping[str, Sequence[str]],
+    given: ModelInputs,
+    places: Sequence[int],
+) -> tuple[Program, TorchGraph, Mapping[str, Sequence[str]], ModelInputs]:
+    """Return what `_programs` does with the gradients of the parameters as further outputs.
+
+    Args:
+      made, program, theirs, names, given: both models without gradients, and JAX's inputs.
+      places: of the outputs among the results of `made`.
+    """
     if theirs.lower:
-        raise ValueError(
-            f"`gradients` needs a module in float32, and this one computes in {min(theirs.lower.values())}"
-        )
-    drawn = {each: theirs.incoming[each] for each in results if each in theirs.incoming}
-    avals = [program.avals[n] for n, each in zip(ours, results) if each in drawn]
+        lower = min(theirs.lower.values())
+        raise ValueError(f"`gradients` needs a module in float32, and this one computes in {lower}")
+    drawn = {each: theirs.incoming[each] for each in theirs.results if each in theirs.incoming}
+    avals = [program.avals[n] for n, each in zip(program.outputs, theirs.results) if each in drawn]
     incoming = [_in_shape(theirs.values[n], aval.shape).astype(aval.dtype) for n, aval in zip(drawn.values(), avals)]
-    wanted = {
-        path: theirs.gradients[own[0]]
-        for path in made.parameters
-        if len(own := list(names.get(path, ()))) == 1
-        and own[0] in theirs.gradients
-        and theirs.values[theirs.gradients[own[0]]].size == made.parameters[path].size
-    }
+    wanted = {}
+    for path, array in made.parameters.items():
+        known = names.get(path, ())
+        own = path if path in known else known[0] if len(known) == 1 else ""
+        if own in theirs.gradients and theirs.values[theirs.gradients[own]].size == array.size:
+            wanted[path] = theirs.gradients[own]
     wanted = dict(sorted(wanted.items(), key=lambda item: item[1]))  # as the backward pass makes them
-    both_ways = with_gradients(made, [i for i, _ in pairs], len(incoming), list(wanted))
+    both_ways = with_gradients(made, places, len(incoming), list(wanted))
     given = dataclasses.replace(given, arrays=[*incoming, *given.arrays])
     program = read(both_ways.function, made.parameters, given)
     starts, data = program.inputs[: len(incoming)], program.inputs[len(incoming) :]
     program = dataclasses.replace(program, settings=made.settings, incoming=starts, inputs=data)
-    outputs, results = [*outputs, *wanted.values()], [*results, *(f"gradient of {path}" for path in wanted)]
+    outputs = [*theirs.outputs, *wanted.values()]
+    results = [*theirs.results, *(f"gradient of {path}" for path in wanted)]
     return program, dataclasses.replace(theirs, outputs=outputs, results=results, incoming=drawn), names, given
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -16,14 +16,16 @@ from bridge.model.alignment import NORMALIZATIONS, Alignment, Region, evaluated,
 from bridge.model.causes import Cause, cause_of
 from bridge.model.element_order import other_order
 from bridge.model.elementwise_functions import PROBES, are_one, named
+from bridge.model.explanations import Replayed
 from bridge.model.jaxprs import Equation
+from bridge.model.known_orders import KnownOrders
 from bridge.model.operation_names import joined, kind_of_call, kind_of_convolution, kind_of_ours
 from bridge.model.operation_verdicts import NAMES, compared, judge, of_integers, other_shape
-from bridge.model.operations import Operation
 from bridge.model.parameters import of_other_bits, with_momentum
+from bridge.model.recorded_operations import operation_of, replayed
 from bridge.model.running_error import Bounded
 from bridge.model.torch_evaluation import is_known
-from bridge.model.torch_graph import UNITS, Call, Ref
+from bridge.model.torch_graph import UNITS, Call
 from bridge.numerics import same_bits
 
 
@@ -36,6 +38,7 @@ class Row:
       torch: the layers or modules of PyTorch; "nothing" where PyTorch computes nothing.
       kind: what it computes.
       isolated: the comparison; None where there is none, for `reason`.
+      replayed: how each result came about, by framework; empty where nothing was replayed.
     """
 
     name: str
@@ -43,10 +46,17 @@ class Row:
     kind: str
     isolated: Comparison | None
     reason: str
+    replayed: Mapping[str, Replayed] = dataclasses.field(default_factory=dict)
 
 
-def judged(alignment: Alignment, region: Region) -> Row | None:
-    """Return the row of a region; None for one that only moves elements."""
+def judged(alignment: Alignment, region: Region, known: KnownOrders | None = None) -> Row | None:
+    """Return the row of a region; None for one that only moves elements.
+
+    Args:
+      alignment: of both models.
+      region: the region.
+      known: orders that were revealed before; None: nothing is replayed.
+    """
     equations = core_equations(alignment, region)
     calls = core_calls(alignment, region)
     is_repeated = not region.is_met and not calls  # JAX computes a tensor that it has
@@ -78,7 +88,10 @@ def judged(alignment: Alignment, region: Region) -> Row | None:
         )
     if isinstance(isolated, str):
         return Row(words.name, made, words.kind, None, isolated)
-    return Row(words.name, made, words.kind, isolated, "")
+    how: Mapping[str, Replayed] = {}
+    if known is not None and isolated.verdict is Verdict.ROUNDING and len(calls) == 1 and not words.is_backward:
+        isolated, how = replayed(alignment, region, calls[0], run(alignment, region), isolated, known)
+    return Row(words.name, made, words.kind, isolated, "", how)
 
 
 def _moved(alignment: Alignment, region: Region) -> Row | None:
@@ -154,6 +167,21 @@ class _Words:
         return joined([kind_of_call(call) for call in self.calls])
 
     @property
+    def both(self) -> tuple[str, str]:
+        """What both compute; where PyTorch computes nothing, with the function before it: relu6 for relu."""
+        data = [n for n in self.region.part.inputs if self.alignment.is_data(n)]
+        before = self.alignment.region_of.get(data[0]) if len(data) == 1 and not self.calls else None
+        if before is None or self.ours_function is None:
+            return self.ours, self.theirs
+        theirs = self.alignment.function_of_theirs(before.calls, before.sources, before.tie.number)
+        equations = (*before.part.equations, *self.region.part.equations)
+        inputs = (*before.part.inputs, *(n for n in self.region.part.inputs if n != data[0]))
+        ours = self.alignment.function_of_ours(equations, inputs, self.region.part.output)
+        names = [None if each is None else named(*each) for each in (ours, theirs)]
+        is_known = names[0] not in (None, "identity") and names[1] not in (None, "identity")
+        return (str(names[0]), str(names[1])) if is_known else (self.ours, self.theirs)
+
+    @property
     def parameter(self) -> str:
         """The parameter of PyTorch that a single sum or product takes, such as " with blocks.0.gamma"; else nothing."""
         named = self.alignment.names_of_values
@@ -199,9 +227,9 @@ class _Words:
         layers = list(dict.fromkeys(leaf.rpartition(".")[0] or leaf for leaf in leaves))
         if len(layers) == 1 and self.equations:
             return layers[0]
-        missing = {self.layer_of(call, everywhere=True) for call in self.calls} - {""}
-        if not self.equations and len(missing) == 1:
-            return missing.pop()
+        missing = [layer for call in self.calls if (layer := self.layer_of(call, everywhere=True))]
+        if not self.equations and missing:
+            return missing[0]
         scope = self.equations[-1].scope if self.equations else self.alignment.scope(self.region.part.output)
         kind = (self.theirs if not self.equations else self.kind).rpartition(" to ")[2]
         return ".".join(filter(None, (scope, kind.replace(" ", "_"))))
@@ -354,63 +382,18 @@ def _of_operation(alignment: Alignment, region: Region, words: _Words, ours: np.
     if alignment.graph.lower:
         return None
     operation = operation_of(alignment, call)
-    if operation is None or ours.size != operation.output.size or call.outputs[0] != region.tie.number:
+    if (
+        operation is None
+        or operation.kind not in ("convolution", "linear")
+        or ours.size != operation.output.size
+        or call.outputs[0] != region.tie.number
+    ):
         return None
     return_ = region.tie.layout.to_torch(ours)
     if return_.ndim > 2:
         return_ = np.moveaxis(return_, 1, -1)
     found = judge(operation, np.ascontiguousarray(return_))
     return found if isinstance(found, Comparison) else None
-
-
-def operation_of(alignment: Alignment, call: Call) -> Operation | None:
-    """Return a convolution of images or a fully connected layer as an operation; None for anything else."""
-    graph = alignment.graph
-    if call.name == "convolution" and not call.get("transposed"):
-        x, weight, bias = call.get("input"), call.get("weight"), call.get("bias")
-        array = graph.values[x.number]
-        if array.ndim != 4 or array.dtype != np.float32:
-            return None
-        stride, padding, dilation = (
-            [*call.get(k)] * (2 if len(call.get(k)) == 1 else 1) for k in ("stride", "padding", "dilation")
-        )
-        settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": call.get("groups")}
-        kind, operand = "convolution", np.moveaxis(array, 1, -1)
-        output = np.moveaxis(graph.values[call.outputs[0]], 1, -1)
-        parameters = {"weight": graph.values[weight.number]}
-        if isinstance(bias, Ref):
-            parameters["bias"] = graph.values[bias.number]
-        if settings["groups"] not in (1, operand.shape[-1]):
-            return None
-    elif call.name in ("addmm", "mm"):
-        x, weight = (
-            (call.get("mat1"), call.get("mat2")) if call.name == "addmm" else (call.get("self"), call.get("mat2"))
-        )
-        if call.get("alpha", 1) != 1 or call.get("beta", 1) != 1 or weight.number in alignment.data_of_torch:
-            return None
-        kind, operand, settings = "linear", graph.values[x.number], {}
-        output = graph.values[call.outputs[0]]
-        parameters = {"weight": np.ascontiguousarray(graph.values[weight.number].T)}
-        if call.name == "addmm":
-            bias = graph.values[call.get("self").number]
-            if bias.ndim != 1:
-                return None
-            parameters["bias"] = bias
-        if operand.dtype != np.float32:
-            return None
-    else:
-        return None
-    layer = layer_of(call, alignment.names_of_values)
-    return Operation(
-        kind,
-        layer,
-        call.module,
-        (),
-        (np.ascontiguousarray(operand),),
-        np.ascontiguousarray(output),
-        parameters,
-        settings,
-    )
 
 
 def _differs(ours: Bounded, exact: Bounded) -> bool:
@@ -467,8 +450,8 @@ def _other_function(words: _Words, found: Comparison) -> Comparison:
         found,
         verdict=Verdict.CONVENTION,
         name="another operation",
-        cause=f"JAX computes {words.ours} where PyTorch computes {words.theirs}{seen}",
-        fix=f"compute {words.theirs} there in JAX",
+        cause=f"JAX computes {words.both[0]} where PyTorch computes {words.both[1]}{seen}",
+        fix=f"compute {words.both[1]} there in JAX",
     )
 
 
@@ -501,8 +484,8 @@ def _explained(words: _Words, found: Comparison, cause: Cause | None, differs: b
             found,
             verdict=Verdict.CONVENTION if simple or not words.equations or not words.calls else Verdict.BUG,
             name="another operation",
-            cause=f"JAX computes {ours} where PyTorch computes {theirs}{words.parameter}",
-            fix=f"compute {theirs} there in JAX",
+            cause=f"JAX computes {words.both[0]} where PyTorch computes {words.both[1]}{words.parameter}",
+            fix=f"compute {words.both[1]} there in JAX",
         )
     if found.verdict.passes and differs:
         return dataclasses.replace(
@@ -525,6 +508,7 @@ def _of_gradient(words: _Words, found: Comparison) -> Comparison:
     """Return a verdict that fails on a part of the backward pass, with what is known of it."""
     alignment, graph = words.alignment, words.alignment.program.equations
     stops = list(dict.fromkeys(e.scope or "the model itself" for e in graph if e.name == "stop_gradient"))
+    stops = [*stops[:2], f"{len(stops) - 2} other modules"] if len(stops) > 3 else stops
     of = " and then ".join(dict.fromkeys(kind_of_call(call) for call in words.calls)) or "nothing"
     if not words.equations and words.calls and alignment.is_zero(words.region):
         cause, name = f"JAX passes no gradient back here, where PyTorch computes {of}", "gradient missing"
@@ -577,6 +561,8 @@ def _other_numbers(words: _Words) -> str:
             if theirs is None or ours.size != theirs.size or ours.dtype != theirs.dtype:
                 continue
             if np.array_equal(np.sort(ours, axis=None), np.sort(theirs, axis=None), equal_nan=True):
+                if _is_turned(words, n, theirs):
+                    said.append(f"{path} has the numbers of {name} in another order")
                 continue
             words.layer = words.layer or path.rpartition(".")[0]
             if others := words.alignment.torch_with_numbers(ours):
@@ -588,6 +574,17 @@ def _other_numbers(words: _Words) -> str:
             else:
                 said.append(f"{path} has other numbers than {name}")
     return "; ".join(filter(None, said))
+
+
+def _is_turned(words: _Words, number: int, theirs: np.ndarray) -> bool:
+    """Return True for the kernel of a convolution whose numbers are at other places than PyTorch's."""
+    for equation in words.equations:
+        if equation.name == "conv_general_dilated" and number == equation.inputs[1] and words.is_one_layer:
+            specification = equation.params["dimension_numbers"].rhs_spec
+            kernel = np.asarray(words.alignment.program.constants[number]).transpose(specification)
+            is_plain = set(equation.params["lhs_dilation"]) == {1} and kernel.shape == theirs.shape
+            return is_plain and not same_bits(kernel, theirs).all()
+    return False
 
 
 def _nearest_layout(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray | None:

@@ -143,7 +143,7 @@ def sub(x: Bounded, z: Bounded, unit: Unit = FLOAT32_UNIT) -> Bounded:
 def _sum(x: Bounded, z: Bounded, y: np.ndarray, unit: Unit) -> Bounded:
     if y.dtype != np.float64:
         return Bounded(y)
-    size = np.abs(y)
+    size = np.where(np.isinf(y), 0.0, np.abs(y))  # an infinity, as masks have it, is not rounded
     ex, ez = _errors(x), _errors(z)
     return _made(y, lambda k: ex[k] + ez[k], lambda e, u, tiny: u * (size + e) + 3 * tiny, unit)
 

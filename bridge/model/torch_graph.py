@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,14 @@ class Call:
         return self.arguments.get(name, default)
 
 
+@dataclasses.dataclass(frozen=True)
+class Rerun:
+    """An operator on other numbers of the same shapes, as `Operation.run` is, and the layout of its input in memory."""
+
+    run: Callable[..., np.ndarray]
+    layout: str
+
+
 def _refs(values: Any) -> Iterator[Ref]:
     for value in values:
         if isinstance(value, Ref):
@@ -66,6 +74,7 @@ class TorchGraph:
       incoming: the gradient of each floating-point output by its name, from which the backward pass starts.
       gradients: the gradient of each parameter by its name; without those that the outputs do not depend on.
       lower: the dtype of each value below float32, one of `UNITS`; `values` has it in float32.
+      runs: operators that are sums of products, by their first result, to be run on other numbers.
     """
 
     calls: Sequence[Call]
@@ -78,6 +87,7 @@ class TorchGraph:
     incoming: Mapping[str, int] = dataclasses.field(default_factory=dict)
     gradients: Mapping[str, int] = dataclasses.field(default_factory=dict)
     lower: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    runs: Mapping[int, Rerun] = dataclasses.field(default_factory=dict)
 
 
 def without_repeats(calls: Sequence[Call], values: Mapping[int, np.ndarray]) -> tuple[list[Call], dict[int, int]]:

@@ -7,6 +7,7 @@ import dataclasses
 import enum
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +49,7 @@ def convert_checkpoint(
     *,
     to: Format | str = Format.FLAX,
     model: str | None = None,
+    target: Any = None,
     width: float = 1.0,
     part: str | None = None,
     prefix: str | None = None,
@@ -63,7 +65,8 @@ def convert_checkpoint(
       to: "flax": safetensors with Flax's names and layouts; "orbax": the same as an Orbax checkpoint; "torch":
         safetensors with PyTorch's. A checkpoint that has this form already only changes its file format.
       model: the network or architecture, as `to_flax` takes it; None: the one that the names show.
-      width: of the model.
+      target: the Flax model that takes the weights, as `to_flax` takes it; then `model` may be rules.
+      width: of the model of `jaxdw.models`.
       part, prefix, merge: as for `load_weights`.
       force: overwrite what exists.
       track: wraps the loop over tensors, for a progress bar.
@@ -82,6 +85,11 @@ def convert_checkpoint(
     beside = manifest_path(source)
     manifest = WeightsManifest.read(beside) if beside.exists() else None
     is_flax = any(name.rpartition(".")[2] == "kernel" for name in weights)
+    if target is not None and (is_flax or to == Format.TORCH):
+        raise ValueError(
+            f"`like` gives a Flax model, expected PyTorch's weights in {source} and `to` flax or orbax; the way back "
+            "takes the manifest beside the file"
+        )
     if is_flax and to == Format.TORCH:
         if manifest is None and model is None:
             raise ValueError(
@@ -89,7 +97,11 @@ def convert_checkpoint(
             )
         weights, manifest = to_torch(nested(weights), manifest or str(model))
     elif not is_flax and to != Format.TORCH:
-        weights, manifest = _to_flax(weights, model, width)
+        if target is None:
+            weights, manifest = _to_flax(weights, model, width)
+        else:
+            tree, manifest = to_flax(weights, target, model)
+            weights = {name: np.asarray(leaf) for name, leaf in ParameterTree.of(tree).leaves.items()}
     with _manifest(manifest_path(destination), manifest):
         if to == Format.ORBAX:
             write_orbax(destination, weights, track)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 from bridge.weights.architectures import ARCHITECTURES, looks_like
 from bridge.weights.hints import hints
 from bridge.weights.layer_settings import differences, live_layers
-from bridge.weights.layouts import LAYOUTS, SAME
+from bridge.weights.layouts import LAYOUTS, PART, SAME
 from bridge.weights.manifest import Form, Kept, Moved, WeightsManifest
 from bridge.weights.mismatch import Misfits
 from bridge.weights.names import unwrapped
@@ -75,6 +76,7 @@ def to_flax(
         weights = unwrapped(weights) if prefix is None and not merge else prepared(weights, prefix, merge)
     tree = ParameterTree.of(target)
     label, book = choose_rules(rules, list(weights), tree, automatic)
+    weights = _in_parts(weights, book)
     misfits, places = _match({name: book.from_torch(name) for name in weights}, "flax")
     wanted = {flax: tuple(leaf.shape) for flax, leaf in tree.leaves.items()}
     for flax, place in places.items():
@@ -149,7 +151,7 @@ def to_torch(tree: Any, by: WeightsManifest | Rules, *, tensors: bool = False) -
     arrays = {name: np.asarray(p.layout.to_torch(leaves[str(p.flax)]), order="C") for name, p in places.items()}
     moved = [_moved(place, arrays[name], leaves[str(place.flax)]) for name, place in places.items()]
     manifest = WeightsManifest(rules=rules, moved=moved, kept=[Kept.of(name, array) for name, array in kept.items()])
-    state = arrays | kept
+    state = _joined(arrays | kept)
     return Converted(tensors_of(state) if tensors else state, manifest)
 
 
@@ -171,6 +173,32 @@ def _match(found: Mapping[str, Sequence[Place]], side: Literal["torch", "flax"])
             taken[other].append(name)
     misfits.collisions |= {other: names for other, names in taken.items() if len(names) > 1}
     return misfits, places
+
+
+def _in_parts(weights: Mapping[str, np.ndarray], book: RuleBook) -> dict[str, np.ndarray]:
+    """Cut the tensors of which the rules take parts, as `attn.in_proj_weight[0/3]`."""
+    found: dict[str, np.ndarray] = {}
+    for name, array in weights.items():
+        is_whole = array.ndim == 0 or book.from_torch(name)
+        counts = (n for n in range(2, 10) if not is_whole and array.shape[0] % n == 0)
+        count = next((n for n in counts if book.from_torch(f"{name}[0/{n}]")), None)
+        if count is None:
+            found[name] = array
+        else:
+            found |= {f"{name}[{k}/{count}]": part for k, part in enumerate(np.split(array, count))}
+    return found
+
+
+def _joined(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return whole tensors: parts become the tensor that they were cut from."""
+    parts: dict[str, dict[int, np.ndarray]] = collections.defaultdict(dict)
+    for name, array in arrays.items():
+        whole, part, place = name.partition("[") if re.search(f"{PART}$", name) else (name, "", "")
+        parts[whole][int(place[0]) if part else 0] = array
+    return {
+        name: np.concatenate([some[k] for k in sorted(some)]) if len(some) > 1 else some[0]
+        for name, some in parts.items()
+    }
 
 
 def _are_arrays(weights: Any) -> bool:

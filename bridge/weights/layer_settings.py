@@ -43,6 +43,8 @@ def live_layers(source: Any, prefix: str | None) -> dict[str, Any]:
         if hasattr(layer, "eps") or hasattr(layer, "groups"):
             leaf = "running_var" if getattr(layer, "weight", None) is None else "weight"
             found[without_wrappers(f"{path}.{leaf}".lstrip("."))] = layer
+        elif hasattr(layer, "num_heads") and getattr(layer, "in_proj_weight", None) is not None:
+            found[without_wrappers(f"{path}.in_proj_weight".lstrip("."))] = layer
     return {name: layer for name, layer in plain_names(found, prefix).items() if layer is not None}
 
 
@@ -59,12 +61,14 @@ def differences(
     """
     for name, theirs in live.items():
         path = name.rpartition(".")[0] or "the layer"
-        for place in book.from_torch(name):
+        for place in book.from_torch(name) or book.from_torch(f"{name}[0/3]"):
             layer = layers.get((place.flax or "").rpartition(".")[0])
             if layer is None:
                 continue
             ours = layer.module
-            if not hasattr(theirs, "groups"):
+            if hasattr(theirs, "num_heads"):
+                found = _heads_differences(theirs, ours)
+            elif not hasattr(theirs, "groups"):
                 found = _norm_differences(theirs, ours)
             elif place.rule.kind == "pointwise":
                 found = _matrix_differences(theirs)
@@ -72,6 +76,12 @@ def differences(
                 found = _conv_differences(theirs, ours, padded_before)
             for said, fix in found:
                 yield Difference(f"{path} has {said}", type(ours).__name__, fix)
+
+
+def _heads_differences(theirs: Any, ours: Any) -> Iterator[tuple[str, str]]:
+    heads = ours.out_features[0]
+    if theirs.num_heads != heads:
+        yield f"{theirs.num_heads} heads, the target's is {heads}", f"num_heads={theirs.num_heads}"
 
 
 def _norm_differences(theirs: Any, ours: Any) -> Iterator[tuple[str, str]]:
@@ -103,7 +113,8 @@ def _one_minus(momentum: float) -> str:
 
 
 def _conv_differences(theirs: Any, ours: Any, padded_before: bool) -> Iterator[tuple[str, str]]:
-    if getattr(theirs, "transposed", False) != hasattr(ours, "output_padding"):
+    is_dense_transpose = hasattr(ours, "transpose_kernel") and not hasattr(ours, "output_padding")
+    if getattr(theirs, "transposed", False) != (hasattr(ours, "output_padding") or is_dense_transpose):
         kind = "a transposed convolution" if getattr(theirs, "transposed", False) else "a convolution"
         yield f"{kind}, the target a {type(ours).__name__}", f"{kind} in its place"
         return
@@ -119,6 +130,8 @@ def _conv_differences(theirs: Any, ours: Any, padded_before: bool) -> Iterator[t
         wanted, given = tuple(getattr(theirs, torch_name)), _per_axis(name, getattr(ours, name), rank)
         if wanted != given:
             yield f"{torch_name} {wanted}, the target has {name} {given}", f"{name}={wanted}"
+    if is_dense_transpose:
+        return  # its padding has another meaning, and groups are in the shape
     if (given := _per_axis("input_dilation", ours.input_dilation, rank)) != (1,) * rank:
         yield f"no input dilation, the target's input_dilation is {given}", "input_dilation=1"
     groups = getattr(ours, "feature_group_count", None) or ours.features

@@ -12,6 +12,9 @@ import numpy as np
 
 _Value = TypeVar("_Value")
 
+#: How a name ends that stands for one of several equal parts of a tensor, along its first axis: `weight[0/3]`.
+PART = r"\[\d/[2-9]\]"
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -106,27 +109,85 @@ def depthwise_transpose_kind(multiplier: int = 1, flipped: bool = False) -> str:
     return f"depthwise_transpose{f':{multiplier}' if multiplier > 1 else ''}{':flipped' if flipped else ''}"
 
 
-class _Named(dict[str, _Value]):
-    """Values by name, and those of transposed depthwise layers for each multiplier."""
+def _to_heads(heads: int) -> Layout:
+    """Return the layout of a projection to heads: (H D, I) in PyTorch, (I, H, D) in Flax."""
+    return Layout(
+        f"(HD)I -> IHD, H={heads}",
+        lambda weight: weight.T.reshape(weight.shape[1], heads, -1),
+        lambda kernel: kernel.reshape(kernel.shape[0], -1).T,
+        (2,),
+    )
 
-    def __init__(self, values: Mapping[str, _Value], pattern: str, make: Callable[[Layout], _Value]):
+
+def _bias_of_heads(heads: int) -> Layout:
+    return Layout(f"(HD) -> HD, H={heads}", lambda bias: bias.reshape(heads, -1), lambda bias: bias.reshape(-1), (1,))
+
+
+def _from_heads(heads: int) -> Layout:
+    """Return the layout of a projection from heads: (O, H D) in PyTorch, (H, D, O) in Flax."""
+    return Layout(
+        f"O(HD) -> HDO, H={heads}",
+        lambda weight: weight.T.reshape(heads, -1, weight.shape[0]),
+        lambda kernel: kernel.reshape(-1, kernel.shape[-1]).T,
+        (2,),
+    )
+
+
+#: A transposed convolution with `transpose_kernel=False`: (I, O, *k) in PyTorch, (*k, I, O) reversed in space in Flax.
+FLIPPED = Layout(
+    "IO* -> *IO, flipped",
+    lambda weight: np.flip(weight, tuple(range(2, weight.ndim))).transpose(*range(2, weight.ndim), 0, 1),
+    lambda kernel: np.flip(kernel, tuple(range(kernel.ndim - 2))).transpose(
+        kernel.ndim - 2, kernel.ndim - 1, *range(kernel.ndim - 2)
+    ),
+    (3, 4, 5),
+)
+
+
+class _Named(dict[str, _Value]):
+    """Values by name; those of a pattern are made when they are asked for."""
+
+    def __init__(self, values: Mapping[str, _Value], makers: Mapping[str, Callable[[re.Match[str]], _Value]]):
         super().__init__(values)
-        self._pattern, self._make = re.compile(pattern), make
+        self._makers = {re.compile(pattern): make for pattern, make in makers.items()}
 
     def __missing__(self, name: str) -> _Value:
-        match = self._pattern.fullmatch(name)
-        if match is None:
-            raise KeyError(name)
-        return self._make(depthwise_transpose(int(match[1] or 1), match[2] is not None))
+        for pattern, make in self._makers.items():
+            if match := pattern.fullmatch(name):
+                return make(match)
+        raise KeyError(name)
 
     def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or (isinstance(name, str) and self._pattern.fullmatch(name) is not None)
+        is_made = isinstance(name, str) and any(pattern.fullmatch(name) for pattern in self._makers)
+        return super().__contains__(name) or is_made
+
+
+_Parameters = Mapping[str, tuple[str, Layout] | None]
+
+
+def _depthwise_transpose(match: re.Match[str]) -> Layout:
+    return depthwise_transpose(int(match[1] or 1), match[2] is not None)
+
+
+def _fused(match: re.Match[str]) -> _Parameters:
+    return {f"weight{match[1]}": ("kernel", MATRIX), f"bias{match[1]}": ("bias", SAME)}
+
+
+def _of_heads(match: re.Match[str]) -> _Parameters:
+    heads, part = int(match[1]), match[2] or ""
+    return {f"weight{part}": ("kernel", _to_heads(heads)), f"bias{part}": ("bias", _bias_of_heads(heads))}
+
+
+def _in_projection(match: re.Match[str]) -> _Parameters:
+    return {f"in_proj_{name}": place for name, place in _of_heads(match).items()}
 
 
 #: For each kind of layer its parameters: PyTorch's name -> (Flax's name, layout), or None where Flax has no such thing.
 #: A depthwise convolution is a convolution: (C*M, 1, *k) becomes (*k, 1, C*M), output channel c*M + m in both.
 #: A transposed depthwise convolution of multiplier M is "depthwise_transpose:M", and that
 #: with ":flipped" where the Flax layer has `transpose_kernel=False`.
+#: "linear[0/3]" takes the first third of a fused layer. "to_heads:H" and "from_heads:H" are the projections of H heads,
+#: "to_heads:H[0/3]" those of a fused layer, and "in_projection:H[0/3]" those of `nn.MultiheadAttention`.
 KINDS: Mapping[str, Mapping[str, tuple[str, Layout] | None]] = _Named(
     {
         "conv": {"weight": ("kernel", CONVOLUTION), "bias": ("bias", SAME)},
@@ -143,13 +204,30 @@ KINDS: Mapping[str, Mapping[str, tuple[str, Layout] | None]] = _Named(
         "embedding": {"weight": ("embedding", SAME)},
         "array": {"": ("", SAME)},  # a parameter that stands in no layer, such as a layer scale
         "depthwise_transpose": {"weight": ("kernel", depthwise_transpose()), "bias": ("bias", SAME)},
+        "conv_transpose": {"weight": ("kernel", CONVOLUTION), "bias": ("bias", SAME)},
+        "conv_transpose:flipped": {"weight": ("kernel", FLIPPED), "bias": ("bias", SAME)},
     },
-    r"depthwise_transpose(?::([1-9]\d*))?(:flipped)?",
-    lambda layout: {"weight": ("kernel", layout), "bias": ("bias", SAME)},
+    {
+        r"depthwise_transpose(?::([1-9]\d*))?(:flipped)?": lambda match: {
+            "weight": ("kernel", _depthwise_transpose(match)),
+            "bias": ("bias", SAME),
+        },
+        rf"linear({PART})": _fused,
+        rf"to_heads:([1-9]\d*)({PART})?": _of_heads,
+        rf"in_projection:([1-9]\d*)({PART})": _in_projection,
+        r"from_heads:([1-9]\d*)": lambda match: {
+            "weight": ("kernel", _from_heads(int(match[1]))),
+            "bias": ("bias", SAME),
+        },
+    },
 )
 
 LAYOUTS: Mapping[str, Layout] = _Named(
-    {layout.name: layout for layout in (SAME, CONVOLUTION, MATRIX, POINTWISE, depthwise_transpose())},
-    r"CM\* -> \*1\(CM\), M=([1-9]\d*)(, flipped)?",
-    lambda layout: layout,
+    {layout.name: layout for layout in (SAME, CONVOLUTION, MATRIX, POINTWISE, FLIPPED, depthwise_transpose())},
+    {
+        r"CM\* -> \*1\(CM\), M=([1-9]\d*)(, flipped)?": _depthwise_transpose,
+        r"\(HD\)I -> IHD, H=([1-9]\d*)": lambda match: _to_heads(int(match[1])),
+        r"\(HD\) -> HD, H=([1-9]\d*)": lambda match: _bias_of_heads(int(match[1])),
+        r"O\(HD\) -> HDO, H=([1-9]\d*)": lambda match: _from_heads(int(match[1])),
+    },
 )

@@ -49,8 +49,8 @@ def choose_rules(
             "convolution's or a matrix"
         )
     kinds = {path: layer.kind for path, layer in tree.layers.items()} | dict.fromkeys(tree.bare, "array")
-    rules = [Rule(path, path, kind) for path, kind in kinds.items()]
-    rules += [Rule(short, path, kinds[path]) for path, short in tree.in_sequence.items() if path in kinds]
+    paths = [(path, path) for path in kinds] + [(s, path) for path, s in tree.in_sequence.items() if path in kinds]
+    rules = [Rule(tree.layers[p].torch_path(s) if p in tree.layers else s, p, kinds[p]) for s, p in paths]
     return "equal names", RuleBook(rules)
 
 

@@ -17,10 +17,21 @@ from bridge.weights.layouts import KINDS, depthwise_transpose_kind
 
 @dataclasses.dataclass(frozen=True)
 class FlaxLayer:
-    """A Flax layer: its kind among `bridge.weights.KINDS`, and the module, which has the settings."""
+    """A Flax layer.
+
+    Attributes:
+      kind: among `bridge.weights.KINDS`.
+      module: has the settings.
+      own: the last part of its path in PyTorch where that is another one; empty for the module around it.
+    """
 
     kind: str
     module: Any
+    own: str | None = None
+
+    def torch_path(self, path: str) -> str:
+        """Return the path in PyTorch of the layer that has this path in Flax."""
+        return path if self.own is None else ".".join(filter(None, (path.rpartition(".")[0], self.own)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +42,7 @@ class ParameterTree:
       leaves: parameters and statistics by path, anything with `shape` and `dtype`. Linen's collections ("params",
         "batch_stats") are no part of a path.
       layers: NNX modules of a known kind by path; empty for a bare tree.
-      others: the types of Flax's own layers of an unknown kind by path: ConvTranspose, LinearGeneral.
+      others: the types of Flax's own layers of an unknown kind by path: LinearGeneral.
       bare: the paths of parameters that are in no layer, in the user's own modules; empty for a bare tree.
       in_sequence: for paths below an `nnx.Sequential` those of PyTorch, which have no `layers` in them.
       is_module: True for an NNX module, False for a bare tree.
@@ -94,11 +105,19 @@ class ParameterTree:
             (nnx.LayerNorm, nnx.GroupNorm, nnx.RMSNorm, nnx.InstanceNorm): "norm",
             (nnx.Embed,): "embedding",
         }
-        layers, others, sequences = {}, {}, set()
+        layers: dict[str, FlaxLayer] = {}
+        others, sequences = {}, set()
         for path, part in ((_dotted(path), part) for path, part in nnx.iter_modules(module)):
             kind = next((kind for types, kind in kinds.items() if isinstance(part, types)), None)
             if isinstance(part, DepthwiseConvTranspose):
                 kind = depthwise_transpose_kind(part.channel_multiplier, not part.transpose_kernel)
+            if isinstance(part, nnx.ConvTranspose):
+                kind = "conv_transpose" if part.transpose_kernel else "conv_transpose:flipped"
+            if isinstance(part, nnx.MultiHeadAttention):
+                layers |= _projections(path, part)
+                continue
+            if path in layers:
+                continue
             if kind:
                 layers[path] = FlaxLayer(kind, part)
             elif isinstance(part, nnx.Sequential):
@@ -124,6 +143,16 @@ class ParameterTree:
             )
 
         return cls({name: variables[path].get_value() for path, name in names.items()}, {}, build)
+
+
+def _projections(path: str, attention: Any) -> dict[str, FlaxLayer]:
+    """Return the four projections of an `nnx.MultiHeadAttention`, as `nn.MultiheadAttention` has them."""
+    head, heads = f"{path}." if path else "", attention.num_heads
+    found = {f"{head}out": FlaxLayer(f"from_heads:{heads}", attention.out, "out_proj")}
+    for k, name in enumerate(("query", "key", "value")):
+        layer = getattr(attention, name)
+        found[f"{head}{name}"] = FlaxLayer(f"in_projection:{heads}[{k}/3]", layer, "")
+    return found
 
 
 def empty_model(model: str, library: str, **options: Any) -> Any:

@@ -65,4 +65,4 @@ def resnet18(seed: int = 0, depths: Sequence[int] = (2, 2, 2, 2), size: int = 64
 
 def mini(seed: int = 0) -> Any:
     """Return the same with five blocks."""
-    return resnet18(seed, (2, 1, 1, 1), 32)
+    return resnet18(seed, (2, 1, 1, 1), 48)

@@ -165,8 +165,8 @@ IN_LAYERS: dict[str, tuple[Any, Callable[[Any], bool], Callable[[Any], None], tu
         LAYERS,
         lambda layer: layer.bias is None,
         _extra_bias,
-        ("bias, a parameter that PyTorch has not",),
-        (CONVENTION,),
+        ("bias, a parameter that PyTorch has not", "the bias of channel"),
+        (CONVENTION, BUG),
     ),
     "axis of the norm": (
         (nnx.LayerNorm,),
@@ -267,6 +267,10 @@ IN_LAYERS: dict[str, tuple[Any, Callable[[Any], bool], Callable[[Any], None], tu
 }
 
 
+#: Mistakes that change the size of a result, which JAX may refuse.
+RESIZING = {"no padding", "stride", "stride in the wrong place"}
+
+
 def _exchange(one: Any, name: str, other: Any, its: str) -> None:
     a, b = getattr(one, name), getattr(other, its)
     a[...], b[...] = b[...], a[...]
@@ -292,7 +296,9 @@ def in_layers(model: Any) -> Iterator[Plant]:
         for kind, (kinds, makes_sense, change, said, verdicts) in IN_LAYERS.items():
             has_axes = kind != "axis of the norm" or "head" not in path  # the mean has taken them
             if isinstance(layer, kinds) and makes_sense(layer) and has_axes:
-                where = ".".join(path.split(".")[:2]) if kind == "dropout on" else path  # it is one with what follows
+                where = path
+                if kind == "dropout on":  # it is one operation with what follows
+                    where = ".".join(path.split(".")[:-1][:2])
 
                 def plant(model: Any, _: Any, path: str = path, change: Any = change) -> None:
                     change(at(model, path))
@@ -360,7 +366,7 @@ IN_CALLS: dict[str, tuple[str, str, Callable[..., Any], tuple[str, ...]]] = {
     "tanh of GELU": ("nnx", "gelu", lambda x, **_: nnx.gelu(x), ("gelu (tanh) where PyTorch computes gelu",)),
     "ReLU for GELU": ("nnx", "gelu", lambda x, **_: nnx.relu(x), ("relu where PyTorch computes gelu",)),
     "no GELU": ("nnx", "gelu", lambda x, **_: x, ("nothing where PyTorch computes gelu",)),
-    "ReLU6 for ReLU": ("nnx", "relu", lambda x: nnx.relu6(x), ("relu6 where PyTorch computes relu",)),
+    "ReLU6 for ReLU": ("nnx", "relu", lambda x: nnx.relu6(x), ("JAX computes relu6 where PyTorch computes",)),
     "SiLU for ReLU": ("nnx", "relu", lambda x: nnx.silu(x), ("silu where PyTorch computes relu",)),
     "no ReLU": ("nnx", "relu", lambda x: x, ("nothing where PyTorch computes relu",)),
     "leaky ReLU for ReLU": ("nnx", "relu", lambda x: nnx.leaky_relu(x), ("leaky relu where PyTorch computes relu",)),
@@ -562,7 +568,21 @@ def chosen(port: Any, own: Sequence[Plant], model: Any, inputs: Sequence[Any], c
         rng.shuffle(each)
     found: list[Plant] = []
     while len(found) < count and any(by_kind.values()):
-        for each in by_kind.values():
-            if each and len(found) < count:
-                found.append(each.pop())
+        for kind, each in by_kind.items():
+            while each and len(found) < count:
+                plant = each.pop()
+                if kind not in RESIZING or _runs(plant, model, inputs):
+                    found.append(plant)
+                    break
     return found
+
+
+def _runs(plant: Plant, model: Any, inputs: Sequence[Any]) -> bool:
+    """Return False for a mistake that JAX refuses, as shapes do not fit."""
+    changed = nnx.clone(model)
+    plant.change(changed, None)
+    try:
+        nnx.eval_shape(lambda model, *given: model(*given), changed, *inputs)
+    except (TypeError, ValueError):
+        return False
+    return True

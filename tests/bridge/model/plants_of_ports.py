@@ -13,7 +13,12 @@ from bridge import Verdict
 from tests.bridge.model.plants import Plant, at, calls
 
 WIRED = ("it reads", "lacks PyTorch's", "missing", "nothing where PyTorch computes", "where PyTorch computes nothing")
-LACKS = ("lacks PyTorch's", "nothing where PyTorch computes add", "nothing where PyTorch computes multiply")
+LACKS = (
+    "lacks PyTorch's",
+    "nothing where PyTorch computes add",
+    "nothing where PyTorch computes multiply",
+    "and then add",
+)
 
 
 def _call(kind: str, path: str, of: Callable[..., Any], where: Sequence[str], said: Sequence[str]) -> Plant:

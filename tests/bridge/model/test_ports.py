@@ -11,7 +11,7 @@ from flax import linen, nnx
 
 import bridge
 from bridge import Verdict, to_flax
-from bridge.model.port_parity import port_parity
+from bridge.model import model_parity
 from bridge.report.model import summary, why
 from tests.bridge.model.test_parity import noise, pair
 
@@ -115,13 +115,13 @@ def test_a_port_passes_with_a_manifest_and_without_one(seed, named):
         ({"epsilon": 1e-6}, "ln", "epsilon is 1e-06 in JAX, and 1e-05 in PyTorch"),
         ({"exact": False}, "gelu_(tanh)", "JAX computes gelu (tanh) where PyTorch computes gelu"),
         ({"residual": False}, "add", "JAX computes nothing where PyTorch computes add"),
-        ({"gamma": False}, "multiply", "JAX computes nothing where PyTorch computes multiply"),
+        ({"gamma": False}, "gamma", "JAX computes nothing where PyTorch computes multiply"),
         ({"padding": "SAME"}, "conv", "SAME"),
     ],
 )
 def test_a_mistake_is_named_where_it_is_and_nothing_else_is_wrong(seed, mistake, layer, said):
     theirs, ours, manifest = twins(seed, **mistake)
-    found = port_parity(theirs, ours, noise(seed, 16), manifest)
+    found = model_parity(theirs, ours, noise(seed, 16), manifest)
     assert wrong(found) == [found.first_wrong.name], summary(found)
     assert found.first_wrong.name.endswith(layer)
     assert said in why(found.first_wrong) and found.first_wrong.verdict is Verdict.CONVENTION
@@ -156,10 +156,13 @@ def test_linen_modules_functions_and_trees_are_read(seed):
         assert found.verdict.passes and [layer.kind for layer in found.layers] == ["linear", "relu", "linear"]
 
 
-def test_a_mobilenet_is_no_special_case(seed):
-    theirs, ours, manifest = pair("torchvision.mobilenet_v2", seed, 0.25)
+def test_a_mobilenet_is_no_special_case_and_orders_explain_all_that_is_right(seed):
+    theirs, ours, _ = pair("torchvision.mobilenet_v2", seed, 0.25)
     ours.blocks[3].depthwise.norm.epsilon = 1e-3
-    found = port_parity(theirs, ours, noise(seed), manifest)
+    found = model_parity(theirs, ours, noise(seed))
+    others = [layer for layer in found.layers if layer is not found.first_wrong]
+    assert all(layer.verdict.rank() <= Verdict.EXPLAINED.rank() for layer in others)
+    assert found.explained == sum(layer.isolated.different for layer in others) > 0
     assert wrong(found) == ["blocks.3.depthwise.norm"] and "epsilon is 0.001 in JAX" in found.first_wrong.cause
     kinds = [layer.kind for layer in found.layers]
     assert kinds.count("batch norm") == 52 and kinds.count("depthwise") == 17 and kinds.count("pointwise") == 34
@@ -393,3 +396,10 @@ def test_tokens_are_looked_up_and_other_rows_are_named(seed):
     assert bridge.model_parity(theirs, (port, of(theirs)), ids).verdict.passes
     wrong = bridge.model_parity(theirs, (functools.partial(port, shift=1), of(theirs)), ids)
     assert "JAX takes other elements of 0 than PyTorch" in wrong.first_wrong.cause
+
+
+def test_a_function_that_goes_on_from_another_is_named_as_one(seed):
+    theirs = drawn(torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.ReLU(), torch.nn.Linear(6, 4)), seed)
+    x = 9 * np.random.default_rng(seed).standard_normal((3, 8), np.float32)
+    found = bridge.model_parity(theirs, (lambda p, x: dense(p, "2", jax.nn.relu6(dense(p, "0", x))), of(theirs)), x)
+    assert "JAX computes relu6 where PyTorch computes relu" in found.first_wrong.cause

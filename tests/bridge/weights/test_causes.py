@@ -260,20 +260,15 @@ CAUSES = {
         lambda rngs: Module(embed=embedding(rngs), head=head(rngs)),
         ["tied weights", "weights['head.weight'] = weights['embed.weight']"],
     ),
-    "a transposed convolution": (
-        nn.ModuleDict({"up": nn.ConvTranspose2d(4, 4, 3)}),
-        lambda rngs: Module(up=nnx.ConvTranspose(4, 4, (3, 3), rngs=rngs)),
-        ["rules have no kind for up (ConvTranspose)", "Rule(NAME_IN_PYTORCH, 'up.kernel', 'array')"],
+    "a general matrix": (
+        nn.ModuleDict({"up": nn.Linear(4, 4)}),
+        lambda rngs: Module(up=nnx.LinearGeneral(4, (2, 2), rngs=rngs)),
+        ["rules have no kind for up (LinearGeneral)", "Rule(NAME_IN_PYTORCH, 'up.", "'array')"],
     ),
-    "a transposed convolution alone": (
-        nn.ConvTranspose2d(4, 4, 3),
-        lambda rngs: nnx.ConvTranspose(4, 4, (3, 3), rngs=rngs),
-        ["rules have no kind for the target (ConvTranspose)"],
-    ),
-    "attention": (
-        nn.ModuleDict({"at": nn.MultiheadAttention(4, 2)}),
+    "another number of heads": (
+        nn.ModuleDict({"at": nn.MultiheadAttention(4, 4)}),
         lambda rngs: Module(at=nnx.MultiHeadAttention(2, 4, 4, decode=False, rngs=rngs)),
-        ["rules have no kind for at (MultiHeadAttention)"],
+        ["at has 4 heads, the target's is 2", "num_heads=4"],
     ),
     "a recurrent cell": (
         nn.GRUCell(4, 4),

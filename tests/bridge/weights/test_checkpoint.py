@@ -158,3 +158,59 @@ def test_the_way_back_without_a_manifest_needs_a_model(original, tmp_path):
         convert_checkpoint(tmp_path / "a.safetensors", tmp_path / "b.safetensors", to="torch")
     written = convert_checkpoint(tmp_path / "a.safetensors", tmp_path / "b.safetensors", to="torch", model=NAME)
     assert len(written.arrays) == 244
+
+
+class Small(nnx.Module):
+    """A network that is none of jaxdw.models."""
+
+    def __init__(self, rngs):
+        self.embed = nnx.Embed(5, 8, rngs=rngs)
+        self.norm = nnx.RMSNorm(8, rngs=rngs)
+        self.scale = nnx.Param(np.ones(8, np.float32))
+        self.head = nnx.Linear(8, 3, rngs=rngs)
+
+
+def small():
+    """Return the model without values."""
+    return nnx.eval_shape(lambda: Small(nnx.Rngs(0)))
+
+
+def small_pair():
+    return None, small(), np.zeros(1)
+
+
+def number():
+    return 3
+
+
+@pytest.mark.parametrize("factory", ["small", "small_pair"])
+def test_the_model_of_a_function_takes_the_weights(factory, tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    shapes = {"embed.weight": (5, 8), "norm.weight": (8,), "scale": (8,), "head.weight": (3, 8), "head.bias": (3,)}
+    state = {name: torch.from_numpy(rng.standard_normal(shape).astype(np.float32)) for name, shape in shapes.items()}
+    torch.save(state, tmp_path / "small.pth")
+    made = jaxdw(tmp_path / "small.pth", tmp_path / "small.safetensors", "--like", f"{__name__}:{factory}")
+    assert made.exit_code == 0, made.output
+    weights = load_weights(tmp_path / "small.safetensors")
+    assert sorted(weights) == ["embed.embedding", "head.bias", "head.kernel", "norm.scale", "scale"]
+    assert (weights["head.kernel"] == state["head.weight"].numpy().T).all()
+    back = jaxdw(tmp_path / "small.safetensors", tmp_path / "back.safetensors", "--to", "torch")
+    assert back.exit_code == 0, back.output
+    assert all(torch.equal(tensor, state[name]) for name, tensor in load_file(tmp_path / "back.safetensors").items())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--like", "no_such_package:model"], "cannot be imported"),
+        (["--like", "numpy"], "expected package.module:function"),
+        (["--like", f"{__name__}:number"], "returned a int, expected a Flax model"),
+        (["--like", f"{__name__}:small", "--width", "0.5"], "expected none with --like"),
+        (["--like", f"{__name__}:small", "--to", "torch"], "expected PyTorch's weights"),
+    ],
+)
+def test_an_unusable_function_is_refused(words, said, tmp_path):
+    torch.save({"scale": torch.ones(8)}, tmp_path / "small.pth")
+    result = jaxdw(tmp_path / "small.pth", tmp_path / "out.safetensors", *words)
+    assert result.exit_code != 0 and said in " ".join((result.output + str(result.exception)).split())
+    assert not (tmp_path / "out.safetensors").exists()

@@ -345,9 +345,67 @@ def test_unknown_rules_are_refused_with_those_there_are(rules):
 
 
 def test_a_transposed_convolution_is_never_taken_for_a_convolution():
-    layer = nnx.eval_shape(lambda: nnx.ConvTranspose(4, 4, (3, 3), rngs=nnx.Rngs(0)))
+    layer = nnx.eval_shape(lambda: nnx.Conv(4, 4, (3, 3), padding="VALID", rngs=nnx.Rngs(0)))
     with pytest.raises((WeightsMismatch, ValueError)):
         to_flax(nn.ConvTranspose2d(4, 4, 3), layer)
+
+
+@pytest.mark.parametrize("transpose_kernel", [True, False])
+def test_a_transposed_convolution_computes_the_same_in_flax(transpose_kernel, seed):
+    theirs = nn.ConvTranspose2d(4, 6, 3, 2)
+    ours = nnx.ConvTranspose(4, 6, (3, 3), 2, padding="VALID", transpose_kernel=transpose_kernel, rngs=nnx.Rngs(0))
+    x = np.random.default_rng(seed).integers(-4, 5, (1, 5, 5, 4)).astype(np.float32)
+    with torch.no_grad():
+        for k, tensor in enumerate(theirs.parameters()):
+            tensor.copy_(torch.from_numpy(np.random.default_rng((seed, k)).integers(-4, 5, tensor.shape)))
+    converted = to_flax(theirs, ours)
+    nnx.update(ours, converted.weights)
+    y = theirs(torch.from_numpy(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    np.testing.assert_array_equal(ours(jnp.asarray(x)), y.detach())  # small integers: no sum rounds
+    _is_the_same_again(theirs, ours, converted.manifest)
+
+
+def _is_the_same_again(theirs, ours, manifest):
+    back, _ = to_torch(ours, manifest, tensors=True)
+    assert back.keys() == theirs.state_dict().keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in theirs.state_dict().items())
+
+
+def test_the_projections_of_attention_are_converted(seed):
+    theirs = nn.MultiheadAttention(6, 3, batch_first=True)
+    with torch.no_grad():
+        theirs.in_proj_bias.copy_(torch.arange(18.0))
+    ours = nnx.MultiHeadAttention(3, 6, 6, decode=False, rngs=nnx.Rngs(0))
+    converted = to_flax(theirs, ours)
+    nnx.update(ours, converted.weights)
+    x = np.random.default_rng(seed).standard_normal((6,)).astype(np.float32)
+    query, key, value = theirs.in_proj_weight.detach().numpy().reshape(3, 3, 2, 6)
+    for weight, layer in ((query, ours.query), (key, ours.key), (value, ours.value)):
+        np.testing.assert_array_equal(np.moveaxis(np.asarray(layer.kernel[...]), 0, -1), weight)
+    np.testing.assert_array_equal(ours.value.bias[...].ravel(), np.arange(12.0, 18.0))
+    np.testing.assert_array_equal(ours.out.kernel[...].reshape(6, 6).T, theirs.out_proj.weight.detach())
+    assert ours(jnp.asarray(x[None, None])).shape == (1, 1, 6)
+    _is_the_same_again(theirs, ours, converted.manifest)
+
+
+@pytest.mark.parametrize("has_heads", [False, True])
+def test_a_fused_layer_becomes_three(has_heads):
+    class Apart(nnx.Module):
+        def __init__(self, rngs):
+            for name in "qkv":
+                layer = nnx.LinearGeneral(4, (2, 2), rngs=rngs) if has_heads else nnx.Linear(4, 4, rngs=rngs)
+                setattr(self, name, layer)
+
+    theirs, ours = nn.ModuleDict({"qkv": nn.Linear(4, 12)}), Apart(nnx.Rngs(0))
+    kind = "to_heads:2" if has_heads else "linear"
+    rules = [Rule("qkv", name, f"{kind}[{k}/3]") for k, name in enumerate("qkv")]
+    converted = to_flax(theirs, ours, rules)
+    nnx.update(ours, converted.weights)
+    weight = theirs["qkv"].weight.detach().numpy()
+    np.testing.assert_array_equal(ours.k.kernel[...].reshape(4, 4), weight[4:8].T)
+    _is_the_same_again(theirs, ours, converted.manifest)
+    by_rules, _ = to_torch(ours, rules, tensors=True)
+    assert torch.equal(by_rules["qkv.weight"], theirs["qkv"].weight)
 
 
 def test_the_way_back_names_what_does_not_fit():
