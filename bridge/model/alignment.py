@@ -142,6 +142,7 @@ class Alignment:
       claimed: the numbers of the tensors that are tied, with the value of JAX that is tied first.
       seen: the calls that stand in some region.
       torch_names: PyTorch's names of each parameter of JAX.
+      region_of: the region that ends at a value of JAX.
     """
 
     def __init__(
@@ -191,6 +192,7 @@ class Alignment:
         self.claimed: dict[int, int] = {}
         self.seen: set[int] = set()
         self._visited: set[int] = set()
+        self.region_of: dict[int, Region] = {}
         self._errors: dict[int, np.ndarray] = {}  # of activations, for the backward pass
         self._unlike: dict[int, tuple[int, str]] = {}  # values of another size than what PyTorch's reader reads
 
@@ -957,10 +959,10 @@ class Alignment:
         self.seen.update(places)
         part = Part(tuple(equations), tuple(inputs), number)
         calls = tuple(self.graph.calls[i] for i in places)
-        ours = self.values.get(number)
-        return Region(
-            part, operands, ours, self._unknown.get(number, ""), calls, tuple(sources), tie, is_equal, wiring, is_met
-        )
+        ours, unknown = self.values.get(number), self._unknown.get(number, "")
+        region = Region(part, operands, ours, unknown, calls, tuple(sources), tie, is_equal, wiring, is_met)
+        self.region_of.setdefault(number, region)
+        return region
 
     def _operand(self, number: int) -> np.ndarray:
         if number in self.program.constants:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bridge.model.alignment import Alignment, Region, layer_of, parameter_names
-from bridge.model.jax_side import jax_model, with_gradients
+from bridge.model.jax_side import JaxModel, jax_model, with_gradients
 from bridge.model.jaxprs import Part, Program, read
 from bridge.model.known_orders import KnownOrders
 from bridge.model.model_inputs import Mode, ModelInputs, both
@@ -94,6 +94,7 @@ def model_parity(
         for place, call in enumerate(theirs.calls)
         if place in alignment.needed and place not in alignment.seen and alignment.is_core(call)
     ]
+    left += [f"gradient of {each}" for each, n in theirs.gradients.items() if n not in theirs.outputs]
     first = given.arrays[len(program.incoming)]
     logits, layout = _logits(program, theirs, given), layout or layout_of(module)
     return ModelParity(name, np.shape(first), layers, left, logits, layout, gradients=mode.gradients)
@@ -115,36 +116,49 @@ def _programs(
     names = parameter_names(made.parameters, theirs, None if manifest is None else moved)
     ours = [program.outputs[i] for i, _ in pairs]
     outputs, results = [theirs.outputs[i] for _, i in pairs], [theirs.results[i] for _, i in pairs]
+    program = dataclasses.replace(program, outputs=ours, settings=made.settings)
+    graphs = program, dataclasses.replace(theirs, outputs=outputs, results=results)
     if not mode.gradients:
-        return (
-            dataclasses.replace(program, outputs=ours, settings=made.settings),
-            dataclasses.replace(theirs, outputs=outputs, results=results),
-            names,
-            given,
-        )
+        return *graphs, names, given
     if len(pairs) < len(theirs.results):
         raise ValueError(f"`gradients` needs all results of PyTorch, {theirs.results}, and JAX gives {program.results}")
+    return _both_ways(made, *graphs, names, given, [i for i, _ in pairs])
+
+
+def _both_ways(
+    made: JaxModel,
+    program: Program,
+    theirs: TorchGraph,
+    names: Mapping[str, Sequence[str]],
+    given: ModelInputs,
+    places: Sequence[int],
+) -> tuple[Program, TorchGraph, Mapping[str, Sequence[str]], ModelInputs]:
+    """Return what `_programs` does with the gradients of the parameters as further outputs.
+
+    Args:
+      made, program, theirs, names, given: both models without gradients, and JAX's inputs.
+      places: of the outputs among the results of `made`.
+    """
     if theirs.lower:
-        raise ValueError(
-            f"`gradients` needs a module in float32, and this one computes in {min(theirs.lower.values())}"
-        )
-    drawn = {each: theirs.incoming[each] for each in results if each in theirs.incoming}
-    avals = [program.avals[n] for n, each in zip(ours, results) if each in drawn]
+        lower = min(theirs.lower.values())
+        raise ValueError(f"`gradients` needs a module in float32, and this one computes in {lower}")
+    drawn = {each: theirs.incoming[each] for each in theirs.results if each in theirs.incoming}
+    avals = [program.avals[n] for n, each in zip(program.outputs, theirs.results) if each in drawn]
     incoming = [_in_shape(theirs.values[n], aval.shape).astype(aval.dtype) for n, aval in zip(drawn.values(), avals)]
-    wanted = {
-        path: theirs.gradients[own[0]]
-        for path in made.parameters
-        if len(own := list(names.get(path, ()))) == 1
-        and own[0] in theirs.gradients
-        and theirs.values[theirs.gradients[own[0]]].size == made.parameters[path].size
-    }
+    wanted = {}
+    for path, array in made.parameters.items():
+        known = names.get(path, ())
+        own = path if path in known else known[0] if len(known) == 1 else ""
+        if own in theirs.gradients and theirs.values[theirs.gradients[own]].size == array.size:
+            wanted[path] = theirs.gradients[own]
     wanted = dict(sorted(wanted.items(), key=lambda item: item[1]))  # as the backward pass makes them
-    both_ways = with_gradients(made, [i for i, _ in pairs], len(incoming), list(wanted))
+    both_ways = with_gradients(made, places, len(incoming), list(wanted))
     given = dataclasses.replace(given, arrays=[*incoming, *given.arrays])
     program = read(both_ways.function, made.parameters, given)
     starts, data = program.inputs[: len(incoming)], program.inputs[len(incoming) :]
     program = dataclasses.replace(program, settings=made.settings, incoming=starts, inputs=data)
-    outputs, results = [*outputs, *wanted.values()], [*results, *(f"gradient of {path}" for path in wanted)]
+    outputs = [*theirs.outputs, *wanted.values()]
+    results = [*theirs.results, *(f"gradient of {path}" for path in wanted)]
     return program, dataclasses.replace(theirs, outputs=outputs, results=results, incoming=drawn), names, given
 
 

@@ -167,6 +167,21 @@ class _Words:
         return joined([kind_of_call(call) for call in self.calls])
 
     @property
+    def both(self) -> tuple[str, str]:
+        """What both compute; where PyTorch computes nothing, with the function before it: relu6 for relu."""
+        data = [n for n in self.region.part.inputs if self.alignment.is_data(n)]
+        before = self.alignment.region_of.get(data[0]) if len(data) == 1 and not self.calls else None
+        if before is None or self.ours_function is None:
+            return self.ours, self.theirs
+        theirs = self.alignment.function_of_theirs(before.calls, before.sources, before.tie.number)
+        equations = (*before.part.equations, *self.region.part.equations)
+        inputs = (*before.part.inputs, *(n for n in self.region.part.inputs if n != data[0]))
+        ours = self.alignment.function_of_ours(equations, inputs, self.region.part.output)
+        names = [None if each is None else named(*each) for each in (ours, theirs)]
+        is_known = names[0] not in (None, "identity") and names[1] not in (None, "identity")
+        return (str(names[0]), str(names[1])) if is_known else (self.ours, self.theirs)
+
+    @property
     def parameter(self) -> str:
         """The parameter of PyTorch that a single sum or product takes, such as " with blocks.0.gamma"; else nothing."""
         named = self.alignment.names_of_values
@@ -435,8 +450,8 @@ def _other_function(words: _Words, found: Comparison) -> Comparison:
         found,
         verdict=Verdict.CONVENTION,
         name="another operation",
-        cause=f"JAX computes {words.ours} where PyTorch computes {words.theirs}{seen}",
-        fix=f"compute {words.theirs} there in JAX",
+        cause=f"JAX computes {words.both[0]} where PyTorch computes {words.both[1]}{seen}",
+        fix=f"compute {words.both[1]} there in JAX",
     )
 
 
@@ -469,8 +484,8 @@ def _explained(words: _Words, found: Comparison, cause: Cause | None, differs: b
             found,
             verdict=Verdict.CONVENTION if simple or not words.equations or not words.calls else Verdict.BUG,
             name="another operation",
-            cause=f"JAX computes {ours} where PyTorch computes {theirs}{words.parameter}",
-            fix=f"compute {theirs} there in JAX",
+            cause=f"JAX computes {words.both[0]} where PyTorch computes {words.both[1]}{words.parameter}",
+            fix=f"compute {words.both[1]} there in JAX",
         )
     if found.verdict.passes and differs:
         return dataclasses.replace(

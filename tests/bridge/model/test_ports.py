@@ -396,3 +396,10 @@ def test_tokens_are_looked_up_and_other_rows_are_named(seed):
     assert bridge.model_parity(theirs, (port, of(theirs)), ids).verdict.passes
     wrong = bridge.model_parity(theirs, (functools.partial(port, shift=1), of(theirs)), ids)
     assert "JAX takes other elements of 0 than PyTorch" in wrong.first_wrong.cause
+
+
+def test_a_function_that_goes_on_from_another_is_named_as_one(seed):
+    theirs = drawn(torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.ReLU(), torch.nn.Linear(6, 4)), seed)
+    x = 9 * np.random.default_rng(seed).standard_normal((3, 8), np.float32)
+    found = bridge.model_parity(theirs, (lambda p, x: dense(p, "2", jax.nn.relu6(dense(p, "0", x))), of(theirs)), x)
+    assert "JAX computes relu6 where PyTorch computes relu" in found.first_wrong.cause
