@@ -65,6 +65,7 @@ std::string quoted(const char* name) { return "`" + std::string(name) + "`"; }
 // The data of a result. XLA takes large results, and the memory of a whole program, from the system anew in each call.
 // The system then zeroes a page of 4 KiB whenever one is first written, which takes longer than to compute what is in
 // it. Where the system is asked to, it takes pages of 2 MiB. To ask for pages that there are already changes nothing.
+// The first and the last page may hold other memory too: results of one program lie side by side.
 void* written(ffi::AnyBuffer result) {
 #if defined(__linux__)
   constexpr uintptr_t page = uintptr_t{1} << 21, least = uintptr_t{1} << 19;

@@ -119,7 +119,10 @@ def drawn_call(rng):
     """A handler, the shapes and dtypes of its operands and results, and its attributes; they fit each other."""
     n, rows, terms, c = (int(size) for size in rng.integers(1, 6, 4))
     narrow = jnp.dtype(rng.choice(["float32", "bfloat16", "float16"]))
-    one = lambda *shape, dtype=narrow: (shape, dtype)  # noqa: E731
+
+    def one(*shape, dtype=narrow):
+        return shape, dtype
+
     sums, matrix, whole = one(c, dtype=jnp.dtype("float32")), one(rows, c), {"activation": int(rng.integers(0, 3))}
     norm = {"epsilon": float(rng.choice([0, 1e-5])), **whole}
     image, three = one(n, rows, terms, c), {"padding": [1, 1], "input_dilation": [1, 1], "kernel_dilation": [1, 1]}
