@@ -367,5 +367,5 @@ _WAYS: Mapping[str, _Makers] = {
     "models": {"jaxdw": _network_way("auto"), "lax.grouped": _network_way("grouped")},
     "transposed": {"jaxdw": _special_way("auto"), "lax.grouped": _special_way("lax")},
     "causal": {"jaxdw": _special_way("auto"), "lax.grouped": _special_way("lax")},
-    "large": {"jaxdw": _special_way("auto"), "jax.fft": _special_way("fft")},
+    "large": {"jaxdw": _special_way("auto"), "fft": _special_way("fft")},
 }

@@ -40,7 +40,7 @@ PEERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "models": (("torch", "torch.channels_last", "torch.compile"), ("lax.grouped",)),
     "transposed": (("torch", "torch.channels_last", "lax.grouped"), ()),
     "causal": (("torch", "torch.channels_last", "lax.grouped"), ()),
-    "large": (("torch", "torch.channels_last", "torch.fft", "jax.fft"), ()),
+    "large": (("torch", "torch.channels_last", "torch.fft", "fft"), ()),
 }
 
 #: The suites that `tune` can compare the methods on.
