@@ -546,9 +546,14 @@ class Alignment:
             self._evaluate(equation)
         return None
 
+    def _keeps(self, call: Call) -> bool:
+        """Return True for an operator that keeps all elements, as PyTorch's other strides of a mean do."""
+        sizes = [self.graph.values[n].size for n in (*call.operands[:1], *call.outputs[:1])]
+        return call.name in aten.KEEPING or (call.name == "as_strided" and len({*sizes}) == 1)
+
     def root(self, number: int) -> int:
         """Return the tensor whose elements a tensor of PyTorch has, each once."""
-        while number in self._maker and self._maker[number][1].name in aten.KEEPING and number not in self.claimed:
+        while number in self._maker and self._keeps(self._maker[number][1]) and number not in self.claimed:
             operands = self._maker[number][1].operands
             number = operands[0]
         return number
@@ -851,7 +856,7 @@ class Alignment:
         return self.root_of_all(one) == self.root_of_all(other)
 
     def root_of_all(self, number: int) -> int:
-        while number in self._maker and self._maker[number][1].name in aten.KEEPING:
+        while number in self._maker and self._keeps(self._maker[number][1]):
             number = self._maker[number][1].operands[0]
         return number
 

@@ -58,7 +58,13 @@ def _convnext() -> list[Plant]:
         block("layer scale missing", one, lambda s, x: x + s.mlp(s.norm(s.conv_dw(x))), one, LACKS),
         block("layer scale missing", other, lambda s, x: x + s.mlp(s.norm(s.conv_dw(x))), other, LACKS),
         block("norm first", other, lambda s, x: x + s.mlp(s.conv_dw(s.norm(x))) * _gamma(s), other, WIRED),
-        _call("norm before the mean", "head", lambda s, _, x: s.fc(s.norm(x).mean((1, 2))), ("head",), WIRED),
+        _call(
+            "norm before the mean",
+            "head",
+            lambda s, _, x: s.fc(s.norm(x).mean((1, 2))),
+            ("head",),
+            (*WIRED, "layer norm where PyTorch computes mean"),
+        ),
     ]
 
 
