@@ -100,7 +100,7 @@ def _moved(alignment: Alignment, region: Region) -> Row | None:
         return None
     ours = run(alignment, region)
     theirs = region.tie.layout.to_jax(alignment.graph.values[region.tie.number])
-    if ours.size != theirs.size or same_bits(ours, theirs.astype(ours.dtype)).all():
+    if ours.shape != theirs.shape or same_bits(ours, theirs.astype(ours.dtype)).all():
         return None
     exact = Expected(theirs.astype(np.float64), np.zeros(theirs.shape))
     order = other_order(ours, theirs) or "the order of the elements is another one in JAX"

@@ -19,6 +19,9 @@ from bridge.model.torch_graph import Call, Ref
 #: Operators without parameters, and what they are called.
 _PLAIN = {"hardswish": "hard swish", "hardsigmoid": "hard sigmoid", "mean": "mean"}
 
+#: The longest sums whose orders are revealed: masks for more terms take minutes.
+_MOST_TERMS = 1536
+
 _BATCH_NORM = {name: name for name in ("weight", "bias", "running_mean", "running_var")}
 
 #: The arguments of PyTorch's operators by the names of a layer's parameters.
@@ -114,6 +117,8 @@ def replayed(
     operation = operation_of(alignment, call)
     is_whole = alignment.root_of_all(region.tie.number) == alignment.root_of_all(call.outputs[0])
     if operation is None or not is_whole or ours.size != operation.output.size:
+        return found, {}
+    if operation.kind in ("convolution", "linear") and operation.parameters["weight"][0].size > _MOST_TERMS:
         return found, {}
     array = region.tie.layout.to_torch(ours)
     array = _channels_last(array.reshape(alignment.graph.values[call.outputs[0]].shape))
