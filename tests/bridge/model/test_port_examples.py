@@ -44,7 +44,8 @@ def _made(name, seed):
 
 
 def _is_drawn(name, seed, full):
-    return full or PORTS.index(name) in (seed % len(PORTS), (seed // 9 + 4) % len(PORTS))
+    small = [each for each in PORTS if each != "resnet"]  # the orders of its wide sums take half a minute
+    return full or name in (small[seed % len(small)], small[(seed // 8 + 4) % len(small)])
 
 
 @pytest.mark.parametrize("name", PORTS)
