@@ -400,23 +400,23 @@ ffi::Error causal(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer state, 
     of.x = x.untyped_data();
     of.state = data_of("state", state, Dimensions(of_state, 3), of.type);
     of.kernel = data_of("kernel", kernel, Dimensions(of_kernel, 3), of.type);
-    of.y = data_of("y", *y, in, of.type);
-    of.next_state = data_of("next_state", *next_state, Dimensions(of_state, 3), of.type);
-    expect(of.taps > 1, "`kernel` has 1 tap, expected 2 or more");
-    expect(rest.size() == size_t(biased) || rest.size() == size_t(biased) + 1,
+    of.y = result_of("y", *y, in, of.type);
+    of.next_state = result_of("next_state", *next_state, Dimensions(of_state, 3), of.type);
+    EXPECT(of.taps > 1, "`kernel` has 1 tap, expected 2 or more");
+    EXPECT(rest.size() == size_t(biased) || rest.size() == size_t(biased) + 1,
            "there are " + std::to_string(rest.size() + 3) + " operands, expected " + std::to_string(3 + biased) +
                ", or one more with ids");
     if (biased) of.bias = operand(rest, 0, "bias", Dimensions(&of.channels, 1), of.type);
     if (rest.size() > size_t(biased)) {
       auto ids = rest.get<ffi::AnyBuffer>(biased);
-      expect(ids.has_value() && ids->element_type() == ffi::DataType::S32, "`ids` is no array of int32");
+      EXPECT(ids.has_value() && ids->element_type() == ffi::DataType::S32, "`ids` is no array of int32");
       Dimensions sizes = ids->dimensions();
-      expect(sizes.size() == 2 && std::equal(sizes.begin(), sizes.end(), of_ids),
+      EXPECT(sizes.size() == 2 && std::equal(sizes.begin(), sizes.end(), of_ids),
              "`ids` has shape " + text(sizes) + ", expected " + text(Dimensions(of_ids, 2)));
       of.ids = static_cast<const int32_t*>(ids->untyped_data());
     }
     of.activation = Activation(activation);
-    expect(of.activation == Activation::none || of.activation == Activation::silu,
+    EXPECT(of.activation == Activation::none || of.activation == Activation::silu,
            "`activation` is " + std::to_string(activation) + ", expected 0 or 5");
     PoolThreads threads(pool);
     kernels_of(nullptr)->causal(of, threads);
