@@ -324,7 +324,7 @@ BAD = {
         ValueError,
         "`mask` is a float, expected an array of shape (3, 3, 1, 4)",
     ),
-    "method": (X, {"method": "fft"}, ValueError, "`method` is 'fft', expected one of auto, taps"),
+    "method": (X, {"method": "winograd"}, ValueError, "`method` is 'winograd', expected one of auto, taps"),
     "padding": (X, {"padding": "same"}, ValueError, "`padding` is 'same', expected one of SAME"),
     "strides": (X, {"strides": 0}, ValueError, "`strides` is 0, expected a positive int"),
     "window function": (X, {"window_fn": 3}, TypeError, "`window_fn` is 3, expected a function of windows or None"),

@@ -155,7 +155,7 @@ def test_one_exit_code_says_the_gravest_of_many(records, fail_on, code):
         (["small"], "expected timm:NAME"),
         ([f"{HERE}:small", "--out", "nowhere/results.jsonl"], "cannot be written: there is no folder"),
         ([f"{HERE}:small", "--implementations", "torch.conv2d"], "expected at least two, each once"),
-        ([f"{HERE}:small", "--implementations", "torch.conv2d,jax.fft"], "`implementation` is 'jax.fft'"),
+        ([f"{HERE}:small", "--implementations", "torch.conv2d,jax.winograd"], "`implementation` is 'jax.winograd'"),
         ([f"{HERE}:small", f"{HERE}:dense", "--weights", __file__], "expected one model and not --pretrained"),
         ([f"{HERE}:small", "--weights", "nowhere.pt"], "nowhere.pt"),
     ],

@@ -147,8 +147,8 @@ def bad(tmp_path):
         "dtype": (["--dtype", "int8"], "`--dtype` is 'int8', expected one of float32"),
         "strides": (["--strides", "0"], "`strides` is 0, expected a positive int"),
         "implementation": (
-            ["--implementations", "torch.conv2d,jax.fft"],
-            "`implementation` is 'jax.fft', expected a function of your own as package.module:function, or one",
+            ["--implementations", "torch.conv2d,jax.winograd"],
+            "`implementation` is 'jax.winograd', expected a function of your own as package.module:function, or one",
         ),
         "one implementation": (["--implementations", "torch.conv2d"], "expected at least two, each once"),
         "twice": (["--implementations", "jax.taps,jax.taps"], "expected at least two, each once"),

@@ -131,7 +131,7 @@ def test_every_depthwise_layer_takes_the_method(make):
         (mobilenet_v2, {"num_classes": -1}, r"`num_classes` is -1, expected 0 or more"),
         (mobilenet_v2, {"padding": "VALID"}, r"`padding` is 'VALID', expected one of SYMMETRIC, SAME"),
         (mobilenet_v2, {"dilation_starts": 3}, r"`dilation_starts` is 3, expected one of here, next"),
-        (mobilenet_v2, {"method": "fft"}, r"`method` is 'fft', expected one of auto, "),
+        (mobilenet_v2, {"method": "winograd"}, r"`method` is 'winograd', expected one of auto, "),
     ],
 )
 def test_an_argument_that_does_not_fit_is_named(make, options, message):

@@ -47,7 +47,7 @@ def test_an_emulated_arm_processor_has_the_same_bits(tmp_path):
     source, driver = pathlib.Path(native.__file__).parent, tmp_path / "driver"
     flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-static", "-pthread", "-I", str(source)]
     objects = []
-    for isa, part in itertools.product(("neon", "scalar"), ("kernels", "matmul", "norm", "training")):
+    for isa, part in itertools.product(("neon", "scalar"), ("kernels", "matmul", "norm", "training", "causal")):
         objects.append(tmp_path / f"{part}_{isa}.o")
         arguments = ["-DJAXDW_ISA=" + isa, "-c", str(source / f"{part}.cc"), "-o", str(objects[-1])]
         subprocess.run([compiler, *flags, *arguments], check=True)
