@@ -116,6 +116,7 @@ class UnknownPrimitive(ValueError):
     """A primitive that has no bound."""
 
 
+@np.errstate(all="ignore")  # masks are infinite, and a trial may put one into a product
 def evaluate(equation: Equation, operands: Sequence[Bounded], *, lower: bool = False) -> list[Bounded]:
     """Return the results of an equation.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from bridge.model import aten, aten_gradients
 from bridge.model.running_error import Bounded
 from bridge.model.torch_graph import Call, Ref
@@ -12,6 +14,7 @@ from bridge.model.torch_graph import Call, Ref
 _RULES = {**aten.RULES, **aten_gradients.RULES}
 
 
+@np.errstate(all="ignore")  # masks are infinite, and a trial may put one into a product
 def evaluate(call: Call, operands: Mapping[int, Bounded]) -> list[Bounded]:
     """Return the results of a call; the first ones at least.
 

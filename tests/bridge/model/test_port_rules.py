@@ -144,7 +144,7 @@ RULES = {
         TOKENS,
         lambda p, x: masked(x, KEEP[None, None]),
         lambda p, x: masked(x, None),
-        "JAX computes nothing where PyTorch computes add",
+        "where PyTorch computes add",  # and JAX the rest of the softmax, or nothing
     ),
 }
 
