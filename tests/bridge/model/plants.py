@@ -165,7 +165,7 @@ IN_LAYERS: dict[str, tuple[Any, Callable[[Any], bool], Callable[[Any], None], tu
         LAYERS,
         lambda layer: layer.bias is None,
         _extra_bias,
-        ("bias, a parameter that PyTorch has not", "the bias of channel"),
+        ("bias, a parameter that PyTorch has not", "the bias of channel", "JAX has a bias"),
         (CONVENTION, BUG),
     ),
     "axis of the norm": (

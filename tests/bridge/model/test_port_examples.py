@@ -26,6 +26,8 @@ RUNNER = typer.testing.CliRunner()
 PORTS = sorted(OWN)
 #: Mistakes per port.
 COUNT = 40
+#: The sample has the data of this seed; the run's own seed draws ports and mistakes.
+DATA_SEED = 2
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +54,7 @@ def _is_drawn(name, seed, full):
 def test_a_port_passes(name, seed, full):
     if not _is_drawn(name, seed, full):
         pytest.skip("other ports were drawn")
-    _, (theirs, ours, inputs, manifest), _ = _made(name, seed)
+    _, (theirs, ours, inputs, manifest), _ = _made(name, seed if full else DATA_SEED)
     found = bridge.model_parity(theirs, ours, inputs, manifest)
     assert found.verdict.passes and not found.left and not found.not_compared, summary(found)
 
@@ -62,7 +64,7 @@ def test_a_port_passes(name, seed, full):
 def test_a_planted_mistake_is_the_first_that_is_wrong_and_its_cause_is_named(name, number, seed, full, monkeypatch):
     if not _is_drawn(name, seed, full) or (not full and number % 20 != seed % 20):
         pytest.skip("other mistakes were drawn")
-    _, (theirs, ours, inputs, manifest), plants = _made(name, seed)
+    _, (theirs, ours, inputs, manifest), plants = _made(name, seed if full else DATA_SEED)
     plant, model = plants[number], nnx.clone(ours)
     plant.change(model, monkeypatch)
     first = bridge.model_parity(theirs, model, inputs, manifest).first_wrong
