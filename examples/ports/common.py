@@ -1,4 +1,4 @@
-"""What the ports share: random weights for a PyTorch network, and the same weights in its port."""
+"""What the ports share: layers, random weights for a PyTorch network, and the same weights in its port."""
 
 from __future__ import annotations
 
@@ -47,6 +47,39 @@ class ConvNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.bn(self.conv(x))
+
+
+class Mlp(nnx.Module):
+    """Two layers with a GELU between, over the last axis."""
+
+    def __init__(self, width: int, hidden: int, rngs: nnx.Rngs):
+        self.fc1 = nnx.Linear(width, hidden, rngs=rngs)
+        self.fc2 = nnx.Linear(hidden, width, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc2(nnx.gelu(self.fc1(x), approximate=False))
+
+
+class PatchEmbed(nnx.Module):
+    """A convolution whose stride is its kernel, then tokens."""
+
+    def __init__(self, patch: int, width: int, rngs: nnx.Rngs):
+        self.proj = nnx.Conv(3, width, (patch, patch), patch, padding="VALID", rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.proj(x)
+        return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+class NormHead(nnx.Module):
+    """Average, layer norm, classifier."""
+
+    def __init__(self, channels: int, classes: int, rngs: nnx.Rngs):
+        self.norm = nnx.LayerNorm(channels, epsilon=1e-6, rngs=rngs)
+        self.fc = nnx.Linear(channels, classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc(self.norm(x.mean((1, 2))))
 
 
 def pair(theirs: torch.nn.Module, port: Callable[[], nnx.Module], inputs: np.ndarray, seed: int) -> Any:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from examples.ports.common import image, pair, timm
+from examples.ports.common import NormHead, image, pair, timm
 from jaxdw.nnx import DepthwiseConv
 
 
@@ -56,17 +56,6 @@ class Stage(nnx.Module):
         return x
 
 
-class Head(nnx.Module):
-    """Average, norm, classifier."""
-
-    def __init__(self, channels: int, classes: int, rngs: nnx.Rngs):
-        self.norm = nnx.LayerNorm(channels, epsilon=1e-6, rngs=rngs)
-        self.fc = nnx.Linear(channels, classes, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc(self.norm(x.mean((1, 2))))
-
-
 class ConvNeXt(nnx.Module):
     """Map images `(N, H, W, 3)` to logits `(N, classes)`."""
 
@@ -75,7 +64,7 @@ class ConvNeXt(nnx.Module):
         self.stem = nnx.List([stem, nnx.LayerNorm(widths[0], epsilon=1e-6, rngs=rngs)])
         given = (widths[0], *widths)
         self.stages = nnx.List([Stage(*sizes, rngs) for sizes in zip(given, widths, depths)])
-        self.head = Head(widths[-1], classes, rngs)
+        self.head = NormHead(widths[-1], classes, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         for layer in (*self.stem, *self.stages):

@@ -10,18 +10,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from examples.ports.common import image, pair, timm
-
-
-class Mlp(nnx.Module):
-    """Two layers with a GELU between, over the last axis."""
-
-    def __init__(self, width: int, hidden: int, rngs: nnx.Rngs):
-        self.fc1 = nnx.Linear(width, hidden, rngs=rngs)
-        self.fc2 = nnx.Linear(hidden, width, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc2(nnx.gelu(self.fc1(x), approximate=False))
+from examples.ports.common import Mlp, PatchEmbed, image, pair, timm
 
 
 class Block(nnx.Module):
@@ -36,17 +25,6 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x + self.mlp_tokens(self.norm1(x).swapaxes(1, 2)).swapaxes(1, 2)
         return x + self.mlp_channels(self.norm2(x))
-
-
-class PatchEmbed(nnx.Module):
-    """A convolution whose stride is its kernel, then tokens."""
-
-    def __init__(self, patch: int, width: int, rngs: nnx.Rngs):
-        self.proj = nnx.Conv(3, width, (patch, patch), patch, padding="VALID", rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = self.proj(x)
-        return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
 class MlpMixer(nnx.Module):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import torch
 from flax import nnx
 
-from examples.ports.common import conv, image, pair, timm
+from examples.ports.common import NormHead, conv, image, pair, timm
 
 
 class Scale(nnx.Module):
@@ -79,17 +79,6 @@ class Stage(nnx.Module):
         return x
 
 
-class Head(nnx.Module):
-    """Average, layer norm, classifier."""
-
-    def __init__(self, channels: int, classes: int, rngs: nnx.Rngs):
-        self.norm = nnx.LayerNorm(channels, epsilon=1e-6, rngs=rngs)
-        self.fc = nnx.Linear(channels, classes, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc(self.norm(x.mean((1, 2))))
-
-
 class PoolFormer(nnx.Module):
     """Map images `(N, H, W, 3)` to logits `(N, classes)`."""
 
@@ -97,7 +86,7 @@ class PoolFormer(nnx.Module):
         self.stem = Down(nnx.Conv(3, widths[0], (7, 7), 4, padding=2, rngs=rngs))
         given = (widths[0], *widths)
         self.stages = nnx.List([Stage(*sizes, rngs) for sizes in zip(given, widths, depths)])
-        self.head = Head(widths[-1], classes, rngs)
+        self.head = NormHead(widths[-1], classes, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.stem(x)

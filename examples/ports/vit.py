@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from examples.ports.common import image, pair, timm
+from examples.ports.common import Mlp, PatchEmbed, image, pair, timm
 
 
 class Attention(nnx.Module):
@@ -28,17 +28,6 @@ class Attention(nnx.Module):
         return self.proj(jax.nn.dot_product_attention(q, k, v).reshape(n, length, width))
 
 
-class Mlp(nnx.Module):
-    """Two layers with a GELU between."""
-
-    def __init__(self, width: int, rngs: nnx.Rngs):
-        self.fc1 = nnx.Linear(width, 4 * width, rngs=rngs)
-        self.fc2 = nnx.Linear(4 * width, width, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc2(nnx.gelu(self.fc1(x), approximate=False))
-
-
 class Block(nnx.Module):
     """Attention and two layers, each after a norm and with a residual sum."""
 
@@ -46,22 +35,11 @@ class Block(nnx.Module):
         self.norm1 = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
         self.attn = Attention(width, heads, rngs)
         self.norm2 = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
-        self.mlp = Mlp(width, rngs)
+        self.mlp = Mlp(width, 4 * width, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
-
-
-class PatchEmbed(nnx.Module):
-    """A convolution whose stride is its kernel."""
-
-    def __init__(self, patch: int, width: int, rngs: nnx.Rngs):
-        self.proj = nnx.Conv(3, width, (patch, patch), patch, padding="VALID", rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = self.proj(x)
-        return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
 class VisionTransformer(nnx.Module):
