@@ -90,5 +90,6 @@ def _flat_batch(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, Geometry]:
     usual = all(export.is_symbolic_dim(amount) or 0 <= amount < span for pair, span in pairs for amount in pair)
     if geometry.padding_mode != "zeros" or not usual:
         x, geometry = pad(x, geometry), padded_geometry(geometry)
-        (x,) = (x,) if usual else in_memory(x)  # XLA would put the padding back into the convolution
+    if not usual:
+        (x,) = in_memory(x)  # XLA would put the padding back into the convolution
     return x.reshape(math.prod(geometry.batch), *x.shape[len(geometry.batch) :]), geometry
