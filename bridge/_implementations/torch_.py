@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bridge import torch_windows
 from bridge._implementations import user
@@ -22,6 +23,7 @@ from bridge._implementations.arguments import ArgumentError
 from bridge.case import DTYPES, Case
 from bridge.errors import ImplementationError
 from bridge.numerics import BFLOAT16, TF32, Arithmetic, format_of
+from jaxdw import onednn
 from jaxdw.bias import bias_comes_first
 from jaxdw.geometry import Geometry
 
@@ -226,7 +228,54 @@ def conv(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, g: Ge
     """Call `F.conv1d`, `F.conv2d` or `F.conv3d` with `groups=C`."""
     x, padding = padding_for(x, g)
     function = (F.conv1d, F.conv2d, F.conv3d)[g.rank - 1]
+    _check_that_it_returns(x, weight, g.strides, g.kernel_dilation, g.output_spatial)
     return function(x, weight, bias, g.strides, padding, g.kernel_dilation, g.channels)
+
+
+def _check_that_it_returns(
+    x: torch.Tensor, weight: torch.Tensor, strides: Sequence[int], dilation: Sequence[int], outputs: Sequence[int]
+) -> None:
+    """Raise an error for a depthwise convolution from which PyTorch would not return: `onednn.never_returns`."""
+    plain = strides[-1] == 1 and dilation[-1] == 1 and torch.backends.mkldnn.enabled
+    if not plain or x.dtype != torch.float16 or x.device.type != "cpu":
+        return
+    if onednn.never_returns(x.shape[1], weight.shape[-1], outputs[-1]):
+        raise ImplementationError(
+            f"PyTorch does not return from a depthwise convolution in float16 of {x.shape[1]} channels with "
+            f"{weight.shape[-1]} taps along the last axis on this processor (oneDNN with AVX512-FP16); the environment "
+            "variable ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16, or mkldnn=off, avoids it"
+        )
+
+
+_CONVOLUTIONS = (
+    torch.ops.aten.convolution,
+    torch.ops.aten.conv1d,
+    torch.ops.aten.conv2d,
+    torch.ops.aten.conv3d,
+)
+
+
+class _Returns(TorchDispatchMode):
+    """Raises an error where a function would call a convolution that does not return."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in _CONVOLUTIONS:
+            names = [each.name for each in func._schema.arguments]
+            given = {each.name: each.default_value for each in func._schema.arguments if each.has_default_value()}
+            given |= dict(zip(names, args)) | (kwargs or {})
+            x, weight, strides, dilation = (given[name] for name in ("input", "weight", "stride", "dilation"))
+            if given["groups"] == x.shape[1] and weight.shape[1] == 1 and not given.get("transposed"):
+                span, padding = (weight.shape[-1] - 1) * dilation[-1] + 1, given["padding"]
+                ends = {"same": span - 1, "valid": 0}[padding] if isinstance(padding, str) else 2 * padding[-1]
+                outputs = (x.shape[-1] + ends - span) // strides[-1] + 1
+                _check_that_it_returns(x, weight, strides, dilation, (outputs,))
+        return func(*args, **kwargs or {})
+
+
+def _that_returns(*tensors: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which a user's function of these tensors raises where it would not return."""
+    half = any(each.dtype == torch.float16 for each in tensors)
+    return _Returns() if half and not torch.compiler.is_compiling() else contextlib.nullcontext()
 
 
 def conv_transpose(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, g: Geometry) -> torch.Tensor:
@@ -430,7 +479,8 @@ def user_algorithm(function: user.UserFunction) -> Algorithm:
 
     def compute(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, g: Geometry) -> torch.Tensor:
         flat = dataclasses.replace(g, batch=(math.prod(g.batch),))
-        return function.call(ARRAYS, x, weight, bias, flat)
+        with _that_returns(x):
+            return function.call(ARRAYS, x, weight, bias, flat)
 
     made = _algorithm(compute, True, function.name, function.name)
     return dataclasses.replace(made, function=function)
@@ -482,7 +532,7 @@ def _program(
         for each in given:
             to_tensor(each).to(place).fill_(math.nan)
         tensors = [_in_memory(to_tensor(each).to(place), form).requires_grad_(differentiate) for each in given]
-        with torch.set_grad_enabled(differentiate):
+        with torch.set_grad_enabled(differentiate), _that_returns(*tensors):
             outputs = call(*tensors)
         gradients: Sequence[torch.Tensor | None] = ()
         if dy is not None:
