@@ -7,7 +7,8 @@ processors is set at the start, too.
 
 The C library gives memory back to the system when much of it is free, and takes it anew in a later call. The system
 zeroes each such page, which can take twice as long as a layer. Which way pays depends on what the others freed before.
-So the library keeps all memory, for every way alike, unless the caller has set `GLIBC_TUNABLES`.
+So the library keeps blocks below 32 MiB, as it would in a loop of one way, unless the caller has set `GLIBC_TUNABLES`.
+It still takes larger blocks from the system in each call, as it does by default.
 
 The process reads settings.json in a folder, and writes report.json there.
 """
@@ -30,8 +31,8 @@ from bridge.process import run_module
 from bridge.progress import Level, Progress, track
 from bridge.records import first_problem
 
-#: The settings of glibc by which it keeps freed memory: blocks below 1 GiB, and 4 GiB in all.
-KEEPS_MEMORY = "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296"
+#: The settings of glibc by which it keeps 4 GiB of freed memory, in blocks below 32 MiB: its own limit grows to that.
+KEEPS_MEMORY = "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=4294967296"
 
 #: Seconds after which a run is ended: one day.
 TIME_LIMIT = 86_400.0
