@@ -5,6 +5,11 @@ processor from the next way. `OMP_WAIT_POLICY=passive` lets them sleep; it must 
 policy that the caller has set is kept. If ways are timed alone, PyTorch's default policy is kept. The number of
 processors is set at the start, too.
 
+The C library gives memory back to the system when much of it is free, and takes it anew in a later call. The system
+zeroes each such page, which can take twice as long as a layer. Which way pays depends on what the others freed before.
+So the library keeps blocks below 32 MiB, as it would in a loop of one way, unless the caller has set `GLIBC_TUNABLES`.
+It still takes larger blocks from the system in each call, as it does by default.
+
 The process reads settings.json in a folder, and writes report.json there.
 """
 
@@ -26,6 +31,9 @@ from bridge.process import run_module
 from bridge.progress import Level, Progress, track
 from bridge.records import first_problem
 
+#: The settings of glibc by which it keeps 4 GiB of freed memory, in blocks below 32 MiB: its own limit grows to that.
+KEEPS_MEMORY = "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=4294967296"
+
 #: Seconds after which a run is ended: one day.
 TIME_LIMIT = 86_400.0
 
@@ -37,7 +45,10 @@ def measured(settings: BenchSettings, level: Level = Level.NORMAL) -> BenchRepor
       OSError: the process was ended from outside, or took longer than `TIME_LIMIT`.
     """
     # the peers run on the processor, so jaxdw must too
-    added = {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
+    added = {
+        "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
+        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", KEEPS_MEMORY),
+    }
     if not settings.alone:
         added["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")
     with tempfile.TemporaryDirectory() as folder:

@@ -152,5 +152,6 @@ def _circumstances() -> dict[str, str]:
     return {
         "logical processors used": str(available),
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", ""),
+        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
         "jax platform": jax.default_backend(),
     }

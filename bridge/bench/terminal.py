@@ -173,6 +173,9 @@ def _remarks(report: BenchReport) -> Sequence[str]:
     )
     sleeping = ", so that PyTorch's idle threads do not spin through JAX's turn" if policy.lower() == "passive" else ""
     lines.append(f"{turns}OMP_WAIT_POLICY={policy or 'unset'}{sleeping}.")
+    if tunables := info.get("GLIBC_TUNABLES", ""):
+        keeping = ", so that no way waits for pages that another one gave back" if "trim_threshold" in tunables else ""
+        lines.append(f"GLIBC_TUNABLES={tunables}{keeping}.")
     lines.append(
         f"{info['processor']}, {info['logical processors used']} of {info['cores']} logical processors; torch "
         f"{info['torch']} with {info['torch threads']} threads, jax {info['jax']} on {info['jax platform']}, jaxdw "

@@ -5,6 +5,7 @@
 #include <math.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <numeric>
 #include <type_traits>
 #include <utility>
@@ -155,6 +156,8 @@ struct Group {
 
 // A block of outputs along the last axis, the lines of its row, and where its outputs go. The inputs of neighbouring
 // taps are `x_step` apart, their weights `w_step`. The first output's inputs are where the groups say, from `x` on.
+// What the next block reads is fetched meanwhile: `ahead_share` elements for each channel from `ahead` on, and likewise
+// in lines that are `ahead_step` apart, `ahead_count` in all; and the outputs that are `y_ahead` further, to be written.
 template <class T, class Sum>
 struct Block {
   const Line<T>* lines;
@@ -166,7 +169,14 @@ struct Block {
   Bias place;
   const Epilogue<T, Sum>* epilogue;
   bool streams;
+  const T* ahead;
+  int64_t ahead_count, ahead_step, ahead_share, y_ahead;
 };
+
+template <class T>
+JAXDW_INLINE void fetch(const T* from, int64_t count) {  // inline, or compilers leave it out: it has no result
+  for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(from + i);
+}
 
 // x + step. The compiler would rather keep all multiples of the step, for which there are not enough registers.
 template <class T>
@@ -207,6 +217,14 @@ JAXDW_INLINE void add_taps(V (&sums)[R][CV], const T* x, int64_t x_step, const S
 template <class V, int K, int S, int R, int CV, bool part, class T, class Sum>
 JAXDW_INLINE void tile(const Block<T, Sum>& block, int64_t c, int lanes, T* y) {
   constexpr bool uneven = K > (most_side_by_side<V, T> + 1) / 2 && K > 1;  // some groups have one tap fewer
+  constexpr int64_t width = CV * V::lanes;
+  const int64_t channels = part ? width - V::lanes + lanes : width;
+  int64_t y_step = block.y_step;
+  int outputs = block.outputs;
+  if (!block.streams) {
+    const T* later = y + block.y_ahead + c;
+    for (int r = 0; r < outputs; ++r, later += y_step) fetch(later, width);
+  }
   V sums[R][CV];
 #pragma GCC unroll 16
   for (int v = 0; v < CV; ++v) {
@@ -217,6 +235,8 @@ JAXDW_INLINE void tile(const Block<T, Sum>& block, int64_t c, int lanes, T* y) {
   for (const Line<T>* line = block.lines; line < block.lines + block.line_count; ++line) {
     const T* line_x = line->x + block.x + c;
     const Sum* line_w = block.kernel + line->tap * block.line_step + c;
+    if (int64_t number = line - block.lines; number < block.ahead_count)
+      fetch(block.ahead + number * block.ahead_step + c * block.ahead_share, channels * block.ahead_share);
     for (const Group* group = block.groups; group < block.groups + block.group_count; ++group) {
       const T* group_x = line_x + group->x;
       const Sum* group_w = line_w + group->w;
@@ -234,16 +254,13 @@ JAXDW_INLINE void tile(const Block<T, Sum>& block, int64_t c, int lanes, T* y) {
       for (int r = 0; r < R; ++r) sums[r][v] = add(sums[r][v], last);
     }
   }
-  int64_t y_step = block.y_step;
-  int outputs = block.outputs;
   if (block.epilogue) {  // the sums go through memory in the first cache
-    constexpr int64_t width = CV * V::lanes;
     alignas(64) Sum stored[R * width];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
       for (int v = 0; v < CV; ++v) sums[r][v].store(stored + r * width + v * V::lanes);
-    finish<V>(*block.epilogue, stored, width, outputs, c, part ? width - V::lanes + lanes : width, y, y_step);
+    finish<V>(*block.epilogue, stored, width, outputs, c, channels, y, y_step);
     return;
   }
   bool streams = block.streams;
@@ -277,12 +294,6 @@ void outputs_of(const Block<T, Sum>& block, int64_t from, int64_t to, T* y) {
   tile<V, K, S, R, 1, true>(block, c, lanes, y);
 }
 
-template <class T>
-JAXDW_INLINE void fetch(const T* from, int64_t count) {  // inline, or compilers leave it out: it has no result
-  if (count < 0) from += count, count = -count;
-  for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(from + i);
-}
-
 // Bytes of weights that stay in the first cache while the outputs of a row go by.
 constexpr int64_t cached_weights = 16384;
 
@@ -301,6 +312,9 @@ Array<Sum> widened(const void* values, int64_t count, int64_t channels, int64_t 
   }
   return wide;
 }
+
+// Bytes from the outputs that are computed to those that are fetched: as many whole blocks as fit, or none.
+constexpr int64_t most_ahead = 2048;
 
 // Products that other threads must take over so that it is worth to wake them, which costs tens of microseconds.
 constexpr int64_t least_shared = 1 << 20;
@@ -350,13 +364,16 @@ class ConvRows : public Parts {
 
     rows_ = g.images * g.out[0] * g.out[1];
     int64_t work = rows_ * g.out[2] * g.channels * taps_;
-    int64_t wanted = work / threads * (threads - 1) < least_shared ? 1 : std::min<int64_t>(work / 65536, 8 * threads);
+    int64_t wanted = work / threads * (threads - 1) < least_shared ? 1 : std::min<int64_t>(work / 65536, 4 * threads);
     pieces_ = rows_ >= wanted ? 1 : std::min(ceil_div(wanted, rows_), ceil_div(blocks_, 4));
-    rows_at_once_ = ceil_div(rows_, wanted);
+    // whole images where there are many, since two parts of one read some rows twice
+    int64_t of_image = g.out[0] * g.out[1];
+    rows_at_once_ = g.images >= wanted ? g.images / wanted * of_image : ceil_div(of_image, ceil_div(wanted, g.images));
     int64_t in = g.images * g.in[0] * g.in[1] * g.in[2] * g.channels, out = rows_ * g.out[2] * g.channels;
     int64_t bytes = (in + out) * int64_t(sizeof(T));
-    streams_ = bytes > least_streamed && can_stream && std::is_same_v<T, float> && g.channels % V::lanes == 0 &&
-               reinterpret_cast<uintptr_t>(conv.y) % 64 == 0 && out * int64_t(sizeof(T)) < least_fresh;
+    streams_ = bytes > least_streamed && can_stream && !has_epilogue_ && std::is_same_v<T, float> &&
+               g.channels % V::lanes == 0 && reinterpret_cast<uintptr_t>(conv.y) % 64 == 0 &&
+               out * int64_t(sizeof(T)) < least_fresh;
     for (Segment& segment : segments_) segment.block.streams = streams_;
     parts_ = ceil_div(rows_, rows_at_once_) * pieces_;
   }
@@ -547,26 +564,32 @@ class ConvRows : public Parts {
     }
   }
 
-  // The same blocks in a row, as they lie in memory. What the next row reads is fetched meanwhile: processors do not
-  // foresee it where rows are left out, or where a row is short. Of many channels a few are computed in all blocks
-  // before the next, so that the weights are still in the first cache.
+  // The same blocks in a row, as they lie in memory. What the next block is the first to read, here or in the next row,
+  // is fetched meanwhile: processors do not foresee it where rows are left out, or where a row is short. Of many
+  // channels a few are computed in all blocks before the next, so that the weights are still in the first cache.
   void blocks_of(const Segment& segment, const Row& row, int64_t begin, int64_t end) {
     const Geometry& g = conv_.geometry;
     int64_t unit = 8 * V::lanes, chunk = cached_weights / int64_t(sizeof(Sum)) / taps_;
     chunk = std::max(chunk / unit * unit, unit);
-    int64_t x_row = g.in[2] * pixel_, ahead = std::min(g.strides[1], g.kernel[1]);
+    int64_t x_row = g.in[2] * pixel_, reach = (g.kernel[2] - 1) * g.kernel_dilation[2] + 1 - g.strides[2];
+    int64_t beyond = segment.x_next + reach * pixel_;
     Block<T, Sum> block = segment.block;
     block.lines = row.lines.data();
     block.line_count = int64_t(row.lines.size());
+    block.ahead_count = std::min({g.strides[1], g.kernel[1], block.line_count});
+    block.ahead_step = -x_row;
+    block.ahead_share = std::abs(segment.x_next) / segment.channels;
+    block.y_ahead = most_ahead / int64_t(sizeof(T)) / std::abs(segment.y_next) * segment.y_next;
     for (int64_t from = 0; from < segment.channels; from += chunk) {
       int64_t to = std::min(segment.channels, from + chunk);
       for (int64_t b = begin; b < end; ++b) {
         block.x = segment.block.x + b * segment.x_next;
         T* y = row.y + segment.y + b * segment.y_next;
-        if (from == 0 && block.line_count) {
-          const T* next = block.lines[block.line_count - 1].x + block.x + g.strides[1] * x_row;
-          for (int64_t i = 0; i < ahead; ++i) fetch(next - i * x_row, segment.x_next);
-          if (g.strides[1] == 1 && !streams_) fetch(y + g.out[2] * pixel_, segment.y_next);
+        if (block.line_count) {
+          int64_t x = block.x + beyond;
+          if (x / pixel_ >= g.in[2]) x += (g.strides[1] - 1) * x_row;
+          if (pixel_ < 0) x += segment.x_next - pixel_;
+          block.ahead = block.lines[block.line_count - 1].x + x;
         }
         segment.run(block, from, to, y);
       }

@@ -338,7 +338,8 @@ constexpr int registers = 32;
 
 JAXDW_INLINE void widen(Doubles v, Doubles* to) { *to = v; }
 
-constexpr bool can_stream = JAXDW_IS == JAXDW_IS_avx512 || JAXDW_IS == JAXDW_IS_avx2;
+// Whether `stream` writes whole lines of 64 bytes: parts of lines past the caches take four times as long as a store.
+constexpr bool can_stream = JAXDW_IS == JAXDW_IS_avx512;
 
 // The first `count` lanes; the others are zero.
 template <class V, class T>
@@ -397,8 +398,6 @@ template <class V, class T>
 JAXDW_INLINE void stream(V value, T* p) {
 #if JAXDW_IS == JAXDW_IS_avx512
   if constexpr (sizeof(T) == 4) return _mm512_stream_ps(p, value.v);
-#elif JAXDW_IS == JAXDW_IS_avx2
-  if constexpr (sizeof(T) == 4) return _mm256_stream_ps(p, value.v);
 #endif
   value.store(p);
 }

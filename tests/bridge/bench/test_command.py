@@ -18,13 +18,15 @@ def jaxdw(*arguments):
 
 
 def test_a_run_prints_and_writes_and_is_shown_again(tmp_path, monkeypatch, capfd):
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for name in ("OMP_WAIT_POLICY", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
     report, picture, again = tmp_path / "report.json", tmp_path / "picture.svg", tmp_path / "again.svg"
     result = jaxdw(*SMALL, "--threads", 1, "--json", report, "--svg", picture)
     assert result.exit_code == 0, (result.output, capfd.readouterr().err)
     assert capfd.readouterr().err == ""  # no progress where there is no terminal
     written = process.read_report(report)
     assert written.environment["OMP_WAIT_POLICY"] == "passive"
+    assert written.environment["GLIBC_TUNABLES"] == process.KEEPS_MEMORY
     assert written.environment["torch threads"] == written.environment["logical processors used"] == "1"
     assert "OMP_WAIT_POLICY=passive" in result.output
     xml.etree.ElementTree.parse(picture)
