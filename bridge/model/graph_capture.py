@@ -17,7 +17,7 @@ from bridge.model.capture import LAYOUTS, again, in_layout, layout_of, memory_la
 from bridge.model.model_inputs import INFERENCE, Mode, ModelInputs
 from bridge.model.results import named
 from bridge.model.torch_graph import UNITS, Call, Ref, Rerun, TorchGraph, without_repeats
-from bridge.torch_models import Recorder, by_name, on_device
+from bridge.torch_models import Recorder, by_name, evaluating, on_device
 
 
 def graph(
@@ -34,26 +34,51 @@ def graph(
     Raises:
       ValueError: its forward fails, or an unknown layout.
     """
-    module = in_layout(module, layout)
-    given = [on_device(module, np.ascontiguousarray(each)) for each in inputs.arrays]
-    memory = LAYOUTS[layout_of(module)]
-    given = [x.contiguous(memory_format=memory) if x.ndim == 4 and x.is_floating_point() else x for x in given]
+    module, given = _prepared(module, inputs, layout)
     args, kwargs = inputs.split(given)
     recorder = _GraphRecorder(module, mode)
     recorder.inputs = [recorder.new(tensor) for tensor in given]
+    with _without_fast_path(), _as_before(module):
+        if mode.gradients:
+            for parameter in module.parameters():
+                parameter.requires_grad_(parameter.is_floating_point())
+        y = recorder.run(*args, **kwargs)
+        if mode.gradients:
+            recorder.run_back(y)
+    return recorder.graph(y)
+
+
+def eager(module: torch.nn.Module, inputs: ModelInputs, layout: str | None = None) -> dict[str, np.ndarray]:
+    """Return the results of a model by name that runs as its user runs it, in inference, with nothing recorded.
+
+    Args: those of `graph`.
+    """
+    module, given = _prepared(module, inputs, layout)
+    args, kwargs = inputs.split(given)
+    with _without_fast_path(), evaluating(module), torch.no_grad():
+        results = named(module(*args, **kwargs))
+        return {name: to_numpy(y.cpu()) for name, y in results if isinstance(y, torch.Tensor)}
+
+
+def _prepared(
+    module: torch.nn.Module, inputs: ModelInputs, layout: str | None
+) -> tuple[torch.nn.Module, list[torch.Tensor]]:
+    """Return a model and its inputs in a layout."""
+    module = in_layout(module, layout)
+    given = [on_device(module, np.ascontiguousarray(each)) for each in inputs.arrays]
+    memory = LAYOUTS[layout_of(module)]
+    return module, [x.contiguous(memory_format=memory) if x.ndim == 4 and x.is_floating_point() else x for x in given]
+
+
+@contextlib.contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """Run attention as several operators: one would hide all of it."""
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one operator would hide all of an attention
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with _as_before(module):
-            if mode.gradients:
-                for parameter in module.parameters():
-                    parameter.requires_grad_(parameter.is_floating_point())
-            y = recorder.run(*args, **kwargs)
-            if mode.gradients:
-                recorder.run_back(y)
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    return recorder.graph(y)
 
 
 @contextlib.contextmanager

@@ -287,6 +287,13 @@ class Part:
     inputs: tuple[int, ...]
     output: int
 
+    def traced(self, *values: Any) -> Any:
+        """Return the result within a program that is traced."""
+        known = dict(zip(self.inputs, values))
+        for eqn in self.equations:
+            known |= zip(eqn.outputs, bind(eqn, [known[number] for number in eqn.inputs]))
+        return known[self.output]
+
     def run(self, *values: Any) -> np.ndarray:
         """Return the result, compiled by itself, so that no neighbour is fused with it."""
         return np.asarray(_compiled(self)(*values))
@@ -305,18 +312,9 @@ def _compiled(part: Part) -> Callable[..., Any]:
         lines.append((eqn.name, str(sorted((k, str(v)) for k, v in eqn.params.items())), inputs, outputs))
     key = tuple(lines), len(part.inputs), numbers[part.output]
     if key not in _PROGRAMS:
-        equations = part.equations
-        given, output = part.inputs, part.output
-
-        def program(*values: Any) -> Any:
-            known = dict(zip(given, values))
-            for eqn in equations:
-                known |= zip(eqn.outputs, bind(eqn, [known[number] for number in eqn.inputs]))
-            return known[output]
-
         if len(_PROGRAMS) > 512:
             _PROGRAMS.clear()
-        _PROGRAMS[key] = jax.jit(program)
+        _PROGRAMS[key] = jax.jit(part.traced)
     return _PROGRAMS[key]
 
 

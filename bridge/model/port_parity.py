@@ -13,11 +13,11 @@ from bridge.model.alignment import Alignment, Region, layer_of, parameter_names
 from bridge.model.jax_side import JaxModel, jax_model, with_gradients
 from bridge.model.jaxprs import Part, Program, read
 from bridge.model.known_orders import KnownOrders
+from bridge.model.mobilenet_parity import mobilenet_parity
 from bridge.model.model_inputs import Mode, ModelInputs, both
 from bridge.model.parity import LayerParity, Logits, ModelParity, Track, relative
 from bridge.model.ports import judged
 from bridge.model.results import paired
-from bridge.model.same_bits import mobilenet_parity
 from bridge.model.torch_graph import UNITS, TorchGraph
 from bridge.weights.manifest import WeightsManifest
 from jaxdw.models import MobileNet
@@ -76,7 +76,7 @@ def model_parity(
         return mobilenet_parity(module, model, inputs, weights, **settings)
     mode = Mode(gradients, training)
     _log.info("%s: running it in PyTorch", name)
-    program, theirs, names, given = _programs(module, model, inputs, weights, mode, layout)
+    program, theirs, names, given = programs(module, model, inputs, weights, mode, layout)
     alignment = Alignment(program, theirs, names, dict(zip((*program.incoming, *program.inputs), given.arrays)))
     running = _Running(alignment)
     layers: list[LayerParity] = []
@@ -89,18 +89,23 @@ def model_parity(
             trees = {name: each.trees for name, each in row.replayed.items()}
             figures = (row.isolated, row.reason, grown, amplification, orders, trees)
             layers.append(LayerParity(row.name, row.torch, row.kind, shape, *figures))
-    left = [
-        layer_of(call, alignment.names_of_values)
-        for place, call in enumerate(theirs.calls)
-        if place in alignment.needed and place not in alignment.seen and alignment.is_core(call)
-    ]
+    left = not_compared(alignment)
     left += [f"gradient of {each}" for each, n in theirs.gradients.items() if n not in theirs.outputs]
     first = given.arrays[len(program.incoming)]
     logits, layout = _logits(program, theirs, given), layout or layout_of(module)
     return ModelParity(name, np.shape(first), layers, left, logits, layout, gradients=mode.gradients)
 
 
-def _programs(
+def not_compared(alignment: Alignment) -> list[str]:
+    """Return the layers or operators of PyTorch that stand in no region."""
+    return [
+        layer_of(call, alignment.names_of_values)
+        for place, call in enumerate(alignment.graph.calls)
+        if place in alignment.needed and place not in alignment.seen and alignment.is_core(call)
+    ]
+
+
+def programs(
     module: Any, model: Any, inputs: Any, manifest: WeightsManifest | None, mode: Mode, layout: str | None = None
 ) -> tuple[Program, TorchGraph, Mapping[str, Sequence[str]], ModelInputs]:
     """Return both programs with the same outputs in the same order, PyTorch's names of parameters, and JAX's inputs."""
@@ -116,7 +121,8 @@ def _programs(
     names = parameter_names(made.parameters, theirs, None if manifest is None else moved)
     ours = [program.outputs[i] for i, _ in pairs]
     outputs, results = [theirs.outputs[i] for _, i in pairs], [theirs.results[i] for _, i in pairs]
-    program = dataclasses.replace(program, outputs=ours, settings=made.settings)
+    ours_named = [program.results[i] for i, _ in pairs]
+    program = dataclasses.replace(program, outputs=ours, results=ours_named, settings=made.settings)
     graphs = program, dataclasses.replace(theirs, outputs=outputs, results=results)
     if not mode.gradients:
         return *graphs, names, given
@@ -133,7 +139,7 @@ def _both_ways(
     given: ModelInputs,
     places: Sequence[int],
 ) -> tuple[Program, TorchGraph, Mapping[str, Sequence[str]], ModelInputs]:
-    """Return what `_programs` does with the gradients of the parameters as further outputs.
+    """Return what `programs` does with the gradients of the parameters as further outputs.
 
     Args:
       made, program, theirs, names, given: both models without gradients, and JAX's inputs.
@@ -180,6 +186,11 @@ def _logits(program: Program, theirs: TorchGraph, given: ModelInputs) -> Logits 
         ours = whole.run(*given.arrays, *program.constants.values())
     except Exception as error:
         raise ValueError(f"`model` does not run as one program: {error}") from error
+    return logits_of(ours, theirs)
+
+
+def logits_of(ours: np.ndarray, theirs: TorchGraph) -> Logits | None:
+    """Return JAX's first result compared with PyTorch's; None where they are no numbers, or their sizes differ."""
     result = theirs.values[theirs.outputs[0]]
     ours = ours.astype(np.float32) if ours.dtype.name in UNITS else ours
     if ours.shape != result.shape and result.ndim > 2 and np.moveaxis(result, 1, -1).shape == ours.shape:

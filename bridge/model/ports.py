@@ -49,13 +49,16 @@ class Row:
     replayed: Mapping[str, Replayed] = dataclasses.field(default_factory=dict)
 
 
-def judged(alignment: Alignment, region: Region, known: KnownOrders | None = None) -> Row | None:
+def judged(
+    alignment: Alignment, region: Region, known: KnownOrders | None = None, ours: np.ndarray | None = None
+) -> Row | None:
     """Return the row of a region; None for one that only moves elements.
 
     Args:
       alignment: of both models.
       region: the region.
       known: orders that were revealed before; None: nothing is replayed.
+      ours: JAX's result on PyTorch's operands; None: the region is compiled by itself.
     """
     equations = core_equations(alignment, region)
     calls = core_calls(alignment, region)
@@ -63,11 +66,11 @@ def judged(alignment: Alignment, region: Region, known: KnownOrders | None = Non
     if is_repeated:
         return None
     if not equations and not calls and not region.wiring:
-        return _moved(alignment, region)
+        return _moved(alignment, region, ours)
     words = _Words(alignment, region, equations, calls)
     if not calls and not region.wiring and words.ours == "nothing" and equations:
         return None
-    isolated = words.wired() if region.wiring else _comparison(alignment, region, words)
+    isolated = words.wired() if region.wiring else _comparison(alignment, region, words, ours)
     made = ", ".join(dict.fromkeys(words.place(call) for call in calls)) or "nothing"
     layers = [call for call in calls if call.name in (*aten.CONTRACTIONS, *NORMALIZATIONS)]
     if (
@@ -90,15 +93,16 @@ def judged(alignment: Alignment, region: Region, known: KnownOrders | None = Non
         return Row(words.name, made, words.kind, None, isolated)
     how: Mapping[str, Replayed] = {}
     if known is not None and isolated.verdict is Verdict.ROUNDING and len(calls) == 1 and not words.is_backward:
-        isolated, how = replayed(alignment, region, calls[0], run(alignment, region), isolated, known)
+        y = run(alignment, region) if ours is None else ours
+        isolated, how = replayed(alignment, region, calls[0], y, isolated, known)
     return Row(words.name, made, words.kind, isolated, "", how)
 
 
-def _moved(alignment: Alignment, region: Region) -> Row | None:
+def _moved(alignment: Alignment, region: Region, ours: np.ndarray | None) -> Row | None:
     """Return a row where JAX only moves elements, and a layer reads them in another order than PyTorch's."""
     if region.is_equal or not region.part.equations:
         return None
-    ours = run(alignment, region)
+    ours = run(alignment, region) if ours is None else ours
     theirs = region.tie.layout.to_jax(alignment.graph.values[region.tie.number])
     if ours.shape != theirs.shape or same_bits(ours, theirs.astype(ours.dtype)).all():
         return None
@@ -272,10 +276,10 @@ class _Words:
         )
 
 
-def _comparison(alignment: Alignment, region: Region, words: _Words) -> Comparison | str:
+def _comparison(alignment: Alignment, region: Region, words: _Words, ours: np.ndarray | None) -> Comparison | str:
     """Return the verdict on a region, or why there is none."""
     try:
-        ours = run(alignment, region)
+        ours = run(alignment, region) if ours is None else ours
     except (TypeError, ValueError) as error:
         return f"JAX does not run it alone: {error}"
     theirs = region.tie.layout.to_jax(alignment.graph.values[region.tie.number])

@@ -1,0 +1,222 @@
+"""PyTorch's operators in JAX with PyTorch's bits: sums in revealed orders, batch norm, activations, and moves.
+
+Each is defined by `jaxdw`, whose kernels add in an order that is given: nothing else in a program changes a bit.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxdw
+from bridge.model import aten
+from bridge.model.alignment import Alignment
+from bridge.model.known_orders import KnownOrders
+from bridge.model.operation_names import kind_of_call
+from bridge.model.orders import Order, Revealed, is_a_sum
+from bridge.model.recorded_operations import operation_of
+from bridge.model.running_error import Bounded
+from bridge.model.torch_evaluation import evaluate
+from bridge.model.torch_graph import Call, Ref
+from jaxdw import epilogue
+from jaxdw.matmul import ordered_matmul, ordered_mean
+
+#: The results of an operator of PyTorch, by number, for its operands by number, all in PyTorch's layout.
+Operator = Callable[[Mapping[int, jax.Array]], Mapping[int, jax.Array]]
+
+#: The orders of a sum by channel: each up to a channel, ascending, the last up to their number.
+ByChannel = Sequence[tuple[int, Order]]
+
+
+class Undefined(ValueError):
+    """An operator whose bits no function of `jaxdw` has; the message says why."""
+
+
+class Defined(NamedTuple):
+    """An operator as a function.
+
+    Attributes:
+      run: the operator.
+      revealed: the orders of a sum that were revealed; None for anything else.
+    """
+
+    run: Operator
+    revealed: Revealed | None = None
+
+
+def defined(alignment: Alignment, call: Call, known: KnownOrders) -> Defined:
+    """Return an operator with PyTorch's bits.
+
+    Raises:
+      Undefined: no function has these bits.
+    """
+    if call.name in aten.MOVES:
+        return Defined(functools.partial(_moved, call))
+    operation = operation_of(alignment, call)
+    if operation is not None and is_a_sum(operation) and operation.run is not None:
+        found = known.revealed(operation, "PyTorch", operation.run, operation.output)
+        if not found.channels:
+            raise Undefined(f"PyTorch adds in orders that no ranges of channels have: {found}")
+        sums = {"convolution": _convolution, "linear": _linear, "mean": _mean}[operation.kind]
+        return Defined(functools.partial(_result_of, call, functools.partial(sums, call, found.channels)), found)
+    function = _elementwise(alignment, call)
+    if function is None:
+        raise Undefined(f"neither an order nor the roundings of PyTorch's {kind_of_call(call)} are defined")
+    return Defined(functools.partial(_result_of, call, function))
+
+
+def _result_of(
+    call: Call, function: Callable[[Callable[[str], Any]], jax.Array], values: Mapping[int, jax.Array]
+) -> Mapping[int, jax.Array]:
+    """Return the first result of a call, by a function of its tensors by argument."""
+
+    def argument(name: str) -> Any:
+        given = call.get(name)
+        return values[given.number] if isinstance(given, Ref) else given
+
+    return {call.outputs[0]: function(argument)}
+
+
+# --- sums
+
+
+def _convolution(call: Call, orders: ByChannel, given: Callable[[str], Any]) -> jax.Array:
+    x, weight, bias = given("input"), given("weight"), given("bias")
+    kernel = weight.transpose(*range(2, weight.ndim), 1, 0)
+    settings = _settings(call, weight.ndim - 2)
+
+    def of(start: int, end: int, order: Order) -> jax.Array:
+        own = None if bias is None else bias[start:end]
+        return jaxdw.ordered_conv(
+            jnp.moveaxis(x, 1, -1), kernel[..., start:end], own, order=order.sum_order, **settings
+        )
+
+    return jnp.moveaxis(_by_channel(of, orders), -1, 1)
+
+
+def _settings(call: Call, rank: int) -> dict[str, Any]:
+    names = {"strides": "stride", "padding": "padding", "kernel_dilation": "dilation"}
+    each = {name: [*call.get(own)] * (rank if len(call.get(own)) == 1 else 1) for name, own in names.items()}
+    return each | {"padding": [(n, n) for n in each["padding"]]}
+
+
+def _linear(call: Call, orders: ByChannel, given: Callable[[str], Any]) -> jax.Array:
+    x, w = (given("mat1"), given("mat2")) if call.name == "addmm" else (given("self"), given("mat2"))
+    bias = given("self") if call.name == "addmm" else None
+
+    def of(start: int, end: int, order: Order) -> jax.Array:
+        own = None if bias is None else bias[start:end]
+        return ordered_matmul(x, w[:, start:end], own, order=order.sum_order)
+
+    return _by_channel(of, orders)
+
+
+def _mean(call: Call, orders: ByChannel, given: Callable[[str], Any]) -> jax.Array:
+    x = given("self")
+    terms = math.prod(x.shape[2:])
+    rows = jnp.moveaxis(x.reshape(*x.shape[:2], terms), 1, -1)
+
+    def of(start: int, end: int, order: Order) -> jax.Array:
+        some = rows[..., start:end]
+        if order.finish == "division":
+            return ordered_mean(some, order.sum_order)
+        sums = ordered_matmul(some.swapaxes(-1, -2), jnp.ones((terms, 1), x.dtype), order=order.sum_order)
+        return sums[..., 0] * (np.float32(1) / np.float32(terms))
+
+    y = _by_channel(of, orders)
+    return y.reshape(*y.shape, 1, 1) if call.get("keepdim") else y
+
+
+def _by_channel(of: Callable[[int, int, Order], jax.Array], orders: ByChannel) -> jax.Array:
+    starts = (0, *(end for end, _ in orders))
+    parts = [of(start, end, order) for start, (end, order) in zip(starts, orders)]
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
+
+
+# --- what needs no order
+
+
+def _elementwise(alignment: Alignment, call: Call) -> Callable[[Callable[[str], Any]], jax.Array] | None:
+    """Return a depthwise convolution, a batch norm by given statistics, or an activation; None for anything else."""
+    if call.name == "convolution":
+        x, weight = (alignment.graph.values[call.get(name).number] for name in ("input", "weight"))
+        is_depthwise = call.get("groups") == x.shape[1] and not call.get("transposed") and x.ndim == weight.ndim
+        return functools.partial(_depthwise, call) if is_depthwise else None
+    operation = operation_of(alignment, call)
+    if operation is not None and operation.kind == "batch norm" and operation.operands[0].ndim > 2:
+        return functools.partial(_batch_norm, call)
+    function = _ACTIVATIONS.get(call.name)
+    if call.name in ("hardtanh", "clamp", "clamp_min"):
+        lower, upper = (("min_val", -1), ("max_val", 1)) if call.name == "hardtanh" else (("min", None), ("max", None))
+        function = _CLAMPS.get((call.get(*lower), call.get(*upper)))
+    return None if function is None else lambda given: function(given("self"))
+
+
+def _depthwise(call: Call, given: Callable[[str], Any]) -> jax.Array:
+    x, weight, bias = given("input"), given("weight"), given("bias")
+    kernel = weight.transpose(*range(2, weight.ndim), 1, 0)
+    y = jaxdw.depthwise_conv(jnp.moveaxis(x, 1, -1), kernel, bias, method="taps", **_settings(call, weight.ndim - 2))
+    return jnp.moveaxis(y, -1, 1)
+
+
+def _batch_norm(call: Call, given: Callable[[str], Any]) -> jax.Array:
+    statistics = (given(name) for name in ("running_mean", "running_var", "weight", "bias"))
+    x = given("input")
+    norm = jaxdw.Epilogue.batch_norm(*statistics, epsilon=call.get("eps"))
+    return jnp.moveaxis(norm.apply(jnp.moveaxis(x, 1, -1), x.ndim - 2, x.dtype), -1, 1)
+
+
+_ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": epilogue.relu,
+    "hardswish": epilogue.hard_swish,
+    "hardsigmoid": epilogue.hard_sigmoid,
+}
+
+_CLAMPS: Mapping[Any, Callable[[jax.Array], jax.Array]] = {(0, 6): epilogue.relu6, (0, None): epilogue.relu}
+
+
+# --- moves
+
+
+def _moved(call: Call, values: Mapping[int, jax.Array]) -> Mapping[int, jax.Array]:
+    """Return the results of an operator that only moves elements, or adds zeros.
+
+    Raises:
+      Undefined: it does something else.
+    """
+    operands = dict.fromkeys(call.operands)
+    places, count = {}, 1  # 0 is the place of what is added
+    for n in operands:
+        places[n] = Bounded.exact(np.arange(count, count + values[n].size, dtype=np.float64).reshape(values[n].shape))
+        count += values[n].size
+    try:
+        found = evaluate(call, places)
+    except aten.UnknownOperator as error:
+        raise Undefined(f"it is not known what PyTorch's {error} moves") from None
+    return {n: _taken([values[n] for n in operands], each.value) for n, each in zip(call.outputs, found)}
+
+
+def _taken(given: Sequence[jax.Array], places: np.ndarray) -> jax.Array:
+    """Return the elements of arrays that stand at places, counted from 1 through all of them; 0 where there is a 0."""
+    index = places.astype(np.int32)
+    if not (index == places).all() or index.max(initial=0) > sum(x.size for x in given) or index.min(initial=0) < 0:
+        raise Undefined("it computes other elements than those that it takes")
+    if len(given) == 1 and index.size == given[0].size > 0:
+        first = (0,) * index.ndim
+        steps = [
+            0 if size == 1 else int(index[(*first[:k], 1, *first[k + 1 :])] - index[first])
+            for k, size in enumerate(index.shape)
+        ]
+        order = sorted(range(index.ndim), key=lambda k: -steps[k])
+        back = [order.index(k) for k in range(index.ndim)]
+        shape = tuple(index.shape[k] for k in order)
+        if np.array_equal(np.arange(1, index.size + 1).reshape(shape).transpose(back), index):
+            return given[0].reshape(shape).transpose(back)  # a permutation of axes
+    flat = jnp.concatenate([jnp.zeros(1, given[0].dtype), *(x.reshape(-1) for x in given)])
+    return jnp.take(flat, index)
