@@ -62,10 +62,24 @@ class Layout:
         axes = [self.split[i] for i in self.permutation if self.split[i] != 1]
         return axes != [n for n in self.shape if n != 1]
 
-    def to_jax(self, array: np.ndarray) -> np.ndarray:
+    @functools.cached_property
+    def axes(self) -> tuple[int, ...] | None:
+        """The axes of PyTorch in JAX's order; None where more than their order changes."""
+        wide, ones = ([i for i, n in enumerate(self.torch) if (n != 1) is is_wide] for is_wide in (True, False))
+        is_whole = self.split == tuple(self.torch[i] for i in wide) and len(self.shape) == len(self.torch)
+        if not is_whole or self.is_reshaped():
+            return None
+        ordered = iter([wide[i] for i in self.permutation])
+        return tuple(ones.pop(0) if n == 1 else next(ordered) for n in self.shape)
+
+    def to_jax(self, array: Any) -> Any:
+        if self.axes is not None:
+            return array.transpose(self.axes)
         return array.reshape(self.split).transpose(self.permutation).reshape(self.shape)
 
-    def to_torch(self, array: np.ndarray) -> np.ndarray:
+    def to_torch(self, array: Any) -> Any:
+        if self.axes is not None:
+            return array.transpose(np.argsort(self.axes))
         permuted = tuple(self.split[axis] for axis in self.permutation)
         return array.reshape(permuted).transpose(np.argsort(self.permutation)).reshape(self.torch)
 
@@ -98,10 +112,17 @@ def layouts(torch: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[Layout]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tie:
-    """A value of JAX that is a tensor of PyTorch: the number of the tensor, and its layout."""
+    """A value of JAX that is a tensor of PyTorch.
+
+    Attributes:
+      number: of the tensor.
+      layout: of the tensor as JAX has it.
+      is_proved: true where float64 shows that both are the same function of the values before them.
+    """
 
     number: int
     layout: Layout
+    is_proved: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -514,7 +535,7 @@ class Alignment:
                 continue
             fitting = Tie(n, layout) if fitting is None else fitting
             if not _are_apart(layout, theirs, value):
-                return Tie(n, layout)
+                return Tie(n, layout, is_proved=True)
         return fitting
 
     def _is_eased(self, number: int, tie: Tie) -> bool:

@@ -27,11 +27,21 @@ from bridge.model.torch_graph import Call, Ref
 from jaxdw import epilogue
 from jaxdw.matmul import ordered_matmul, ordered_mean
 
-#: The results of an operator of PyTorch, by number, for its operands by number, all in PyTorch's layout.
+#: The results of an operator of PyTorch, by number, for its operands by number; all of them `channels_last`.
 Operator = Callable[[Mapping[int, jax.Array]], Mapping[int, jax.Array]]
 
 #: The orders of a sum by channel: each up to a channel, ascending, the last up to their number.
 ByChannel = Sequence[tuple[int, Order]]
+
+
+def channels_last(x: jax.Array) -> jax.Array:
+    """Return a tensor with its second axis last, where it has more than two."""
+    return jnp.moveaxis(x, 1, -1) if x.ndim > 2 else x
+
+
+def channels_first(x: jax.Array) -> jax.Array:
+    """Return a tensor in PyTorch's layout that is `channels_last`."""
+    return jnp.moveaxis(x, -1, 1) if x.ndim > 2 else x
 
 
 class Undefined(ValueError):
@@ -87,17 +97,21 @@ def _result_of(
 
 
 def _convolution(call: Call, orders: ByChannel, given: Callable[[str], Any]) -> jax.Array:
-    x, weight, bias = given("input"), given("weight"), given("bias")
-    kernel = weight.transpose(*range(2, weight.ndim), 1, 0)
-    settings = _settings(call, weight.ndim - 2)
+    x, kernel, bias = given("input"), jnp.moveaxis(given("weight"), 0, -1), given("bias")
+    rank = kernel.ndim - 2
+    settings = _settings(call, rank)
+    is_pointwise = {*kernel.shape[:rank]} == {1} and not any(map(any, settings["padding"]))
+    if is_pointwise:
+        x = x[(slice(None), *(slice(None, None, stride) for stride in settings["strides"]))]
+        kernel = kernel.reshape(kernel.shape[rank:])
 
     def of(start: int, end: int, order: Order) -> jax.Array:
         own = None if bias is None else bias[start:end]
-        return jaxdw.ordered_conv(
-            jnp.moveaxis(x, 1, -1), kernel[..., start:end], own, order=order.sum_order, **settings
-        )
+        if is_pointwise:
+            return ordered_matmul(x, kernel[..., start:end], own, order=order.sum_order)
+        return jaxdw.ordered_conv(x, kernel[..., start:end], own, order=order.sum_order, **settings)
 
-    return jnp.moveaxis(_by_channel(of, orders), -1, 1)
+    return _by_channel(of, orders)
 
 
 def _settings(call: Call, rank: int) -> dict[str, Any]:
@@ -119,8 +133,8 @@ def _linear(call: Call, orders: ByChannel, given: Callable[[str], Any]) -> jax.A
 
 def _mean(call: Call, orders: ByChannel, given: Callable[[str], Any]) -> jax.Array:
     x = given("self")
-    terms = math.prod(x.shape[2:])
-    rows = jnp.moveaxis(x.reshape(*x.shape[:2], terms), 1, -1)
+    terms = math.prod(x.shape[1:-1])
+    rows = x.reshape(x.shape[0], terms, x.shape[-1])
 
     def of(start: int, end: int, order: Order) -> jax.Array:
         some = rows[..., start:end]
@@ -130,7 +144,7 @@ def _mean(call: Call, orders: ByChannel, given: Callable[[str], Any]) -> jax.Arr
         return sums[..., 0] * (np.float32(1) / np.float32(terms))
 
     y = _by_channel(of, orders)
-    return y.reshape(*y.shape, 1, 1) if call.get("keepdim") else y
+    return y.reshape(len(y), *(1,) * (x.ndim - 2), -1) if call.get("keepdim") else y
 
 
 def _by_channel(of: Callable[[int, int, Order], jax.Array], orders: ByChannel) -> jax.Array:
@@ -159,17 +173,16 @@ def _elementwise(alignment: Alignment, call: Call) -> Callable[[Callable[[str], 
 
 
 def _depthwise(call: Call, given: Callable[[str], Any]) -> jax.Array:
-    x, weight, bias = given("input"), given("weight"), given("bias")
-    kernel = weight.transpose(*range(2, weight.ndim), 1, 0)
-    y = jaxdw.depthwise_conv(jnp.moveaxis(x, 1, -1), kernel, bias, method="taps", **_settings(call, weight.ndim - 2))
-    return jnp.moveaxis(y, -1, 1)
+    kernel = jnp.moveaxis(given("weight"), 0, -1)
+    settings = _settings(call, kernel.ndim - 2)
+    return jaxdw.depthwise_conv(given("input"), kernel, given("bias"), method="taps", **settings)
 
 
 def _batch_norm(call: Call, given: Callable[[str], Any]) -> jax.Array:
     statistics = (given(name) for name in ("running_mean", "running_var", "weight", "bias"))
     x = given("input")
     norm = jaxdw.Epilogue.batch_norm(*statistics, epsilon=call.get("eps"))
-    return jnp.moveaxis(norm.apply(jnp.moveaxis(x, 1, -1), x.ndim - 2, x.dtype), -1, 1)
+    return norm.apply(x, x.ndim - 2, x.dtype)
 
 
 _ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
@@ -190,16 +203,17 @@ def _moved(call: Call, values: Mapping[int, jax.Array]) -> Mapping[int, jax.Arra
     Raises:
       Undefined: it does something else.
     """
-    operands = dict.fromkeys(call.operands)
+    operands = {n: channels_first(values[n]) for n in call.operands}
     places, count = {}, 1  # 0 is the place of what is added
-    for n in operands:
-        places[n] = Bounded.exact(np.arange(count, count + values[n].size, dtype=np.float64).reshape(values[n].shape))
-        count += values[n].size
+    for n, x in operands.items():
+        places[n] = Bounded.exact(np.arange(count, count + x.size, dtype=np.float64).reshape(x.shape))
+        count += x.size
     try:
         found = evaluate(call, places)
     except aten.UnknownOperator as error:
         raise Undefined(f"it is not known what PyTorch's {error} moves") from None
-    return {n: _taken([values[n] for n in operands], each.value) for n, each in zip(call.outputs, found)}
+    given = list(operands.values())
+    return {n: channels_last(_taken(given, each.value)) for n, each in zip(call.outputs, found)}
 
 
 def _taken(given: Sequence[jax.Array], places: np.ndarray) -> jax.Array:

@@ -19,7 +19,7 @@ import numpy as np
 
 from bridge.diagnosis import Verdict
 from bridge.model.alignment import Alignment, Layout, Region, Tie, layouts
-from bridge.model.defined_operators import Operator, Undefined, defined
+from bridge.model.defined_operators import Operator, Undefined, channels_first, channels_last, defined
 from bridge.model.jax_side import jax_model
 from bridge.model.jaxprs import arrays_in
 from bridge.model.known_orders import KnownOrders
@@ -27,7 +27,7 @@ from bridge.model.model_inputs import INFERENCE, ModelInputs, both
 from bridge.model.orders import Revealed
 from bridge.model.parity import LayerParity, ModelParity, Track, relative
 from bridge.model.port_parity import logits_of, not_compared, programs
-from bridge.model.ports import Row, judged
+from bridge.model.ports import Row, core_equations, judged
 from bridge.numerics import same_bits
 from bridge.weights.manifest import WeightsManifest
 from jaxdw.models import Arithmetic
@@ -135,9 +135,9 @@ class _Step:
 
     @property
     def path(self) -> str:
-        """The path of the layer in JAX."""
+        """The path of the layer in JAX: of its parameters, or of the module that adds."""
         leaves = self.alignment.leaves(self.region)
-        return leaves[0].rpartition(".")[0] if leaves else self.region.part.equations[-1].scope
+        return leaves[0].rpartition(".")[0] if leaves else core_equations(self.alignment, self.region)[-1].scope
 
     def is_met_by(self, y: np.ndarray) -> bool:
         """Return True where a result has PyTorch's bits."""
@@ -198,10 +198,10 @@ def _operators(
     sums = [each.revealed for each in every if each.revealed is not None]
 
     def run(*operands: jax.Array) -> jax.Array:
-        values = {n: layout.to_torch(operands[place]) for n, (place, layout) in sources.items()}
+        values = {n: channels_last(layout.to_torch(operands[place])) for n, (place, layout) in sources.items()}
         for operator in operators:
             values |= operator(values)
-        return region.tie.layout.to_jax(values[region.tie.number])
+        return region.tie.layout.to_jax(channels_first(values[region.tie.number]))
 
     return run, sums[0] if len(sums) == 1 else None
 
@@ -222,7 +222,7 @@ class _OneProgram:
     """All steps as one compiled program, which returns the result of each."""
 
     def __init__(self, alignment: Alignment, steps: Sequence[_Step]) -> None:
-        values, used = alignment.graph.values, {n for step in steps for n in step.region.part.inputs}
+        used = {n for step in steps for n in step.region.part.inputs}
         self._constants = {n: each for n, each in alignment.program.constants.items() if n in used}
         self._theirs = {}  # PyTorch's operands, by the number in JAX and in PyTorch
         for step in steps:
