@@ -158,7 +158,7 @@ class _Step:
         trees = {name: each.trees for name, each in row.replayed.items()}
         if self.revealed is not None:
             orders, trees = {"PyTorch": str(self.revealed)}, {"PyTorch": self.revealed.trees}
-        grown = relative(running, self.expected) if running.size == self.expected.size else None
+        grown = 0.0 if self.is_met_by(running) else relative(running, self.expected)
         return LayerParity(
             row.name, row.torch, row.kind, y.shape, self._named(row), row.reason, grown, None, orders, trees
         )
