@@ -83,6 +83,8 @@ def model(
 
     check_outputs("jaxdw.model", json=json, html=html)
     check_layout(layout)
+    if same_bits and (gradients or training):
+        raise ValueError("`same_bits` compares inference alone, expected no --gradients, --training")
     if ":" in network:
         given = {
             "--weights": weights,
@@ -108,20 +110,16 @@ def model(
     images = random_images(size, random_seed, batch or 1) if image is None else read_image(image, size)
     log.info("%s: making both networks", network)
     pair = compared_pair(network, weights=weights, seed=random_seed, width=width)
-    if gradients or training:
-        if own := [name for name, value in {"--layout": layout, "--same-bits": same_bits or None}.items() if value]:
-            raise ValueError(f"`gradients` and `training` compare within bounds, expected no {', '.join(own)}")
-        shown = functools.partial(counted, description=f"{pair.name}, operation")
-        compare = functools.partial(model_parity, gradients=gradients, training=training, name=pair.name, track=shown)
-        parity = compare(pair.module, pair.model, images, pair.manifest)
-        _report(parity, json, html)
-        raise typer.Exit(exit_code(parity.verdict, fail_on))
-    shown = functools.partial(track, description=f"{pair.name}, operation")
     known = KnownOrders.of_this_machine()
-    with_orders = same_bits_parity if same_bits else model_parity
-    parity = with_orders(
-        pair.module, pair.model, images, pair.manifest, layout=layout, known=known, name=pair.name, track=shown
-    )
+    pieces = pair.module, pair.model, images, pair.manifest
+    said = f"{pair.name}, operation"
+    if same_bits:
+        shown = functools.partial(track, description=said)
+        parity = same_bits_parity(*pieces, layout=layout, known=known, name=pair.name, track=shown)
+    else:
+        shown = functools.partial(counted, description=said)
+        compare = functools.partial(model_parity, gradients=gradients, training=training, layout=layout, known=known)
+        parity = compare(*pieces, name=pair.name, track=shown)
     known.save()
     _report(parity, json, html)
     raise typer.Exit(exit_code(parity.verdict, fail_on))

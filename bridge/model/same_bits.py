@@ -1,4 +1,4 @@
-"""A MobileNet of `jaxdw.models` layer by layer, and in the orders of PyTorch's sums as one compiled program.
+"""A MobileNet of `jaxdw.models` in the orders of PyTorch's sums, as one compiled program.
 
 Only these networks can be told in which order to add: `jaxdw.models.Arithmetic`.
 """
@@ -30,7 +30,6 @@ from bridge.model.steps import (
     logits_in_order,
     on_other_numbers,
     parameters_of,
-    run_module,
     steps,
 )
 from bridge.numerics import same_bits
@@ -38,46 +37,6 @@ from bridge.weights.manifest import WeightsManifest
 from jaxdw.models import MobileNet
 
 _log = logging.getLogger("bridge")
-
-
-def mobilenet_parity(
-    module: Any,
-    model: MobileNet,
-    images: np.ndarray,
-    manifest: WeightsManifest,
-    *,
-    layout: str | None,
-    known: KnownOrders,
-    name: str,
-    track: Track,
-) -> ModelParity:
-    """Compare a MobileNet in PyTorch with its Flax twin, layer by layer as the manifest matches them.
-
-    Args and raises: those of `model_parity`.
-    """
-    from bridge.model.capture import layout_of, operations
-
-    model = _checked(model, images)
-    _log.info("%s: running it in PyTorch", name)
-    done, theirs = operations(module, images, layout)
-    every = steps(model)
-    matching = match(every, done, manifest)
-    networks = _Networks(images, done, known)
-    layers: list[LayerParity] = []
-    for step in track(every):
-        try:
-            networks.running[step.name] = step.compiled(*(networks.running[name] for name in step.inputs))
-        except (TypeError, ValueError) as error:
-            wrong = [f"{layer.name}: {layer.cause}" for layer in layers if layer.is_wrong]
-            raise ValueError(
-                f"`model` fails in {step.name} on `images` of shape {images.shape}: {error}"
-                + (f"; wrong before it: {'; '.join(wrong)}" if wrong else "")
-            ) from error
-        layers += networks.layers(step, matching)
-    layers += map(networks.missing, matching.missing.get("", ()))
-    ours = np.asarray(run_module(model, images))
-    left = [described(done[place]) for place in matching.left]
-    return ModelParity(name, images.shape, layers, left, Logits.of(ours, theirs), layout or layout_of(module))
 
 
 def same_bits_parity(
