@@ -703,7 +703,8 @@ class Alignment:
     def _anchor_of_kernel(self, i: int, equation: Equation, data: Sequence[int]) -> Iterator[Region]:
         """Tie the incoming gradient of a kernel's gradient: the activation that is its other factor tells the layer."""
         late, early = ([n for n in data if (n in self._late) is is_late] for is_late in (True, False))
-        if equation.name not in (*primitives.CONTRACTIONS, "depthwise_conv_kernel_gradient") or not late or not early:
+        sums = (*primitives.CONTRACTIONS, "outer_product", "depthwise_conv_kernel_gradient")
+        if equation.name not in sums or not late or not early:
             return
         activation = self._plain(early[0])
         if activation not in self.ties:

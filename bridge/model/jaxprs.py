@@ -126,6 +126,16 @@ def read(function: Callable[..., Any], parameters: Mapping[str, Any], inputs: Mo
     return dataclasses.replace(_Reader().read(closed, names, values), results=results)
 
 
+def definition(function: Callable[..., Any], *operands: Any) -> Program:
+    """Return the equations of a function of arrays, which a primitive computes.
+
+    Args:
+      function: of arrays.
+      operands: shapes and dtypes.
+    """
+    return _Reader().read(jax.make_jaxpr(function)(*operands), [], [])
+
+
 def _begun(
     function: Callable[..., Any], names: Sequence[str], values: Sequence[Any], arrays: Sequence[Any]
 ) -> Program | None:
