@@ -84,7 +84,7 @@ def model(
     check_outputs("jaxdw.model", json=json, html=html)
     check_layout(layout)
     if same_bits and (gradients or training):
-        raise ValueError("`same_bits` compares inference, expected no --gradients and no --training")
+        raise ValueError("`same_bits` compares inference alone, expected no --gradients, --training")
     if ":" in network:
         given = {
             "--weights": weights,

@@ -304,6 +304,22 @@ class Alignment:
             return ""
         return self._producer[number][1].scope
 
+    def is_layer(self, scope: str) -> bool:
+        """Return True for the path of a module of JAX that has parameters of its own, and no modules."""
+        below = [path[len(scope) + 1 :] for path in self.program.parameters.values() if path.startswith(f"{scope}.")]
+        return bool(below) and not any("." in each for each in below)
+
+    def scope_before(self, part: Part) -> str:
+        """Return the path of the last module, or else layer, on the way to some equations of JAX; empty for none."""
+        ahead = {self._producer[n] for n in part.inputs if n in self._producer}
+        while ahead:
+            last = max(ahead, key=lambda each: each[0])
+            if path := last[1].scope or self._layer_of(last[1]):
+                return path
+            ahead.remove(last)
+            ahead |= {self._producer[n] for n in last[1].inputs if n in self._producer}
+        return ""
+
     # --- the walk
 
     def regions(self) -> Iterator[Region]:
@@ -342,6 +358,23 @@ class Alignment:
                 wiring = self._read_otherwise(number, given) if number in self.ties else ""
                 region = self._region(number, Tie(given, self._own_layout(given)), False, wiring)
                 yield dataclasses.replace(region, reader=f"result {result}".strip())
+        if not self.graph.outputs:  # JAX failed before it had results
+            yield from self._unread()
+
+    def _unread(self) -> Iterator[Region]:
+        """Yield the last values of JAX, each as the result of PyTorch's layer that it comes from."""
+        for number in self.program.outputs:
+            equations = self._part(number)[0]
+            unlike = list(self._unlike_before(equations))
+            yield from unlike
+            places = {self._place_of(equation) for equation in equations} - {None}
+            if unlike or number in self.ties or len(places) != 1:
+                continue
+            wanted = self.graph.calls[places.pop()].outputs[0]  # type: ignore[index]
+            has_size = math.prod(self.program.avals[number].shape) == self.graph.values[wanted].size
+            tie = self._fitting(number, wanted, 0, None, None) if has_size else Tie(wanted, self._own_layout(wanted))
+            if tie is not None and wanted not in self.claimed:
+                yield self._region(number, tie, False)
 
     def _own_layout(self, number: int) -> Layout:
         shape = self.graph.values[number].shape
@@ -429,11 +462,15 @@ class Alignment:
             candidates.append((n in self.claimed, not roots <= near, self._maker[n][0], n))
         candidates.sort()
         here = None
+        is_before = False  # only the next operator of PyTorch is the reduction
         own = [n for *_, n in candidates if n in mine]
         for is_claimed, *_, n in candidates:
             if is_claimed and own:  # it may be what it comes from
                 break
             if n not in own and (tie := self._verified(value, n, number)) is not None:
+                if own and self._is_reduced(number, n):
+                    is_before = True
+                    break
                 if here is None:
                     here = self.function_of_ours(*self._part(number), number)
                 return None if here is not None and self._is_early(number, here, n) else tie
@@ -442,11 +479,19 @@ class Alignment:
             if (tie := self._verified(value, n, number)) is not None:
                 # of several values, it completes the computation of one; of one alone, it is a function that these
                 # data do not tell from doing nothing
-                return tie if several else None
+                return tie if several or is_before else None
         for is_claimed, *_, n in candidates:
             if is_claimed and n not in own and (tie := self._verified(value, n, number)) is not None:
                 return tie
         return None
+
+    def _is_reduced(self, number: int, n: int) -> bool:
+        """Return True where PyTorch reduces to make a tensor, as over axes of size one, and JAX has not reduced yet."""
+        calls = [self.graph.calls[i] for i in (self.calls(n) or ((), ()))[0]]
+        plain = primitives.ELEMENTWISE | primitives.MOVES
+        return any(call.name in aten.REDUCTIONS for call in calls) and all(
+            equation.name in plain for equation in self._part(number)[0]
+        )
 
     def _is_early(self, number: int, here: Probed, n: int) -> bool:
         """Return True where a value only has a tensor's numbers here, and a later one is the same function."""
@@ -652,26 +697,35 @@ class Alignment:
             yield from self._anchor_of_kernel(i, equation, data)
         if not leaves or len(data) != 1:
             return
+        place = self._place_of(equation)
+        if place is None or place in self._visited:
+            return
+        call = self.graph.calls[place]
+        if call.name in NORMALIZATIONS:
+            self._visited.add(place)
+        operand = next(n for n in call.operands if n in self._data)
+        yield from self._meet(data[0], operand, i, call, equation)
+
+    def _place_of(self, equation: Equation) -> int | None:
+        """Return the place of the operator of PyTorch that takes the same parameters; None where it is not one."""
+        leaves = {leaf for n in equation.inputs for leaf in self._leaves.get(n, ())}
         names = {name for leaf in leaves for name in self.torch_names.get(leaf, ())}
         places = {place for name in names for place in self._users.get(name, ())}
         is_late = not self._late.isdisjoint(equation.inputs)
-        places = {p for p in places if self.late.isdisjoint(self.graph.calls[p].outputs) != is_late}
-        if equation.name in primitives.CONTRACTIONS and not self._is_scaling(equation):
-            places = {p for p in places if self.graph.calls[p].name in aten.CONTRACTIONS}
-        else:
-            places = {p for p in places if self.graph.calls[p].name in NORMALIZATIONS} - self._visited
-        if len(places) != 1:
-            return
-        (place,) = places
-        self._visited.add(place)
-        call = self.graph.calls[place]
-        operand = next(n for n in call.operands if n in self._data)
-        yield from self._meet(data[0], operand, i, call, equation)
+        is_sum = equation.name in primitives.CONTRACTIONS and not self._is_scaling(equation)
+        kinds = aten.CONTRACTIONS if is_sum else NORMALIZATIONS
+        places = {
+            p
+            for p in places
+            if self.graph.calls[p].name in kinds and self.late.isdisjoint(self.graph.calls[p].outputs) != is_late
+        }
+        return places.pop() if len(places) == 1 else None
 
     def _anchor_of_kernel(self, i: int, equation: Equation, data: Sequence[int]) -> Iterator[Region]:
         """Tie the incoming gradient of a kernel's gradient: the activation that is its other factor tells the layer."""
         late, early = ([n for n in data if (n in self._late) is is_late] for is_late in (True, False))
-        if equation.name not in (*primitives.CONTRACTIONS, "depthwise_conv_kernel_gradient") or not late or not early:
+        sums = (*primitives.CONTRACTIONS, "outer_product", "depthwise_conv_kernel_gradient")
+        if equation.name not in sums or not late or not early:
             return
         activation = self._plain(early[0])
         if activation not in self.ties:

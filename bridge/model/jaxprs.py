@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -86,11 +87,23 @@ class Program:
     incoming: Sequence[int] = ()
 
 
+class ModelFails(ValueError):
+    """A model that does not run to its end.
+
+    Attributes:
+      begun: what it computed before, with the values that were at hand then as results; None where that is not known.
+    """
+
+    def __init__(self, message: str, begun: Program | None) -> None:
+        super().__init__(message)
+        self.begun = begun
+
+
 def read(function: Callable[..., Any], parameters: Mapping[str, Any], inputs: ModelInputs) -> Program:
     """Return the equations of a function of the parameters by path, and of the inputs.
 
     Raises:
-      ValueError: the function fails, or returns something that is no array.
+      ModelFails: the function fails, or returns something that is no array.
     """
     names = list(parameters)
     values = [parameters[name] for name in names]
@@ -108,8 +121,46 @@ def read(function: Callable[..., Any], parameters: Mapping[str, Any], inputs: Mo
     except Exception as error:
         shapes = ", ".join(str(np.shape(x)) for x in inputs.arrays)
         where = f" in {_RUNNING[-1]}" if _RUNNING else ""
-        raise ValueError(f"`model` fails{where} on `inputs` of shape {shapes}: {_said(error)}") from error
+        begun = _begun(flat, names, values, inputs.arrays)
+        raise ModelFails(f"`model` fails{where} on `inputs` of shape {shapes}: {_said(error)}", begun) from error
     return dataclasses.replace(_Reader().read(closed, names, values), results=results)
+
+
+def definition(function: Callable[..., Any], *operands: Any) -> Program:
+    """Return the equations of a function of arrays, which a primitive computes.
+
+    Args:
+      function: of arrays.
+      operands: shapes and dtypes.
+    """
+    return _Reader().read(jax.make_jaxpr(function)(*operands), [], [])
+
+
+def _begun(
+    function: Callable[..., Any], names: Sequence[str], values: Sequence[Any], arrays: Sequence[Any]
+) -> Program | None:
+    """Return what a function computes before it fails: the values in its frames; None where they cannot be had."""
+
+    def begun(values: Sequence[Any], *arrays: Any) -> list[Any]:
+        found: dict[int, Any] = {}
+        try:
+            function(values, *arrays)
+        except Exception as error:
+            for frame, _ in traceback.walk_tb(error.__traceback__):
+                for each in frame.f_locals.values():
+                    for x in each if type(each) is tuple else (each,):
+                        is_own = getattr(x, "_trace", None) is getattr(
+                            arrays[0], "_trace", None
+                        )  # not of a `jit` in it
+                        if isinstance(x, jax.core.Tracer) and is_own and jnp.issubdtype(x.dtype, jnp.floating):
+                            found[id(x)] = x
+        return list(found.values())
+
+    try:
+        closed = jax.make_jaxpr(begun)(values, *arrays)
+        return _Reader().read(closed, names, values)
+    except Exception:
+        return None
 
 
 def arrays_in(result: Any) -> Iterator[tuple[str, Any]]:

@@ -11,16 +11,14 @@ import numpy as np
 
 from bridge.model.alignment import Alignment, Region, layer_of, parameter_names
 from bridge.model.jax_side import JaxModel, jax_model, with_gradients
-from bridge.model.jaxprs import Part, Program, read
+from bridge.model.jaxprs import ModelFails, Part, Program, read
 from bridge.model.known_orders import KnownOrders
-from bridge.model.mobilenet_parity import mobilenet_parity
 from bridge.model.model_inputs import Mode, ModelInputs, both
 from bridge.model.parity import LayerParity, Logits, ModelParity, Track, relative
 from bridge.model.ports import judged
 from bridge.model.results import paired
 from bridge.model.torch_graph import UNITS, TorchGraph
 from bridge.weights.manifest import WeightsManifest
-from jaxdw.models import MobileNet
 
 _log = logging.getLogger("bridge")
 
@@ -71,9 +69,6 @@ def model_parity(
     from bridge.model.capture import layout_of
 
     known = _KNOWN if known is None else known
-    if isinstance(model, MobileNet) and weights is not None and not gradients and not training:
-        settings: dict[str, Any] = {"layout": layout, "known": known, "name": name, "track": track}
-        return mobilenet_parity(module, model, inputs, weights, **settings)
     mode = Mode(gradients, training)
     _log.info("%s: running it in PyTorch", name)
     program, theirs, names, given = programs(module, model, inputs, weights, mode, layout)
@@ -114,11 +109,14 @@ def programs(
     given, theirs_given = both(inputs)
     made = jax_model(model, mode.training)
     theirs = graph(module, theirs_given, mode, layout)
-    program = read(made.function, made.parameters, given)
-    pairs = paired(program.results, theirs.results)
     pieces = [] if manifest is None else manifest.moved
     moved = [(each.torch.name.partition("[")[0], each.flax.name) for each in pieces]  # a name may be `weight[0/3]`
     names = parameter_names(made.parameters, theirs, None if manifest is None else moved)
+    try:
+        program = read(made.function, made.parameters, given)
+    except ModelFails as error:
+        raise ValueError(f"{error}{_wrong_before(error.begun, theirs, names, given)}") from error
+    pairs = paired(program.results, theirs.results)
     ours = [program.outputs[i] for i, _ in pairs]
     outputs, results = [theirs.outputs[i] for _, i in pairs], [theirs.results[i] for _, i in pairs]
     ours_named = [program.results[i] for i, _ in pairs]
@@ -129,6 +127,22 @@ def programs(
     if len(pairs) < len(theirs.results):
         raise ValueError(f"`gradients` needs all results of PyTorch, {theirs.results}, and JAX gives {program.results}")
     return _both_ways(made, *graphs, names, given, [i for i, _ in pairs])
+
+
+def _wrong_before(
+    begun: Program | None, theirs: TorchGraph, names: Mapping[str, Sequence[str]], given: ModelInputs
+) -> str:
+    """Say what is wrong in the equations that JAX ran before it failed; nothing where all of them are right."""
+    if begun is None:
+        return ""
+    graph = dataclasses.replace(theirs, outputs=[], results=[])
+    alignment = Alignment(begun, graph, names, dict(zip(begun.inputs, given.arrays)))
+    said: dict[str, str] = {}
+    for region in alignment.regions():
+        row = judged(alignment, region)
+        if row is not None and row.isolated is not None and not row.isolated.verdict.passes:
+            said.setdefault(row.name, row.isolated.cause)
+    return "; wrong before it: " + "; ".join(f"{name}: {cause}" for name, cause in said.items()) if said else ""
 
 
 def _both_ways(

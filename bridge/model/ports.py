@@ -26,7 +26,7 @@ from bridge.model.recorded_operations import operation_of, replayed
 from bridge.model.running_error import Bounded
 from bridge.model.torch_evaluation import is_known
 from bridge.model.torch_graph import UNITS, Call
-from bridge.numerics import same_bits
+from bridge.numerics import BFLOAT16, FLOAT16, round_to, same_bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +203,8 @@ class _Words:
         ours, theirs = self.ours, self.theirs
         if len(self.calls) == 1 and self._shares_parameters:
             return theirs
-        return theirs if ours == "nothing" or (self.region.is_equal and self.calls) else ours
+        is_named = self.ours_function is not None and named(*self.ours_function) is not None
+        return theirs if ours == "nothing" or (self.region.is_equal and self.calls and not is_named) else ours
 
     @property
     def _shares_parameters(self) -> bool:
@@ -234,9 +235,14 @@ class _Words:
         missing = [layer for call in self.calls if (layer := self.layer_of(call, everywhere=True))]
         if not self.equations and missing:
             return missing[0]
-        scope = self.equations[-1].scope if self.equations else self.alignment.scope(self.region.part.output)
-        kind = (self.theirs if not self.equations else self.kind).rpartition(" to ")[2]
-        return ".".join(filter(None, (scope, kind.replace(" ", "_"))))
+        if self.equations:
+            scope, kind = self.equations[-1].scope, self.kind
+        else:
+            scope, kind = self.alignment.scope(self.region.part.output), self.theirs
+            scope = scope.rpartition(".")[0] if self.alignment.is_layer(scope) else scope
+        scope = scope or self.alignment.scope_before(self.region.part)
+        kind = kind.rpartition(" to ")[2].replace(" ", "_")
+        return scope if scope.rpartition(".")[2] == kind else ".".join(filter(None, (scope, kind)))
 
     def layer_of(self, call: Call, *, everywhere: bool = False) -> str:
         """Return the path of the layer of JAX whose parameters an operator of PyTorch takes; empty for none.
@@ -578,7 +584,13 @@ def _other_numbers(words: _Words) -> str:
                 said.append(f"{path} has the numbers of {others[0]}")
                 continue
             here = _nearest_layout(ours, theirs)
-            if here is not None and np.count_nonzero(~same_bits(here, theirs)) <= theirs.size / 2:
+            wide = theirs.astype(np.float64)
+            rounded = [
+                f.name for f in (FLOAT16, BFLOAT16) if here is not None and np.array_equal(round_to(wide, f), here)
+            ]
+            if rounded:
+                said.append(f"{path} has the numbers of {name}, rounded to {rounded[0]}")
+            elif here is not None and np.count_nonzero(~same_bits(here, theirs)) <= theirs.size / 2:
                 said.append(of_other_bits(name, here, theirs))
             else:
                 said.append(f"{path} has other numbers than {name}")
@@ -597,7 +609,13 @@ def _is_turned(words: _Words, number: int, theirs: np.ndarray) -> bool:
 
 
 def _nearest_layout(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray | None:
-    """Return a parameter of JAX in the layout of PyTorch in which the most elements are equal."""
+    """Return a parameter of JAX in the layout of PyTorch in which most elements are equal, and then nearest."""
     at = np.linspace(0, theirs.size - 1, min(256, theirs.size)).astype(np.int64)
+    wanted = theirs.ravel()[at].astype(np.float64)
+
+    def nearness(array: np.ndarray) -> tuple[int, float]:
+        some = array.ravel()[at]
+        return int(np.count_nonzero(some == wanted)), -float(np.abs(some - wanted).sum())
+
     fitting = [each.to_torch(ours) for each in itertools.islice(layouts(theirs.shape, ours.shape), 130)]
-    return max(fitting, key=lambda a: np.count_nonzero(a.ravel()[at] == theirs.ravel()[at]), default=None)
+    return max(fitting, key=nearness, default=None)

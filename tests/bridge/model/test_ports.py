@@ -106,7 +106,7 @@ def test_a_port_passes_with_a_manifest_and_without_one(seed, named):
         "mean",
         "linear",
     ]
-    assert [layer.name for layer in found.layers][:3] == ["conv", "bn", "relu"]
+    assert [layer.name for layer in found.layers][:3] == ["conv", "bn", "bn.relu"]
 
 
 @pytest.mark.parametrize(
