@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bridge.diagnosis import Verdict
+from bridge.diagnosis import Comparison, Verdict
 from bridge.model.alignment import Alignment, Layout, Region, Tie, layouts
 from bridge.model.defined_operators import Operator, Undefined, channels_first, channels_last, defined
 from bridge.model.jax_side import jax_model
@@ -27,7 +27,7 @@ from bridge.model.model_inputs import INFERENCE, ModelInputs, both
 from bridge.model.orders import Revealed
 from bridge.model.parity import LayerParity, ModelParity, Track, relative
 from bridge.model.port_parity import logits_of, not_compared, programs
-from bridge.model.ports import Row, core_equations, judged
+from bridge.model.ports import Row, judged
 from bridge.numerics import same_bits
 from bridge.weights.manifest import WeightsManifest
 from jaxdw.models import Arithmetic
@@ -137,7 +137,7 @@ class _Step:
     def path(self) -> str:
         """The path of the layer in JAX: of its parameters, or of the module that adds."""
         leaves = self.alignment.leaves(self.region)
-        return leaves[0].rpartition(".")[0] if leaves else core_equations(self.alignment, self.region)[-1].scope
+        return leaves[0].rpartition(".")[0] if leaves else self.alignment.scope(self.region.part.output)
 
     def is_met_by(self, y: np.ndarray) -> bool:
         """Return True where a result has PyTorch's bits."""
@@ -151,7 +151,7 @@ class _Step:
           running: the result where the program does not go on from PyTorch's.
           known: orders that were revealed before.
         """
-        row = judged(self.alignment, self.region, known if self.undefined else None, y)
+        row = judged(self.alignment, self.region, known if self.revealed is None else None, y)
         if row is None:
             return None
         orders = {name: each.words for name, each in row.replayed.items()}
@@ -163,15 +163,15 @@ class _Step:
             row.name, row.torch, row.kind, y.shape, self._named(row), row.reason, grown, None, orders, trees
         )
 
-    def _named(self, row: Row) -> Any:
+    def _named(self, row: Row) -> Comparison | None:
         """Return the comparison, with the reason of other bits."""
         found = row.isolated
         if found is None or not found.verdict.passes or found.verdict is Verdict.IDENTICAL:
             return found
-        if self.undefined:
-            return dataclasses.replace(found, cause=found.cause or self.undefined)
-        order = str(self.revealed) if self.revealed is not None else "its definition of jaxdw"
-        cause = f"in PyTorch's order ({order}) JAX gives other bits for the same operands"
+        if self.revealed is None:
+            cause = self.undefined or f"PyTorch's {row.kind} has other bits here than jaxdw's definition of it"
+            return found if found.verdict is Verdict.EXPLAINED else dataclasses.replace(found, cause=cause)
+        cause = f"in PyTorch's order ({self.revealed}) JAX gives other bits for the same operands"
         return dataclasses.replace(found, verdict=Verdict.BUG, name="other bits", cause=cause)
 
 
@@ -183,8 +183,9 @@ def _operators(
     Raises:
       Undefined: not all operators are defined, or an operand is not found in JAX.
     """
+    every = [defined(alignment, call, known) for call in region.calls]
     if not region.is_equal:
-        raise Undefined("JAX computes something else")
+        raise Undefined("JAX's result is another one")
     places = {n: i for i, n in enumerate(region.part.inputs)}
     sources: dict[int, tuple[int, Layout]] = {}
     for number in region.sources:
@@ -193,7 +194,6 @@ def _operators(
         if found is None:
             raise Undefined("an operand of PyTorch is none of JAX's operands")
         sources[number] = places[found[0]], found[1]
-    every = [defined(alignment, call, known) for call in region.calls]
     operators: list[Operator] = [each.run for each in every]
     sums = [each.revealed for each in every if each.revealed is not None]
 
