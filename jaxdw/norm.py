@@ -193,7 +193,13 @@ def _shapes_of_rows_and_channels(x, scale, *others, **options):
 _RULES: tuple[tuple[Primitive, Callable[..., Any], Callable[..., Any] | None, Any, Any], ...] = (
     (_norm_p, definition, _kernel, _norm_jvp, None),
     (_tangent_p, definition_of_tangent, None, _of_definition(definition_of_tangent), _tangent_transpose),
-    (_gradient_p, definition_of_gradient, _kernel_of_gradient, _of_definition(definition_of_gradient), _gradient_transpose),
+    (
+        _gradient_p,
+        definition_of_gradient,
+        _kernel_of_gradient,
+        _of_definition(definition_of_gradient),
+        _gradient_transpose,
+    ),
 )
 for _primitive, _definition, _compiled, _jvp, _transpose in _RULES:
     _primitive.multiple_results = True
