@@ -163,7 +163,7 @@ class Alignment:
       claimed: the numbers of the tensors that are tied, with the value of JAX that is tied first.
       seen: the calls that stand in some region.
       torch_names: PyTorch's names of each parameter of JAX.
-      region_of: the region that ends at a value of JAX.
+      region_of: the region that ends at a value of JAX, without its operands and its result.
     """
 
     def __init__(
@@ -177,6 +177,10 @@ class Alignment:
         self.inputs = {n: x.astype(np.float32) if x.dtype.name in UNITS else x for n, x in inputs.items()}
         self.torch_names = names
         self._producer = {n: (i, e) for i, e in enumerate(program.equations) for n in e.outputs}
+        self._readers: dict[int, list[tuple[int, Equation]]] = collections.defaultdict(list)
+        for i, equation in enumerate(program.equations):
+            for n in equation.inputs:
+                self._readers[n].append((i, equation))
         self._maker = {n: (i, c) for i, c in enumerate(graph.calls) for n in c.outputs}
         self._data = self._depending([*graph.inputs, *graph.incoming.values()])
         self.late = self._depending(graph.incoming.values())
@@ -208,6 +212,8 @@ class Alignment:
         }
         self._rough = max((8 * UNITS[name] for name in graph.lower.values()), default=2.0**-9)
         self.values: dict[int, Bounded | None] = {}
+        self._forgotten: set[int] = set()
+        self._made: dict[Any, Bounded | None] = {}  # the last results of `exact`
         self._unknown: dict[int, str] = {}
         self.ties: dict[int, list[Tie]] = {}
         self.claimed: dict[int, int] = {}
@@ -349,7 +355,12 @@ class Alignment:
                 made = Bounded.exact(value)
                 self.values[number] = Bounded(made.value, 0.0, 2 * u * np.abs(made.value) + 2.0**-24)
         for i, equation in enumerate(self.program.equations):
-            yield from self._equation(i, equation)
+            found = False
+            for region in self._equation(i, equation):
+                yield region
+                found = True
+            if found:
+                self._forget_before(i)
         for number, given in zip(self.program.outputs, self.graph.outputs):
             yield from self._meet(number, given, len(self.program.equations))
             if not any(self._same(tie.number, given) for tie in self.ties.get(number, ())):
@@ -375,6 +386,18 @@ class Alignment:
             tie = self._fitting(number, wanted, 0, None, None) if has_size else Tie(wanted, self._own_layout(wanted))
             if tie is not None and wanted not in self.claimed:
                 yield self._region(number, tie, False)
+
+    def _forget_before(self, last: int) -> None:
+        """Drop the values that nothing needs any more: what reads them has run, and is tied or dropped itself."""
+        kept = {*self._unlike, *self.program.outputs, *self.program.constants}
+        for n in sorted(set(self.values) - kept, reverse=True):
+            if all(place <= last and self._is_over(equation) for place, equation in self._readers[n]):
+                del self.values[n]
+                self._forgotten.add(n)
+
+    def _is_over(self, equation: Equation) -> bool:
+        """Return True where no later equation reads the results of one but as tensors of PyTorch."""
+        return all(n in self.ties or n in self._forgotten for n in equation.outputs)
 
     def _own_layout(self, number: int) -> Layout:
         shape = self.graph.values[number].shape
@@ -648,7 +671,15 @@ class Alignment:
         if found is None:
             return None
         places, sources = found
-        return evaluated(self.graph, [self.graph.calls[i] for i in places], sources).get(number)
+        return self.exact([self.graph.calls[i] for i in places], sources, number)
+
+    def exact(self, calls: Sequence[Call], sources: Sequence[int], number: int) -> Bounded | None:
+        """Return a tensor that calls make from sources, in float64 with its errors; None where nothing is known."""
+        key = number, tuple(call.outputs for call in calls), tuple(sources)
+        if key not in self._made:
+            self._made = dict(list(self._made.items())[-3:])
+            self._made[key] = evaluated(self.graph, calls, sources).get(number)
+        return self._made[key]
 
     def eased(self, part: Part, number: int) -> tuple[Bounded, Bounded] | None:
         """Return JAX's and PyTorch's value of a gradient where one keeps an activation and the other computes it again.
@@ -996,7 +1027,8 @@ class Alignment:
         changed = {value}
         start = self._producer[value][0] + 1 if value in self._producer else 0
         for equation in self.program.equations[start:before]:
-            if changed & set(equation.inputs) and not any(n in self.ties for n in equation.outputs):
+            is_read = changed & set(equation.inputs) and not self._is_over(equation)
+            if is_read and not any(n in self.ties for n in equation.outputs):
                 self._evaluate(equation)
                 changed |= set(equation.outputs)
 
@@ -1036,7 +1068,7 @@ class Alignment:
         calls = tuple(self.graph.calls[i] for i in places)
         ours, unknown = self.values.get(number), self._unknown.get(number, "")
         region = Region(part, operands, ours, unknown, calls, tuple(sources), tie, is_equal, wiring, is_met)
-        self.region_of.setdefault(number, region)
+        self.region_of.setdefault(number, dataclasses.replace(region, operands=(), ours=None))
         return region
 
     def _operand(self, number: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from bridge.diagnosis import Comparison, Verdict
 from bridge.diagnosis.target import Expected
 from bridge.model import aten, primitives
-from bridge.model.alignment import NORMALIZATIONS, Alignment, Region, evaluated, layer_of, layouts
+from bridge.model.alignment import NORMALIZATIONS, Alignment, Region, layer_of, layouts
 from bridge.model.causes import Cause, cause_of
 from bridge.model.element_order import other_order
 from bridge.model.elementwise_functions import PROBES, are_one, named
@@ -340,7 +340,7 @@ def _exact(words: _Words) -> tuple[Bounded | None, Bounded | None]:
     alignment, region = words.alignment, words.region
     layout = region.tie.layout
     computed = region.ours
-    exact = evaluated(alignment.graph, region.calls, region.sources).get(region.tie.number)
+    exact = alignment.exact(region.calls, region.sources, region.tie.number)
     if words.is_backward:
         computed, exact = alignment.eased(region.part, region.tie.number) or (computed, exact)
     if exact is not None:
