@@ -155,7 +155,11 @@ def _epsilon(alignment: Alignment, region: Region, call: Call) -> Changes:
             short = float(f"{eps:.3g}")
             yield (
                 _changed(call, eps=short if math.isclose(short, eps, rel_tol=1e-6) else eps),
-                Cause("epsilon", f"epsilon is {short:.10g} in JAX, and {own:.10g} in PyTorch", f"epsilon={own:.10g} in JAX"),
+                Cause(
+                    "epsilon",
+                    f"epsilon is {short:.10g} in JAX, and {own:.10g} in PyTorch",
+                    f"epsilon={own:.10g} in JAX",
+                ),
             )
 
 

@@ -1,10 +1,12 @@
 """PyTorch's operators in JAX with PyTorch's bits: sums in revealed orders, batch norm, activations, and moves.
 
-Each is defined by `jaxdw`, whose kernels add in an order that is given: nothing else in a program changes a bit.
+Sums are those of `jaxdw`, whose kernels add in an order that is given: nothing else in a program changes a bit. What
+follows no order, as an activation, has PyTorch's roundings as they are known. Results tell whether that is so here.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,17 +15,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 import jaxdw
 from bridge.model import aten
 from bridge.model.alignment import Alignment
 from bridge.model.known_orders import KnownOrders
 from bridge.model.operation_names import kind_of_call
-from bridge.model.orders import Order, Revealed, is_a_sum
+from bridge.model.operations import Operation
+from bridge.model.orders import Order, Revealed, Run, is_a_sum
 from bridge.model.recorded_operations import operation_of
 from bridge.model.running_error import Bounded
 from bridge.model.torch_evaluation import evaluate
 from bridge.model.torch_graph import Call, Ref
+from bridge.numerics import same_bits
 from jaxdw import epilogue
 from jaxdw.matmul import ordered_matmul, ordered_mean
 
@@ -68,14 +73,13 @@ def defined(alignment: Alignment, call: Call, known: KnownOrders) -> Defined:
     """
     if call.name in aten.MOVES:
         return Defined(functools.partial(_moved, call))
-    operation = operation_of(alignment, call)
-    if operation is not None and is_a_sum(operation) and operation.run is not None:
-        found = known.revealed(operation, "PyTorch", operation.run, operation.output)
-        if not found.channels:
-            raise Undefined(f"PyTorch adds in orders that no ranges of channels have: {found}")
-        sums = {"convolution": _convolution, "linear": _linear, "mean": _mean}[operation.kind]
-        return Defined(functools.partial(_result_of, call, functools.partial(sums, call, found.channels)), found)
-    function = _elementwise(alignment, call)
+    revealed = _orders(alignment, call, known)
+    if revealed is not None:
+        if not revealed.channels:
+            raise Undefined(f"PyTorch adds in orders that no ranges of channels have: {revealed}")
+        sums = {"convolution": _convolution, "addmm": _linear, "mm": _linear, "mean": _mean}[call.name]
+        return Defined(functools.partial(_result_of, call, functools.partial(sums, call, revealed.channels)), revealed)
+    function = _function(alignment, call)
     if function is None:
         raise Undefined(f"neither an order nor the roundings of PyTorch's {kind_of_call(call)} are defined")
     return Defined(functools.partial(_result_of, call, function))
@@ -96,22 +100,77 @@ def _result_of(
 # --- sums
 
 
+def _orders(alignment: Alignment, call: Call, known: KnownOrders) -> Revealed | None:
+    """Return the orders of a sum; None for anything else. Groups of a convolution are revealed one by one."""
+    groups = call.get("groups", 1)
+    operation = operation_of(alignment, dataclasses.replace(call, arguments={**call.arguments, "groups": 1}))
+    if operation is None or not is_a_sum(operation) or operation.run is None:
+        return None
+    if groups == 1:
+        return known.revealed(operation, "PyTorch", operation.run, operation.output)
+    found = [
+        known.revealed(each, "PyTorch", run, each.output)
+        for each, run in (
+            _group(operation, i, groups) for i in range(groups) if operation.parameters["weight"].shape[1] > 1
+        )
+    ]
+    if not found:  # a depthwise one
+        return None
+    width = operation.output.shape[-1] // groups
+    channels = [(i * width + end, order) for i, each in enumerate(found) for end, order in each.channels]
+    labels = np.concatenate([each.labels for each in found], -1)
+    reason = next((each.reason for each in found if each.reason), "")
+    orders = list(dict.fromkeys(order for each in found for order in each.orders))
+    return Revealed(orders, labels, reason, _joined(channels) if all(each.channels for each in found) else ())
+
+
+def _joined(channels: ByChannel) -> ByChannel:
+    """Return ranges of channels in which neighbours of one order are one range."""
+    after = [order for _, order in channels[1:]] + [None]
+    return [(end, order) for (end, order), following in zip(channels, after) if order != following]
+
+
+def _group(operation: Operation, number: int, groups: int) -> tuple[Operation, Run]:
+    """Return one group of a convolution as a convolution, and its run with zeros in all others."""
+    run, x, parameters = operation.run, operation.operands[0], operation.parameters
+    assert run is not None
+    given, width = (
+        slice(number * n // groups, (number + 1) * n // groups) for n in (x.shape[-1], len(parameters["weight"]))
+    )
+
+    def own(x_: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+        every, weights = np.zeros(x.shape, np.float32), np.zeros(parameters["weight"].shape, np.float32)
+        every[..., given], weights[width] = x_, weight
+        biases = None if bias is None else np.zeros(len(weights), np.float32)
+        if biases is not None:
+            biases[width] = bias
+        return np.ascontiguousarray(run(every, weights, biases)[..., width])
+
+    some = {name: np.ascontiguousarray(array[width]) for name, array in parameters.items()}
+    x_, y = (np.ascontiguousarray(a[..., part]) for a, part in ((x, given), (operation.output, width)))
+    return dataclasses.replace(operation, operands=(x_,), output=y, parameters=some), own
+
+
 def _convolution(call: Call, orders: ByChannel, given: Callable[[str], Any]) -> jax.Array:
     x, kernel, bias = given("input"), jnp.moveaxis(given("weight"), 0, -1), given("bias")
-    rank = kernel.ndim - 2
+    rank, groups = kernel.ndim - 2, call.get("groups")
     settings = _settings(call, rank)
     is_pointwise = {*kernel.shape[:rank]} == {1} and not any(map(any, settings["padding"]))
     if is_pointwise:
         x = x[(slice(None), *(slice(None, None, stride) for stride in settings["strides"]))]
         kernel = kernel.reshape(kernel.shape[rank:])
 
+    channels, width = kernel.shape[-2], kernel.shape[-1] // groups
+
     def of(start: int, end: int, order: Order) -> jax.Array:
         own = None if bias is None else bias[start:end]
+        of_group = x[..., start // width * channels :][..., :channels]
         if is_pointwise:
-            return ordered_matmul(x, kernel[..., start:end], own, order=order.sum_order)
-        return jaxdw.ordered_conv(x, kernel[..., start:end], own, order=order.sum_order, **settings)
+            return ordered_matmul(of_group, kernel[..., start:end], own, order=order.sum_order)
+        return jaxdw.ordered_conv(of_group, kernel[..., start:end], own, order=order.sum_order, **settings)
 
-    return _by_channel(of, orders)
+    ends = sorted({*(end for end, _ in orders), *range(width, kernel.shape[-1] + 1, width)})
+    return _by_channel(of, [(end, next(order for last, order in orders if end <= last)) for end in ends])
 
 
 def _settings(call: Call, rank: int) -> dict[str, Any]:
@@ -156,12 +215,20 @@ def _by_channel(of: Callable[[int, int, Order], jax.Array], orders: ByChannel) -
 # --- what needs no order
 
 
-def _elementwise(alignment: Alignment, call: Call) -> Callable[[Callable[[str], Any]], jax.Array] | None:
+def _function(alignment: Alignment, call: Call) -> Callable[[Callable[[str], Any]], jax.Array] | None:
     """Return a depthwise convolution, a batch norm by given statistics, or an activation; None for anything else."""
     if call.name == "convolution":
         x, weight = (alignment.graph.values[call.get(name).number] for name in ("input", "weight"))
         is_depthwise = call.get("groups") == x.shape[1] and not call.get("transposed") and x.ndim == weight.ndim
-        return functools.partial(_depthwise, call) if is_depthwise else None
+        if not is_depthwise or call.get("bias") is None:
+            return functools.partial(_depthwise, call, False) if is_depthwise else None
+        values = {n: channels_last(jnp.asarray(alignment.graph.values[n])) for n in call.operands}
+        wanted = channels_last(jnp.asarray(alignment.graph.values[call.outputs[0]]))
+        for bias_last in (False, True):
+            found = functools.partial(_depthwise, call, bias_last)
+            if same_bits(np.asarray(_result_of(call, found, values)[call.outputs[0]]), np.asarray(wanted)).all():
+                return found
+        return None
     operation = operation_of(alignment, call)
     if operation is not None and operation.kind == "batch norm" and operation.operands[0].ndim > 2:
         return functools.partial(_batch_norm, call)
@@ -172,10 +239,12 @@ def _elementwise(alignment: Alignment, call: Call) -> Callable[[Callable[[str], 
     return None if function is None else lambda given: function(given("self"))
 
 
-def _depthwise(call: Call, given: Callable[[str], Any]) -> jax.Array:
-    kernel = jnp.moveaxis(given("weight"), 0, -1)
+def _depthwise(call: Call, bias_last: bool, given: Callable[[str], Any]) -> jax.Array:
+    kernel, bias = jnp.moveaxis(given("weight"), 0, -1), given("bias")
     settings = _settings(call, kernel.ndim - 2)
-    return jaxdw.depthwise_conv(given("input"), kernel, given("bias"), method="taps", **settings)
+    first = None if bias_last else bias
+    y = jaxdw.depthwise_conv(given("input"), kernel, first, method="taps", **settings)
+    return y + bias if bias_last else y
 
 
 def _batch_norm(call: Call, given: Callable[[str], Any]) -> jax.Array:
@@ -185,7 +254,53 @@ def _batch_norm(call: Call, given: Callable[[str], Any]) -> jax.Array:
     return norm.apply(x, x.ndim - 2, x.dtype)
 
 
+def _fma(x: jax.Array, factor: Any, term: Any) -> jax.Array:
+    """Return fma(x, factor, term) element by element."""
+    factor, term = (jnp.broadcast_to(jnp.asarray(a, x.dtype), x.shape).reshape(-1) for a in (factor, term))
+    return epilogue.multiply_add(x.reshape(1, 1, -1), factor, term, 1).reshape(x.shape)
+
+
+#: log2(e); log(2) in two parts; the polynomial of (exp(s) - 1 - s) / s^2.
+_LOG2_E, _LOG_2 = np.float32(1.442695040888963), (np.float32(0.693145751953125), np.float32(1.428606765330187e-06))
+_POLYNOMIAL = (
+    0.000198527617612853646278381,
+    0.00139304355252534151077271,
+    0.00833336077630519866943359,
+    0.0416664853692054748535156,
+    0.166666671633720397949219,
+    0.5,
+)
+
+
+def _exp(x: jax.Array) -> jax.Array:
+    """Return exp(x) as Sleef's `expf` of 1 ULP computes it, which PyTorch's vectors call (Shibata, Petrogalli 2020).
+
+    x = q log(2) + s, exp(x) = 2^q exp(s), and a polynomial of exp(s), with fused multiply-adds.
+    """
+    q = lax.round(x * _LOG2_E, lax.RoundingMethod.TO_NEAREST_EVEN)
+    s = _fma(q, -_LOG_2[1], _fma(q, -_LOG_2[0], x))
+    u = jnp.full_like(s, _POLYNOMIAL[0])
+    for coefficient in _POLYNOMIAL[1:]:
+        u = _fma(u, s, np.float32(coefficient))
+    y = _fma(s * s, u, s) + 1
+    exponent = q.astype(jnp.int32)
+    half = exponent >> 1  # 2^q may be no normal number
+    for power in (half, exponent - half):
+        y = y * lax.bitcast_convert_type((power + 127) << 23, jnp.float32)
+    return jnp.where(x < -104, 0, jnp.where(x > 100, jnp.inf, y))
+
+
+def _sigmoid(x: jax.Array) -> jax.Array:
+    return 1 / (_exp(-x) + 1)
+
+
+def _silu(x: jax.Array) -> jax.Array:
+    return x / (_exp(-x) + 1)
+
+
 _ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+    "sigmoid": _sigmoid,
+    "silu": _silu,
     "relu": epilogue.relu,
     "hardswish": epilogue.hard_swish,
     "hardsigmoid": epilogue.hard_sigmoid,
