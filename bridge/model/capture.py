@@ -250,18 +250,20 @@ def memory_layout(x: torch.Tensor) -> str:
     return "contiguous" if x.is_contiguous() else "channels_last" if x.stride(1) == 1 else "other"
 
 
-#: Operators that are sums of products, and the names of their input, weight and bias.
+#: Operators that run again on other numbers, and the names of their input, weight and bias.
 _OPERANDS: Mapping[str, Sequence[str]] = {
     "convolution": ("input", "weight", "bias"),
     "addmm": ("mat1", "mat2", "self"),
     "mm": ("self", "mat2"),
     "mean": ("self",),
+    "sigmoid": ("self",),
+    "silu": ("self",),
 }
 
 
 def again(func: Any, given: Mapping[str, Any]) -> Callable[..., np.ndarray] | None:
     """Return the operator as a function of new numbers, which stand in memory as those that it was given."""
-    name = func.overloadpacket._qualified_op_name.removeprefix("aten::")
+    name = func.overloadpacket._qualified_op_name.removeprefix("aten::").removesuffix("_")
     names = _OPERANDS.get(name)
     if names is None or any(given.get(factor, 1) != 1 for factor in ("alpha", "beta")):
         return None

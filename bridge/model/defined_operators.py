@@ -232,6 +232,8 @@ def _function(alignment: Alignment, call: Call) -> Callable[[Callable[[str], Any
     operation = operation_of(alignment, call)
     if operation is not None and operation.kind == "batch norm" and operation.operands[0].ndim > 2:
         return functools.partial(_batch_norm, call)
+    if call.name in _EXPONENTIAL:
+        return _in_vectors(alignment, call)
     function = _ACTIVATIONS.get(call.name)
     if call.name in ("hardtanh", "clamp", "clamp_min"):
         lower, upper = (("min_val", -1), ("max_val", 1)) if call.name == "hardtanh" else (("min", None), ("max", None))
@@ -290,17 +292,72 @@ def _exp(x: jax.Array) -> jax.Array:
     return jnp.where(x < -104, 0, jnp.where(x > 100, jnp.inf, y))
 
 
-def _sigmoid(x: jax.Array) -> jax.Array:
-    return 1 / (_exp(-x) + 1)
+#: 2^(i / 32), and the polynomial of 2^(r / 32).
+_ROOTS = 2.0 ** (np.arange(32) / 32)
+_CUBIC = tuple(
+    float.fromhex(each) / 32**power
+    for each, power in (("0x1.c6af84b912394p-5", 3), ("0x1.ebfce50fac4f3p-3", 2), ("0x1.62e42ff0c52d6p-1", 1))
+)
 
 
-def _silu(x: jax.Array) -> jax.Array:
-    return x / (_exp(-x) + 1)
+def _exp_alone(x: jax.Array) -> jax.Array:
+    """Return exp(x) as glibc's `expf` computes it, which PyTorch calls for elements that fill no vector.
+
+    exp(x) = 2^(k / 32) 2^(r / 32) in float64, by a table and a polynomial, rounded once.
+    """
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        z = x.astype(jnp.float64) * (math.log2(math.e) * 32)
+        k = jnp.round(z)
+        r, number = z - k, k.astype(jnp.int64)
+        power = lax.bitcast_convert_type(((number // 32) + 1023) << 52, jnp.float64)
+        third, second, first = _CUBIC
+        y = ((third * r + second) * (r * r) + (first * r + 1)) * (jnp.asarray(_ROOTS)[number % 32] * power)
+        return jnp.where(x < -104, 0, jnp.where(x > 89, jnp.inf, y)).astype(jnp.float32)
+
+
+def _sigmoid(exp: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    return 1 / (exp(-x) + 1)
+
+
+def _silu(exp: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    return x / (exp(-x) + 1)
+
+
+#: Functions of an exponential.
+_EXPONENTIAL = {"sigmoid": _sigmoid, "silu": _silu}
+
+
+@functools.cache
+def _telling(name: str) -> tuple[np.float32, np.ndarray]:
+    """Return a number at which a function in vectors has other bits than alone, and both results."""
+    x = np.linspace(-4, 4, 4097, dtype=np.float32)
+    made = [np.asarray(jax.jit(functools.partial(_EXPONENTIAL[name], exp))(x)) for exp in (_exp, _exp_alone)]
+    at = int(np.argmin(same_bits(*made)))
+    return x[at], np.array([y[at] for y in made])
+
+
+def _in_vectors(alignment: Alignment, call: Call) -> Callable[[Callable[[str], Any]], jax.Array] | None:
+    """Return a function of an exponential. The operator on one telling number shows which elements fill no vector."""
+    function = _EXPONENTIAL[call.name]
+    x, again = alignment.graph.values[call.get("self").number], alignment.graph.runs.get(call.outputs[0])
+    if again is None or x.dtype != np.float32:
+        return None
+    number, (wide, alone) = _telling(call.name)
+    shown = again.run(np.full(channels_last(x).shape, number))
+    is_alone = same_bits(shown, np.broadcast_to(alone, shown.shape))
+    if not (is_alone | same_bits(shown, np.broadcast_to(wide, shown.shape))).all():
+        return None
+    places = np.flatnonzero(is_alone)
+
+    def of(given: Callable[[str], Any]) -> jax.Array:
+        flat = given("self").reshape(-1)
+        y = function(_exp, flat)
+        return y.at[places].set(function(_exp_alone, flat[places])).reshape(shown.shape)
+
+    return of
 
 
 _ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
-    "sigmoid": _sigmoid,
-    "silu": _silu,
     "relu": epilogue.relu,
     "hardswish": epilogue.hard_swish,
     "hardsigmoid": epilogue.hard_sigmoid,

@@ -205,7 +205,7 @@ class _GraphRecorder(Recorder):
         }
         outputs = tuple(self.new(y) for y in results)
         if not self.mode.gradients and (run := again(func, given)) is not None:
-            first = next(value for value in given.values() if isinstance(value, torch.Tensor) and value.ndim > 1)
+            first = max((x for x in given.values() if isinstance(x, torch.Tensor)), key=lambda x: x.ndim)
             self.runs[outputs[0]] = Rerun(run, memory_layout(first))
         for y, number in zip(results, outputs):
             if id(y) in written:
