@@ -246,7 +246,7 @@ def _depthwise(call: Call, bias_last: bool, given: Callable[[str], Any]) -> jax.
     settings = _settings(call, kernel.ndim - 2)
     first = None if bias_last else bias
     y = jaxdw.depthwise_conv(given("input"), kernel, first, method="taps", **settings)
-    return y + bias if bias_last else y
+    return y + jnp.broadcast_to(bias, y.shape) if bias_last else y
 
 
 def _batch_norm(call: Call, given: Callable[[str], Any]) -> jax.Array:

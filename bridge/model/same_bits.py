@@ -30,6 +30,7 @@ from bridge.model.port_parity import logits_of, not_compared, programs
 from bridge.model.ports import Row, judged
 from bridge.numerics import same_bits
 from bridge.weights.manifest import WeightsManifest
+from jaxdw.lowerings.cpu_fused import materialized
 from jaxdw.models import Arithmetic
 
 _log = logging.getLogger("bridge")
@@ -127,6 +128,11 @@ class _Step:
             except Undefined as reason:
                 run, revealed, undefined = region.part.traced, None, str(reason)
         return cls(alignment, region, received, run, undefined, revealed)
+
+    @property
+    def is_apart(self) -> bool:
+        """True where the result comes from a kernel."""
+        return self.revealed is not None and not any(order.finish == "product" for order in self.revealed.orders)
 
     @property
     def expected(self) -> np.ndarray:
@@ -241,7 +247,9 @@ class _OneProgram:
                     else:
                         other = theirs[n, step.received[n].number]
                         operands.append(jnp.where(first <= i, other, reached.get(n, other)))
-                results.append(step.run(*operands))
+                y = step.run(*operands)
+                # or XLA would contract a product with the sum that reads it
+                results.append(y if step.is_apart else materialized(y)[0])
                 reached[step.region.part.output] = results[-1]
             return results
 
