@@ -820,13 +820,13 @@ class Alignment:
             self.seen.update((self.calls(wanted) or ((), ()))[0])
         elif older is None:
             wiring = self._wired_otherwise(value, wanted, before)
-            now = self.values.get(value)
-            if value not in self.ties and (now is None or not self._is_tensor(now, tie)):
+            is_equal = self._is_right(value, tie)
+            if value not in self.ties and not is_equal:
                 yield from self._unlike_before(self._part(value)[0])
-            if not wiring:
+            if not wiring and not is_equal:
                 yield from self._split(value, tie, before)
-            now = self.values.get(value)
-            is_equal = value not in self.ties and not wiring and now is not None and self._is_tensor(now, tie)
+                is_equal = self._is_right(value, tie)
+            is_equal = is_equal and not wiring
             reader = "" if equation is None else self._layer_of(equation)
             yield dataclasses.replace(self._region(value, tie, is_equal, wiring), reader=reader)
         self._tie(value, tie)
@@ -836,6 +836,11 @@ class Alignment:
         """Return the path of the layer whose parameters an equation takes."""
         leaves = sorted(leaf for n in equation.inputs for leaf in self._leaves.get(n, ()))
         return leaves[0].rpartition(".")[0] if leaves else equation.scope
+
+    def _is_right(self, number: int, tie: Tie) -> bool:
+        """Return True where a value of JAX that is not tied is a tensor of PyTorch."""
+        value = self.values.get(number)
+        return number not in self.ties and value is not None and self._is_tensor(value, tie)
 
     def _is_tensor(self, value: Bounded, tie: Tie) -> bool:
         """Return True where a value is a tensor of PyTorch in this layout, to within the errors of both."""
@@ -875,7 +880,9 @@ class Alignment:
             theirs, ours = [n for n in theirs if n in self.late], [n for n in ours if n in self._late]
         found_step: tuple[int, Tie] | None = None
         for middle, n in itertools.islice(self._pairs(ours, theirs, tie.number), self._tries(equations)):
-            if found_step is not None and found_step[1].number != n:
+            if found_step is not None and (
+                found_step[1].number != n or not _is_elementwise(equations, found_step[0], middle)
+            ):
                 continue
             shape = self.program.avals[middle].shape
             fitting = sorted(itertools.islice(layouts(self.graph.values[n].shape, shape), 24), key=Layout.is_reshaped)
@@ -1084,6 +1091,20 @@ class Alignment:
 def _results(call: Call) -> tuple[int, ...]:
     """Return the results of an operator, without the statistics that a normalization also returns."""
     return call.outputs[:1] if call.name in NORMALIZATIONS else call.outputs
+
+
+def _is_elementwise(equations: Sequence[Equation], first: int, last: int) -> bool:
+    """Return True where the equations from one value to another are elementwise."""
+    needed, reached = {last}, {first}
+    for equation in reversed(equations):
+        if needed & set(equation.outputs):
+            needed |= set(equation.inputs)
+    for equation in equations:
+        if reached & set(equation.inputs) and needed & set(equation.outputs):
+            if equation.name not in primitives.ELEMENTWISE | primitives.KEEPING:
+                return False
+            reached |= set(equation.outputs)
+    return True
 
 
 def _is_float(value: Bounded | None) -> bool:

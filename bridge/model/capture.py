@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from bridge._implementations.torch_ import to_numpy
-from bridge.model.operations import INPUT, Gradient, Operation
+from bridge.model.operations import INPUT, Operation
 from bridge.torch_models import Recorder, by_name, channels_last, evaluating, on_device
 
 _KINDS = {
@@ -116,55 +116,6 @@ def _images(module: torch.nn.Module, images: np.ndarray) -> torch.Tensor:
 
 def _logits(y: Any) -> np.ndarray:
     return to_numpy(getattr(y, "logits", y).cpu())
-
-
-def gradients(module: torch.nn.Module, images: np.ndarray, labels: np.ndarray) -> list[Gradient]:
-    """Return the gradients of the mean cross-entropy, convolution by convolution, in the order of the backward pass.
-
-    The model runs in the mode that it is in; parameters and their `grad` stay, but a model in training has the
-    statistics of its normalizations updated.
-
-    Args:
-      module: the model.
-      images: `(N, H, W, C)`.
-      labels: `(N,)`, the classes.
-    """
-    before = {parameter: parameter.grad for parameter in module.parameters()}
-    y = module(on_device(module, np.moveaxis(images, -1, 1)))
-    loss = torch.nn.functional.cross_entropy(getattr(y, "logits", y), on_device(module, labels))
-    recorder = _GradientRecorder(module)
-    with recorder:
-        loss.backward()
-    for parameter, gradient in before.items():
-        parameter.grad = gradient
-    return recorder.done
-
-
-class _GradientRecorder(Recorder):
-    """Note each `aten::convolution_backward`."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        super().__init__(module)
-        self.done: list[Gradient] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.convolution_backward.default:
-            given = by_name(func, args, kwargs)
-            weight = given["weight"]
-            dx, dweight, _ = result
-            self.done.append(
-                Gradient(
-                    self.names[weight.data_ptr()].rpartition(".")[0],
-                    channels_last(given["input"]),
-                    channels_last(given["grad_output"]),
-                    to_numpy(weight.cpu()).copy(),
-                    None if dx is None else channels_last(dx),
-                    to_numpy(dweight.cpu()).copy(),
-                    {key: given[key] for key in ("stride", "padding", "dilation", "groups")},
-                )
-            )
-        return result
 
 
 class _OperationRecorder(Recorder):

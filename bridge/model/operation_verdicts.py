@@ -58,7 +58,7 @@ def judge(operation: Operation, ours: np.ndarray) -> Comparison | str:
     ours = ours.reshape(theirs.shape)
     x, parameters, settings = operation.operands[0], operation.parameters, operation.settings
     if operation.kind == "convolution" and settings["groups"] == x.shape[-1] > 1:
-        case = depthwise_case(x, parameters["weight"], parameters.get("bias"), settings, operation.layer)
+        case = _depthwise_case(x, parameters["weight"], parameters.get("bias"), settings, operation.layer)
         return compare(ours, theirs, case, names=NAMES)
     within = expected(operation)
     if within is None:
@@ -143,7 +143,7 @@ def _named(kind: str) -> str:
     return "nothing" if kind == "identity" else kind
 
 
-def depthwise_case(
+def _depthwise_case(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, settings: Mapping[str, Any], name: str
 ) -> Case:
     """Return a depthwise convolution of PyTorch, with its settings, as a case."""

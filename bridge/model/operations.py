@@ -43,24 +43,3 @@ class Operation:
     is_elementwise: bool = False
     layout: str = ""
     run: Callable[..., np.ndarray] | None = None
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Gradient:
-    """The backward pass through one convolution.
-
-    Attributes:
-      layer: its path.
-      x, dy: its input, and the incoming gradient, channels last.
-      weight: `(O, I / groups, *kernel)`.
-      dx: the gradient by x, None where nobody asked for it; dweight: by the weight.
-      settings: "stride", "padding", "dilation" and "groups".
-    """
-
-    layer: str
-    x: np.ndarray
-    dy: np.ndarray
-    weight: np.ndarray
-    dx: np.ndarray | None
-    dweight: np.ndarray
-    settings: Mapping[str, Any]
