@@ -76,8 +76,8 @@ def model(
     Exit codes are those of `parity`, for the weakest verdict; 4 where an operation could not be compared.
     """
     from bridge.model import model_parity, same_bits_parity
-    from bridge.model.capture import check_layout
     from bridge.model.factories import PortPair, made_by
+    from bridge.model.graph_capture import check_layout
     from bridge.model.known_orders import KnownOrders
     from bridge.model.originals import compared_pair, random_images, read_image
 

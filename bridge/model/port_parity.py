@@ -66,7 +66,7 @@ def model_parity(
     Raises:
       ValueError, TypeError: inputs of another dtype or shape, a model of another kind; the message says which.
     """
-    from bridge.model.capture import layout_of
+    from bridge.model.graph_capture import layout_of
 
     known = _KNOWN if known is None else known
     mode = Mode(gradients, training)

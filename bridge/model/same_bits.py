@@ -59,8 +59,7 @@ def same_bits_parity(
 
     Args and raises: those of `model_parity`.
     """
-    from bridge.model.capture import layout_of
-    from bridge.model.graph_capture import eager
+    from bridge.model.graph_capture import eager, layout_of
 
     known = KnownOrders() if known is None else known
     _log.info("%s: running it in PyTorch", name)
