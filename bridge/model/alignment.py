@@ -806,7 +806,9 @@ class Alignment:
                 break  # what a layer computes stands for nothing before the layer
         if meeting is None:
             if equation is not None:
-                self._unlike.setdefault(self._plain(number), (roots[-1], self._layer_of(equation)))
+                is_norm = call is not None and call.name in NORMALIZATIONS
+                value = self._normalized(dominators) if is_norm else self._plain(number)
+                self._unlike.setdefault(value, (roots[-1], self._layer_of(equation)))
             return
         value, wanted = meeting
         if any(tie.number == wanted or self._same(tie.number, wanted) for tie in self.ties.get(value, ())[-1:]):
@@ -831,6 +833,13 @@ class Alignment:
             yield dataclasses.replace(self._region(value, tie, is_equal, wiring), reader=reader)
         self._tie(value, tie)
         self._again(value, before)
+
+    def _normalized(self, dominators: Sequence[int]) -> int:
+        """Return which of some values, the last one first, a norm reads: it reads that for its statistics, too."""
+        made_by = (self._producer[n][1].name if n in self._producer else "" for n in dominators)
+        layer = next((place for place, name in enumerate(made_by) if name in primitives.CONTRACTIONS), 0)
+        several = (n for n in dominators[layer::-1] if len(self._readers[n]) > 1)
+        return next(several, dominators[0])
 
     def _layer_of(self, equation: Equation) -> str:
         """Return the path of the layer whose parameters an equation takes."""

@@ -142,19 +142,15 @@ def _begun(
     """Return what a function computes before it fails: the values in its frames; None where they cannot be had."""
 
     def begun(values: Sequence[Any], *arrays: Any) -> list[Any]:
-        found: dict[int, Any] = {}
+        own = getattr(arrays[0], "_trace", None)  # the values of a `jit` inside have another one
         try:
             function(values, *arrays)
         except Exception as error:
-            for frame, _ in traceback.walk_tb(error.__traceback__):
-                for each in frame.f_locals.values():
-                    for x in each if type(each) is tuple else (each,):
-                        is_own = getattr(x, "_trace", None) is getattr(
-                            arrays[0], "_trace", None
-                        )  # not of a `jit` in it
-                        if isinstance(x, jax.core.Tracer) and is_own and jnp.issubdtype(x.dtype, jnp.floating):
-                            found[id(x)] = x
-        return list(found.values())
+            known = [each for frame, _ in traceback.walk_tb(error.__traceback__) for each in frame.f_locals.values()]
+            every = (x for each in known for x in (each if type(each) is tuple else (each,)))
+            tracers = {id(x): x for x in every if isinstance(x, jax.core.Tracer) and getattr(x, "_trace", None) is own}
+            return [x for x in tracers.values() if jnp.issubdtype(x.dtype, jnp.floating)]
+        return []
 
     try:
         closed = jax.make_jaxpr(begun)(values, *arrays)

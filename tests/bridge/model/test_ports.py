@@ -327,6 +327,13 @@ def test_a_module_that_fails_is_named_with_its_path():
         bridge.model_parity(theirs, ours, noise(0, 16))
 
 
+def test_what_is_wrong_before_a_model_fails_is_named():
+    theirs, ours, manifest = twins(0)
+    ours.dw.strides = 2  # its result does not fit the residual
+    with pytest.raises(ValueError, match=r"`model` fails .*; wrong before it: dw: stride is 2 in JAX"):
+        bridge.model_parity(theirs, ours, noise(0, 16), manifest)
+
+
 def test_a_wrong_stride_is_named_where_it_is(seed):
     theirs, ours, manifest = twins(seed)
     ours.conv.strides = 1

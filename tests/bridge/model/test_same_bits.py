@@ -264,6 +264,7 @@ def test_the_command_takes_layout_and_batch(tmp_path, seed, monkeypatch):
     ("options", "said"),
     [
         (["--layout", "nhwc"], "`layout` is 'nhwc', expected one of contiguous, channels_last"),
+        (["--same-bits", "--gradients"], "`same_bits` compares inference alone, expected no --gradients"),
         (["--batch", "2", "--image", "a.npy"], "`batch` is 2, expected none with --image"),
     ],
 )
