@@ -124,7 +124,8 @@ class _Step:
             try:
                 run, revealed = _operators(alignment, region, received, known)
                 jax.eval_shape(run, *region.operands)
-                region = dataclasses.replace(region, ours=None)  # the bound is that of PyTorch's operators
+                if region.tie.is_proved:
+                    region = dataclasses.replace(region, ours=None)  # the bound is that of PyTorch's operators
             except Undefined as reason:
                 run, revealed, undefined = region.part.traced, None, str(reason)
         return cls(alignment, region, received, run, undefined, revealed)
