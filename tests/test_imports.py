@@ -91,6 +91,8 @@ ALLOWED = {
         "model.jax_side",
         "model.jaxprs",
         "model.primitives",
+        "model.defined_operators",
+        "model.same_bits",
         "bench.jax_peers",
         "bench.run",
     },
