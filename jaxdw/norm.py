@@ -1,10 +1,10 @@
 """Batch normalization in training: by the mean and the variance of the batch itself, and its derivatives.
 
 On a CPU the compiled kernels compute it and its gradient, in a fixed order (docs/arithmetic.md). Elsewhere, and where
-there are no kernels, it is `_defined`, whose sums are XLA's.
+there are no kernels, it is `definition`, whose sums are XLA's.
 
 Three primitives are closed under differentiation: the normalization; its tangent, linear in the tangents of x, scale
-and bias; and the transpose of that, the gradient. Derivatives of higher order are those of `_defined`.
+and bias; and the transpose of that, the gradient. Derivatives of higher order are those of `definition`.
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ def batch_norm(
     operands = (x, arrays["scale"].astype(wide), arrays["bias"].astype(wide))
     options: dict[str, Any] = {"epsilon": float(epsilon), "activation": activation}
     if any(map(is_sharded, operands)):  # XLA knows how to share it out
-        return _defined(*operands, **options)
+        return definition(*operands, **options)
     return tuple(_norm_p.bind(*varying_together(*operands), **options))
 
 
-def _defined(x, scale, bias, *, epsilon: float, activation: str | None):
+def definition(x, scale, bias, *, epsilon: float, activation: str | None):
     """Return y, mean and variance."""
     wide = scale.dtype
     axes = tuple(range(x.ndim - 1))
@@ -100,14 +100,14 @@ def _along(channels: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(channels, x.shape)
 
 
-def _defined_tangent(x, scale, bias, mean, var, dx, dscale, dbias, **options):
+def definition_of_tangent(x, scale, bias, mean, var, dx, dscale, dbias, **options):
     """Return the tangents of y, mean and variance."""
-    return jax.jvp(functools.partial(_defined, **options), (x, scale, bias), (dx, dscale, dbias))[1]
+    return jax.jvp(functools.partial(definition, **options), (x, scale, bias), (dx, dscale, dbias))[1]
 
 
-def _defined_gradient(x, scale, bias, mean, var, dy, **options):
+def definition_of_gradient(x, scale, bias, mean, var, dy, **options):
     """Return the gradients by x, scale and bias."""
-    return jax.vjp(lambda *operands: _defined(*operands, **options)[0], x, scale, bias)[1](dy)
+    return jax.vjp(lambda *operands: definition(*operands, **options)[0], x, scale, bias)[1](dy)
 
 
 def _kernel(x, scale, bias, *, epsilon: float, activation: str | None):
@@ -152,7 +152,7 @@ def _gradient_transpose(cotangents, x, scale, bias, mean, var, dy, **options):
     if all(type(cotangent) is ad.Zero for cotangent in cotangents):
         return [None] * 6
     given = tuple(ad.instantiate_zeros(cotangent) for cotangent in cotangents)
-    of_dy = functools.partial(_defined_gradient, x, scale, bias, mean, var, **options)
+    of_dy = functools.partial(definition_of_gradient, x, scale, bias, mean, var, **options)
     return [None] * 5 + list(jax.linear_transpose(of_dy, dy.aval)(given))
 
 
@@ -191,9 +191,15 @@ def _shapes_of_rows_and_channels(x, scale, *others, **options):
 
 
 _RULES: tuple[tuple[Primitive, Callable[..., Any], Callable[..., Any] | None, Any, Any], ...] = (
-    (_norm_p, _defined, _kernel, _norm_jvp, None),
-    (_tangent_p, _defined_tangent, None, _of_definition(_defined_tangent), _tangent_transpose),
-    (_gradient_p, _defined_gradient, _kernel_of_gradient, _of_definition(_defined_gradient), _gradient_transpose),
+    (_norm_p, definition, _kernel, _norm_jvp, None),
+    (_tangent_p, definition_of_tangent, None, _of_definition(definition_of_tangent), _tangent_transpose),
+    (
+        _gradient_p,
+        definition_of_gradient,
+        _kernel_of_gradient,
+        _of_definition(definition_of_gradient),
+        _gradient_transpose,
+    ),
 )
 for _primitive, _definition, _compiled, _jvp, _transpose in _RULES:
     _primitive.multiple_results = True

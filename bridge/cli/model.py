@@ -11,7 +11,7 @@ import typer
 from bridge.cli.options import FailOnOption, HtmlOption, JsonOption
 from bridge.cli.output import check_outputs, command_line, console, exit_code, summarise
 from bridge.files import write_atomically
-from bridge.progress import counted, log, track
+from bridge.progress import counted, log
 
 if TYPE_CHECKING:
     from bridge.model import ModelParity
@@ -76,52 +76,38 @@ def model(
     Exit codes are those of `parity`, for the weakest verdict; 4 where an operation could not be compared.
     """
     from bridge.model import model_parity, same_bits_parity
-    from bridge.model.capture import check_layout
-    from bridge.model.factories import made_by
+    from bridge.model.factories import PortPair, made_by
+    from bridge.model.graph_capture import check_layout
     from bridge.model.known_orders import KnownOrders
     from bridge.model.originals import compared_pair, random_images, read_image
 
     check_outputs("jaxdw.model", json=json, html=html)
     check_layout(layout)
+    if same_bits and (gradients or training):
+        raise ValueError("`same_bits` compares inference alone, expected no --gradients, --training")
     if ":" in network:
         given = {
             "--weights": weights,
             "--image": image,
             "--batch": batch,
-            "--same-bits": same_bits or None,
             "--size": None if size == 224 else size,
             "--width": None if width == 1.0 else width,
         }
         if own := [option for option, value in given.items() if value is not None]:
             raise ValueError(f"`network` is {network!r}, whose function makes all: expected no {', '.join(own)}")
         log.info("%s: making both networks", network)
-        made = made_by(network)
-        shown = functools.partial(counted, description=f"{network}, operation")
-        known = KnownOrders.of_this_machine()
-        compare = functools.partial(model_parity, gradients=gradients, training=training, layout=layout, known=known)
-        parity = compare(made.module, made.model, made.inputs, made.manifest, name=network, track=shown)
-        known.save()
-        _report(parity, json, html)
-        raise typer.Exit(exit_code(parity.verdict, fail_on))
-    if image is not None and batch is not None:
-        raise ValueError(f"`batch` is {batch}, expected none with --image: an .npy file may hold several images")
-    images = random_images(size, random_seed, batch or 1) if image is None else read_image(image, size)
-    log.info("%s: making both networks", network)
-    pair = compared_pair(network, weights=weights, seed=random_seed, width=width)
-    if gradients or training:
-        if own := [name for name, value in {"--layout": layout, "--same-bits": same_bits or None}.items() if value]:
-            raise ValueError(f"`gradients` and `training` compare within bounds, expected no {', '.join(own)}")
-        shown = functools.partial(counted, description=f"{pair.name}, operation")
-        compare = functools.partial(model_parity, gradients=gradients, training=training, name=pair.name, track=shown)
-        parity = compare(pair.module, pair.model, images, pair.manifest)
-        _report(parity, json, html)
-        raise typer.Exit(exit_code(parity.verdict, fail_on))
-    shown = functools.partial(track, description=f"{pair.name}, operation")
+        made, name = made_by(network), network
+    else:
+        if image is not None and batch is not None:
+            raise ValueError(f"`batch` is {batch}, expected none with --image: an .npy file may hold several images")
+        images = random_images(size, random_seed, batch or 1) if image is None else read_image(image, size)
+        log.info("%s: making both networks", network)
+        pair = compared_pair(network, weights=weights, seed=random_seed, width=width)
+        made, name = PortPair(pair.module, pair.model, images, pair.manifest), pair.name
     known = KnownOrders.of_this_machine()
-    with_orders = same_bits_parity if same_bits else model_parity
-    parity = with_orders(
-        pair.module, pair.model, images, pair.manifest, layout=layout, known=known, name=pair.name, track=shown
-    )
+    shown = functools.partial(counted, description=f"{name}, operation")
+    compare = same_bits_parity if same_bits else functools.partial(model_parity, gradients=gradients, training=training)
+    parity = compare(*made, layout=layout, known=known, name=name, track=shown)
     known.save()
     _report(parity, json, html)
     raise typer.Exit(exit_code(parity.verdict, fail_on))

@@ -62,10 +62,24 @@ class Layout:
         axes = [self.split[i] for i in self.permutation if self.split[i] != 1]
         return axes != [n for n in self.shape if n != 1]
 
-    def to_jax(self, array: np.ndarray) -> np.ndarray:
+    @functools.cached_property
+    def axes(self) -> tuple[int, ...] | None:
+        """The axes of PyTorch in JAX's order; None where more than their order changes."""
+        wide, ones = ([i for i, n in enumerate(self.torch) if (n != 1) is is_wide] for is_wide in (True, False))
+        is_whole = self.split == tuple(self.torch[i] for i in wide) and len(self.shape) == len(self.torch)
+        if not is_whole or self.is_reshaped():
+            return None
+        ordered = iter([wide[i] for i in self.permutation])
+        return tuple(ones.pop(0) if n == 1 else next(ordered) for n in self.shape)
+
+    def to_jax(self, array: Any) -> Any:
+        if self.axes is not None:
+            return array.transpose(self.axes)
         return array.reshape(self.split).transpose(self.permutation).reshape(self.shape)
 
-    def to_torch(self, array: np.ndarray) -> np.ndarray:
+    def to_torch(self, array: Any) -> Any:
+        if self.axes is not None:
+            return array.transpose(np.argsort(self.axes))
         permuted = tuple(self.split[axis] for axis in self.permutation)
         return array.reshape(permuted).transpose(np.argsort(self.permutation)).reshape(self.torch)
 
@@ -98,10 +112,17 @@ def layouts(torch: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[Layout]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tie:
-    """A value of JAX that is a tensor of PyTorch: the number of the tensor, and its layout."""
+    """A value of JAX that is a tensor of PyTorch.
+
+    Attributes:
+      number: of the tensor.
+      layout: of the tensor as JAX has it.
+      is_proved: true where float64 shows that both are the same function of the values before them.
+    """
 
     number: int
     layout: Layout
+    is_proved: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,7 +163,7 @@ class Alignment:
       claimed: the numbers of the tensors that are tied, with the value of JAX that is tied first.
       seen: the calls that stand in some region.
       torch_names: PyTorch's names of each parameter of JAX.
-      region_of: the region that ends at a value of JAX.
+      region_of: the region that ends at a value of JAX, without its operands and its result.
     """
 
     def __init__(
@@ -156,6 +177,10 @@ class Alignment:
         self.inputs = {n: x.astype(np.float32) if x.dtype.name in UNITS else x for n, x in inputs.items()}
         self.torch_names = names
         self._producer = {n: (i, e) for i, e in enumerate(program.equations) for n in e.outputs}
+        self._readers: dict[int, list[tuple[int, Equation]]] = collections.defaultdict(list)
+        for i, equation in enumerate(program.equations):
+            for n in equation.inputs:
+                self._readers[n].append((i, equation))
         self._maker = {n: (i, c) for i, c in enumerate(graph.calls) for n in c.outputs}
         self._data = self._depending([*graph.inputs, *graph.incoming.values()])
         self.late = self._depending(graph.incoming.values())
@@ -187,6 +212,8 @@ class Alignment:
         }
         self._rough = max((8 * UNITS[name] for name in graph.lower.values()), default=2.0**-9)
         self.values: dict[int, Bounded | None] = {}
+        self._forgotten: set[int] = set()
+        self._made: dict[Any, Bounded | None] = {}  # the last results of `exact`
         self._unknown: dict[int, str] = {}
         self.ties: dict[int, list[Tie]] = {}
         self.claimed: dict[int, int] = {}
@@ -283,6 +310,22 @@ class Alignment:
             return ""
         return self._producer[number][1].scope
 
+    def is_layer(self, scope: str) -> bool:
+        """Return True for the path of a module of JAX that has parameters of its own, and no modules."""
+        below = [path[len(scope) + 1 :] for path in self.program.parameters.values() if path.startswith(f"{scope}.")]
+        return bool(below) and not any("." in each for each in below)
+
+    def scope_before(self, part: Part) -> str:
+        """Return the path of the last module, or else layer, on the way to some equations of JAX; empty for none."""
+        ahead = {self._producer[n] for n in part.inputs if n in self._producer}
+        while ahead:
+            last = max(ahead, key=lambda each: each[0])
+            if path := last[1].scope or self._layer_of(last[1]):
+                return path
+            ahead.remove(last)
+            ahead |= {self._producer[n] for n in last[1].inputs if n in self._producer}
+        return ""
+
     # --- the walk
 
     def regions(self) -> Iterator[Region]:
@@ -312,7 +355,12 @@ class Alignment:
                 made = Bounded.exact(value)
                 self.values[number] = Bounded(made.value, 0.0, 2 * u * np.abs(made.value) + 2.0**-24)
         for i, equation in enumerate(self.program.equations):
-            yield from self._equation(i, equation)
+            found = False
+            for region in self._equation(i, equation):
+                yield region
+                found = True
+            if found:
+                self._forget_before(i)
         for number, given in zip(self.program.outputs, self.graph.outputs):
             yield from self._meet(number, given, len(self.program.equations))
             if not any(self._same(tie.number, given) for tie in self.ties.get(number, ())):
@@ -321,6 +369,35 @@ class Alignment:
                 wiring = self._read_otherwise(number, given) if number in self.ties else ""
                 region = self._region(number, Tie(given, self._own_layout(given)), False, wiring)
                 yield dataclasses.replace(region, reader=f"result {result}".strip())
+        if not self.graph.outputs:  # JAX failed before it had results
+            yield from self._unread()
+
+    def _unread(self) -> Iterator[Region]:
+        """Yield the last values of JAX, each as the result of PyTorch's layer that it comes from."""
+        for number in self.program.outputs:
+            equations = self._part(number)[0]
+            unlike = list(self._unlike_before(equations))
+            yield from unlike
+            places = {self._place_of(equation) for equation in equations} - {None}
+            if unlike or number in self.ties or len(places) != 1:
+                continue
+            wanted = self.graph.calls[places.pop()].outputs[0]  # type: ignore[index]
+            has_size = math.prod(self.program.avals[number].shape) == self.graph.values[wanted].size
+            tie = self._fitting(number, wanted, 0, None, None) if has_size else Tie(wanted, self._own_layout(wanted))
+            if tie is not None and wanted not in self.claimed:
+                yield self._region(number, tie, False)
+
+    def _forget_before(self, last: int) -> None:
+        """Drop the values that nothing needs any more: what reads them has run, and is tied or dropped itself."""
+        kept = {*self._unlike, *self.program.outputs, *self.program.constants}
+        for n in sorted(set(self.values) - kept, reverse=True):
+            if all(place <= last and self._is_over(equation) for place, equation in self._readers[n]):
+                del self.values[n]
+                self._forgotten.add(n)
+
+    def _is_over(self, equation: Equation) -> bool:
+        """Return True where no later equation reads the results of one but as tensors of PyTorch."""
+        return all(n in self.ties or n in self._forgotten for n in equation.outputs)
 
     def _own_layout(self, number: int) -> Layout:
         shape = self.graph.values[number].shape
@@ -408,11 +485,15 @@ class Alignment:
             candidates.append((n in self.claimed, not roots <= near, self._maker[n][0], n))
         candidates.sort()
         here = None
+        is_before = False  # only the next operator of PyTorch is the reduction
         own = [n for *_, n in candidates if n in mine]
         for is_claimed, *_, n in candidates:
             if is_claimed and own:  # it may be what it comes from
                 break
             if n not in own and (tie := self._verified(value, n, number)) is not None:
+                if own and self._is_reduced(number, n):
+                    is_before = True
+                    break
                 if here is None:
                     here = self.function_of_ours(*self._part(number), number)
                 return None if here is not None and self._is_early(number, here, n) else tie
@@ -421,11 +502,19 @@ class Alignment:
             if (tie := self._verified(value, n, number)) is not None:
                 # of several values, it completes the computation of one; of one alone, it is a function that these
                 # data do not tell from doing nothing
-                return tie if several else None
+                return tie if several or is_before else None
         for is_claimed, *_, n in candidates:
             if is_claimed and n not in own and (tie := self._verified(value, n, number)) is not None:
                 return tie
         return None
+
+    def _is_reduced(self, number: int, n: int) -> bool:
+        """Return True where PyTorch reduces to make a tensor, as over axes of size one, and JAX has not reduced yet."""
+        calls = [self.graph.calls[i] for i in (self.calls(n) or ((), ()))[0]]
+        plain = primitives.ELEMENTWISE | primitives.MOVES
+        return any(call.name in aten.REDUCTIONS for call in calls) and all(
+            equation.name in plain for equation in self._part(number)[0]
+        )
 
     def _is_early(self, number: int, here: Probed, n: int) -> bool:
         """Return True where a value only has a tensor's numbers here, and a later one is the same function."""
@@ -514,7 +603,7 @@ class Alignment:
                 continue
             fitting = Tie(n, layout) if fitting is None else fitting
             if not _are_apart(layout, theirs, value):
-                return Tie(n, layout)
+                return Tie(n, layout, is_proved=True)
         return fitting
 
     def _is_eased(self, number: int, tie: Tie) -> bool:
@@ -582,7 +671,15 @@ class Alignment:
         if found is None:
             return None
         places, sources = found
-        return evaluated(self.graph, [self.graph.calls[i] for i in places], sources).get(number)
+        return self.exact([self.graph.calls[i] for i in places], sources, number)
+
+    def exact(self, calls: Sequence[Call], sources: Sequence[int], number: int) -> Bounded | None:
+        """Return a tensor that calls make from sources, in float64 with its errors; None where nothing is known."""
+        key = number, tuple(call.outputs for call in calls), tuple(sources)
+        if key not in self._made:
+            self._made = dict(list(self._made.items())[-3:])
+            self._made[key] = evaluated(self.graph, calls, sources).get(number)
+        return self._made[key]
 
     def eased(self, part: Part, number: int) -> tuple[Bounded, Bounded] | None:
         """Return JAX's and PyTorch's value of a gradient where one keeps an activation and the other computes it again.
@@ -631,26 +728,35 @@ class Alignment:
             yield from self._anchor_of_kernel(i, equation, data)
         if not leaves or len(data) != 1:
             return
+        place = self._place_of(equation)
+        if place is None or place in self._visited:
+            return
+        call = self.graph.calls[place]
+        if call.name in NORMALIZATIONS:
+            self._visited.add(place)
+        operand = next(n for n in call.operands if n in self._data)
+        yield from self._meet(data[0], operand, i, call, equation)
+
+    def _place_of(self, equation: Equation) -> int | None:
+        """Return the place of the operator of PyTorch that takes the same parameters; None where it is not one."""
+        leaves = {leaf for n in equation.inputs for leaf in self._leaves.get(n, ())}
         names = {name for leaf in leaves for name in self.torch_names.get(leaf, ())}
         places = {place for name in names for place in self._users.get(name, ())}
         is_late = not self._late.isdisjoint(equation.inputs)
-        places = {p for p in places if self.late.isdisjoint(self.graph.calls[p].outputs) != is_late}
-        if equation.name in primitives.CONTRACTIONS and not self._is_scaling(equation):
-            places = {p for p in places if self.graph.calls[p].name in aten.CONTRACTIONS}
-        else:
-            places = {p for p in places if self.graph.calls[p].name in NORMALIZATIONS} - self._visited
-        if len(places) != 1:
-            return
-        (place,) = places
-        self._visited.add(place)
-        call = self.graph.calls[place]
-        operand = next(n for n in call.operands if n in self._data)
-        yield from self._meet(data[0], operand, i, call, equation)
+        is_sum = equation.name in primitives.CONTRACTIONS and not self._is_scaling(equation)
+        kinds = aten.CONTRACTIONS if is_sum else NORMALIZATIONS
+        places = {
+            p
+            for p in places
+            if self.graph.calls[p].name in kinds and self.late.isdisjoint(self.graph.calls[p].outputs) != is_late
+        }
+        return places.pop() if len(places) == 1 else None
 
     def _anchor_of_kernel(self, i: int, equation: Equation, data: Sequence[int]) -> Iterator[Region]:
         """Tie the incoming gradient of a kernel's gradient: the activation that is its other factor tells the layer."""
         late, early = ([n for n in data if (n in self._late) is is_late] for is_late in (True, False))
-        if equation.name not in (*primitives.CONTRACTIONS, "depthwise_conv_kernel_gradient") or not late or not early:
+        sums = (*primitives.CONTRACTIONS, "outer_product", "depthwise_conv_kernel_gradient")
+        if equation.name not in sums or not late or not early:
             return
         activation = self._plain(early[0])
         if activation not in self.ties:
@@ -700,7 +806,9 @@ class Alignment:
                 break  # what a layer computes stands for nothing before the layer
         if meeting is None:
             if equation is not None:
-                self._unlike.setdefault(self._plain(number), (roots[-1], self._layer_of(equation)))
+                is_norm = call is not None and call.name in NORMALIZATIONS
+                value = self._normalized(dominators) if is_norm else self._plain(number)
+                self._unlike.setdefault(value, (roots[-1], self._layer_of(equation)))
             return
         value, wanted = meeting
         if any(tie.number == wanted or self._same(tie.number, wanted) for tie in self.ties.get(value, ())[-1:]):
@@ -714,22 +822,34 @@ class Alignment:
             self.seen.update((self.calls(wanted) or ((), ()))[0])
         elif older is None:
             wiring = self._wired_otherwise(value, wanted, before)
-            now = self.values.get(value)
-            if value not in self.ties and (now is None or not self._is_tensor(now, tie)):
+            is_equal = self._is_right(value, tie)
+            if value not in self.ties and not is_equal:
                 yield from self._unlike_before(self._part(value)[0])
-            if not wiring:
+            if not wiring and not is_equal:
                 yield from self._split(value, tie, before)
-            now = self.values.get(value)
-            is_equal = value not in self.ties and not wiring and now is not None and self._is_tensor(now, tie)
+                is_equal = self._is_right(value, tie)
+            is_equal = is_equal and not wiring
             reader = "" if equation is None else self._layer_of(equation)
             yield dataclasses.replace(self._region(value, tie, is_equal, wiring), reader=reader)
         self._tie(value, tie)
         self._again(value, before)
 
+    def _normalized(self, dominators: Sequence[int]) -> int:
+        """Return which of some values, the last one first, a norm reads: it reads that for its statistics, too."""
+        made_by = (self._producer[n][1].name if n in self._producer else "" for n in dominators)
+        layer = next((place for place, name in enumerate(made_by) if name in primitives.CONTRACTIONS), 0)
+        several = (n for n in dominators[layer::-1] if len(self._readers[n]) > 1)
+        return next(several, dominators[0])
+
     def _layer_of(self, equation: Equation) -> str:
         """Return the path of the layer whose parameters an equation takes."""
         leaves = sorted(leaf for n in equation.inputs for leaf in self._leaves.get(n, ()))
         return leaves[0].rpartition(".")[0] if leaves else equation.scope
+
+    def _is_right(self, number: int, tie: Tie) -> bool:
+        """Return True where a value of JAX that is not tied is a tensor of PyTorch."""
+        value = self.values.get(number)
+        return number not in self.ties and value is not None and self._is_tensor(value, tie)
 
     def _is_tensor(self, value: Bounded, tie: Tie) -> bool:
         """Return True where a value is a tensor of PyTorch in this layout, to within the errors of both."""
@@ -769,7 +889,9 @@ class Alignment:
             theirs, ours = [n for n in theirs if n in self.late], [n for n in ours if n in self._late]
         found_step: tuple[int, Tie] | None = None
         for middle, n in itertools.islice(self._pairs(ours, theirs, tie.number), self._tries(equations)):
-            if found_step is not None and found_step[1].number != n:
+            if found_step is not None and (
+                found_step[1].number != n or not _is_elementwise(equations, found_step[0], middle)
+            ):
                 continue
             shape = self.program.avals[middle].shape
             fitting = sorted(itertools.islice(layouts(self.graph.values[n].shape, shape), 24), key=Layout.is_reshaped)
@@ -921,7 +1043,8 @@ class Alignment:
         changed = {value}
         start = self._producer[value][0] + 1 if value in self._producer else 0
         for equation in self.program.equations[start:before]:
-            if changed & set(equation.inputs) and not any(n in self.ties for n in equation.outputs):
+            is_read = changed & set(equation.inputs) and not self._is_over(equation)
+            if is_read and not any(n in self.ties for n in equation.outputs):
                 self._evaluate(equation)
                 changed |= set(equation.outputs)
 
@@ -961,7 +1084,7 @@ class Alignment:
         calls = tuple(self.graph.calls[i] for i in places)
         ours, unknown = self.values.get(number), self._unknown.get(number, "")
         region = Region(part, operands, ours, unknown, calls, tuple(sources), tie, is_equal, wiring, is_met)
-        self.region_of.setdefault(number, region)
+        self.region_of.setdefault(number, dataclasses.replace(region, operands=(), ours=None))
         return region
 
     def _operand(self, number: int) -> np.ndarray:
@@ -977,6 +1100,20 @@ class Alignment:
 def _results(call: Call) -> tuple[int, ...]:
     """Return the results of an operator, without the statistics that a normalization also returns."""
     return call.outputs[:1] if call.name in NORMALIZATIONS else call.outputs
+
+
+def _is_elementwise(equations: Sequence[Equation], first: int, last: int) -> bool:
+    """Return True where the equations from one value to another are elementwise."""
+    needed, reached = {last}, {first}
+    for equation in reversed(equations):
+        if needed & set(equation.outputs):
+            needed |= set(equation.inputs)
+    for equation in equations:
+        if reached & set(equation.inputs) and needed & set(equation.outputs):
+            if equation.name not in primitives.ELEMENTWISE | primitives.KEEPING:
+                return False
+            reached |= set(equation.outputs)
+    return True
 
 
 def _is_float(value: Bounded | None) -> bool:

@@ -42,6 +42,18 @@ KEEPING = {
     "native_dropout",
 }
 
+#: Operators whose elements depend on all along some axes, or in a window.
+REDUCTIONS = {
+    "mean",
+    "sum",
+    "amax",
+    "amin",
+    "avg_pool2d",
+    "_adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "max_pool2d_with_indices",
+}
+
 #: Operators that move some elements, or several operands' elements.
 MOVES = KEEPING | {
     "expand",

@@ -153,10 +153,9 @@ def _epsilon(alignment: Alignment, region: Region, call: Call) -> Changes:
     for eps in dict.fromkeys([*_literals(alignment, region), 1e-3, 1e-5, 1e-6, 1e-8, 1e-12, 0.0]):
         if own is None or not math.isclose(eps, own, rel_tol=1e-6):
             short = float(f"{eps:.3g}")
-            yield (
-                _changed(call, eps=short if math.isclose(short, eps, rel_tol=1e-6) else eps),
-                Cause("epsilon", f"epsilon is {short:g} in JAX, and {own:g} in PyTorch", f"epsilon={own:g} in JAX"),
-            )
+            eps = short if math.isclose(short, eps, rel_tol=1e-6) else eps
+            said = f"epsilon is {np.float32(eps)!s} in JAX, and {own:g} in PyTorch"
+            yield _changed(call, eps=eps), Cause("epsilon", said, f"epsilon={own:g} in JAX")
 
 
 def _parameters_left_out(alignment: Alignment, region: Region, call: Call) -> Changes:
@@ -257,10 +256,12 @@ def _paddings(alignment: Alignment, region: Region, call: Call) -> Changes:
     )
     if call.get("transposed"):
         return
-    wanted = alignment.graph.values[call.outputs[0]].shape[2:]
     own = tuple((p, p) for p in padding)
     spans = [(k - 1) * d for k, d in zip(kernel, dilation)]
-    needed = [max((n - 1) * s + span + 1 - size, 0) for n, s, span, size in zip(wanted, stride, spans, x.shape[2:])]
+    needed = [max((-(-n // s) - 1) * s + span + 1 - n, 0) for n, s, span in zip(x.shape[2:], stride, spans)]
+    is_causal = padding == spans and any(each.name == "slice" for each in region.calls)
+    kind = ", and cuts the end off, as a causal convolution" if is_causal else ""
+    fix = 'padding="CAUSAL" in JAX' if is_causal and rank == 1 else f"padding={own} in JAX"
     options = {
         "SAME": tuple((t // 2, t - t // 2) for t in needed),
         "the padding at the start alone": tuple((t, 0) for t in spans),
@@ -271,7 +272,7 @@ def _paddings(alignment: Alignment, region: Region, call: Call) -> Changes:
         if pads != own:
             yield (
                 Call("with padding", {**call.arguments, "pads": pads}, call.outputs, call.module),
-                Cause("padding", f"JAX pads by {name}, {pads}, and PyTorch by {own}", f"padding={own} in JAX"),
+                Cause("padding", f"JAX pads by {name}, {pads}, and PyTorch by {own}{kind}", fix),
             )
 
 
@@ -298,13 +299,24 @@ def _pooling(alignment: Alignment, region: Region, call: Call) -> Changes:
             )
 
 
-def _causal_padding(alignment: Alignment, region: Region, call: Call) -> Changes:
-    pad = call.get("pad")
-    if any(pad):
-        yield (
-            _changed(call, pad=[p for a, b in zip(pad[::2], pad[1::2]) for p in (b, a)]),
-            Cause("padding side", "JAX pads on the other side than PyTorch", f"padding {tuple(pad)} as in PyTorch"),
-        )
+def _pads(alignment: Alignment, region: Region, call: Call) -> Changes:
+    """Try other numbers of zeros before and after each axis, as a causal convolution has them before alone."""
+    own = tuple(zip(call.get("pad")[::2], call.get("pad")[1::2]))[::-1]  # PyTorch begins with the last axis
+    is_causal = any(before for before, _ in own) and not any(after for _, after in own)
+    kind = ", before alone, as a causal convolution does" if is_causal else ""
+    fix = f"padding {own} as in PyTorch" + (': padding="CAUSAL" in one dimension' if is_causal else "")
+    options = {
+        "on the other side": tuple((after, before) for before, after in own),
+        "by SAME": tuple(((a + b) // 2, (a + b + 1) // 2) for a, b in own),
+        "as much on both sides": tuple((max(each), max(each)) for each in own),
+        "by nothing": ((0, 0),) * len(own),
+    }
+    for how, pads in options.items():
+        if pads != own:
+            yield (
+                _changed(call, pad=[n for each in pads[::-1] for n in each]),
+                Cause("padding", f"JAX pads {how}, {pads}, and PyTorch by {own}{kind}", fix),
+            )
 
 
 def _strides(alignment: Alignment, region: Region, call: Call) -> Changes:
@@ -474,7 +486,7 @@ _RULES: Mapping[str, Sequence[Callable[[Alignment, Region, Call], Changes]]] = {
     "convolution": (_parameters_left_out, _kernels, _paddings, _strides),
     "addmm": (_bias_left_out, _square_matrix),
     "mm": (_square_matrix,),
-    "constant_pad_nd": (_causal_padding,),
+    "constant_pad_nd": (_pads,),
     **dict.fromkeys(("_softmax", "_log_softmax", "mean", "sum", "amax", "argmax", "argmin", "cumsum"), (_other_axis,)),
     "_scaled_dot_product_flash_attention_for_cpu": (_attention_scale,),
     "max_pool2d_with_indices": (_pooling,),

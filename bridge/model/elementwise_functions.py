@@ -60,7 +60,9 @@ def named(y: np.ndarray, allowed: np.ndarray) -> str | None:
                 np.abs(wanted - y)[both] <= (allowed + 2.0**-44 * np.abs(wanted) + 2.0**-900)[both]
             ).all() and both.any():
                 return name
-    return None
+    low, high = float(y.min()), float(y.max())
+    is_clip = PROBES[0] < low < high < PROBES[-1] and (np.abs(np.clip(PROBES, low, high) - y) <= allowed).all()
+    return f"clip to [{low:g}, {high:g}]" if is_clip else None
 
 
 def are_one(one: Probed, other: Probed) -> bool:

@@ -6,18 +6,52 @@ A tensor that is changed in place, or through a view, gets a new number where it
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from bridge._implementations.torch_ import to_numpy
-from bridge.model.capture import LAYOUTS, again, in_layout, layout_of, memory_layout
 from bridge.model.model_inputs import INFERENCE, Mode, ModelInputs
 from bridge.model.results import named
 from bridge.model.torch_graph import UNITS, Call, Ref, Rerun, TorchGraph, without_repeats
-from bridge.torch_models import Recorder, by_name, on_device
+from bridge.torch_models import Recorder, by_name, evaluating, on_device
+
+#: The layouts of images and weights in memory.
+LAYOUTS: Mapping[str, torch.memory_format] = {
+    "contiguous": torch.contiguous_format,
+    "channels_last": torch.channels_last,
+}
+
+
+def layout_of(module: torch.nn.Module) -> str:
+    """Return the layout of a model: "channels_last" where a weight of several taps and channels is stored so."""
+    kernels = [each for each in module.parameters() if each.ndim == 4 and not each.is_contiguous()]
+    return (
+        "channels_last"
+        if any(each.is_contiguous(memory_format=torch.channels_last) for each in kernels)
+        else ("contiguous")
+    )
+
+
+def check_layout(layout: str | None) -> None:
+    """Raise where a layout is neither None nor one of `LAYOUTS`."""
+    if layout is not None and layout not in LAYOUTS:
+        raise ValueError(f"`layout` is {layout!r}, expected one of {', '.join(LAYOUTS)}")
+
+
+def in_layout(module: torch.nn.Module, layout: str | None) -> torch.nn.Module:
+    """Return a copy of a model in a layout; the model itself where it has that layout, or None is asked for.
+
+    Raises:
+      ValueError: an unknown layout.
+    """
+    check_layout(layout)
+    if layout is None or layout == layout_of(module):
+        return module
+    return copy.deepcopy(module).to(memory_format=LAYOUTS[layout])
 
 
 def graph(
@@ -34,26 +68,51 @@ def graph(
     Raises:
       ValueError: its forward fails, or an unknown layout.
     """
-    module = in_layout(module, layout)
-    given = [on_device(module, np.ascontiguousarray(each)) for each in inputs.arrays]
-    memory = LAYOUTS[layout_of(module)]
-    given = [x.contiguous(memory_format=memory) if x.ndim == 4 and x.is_floating_point() else x for x in given]
+    module, given = _prepared(module, inputs, layout)
     args, kwargs = inputs.split(given)
     recorder = _GraphRecorder(module, mode)
     recorder.inputs = [recorder.new(tensor) for tensor in given]
+    with _without_fast_path(), _as_before(module):
+        if mode.gradients:
+            for parameter in module.parameters():
+                parameter.requires_grad_(parameter.is_floating_point())
+        y = recorder.run(*args, **kwargs)
+        if mode.gradients:
+            recorder.run_back(y)
+    return recorder.graph(y)
+
+
+def eager(module: torch.nn.Module, inputs: ModelInputs, layout: str | None = None) -> dict[str, np.ndarray]:
+    """Return the results of a model by name that runs as its user runs it, in inference, with nothing recorded.
+
+    Args: those of `graph`.
+    """
+    module, given = _prepared(module, inputs, layout)
+    args, kwargs = inputs.split(given)
+    with _without_fast_path(), evaluating(module), torch.no_grad():
+        results = named(module(*args, **kwargs))
+        return {name: to_numpy(y.cpu()) for name, y in results if isinstance(y, torch.Tensor)}
+
+
+def _prepared(
+    module: torch.nn.Module, inputs: ModelInputs, layout: str | None
+) -> tuple[torch.nn.Module, list[torch.Tensor]]:
+    """Return a model and its inputs in a layout."""
+    module = in_layout(module, layout)
+    given = [on_device(module, np.ascontiguousarray(each)) for each in inputs.arrays]
+    memory = LAYOUTS[layout_of(module)]
+    return module, [x.contiguous(memory_format=memory) if x.ndim == 4 and x.is_floating_point() else x for x in given]
+
+
+@contextlib.contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """Run attention as several operators: one would hide all of it."""
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one operator would hide all of an attention
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with _as_before(module):
-            if mode.gradients:
-                for parameter in module.parameters():
-                    parameter.requires_grad_(parameter.is_floating_point())
-            y = recorder.run(*args, **kwargs)
-            if mode.gradients:
-                recorder.run_back(y)
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    return recorder.graph(y)
 
 
 @contextlib.contextmanager
@@ -179,9 +238,9 @@ class _GraphRecorder(Recorder):
             if each.alias_info is not None and each.alias_info.is_write and each.name in given
         }
         outputs = tuple(self.new(y) for y in results)
-        if not self.mode.gradients and (run := again(func, given)) is not None:
-            first = next(value for value in given.values() if isinstance(value, torch.Tensor) and value.ndim > 1)
-            self.runs[outputs[0]] = Rerun(run, memory_layout(first))
+        if not self.mode.gradients and (run := _again(func, given)) is not None:
+            first = max((x for x in given.values() if isinstance(x, torch.Tensor)), key=lambda x: x.ndim)
+            self.runs[outputs[0]] = Rerun(run, _memory_layout(first))
         for y, number in zip(results, outputs):
             if id(y) in written:
                 for other in self._sharing[_memory(y)]:
@@ -223,6 +282,54 @@ class _GraphRecorder(Recorder):
             self.lower,
             self.runs,
         )
+
+
+def _memory_layout(x: torch.Tensor) -> str:
+    """Return "contiguous", "channels_last" or "other"; nothing for two axes or fewer."""
+    if x.ndim < 3:
+        return ""
+    return "contiguous" if x.is_contiguous() else "channels_last" if x.stride(1) == 1 else "other"
+
+
+#: Operators that run again on other numbers, and the names of their input, weight and bias.
+_OPERANDS: Mapping[str, Sequence[str]] = {
+    "convolution": ("input", "weight", "bias"),
+    "addmm": ("mat1", "mat2", "self"),
+    "mm": ("self", "mat2"),
+    "mean": ("self",),
+    "sigmoid": ("self",),
+    "silu": ("self",),
+}
+
+
+def _again(func: Any, given: Mapping[str, Any]) -> Callable[..., np.ndarray] | None:
+    """Return the operator as a function of new numbers, which stand in memory as those that it was given."""
+    name = func.overloadpacket._qualified_op_name.removeprefix("aten::").removesuffix("_")
+    names = _OPERANDS.get(name)
+    if names is None or any(given.get(factor, 1) != 1 for factor in ("alpha", "beta")):
+        return None
+    kept = {name: each for name, each in given.items() if name not in names}
+    forms = {
+        name: (each.shape, each.stride(), each.device)
+        for name in names
+        if isinstance(each := given.get(name), torch.Tensor)
+    }
+
+    def run(x: np.ndarray, weight: np.ndarray | None = None, bias: np.ndarray | None = None) -> np.ndarray:
+        if name in ("addmm", "mm") and weight is not None:
+            weight = weight.T
+        arrays = (np.moveaxis(x, -1, 1) if x.ndim > 2 else x, weight, bias)
+        new: dict[str, torch.Tensor | None] = {name: None for name in names if name in given}
+        for name_of, array in zip(names, arrays):
+            if array is not None:
+                shape, strides, device = forms[name_of]
+                empty = torch.empty_strided(shape, strides, device=device)
+                new[name_of] = empty.copy_(torch.from_numpy(np.asarray(array)))
+        with torch.no_grad():
+            y = func(**kept, **new)
+        return to_numpy((y.movedim(1, -1) if y.ndim > 2 else y).cpu())
+
+    return run
 
 
 def _is_parameter(module: torch.nn.Module, name: str) -> bool:

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -86,11 +87,23 @@ class Program:
     incoming: Sequence[int] = ()
 
 
+class ModelFails(ValueError):
+    """A model that does not run to its end.
+
+    Attributes:
+      begun: what it computed before, with the values that were at hand then as results; None where that is not known.
+    """
+
+    def __init__(self, message: str, begun: Program | None) -> None:
+        super().__init__(message)
+        self.begun = begun
+
+
 def read(function: Callable[..., Any], parameters: Mapping[str, Any], inputs: ModelInputs) -> Program:
     """Return the equations of a function of the parameters by path, and of the inputs.
 
     Raises:
-      ValueError: the function fails, or returns something that is no array.
+      ModelFails: the function fails, or returns something that is no array.
     """
     names = list(parameters)
     values = [parameters[name] for name in names]
@@ -108,8 +121,42 @@ def read(function: Callable[..., Any], parameters: Mapping[str, Any], inputs: Mo
     except Exception as error:
         shapes = ", ".join(str(np.shape(x)) for x in inputs.arrays)
         where = f" in {_RUNNING[-1]}" if _RUNNING else ""
-        raise ValueError(f"`model` fails{where} on `inputs` of shape {shapes}: {_said(error)}") from error
+        begun = _begun(flat, names, values, inputs.arrays)
+        raise ModelFails(f"`model` fails{where} on `inputs` of shape {shapes}: {_said(error)}", begun) from error
     return dataclasses.replace(_Reader().read(closed, names, values), results=results)
+
+
+def definition(function: Callable[..., Any], *operands: Any) -> Program:
+    """Return the equations of a function of arrays, which a primitive computes.
+
+    Args:
+      function: of arrays.
+      operands: shapes and dtypes.
+    """
+    return _Reader().read(jax.make_jaxpr(function)(*operands), [], [])
+
+
+def _begun(
+    function: Callable[..., Any], names: Sequence[str], values: Sequence[Any], arrays: Sequence[Any]
+) -> Program | None:
+    """Return what a function computes before it fails: the values in its frames; None where they cannot be had."""
+
+    def begun(values: Sequence[Any], *arrays: Any) -> list[Any]:
+        own = getattr(arrays[0], "_trace", None)  # the values of a `jit` inside have another one
+        try:
+            function(values, *arrays)
+        except Exception as error:
+            known = [each for frame, _ in traceback.walk_tb(error.__traceback__) for each in frame.f_locals.values()]
+            every = (x for each in known for x in (each if type(each) is tuple else (each,)))
+            tracers = {id(x): x for x in every if isinstance(x, jax.core.Tracer) and getattr(x, "_trace", None) is own}
+            return [x for x in tracers.values() if jnp.issubdtype(x.dtype, jnp.floating)]
+        return []
+
+    try:
+        closed = jax.make_jaxpr(begun)(values, *arrays)
+        return _Reader().read(closed, names, values)
+    except Exception:
+        return None
 
 
 def arrays_in(result: Any) -> Iterator[tuple[str, Any]]:
@@ -287,6 +334,13 @@ class Part:
     inputs: tuple[int, ...]
     output: int
 
+    def traced(self, *values: Any) -> Any:
+        """Return the result within a program that is traced."""
+        known = dict(zip(self.inputs, values))
+        for eqn in self.equations:
+            known |= zip(eqn.outputs, bind(eqn, [known[number] for number in eqn.inputs]))
+        return known[self.output]
+
     def run(self, *values: Any) -> np.ndarray:
         """Return the result, compiled by itself, so that no neighbour is fused with it."""
         return np.asarray(_compiled(self)(*values))
@@ -305,18 +359,9 @@ def _compiled(part: Part) -> Callable[..., Any]:
         lines.append((eqn.name, str(sorted((k, str(v)) for k, v in eqn.params.items())), inputs, outputs))
     key = tuple(lines), len(part.inputs), numbers[part.output]
     if key not in _PROGRAMS:
-        equations = part.equations
-        given, output = part.inputs, part.output
-
-        def program(*values: Any) -> Any:
-            known = dict(zip(given, values))
-            for eqn in equations:
-                known |= zip(eqn.outputs, bind(eqn, [known[number] for number in eqn.inputs]))
-            return known[output]
-
         if len(_PROGRAMS) > 512:
             _PROGRAMS.clear()
-        _PROGRAMS[key] = jax.jit(program)
+        _PROGRAMS[key] = jax.jit(part.traced)
     return _PROGRAMS[key]
 
 

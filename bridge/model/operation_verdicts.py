@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,34 +13,13 @@ import numpy as np
 from bridge.case import Case
 from bridge.diagnosis import Comparison, Verdict, compare
 from bridge.diagnosis.target import Expected
-from bridge.model.operation_bounds import ELEMENTWISE, expected, matrix_sum, nearest
+from bridge.model.operation_bounds import expected, matrix_sum, nearest
 from bridge.model.operations import Operation
 from bridge.numerics import BFLOAT16, FLOAT16, TF32, Format, round_to, same_bits, ulp_distance
 from bridge.weights.layouts import CONVOLUTION
 
 #: The names of the two results.
 NAMES = ("JAX", "PyTorch")
-
-#: Operands that tell a function of one number from others: dense where the known functions bend, and some far out.
-_PROBES = np.array([-1e6, -100, -20, *np.linspace(-8, 8, 1025), 20, 100, 1e6], np.float32)
-
-#: Operations without settings: two different names are two different functions, whatever the data show.
-_FUNCTIONS = {
-    "identity",
-    "relu",
-    "relu6",
-    "hard swish",
-    "hard sigmoid",
-    "silu",
-    "sigmoid",
-    "tanh",
-    "gelu",
-    "gelu (tanh)",
-    "mish",
-    "mean",
-    "add",
-    "multiply",
-}
 
 
 def judge(operation: Operation, ours: np.ndarray) -> Comparison | str:
@@ -58,7 +37,7 @@ def judge(operation: Operation, ours: np.ndarray) -> Comparison | str:
     ours = ours.reshape(theirs.shape)
     x, parameters, settings = operation.operands[0], operation.parameters, operation.settings
     if operation.kind == "convolution" and settings["groups"] == x.shape[-1] > 1:
-        case = depthwise_case(x, parameters["weight"], parameters.get("bias"), settings, operation.layer)
+        case = _depthwise_case(x, parameters["weight"], parameters.get("bias"), settings, operation.layer)
         return compare(ours, theirs, case, names=NAMES)
     within = expected(operation)
     if within is None:
@@ -80,70 +59,7 @@ def _distances(operation: Operation, ours: np.ndarray) -> str:
     return f"; {' and '.join(told)} of the correctly rounded result"
 
 
-def recognized(kind: str, run: Callable[[np.ndarray], np.ndarray], received: np.ndarray) -> str:
-    """Return the name of an activation: of the operation whose bound the function keeps on probes.
-
-    Args:
-      kind: its own name; it is kept where it is known, and where no operation fits.
-      run: the function.
-      received: an operand, for the shape that the function takes.
-    """
-    if kind in _FUNCTIONS:
-        return kind
-    shape = received.shape[1:]
-    probes = np.resize(_PROBES, (math.ceil(_PROBES.size / math.prod(shape)), *shape))
-    try:
-        y = run(probes)
-    except (TypeError, ValueError):
-        return kind
-    for known in ELEMENTWISE if y.shape == probes.shape and np.isfinite(y).all() else ():
-        within = expected(Operation(known, "", "", (), (probes,), y, {}, {}))
-        if within is not None and (within.ratio(y) <= 1).all():
-            return known
-    return kind
-
-
-def judge_others(kind: str, done: Sequence[Operation], ours: np.ndarray, fix: str) -> Comparison | str:
-    """Return the verdict where PyTorch computes other operations than JAX, or the reason why there is none.
-
-    Two functions without settings are different functions where their names differ. That is CONVENTION, also where
-    these data do not show it. Else the results decide, within the bound of the one operation that has a bound.
-
-    Args:
-      kind: of JAX's operation, as `recognized` returns it; "identity" for none.
-      done: PyTorch's operations; the first has JAX's operands, the last gives the result. "identity" for none.
-      ours: JAX's result.
-      fix: the change that makes both equal.
-    """
-    said = " and then ".join(each.kind for each in done)
-    theirs, only = done[-1].output, done[0].kind if len(done) == 1 else ""
-    cause = f"JAX computes {_named(kind)} where PyTorch computes {_named(said)}"
-    if ours.dtype != theirs.dtype or _sizes(ours) != _sizes(theirs):
-        shape = other_shape(ours, theirs)
-        return dataclasses.replace(shape, name="another operation", cause=f"{cause}; {shape.cause}", fix=fix)
-    whole = dataclasses.replace(done[0], output=theirs)
-    bounded = (*ELEMENTWISE, *(("mean", "add", "multiply") if only else ()))
-    bounds = (expected(dataclasses.replace(whole, kind=each)) for each in (only, kind) if each in bounded)
-    within = next((each for each in bounds if each is not None), None)
-    exact = Expected(theirs.astype(np.float64), np.full(theirs.shape, np.inf))
-    found = compared(ours.reshape(theirs.shape), theirs, within or exact)
-    if kind != only and only in _FUNCTIONS and (kind in _FUNCTIONS or only in ELEMENTWISE):
-        seen = "" if found.different else "; all elements agree, since these images do not show the difference"
-        return dataclasses.replace(
-            found, verdict=Verdict.CONVENTION, name="another operation", cause=cause + seen, fix=fix
-        )
-    if found.verdict is Verdict.BUG:
-        return dataclasses.replace(found, name="another operation", cause=cause, fix=fix)
-    if within is None and found.verdict is not Verdict.IDENTICAL:
-        return f"{cause}, and no bound is known for either"
-    return found
-
-
-def _named(kind: str) -> str:
-    return "nothing" if kind == "identity" else kind
-
-
-def depthwise_case(
+def _depthwise_case(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, settings: Mapping[str, Any], name: str
 ) -> Case:
     """Return a depthwise convolution of PyTorch, with its settings, as a case."""

@@ -8,9 +8,6 @@ from typing import Any
 
 import numpy as np
 
-#: The producer of an operand that is the model's own input.
-INPUT = -1
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Operation:
@@ -20,13 +17,10 @@ class Operation:
       kind: "convolution", "linear", "batch norm", "relu", "relu6", "hard swish", "hard sigmoid", "gelu (tanh)",
         "mean", "add" or "multiply"; PyTorch's own name for any other.
       layer: the path of the layer whose parameters it used; empty for none.
-      module: the path of the module that was running.
-      producers: for each operand the place, in the order of running, of the operation that made it; or `INPUT`.
       operands: as the operation received them, padded where PyTorch pads beforehand.
       output: its result.
       parameters: of the layer: "weight", "bias", "running_mean", "running_var", in PyTorch's layout.
       settings: of a convolution "stride", "padding", "dilation" and "groups"; of a normalization "eps" and "momentum".
-      is_elementwise: true where each element of its result depends on one element of each operand.
       layout: of its first operand in memory: "contiguous", "channels_last" or "other"; empty for two axes or fewer.
       run: the same operation on other numbers of the same shapes, in the same layout: takes x channels last, and the
         weight and the bias in PyTorch's layout where it has them; None where it is no sum of products.
@@ -34,33 +28,9 @@ class Operation:
 
     kind: str
     layer: str
-    module: str
-    producers: tuple[int, ...]
     operands: tuple[np.ndarray, ...]
     output: np.ndarray
     parameters: Mapping[str, np.ndarray]
     settings: Mapping[str, Any]
-    is_elementwise: bool = False
     layout: str = ""
     run: Callable[..., np.ndarray] | None = None
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Gradient:
-    """The backward pass through one convolution.
-
-    Attributes:
-      layer: its path.
-      x, dy: its input, and the incoming gradient, channels last.
-      weight: `(O, I / groups, *kernel)`.
-      dx: the gradient by x, None where nobody asked for it; dweight: by the weight.
-      settings: "stride", "padding", "dilation" and "groups".
-    """
-
-    layer: str
-    x: np.ndarray
-    dy: np.ndarray
-    weight: np.ndarray
-    dx: np.ndarray | None
-    dweight: np.ndarray
-    settings: Mapping[str, Any]

@@ -31,6 +31,9 @@ Run = Callable[..., np.ndarray]
 #: Different orders that are looked for in one operation.
 MOST_ORDERS = 6
 
+#: The longest sum that is asked by itself, which takes a run for each term.
+_MOST_ALONE = 1536
+
 
 @dataclasses.dataclass(frozen=True)
 class Order:
@@ -326,7 +329,9 @@ class _Sums:
             row = at[0] if self.whole[at[0]] or not self.whole.any() else int(self.whole.argmax())
             ways.append((self.shape[1], self._columns_at(row)))
         ways.sort(key=lambda way: -way[0])
-        if self.of_columns is not None:
+        if len(self.w) > _MOST_ALONE:
+            pass
+        elif self.of_columns is not None:
             ways.append((1, self._columns_at(row, at[1])))
         elif self.of_rows is not None:
             ways.append((1, self._rows_at(at[1], at[0])))

@@ -6,73 +6,11 @@ A wrong parameter may change a result by less than rounding may, and a wrong mom
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from bridge.diagnosis import Comparison, Verdict
-from bridge.model.operations import Operation
 from bridge.numerics import same_bits, ulp_distance
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class LayerParameters:
-    """A layer of the Flax model, in PyTorch's names and layout.
-
-    Attributes:
-      arrays: "weight", "bias", "running_mean", "running_var".
-      epsilon: of a normalization; momentum: the weight of the new statistics, as PyTorch has it; else None.
-    """
-
-    arrays: Mapping[str, np.ndarray]
-    epsilon: float | None = None
-    momentum: float | None = None
-
-
-def with_parameters(
-    found: Comparison, layer: LayerParameters, operation: Operation, done: Sequence[Operation]
-) -> Comparison:
-    """Return BUG or CONVENTION where parameters or settings differ and the results do not show it; else `found`.
-
-    Args:
-      found: the comparison of the results, which passes.
-      layer: JAX's.
-      operation: PyTorch's.
-      done: all operations of PyTorch, to find whose parameters these are.
-    """
-    for name, ours in layer.arrays.items():
-        theirs = operation.parameters.get(name)
-        if theirs is None or theirs.size != ours.size:
-            continue
-        ours = ours.reshape(theirs.shape)
-        cause = of_other_bits(name, ours, theirs)
-        if not cause:
-            continue
-        owners = [
-            each.layer
-            for each in done
-            if each.layer != operation.layer
-            and (other := each.parameters.get(name)) is not None
-            and other.shape == ours.shape
-            and same_bits(other, ours).all()
-        ]
-        if owners:
-            cause = f"JAX has the {name} of {owners[0]} here"
-        return dataclasses.replace(
-            found, verdict=Verdict.BUG, name="parameters", cause=cause, fix=f"convert {name} of {operation.layer} again"
-        )
-    theirs_eps, theirs_momentum = operation.settings.get("eps"), operation.settings.get("momentum")
-    if layer.epsilon is not None and theirs_eps is not None and layer.epsilon != theirs_eps:
-        return dataclasses.replace(
-            found,
-            verdict=Verdict.CONVENTION,
-            name="epsilon",
-            cause=f"epsilon is {layer.epsilon:.10g} in JAX and {theirs_eps:.10g} in PyTorch",
-            fix=f"epsilon={theirs_eps:.10g} in JAX",
-        )
-    if layer.momentum is None or theirs_momentum is None:
-        return found
-    return with_momentum(found, layer.momentum, theirs_momentum)
 
 
 def of_other_bits(name: str, ours: np.ndarray, theirs: np.ndarray) -> str:

@@ -159,5 +159,6 @@ def relative(y: np.ndarray, expected: np.ndarray) -> float | None:
         return None
     wide = expected.astype(np.float64).ravel()
     norm = float(np.linalg.norm(wide))
-    distance = float(np.linalg.norm(y.astype(np.float64).ravel() - wide))
+    with np.errstate(invalid="ignore"):  # masks are infinite
+        distance = float(np.linalg.norm(y.astype(np.float64).ravel() - wide))
     return distance / norm if norm > 0 and np.isfinite(norm) and np.isfinite(distance) else None

@@ -11,16 +11,14 @@ import numpy as np
 
 from bridge.model.alignment import Alignment, Region, layer_of, parameter_names
 from bridge.model.jax_side import JaxModel, jax_model, with_gradients
-from bridge.model.jaxprs import Part, Program, read
+from bridge.model.jaxprs import ModelFails, Part, Program, read
 from bridge.model.known_orders import KnownOrders
 from bridge.model.model_inputs import Mode, ModelInputs, both
 from bridge.model.parity import LayerParity, Logits, ModelParity, Track, relative
 from bridge.model.ports import judged
 from bridge.model.results import paired
-from bridge.model.same_bits import mobilenet_parity
 from bridge.model.torch_graph import UNITS, TorchGraph
 from bridge.weights.manifest import WeightsManifest
-from jaxdw.models import MobileNet
 
 _log = logging.getLogger("bridge")
 
@@ -68,15 +66,12 @@ def model_parity(
     Raises:
       ValueError, TypeError: inputs of another dtype or shape, a model of another kind; the message says which.
     """
-    from bridge.model.capture import layout_of
+    from bridge.model.graph_capture import layout_of
 
     known = _KNOWN if known is None else known
-    if isinstance(model, MobileNet) and weights is not None and not gradients and not training:
-        settings: dict[str, Any] = {"layout": layout, "known": known, "name": name, "track": track}
-        return mobilenet_parity(module, model, inputs, weights, **settings)
     mode = Mode(gradients, training)
     _log.info("%s: running it in PyTorch", name)
-    program, theirs, names, given = _programs(module, model, inputs, weights, mode, layout)
+    program, theirs, names, given = programs(module, model, inputs, weights, mode, layout)
     alignment = Alignment(program, theirs, names, dict(zip((*program.incoming, *program.inputs), given.arrays)))
     running = _Running(alignment)
     layers: list[LayerParity] = []
@@ -89,18 +84,23 @@ def model_parity(
             trees = {name: each.trees for name, each in row.replayed.items()}
             figures = (row.isolated, row.reason, grown, amplification, orders, trees)
             layers.append(LayerParity(row.name, row.torch, row.kind, shape, *figures))
-    left = [
-        layer_of(call, alignment.names_of_values)
-        for place, call in enumerate(theirs.calls)
-        if place in alignment.needed and place not in alignment.seen and alignment.is_core(call)
-    ]
+    left = not_compared(alignment)
     left += [f"gradient of {each}" for each, n in theirs.gradients.items() if n not in theirs.outputs]
     first = given.arrays[len(program.incoming)]
     logits, layout = _logits(program, theirs, given), layout or layout_of(module)
     return ModelParity(name, np.shape(first), layers, left, logits, layout, gradients=mode.gradients)
 
 
-def _programs(
+def not_compared(alignment: Alignment) -> list[str]:
+    """Return the layers or operators of PyTorch that stand in no region."""
+    return [
+        layer_of(call, alignment.names_of_values)
+        for place, call in enumerate(alignment.graph.calls)
+        if place in alignment.needed and place not in alignment.seen and alignment.is_core(call)
+    ]
+
+
+def programs(
     module: Any, model: Any, inputs: Any, manifest: WeightsManifest | None, mode: Mode, layout: str | None = None
 ) -> tuple[Program, TorchGraph, Mapping[str, Sequence[str]], ModelInputs]:
     """Return both programs with the same outputs in the same order, PyTorch's names of parameters, and JAX's inputs."""
@@ -109,20 +109,40 @@ def _programs(
     given, theirs_given = both(inputs)
     made = jax_model(model, mode.training)
     theirs = graph(module, theirs_given, mode, layout)
-    program = read(made.function, made.parameters, given)
-    pairs = paired(program.results, theirs.results)
     pieces = [] if manifest is None else manifest.moved
     moved = [(each.torch.name.partition("[")[0], each.flax.name) for each in pieces]  # a name may be `weight[0/3]`
     names = parameter_names(made.parameters, theirs, None if manifest is None else moved)
+    try:
+        program = read(made.function, made.parameters, given)
+    except ModelFails as error:
+        raise ValueError(f"{error}{_wrong_before(error.begun, theirs, names, given)}") from error
+    pairs = paired(program.results, theirs.results)
     ours = [program.outputs[i] for i, _ in pairs]
     outputs, results = [theirs.outputs[i] for _, i in pairs], [theirs.results[i] for _, i in pairs]
-    program = dataclasses.replace(program, outputs=ours, settings=made.settings)
+    ours_named = [program.results[i] for i, _ in pairs]
+    program = dataclasses.replace(program, outputs=ours, results=ours_named, settings=made.settings)
     graphs = program, dataclasses.replace(theirs, outputs=outputs, results=results)
     if not mode.gradients:
         return *graphs, names, given
     if len(pairs) < len(theirs.results):
         raise ValueError(f"`gradients` needs all results of PyTorch, {theirs.results}, and JAX gives {program.results}")
     return _both_ways(made, *graphs, names, given, [i for i, _ in pairs])
+
+
+def _wrong_before(
+    begun: Program | None, theirs: TorchGraph, names: Mapping[str, Sequence[str]], given: ModelInputs
+) -> str:
+    """Say what is wrong in the equations that JAX ran before it failed; nothing where all of them are right."""
+    if begun is None:
+        return ""
+    graph = dataclasses.replace(theirs, outputs=[], results=[])
+    alignment = Alignment(begun, graph, names, dict(zip(begun.inputs, given.arrays)))
+    said: dict[str, str] = {}
+    for region in alignment.regions():
+        row = judged(alignment, region)
+        if row is not None and row.isolated is not None and not row.isolated.verdict.passes:
+            said.setdefault(row.name, row.isolated.cause)
+    return "; wrong before it: " + "; ".join(f"{name}: {cause}" for name, cause in said.items()) if said else ""
 
 
 def _both_ways(
@@ -133,7 +153,7 @@ def _both_ways(
     given: ModelInputs,
     places: Sequence[int],
 ) -> tuple[Program, TorchGraph, Mapping[str, Sequence[str]], ModelInputs]:
-    """Return what `_programs` does with the gradients of the parameters as further outputs.
+    """Return what `programs` does with the gradients of the parameters as further outputs.
 
     Args:
       made, program, theirs, names, given: both models without gradients, and JAX's inputs.
@@ -180,6 +200,11 @@ def _logits(program: Program, theirs: TorchGraph, given: ModelInputs) -> Logits 
         ours = whole.run(*given.arrays, *program.constants.values())
     except Exception as error:
         raise ValueError(f"`model` does not run as one program: {error}") from error
+    return logits_of(ours, theirs)
+
+
+def logits_of(ours: np.ndarray, theirs: TorchGraph) -> Logits | None:
+    """Return JAX's first result compared with PyTorch's; None where they are no numbers, or their sizes differ."""
     result = theirs.values[theirs.outputs[0]]
     ours = ours.astype(np.float32) if ours.dtype.name in UNITS else ours
     if ours.shape != result.shape and result.ndim > 2 and np.moveaxis(result, 1, -1).shape == ours.shape:

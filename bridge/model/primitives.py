@@ -13,9 +13,11 @@ from scipy import special
 
 from bridge.model import float64
 from bridge.model import running_error as re
-from bridge.model.jaxprs import Equation, bind
+from bridge.model.jaxprs import Equation, bind, definition
 from bridge.model.running_error import Bounded, Unit
 from bridge.model.torch_graph import UNITS
+from jaxdw import norm
+from jaxdw.models import dense
 
 #: Primitives that move elements and compute nothing.
 MOVES = {
@@ -108,6 +110,13 @@ ELEMENTWISE = {
     "reduce_precision",
 }
 
+#: Primitives of `jaxdw` that are several operations, and their definitions.
+_DEFINITIONS: Mapping[str, Callable[..., Any]] = {
+    "batch_norm": norm.definition,
+    "batch_norm_gradient": norm.definition_of_gradient,
+    "outer_product": dense.outer_product,
+}
+
 #: The unit roundoff of floating dtypes.
 _UNITS = {"float32": 2.0**-24, "float64": 2.0**-53, **UNITS}
 
@@ -139,6 +148,8 @@ def evaluate(equation: Equation, operands: Sequence[Bounded], *, lower: bool = F
         return [_RULES[name](params, unit, *operands)]
     if name in _SIMPLE:
         return [_SIMPLE[name](unit, *operands)]
+    if name in _DEFINITIONS:
+        return _defined(equation, operands, lower)
     if name in ("scatter-add", "scatter_add"):
         return _scattered(equation, unit, operands)
     if name == "select_and_scatter_add":
@@ -146,6 +157,17 @@ def evaluate(equation: Equation, operands: Sequence[Bounded], *, lower: bool = F
     if not np.issubdtype(aval.dtype, np.inexact) or name in ("pad", "dynamic_update_slice", "scatter", "sort", "iota"):
         return _run(equation, operands)
     raise UnknownPrimitive(name)
+
+
+def _defined(equation: Equation, operands: Sequence[Bounded], lower: bool) -> list[Bounded]:
+    """Return the results of a primitive of `jaxdw` by its definition."""
+    given = [jax.ShapeDtypeStruct(x.shape, equation.aval.dtype) for x in operands]
+    program = definition(functools.partial(_DEFINITIONS[equation.name], **equation.params), *given)
+    values = {n: Bounded.constant(value) for n, value in program.constants.items()}
+    values |= zip(program.inputs, operands)
+    for each in program.equations:
+        values |= zip(each.outputs, evaluate(each, [values[n] for n in each.inputs], lower=lower))
+    return [values[n] for n in program.outputs]
 
 
 def is_numeric(dtype: Any) -> bool:

@@ -61,8 +61,6 @@ def operation_of(alignment: Alignment, call: Call) -> Operation | None:
     return Operation(
         kind,
         layer_of(call, alignment.names_of_values),
-        call.module,
-        (),
         (_channels_last(x),),
         output.reshape(output.shape[:2]) if kind == "mean" else _channels_last(output),
         parameters,

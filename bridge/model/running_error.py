@@ -257,11 +257,16 @@ def select(which: Bounded, *cases: Bounded) -> Bounded:
     """Return `cases[which]`, element by element."""
     index = which.value.astype(np.int64)
     shape = np.broadcast_shapes(index.shape, *(case.shape for case in cases))
-    y = np.choose(np.broadcast_to(index, shape), [np.broadcast_to(c.value, shape) for c in cases])
-    errors = []
+
+    def chosen(arrays: Sequence[Any]) -> np.ndarray:
+        wide = [np.broadcast_to(array, shape) for array in arrays]
+        return np.where(index > 0, wide[1], wide[0]) if len(wide) == 2 else np.choose(index, wide)  # `where` is faster
+
+    y = chosen([c.value for c in cases])
+    errors: list[Error] = []
     for k in range(2):
-        each = [np.broadcast_to(_errors(case)[k], shape) for case in cases]
-        e = np.choose(np.broadcast_to(index, shape), each)
+        each = [_errors(case)[k] for case in cases]
+        e = chosen(each) if any(np.any(error) for error in each) else 0.0
         unsure = np.broadcast_to(_errors(which)[k], shape) > 0
         if unsure.any() and y.dtype == np.float64:
             with np.errstate(all="ignore"):

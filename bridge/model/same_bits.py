@@ -1,301 +1,289 @@
-"""A MobileNet of `jaxdw.models` layer by layer, and in the orders of PyTorch's sums as one compiled program.
+"""A JAX model in PyTorch's own arithmetic, as one compiled program that returns the result of every region.
 
-Only these networks can be told in which order to add: `jaxdw.models.Arithmetic`.
+A region whose operators of PyTorch are all defined (`bridge.model.defined_operators`) is computed by their definitions
+from JAX's operands and parameters. It is the same function, as its float64 values and errors show. Any other region is
+computed by JAX's own equations.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bridge.diagnosis import Comparison, Verdict
-from bridge.model.explanations import Replayed, explained
+from bridge.model.alignment import Alignment, Layout, Region, Tie, layouts
+from bridge.model.defined_operators import Operator, Undefined, channels_first, channels_last, defined
+from bridge.model.jax_side import jax_model
+from bridge.model.jaxprs import arrays_in
 from bridge.model.known_orders import KnownOrders
-from bridge.model.matching import Counterpart, Matching, Missing, described, match
-from bridge.model.operation_verdicts import judge, judge_others, recognized
-from bridge.model.operations import INPUT, Operation
-from bridge.model.orders import is_a_sum
-from bridge.model.parameters import with_parameters
-from bridge.model.parity import LayerParity, Logits, ModelParity, Track, relative
-from bridge.model.steps import (
-    IMAGES,
-    ByChannel,
-    ModelStep,
-    OneProgram,
-    in_eval_mode,
-    logits_in_order,
-    on_other_numbers,
-    parameters_of,
-    run_module,
-    steps,
-)
+from bridge.model.model_inputs import INFERENCE, ModelInputs, both
+from bridge.model.orders import Revealed
+from bridge.model.parity import LayerParity, ModelParity, Track, relative
+from bridge.model.port_parity import logits_of, not_compared, programs
+from bridge.model.ports import Row, judged
 from bridge.numerics import same_bits
 from bridge.weights.manifest import WeightsManifest
-from jaxdw.models import MobileNet
+from jaxdw.lowerings.cpu_fused import materialized
+from jaxdw.models import Arithmetic
 
 _log = logging.getLogger("bridge")
 
 
-def mobilenet_parity(
-    module: Any,
-    model: MobileNet,
-    images: np.ndarray,
-    manifest: WeightsManifest,
-    *,
-    layout: str | None,
-    known: KnownOrders,
-    name: str,
-    track: Track,
-) -> ModelParity:
-    """Compare a MobileNet in PyTorch with its Flax twin, layer by layer as the manifest matches them.
-
-    Args and raises: those of `model_parity`.
-    """
-    from bridge.model.capture import layout_of, operations
-
-    model = _checked(model, images)
-    _log.info("%s: running it in PyTorch", name)
-    done, theirs = operations(module, images, layout)
-    every = steps(model)
-    matching = match(every, done, manifest)
-    networks = _Networks(images, done, known)
-    layers: list[LayerParity] = []
-    for step in track(every):
-        try:
-            networks.running[step.name] = step.compiled(*(networks.running[name] for name in step.inputs))
-        except (TypeError, ValueError) as error:
-            wrong = [f"{layer.name}: {layer.cause}" for layer in layers if layer.is_wrong]
-            raise ValueError(
-                f"`model` fails in {step.name} on `images` of shape {images.shape}: {error}"
-                + (f"; wrong before it: {'; '.join(wrong)}" if wrong else "")
-            ) from error
-        layers += networks.layers(step, matching)
-    layers += map(networks.missing, matching.missing.get("", ()))
-    ours = np.asarray(run_module(model, images))
-    left = [described(done[place]) for place in matching.left]
-    return ModelParity(name, images.shape, layers, left, Logits.of(ours, theirs), layout or layout_of(module))
-
-
 def same_bits_parity(
     module: Any,
-    model: MobileNet,
-    images: np.ndarray,
-    manifest: WeightsManifest,
+    model: Any,
+    inputs: Any,
+    weights: WeightsManifest | None = None,
     *,
     layout: str | None = None,
     known: KnownOrders | None = None,
     name: str = "",
     track: Track = iter,
 ) -> ModelParity:
-    """Compare a MobileNet in PyTorch with its Flax twin in PyTorch's own arithmetic: any difference is a bug, or named.
+    """Compare every operation of a PyTorch module with its port to JAX, in PyTorch's own arithmetic.
 
     PyTorch runs as its user runs it. The order of each of its sums is revealed on this machine, for these shapes, this
     layout and these threads. JAX then runs as one compiled program in these orders, which returns the result of every
-    operation. Each must have PyTorch's bits, and so must the logits of the model with the same arithmetic. After a
-    result with other bits the program goes on from PyTorch's, so that every operation is judged on its own.
+    operation. Each must have PyTorch's bits, or the reason is named. After a result with other bits the program goes on
+    from PyTorch's, so that every operation is judged on its own.
+
+    A model with a method `with_arithmetic`, which takes a `jaxdw.models.Arithmetic`, also runs in these orders as its
+    user runs it. Its results must have PyTorch's bits, too.
 
     Args and raises: those of `model_parity`.
     """
-    from bridge.model.capture import eager, layout_of, operations
+    from bridge.model.graph_capture import eager, layout_of
 
-    model = _checked(model, images)
     known = KnownOrders() if known is None else known
     _log.info("%s: running it in PyTorch", name)
-    done, theirs = operations(module, images, layout)
-    if not same_bits(theirs, eager(module, images, layout)).all():
+    program, theirs, names, given = programs(module, model, inputs, weights, INFERENCE, layout)
+    again = eager(module, both(inputs)[1], layout)
+    if not all(same_bits(again[each], theirs.values[n]).all() for each, n in zip(theirs.results, theirs.outputs)):
         raise ValueError(f"`module` is {type(module).__name__}, which gives other bits when it runs again")
-    every = steps(model)
-    matching = match(every, done, manifest)
-    networks = _Networks(images, done, known, is_one_program=True)
-    for step in track(every):
-        networks.reveal(step, matching)
+    alignment = Alignment(program, theirs, names, dict(zip(program.inputs, given.arrays)))
+    steps = [_Step.of(alignment, region, known) for region in track(alignment.regions())]
     _log.info("%s: compiling it in JAX", name)
-    program = OneProgram(model, networks.orders)
-    shapes = program.shapes(images)
-    received = {
-        step.name: networks.received(step, matching.counterpart[step.name], shapes)
-        for step in every
-        if step.name in matching.counterpart
-    }
-    replaced = {name: [False] * len(operands) for name, operands in received.items()}
-    networks.running = program(images, received, replaced)
-    for step in every:
-        if step.name in received:
-            reached = (networks.running[name] for name in step.inputs)
-            replaced[step.name] = [not same_bits(a, b).all() for a, b in zip(reached, received[step.name])]
-    if any(map(any, replaced.values())):
-        networks.running = program(images, received, replaced)
-    layers = [layer for step in every for layer in networks.layers(step, matching)]
-    layers += map(networks.missing, matching.missing.get("", ()))
-    if (ours := logits_in_order(model, networks.orders, images)) is None:
-        ours = networks.running[every[-1].name]
+    whole = _OneProgram(alignment, steps)
+    running = whole(given, len(steps))
+    first = next((i for i, (step, y) in enumerate(zip(steps, running)) if not step.is_met_by(y)), len(steps))
+    isolated = running if first == len(steps) else whole(given, first + 1)
+    layers = [
+        layer for step, y, grown in zip(steps, isolated, running) if (layer := step.judged(y, grown, known)) is not None
+    ]
+    orders = {step.path: step.revealed for step in steps if step.revealed is not None}
+    ours = _result_in_order(model, orders, given, program.results[0])
+    if ours is None:
+        ends = [i for i, step in enumerate(steps) if step.region.part.output == program.outputs[0]]
+        ours = running[ends[-1]] if ends else given.arrays[program.inputs.index(program.outputs[0])]
     return ModelParity(
         name,
-        images.shape,
+        np.shape(given.arrays[0]),
         layers,
-        [described(done[place]) for place in matching.left],
-        Logits.of(ours, theirs),
+        not_compared(alignment),
+        logits_of(ours, theirs),
         layout or layout_of(module),
         True,
         [layer.name for layer in layers if layer.verdict is not Verdict.IDENTICAL],
     )
 
 
-def _checked(model: MobileNet, images: np.ndarray) -> MobileNet:
-    """Return the model in eval mode."""
-    if not isinstance(model, MobileNet):
-        raise TypeError(f"`model` is a {type(model).__name__}, expected a MobileNet of `jaxdw.models`")
-    if not isinstance(images, np.ndarray) or images.dtype != np.float32 or images.ndim != 4 or not images.size:
-        given = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
-        raise ValueError(f"`images` is {given}, expected a NumPy array (N, H, W, C) of float32 that is not empty")
-    return in_eval_mode(model)
-
-
-class _Networks:
-    """Both networks on the same images, while the Flax model runs step by step, or after it ran as one program.
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Step:
+    """A region, and how the program computes it.
 
     Attributes:
-      running: the result of each step in the Flax model's own run, by its name.
-      growth: of each step that was compared.
-      orders: of PyTorch's sums, by the name of a step, where JAX computes in them.
+      alignment: of both models; region: one of its regions.
+      received: where the operands of `region.part` come from: the tensor of PyTorch that stands for each one that
+        depends on the data, and its layout, by the operand's number.
+      run: takes these operands, and returns the result.
+      undefined: why it runs JAX's own equations; empty where it runs PyTorch's operators.
+      revealed: the orders of its sum, where it runs one.
     """
 
-    def __init__(
-        self, images: np.ndarray, done: Sequence[Operation], known: KnownOrders, *, is_one_program: bool = False
-    ) -> None:
-        self._images = images
-        self._done = done
-        self._known = known
-        self._is_one_program = is_one_program
-        self._revealed: dict[str, Replayed] = {}
-        self.orders: dict[str, ByChannel] = {}
-        self.running: dict[str, Any] = {IMAGES: images}
-        self.growth = {IMAGES: 0.0}
+    alignment: Alignment
+    region: Region
+    received: Mapping[int, Tie]
+    run: Callable[..., jax.Array]
+    undefined: str
+    revealed: Revealed | None
 
-    def layers(self, step: ModelStep, matching: Matching) -> Iterator[LayerParity]:
-        """Yield what PyTorch has before a step that JAX lacks, and the step compared with PyTorch's operations."""
-        yield from map(self.missing, matching.missing.get(step.name, ()))
-        if (counterpart := matching.counterpart.get(step.name)) is not None:
-            yield self._layer(step, counterpart)
-        else:
-            shape, reason = self.running[step.name].shape, matching.reasons[step.name]
-            yield LayerParity(step.name, "", step.kind, shape, None, reason, None, None)
+    @classmethod
+    def of(cls, alignment: Alignment, region: Region, known: KnownOrders) -> _Step:
+        """Return the step of the region that the alignment has just found."""
+        received = {n: alignment.ties[n][-1] for n in region.part.inputs if n in alignment.ties}
+        revealed, undefined = None, ""
+        run: Callable[..., jax.Array] = region.part.traced
+        if any(alignment.is_core(call) for call in region.calls):
+            try:
+                run, revealed = _operators(alignment, region, received, known)
+                jax.eval_shape(run, *region.operands)
+                if region.tie.is_proved:
+                    region = dataclasses.replace(region, ours=None)  # the bound is that of PyTorch's operators
+            except Undefined as reason:
+                run, revealed, undefined = region.part.traced, None, str(reason)
+        return cls(alignment, region, received, run, undefined, revealed)
 
-    def reveal(self, step: ModelStep, matching: Matching) -> None:
-        """Note the order of PyTorch's sums in place of a step, if it is one order for all elements."""
-        counterpart = matching.counterpart.get(step.name)
-        if counterpart is None or len(counterpart.operations) != 1:
-            return
-        operation = self._done[counterpart.operations[0]]
-        if operation.run is None or not is_a_sum(operation) or step.kind == "depthwise":
-            return
-        if operation.output.dtype != np.float32:
-            return
-        found = self._known.revealed(operation, "PyTorch", operation.run, operation.output)
-        self._revealed[step.name] = Replayed(str(found), found.replayed, found.trees)
-        if found.channels and all(order.finish != "product" for _, order in found.channels):
-            self.orders[step.name] = [(end, order.sum_order) for end, order in found.channels]
+    @property
+    def is_apart(self) -> bool:
+        """True where the result comes from a kernel."""
+        return self.revealed is not None and not any(order.finish == "product" for order in self.revealed.orders)
 
-    def received(self, step: ModelStep, counterpart: Counterpart, shapes: Mapping[str, Any]) -> list[np.ndarray]:
-        """Return PyTorch's operands of a step in the shapes that JAX's operands have."""
-        return [self._at(place).reshape(shapes[name]) for name, place in zip(step.inputs, counterpart.inputs)]
+    @property
+    def expected(self) -> np.ndarray:
+        """PyTorch's result."""
+        return self.region.tie.layout.to_jax(self.alignment.graph.values[self.region.tie.number])
 
-    def _layer(self, step: ModelStep, counterpart: Counterpart) -> LayerParity:
-        """Compare one step with PyTorch's operations there."""
-        ranks = [self.running[name].ndim for name in step.inputs]
-        received = [_as_rank(self._at(place), rank) for place, rank in zip(counterpart.inputs, ranks)]
+    @property
+    def path(self) -> str:
+        """The path of the layer in JAX: of its parameters, or of the module that adds."""
+        leaves = self.alignment.leaves(self.region)
+        return leaves[0].rpartition(".")[0] if leaves else self.alignment.scope(self.region.part.output)
 
-        def run(*operands: np.ndarray) -> np.ndarray:
-            return np.asarray(step.compiled(*operands))
+    def is_met_by(self, y: np.ndarray) -> bool:
+        """Return True where a result has PyTorch's bits."""
+        return y.shape == self.expected.shape and bool(same_bits(y, self.expected.astype(y.dtype)).all())
 
-        replayed: Mapping[str, Replayed] = {}
-        try:
-            fed = np.asarray(self.running[step.name]) if self._is_one_program else run(*received)
-        except (TypeError, ValueError) as error:
-            isolated: Comparison | str = f"it does not accept PyTorch's operands: {error}"
-        else:
-            kind = recognized(step.kind, run, received[0]) if step.is_activation else step.kind
-            isolated = self._judged(step.name, kind, counterpart, fed)
-            if isinstance(isolated, Comparison) and len(counterpart.operations) == 1:
-                isolated, replayed = self._explained(step, counterpart, received[0], fed, isolated)
-        if counterpart.wiring and isinstance(isolated, Comparison) and isolated.verdict.passes:
-            changes: dict[str, Any] = {"name": "wiring", "cause": counterpart.wiring, "place": ""}
-            fix = "let both read the result of the same layer"
-            isolated = dataclasses.replace(isolated, verdict=Verdict.BUG, fix=fix, **changes)
-        found = self._parity(step.name, step.kind, counterpart, isolated, step.name, step.inputs)
-        if found.growth is not None:
-            self.growth[step.name] = found.growth
-        words = {name: each.words for name, each in replayed.items()}
-        return dataclasses.replace(found, orders=words, trees={name: each.trees for name, each in replayed.items()})
+    def judged(self, y: np.ndarray, running: np.ndarray, known: KnownOrders) -> LayerParity | None:
+        """Return the row of a result on PyTorch's operands; None where the region only moves elements.
 
-    def _explained(
-        self, step: ModelStep, counterpart: Counterpart, received: np.ndarray, fed: np.ndarray, isolated: Comparison
-    ) -> tuple[Comparison, Mapping[str, Replayed]]:
-        """Return the verdict after replays and after a look at the parameters, and how the results came about."""
-        operation = self._done[counterpart.operations[0]]
-        replayed: Mapping[str, Replayed] = {}
-        if step.name not in self.orders:
-            runs = {"JAX": on_other_numbers(step, received), "PyTorch": operation.run}
-            isolated, replayed = explained(operation, runs, fed, isolated, self._known)
-        if self._is_one_program and step.name in self._revealed:
-            replayed = {**replayed, "PyTorch": self._revealed[step.name]}
-        if isolated.verdict.passes:
-            isolated = with_parameters(isolated, parameters_of(step.layer), operation, self._done)
-        if isolated.verdict.passes and isolated.verdict is not Verdict.IDENTICAL and step.name in self.orders:
-            cause = f"in PyTorch's order ({self._revealed[step.name].words}) JAX gives other bits for the same operands"
-            isolated = dataclasses.replace(isolated, verdict=Verdict.BUG, name="other bits", cause=cause)
-        return isolated, replayed
-
-    def missing(self, missing: Missing) -> LayerParity:
-        """Compare operations of PyTorch that the Flax model lacks with doing nothing."""
-        counterpart = missing.counterpart
-        kind = " and then ".join(self._done[place].kind for place in counterpart.operations)
-        name = f"{missing.after.removesuffix('.norm')}.{kind.replace(' ', '_')}"
-        isolated = self._judged(name, "identity", counterpart, self._at(counterpart.inputs[0]))
-        return self._parity(name, kind, counterpart, isolated, missing.after, (missing.after,))
-
-    def _at(self, place: int) -> np.ndarray:
-        """Return PyTorch's result at a place of the operations."""
-        return self._images if place == INPUT else self._done[place].output
-
-    def _judged(self, name: str, kind: str, counterpart: Counterpart, ours: np.ndarray) -> Comparison | str:
-        """Return the verdict on JAX's result for the operands of PyTorch's operations, or why there is none."""
-        some = [self._done[place] for place in counterpart.operations]
-        if len(some) == 1 and (some[0].layer or some[0].kind == kind):
-            return judge(some[0], ours)
-        given = self._at(counterpart.inputs[0])
-        if not some:
-            some = [Operation("identity", "", "", (), (given,), self._at(counterpart.output), {}, {})]
-            fix = f"leave it out of the Flax model: {name}"
-        else:
-            some[0] = dataclasses.replace(some[0], operands=(given, *some[0].operands[1:]))
-            fix = f"compute {' and then '.join(each.kind for each in some)} there in the Flax model"
-        return judge_others(kind, some, ours, fix)
-
-    def _parity(
-        self, name: str, kind: str, counterpart: Counterpart, isolated: Comparison | str, at: str, inputs: Sequence[str]
-    ) -> LayerParity:
-        """Return one row, for the result of the step `at`."""
-        running = self.running[at]
-        grown = relative(np.asarray(running), self._at(counterpart.output))
-        before = max((self.growth[each] for each in inputs if each in self.growth), default=0.0)
-        operations = [self._done[place] for place in counterpart.operations]
+        Args:
+          y: the result.
+          running: the result where the program does not go on from PyTorch's.
+          known: orders that were revealed before.
+        """
+        row = judged(self.alignment, self.region, known if self.revealed is None else None, y)
+        if row is None:
+            return None
+        orders = {name: each.words for name, each in row.replayed.items()}
+        trees = {name: each.trees for name, each in row.replayed.items()}
+        if self.revealed is not None:
+            orders, trees = {"PyTorch": str(self.revealed)}, {"PyTorch": self.revealed.trees}
+        grown = 0.0 if self.is_met_by(running) else relative(running, self.expected)
         return LayerParity(
-            name,
-            ", ".join(dict.fromkeys(each.layer or each.module for each in operations)) or "nothing",
-            kind,
-            running.shape,
-            isolated if isinstance(isolated, Comparison) else None,
-            isolated if isinstance(isolated, str) else "",
-            grown,
-            grown / before if grown is not None and before > 0 else None,
+            row.name, row.torch, row.kind, y.shape, self._named(row), row.reason, grown, None, orders, trees
         )
 
+    def _named(self, row: Row) -> Comparison | None:
+        """Return the comparison, with the reason of other bits."""
+        found = row.isolated
+        if found is None or not found.verdict.passes or found.verdict is Verdict.IDENTICAL:
+            return found
+        if self.revealed is None:
+            cause = self.undefined or f"PyTorch's {row.kind} has other bits here than jaxdw's definition of it"
+            return found if found.verdict is Verdict.EXPLAINED else dataclasses.replace(found, cause=cause)
+        cause = f"in PyTorch's order ({self.revealed}) JAX gives other bits for the same operands"
+        return dataclasses.replace(found, verdict=Verdict.BUG, name="other bits", cause=cause)
 
-def _as_rank(x: np.ndarray, rank: int) -> np.ndarray:
-    """Drop the axes of size one that PyTorch keeps of a mean over an image."""
-    return x if x.ndim == rank else x.reshape(x.shape[0], *(n for n in x.shape[1:] if n > 1))
+
+def _operators(
+    alignment: Alignment, region: Region, received: Mapping[int, Tie], known: KnownOrders
+) -> tuple[Callable[..., jax.Array], Revealed | None]:
+    """Return PyTorch's operators of a region as a function of JAX's operands, and the orders of its only sum.
+
+    Raises:
+      Undefined: not all operators are defined, or an operand is not found in JAX.
+    """
+    every = [defined(alignment, call, known) for call in region.calls]
+    if not region.is_equal:
+        raise Undefined("JAX's result is another one")
+    places = {n: i for i, n in enumerate(region.part.inputs)}
+    sources: dict[int, tuple[int, Layout]] = {}
+    for number in region.sources:
+        own = next(((n, tie.layout) for n, tie in received.items() if tie.number == number), None)
+        found = own or _parameter(alignment, region, number)
+        if found is None:
+            raise Undefined("an operand of PyTorch is none of JAX's operands")
+        sources[number] = places[found[0]], found[1]
+    operators: list[Operator] = [each.run for each in every]
+    sums = [each.revealed for each in every if each.revealed is not None]
+
+    def run(*operands: jax.Array) -> jax.Array:
+        values = {n: channels_last(layout.to_torch(operands[place])) for n, (place, layout) in sources.items()}
+        for operator in operators:
+            values |= operator(values)
+        return region.tie.layout.to_jax(channels_first(values[region.tie.number]))
+
+    return run, sums[0] if len(sums) == 1 else None
+
+
+def _parameter(alignment: Alignment, region: Region, number: int) -> tuple[int, Layout] | None:
+    """Return the operand of JAX that is a parameter of PyTorch, in every bit, and its layout; None for none."""
+    theirs, names = alignment.graph.values[number], alignment.names_of_values.get(number, frozenset())
+    for n in region.part.inputs:
+        if names & set(alignment.torch_names.get(alignment.program.parameters.get(n, ""), ())):
+            ours = np.asarray(alignment.program.constants[n])
+            for layout in itertools.islice(layouts(theirs.shape, ours.shape), 130) if ours.size == theirs.size else ():
+                if same_bits(layout.to_jax(theirs), ours).all():
+                    return n, layout
+    return None
+
+
+class _OneProgram:
+    """All steps as one compiled program, which returns the result of each."""
+
+    def __init__(self, alignment: Alignment, steps: Sequence[_Step]) -> None:
+        used = {n for step in steps for n in step.region.part.inputs}
+        self._constants = {n: each for n, each in alignment.program.constants.items() if n in used}
+        self._theirs = {}  # PyTorch's operands, by the number in JAX and in PyTorch
+        for step in steps:
+            for n, operand in zip(step.region.part.inputs, step.region.operands):
+                if n in step.received:
+                    self._theirs[n, step.received[n].number] = operand
+        inputs = alignment.program.inputs
+
+        def run(given: Any, constants: Mapping[int, Any], theirs: Mapping[Any, Any], first: Any) -> list[jax.Array]:
+            reached, results = dict(zip(inputs, given)), []
+            for i, step in enumerate(steps):
+                operands = []
+                for n in step.region.part.inputs:
+                    if n in constants:
+                        operands.append(constants[n])
+                    else:
+                        other = theirs[n, step.received[n].number]
+                        operands.append(jnp.where(first <= i, other, reached.get(n, other)))
+                y = step.run(*operands)
+                # or XLA would contract a product with the sum that reads it
+                results.append(y if step.is_apart else materialized(y)[0])
+                reached[step.region.part.output] = results[-1]
+            return results
+
+        self._run = jax.jit(run)
+
+    def __call__(self, given: ModelInputs, first: int) -> list[np.ndarray]:
+        """Return the result of each step.
+
+        Args:
+          given: the inputs.
+          first: the number of the first step that takes PyTorch's operands.
+        """
+        return [np.asarray(y) for y in self._run(given.arrays, self._constants, self._theirs, first)]
+
+
+def _result_in_order(model: Any, orders: Mapping[str, Revealed], given: ModelInputs, result: str) -> np.ndarray | None:
+    """Return a result of a model in an `Arithmetic`, as its user runs it; None where it has not all of these orders.
+
+    That is where a layer has several orders, or none, or a function has no defined roundings.
+    """
+    known = {
+        path: found.channels[0][1].sum_order
+        for path, found in orders.items()
+        if len(found.channels) == 1 and found.channels[0][1].finish != "product"
+    }
+    try:
+        made = jax_model(model.with_arithmetic(Arithmetic(known)))
+    except (AttributeError, ValueError):
+        return None
+
+    @jax.jit
+    def run(parameters: Mapping[str, Any], arrays: Sequence[Any]) -> Any:
+        args, kwargs = given.split(arrays)
+        return dict(arrays_in(made.function(parameters, *args, **kwargs)))[result]
+
+    return np.asarray(run(made.parameters, given.arrays))

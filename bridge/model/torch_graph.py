@@ -74,7 +74,7 @@ class TorchGraph:
       incoming: the gradient of each floating-point output by its name, from which the backward pass starts.
       gradients: the gradient of each parameter by its name; without those that the outputs do not depend on.
       lower: the dtype of each value below float32, one of `UNITS`; `values` has it in float32.
-      runs: operators that are sums of products, by their first result, to be run on other numbers.
+      runs: some operators by their first result, to be run on other numbers.
     """
 
     calls: Sequence[Call]

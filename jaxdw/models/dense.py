@@ -84,7 +84,7 @@ def _product(x: jax.Array, kernel: jax.Array, *, precision: Any) -> jax.Array:
     return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision)
 
 
-def _outer(x: jax.Array, dy: jax.Array, *, precision: Any) -> jax.Array:
+def outer_product(x: jax.Array, dy: jax.Array, *, precision: Any) -> jax.Array:
     """Return `(A, B)`: the sum over all leading axes of x `(..., A)` times dy `(..., B)`."""
     rows = math.prod(x.shape[:-1])
     x, dy = x.reshape(rows, x.shape[-1]), dy.reshape(rows, dy.shape[-1])
@@ -115,7 +115,7 @@ ad.defbilinear(
     lambda ct, x, dy, precision: _bind(_product_p, dy, ct.T, precision=precision),
     lambda ct, x, dy, precision: _bind(_product_p, x, ct, precision=precision),
 )
-for _primitive, _function in ((_product_p, _product), (_outer_p, _outer)):
+for _primitive, _function in ((_product_p, _product), (_outer_p, outer_product)):
     _primitive.def_impl(functools.partial(xla.apply_primitive, _primitive))
     mlir.register_lowering(_primitive, mlir.lower_fun(_function, multiple_results=False))
     # Several kernels at once are no longer this product: lax's own takes over, with its derivatives.

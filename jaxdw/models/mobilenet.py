@@ -12,7 +12,7 @@ from flax import nnx
 from jax import lax
 
 from jaxdw._arrays import is_sharded
-from jaxdw.models.arithmetic import set_arithmetic
+from jaxdw.models.arithmetic import Arithmetic, set_arithmetic, with_arithmetic
 from jaxdw.models.blocks import (
     Activation,
     Block,
@@ -132,6 +132,10 @@ class MobileNet(nnx.Module):
             return self._features(x)
         y = lax.map(self._features, x.reshape(groups, -1, *x.shape[-3:]))
         return y.reshape(*batch, *y.shape[-3:])
+
+    def with_arithmetic(self, arithmetic: str | Arithmetic | None) -> MobileNet:
+        """Return a view of the model with its parameters, in another arithmetic; see `jaxdw.models.with_arithmetic`."""
+        return with_arithmetic(self, arithmetic)
 
     @property
     def _is_training(self) -> bool:

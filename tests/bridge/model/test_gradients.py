@@ -115,7 +115,7 @@ def test_every_gradient_of_a_right_port_passes(training, seed, full):
         ("branch", False, "gradient", "JAX stops gradients in the model itself"),
         ("norm", False, "gradient through ln", "JAX stops gradients in the model itself"),
         ("statistics", True, "gradient through bn", "JAX's gradient is another one than PyTorch's batch norm gradient"),
-        ("custom", False, "gradient through multiply", "JAX's gradient is 2 times PyTorch's"),
+        ("custom", False, "gradient through head.multiply", "JAX's gradient is 2 times PyTorch's"),
         ("scale", False, "gradient of gamma", "JAX's gradient is 1.5 times PyTorch's"),
     ],
 )

@@ -15,7 +15,7 @@ F32 = np.float32
 
 
 def operation(kind, *operands, output=None, parameters=None, **settings):
-    return Operation(kind, "", "", (), operands, operands[0] if output is None else output, parameters or {}, settings)
+    return Operation(kind, "", operands, operands[0] if output is None else output, parameters or {}, settings)
 
 
 def draw(seed, *shape, scale=1.0):

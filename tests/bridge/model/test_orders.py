@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from bridge.accumulation import Tree
-from bridge.model.capture import operations
+from bridge.model.alignment import Alignment
 from bridge.model.known_orders import KnownOrders
+from bridge.model.model_inputs import INFERENCE
 from bridge.model.orders import Order, described, is_a_sum, revealed
+from bridge.model.port_parity import programs
+from bridge.model.recorded_operations import operation_of
 from bridge.numerics import same_bits
 
 
@@ -32,8 +35,12 @@ def sums(seed, layout, batch=2, size=9, channels=24, features=40, bias=True):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = Pooled(channels, features, bias)
-    done, _ = operations(module, rng.standard_normal((batch, size, size, 3), np.float32), layout)
-    return [each for each in done if is_a_sum(each)]
+    images = rng.standard_normal((batch, size, size, 3), np.float32)
+    identity = (lambda p, x: x * p["one"], {"one": np.float32(1)})
+    program, theirs, names, _ = programs(module, identity, images, None, INFERENCE, layout)
+    alignment = Alignment(program, theirs, names, {})
+    done = [operation_of(alignment, call) for call in theirs.calls]
+    return [each for each in done if each is not None and is_a_sum(each)]
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

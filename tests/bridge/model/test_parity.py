@@ -19,10 +19,9 @@ from bridge.model import model_parity
 from bridge.model.operation_verdicts import judge
 from bridge.model.operations import Operation
 from bridge.model.record import ModelReport
-from bridge.model.steps import steps, walk
 from bridge.report.model import growth_chart, model_html, print_model, summary, why
 from jaxdw.models.blocks import ConvNormAct, relu6
-from tests.references import CLASSES, MODELS, pair
+from tests.references import pair
 
 
 def noise(seed, size=32):
@@ -50,7 +49,7 @@ def clean(small):
 
 
 class OwnCall(ConvNormAct):
-    """A part whose operations are not known."""
+    """A part that computes something more."""
 
     def __call__(self, x):
         return super().__call__(x) + 1
@@ -58,7 +57,7 @@ class OwnCall(ConvNormAct):
 
 @pytest.fixture(scope="module")
 def planted(small):
-    """The parity of the pair with mistakes in seven places of the Flax model, and one part with a call of its own."""
+    """The parity of the pair with mistakes in eight places of the Flax model, one in a part with a call of its own."""
     theirs, ours, manifest, images = small
     wrong = nnx.clone(ours)
     kernel = wrong.blocks[2].depthwise.conv.kernel
@@ -106,7 +105,7 @@ def test_replays_explain_all_differing_elements_of_sums_and_normalizations(clean
 def test_a_function_without_a_bound_has_its_distance_to_the_nearest_number():
     x = np.random.default_rng(0).standard_normal((2, 3, 3, 8)).astype(np.float32)
     y = (x / (1 + np.exp(-x.astype(np.float64)))).astype(np.float32)
-    silu = Operation("silu", "", "", (), (x,), y, {}, {})
+    silu = Operation("silu", "", (x,), y, {}, {})
     assert judge(silu, y).verdict is Verdict.IDENTICAL
     said = "no bound is known for silu; JAX is within 1 ULP and PyTorch is within 0 ULP of the correctly rounded result"
     assert judge(silu, np.nextafter(y, np.float32(np.inf))) == said
@@ -118,34 +117,16 @@ def test_relu6_is_exact_and_growth_starts_at_the_first_difference(clean):
     assert first.amplification is None and (first.growth == 0) == (first.verdict is Verdict.IDENTICAL)
 
 
-@pytest.mark.parametrize("name", sorted({name.partition(".")[2] for name in MODELS}))
-def test_the_steps_are_the_model(name, monkeypatch):
-    """But for the units that compute three steps in one pass."""
-    monkeypatch.setattr(ConvNormAct, "is_one_pass", False)
-    model = nnx.eval_shape(lambda: getattr(jaxdw.models, name)(CLASSES, rngs=nnx.Rngs(0)))
-    model.eval()
-    graph, state = nnx.split(model)
-
-    def whole(state, x):
-        return nnx.merge(graph, state)(x)
-
-    def stepwise(state, x):
-        every = steps(nnx.merge(graph, state))
-        return walk(every, x, compiled=False)[every[-1].name]
-
-    x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
-    assert str(jax.make_jaxpr(stepwise)(state, x)) == str(jax.make_jaxpr(whole)(state, x))
-
-
 @pytest.mark.parametrize(
     ("layer", "verdict", "said"),
     [
         ("blocks.2.depthwise.conv", Verdict.CONVENTION, "flip"),
-        ("blocks.3.depthwise.norm", Verdict.BUG, "JAX computed something else"),
-        ("blocks.4.project.conv", Verdict.BUG, "in channels 0, 1"),
-        ("blocks.5.expand.conv", Verdict.BUG, "JAX computed something else"),
+        ("blocks.3.depthwise.norm", Verdict.CONVENTION, "epsilon is 0.001 in JAX, and 1e-05 in PyTorch"),
+        ("blocks.4.project.conv", Verdict.CONVENTION, "0 is PyTorch's 1, 1 is PyTorch's 0"),
+        ("blocks.5.expand.conv", Verdict.BUG, "features.6.conv.0.0.weight, rounded to bfloat16"),
         ("blocks.6.project.relu", Verdict.CONVENTION, "JAX computes relu where PyTorch computes nothing; "),
         ("blocks.7.depthwise.relu6", Verdict.CONVENTION, "JAX computes nothing where PyTorch computes relu6; "),
+        ("blocks.9.depthwise.add", Verdict.CONVENTION, "JAX computes add where PyTorch computes nothing; "),
         ("head.relu", Verdict.CONVENTION, "JAX computes relu where PyTorch computes relu6; all elements agree"),
     ],
 )
@@ -164,6 +145,7 @@ def test_nothing_else_is_wrong_and_the_first_is_named(planted):
         "blocks.5.expand.conv",
         "blocks.6.project.relu",
         "blocks.7.depthwise.relu6",
+        "blocks.9.depthwise.add",
         "head.relu",
     ]
     assert planted.first_wrong.name == wrong[0] and planted.first_wrong.torch == "features.3.conv.1.0"
@@ -172,11 +154,8 @@ def test_nothing_else_is_wrong_and_the_first_is_named(planted):
     assert planted.verdict is Verdict.BUG and planted.verdict.exit_code == 1
 
 
-def test_a_part_with_a_call_of_its_own_is_not_compared_and_all_layers_after_it_and_after_wrong_ones_are(planted):
-    assert {layer.name: layer.reason for layer in planted.not_compared} == {
-        "blocks.9.depthwise": "OwnCall has a `__call__` of its own, whose operations are not known"
-    }
-    assert planted.left == ["features.10.conv.1.0", "features.10.conv.1.1", "relu6 in features.10.conv.1.2"]
+def test_every_operation_is_compared_also_after_wrong_ones(planted):
+    assert not planted.not_compared and not planted.left
     assert [layer.name for layer in planted.layers[-3:]] == ["head.relu", "mean", "classifier"]
 
 
@@ -199,21 +178,21 @@ def lower_relu(x):
 #: Of torchvision's V3 small: where in either model what is put, and what the row of which operation says of it.
 ACTIVATIONS = [
     ("ours.stem.activation", nnx.swish, "stem.silu", "JAX computes silu where PyTorch computes hard swish"),
-    ("ours.blocks.0.squeeze_excite.gate", nnx.sigmoid, "expand.sigmoid", "sigmoid where PyTorch computes hard sigmoid"),
+    ("ours.blocks.0.squeeze_excite.gate", nnx.sigmoid, "excite.sigmoid", "sigmoid where PyTorch computes hard sigmoid"),
     ("ours.blocks.1.expand.activation", relu6, "expand.relu6", "JAX computes relu6 where PyTorch computes relu"),
     (
         "ours.blocks.2.depthwise.activation",
         lower_relu,
-        "lower_relu",
-        "JAX computes own lower_relu where PyTorch computes",
+        "depthwise.min",
+        "JAX computes clip to [0, 1000] where PyTorch computes relu; all elements agree",
     ),
     ("ours.blocks.3.squeeze_excite.activation", nnx.gelu, "gelu_(tanh)", "JAX computes gelu (tanh) where PyTorch"),
-    ("ours.blocks.3.depthwise.activation", lambda x: x, "depthwise.activation", "JAX computes nothing where PyTorch"),
+    ("ours.blocks.3.depthwise.activation", lambda x: x, "depthwise.hard_swish", "JAX computes nothing where PyTorch"),
     ("ours.blocks.3.project.activation", lambda x: x, "", ""),  # computes nothing, as PyTorch
     ("theirs.features.5.block.0.2", torch.nn.SiLU(), "expand.hard_swish", "hard swish where PyTorch computes silu"),
     ("theirs.features.6.block.1.2", torch.nn.Identity(), "depthwise.hard_swish", "where PyTorch computes nothing"),
     ("theirs.features.7.block.2.scale_activation", torch.nn.Sigmoid(), "hard_sigmoid", "PyTorch computes sigmoid"),
-    ("theirs.features.8.block.0.2", Composed(lambda x: x * x.sigmoid()), "expand.hard_swish", "sigmoid and then mul"),
+    ("theirs.features.8.block.0.2", Composed(lambda x: x * x.sigmoid()), "expand.hard_swish", "PyTorch computes silu"),
     ("theirs.features.8.block.1.2", Composed(lambda x: x * torch.nn.ReLU6()(x + 3) / 6), "", ""),  # hard swish
     (
         "theirs.features.9.block.0.2",
@@ -222,7 +201,12 @@ ACTIVATIONS = [
         "and then tanh",
     ),
     ("ours.blocks.9.residual", False, "blocks.9.project.add", "JAX computes nothing where PyTorch computes add"),
-    ("theirs.features.11.use_res_connect", False, "blocks.10.add", "JAX computes add where PyTorch computes nothing"),
+    (
+        "theirs.features.11.use_res_connect",
+        False,
+        "blocks.10.project.add",
+        "JAX computes add where PyTorch computes nothing",
+    ),
     (
         "theirs.features.1.block.1.avgpool",
         torch.nn.AdaptiveMaxPool2d(1),
@@ -272,7 +256,7 @@ def test_wrong_activations_of_v1_are_named(seed, full):
     assert found.first_wrong.torch == "blocks.2.0.bn2.act"
 
 
-def test_a_network_that_computes_something_else_is_refused(small):
+def test_what_a_subclass_computes_more_is_named(small):
     class Own(jaxdw.models.MobileNet):
         def features(self, x):
             return super().features(x) * 2
@@ -280,8 +264,8 @@ def test_a_network_that_computes_something_else_is_refused(small):
     theirs, ours, manifest, images = small
     wrong = nnx.clone(ours)
     wrong.__class__ = Own
-    with pytest.raises(TypeError, match="`model` is a Own with `features` of its own, expected those of"):
-        model_parity(theirs, wrong, images, manifest)
+    first = model_parity(theirs, wrong, images, manifest).first_wrong
+    assert first.name == "head.multiply" and first.cause == "JAX computes multiply where PyTorch computes nothing"
 
 
 def test_an_operation_that_was_not_compared_never_passes(clean):
@@ -295,7 +279,7 @@ def test_a_model_that_cannot_run_says_where_and_what_was_wrong_before(small):
     wrong = nnx.clone(ours)
     wrong.blocks[2].depthwise.conv.strides = 2  # its result no longer fits the residual
     with pytest.raises(
-        ValueError, match=r"`model` fails in blocks.2.add .* wrong before it: blocks.2.depthwise.conv: "
+        ValueError, match=r"`model` fails in blocks.2.project .*; wrong before it: blocks.2.depthwise.conv: stride is 2"
     ):
         model_parity(theirs, wrong, images, manifest)
 
@@ -313,11 +297,7 @@ def test_other_networks_pass(number, seed, full):
 @pytest.mark.parametrize(
     ("images", "said"),
     [
-        (np.zeros((1, 32, 32, 3)), r"`images` is float64 \(1, 32, 32, 3\), expected .* float32"),
-        (
-            np.zeros((32, 32, 3), np.float32),
-            r"`images` is float32 \(32, 32, 3\), expected a NumPy array \(N, H, W, C\)",
-        ),
+        (np.zeros((1, 32, 32, 3)), r"`inputs` has a float64 \(1, 32, 32, 3\), expected .* float32"),
         (np.zeros((1, 32, 32, 4), np.float32), "the forward of MobileNetV2 .* failed in features.0.0"),
     ],
 )

@@ -106,7 +106,7 @@ def test_a_port_passes_with_a_manifest_and_without_one(seed, named):
         "mean",
         "linear",
     ]
-    assert [layer.name for layer in found.layers][:3] == ["conv", "bn", "relu"]
+    assert [layer.name for layer in found.layers][:3] == ["conv", "bn", "bn.relu"]
 
 
 @pytest.mark.parametrize(
@@ -327,6 +327,13 @@ def test_a_module_that_fails_is_named_with_its_path():
         bridge.model_parity(theirs, ours, noise(0, 16))
 
 
+def test_what_is_wrong_before_a_model_fails_is_named():
+    theirs, ours, manifest = twins(0)
+    ours.dw.strides = 2  # its result does not fit the residual
+    with pytest.raises(ValueError, match=r"`model` fails .*; wrong before it: dw: stride is 2 in JAX"):
+        bridge.model_parity(theirs, ours, noise(0, 16), manifest)
+
+
 def test_a_wrong_stride_is_named_where_it_is(seed):
     theirs, ours, manifest = twins(seed)
     ours.conv.strides = 1
@@ -403,3 +410,49 @@ def test_a_function_that_goes_on_from_another_is_named_as_one(seed):
     x = 9 * np.random.default_rng(seed).standard_normal((3, 8), np.float32)
     found = bridge.model_parity(theirs, (lambda p, x: dense(p, "2", jax.nn.relu6(dense(p, "0", x))), of(theirs)), x)
     assert "JAX computes relu6 where PyTorch computes relu" in found.first_wrong.cause
+
+
+class Causal(torch.nn.Module):
+    """A causal convolution, padded beforehand or cut off afterwards, and masked attention over its results."""
+
+    def __init__(self, is_cut):
+        super().__init__()
+        self.is_cut = is_cut
+        self.conv = torch.nn.Conv1d(6, 6, 4, padding=3 if is_cut else 0)
+        self.out = torch.nn.Linear(6, 6)
+        self.register_buffer("mask", torch.full((9, 9), -torch.inf).triu(1))
+
+    def forward(self, x):
+        x = self.conv(x)[..., : x.shape[-1]] if self.is_cut else self.conv(torch.nn.functional.pad(x, (3, 0)))
+        x = self.out(x.transpose(1, 2))
+        return torch.softmax(x @ x.transpose(1, 2) + self.mask, -1) @ x
+
+
+def causal(p, x, padding=(3, 0), is_masked=True):
+    settings = {"window_strides": (1,), "padding": [padding], "dimension_numbers": ("NWC", "WIO", "NWC")}
+    x = jax.lax.conv_general_dilated(x, p["conv.weight"].transpose(2, 1, 0), **settings) + p["conv.bias"][None, None]
+    x = x @ p["out.weight"].T + p["out.bias"][None, None]
+    y = x @ x.swapaxes(1, 2)
+    return jax.nn.softmax(y + p["mask"][None] if is_masked else y, -1) @ x
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        ({}, ""),
+        ({"padding": (1, 2)}, "JAX pads by SAME, ((1, 2),), and PyTorch by "),
+        ({"padding": (0, 3)}, "((0, 3),), and PyTorch by "),
+        ({"is_masked": False}, "JAX computes nothing where PyTorch computes add with mask"),
+    ],
+)
+def test_causal_padding_and_a_missing_mask_are_named(is_cut, mistake, said, seed):
+    theirs = drawn(Causal(is_cut), seed)
+    theirs.mask.copy_(torch.full((9, 9), -torch.inf).triu(1))
+    x = np.random.default_rng(seed).standard_normal((2, 9, 6), np.float32)
+    inputs = {"jax": x, "torch": x.transpose(0, 2, 1).copy()}
+    found = bridge.model_parity(theirs, (functools.partial(causal, **mistake), of(theirs)), inputs)
+    assert found.verdict is Verdict.CONVENTION if mistake else found.verdict.passes, summary(found)
+    if mistake:
+        assert said in found.first_wrong.cause and wrong(found) == [found.first_wrong.name]
+        assert ("as a causal convolution" in found.first_wrong.cause) == ("padding" in mistake)

@@ -1,4 +1,4 @@
-"""Gradients of convolutions, and ten steps of training, in both frameworks."""
+"""Gradients of a whole network, and ten steps of training, in both frameworks."""
 
 import importlib.util
 import os
@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from bridge import Verdict
-from bridge.model.gradients import gradient_parity
+from bridge.model import model_parity
+from bridge.report.model import summary
 from jaxdw import native
 from tests.bridge.model import training_digest
 from tests.references import torchvision
@@ -40,13 +42,16 @@ def test_every_gradient_is_rounding_but_where_a_kernel_is_wrong(example, seed):
     theirs, ours, manifest = example.pair(seed)
     kernel = ours.blocks[2].depthwise.conv.kernel
     kernel[...] = kernel[...][::-1, ::-1]
-    images, labels = next(example.batches(seed, 1, count=2, size=32))
-    found = gradient_parity(theirs, ours, images, labels, manifest)
-    assert len(found) == 52 and found[-1].name == "stem.conv" and found[-1].dx is None
-    assert [layer.name for layer in found if not layer.verdict.passes] == ["blocks.2.depthwise.conv"]
-    wrong = next(layer for layer in found if not layer.verdict.passes)
-    assert wrong.dx.verdict is Verdict.CONVENTION and "flip" in wrong.dx.name
-    assert wrong.dkernel.verdict.passes  # it does not depend on the kernel
+    images, _ = next(example.batches(seed, 1, count=2, size=32))
+    found = model_parity(theirs, ours, images, manifest, gradients=True, training=True)
+    assert not found.left and not found.not_compared, summary(found)
+    paths = (".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(ours, nnx.Param)))
+    kernels = [f"gradient of {path}" for path in paths if path.endswith(".kernel")]
+    assert len(kernels) == 53 and set(kernels) <= {layer.name for layer in found.layers}
+    wrong = {layer.name: layer for layer in found.layers if layer.is_wrong}
+    layer = "blocks.2.depthwise.conv"  # the gradient by its kernel does not depend on the kernel
+    assert list(wrong) == [layer, f"gradient through {layer}"], summary(found)
+    assert wrong[layer].verdict is Verdict.CONVENTION and "flipped" in wrong[layer].cause
 
 
 def test_training_diverges_as_rounding_does(example, seed, full):
