@@ -263,3 +263,41 @@ def test_what_is_no_function_is_named_and_prints_go_to_standard_error(seed, tmp_
     implementation("printing_model:unsaid", draw(seed))
     out, err = capsys.readouterr()
     assert not out and "on import" in err and "in a call" in err
+
+
+def in_one_row(x, weight, bias=None, padding=0):
+    weight = weight[..., None, :]
+    return F.conv2d(x[..., None, :], weight, bias, padding=(0, padding), groups=x.shape[1])[..., 0, :]
+
+
+def same_size(x, weight):
+    return F.conv1d(x, weight, padding="same", groups=x.shape[1])
+
+
+class Row(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.Conv1d(5, 5, 31, padding=15, groups=5)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("function", ["torch.conv2d", in_one_row, same_size, Row()])
+def test_a_convolution_that_does_not_return_is_refused(function, seed, monkeypatch):
+    """As on a processor with AVX512-FP16; other kernels, dtypes and ways to compute are not refused."""
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setattr("jaxdw.onednn._simd", lambda: frozenset(["AVX512_SKX", "AVX512_SPR"]))
+    case = draw(seed, (1, 40, 5), (31,), padding=15)
+    half = bridge.Case(case.x.astype(np.float16), case.kernel.astype(np.float16), padding=15)
+    with pytest.raises(ImplementationError, match="does not return from a depthwise convolution in float16"):
+        bridge.parity(half, [function, "numpy.exact"] if isinstance(function, str) else {"mine": function})
+    assert implementation("torch.conv2d").run(case).shape == implementation("torch.unfold_matmul").run(half).shape
+    monkeypatch.setattr("jaxdw.onednn._allowed", lambda: "AVX512_CORE_BF16")
+    assert not jaxdw.onednn.never_returns(5, 31, 40)
+
+
+def test_short_kernels_in_float16_are_not_refused(seed):
+    case = draw(seed, (1, 40, 5), (3,), padding=1)
+    half = bridge.Case(case.x.astype(np.float16), case.kernel.astype(np.float16), padding=1)
+    assert verdict(in_one_row, half)[0].passes
