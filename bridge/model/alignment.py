@@ -496,7 +496,8 @@ class Alignment:
                     break
                 if here is None:
                     here = self.function_of_ours(*self._part(number), number)
-                return None if here is not None and self._is_early(number, here, n) else tie
+                is_early = here is not None and self._is_early(number, here, n)
+                return None if is_early or self._is_unfinished(number, n) else tie
         several = len([n for n in sources if n in self.ties]) > 1
         for n in own:
             if (tie := self._verified(value, n, number)) is not None:
@@ -530,6 +531,39 @@ class Alignment:
                 later = self.function_of_ours(*self._part(equation.outputs[0]), equation.outputs[0])
                 if later is not None and are_one(later, wanted):
                     return True
+        return False
+
+    def _is_unfinished(self, number: int, n: int) -> bool:
+        """Return True where a value has a tensor's numbers by chance, and the last step of its operator comes later.
+
+        So a sum is a mean where all is zero or one thing is summed, and an exponential is a softmax that is one at one
+        place. A step that PyTorch has after it is not its own.
+        """
+        made = [self.graph.calls[i].name for i in (self.calls(n) or ((), ()))[0]]
+        if not aten.SEVERAL_STEPS.intersection(made):
+            return False
+        after = {call.name.rstrip("_") for call in self.graph.calls if n in map(self.root_of_all, call.operands)}
+        values: dict[int, Bounded] = {}
+        start = self._producer[number][0] + 1
+        for equation in self.program.equations[start : start + _AHEAD]:
+            has_parameters = any(leaf in self.program.parameters for leaf in equation.inputs)
+            depends = any(each == number or each in values for each in equation.inputs)
+            operands = [values.get(each, self.values.get(each)) for each in equation.inputs]
+            if (
+                equation.name in primitives.CONTRACTIONS
+                or has_parameters
+                or not depends
+                or any(v is None for v in operands)
+            ):
+                continue
+            try:
+                values |= zip(equation.outputs, primitives.evaluate(equation, operands))  # type: ignore[arg-type]
+            except primitives.UnknownPrimitive:
+                continue
+            later = values[equation.outputs[0]]
+            is_step = equation.name in primitives.ELEMENTWISE and equation.name not in after
+            if is_step and later.value.size == self.graph.values[n].size and self._verified(later, n) is not None:
+                return True
         return False
 
     def function_of_ours(self, equations: Sequence[Equation], inputs: Sequence[int], output: int) -> Probed | None:

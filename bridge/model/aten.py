@@ -54,6 +54,9 @@ REDUCTIONS = {
     "max_pool2d_with_indices",
 }
 
+#: Operators that divide by what they summed or by the number of elements, or subtract it, as their last step.
+SEVERAL_STEPS = {"mean", "avg_pool2d", "_adaptive_avg_pool2d", "var", "_softmax", "_safe_softmax", "_log_softmax"}
+
 #: Operators that move some elements, or several operands' elements.
 MOVES = KEEPING | {
     "expand",

@@ -228,7 +228,9 @@ def put(root, path, value):
         setattr(root, last, value)
 
 
-def test_wrong_missing_and_added_activations_are_all_named_and_hide_nothing(seed):
+def test_wrong_missing_and_added_activations_are_all_named_and_hide_nothing():
+    """The seed is one of a network without a block that is all zeros, which would not tell two functions apart."""
+    seed = 3
     theirs, ours, manifest = pair("torchvision.mobilenet_v3_small", seed, 0.35)
     for path, value, _, _ in ACTIVATIONS:
         side, _, place = path.partition(".")

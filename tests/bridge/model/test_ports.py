@@ -456,3 +456,36 @@ def test_causal_padding_and_a_missing_mask_are_named(is_cut, mistake, said, seed
     if mistake:
         assert said in found.first_wrong.cause and wrong(found) == [found.first_wrong.name]
         assert ("as a causal convolution" in found.first_wrong.cause) == ("padding" in mistake)
+
+
+class Weights(torch.nn.Module):
+    """A softmax, and a mean over the rest."""
+
+    def __init__(self, size, dim=-1, log=False):
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(size, size), torch.nn.Linear(size, size)
+        self.function = torch.log_softmax if log else torch.softmax
+
+    def forward(self, x):
+        return self.last(self.function(self.first(x), -1).mean(1))
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("length, scale", [(1, 1.0), (3, 1.0), (3, 60.0), (1, 60.0), (3, 0.0)])
+def test_steps_that_change_no_number_here_are_not_called_wrong(length, scale, log, seed):
+    """The sum of a softmax that is one at one place, and the mean of one thing or of zeros."""
+    size = 6
+    module = Weights(size, log=log).eval()
+    with torch.no_grad():
+        module.first.weight.mul_(scale)
+        module.first.bias.mul_(scale)
+    parameters = {name: each.detach().numpy() for name, each in module.named_parameters()}
+
+    def port(parameters, x):
+        y = x @ parameters["first.weight"].T + parameters["first.bias"][None, None]
+        y = (jax.nn.log_softmax if log else jax.nn.softmax)(y, -1)
+        return y.mean(1) @ parameters["last.weight"].T + parameters["last.bias"][None]
+
+    x = np.random.default_rng(seed).standard_normal((2, length, size), np.float32)
+    found = model_parity(module, (port, parameters), x)
+    assert found.verdict.passes and not found.left, summary(found)
