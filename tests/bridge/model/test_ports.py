@@ -458,34 +458,42 @@ def test_causal_padding_and_a_missing_mask_are_named(is_cut, mistake, said, seed
         assert ("as a causal convolution" in found.first_wrong.cause) == ("padding" in mistake)
 
 
-class Weights(torch.nn.Module):
-    """A softmax, and a mean over the rest."""
+class Steps(torch.nn.Module):
+    """A function of the last axis, and a mean over the axis before it."""
 
-    def __init__(self, size, dim=-1, log=False):
+    def __init__(self, function, scale, offset):
         super().__init__()
-        self.first, self.last = torch.nn.Linear(size, size), torch.nn.Linear(size, size)
-        self.function = torch.log_softmax if log else torch.softmax
+        self.first, self.last, self.function = torch.nn.Linear(6, 6), torch.nn.Linear(6, 6), function
+        with torch.no_grad():
+            self.first.weight.mul_(scale)
+            self.first.bias.add_(offset)
 
     def forward(self, x):
-        return self.last(self.function(self.first(x), -1).mean(1))
+        return self.last(self.function(self.first(x)).mean(1))
 
 
-@pytest.mark.parametrize("log", [False, True])
-@pytest.mark.parametrize("length, scale", [(1, 1.0), (3, 1.0), (3, 60.0), (1, 60.0), (3, 0.0)])
-def test_steps_that_change_no_number_here_are_not_called_wrong(length, scale, log, seed):
+FUNCTIONS = {
+    "softmax": (lambda x: x.softmax(-1), jax.nn.softmax),
+    "log softmax": (lambda x: x.log_softmax(-1), jax.nn.log_softmax),
+    "relu": (torch.relu, jax.nn.relu),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize(
+    "length, scale, offset", [(1, 1, 0), (3, 1, 0), (3, 60, 0), (3, 200, 0), (1, 60, 0), (3, 1, -99)]
+)
+def test_steps_that_change_no_number_here_are_not_called_wrong(name, length, scale, offset, seed):
     """The sum of a softmax that is one at one place, and the mean of one thing or of zeros."""
-    size = 6
-    module = Weights(size, log=log).eval()
-    with torch.no_grad():
-        module.first.weight.mul_(scale)
-        module.first.bias.mul_(scale)
+    theirs, ours = FUNCTIONS[name]
+    torch.manual_seed(seed % 2**32)
+    module = Steps(theirs, scale, offset).eval()
     parameters = {name: each.detach().numpy() for name, each in module.named_parameters()}
 
     def port(parameters, x):
         y = x @ parameters["first.weight"].T + parameters["first.bias"][None, None]
-        y = (jax.nn.log_softmax if log else jax.nn.softmax)(y, -1)
-        return y.mean(1) @ parameters["last.weight"].T + parameters["last.bias"][None]
+        return ours(y).mean(1) @ parameters["last.weight"].T + parameters["last.bias"][None]
 
-    x = np.random.default_rng(seed).standard_normal((2, length, size), np.float32)
+    x = np.random.default_rng(seed).standard_normal((2, length, 6), np.float32)
     found = model_parity(module, (port, parameters), x)
     assert found.verdict.passes and not found.left, summary(found)
