@@ -7,12 +7,9 @@
 #include <string>
 #include <thread>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "kernels.h"
 #include "order.h"
+#include "pages.h"
 #include "work.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -62,17 +59,8 @@ struct Problem {
 
 std::string quoted(const char* name) { return "`" + std::string(name) + "`"; }
 
-// The data of a result. XLA takes large results, and the memory of a whole program, from the system anew in each call.
-// The system then zeroes a page of 4 KiB whenever one is first written, which takes longer than to compute what is in
-// it. Where the system is asked to, it takes pages of 2 MiB. To ask for pages that there are already changes nothing.
-// The first and the last page may hold other memory too: results of one program lie side by side.
 void* written(ffi::AnyBuffer result) {
-#if defined(__linux__)
-  constexpr uintptr_t page = uintptr_t{1} << 21, least = uintptr_t{1} << 19;
-  const uintptr_t data = reinterpret_cast<uintptr_t>(result.untyped_data()), first = data & ~(page - 1);
-  const uintptr_t end = (data + result.size_bytes() + page - 1) & ~(page - 1);
-  if (result.size_bytes() >= least) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
-#endif
+  ask_for_large_pages(result.untyped_data(), result.size_bytes());
   return result.untyped_data();
 }
 

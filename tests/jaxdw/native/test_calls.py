@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import subprocess
 import sys
 
@@ -304,3 +305,23 @@ def test_gradients_compile_to_two_calls_and_nothing_else():
     assert text.count("custom-call(") == 2 and "fusion(" not in text and "copy(" not in text
     dx, _ = pull(x, kernel, x)
     assert (dx == jaxdw.depthwise_conv_transpose(x, kernel, padding=1, method="taps")).all()
+
+
+def flags_of_the_mapping(address):
+    """The flags that Linux shows for the mapping which holds the address ("hg": pages of 2 MiB are asked for)."""
+    with open("/proc/self/smaps") as lines:
+        inside = False
+        for line in lines:
+            if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+                inside = int(found[1], 16) <= address < int(found[2], 16)
+            elif inside and line.startswith("VmFlags:"):
+                return line.split()[1:]
+    raise AssertionError(f"no mapping holds {address:#x}")
+
+
+@needs_kernels
+@pytest.mark.skipif(not os.path.exists("/sys/kernel/mm/transparent_hugepage"), reason="the system has no such pages")
+def test_large_results_are_in_large_pages():
+    conv = jax.jit(functools.partial(jaxdw.depthwise_conv, padding="SAME", method="taps"))
+    y = conv(jnp.ones((1, 2048, 2048, 8)), jnp.ones((3, 3, 1, 8)))
+    assert "hg" in flags_of_the_mapping(y.unsafe_buffer_pointer())
