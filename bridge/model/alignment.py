@@ -85,7 +85,10 @@ class Layout:
 
 
 def layouts(torch: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[Layout]:
-    """Yield the layouts that fit, the customary ones first: as it is, and channels last."""
+    """Yield the layouts that fit, the customary ones first: as it is, and channels last.
+
+    Where the shapes are equal, as it is comes before channels last: all but the rounding of x @ x.T is equal in both.
+    """
     given = tuple(n for n in torch if n != 1) or (1,)
     wanted = tuple(n for n in shape if n != 1) or (1,)
     seen = set()
@@ -93,7 +96,7 @@ def layouts(torch: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[Layout]:
     first = [tuple(range(rank))]
     if len(torch) > 2 and torch[1] != 1 and rank > 1:
         at = sum(n != 1 for n in torch[:1])
-        first.insert(0, (*(i for i in range(rank) if i != at), at))
+        first.insert(given == wanted, (*(i for i in range(rank) if i != at), at))
     orders = itertools.chain(first, itertools.permutations(range(rank)) if rank < 6 else ())
     for order in orders:
         if (given, order) not in seen:

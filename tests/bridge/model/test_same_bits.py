@@ -231,7 +231,12 @@ def test_the_model_of_its_user_has_the_arithmetic_too(small, seed, monkeypatch):
     given = []
     monkeypatch.setattr(MobileNet, "with_arithmetic", lambda self, arithmetic: given.append(arithmetic) or self)
     found = same_bits_parity(theirs, ours, noise(seed), manifest, layout=LAYOUTS[seed % 2])
-    sums = {layer.name for layer in found.layers if layer.kind in ("pointwise", "convolution", "linear", "mean")}
+    sums = {
+        layer.name
+        for layer in found.layers
+        if layer.kind in ("pointwise", "convolution", "linear", "mean")
+        and not layer.orders["PyTorch"].startswith("channels ")  # several orders, which no layer takes
+    }
     if not found.replaced:
         assert set(given[0].orders) == sums and found.logits.different and found.verdict is Verdict.BUG
 
