@@ -110,7 +110,7 @@ def same_bits(actual, expected):
 
 
 def test_it_is_the_loop(full):
-    @hypothesis.settings(max_examples=500 if full else 25)
+    @hypothesis.settings(max_examples=500 if full else 12)
     @given(problems(), st.sampled_from(DTYPES), st.sampled_from(["plain", "state", "packed", "packed, state"]))
     def check(problem, dtype, kind):
         x, kernel, bias, state = problem.arrays(dtype)
@@ -129,7 +129,7 @@ def test_it_has_the_bits_of_pytorch_without_a_channel_multiplier(full):
     if "avx" not in native.status():
         pytest.skip("PyTorch has other kernels on this processor")
 
-    @hypothesis.settings(max_examples=500 if full else 25)
+    @hypothesis.settings(max_examples=500 if full else 12)
     @given(problems())
     def check(problem):
         # of one product PyTorch rounds it before it adds the bias
@@ -156,7 +156,7 @@ def streamed(chunks, state, *weights, ids=None, **options):
 
 
 def test_streamed_in_chunks_of_any_lengths_it_has_the_bits_of_the_whole(full):
-    @hypothesis.settings(max_examples=300 if full else 25)
+    @hypothesis.settings(max_examples=300 if full else 12)
     @given(problems(), st.sampled_from(DTYPES), st.sampled_from([None, "silu"]), st.booleans(), st.booleans())
     def check(problem, dtype, activation, from_zeros, zero_bias):
         x, kernel, bias, state = problem.arrays(dtype)
@@ -198,7 +198,7 @@ def test_without_compiled_kernels_a_stream_has_the_bits_of_the_whole(monkeypatch
 
 
 def test_a_packed_row_has_the_bits_of_its_sequences_alone_and_nothing_leaks(full):
-    @hypothesis.settings(max_examples=200 if full else 10)
+    @hypothesis.settings(max_examples=200 if full else 5)
     @given(problems(), st.sampled_from(DTYPES), st.sampled_from([None, "silu"]))
     def check(problem, dtype, activation):
         x, kernel, bias, _ = problem.arrays(dtype)
@@ -239,7 +239,7 @@ def test_ids_of_every_integer_type_are_told_apart(dtype, seed):
 def test_packed_and_ragged_chunks_have_the_bits_of_the_whole(full):
     """Ids of a chunk alone continue its first sequence from the state; with those of the state any cut is right."""
 
-    @hypothesis.settings(max_examples=100 if full else 6)
+    @hypothesis.settings(max_examples=100 if full else 4)
     @given(problems())
     def check(problem):
         x, kernel, bias, _ = problem.arrays()
@@ -271,7 +271,7 @@ def test_packed_and_ragged_chunks_have_the_bits_of_the_whole(full):
 def test_every_derivative_is_exact_on_whole_numbers(full, monkeypatch):
     """Against the matrix of the linear map, which the loop gives."""
 
-    @hypothesis.settings(max_examples=60 if full else 6)
+    @hypothesis.settings(max_examples=60 if full else 4)
     @given(problems(max_taps=5), st.booleans(), st.booleans(), st.booleans())
     def check(problem, packed, with_state, in_pieces):
         monkeypatch.setattr(causal_primitive, "WINDOW_BYTES", 1000 if in_pieces else 1 << 26)

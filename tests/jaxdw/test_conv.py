@@ -41,7 +41,7 @@ def examples(method, count):
 @pytest.mark.parametrize("method", SUMS)
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 def test_every_method_is_within_its_bound_of_the_loop(method, dtype, x64, full):
-    @hypothesis.settings(max_examples=examples(method, 500 if full else 20))
+    @hypothesis.settings(max_examples=examples(method, 500 if full else 12))
     @given(problems())
     def check(problem):
         release_programs()
@@ -67,7 +67,7 @@ def test_float16_sums_in_float32_and_rounds_once(method):
 def test_both_derivative_modes_are_those_of_the_bilinear_sum(method, x64, full):
     """jvp and vjp in float64 against the loop, and float32 against float64 within the float32 bound."""
 
-    @hypothesis.settings(max_examples=examples(method, 500 if full else 10))
+    @hypothesis.settings(max_examples=examples(method, 500 if full else 5))
     @given(problems())
     def check(problem):
         release_programs()

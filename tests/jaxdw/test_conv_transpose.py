@@ -145,7 +145,7 @@ def chain(problem, x, kernel, bias):
 def test_it_is_the_loop_and_pytorch_in_every_dtype(full):
     """In float32 it is one chain."""
 
-    @hypothesis.settings(max_examples=500 if full else 30)
+    @hypothesis.settings(max_examples=500 if full else 15)
     @given(problems(), st.sampled_from([np.float32, np.float32, np.float16, ml_dtypes.bfloat16]))
     def check(problem, dtype):
         x, kernel, bias = problem.arrays(dtype=dtype)
@@ -167,7 +167,7 @@ def test_it_has_the_bits_of_pytorch_where_its_order_is_that_chain(full):
     if "avx" not in native.status():
         pytest.skip("PyTorch has other kernels on this processor")
 
-    @hypothesis.settings(max_examples=500 if full else 25)
+    @hypothesis.settings(max_examples=500 if full else 12)
     @given(problems(plain=True))
     def check(problem):
         x, kernel, bias = problem.arrays()
@@ -233,7 +233,7 @@ def test_it_is_the_gradient_by_x_of_the_convolution_with_the_same_arguments(seed
 @pytest.mark.parametrize("padding", ["SAME", "VALID", "CIRCULAR"])
 def test_words_and_transpose_kernel_are_those_of_flax(padding, seed, full):
     rng = np.random.default_rng(seed)
-    for _ in range(60 if full else 6):
+    for _ in range(60 if full else 4):
         rank = int(rng.integers(1, 4))
         spatial, kernel_size, strides, dilation = (
             tuple(map(int, rng.integers(1, high, rank))) for high in ((7, 7, 5)[rank - 1], 6 - rank, 4, 3)

@@ -76,7 +76,7 @@ any_problem = st.one_of(problems(max_size=7, max_channels=3), problems(max_size=
 
 
 def test_every_derivative_equals_that_of_the_grouped_convolution(x64, full):
-    @hypothesis.settings(max_examples=300 if full else 6)
+    @hypothesis.settings(max_examples=300 if full else 4)
     @given(any_problem, st.sampled_from(METHODS), st.sampled_from([np.float64, np.float32]))
     def check(problem, method, dtype):
         release_programs()
@@ -97,7 +97,7 @@ def test_every_derivative_equals_that_of_the_grouped_convolution(x64, full):
 def test_vmap_over_any_operands_equals_a_loop(x64, full):
     count = 3
 
-    @hypothesis.settings(max_examples=200 if full else 6)
+    @hypothesis.settings(max_examples=200 if full else 4)
     @given(any_problem, st.sampled_from(METHODS), st.lists(st.none() | st.integers(0, 9), min_size=4, max_size=4))
     def check(problem, method, axes):
         release_programs()

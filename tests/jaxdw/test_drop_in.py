@@ -163,7 +163,7 @@ def test_the_signature_is_that_of_lax():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_depthwise_call_is_exact_on_integers_and_errs_as_lax_does(dtype, taken, x64, full):
-    @hypothesis.settings(max_examples=400 if full else 10)
+    @hypothesis.settings(max_examples=400 if full else 5)
     @given(calls(depthwise=True))
     def check(call):
         release_programs()
@@ -177,7 +177,7 @@ def test_a_depthwise_call_is_exact_on_integers_and_errs_as_lax_does(dtype, taken
 
 
 def test_any_other_call_is_lax_s_to_the_bit(taken, full):
-    @hypothesis.settings(max_examples=500 if full else 20)
+    @hypothesis.settings(max_examples=500 if full else 10)
     @given(calls(depthwise=False))
     def check(call):
         release_programs()
@@ -190,7 +190,7 @@ def test_any_other_call_is_lax_s_to_the_bit(taken, full):
 
 
 def test_a_depthwise_call_is_within_its_bound_of_the_loop(taken, full):
-    @hypothesis.settings(max_examples=500 if full else 12)
+    @hypothesis.settings(max_examples=500 if full else 6)
     @given(problems(min_channels=2, max_batch_axes=1, words=("SAME", "SAME_LOWER", "VALID")))
     def check(problem):
         release_programs()
@@ -229,7 +229,7 @@ def test_a_depthwise_call_is_within_its_bound_of_the_loop(taken, full):
 
 
 def test_gradients_are_exact_on_integers(full):
-    @hypothesis.settings(max_examples=200 if full else 10)
+    @hypothesis.settings(max_examples=200 if full else 5)
     @given(calls(depthwise=True))
     def check(call):
         release_programs()

@@ -56,7 +56,7 @@ def defined(conv, epilogue, dtype, rank):
 def test_the_kernels_have_the_bits_of_the_definition(dtype, x64, full):
     """With NaN, infinities and signed zeros; docs/arithmetic.md says how subnormal numbers differ."""
 
-    @settings(max_examples=500 if full else 6)
+    @settings(max_examples=500 if full else 4)
     @given(problems())
     def check(problem):
         release_programs()

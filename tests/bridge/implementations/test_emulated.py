@@ -372,7 +372,7 @@ def test_another_rounding_is_not_called_that_of_the_platform(twin, seed, uncompi
 
 
 def test_random_convolutions_are_precision_of_the_platform_or_better(full, uncompiled):
-    @hypothesis.settings(max_examples=200 if full else 6)
+    @hypothesis.settings(max_examples=200 if full else 4)
     @given(problems(max_size=6, max_channels=3), st.sampled_from(METHODS), st.sampled_from(VALUES), st.booleans())
     def check(problem, method, value, gradient):
         case = Case(*problem.arrays(np.float32), **problem.options)

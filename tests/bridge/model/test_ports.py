@@ -12,6 +12,7 @@ from flax import linen, nnx
 import bridge
 from bridge import Verdict, to_flax
 from bridge.model import model_parity
+from bridge.model.alignment import layouts
 from bridge.report.model import summary, why
 from tests.bridge.model.test_parity import noise, pair
 
@@ -497,3 +498,9 @@ def test_steps_that_change_no_number_here_are_not_called_wrong(name, length, sca
     x = np.random.default_rng(seed).standard_normal((2, length, 6), np.float32)
     found = model_parity(module, (port, parameters), x)
     assert found.verdict.passes and not found.left, summary(found)
+
+
+def test_a_matrix_that_is_symmetric_but_for_rounding_is_read_as_it_is():
+    (first, *rest) = layouts((2, 9, 9), (2, 9, 9))
+    assert first.axes == (0, 1, 2) and rest
+    assert next(layouts((2, 3, 5, 5), (2, 5, 5, 3))).axes == (0, 2, 3, 1)

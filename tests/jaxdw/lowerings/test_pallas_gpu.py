@@ -96,7 +96,7 @@ def check(x_shape, kernel_shape, bias, options, dtype, seed, same_bits=False):
 
 
 def test_random_geometries_have_the_sums_of_taps(full):
-    @hypothesis.settings(max_examples=200 if full else 6)
+    @hypothesis.settings(max_examples=200 if full else 4)
     @given(any_problem, st.sampled_from(DTYPES))
     def run(problem, dtype):
         release_programs()

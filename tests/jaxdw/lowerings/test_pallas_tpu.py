@@ -98,7 +98,7 @@ def as_options(geometry):
 
 
 def test_whole_numbers_have_one_sum(small, full):
-    @hypothesis.settings(max_examples=200 if full else 6)
+    @hypothesis.settings(max_examples=200 if full else 2)
     @given(geometries())
     def check(drawn):
         release_programs()
@@ -110,7 +110,7 @@ def test_whole_numbers_have_one_sum(small, full):
 def test_numbers_of_few_bits_have_the_bits_of_the_chain_in_raster_order(small, full):
     """Products of 11 bits by 11 are exact in float32: whether they are fused with their additions changes no bit."""
 
-    @hypothesis.settings(max_examples=100 if full else 3)
+    @hypothesis.settings(max_examples=100 if full else 2)
     @given(geometries(), st.sampled_from(DTYPES))
     def check(drawn, dtype):
         release_programs()
@@ -130,7 +130,7 @@ def test_numbers_of_few_bits_have_the_bits_of_the_chain_in_raster_order(small, f
 
 
 def test_kernel_gradients_are_sums_of_float32_rounded_once(small, full):
-    @hypothesis.settings(max_examples=100 if full else 3)
+    @hypothesis.settings(max_examples=100 if full else 2)
     @given(geometries(), st.sampled_from(DTYPES))
     def check(drawn, dtype):
         release_programs()

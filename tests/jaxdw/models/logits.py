@@ -51,7 +51,7 @@ def digest(name):
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["alone"] and hasattr(os, "sched_setaffinity"):  # before JAX starts threads: there is one then
+    if "alone" in sys.argv and hasattr(os, "sched_setaffinity"):  # before JAX starts threads: there is one then
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    for each in NETWORKS:
+    for each in [name for name in NETWORKS if name in sys.argv] or NETWORKS:
         print(each, digest(each))

@@ -80,7 +80,7 @@ def test_from_the_last_tap_is_the_convolution_of_what_is_mirrored(isa, seed, ful
     if isa not in arrays.isas():
         pytest.skip(f"this processor has no {isa}")
     rng = np.random.default_rng(seed)
-    for number in range(2000 if full else 150):
+    for number in range(2000 if full else 100):
         problem = arrays.problem(rng)
         geometry = dataclasses.replace(problem.geometry, from_last_tap=True)
         batch, rank = len(geometry.batch), geometry.rank

@@ -101,7 +101,7 @@ def test_the_kernels_finish_a_sum_as_it_is_defined(isa, seed, full):
     if isa not in arrays.isas():
         pytest.skip(f"this processor has no {isa}")
     rng = np.random.default_rng(seed)
-    for number in range(2000 if full else 150):
+    for number in range(2000 if full else 100):
         problem = arrays.problem(rng)
         dtype = problem.x.dtype
         wide = np.dtype(np.float64 if dtype == np.float64 else np.float32)

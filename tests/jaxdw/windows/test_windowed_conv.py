@@ -327,7 +327,7 @@ STEPS = list(steps_of(np.zeros((1, 1, 1), np.float32), 1))
 def test_random_functions_of_random_geometries_give_what_they_give_on_windows(full):
     """Infinities and NaN among the numbers; and over several images by `vmap`."""
 
-    @hypothesis.settings(max_examples=500 if full else 6)
+    @hypothesis.settings(max_examples=500 if full else 4)
     @given(
         st.one_of(problems(max_size=7, max_channels=3), problems(max_size=7, min_channels=9, max_channels=11)),
         st.lists(st.sampled_from(STEPS), min_size=1, max_size=4),

@@ -72,7 +72,7 @@ def loop_windows(problem, x):
 
 
 def test_unfold_copies_every_bit_of_every_dtype(x64, full):
-    @hypothesis.settings(max_examples=500 if full else 20)
+    @hypothesis.settings(max_examples=500 if full else 5)
     @given(problems(), st.sampled_from(COPIED))
     def check(problem, name):
         dtype = jnp.dtype(name)
@@ -86,7 +86,7 @@ def test_unfold_copies_every_bit_of_every_dtype(x64, full):
 
 
 def test_patches_copy_ordinary_numbers_on_cpu(full):
-    @hypothesis.settings(max_examples=500 if full else 8)
+    @hypothesis.settings(max_examples=500 if full else 5)
     @given(problems(), st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16]))
     def check(problem, dtype):
         x, _, _ = problem.arrays(dtype)
@@ -145,7 +145,7 @@ def test_the_gradient_of_unfold_is_fold_whatever_x_holds(padding, seed):
 def test_fold_is_the_adjoint_of_unfold(full):
     """<unfold(x), w> = <x, fold(w)>, exactly, on integers whose sums stay below 2^24."""
 
-    @hypothesis.settings(max_examples=500 if full else 20)
+    @hypothesis.settings(max_examples=500 if full else 5)
     @given(problems(), st.sampled_from([np.float32, np.int32, np.complex64]))
     def check(problem, dtype):
         rng = np.random.default_rng(problem.seed)
@@ -189,7 +189,7 @@ def test_fold_has_the_bits_of_torch(full):
     """Random normal numbers, among them 0, -0 and infinities; every sum in the same order from +0."""
     torch = pytest.importorskip("torch")
 
-    @hypothesis.settings(max_examples=500 if full else 12)
+    @hypothesis.settings(max_examples=500 if full else 6)
     @given(torch_folds())
     def check(drawn):
         geometry, options, seed = drawn
@@ -237,7 +237,7 @@ def test_fold_of_no_windows_or_onto_nothing_is_zero(shape, spatial, options):
 
 
 def test_unfold_then_contract_is_the_convolution_within_its_bound(x64, full):
-    @hypothesis.settings(max_examples=500 if full else 8)
+    @hypothesis.settings(max_examples=500 if full else 5)
     @given(problems(), st.sampled_from([np.float32, np.float64, np.float16, ml_dtypes.bfloat16]))
     def check(problem, dtype):
         x, kernel, bias = problem.arrays(dtype)
@@ -286,7 +286,7 @@ ROWS = (1, 2, 3, 100, None)
 
 
 def test_map_windows_selects_the_bits_that_fn_selects_from_all_windows(full):
-    @hypothesis.settings(max_examples=500 if full else 10)
+    @hypothesis.settings(max_examples=500 if full else 5)
     @given(problems(), st.sampled_from(sorted(SELECTIONS)), st.sampled_from(ROWS))
     def check(problem, name, rows):
         x, _, _ = problem.arrays(np.float32)
