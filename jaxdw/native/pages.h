@@ -47,16 +47,18 @@ inline Mapping mapping_of(uintptr_t address) {
 // which takes longer than to compute what is in it. To ask for pages that there are already changes nothing.
 //
 // A result lies among those of XLA's own operations. So it asks for the whole mapping where that is known, and not for
-// more than 64 times the result: more is hardly the memory of one program. The first and the last page may hold other
-// memory too.
+// more than 64 times the result: more is hardly the memory of one program. Elsewhere the first and the last page may
+// hold other memory too.
 inline void ask_for_large_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t page = uintptr_t{1} << 21, least = uintptr_t{1} << 19, most = 64;
   if (bytes < least) return;
-  uintptr_t first = reinterpret_cast<uintptr_t>(data), end = first + bytes;
-  const Mapping mapping = mapping_of(first);
-  if (mapping.end >= end && (mapping.end - mapping.first) / most <= bytes) first = mapping.first, end = mapping.end;
-  first &= ~(page - 1), end = (end + page - 1) & ~(page - 1);
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data);
+  uintptr_t first = begin & ~(page - 1), end = (begin + bytes + page - 1) & ~(page - 1);
+  const Mapping mapping = mapping_of(begin);
+  if (mapping.end >= begin + bytes && (mapping.end - mapping.first) / most <= bytes) {
+    first = mapping.first, end = mapping.end;
+  }
   madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
 #endif
 }

@@ -48,10 +48,9 @@ def saved(tmp_path, seed):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("biased", [False, True])
-def test_the_case_and_every_bit_come_back(options, biased, tmp_path, seed):
+def test_the_case_and_every_bit_come_back(options, tmp_path, seed):
     diagnosis = planted.rounding(seed, **options)
-    if biased:
+    if (seed + len(str(options))) % 2:
         bias = np.random.default_rng(seed).standard_normal(diagnosis.case.geometry.features)
         asked = diagnosis.case.replace(bias=bias.astype(diagnosis.case.dtype))
         diagnosis = planted.diagnosis_of(asked, {"other": diagnosis.outputs["up"]})
