@@ -40,6 +40,9 @@ NORMALIZATIONS = {
     "_fused_rms_norm": "input",
 }
 
+#: Operators whose results have no channels.
+MATRIX_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
+
 #: PyTorch's operators in one region, at most; beyond that its errors say nothing.
 _LONGEST = 200
 #: Elements that are compared before all are.
@@ -85,10 +88,7 @@ class Layout:
 
 
 def layouts(torch: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[Layout]:
-    """Yield the layouts that fit, the customary ones first: as it is, and channels last.
-
-    Where the shapes are equal, as it is comes before channels last: all but the rounding of x @ x.T is equal in both.
-    """
+    """Yield the layouts that fit, the customary ones first: as it is, and channels last."""
     given = tuple(n for n in torch if n != 1) or (1,)
     wanted = tuple(n for n in shape if n != 1) or (1,)
     seen = set()
@@ -96,7 +96,7 @@ def layouts(torch: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[Layout]:
     first = [tuple(range(rank))]
     if len(torch) > 2 and torch[1] != 1 and rank > 1:
         at = sum(n != 1 for n in torch[:1])
-        first.insert(given == wanted, (*(i for i in range(rank) if i != at), at))
+        first.insert(0, (*(i for i in range(rank) if i != at), at))
     orders = itertools.chain(first, itertools.permutations(range(rank)) if rank < 6 else ())
     for order in orders:
         if (given, order) not in seen:
@@ -582,9 +582,13 @@ class Alignment:
         def of(probes: np.ndarray) -> Bounded:
             values = {n: self._constant(n) for n in inputs if n != data[0]}
             values[data[0]] = Bounded(probes.reshape(shape))
+            places = {data[0]: _places(shape)}
             for equation in equations:
                 values |= zip(equation.outputs, primitives.evaluate(equation, [values[n] for n in equation.inputs]))
-            return values[output]
+                if followed := [places[n] for n in equation.inputs if n in places]:
+                    moved = primitives.evaluate(equation, followed) if equation.name in moves else followed
+                    places |= zip(equation.outputs, moved)
+            return _moved_back(values[output], places.get(output))
 
         return probed(of, math.prod(shape))
 
@@ -608,9 +612,12 @@ class Alignment:
         def of(probes: np.ndarray) -> Bounded:
             values = {n: Bounded.exact(self.graph.values[n]) for n in others}
             values[data[0]] = Bounded(probes.reshape(shape))
+            places = {data[0]: _places(shape)}
             for call in calls:
                 values |= zip(call.outputs, evaluate(call, values))
-            return values[output]
+                if followed := [places[n] for n in call.operands if n in places]:
+                    places |= zip(call.outputs, evaluate(call, places) if call.name in aten.KEEPING else followed)
+            return _moved_back(values[output], places.get(output))
 
         return probed(of, math.prod(shape))
 
@@ -623,7 +630,7 @@ class Alignment:
         wanted = value.value.ravel()[at]
         rough = self._rough * float(np.abs(wanted).max(initial=0.0))
         places = np.unravel_index(at, value.shape) if value.shape else ...
-        for layout in layouts(array.shape, value.shape):
+        for layout in itertools.chain(self._own_layouts(n, number), layouts(array.shape, value.shape)):
             here = layout.to_jax(array)
             with np.errstate(all="ignore"):
                 if (np.abs(here[places] - wanted) > rough + 1e-30).any():
@@ -642,6 +649,23 @@ class Alignment:
             if not _are_apart(layout, theirs, value):
                 return Tie(n, layout, is_proved=True)
         return fitting
+
+    def _own_layouts(self, n: int, number: int | None) -> Iterator[Layout]:
+        """Yield the layouts that a tensor has for what is computed of it, where the value of `number` has its shape.
+
+        All but the rounding of x @ x.T, or of what is computed from that, is equal in two layouts. A matrix product is
+        as it is, and other values are as their operands of the same shape are.
+        """
+        array = self.graph.values[n]
+        if number is None or self.program.avals[number].shape != array.shape:
+            return
+        made = self._maker.get(self.root_of_all(n), (0, None))[1]
+        if made is not None and made.name in MATRIX_PRODUCTS:
+            yield self._own_layout(n)
+        for source in self._sources(number):
+            for tie in self.ties.get(source, ()):
+                if (tie.layout.torch, tie.layout.shape) == (array.shape, array.shape):
+                    yield tie.layout
 
     def _is_eased(self, number: int, tie: Tie) -> bool:
         """Return True where a gradient is a tensor within the errors of `eased`."""
@@ -1151,6 +1175,20 @@ def _is_elementwise(equations: Sequence[Equation], first: int, last: int) -> boo
                 return False
             reached |= set(equation.outputs)
     return True
+
+
+def _places(shape: tuple[int, ...]) -> Bounded:
+    """Return an array that holds the place of each of its elements."""
+    return Bounded.exact(np.arange(math.prod(shape), dtype=np.float64).reshape(shape))
+
+
+def _moved_back(y: Bounded, places: Bounded | None) -> Bounded:
+    """Return the elements of a result where those were that they come from; as they are where each is of several."""
+    if places is None or places.shape != y.shape:
+        return y
+    back = np.argsort(places.value, axis=None)
+    errors = (np.broadcast_to(np.asarray(each, np.float64), y.shape).ravel()[back] for each in (y.rounding, y.function))
+    return Bounded(y.value.ravel()[back], *errors)
 
 
 def _is_float(value: Bounded | None) -> bool:
