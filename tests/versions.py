@@ -192,7 +192,7 @@ def main() -> int:
 
 def _sample() -> bool:
     """Run the sample; return whether all passed. A library of the kernels runs with newer releases of jaxlib, too."""
-    built = {"JAXDW_NATIVE": native.library()._name} if native.is_available() else {}
+    built = {"JAXDW_NATIVE": os.path.abspath(native.library()._name)} if native.is_available() else {}
     python = environment("sample", Row(ROWS["newest"].python, NEWEST), "-C", "wheel.cmake=false")
     return python is None or run("newest", python, *(f"tests/jaxdw/{test}" for test in SAMPLE), **built)[0]
 

@@ -110,7 +110,7 @@ def same_bits(actual, expected):
 
 
 def test_it_is_the_loop(full):
-    @hypothesis.settings(max_examples=500 if full else 12)
+    @hypothesis.settings(max_examples=500 if full else 16)
     @given(problems(), st.sampled_from(DTYPES), st.sampled_from(["plain", "state", "packed", "packed, state"]))
     def check(problem, dtype, kind):
         x, kernel, bias, state = problem.arrays(dtype)

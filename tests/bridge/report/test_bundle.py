@@ -48,14 +48,21 @@ def saved(tmp_path, seed):
     ],
     ids=str,
 )
-def test_the_case_and_every_bit_come_back(options, tmp_path, seed):
+def test_the_case_and_every_bit_come_back(options, tmp_path, seed, full):
+    for biased in (False, True) if full else [bool(np.random.default_rng(seed).integers(2))]:
+        folder = tmp_path / str(biased)
+        folder.mkdir()
+        assert_that_all_comes_back(options, biased, folder, seed)
+
+
+def assert_that_all_comes_back(options, biased, folder, seed):
     diagnosis = planted.rounding(seed, **options)
-    if (seed + len(str(options))) % 2:
+    if biased:
         bias = np.random.default_rng(seed).standard_normal(diagnosis.case.geometry.features)
         asked = diagnosis.case.replace(bias=bias.astype(diagnosis.case.dtype))
         diagnosis = planted.diagnosis_of(asked, {"other": diagnosis.outputs["up"]})
-    save_bundle(diagnosis, tmp_path / "bundle")
-    bundle = load_bundle(tmp_path / "bundle")
+    save_bundle(diagnosis, folder / "bundle")
+    bundle = load_bundle(folder / "bundle")
     case, again = diagnosis.case, bundle.case
     assert (again.geometry, again.name) == (case.geometry, case.name)
     assert not isinstance(case.padding, str) or again.padding == case.padding
@@ -64,7 +71,7 @@ def test_the_case_and_every_bit_come_back(options, tmp_path, seed):
         assert (a is None and b is None) or (a.dtype == b.dtype and same_bits(a, b).all())
     assert list(bundle.outputs) == diagnosis.names
     assert all(same_bits(bundle.outputs[name], y).all() for name, y in diagnosis.outputs.items())
-    assert list(tmp_path.iterdir()) == [tmp_path / "bundle"]
+    assert list(folder.iterdir()) == [folder / "bundle"]
 
 
 def test_a_replay_on_the_same_machine_changes_nothing(saved):

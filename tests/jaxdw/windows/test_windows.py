@@ -72,7 +72,7 @@ def loop_windows(problem, x):
 
 
 def test_unfold_copies_every_bit_of_every_dtype(x64, full):
-    @hypothesis.settings(max_examples=500 if full else 5)
+    @hypothesis.settings(max_examples=500 if full else 12)
     @given(problems(), st.sampled_from(COPIED))
     def check(problem, name):
         dtype = jnp.dtype(name)
