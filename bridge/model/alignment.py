@@ -40,9 +40,6 @@ NORMALIZATIONS = {
     "_fused_rms_norm": "input",
 }
 
-#: Operators whose results have no channels.
-MATRIX_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
-
 #: PyTorch's operators in one region, at most; beyond that its errors say nothing.
 _LONGEST = 200
 #: Elements that are compared before all are.
@@ -660,7 +657,7 @@ class Alignment:
         if number is None or self.program.avals[number].shape != array.shape:
             return
         made = self._maker.get(self.root_of_all(n), (0, None))[1]
-        if made is not None and made.name in MATRIX_PRODUCTS:
+        if made is not None and made.name in aten.MATRIX_PRODUCTS:
             yield self._own_layout(n)
         for source in self._sources(number):
             for tie in self.ties.get(source, ()):

@@ -81,17 +81,16 @@ MOVES = KEEPING | {
     "roll",
 }
 
+#: Products of matrices; their results have no axis of channels.
+MATRIX_PRODUCTS = {"addmm", "baddbmm", "bmm", "mm"}
+
 #: Operators whose sums of products take a layer's weight.
-CONTRACTIONS = {
+CONTRACTIONS = MATRIX_PRODUCTS | {
     "convolution",
     "convolution_backward",
     "mkldnn_convolution",
     "_convolution",
-    "addmm",
-    "mm",
-    "bmm",
     "linear",
-    "baddbmm",
 }
 
 #: Operators whose elements depend on one element of each operand.

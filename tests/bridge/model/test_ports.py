@@ -436,6 +436,14 @@ def causal(p, x, padding=(3, 0), is_masked=True):
     return jax.nn.softmax(y + p["mask"][None] if is_masked else y, -1) @ x
 
 
+def causal_parity(seed, is_cut, **mistake):
+    theirs = drawn(Causal(is_cut), seed)
+    theirs.mask.copy_(torch.full((9, 9), -torch.inf).triu(1))
+    x = np.random.default_rng(seed).standard_normal((2, 9, 6), np.float32)
+    inputs = {"jax": x, "torch": x.transpose(0, 2, 1).copy()}
+    return bridge.model_parity(theirs, (functools.partial(causal, **mistake), of(theirs)), inputs)
+
+
 @pytest.mark.parametrize("is_cut", [True, False])
 @pytest.mark.parametrize(
     ("mistake", "said"),
@@ -447,11 +455,7 @@ def causal(p, x, padding=(3, 0), is_masked=True):
     ],
 )
 def test_causal_padding_and_a_missing_mask_are_named(is_cut, mistake, said, seed):
-    theirs = drawn(Causal(is_cut), seed)
-    theirs.mask.copy_(torch.full((9, 9), -torch.inf).triu(1))
-    x = np.random.default_rng(seed).standard_normal((2, 9, 6), np.float32)
-    inputs = {"jax": x, "torch": x.transpose(0, 2, 1).copy()}
-    found = bridge.model_parity(theirs, (functools.partial(causal, **mistake), of(theirs)), inputs)
+    found = causal_parity(seed, is_cut, **mistake)
     assert found.verdict is Verdict.CONVENTION if mistake else found.verdict.passes, summary(found)
     if mistake:
         assert said in found.first_wrong.cause and wrong(found) == [found.first_wrong.name]
@@ -460,11 +464,7 @@ def test_causal_padding_and_a_missing_mask_are_named(is_cut, mistake, said, seed
 
 def test_scores_that_are_symmetric_but_for_rounding_are_no_mistake():
     """On some processors x @ x.T differs from its transpose by rounding: so it fits both, and only one is right."""
-    seed = 2611543507
-    theirs = drawn(Causal(True), seed)
-    theirs.mask.copy_(torch.full((9, 9), -torch.inf).triu(1))
-    x = np.random.default_rng(seed).standard_normal((2, 9, 6), np.float32)
-    found = bridge.model_parity(theirs, (causal, of(theirs)), {"jax": x, "torch": x.transpose(0, 2, 1).copy()})
+    found = causal_parity(2611543507, is_cut=True)
     assert found.verdict.passes, summary(found)
 
 
