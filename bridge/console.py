@@ -14,8 +14,9 @@ import rich.errors
 import rich.segment
 import rich.text
 
-from bridge._implementations import ImplementationError
+from bridge.errors import ImplementationError, first_line
 from bridge.memory import lack_of_memory
+from bridge.process import is_users
 
 #: Control characters but for tab and newline (C0, C1), what is invisible or turns the direction of text, line and
 #: paragraph separators, halves of surrogate pairs (file names that are not UTF-8), and tags.
@@ -73,9 +74,11 @@ def _reason(error: BaseException) -> str:
         return lack
     if callable(told := getattr(error, "format_message", None)):  # of the command line's own parser
         return f"{told()} (`--help` says what is accepted)"
-    if isinstance(error, (ValueError, TypeError, OSError, ImportError, ImplementationError)):
+    users = [place for place in traceback.walk_tb(error.__traceback__) if is_users(place[0].f_globals.get("__name__", ""))]
+    if not users and isinstance(error, (ValueError, TypeError, OSError, ImportError, ImplementationError)):
         return str(error) or type(error).__name__
-    line = next(iter(str(error).splitlines()), "")
-    last = traceback.extract_tb(error.__traceback__)[-1:]
-    where = "".join(f" in {Path(frame.filename).name}, line {frame.lineno}" for frame in last)
-    return f"{type(error).__name__}{where}: {line}. This is a bug in jaxdw; --verbose shows where"
+    last = (users or [*traceback.walk_tb(error.__traceback__)])[-1:]
+    where = "".join(f"{Path(frame.f_code.co_filename).name}, line {line}: " for frame, line in last)
+    if users:
+        return f"{where}{type(error).__name__}: {error}; --verbose shows the traceback"
+    return f"{where}{first_line(error)}. This is a bug in jaxdw; --verbose shows where"

@@ -12,6 +12,9 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, TypeVar
 
+from bridge.errors import first_line
+from bridge.process import import_named
+
 T = TypeVar("T")
 
 #: Operators for which torchvision registers shape rules on import, whether or not its compiled library is there.
@@ -29,6 +32,25 @@ def import_library(name: str) -> ModuleType:
     with contextlib.suppress(ImportError):  # it is missing, which matters only to those that need it
         with_torchvision(lambda: importlib.import_module("torchvision"))
     return importlib.import_module(name)
+
+
+def users_module(argument: str, name: str) -> ModuleType:
+    """Import the module of a user's `package.module:function`.
+
+    Args:
+      argument: what the user calls the name.
+      name: as the user gave it.
+
+    Raises:
+      ValueError: it cannot be imported; the message says why.
+    """
+    source = name.partition(":")[0]
+    try:
+        return with_torchvision(lambda: import_named(source))
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"`{argument}` is {name!r}, and {source!r} cannot be imported: {first_line(error)}"
+        ) from error
 
 
 def with_torchvision(load: Callable[[], T]) -> T:

@@ -21,13 +21,13 @@ _LACK = re.compile(
 )
 
 #: Bytes from which on work is checked before it is done: the check itself takes time.
-_CHECKED = 1 << 26
+CHECKED = 1 << 26
 
 #: Address space of a process with both frameworks and their threads, on 2 cores: what is not yet loaded will be.
 _LOADED = 2 << 30
 
 #: What to do.
-ADVICE = "Use a smaller `--shape` or `--batch`, fewer `--implementations`, or allow more memory"
+ADVICE = "Use a smaller input or a smaller batch, fewer implementations at once, or allow more memory"
 
 
 class Free(NamedTuple):
@@ -51,7 +51,7 @@ def check_fits(what: str, needed: int) -> None:
     Raises:
       MemoryError: more bytes are needed than are free; the message gives both.
     """
-    found = free() if needed >= _CHECKED else None
+    found = free() if needed >= CHECKED else None
     if found is not None and needed > found.nbytes:
         raise MemoryError(f"{what} needs about {size(needed)} of memory, and {found}. {ADVICE}")
 

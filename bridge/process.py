@@ -22,6 +22,10 @@ from types import MappingProxyType, ModuleType
 #: The two packages of this distribution, which lie in one folder.
 PACKAGES = ("bridge", "jaxdw")
 
+#: Top-level names of the modules that the user named, and of those that were found in the current folder.
+_named: set[str] = set()
+_found: set[str] = set()
+
 
 class _Folder:
     """A finder of named modules in one folder.
@@ -38,12 +42,15 @@ class _Folder:
 
 
 class _UsersFolder(_Folder):
-    """A finder that also serves what the named modules import themselves."""
+    """A finder that also serves what the modules that it found import themselves."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
-        if path is None and _importer() in self.names:
+        if path is None and _importer() in _found:
             self.names.add(name)
-        return super().find_spec(name, path, target)
+        spec = super().find_spec(name, path, target)
+        if spec is not None:
+            _found.add(name)
+        return spec
 
 
 def _importer() -> str:
@@ -58,6 +65,15 @@ def _importer() -> str:
     return name
 
 
+def is_users(module: str) -> bool:
+    """Return whether a module is of another package that the user named, or of the current folder.
+
+    >>> is_users("jaxdw.nnx")
+    False
+    """
+    return module.partition(".")[0] in (_named | _found).difference(PACKAGES)
+
+
 def printing_to_stderr() -> contextlib.AbstractContextManager[object]:
     """Return a context for the user's code: what it prints is no part of a report on standard output."""
     return contextlib.redirect_stdout(sys.stderr)
@@ -66,12 +82,14 @@ def printing_to_stderr() -> contextlib.AbstractContextManager[object]:
 def import_named(name: str) -> ModuleType:
     """Import a module that the user named: an installed one, else one of the current folder.
 
-    A module of the current folder may import others of that folder, at any time. Nothing else is imported from there.
+    A module of the current folder may import others of that folder, at any time. Nothing else is imported from there:
+    not what an installed module lacks.
     What it prints goes to standard error.
 
     >>> import_named("bridge.case").Case.__name__
     'Case'
     """
+    _named.add(name.partition(".")[0])
     try:
         folder = os.getcwd()
     except FileNotFoundError:  # the folder was removed

@@ -14,9 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from bridge._implementations.torch_ import to_numpy, to_tensor
+from bridge.memory import CHECKED, check_fits
 
 
 class Running(NamedTuple):
@@ -92,6 +95,52 @@ class Recorder(TorchDispatchMode):
                 pass  # modules that failed within, and whose error was caught
 
         return module.register_forward_pre_hook(enter, with_kwargs=True), module.register_forward_hook(leave)
+
+
+class _Sizes(TorchDispatchMode):
+    """Add up what operators return.
+
+    Attributes:
+      total: bytes of all results that are not views.
+      greatest: bytes of the greatest of them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = self.greatest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            sizes = [each.numel() * each.element_size() for each in tree_leaves(result) if hasattr(each, "element_size")]
+            self.total, self.greatest = self.total + sum(sizes), max(self.greatest, *sizes, 0)
+        return result
+
+
+def check_memory(module: torch.nn.Module, args: Sequence[Any], kwargs: dict[str, Any], copies: int) -> None:
+    """Refuse to run a model on large inputs whose results cannot fit; the shapes alone tell.
+
+    A model whose shapes depend on the numbers is not checked.
+
+    Args:
+      module: the model.
+      args, kwargs: what its forward takes.
+      copies: how often each operator's result is kept; 0: the two greatest are in memory at once.
+
+    Raises:
+      MemoryError: more is needed than is free; the message gives both.
+    """
+    given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
+    if 4 * sum(each.nbytes for each in given) < CHECKED:
+        return
+    sizes = _Sizes()
+    with contextlib.suppress(Exception), evaluating(module), torch.no_grad():
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        args, kwargs = tree_map_only(torch.Tensor, fake.from_tensor, (args, kwargs))
+        with fake, sizes:
+            module(*args, **kwargs)
+    shapes = ", ".join(str(tuple(each.shape)) for each in given)
+    check_fits(f"{type(module).__name__} on {shapes}", copies * sizes.total or 2 * sizes.greatest)
 
 
 def by_name(operator: Any, args: Sequence[Any], kwargs: dict[str, Any] | None) -> dict[str, Any]:

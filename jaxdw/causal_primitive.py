@@ -122,7 +122,8 @@ def _packed(
         return jnp.where((mine >= 0)[..., None], lax.squeeze(y, (y.ndim - 2,)), jnp.zeros((), y.dtype))
 
     bytes_of_one = taps * channels * inputs.dtype.itemsize * math.prod(inputs.shape[:-2])
-    if export.is_symbolic_dim(bytes_of_one) or bytes_of_one * length <= WINDOW_BYTES:
+    in_all = bytes_of_one * length
+    if export.is_symbolic_dim(in_all) or in_all <= WINDOW_BYTES:
         return outputs(0, length)
     count = max(1, WINDOW_BYTES // bytes_of_one)
     pieces = -(-length // count)
@@ -250,7 +251,8 @@ def _kernel_gradient(inputs: jax.Array, dy: jax.Array, ids: jax.Array | None) ->
         taps = inputs.shape[-2] - dy.shape[-2] + 1
         geometry = Geometry.of(inputs.shape, (taps, 1, dy.shape[-1]), padding="VALID")
         return primitive.kernel_gradient(inputs, dy, geometry, "taps", inputs.dtype)
-    rows = [array.reshape(-1, *array.shape[-axes:]) for array, axes in ((inputs, 2), (dy, 2), (ids, 1))]
+    count = math.prod(ids.shape[:-1])
+    rows = [array.reshape(count, *array.shape[-axes:]) for array, axes in ((inputs, 2), (dy, 2), (ids, 1))]
     sums = lax.platform_dependent(*rows, cpu=_sums_by_outputs, default=_sums_by_taps)
     return sums[:, None].astype(inputs.dtype)
 

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax import lax
+from jax import export, lax
 
 from jaxdw import _arrays
 from jaxdw.call import Call
 from jaxdw.conv import compute
 from jaxdw.epilogue import Epilogue
-from jaxdw.geometry import Padding, explicit_padding, per_axis
+from jaxdw.geometry import Geometry, Padding, explicit_padding, per_axis
 from jaxdw.methods import check_method
+from jaxdw.padding import pad
 
 #: The paddings that Flax's ConvTranspose has names for.
 WORDS = ("SAME", "VALID", "CIRCULAR")
@@ -65,6 +65,7 @@ def depthwise_conv_transpose(
     Raises:
       ValueError, TypeError: an argument that does not fit; the message names it, its value and what was expected.
 
+    >>> import jax.numpy as jnp
     >>> x = jnp.array([1.0, 10.0]).reshape(1, 2, 1)
     >>> depthwise_conv_transpose(x, jnp.array([1.0, 2.0, 3.0]).reshape(3, 1, 1), strides=2)[0, :, 0]
     Array([ 1.,  2., 13., 20., 30.], dtype=float32)
@@ -152,10 +153,12 @@ def padding_to_size(
     cut = explicit_padding(padding, rank, WORDS)
     sizes = zip(x_shape[-rank - 1 : -1], kernel_size, strides, dilation, cut)
     least = tuple((n - 1) * s + (k - 1) * d + 1 - sum(pair) for n, k, s, d, pair in sizes)
-    most = tuple(size + max(pair) - 1 for size, pair in zip(least, zip(strides, dilation)))
-    if not all(a <= size <= b for a, size, b in zip(least, wanted, most)):
-        raise ValueError(f"`output_size` is {output_size!r}, expected from {least} to {most} for `x` of {x_shape}")
-    return tuple(size - a for size, a in zip(wanted, least))
+    most = tuple(max(pair) - 1 for pair in zip(strides, dilation))
+    added = tuple(size - a for size, a in zip(wanted, least))
+    if any(map(export.is_symbolic_dim, added)) or not all(0 <= a <= m for a, m in zip(added, most)):
+        greatest = tuple(a + m for a, m in zip(least, most))
+        raise ValueError(f"`output_size` is {output_size!r}, expected from {least} to {greatest} for `x` of {x_shape}")
+    return added
 
 
 def _padding_of_word(word: str, span: int, stride: int) -> tuple[int, int]:
@@ -193,19 +196,15 @@ def _periodic(
     Flax computes the full result of "VALID", puts it in the middle of an odd number of periods, and adds the periods.
     So output o of the period is position `o + cut` of the full result, modulo the period.
     """
-    first = x.ndim - 1 - len(spans)
-    widths, padding = [(0, 0)] * x.ndim, []
-    for axis, (span, stride) in enumerate(zip(spans, strides), start=first):
-        size, period = x.shape[axis], x.shape[axis] * stride
+    first, widths, padding = x.ndim - 1 - len(spans), [], []
+    for size, span, stride in zip(x.shape[first:], spans, strides):
         if size == 0:
             raise ValueError(f"`x` has shape {x.shape} with 'CIRCULAR' padding, expected at least 1 on each axis")
-        full = period + max(span - stride, 0)
-        missing = (period - full) % (2 * period)
-        cut = -((missing + (not transpose_kernel)) // 2) % period
-        before = max(0, (span - 1 - cut) // stride)
-        after = max(0, (cut + period - 1) // stride - (size - 1))
-        widths[axis] = before, after
+        cut = (max(span - stride, 0) + transpose_kernel) // 2  # an even number of periods away from Flax's, or none
+        before, after = max(0, (span - 1 - cut) // stride), max(0, (cut - 1) // stride + 1)
+        widths.append((before, after))
         low = span - 1 - cut - before * stride
-        dilated = (before + size + after - 1) * stride + 1
-        padding.append((low, period + span - 1 - low - dilated))
-    return jnp.pad(x, widths, mode="wrap"), tuple(padding)
+        padding.append((low, span - 2 - low - (before + after - 1) * stride))
+    repeated = Geometry.of_windows(x.shape, (1,) * len(spans))
+    repeated = dataclasses.replace(repeated, padding=tuple(widths), padding_mode="circular")
+    return pad(x, repeated), tuple(padding)

@@ -7,7 +7,7 @@ import functools
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax import core, export
@@ -268,22 +268,24 @@ class Geometry:
         return tuple(self._sources(axis) for axis in range(self.rank))
 
     def _sources(self, axis: int) -> np.ndarray:
-        padded = self.padded_sources(axis)
         out = np.arange(self.output_spatial[axis]) * self.strides[axis]
         tap = np.arange(self.kernel_size[axis]) * self.kernel_dilation[axis]
-        return padded[out[:, None] + tap[None, :]]
+        return self._source_at(axis, out[:, None] + tap[None, :])
 
     def padded_sources(self, axis: int) -> np.ndarray:
         """Return the input index at each position of the padded axis, -1 at a zero of padding or dilation."""
-        size, (low, high), dilation = self.spatial[axis], self.padding[axis], self.input_dilation[axis]
-        if self.padding_mode != "zeros":
-            mode: Literal["wrap", "reflect"] = "wrap" if self.padding_mode == "circular" else "reflect"
-            return np.pad(np.arange(size), (low, high), mode=mode) if low or high else np.arange(size)
-        dilated = np.full(_dilate(size, dilation), -1)
-        dilated[::dilation] = np.arange(size)
-        position = np.arange(self.padded_spatial[axis]) - low
-        inside = (position >= 0) & (position < len(dilated))
-        return np.where(inside, dilated[np.where(inside, position, 0)] if len(dilated) else -1, -1)
+        return self._source_at(axis, np.arange(self.padded_spatial[axis]))
+
+    def _source_at(self, axis: int, position: np.ndarray) -> np.ndarray:
+        size, dilation = self.spatial[axis], self.input_dilation[axis]
+        position = position - self.padding[axis][0]
+        if self.padding_mode == "circular":
+            return position % max(size, 1)
+        if self.padding_mode == "reflect":
+            position = position % max(2 * size - 2, 1)  # one period: to the last input and back
+            return np.minimum(position, 2 * size - 2 - position)
+        inside = (position >= 0) & (position < _dilate(size, dilation)) & (position % dilation == 0)
+        return np.where(inside, position // dilation, -1)
 
     def valid_taps(self) -> np.ndarray:
         """Return where a tap reads the input and not padding: bool `(*output_spatial, *kernel_size)`."""

@@ -14,7 +14,7 @@ from bridge._census.calls import Capture, CapturedCall, named_padding
 from bridge._implementations.torch_ import to_numpy
 from bridge.case import DTYPES
 from bridge.diagnosis.runs import digest
-from bridge.torch_models import Recorder, by_name, channels_last, on_device
+from bridge.torch_models import Recorder, by_name, channels_last, check_memory, on_device
 from bridge.weights.layouts import CONVOLUTION, depthwise_transpose
 from bridge.weights.safetensors_ import write_safetensors
 from jaxdw.conv_transpose import transposed_padding
@@ -48,11 +48,14 @@ def capture(module: torch.nn.Module, inputs: Any, folder: Path) -> Capture:
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"`module` is a {type(module).__name__}, expected a torch.nn.Module")
     recorder = _Recorder(module, folder)
+    args, kwargs = [], {}
     if isinstance(inputs, Mapping):
-        recorder.run(**{name: on_device(module, each) for name, each in inputs.items()})
+        kwargs = {name: on_device(module, each) for name, each in inputs.items()}
     else:
         every = inputs if isinstance(inputs, (list, tuple)) else [inputs]
-        recorder.run(*(on_device(module, each) for each in every))
+        args = [on_device(module, each) for each in every]
+    check_memory(module, args, kwargs, copies=0)
+    recorder.run(*args, **kwargs)
     idle = [
         name
         for name, each in module.named_modules()

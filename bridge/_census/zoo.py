@@ -15,8 +15,8 @@ import numpy as np
 
 from bridge._implementations.torch_ import to_tensor
 from bridge.files import check_tree
-from bridge.libraries import import_library, with_torchvision
-from bridge.process import import_named
+from bridge.libraries import import_library, users_module, with_torchvision
+from bridge.memory import check_fits
 from bridge.torch_models import seeded
 from bridge.weights.read import load_weights, tensors_of
 
@@ -203,12 +203,11 @@ def _of_factory(name: str) -> Any:
     """Call a user's function, and return its module, or its module and inputs."""
     source, _, attribute = name.partition(":")
     try:
-        module = with_torchvision(lambda: import_named(source))
-    except ImportError as error:
-        raise ValueError(
-            f"`model` is {name!r}, and {source!r} cannot be imported: {error}; expected {_KINDS}"
-            + _meant(source, [*LIBRARIES, "transformers"])
-        ) from None
+        module = users_module("model", name)
+    except ValueError as error:
+        if not isinstance(error.__cause__, ModuleNotFoundError):
+            raise
+        raise ValueError(f"{error}; expected {_KINDS}{_meant(source, [*LIBRARIES, 'transformers'])}") from error
     factory = getattr(module, attribute, None)
     if not callable(factory):
         known = [each for each, value in vars(module).items() if callable(value)]
@@ -232,6 +231,7 @@ def _inputs(module: Any, name: str, size: int | None, batch: int, rng: np.random
     config: Any = getattr(module, "config", None)
     if getattr(config, "model_type", None) is None:
         channels, side = _image(getattr(module, "default_cfg", None) or {}, size)
+        check_fits(f"{batch} images of {side}x{side}", 2 * 4 * batch * side * side * channels)
         return rng.standard_normal((batch, channels, side, side), np.float32)
     kind = module.main_input_name
     if kind == "pixel_values":

@@ -110,8 +110,9 @@ class Implementation:
         """Turn whatever a framework raises into an ImplementationError; check first that the work can fit."""
         g = case.geometry
         windows = math.prod(g.batch) * math.prod(g.output_spatial) * g.channels * g.taps
+        padded = math.prod(g.batch) * math.prod(g.padded_spatial) * g.channels
         try:
-            elements = case.x.size + 2 * math.prod(g.output_shape) + self.algorithm.window_copies * windows
+            elements = max(case.x.size, padded) + 2 * math.prod(g.output_shape) + self.algorithm.window_copies * windows
             check_fits(f"{self.name} on {_shapes(case)}", elements * case.dtype.itemsize)
             with printing_to_stderr() if self.algorithm.function else contextlib.nullcontext():
                 yield

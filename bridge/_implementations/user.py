@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bridge._implementations.arguments import ArgumentError, bind, described, takes
-from bridge.errors import ImplementationError
-from bridge.libraries import with_torchvision
-from bridge.process import import_named
+from bridge.errors import ImplementationError, first_line
+from bridge.libraries import users_module
 from jaxdw.geometry import Geometry
 
 #: The two orders of axes of an input, an output and a kernel; the first is PyTorch's, the second Flax's.
@@ -212,7 +211,7 @@ class UserFunction:
             traced = "Tracer" in type(error).__name__
             hint = f"; as {self.name}[jit=off] it is not traced by jax.jit" if traced else ""
             raise ImplementationError(
-                f"{self.name} raised {_first_line(error)} (called as {called or self.name} with arrays of shapes "
+                f"{self.name} raised {first_line(error)} (called as {called or self.name} with arrays of shapes "
                 f"{shapes}){hint}"
             ) from None
         if not isinstance(y, arrays.kind):
@@ -237,7 +236,7 @@ class UserFunction:
                 bound = bind(layer, given, g, arrays.framework)
                 layer, made = layer(*bound.args, **bound.kwargs), f"{self.name}({described(bound)})"
             except Exception as error:
-                raise ImplementationError(f"{self.name} cannot be made: {_first_line(error)}") from None
+                raise ImplementationError(f"{self.name} cannot be made: {first_line(error)}") from None
         return arrays.layer(layer, g), made
 
     def _in_words(self, g: Geometry, of_x: str, of_kernel: str, kernel_shape: Sequence[int]) -> str:
@@ -268,12 +267,7 @@ def load(name: str) -> UserFunction:
       ValueError: there is no such function; the message says so.
     """
     module_name, _, attribute = name.partition(":")
-    try:
-        module = with_torchvision(lambda: import_named(module_name))
-    except (Exception, SystemExit) as error:
-        raise ValueError(
-            f"`implementation` is {name!r}, and {module_name!r} cannot be imported: {_first_line(error)}"
-        ) from None
+    module = users_module("implementation", name)
     try:
         target = getattr(module, attribute)
     except AttributeError:
@@ -348,11 +342,6 @@ def _can_be_told(function: Callable[..., Any], g: Geometry, framework: str) -> b
 def _shape(g: Geometry, axes: str, *, output: bool) -> tuple[int, ...]:
     batch, *spatial, channels = g.output_shape if output else g.x_shape
     return (batch, *spatial, channels) if axes == "channels_last" else (batch, channels, *spatial)
-
-
-def _first_line(error: BaseException) -> str:
-    text = next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _found(module: ModuleType) -> str:

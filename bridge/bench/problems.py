@@ -21,6 +21,7 @@ from bridge.bench.reference import (
 )
 from bridge.bench.special_layers import SpecialLayer, checks, normal
 from bridge.bench.suites import DepthwiseLayer
+from bridge.memory import check_fits
 
 #: Inputs in rotation, so that no way finds its inputs in a cache.
 INPUTS = 3
@@ -120,6 +121,7 @@ SEEDS = ("layers", "gradients", "windows", "blocks")
 
 def _normal(suite: str, rng: np.random.Generator, layer: DepthwiseLayer, batch: int) -> Arrays:
     g = layer.geometry(batch)
+    check_fits(f"batch {batch} of {layer}", (INPUTS + 1) * work(suite, layer, batch)[0])
     arrays = {"x": rng.standard_normal(g.x_shape, np.float32), "w": rng.standard_normal(g.kernel_shape, np.float32)}
     if suite == "gradients":
         arrays["dy"] = rng.standard_normal(g.output_shape, np.float32)

@@ -41,7 +41,7 @@ def run() -> None:
     words = [*anywhere, *(word for word in sys.argv[1:] if word not in anywhere)]
     try:
         code = app(words, standalone_mode=False)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # code of the user's may end the process
         code = complain(error, verbose=level() is Level.VERBOSE)
     sys.exit(code)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from bridge.libraries import with_torchvision
-from bridge.process import import_named
+from bridge.libraries import users_module, with_torchvision
 from bridge.weights.manifest import WeightsManifest
 
 
@@ -67,11 +66,7 @@ def _called(argument: str, name: str) -> Any:
     source, colon, attribute = name.partition(":")
     if not colon:
         raise ValueError(f"`{argument}` is {name!r}, expected package.module:function")
-    try:
-        module = with_torchvision(lambda: import_named(source))
-    except ImportError as error:
-        raise ValueError(f"`{argument}` is {name!r}, and {source!r} cannot be imported: {error}") from None
-    factory = getattr(module, attribute, None)
+    factory = getattr(users_module(argument, name), attribute, None)
     if not callable(factory):
         raise ValueError(f"`{argument}` is {name!r}, and {source} has no function {attribute!r}")
     return with_torchvision(factory)

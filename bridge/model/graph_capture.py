@@ -17,7 +17,10 @@ from bridge._implementations.torch_ import to_numpy
 from bridge.model.model_inputs import INFERENCE, Mode, ModelInputs
 from bridge.model.results import named
 from bridge.model.torch_graph import UNITS, Call, Ref, Rerun, TorchGraph, without_repeats
-from bridge.torch_models import Recorder, by_name, evaluating, on_device
+from bridge.torch_models import Recorder, by_name, check_memory, evaluating, on_device
+
+#: How many times the results of a network are in memory: PyTorch's and JAX's.
+_COPIES = 2
 
 #: The layouts of images and weights in memory.
 LAYOUTS: Mapping[str, torch.memory_format] = {
@@ -70,6 +73,7 @@ def graph(
     """
     module, given = _prepared(module, inputs, layout)
     args, kwargs = inputs.split(given)
+    check_memory(module, args, kwargs, _COPIES * (1 + mode.gradients))
     recorder = _GraphRecorder(module, mode)
     recorder.inputs = [recorder.new(tensor) for tensor in given]
     with _without_fast_path(), _as_before(module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 
 from bridge._census.zoo import SIZE, draw_weights, model_library, set_weights
 from bridge.files import open_regular, read_npy
+from bridge.memory import check_fits
 from bridge.weights.architectures import ARCHITECTURES, Architecture
 from bridge.weights.convert import to_flax
 from bridge.weights.manifest import WeightsManifest
@@ -20,6 +22,9 @@ from bridge.weights.trees import ParameterTree, empty_model
 #: Mean and deviation per channel of ImageNet's images in the range 0 to 1, for which torchvision and timm train.
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
+
+#: Formats of images that are read. For some others, such as EPS, Pillow starts a program.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 #: timm's names, to which the width in hundredths is appended.
 _TIMM = {
@@ -117,6 +122,7 @@ def _classes(architecture: Architecture, weights: Mapping[str, np.ndarray], path
 
 def random_images(size: int, seed: int, batch: int = 1) -> np.ndarray:
     """Draw images of normalized noise, `(batch, size, size, 3)`."""
+    check_fits(f"{batch} images of {size}x{size}", 2 * 4 * batch * size * size * 3)
     return np.random.default_rng((seed, 1)).standard_normal((batch, size, size, 3), np.float32)
 
 
@@ -156,15 +162,20 @@ def _scaled(path: Path, size: int) -> np.ndarray:
             f"`image` is {path}, which needs Pillow: pip install pillow; or give an .npy of (H, W, 3)"
         ) from None
     try:
-        with open_regular(path) as file, Image.open(file) as opened:
+        with open_regular(path) as file, Image.open(file, formats=FORMATS) as opened:
             image = opened.convert("RGB")
     except UnidentifiedImageError:
-        raise ValueError(f"`image` is {path}, expected an image or an .npy file: Pillow does not know it") from None
+        raise ValueError(f"`image` is {path}, expected an .npy file or one of {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow raises almost anything on a damaged file
         raise ValueError(f"`image` is {path}, which is damaged: {error}") from None
     shorter = int(size * 256 / 224)
     width, height = image.size
     scaled = (shorter, int(shorter * height / width)) if width <= height else (int(shorter * width / height), shorter)
+    if math.prod(scaled) > (most := Image.MAX_IMAGE_PIXELS or math.inf):
+        raise ValueError(
+            f"`image` is {path} of {width}x{height}, which is {scaled[0]}x{scaled[1]} where its shorter side is "
+            f"{shorter}, expected at most {most} pixels"
+        )
     image = image.resize(scaled, Image.Resampling.BILINEAR)
     left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     return np.asarray(image.crop((left, top, left + size, top + size)))

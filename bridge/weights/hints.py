@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -79,7 +80,16 @@ def _without_kind(misfits: Misfits, tree: ParameterTree) -> Iterator[str]:
 def _tied(misfits: Misfits, weights: Mapping[str, np.ndarray]) -> Iterator[str]:
     """Yield arrays with two names, of which the target has one; a constant array proves nothing."""
     loose = {*misfits.unexpected, *(place.torch for place in misfits.unplaced)}
-    twice = {name: other for name in weights if name in loose for other in _same(weights, name, loose)}
+    shapes = {weights[name].shape for name in loose.intersection(weights)}
+    first: dict[tuple[Shape, bytes], str] = {}
+    for name, array in weights.items():
+        if name not in loose and array.shape in shapes:
+            first.setdefault(_identity(array), name)
+    twice = {
+        name: other
+        for name, array in weights.items()
+        if name in loose and (other := first.get(_identity(array))) and not _is_constant(array)
+    }
     if twice:
         said = ", ".join(f"{name} is {other}" for name, other in [*twice.items()][:4])
         gone = ", ".join(f"weights[{name!r}]" for name in twice)
@@ -87,25 +97,24 @@ def _tied(misfits: Misfits, weights: Mapping[str, np.ndarray]) -> Iterator[str]:
             f"tied weights: {said}, and the target has one place for both. Leave the second name out of the "
             f"dictionary of `load_weights`: del {gone}"
         )
+    embeddings: dict[Shape, str] = {}
+    for name, array in weights.items():
+        if array.ndim == 2 and re.search(r"(emb|wte|token).*weight$", name):
+            embeddings.setdefault(array.shape[::-1], name)
     for flax, (wanted, torch) in misfits.missing.items():
-        for other, array in weights.items() if torch and len(wanted) == 2 else ():
-            if array.shape == wanted[::-1] and re.search(r"(emb|wte|token).*weight$", other):
-                yield (
-                    f"tied weights: the checkpoint may have {flax} as {other} {array.shape}, once for both: "
-                    f"weights[{torch!r}] = weights[{other!r}] in the dictionary of `load_weights`"
-                )
-                break
+        if torch and (other := embeddings.get(tuple(wanted))):
+            yield (
+                f"tied weights: the checkpoint may have {flax} as {other} {weights[other].shape}, once for both: "
+                f"weights[{torch!r}] = weights[{other!r}] in the dictionary of `load_weights`"
+            )
 
 
-def _same(weights: Mapping[str, np.ndarray], name: str, loose: Collection[str]) -> Iterator[str]:
-    """Yield the first name that has its place and the same array."""
-    array = weights[name]
-    for other, same in weights.items():
-        if other in loose or same.shape != array.shape or octets(same) != octets(array):
-            continue
-        if array.ndim and not (array == array.flat[:1]).all():
-            yield other
-            return
+def _identity(array: np.ndarray) -> tuple[Shape, bytes]:
+    return array.shape, hashlib.sha256(octets(array)).digest()
+
+
+def _is_constant(array: np.ndarray) -> bool:
+    return not array.size or not array.ndim or bool((array == array.flat[:1]).all())
 
 
 def _matrices(place: Place, shape: Shape, wanted: Shape) -> Iterator[str]:

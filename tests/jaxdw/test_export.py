@@ -1,6 +1,7 @@
 """Symbolic batch and spatial sizes under `jax.export`: it exports, and computes what it computes for known sizes."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen, nnx
@@ -32,7 +33,8 @@ def check(fn, rank, channels, symbolic, kernel_shape=None):
     shape = export.symbolic_shape(",".join([*sizes, str(channels)]))
     arguments = [jax.ShapeDtypeStruct(shape, np.float32), jax.ShapeDtypeStruct(kernel.shape, np.float32)]
     exported = export.export(jax.jit(fn))(*arguments)
-    for actual, expected in zip(exported.call(x, kernel), jax.jit(fn)(x, kernel), strict=True):
+    results = exported.call(x, kernel), jax.jit(fn)(x, kernel)
+    for actual, expected in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_array_equal(actual, expected)
 
 
@@ -91,6 +93,33 @@ def test_windows_and_the_drop_in_export(symbolic):
         )
 
     check(windows, 1, 9, symbolic)
+
+
+TRANSPOSED = {
+    "PyTorch's": {"padding": 1, "output_padding": 1},
+    "SAME": {"padding": "SAME"},
+    "VALID": {"padding": "VALID", "transpose_kernel": False},
+    "CIRCULAR": {"padding": "CIRCULAR"},
+    "CIRCULAR as Flax's": {"padding": "CIRCULAR", "transpose_kernel": False, "kernel_dilation": 2},
+}
+
+
+@pytest.mark.parametrize("options", TRANSPOSED.values(), ids=TRANSPOSED)
+def test_transposed_convolutions_export_with_their_gradients(options, full):
+    fn = with_gradients(lambda x, k: jaxdw.depthwise_conv_transpose(x, k, strides=2, **options))
+    for symbolic in (BATCH, SPACE, ALL) if full else (ALL,):
+        check(fn, 2, 9, symbolic)
+
+
+@pytest.mark.parametrize("symbolic", [BATCH, SPACE, ALL], ids=["batch", "space", "both"])
+def test_causal_convolutions_export_with_their_gradients(symbolic):
+    def causal(x, kernel):
+        ids = jnp.zeros(x.shape[:-1], np.int32)
+        y, state = jaxdw.causal_conv1d(x, kernel, return_state=True)
+        packed, last = jaxdw.causal_conv1d(x, kernel, segment_ids=ids, return_state=True)
+        return y, state, packed, last, *jaxdw.causal_conv1d_step(x[:, 0], state, kernel)
+
+    check(with_gradients(causal), 1, 9, symbolic)
 
 
 @pytest.mark.parametrize("padding, window_fn", [("SAME", None), ("REFLECT", abs)], ids=["plain", "window_fn"])

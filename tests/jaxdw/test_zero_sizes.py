@@ -49,6 +49,27 @@ def mapped_over_rows(x, kernel, bias):
     return jaxdw.map_windows(fn, x, kernel.shape[:-2], rows_per_step=2)
 
 
+def causal(packed):
+    """Rows of an image are sequences, too."""
+
+    def run(x, kernel, bias):
+        ids = jnp.zeros(x.shape[:-1], np.int32) if packed else None
+        return jaxdw.causal_conv1d(x, kernel.reshape(-1, *kernel.shape[-2:])[:3], bias, segment_ids=ids)
+
+    return run
+
+
+def one_step(x, kernel, bias):
+    taps = kernel.reshape(-1, *kernel.shape[-2:])[:3]
+    state = jnp.ones((*x.shape[:-2], 2, x.shape[-1]), x.dtype)
+    return jaxdw.causal_conv1d_step(x[..., 0, :], state, taps, bias)[0]
+
+
+def with_epilogue(x, kernel, bias):
+    epilogue = jaxdw.Epilogue(bias, bias, None, "silu")
+    return jaxdw.depthwise_conv(x, kernel, None, epilogue=epilogue)
+
+
 #: Each takes x `(batch, *spatial, C)`, kernel and bias.
 FUNCTIONS = {
     **{
@@ -61,6 +82,12 @@ FUNCTIONS = {
     "unfold and contract": contracted("slices"),
     "patches and contract": contracted("patches"),
     "fold": folded,
+    "transposed": lambda *arrays: jaxdw.depthwise_conv_transpose(*arrays, strides=2, padding=1),
+    "transposed, circular": lambda *arrays: jaxdw.depthwise_conv_transpose(*arrays, strides=2, padding="CIRCULAR"),
+    "causal": causal(packed=False),
+    "causal, packed": causal(packed=True),
+    "one step": one_step,
+    "epilogue": with_epilogue,
     "map_windows": mapped_over_rows,
     "drop-in": drop_in,
     "sharded": on_a_mesh,
@@ -144,3 +171,13 @@ def test_the_bias_is_all_there_is_where_every_tap_reads_padding(method):
         2,
         18,
     )
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["one sequence", "packed"])
+def test_a_sequence_without_a_position_has_gradients_of_zero(packed):
+    def loss(x, kernel, bias):
+        return causal(packed)(x, kernel, bias).sum()
+
+    arrays = jnp.zeros((2, 0, 3)), jnp.ones((4, 1, 3)), jnp.ones(3)
+    for gradient, array in zip(jax.jit(jax.grad(loss, (0, 1, 2)))(*arrays), arrays):
+        assert gradient.shape == array.shape and not gradient.any()

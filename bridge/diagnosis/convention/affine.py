@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -38,9 +38,57 @@ _FACTORS = {
     2.0: "2*x",
     0.5: "x/2",
 }
-#: Functions after an affine map, by the range in which elements are not clipped and so show the map.
-_CLIPS = {"": (-np.inf, np.inf), "ReLU": (0.0, np.inf), "ReLU6": (0.0, 6.0)}
 _BY_NAME = {function.name: function for function in FUNCTIONS}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Readable:
+    """A function after an affine map, and the elements that show the map: there the argument can be read.
+
+    Attributes:
+      least, most: the range of the function.
+      low, high: the range of the elements that show their argument.
+      argument: of such an element.
+    """
+
+    least: float
+    most: float
+    low: float
+    high: float
+    argument: Callable[[np.ndarray], np.ndarray]
+
+
+def _same(y: np.ndarray) -> np.ndarray:
+    return y
+
+
+def _solved(name: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the inverse of a function that is below its positive argument by less than 1/2, by Newton's method."""
+    of, step = _BY_NAME[name].of, 1e-4
+
+    def argument(y: np.ndarray) -> np.ndarray:
+        z = y + 0.1
+        for _ in range(8):
+            z = z - (of(z) - y) * 2 * step / (of(z + step) - of(z - step))
+        return z
+
+    return argument
+
+
+#: By name; "" is no function.
+_READABLE = {
+    "": _Readable(-np.inf, np.inf, -np.inf, np.inf, _same),
+    "ReLU": _Readable(0, np.inf, 0, np.inf, _same),
+    "ReLU6": _Readable(0, 6, 0, 6, _same),
+    "hard swish": _Readable(-0.375, np.inf, 0, np.inf, lambda y: np.where(y < 3, (np.sqrt(9 + 24 * y) - 3) / 2, y)),
+    "SiLU": _Readable(-0.2785, np.inf, 0, np.inf, _solved("SiLU")),
+    "GELU": _Readable(-0.17, np.inf, 0, np.inf, _solved("GELU")),
+    "GELU (tanh)": _Readable(-0.1701, np.inf, 0, np.inf, _solved("GELU (tanh)")),
+    "sigmoid": _Readable(0, 1, 0.05, 0.95, lambda y: np.log(y / (1 - y))),
+    "tanh": _Readable(-1, 1, -0.9, 0.9, np.arctanh),
+    "hard sigmoid": _Readable(0, 1, 0, 1, lambda y: 6 * y - 3),
+    "ELU": _Readable(-1, np.inf, 0, np.inf, _same),
+}
 
 
 def scaled(first: Mistake, factor: float, output: Output) -> Iterator[Mistake]:
@@ -50,19 +98,22 @@ def scaled(first: Mistake, factor: float, output: Output) -> Iterator[Mistake]:
 
 
 def affine(output: Output) -> Iterator[Mistake]:
-    """Yield the input or the output scaled and shifted, by one number or one per channel, and perhaps clipped after."""
+    """Yield the input or the output scaled and shifted, by one number or one per channel, and a function after it."""
     fits = _Fits(output)
     if not fits.many:
         return
-    for name, (low, high) in _CLIPS.items():
-        inside = fits.usable & (fits.y > low) & (fits.y < high)
-        if name and (np.count_nonzero(inside) < fits.y.size / 16 or fits.y.min() < low or fits.y.max() > high):
+    for name, readable in _READABLE.items():
+        inside = fits.usable & (fits.y > readable.low) & (fits.y < readable.high)
+        least, most = readable.least - fit_tolerance(output), readable.most + fit_tolerance(output)
+        if name and (np.count_nonzero(inside) < fits.y.size / 16 or fits.y.min() < least or fits.y.max() > most):
             continue
-        for mistake in _affine_of(output, fits, inside):
-            yield mistake if not name else _clipped(mistake, _BY_NAME[name], output)
+        with np.errstate(all="ignore"):
+            arguments = np.where(inside, readable.argument(np.where(inside, fits.y, 0.5)), 0.0)
+        for mistake in _affine_of(output, fits, arguments, inside):
+            yield mistake if not name else _followed(mistake, _BY_NAME[name], output)
 
 
-def _clipped(mistake: Mistake, function: Function, output: Output) -> Mistake:
+def _followed(mistake: Mistake, function: Function, output: Output) -> Mistake:
     """Return the affine mistake with a function after it."""
     before, u = mistake.after, format_of(output.y.dtype).unit_roundoff
     also = applied_after(mistake, [function], output)
@@ -117,19 +168,20 @@ class _Fits:
         return beta
 
 
-def _affine_of(output: Output, fits: _Fits, inside: np.ndarray) -> Iterator[Mistake]:
+def _affine_of(output: Output, fits: _Fits, y: np.ndarray, inside: np.ndarray) -> Iterator[Mistake]:
+    """Yield the maps that give y where `inside`."""
     case, everything, per_input = fits.case, fits.features, fits.case.geometry.multiplier
-    without = fits.y - fits.bias
-    ones = np.ones_like(fits.y)
-    by_output = fits.solve([fits.exact, ones], fits.y, inside, 1)
+    without = y - fits.bias
+    ones = np.ones_like(y)
+    by_output = fits.solve([fits.exact, ones], y, inside, 1)
     if any(_is_negation(s, t, fit_tolerance(output)) for s, t in _nice(by_output, fit_tolerance(output))):
         return  # without padding, an input of -x and other constants gives the same numbers
     if (a := fits.solve([fits.without_bias], without, inside, everything)[0, 0]) not in (0.0, -1.0):
         yield from _inputs(output, np.array([[a, 0.0]]), case)
-    if (a := fits.solve([fits.exact], fits.y, inside, everything)[0, 0]) and case.bias is not None:
+    if (a := fits.solve([fits.exact], y, inside, everything)[0, 0]) and case.bias is not None:
         yield from _outputs(output, np.array([[a, 0.0]]))
     yield from _inputs(output, fits.solve([fits.without_bias, fits.of_ones], without, inside, everything), case)
-    yield from _outputs(output, fits.solve([fits.exact, ones], fits.y, inside, everything))
+    yield from _outputs(output, fits.solve([fits.exact, ones], y, inside, everything))
     by_input = fits.solve([fits.without_bias, fits.of_ones], without, inside, per_input)
     inputs, outputs = _inputs(output, by_input, case), _outputs(output, by_output)
     if per_input == 1 and np.ptp(fits.of_ones, axis=0).max() == 0:  # both give the same y; images have few channels

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 
 from bridge.case import Case
-from bridge.diagnosis.convention.bias import biases
+from bridge.diagnosis.convention.bias import biases, residuals
 from bridge.diagnosis.convention.channels import channel_orders
 from bridge.diagnosis.convention.kernel import kernels
 from bridge.diagnosis.convention.layouts import edges, layouts
@@ -23,7 +23,7 @@ from bridge.diagnosis.convention.strides import steps
 def mistakes(case: Case) -> Iterator[Mistake]:
     """Yield every mistake that leaves the output's shape as it is, the likeliest first."""
     shape = case.geometry.output_shape
-    families = (padding_words, kernels, biases, steps, padding_modes, layouts, channel_orders, shifts, edges)
+    families = (padding_words, kernels, biases, residuals, steps, padding_modes, layouts, channel_orders, shifts, edges)
     for family in families:
         for mistake in family(case):
             if mistake.case.geometry.output_shape == shape:
@@ -35,7 +35,7 @@ def pairs(case: Case) -> Iterator[tuple[Mistake, Callable[[], Iterator[Mistake]]
 
     The shape of the output needs to be right only after both.
     """
-    families = (channel_orders, kernels, biases, steps, padding_words, padding_modes, layouts, shifts)
+    families = (channel_orders, kernels, biases, residuals, steps, padding_words, padding_modes, layouts, shifts)
     for number, family in enumerate(families):
         for first in family(case):
             yield first, functools.partial(_second, first, families[number + (family in (biases, shifts)) :])

@@ -74,9 +74,13 @@ class Mistake:
             rearrange,
             "; ".join(dict.fromkeys(filter(None, (self.place, second.place)))),
             second.after or self.after,
-            second.error_of_x,
+            second.error_of_x if self.error_of_x is None else self.error_of_x + _or_zero(second.error_of_x),
             "; and ".join(each.fix_in("torch") for each in (self, second)),
         )
+
+
+def _or_zero(error: np.ndarray | None) -> np.ndarray | float:
+    return 0.0 if error is None else error
 
 
 def of_options(case: Case, other: Case, name: str, *options: str) -> Mistake:

@@ -445,7 +445,18 @@ def in_training(case, rng):
 
 
 plant("BatchNorm left out", "CONVENTION", "^BatchNorm .*fold it", batch_norm)
-plant("BatchNorm and ReLU left out", "CONVENTION", "^BatchNorm and ReLU", lambda c, r: np.maximum(batch_norm(c, r), 0))
+for name in ("ReLU", "hard swish", "SiLU", "GELU", "sigmoid", "tanh"):  # as in MobileNets, EfficientNets, ConvNeXt
+    function = of_torch(FUNCTIONS[name])
+    plant(
+        f"BatchNorm and {name} left out",
+        "CONVENTION",
+        f"^BatchNorm and {name} after",
+        lambda c, r, f=function: f(batch_norm(c, r)),
+    )
+plant("residual", "CONVENTION", "^residual added", lambda c, r: in_order(c) + c.x)
+plant("residual, no bias", "CONVENTION", "^residual added", lambda c, r: in_order(c) + c.x, bias=False)
+plant("residual, ReLU", "CONVENTION", "^residual added and ReLU", lambda c, r: np.maximum(in_order(c) + c.x, 0))
+plant("residual, flipped", "CONVENTION", "residual added", lambda c, r: in_order(flipped(c)) + c.x)
 plant("BatchNorm with another eps", "CONVENTION", "BatchNorm eps.*greater eps", other_eps)
 plant("BatchNorm in training mode", "CONVENTION", "BatchNorm .*as in training", in_training)
 
