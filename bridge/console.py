@@ -74,7 +74,9 @@ def _reason(error: BaseException) -> str:
         return lack
     if callable(told := getattr(error, "format_message", None)):  # of the command line's own parser
         return f"{told()} (`--help` says what is accepted)"
-    users = [place for place in traceback.walk_tb(error.__traceback__) if is_users(place[0].f_globals.get("__name__", ""))]
+    users = [
+        place for place in traceback.walk_tb(error.__traceback__) if is_users(place[0].f_globals.get("__name__", ""))
+    ]
     if not users and isinstance(error, (ValueError, TypeError, OSError, ImportError, ImplementationError)):
         return str(error) or type(error).__name__
     last = (users or [*traceback.walk_tb(error.__traceback__)])[-1:]

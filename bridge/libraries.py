@@ -48,9 +48,7 @@ def users_module(argument: str, name: str) -> ModuleType:
     try:
         return with_torchvision(lambda: import_named(source))
     except (Exception, SystemExit) as error:
-        raise ValueError(
-            f"`{argument}` is {name!r}, and {source!r} cannot be imported: {first_line(error)}"
-        ) from error
+        raise ValueError(f"`{argument}` is {name!r}, and {source!r} cannot be imported: {first_line(error)}") from error
 
 
 def with_torchvision(load: Callable[[], T]) -> T:

@@ -112,7 +112,9 @@ class _Sizes(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         if not func.is_view:
-            sizes = [each.numel() * each.element_size() for each in tree_leaves(result) if hasattr(each, "element_size")]
+            sizes = [
+                each.numel() * each.element_size() for each in tree_leaves(result) if hasattr(each, "element_size")
+            ]
             self.total, self.greatest = self.total + sum(sizes), max(self.greatest, *sizes, 0)
         return result
 

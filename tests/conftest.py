@@ -1,5 +1,6 @@
 """Seeds, the full or sampled run, and JAX's strict settings."""
 
+import collections
 import itertools
 import os
 import random
@@ -30,6 +31,21 @@ def pytest_configure(config):
     given = getattr(config, "workerinput", {}).get("seed", config.option.seed)
     config.option.seed = random.SystemRandom().randrange(2**32) if given is None else given
     config.option.hypothesis_seed = str(config.option.seed)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    """In a sample run keep so many cases of a test as its mark `sampled` says, drawn with the run's seed."""
+    cases = collections.defaultdict(list)
+    for item in items if not config.option.full else ():
+        if mark := item.get_closest_marker("sampled"):
+            cases[item.nodeid.partition("[")[0], *mark.args].append(item)
+    dropped = set()
+    for (name, count), each in cases.items():
+        order = random.Random(f"{config.option.seed} {name}")
+        dropped.update(order.sample(each, max(0, len(each) - count)))
+    config.hook.pytest_deselected(items=list(dropped))
+    items[:] = [item for item in items if item not in dropped]
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -172,6 +172,7 @@ FOLLOWING = {
 _KEEP_CHANNELS = (FOLLOWING["scaled"], FOLLOWING["channels repeated"], FOLLOWING["stacked"])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.usefixtures("by_xla")
 @pytest.mark.parametrize("following", FOLLOWING.values(), ids=FOLLOWING)
 def test_taps_has_the_same_bits_whatever_follows_in_the_program(following, seed, full):
@@ -204,6 +205,7 @@ PRECEDING = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.usefixtures("by_xla")
 @pytest.mark.parametrize("preceding", PRECEDING.values(), ids=PRECEDING)
 def test_what_the_convolution_reads_is_what_the_program_has(preceding, seed, full):

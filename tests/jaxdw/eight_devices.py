@@ -116,6 +116,7 @@ TABLE = {
 }
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("name", TABLE)
 def test_each_kind_of_geometry_has_the_bits_of_one_device(name, seed):
     x_shape, kernel_shape, spec, sizes, options = TABLE[name]
@@ -430,6 +431,7 @@ def test_over_explicit_axes_the_plain_function_follows_the_types():
         jaxdw.depthwise_conv(jax.device_put(x, NamedSharding(mesh, P(None, ("data", "x")))), kernel, padding=0)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("spec", [P("data"), P("data", "x"), P(None, "x", None, "c"), P()])
 @pytest.mark.parametrize("method", ["taps", "grouped"])
 def test_an_epilogue_is_shared_out_as_the_result(spec, method, seed, full):

@@ -63,6 +63,7 @@ def test_float16_sums_in_float32_and_rounds_once(method):
     assert_within(jaxdw.depthwise_conv(x, kernel, method=method), expected.y, expected.bound(np.float16))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("method", SUMS)
 def test_both_derivative_modes_are_those_of_the_bilinear_sum(method, x64, full):
     """jvp and vjp in float64 against the loop, and float32 against float64 within the float32 bound."""
@@ -140,6 +141,7 @@ def loop_gradients(x, kernel, bias, dy, dtype, options):
     return [(v, None if v is None else oracle.Expected(v, s, terms).bound(dtype)) for v, s, terms in results]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", SUMS)
 def test_every_method_runs_under_jit_vmap_and_second_derivatives(method, x64):
     rng = np.random.default_rng(1)

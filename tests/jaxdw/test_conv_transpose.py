@@ -177,6 +177,7 @@ def test_it_has_the_bits_of_pytorch_where_its_order_is_that_chain(full):
     check()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("method", ["auto", "taps", "rows", "grouped", "patches", "pallas"])
 def test_every_method_and_derivative_is_exact_on_whole_numbers(method, full):
     """The gradients are those of PyTorch, in float64."""

@@ -224,6 +224,7 @@ def test_every_derivative_by_pallas(full):
         assert_equal(actual, expected)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("method, name", [("taps", "few channels"), ("rows", "one axis")])
 def test_jacobians_and_hessians_in_both_modes(method, name, x64):
     """Of a few entries of x and of the kernel: more of them would make programs that take long to compile."""

@@ -132,6 +132,7 @@ def test_a_residual_that_the_program_computes_changes_no_bit(parts, seed):
     assert same_bits(np.asarray(program(x, kernel, a, True)[1]), expected).all()
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("parts", PARTS)
 def test_derivatives_are_those_of_the_definition(parts, x64, seed):
     rng = np.random.default_rng(seed)

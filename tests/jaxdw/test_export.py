@@ -54,6 +54,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_every_padding_exports_with_its_gradients(options, full):
     for rank in (1, 2, 3) if full else (2,):
@@ -104,6 +105,7 @@ TRANSPOSED = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("options", TRANSPOSED.values(), ids=TRANSPOSED)
 def test_transposed_convolutions_export_with_their_gradients(options, full):
     fn = with_gradients(lambda x, k: jaxdw.depthwise_conv_transpose(x, k, strides=2, **options))

@@ -112,6 +112,7 @@ def ternary(key, shape, dtype=jnp.float32):
     return jax.random.randint(key, shape, -1, 2).astype(dtype)
 
 
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize(("framework", "name"), PAIRS)
 def test_one_seed_gives_both_the_same_parameters_and_outputs_within_the_bounds(framework, name, seed):
     x_shape, kernel_size, x_dtype, options = CASES[name]
@@ -144,6 +145,7 @@ def test_one_seed_gives_both_the_same_parameters_and_outputs_within_the_bounds(f
     assert (abs(y - y_flax) <= bound + bound_flax).all()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("framework", "name"),
     [("nnx", "circular"), ("nnx", "multiplier"), ("nnx", "bfloat16 on float32 parameters"), ("linen", "mask")],
@@ -169,6 +171,7 @@ def test_outputs_and_gradients_equal_flax_where_every_sum_is_exact(framework, na
     assert all(np.asarray(gradient, np.float32).any() for gradient in gradients)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     ("framework", "name", "method"),
     [

@@ -111,6 +111,7 @@ def empty_arrays(draw):
     return arrays, axes, shapes, count
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_nothing_to_sum_gives_zeros_and_empty_arrays(name, full):
     fn = FUNCTIONS[name]

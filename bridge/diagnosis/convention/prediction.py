@@ -37,7 +37,7 @@ def _before_function(output: Output, mistake: Mistake, flat: np.ndarray | None) 
         return expected if flat is None else expected.at(flat)
     source = None if flat is None else mistake.source_of(flat, output.y.shape)
     expected = target.expected(output.arithmetic, mistake.case, flat=source)
-    if mistake.error_of_x is not None:
+    if mistake.error_of_x is not None and target.quantity == "y":
         error = exact_output(_of_errors(mistake.case, mistake.error_of_x), source).reference
         expected = Expected(expected.reference, expected.allowed + error * (1 + 2.0**-40))
     return expected.rearranged(rearrange) if flat is None and rearrange is not None else expected

@@ -54,6 +54,7 @@ def test_random_trees_come_back(seed, full):
         assert reveal_tree(ManySums(adding(tree), terms, int(rng.integers(1, 30)), has_bias)) is tree
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("terms", [1280, 4096])
 @pytest.mark.parametrize("family", ["chain", "backwards", "blocks", "lanes"])
 def test_long_sums_take_two_questions_for_each_term(family, terms):

@@ -26,6 +26,7 @@ def test_the_adjoint_convolution_is_the_gradient(rank, seed, full):
         assert same_bits(adjoint, exact_input_gradient(case, dy).value).all(), case.geometry
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_gradient_is_replayed_bit_for_bit(name, seed, full):
     rng = np.random.default_rng(seed)

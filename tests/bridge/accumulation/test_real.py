@@ -20,6 +20,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", NAMES)
 def test_replay_reproduces_random_cases(name, seed, full):
     rng = np.random.default_rng(seed)

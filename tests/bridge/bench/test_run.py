@@ -41,6 +41,7 @@ def uncompiled(monkeypatch):
     monkeypatch.setattr(torch_peers, "compile_problem", lambda: "no C++ compiler")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("suite", PEERS)
 def test_a_suite_runs_every_peer_and_all_results_are_right(suite, uncompiled, tmp_path):
     layer = "6x5x4:3:1" if suite == "convnext" else "6x5x4:3:2"

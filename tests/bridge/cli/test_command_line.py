@@ -11,7 +11,8 @@ from bridge import cli, progress
 from tests.bridge.cli.command import jaxdw
 
 
-def test_quiet_leaves_one_line_and_verbose_adds_steps_and_figures(tmp_path):
+def test_quiet_leaves_one_line_and_verbose_adds_steps_and_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr("bridge.compiler_probes.PROBES", ())  # they have tests of their own
     names = ("--implementations", "torch.conv2d,jax.grouped")
     code, out, _ = jaxdw("--quiet", "parity", *names, "--bundle", tmp_path / "saved")
     assert code == 0 and out.startswith("Verdict: ") and out.count("\n") == 1

@@ -23,6 +23,7 @@ def draws(mutation, rng, count):
         yield actual, case
 
 
+@pytest.mark.sampled(24)
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_planted_cause_is_found_and_named(name, seed, full):
     mutation = MUTATIONS[name]

@@ -172,6 +172,7 @@ def emulate(method, case, dy, quantity, value):
     return np.asarray(jax.jit(lambda *a: on(*a, case.geometry, lax.Precision(there.value)))(case.x, case.kernel, dy))
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("method, multiplier, quantity", ROUNDED)
 def test_products_and_gradients_are_those_of_the_oracle(method, multiplier, quantity, seed, full):
     """Bit for bit; taps and rows round nothing anywhere."""

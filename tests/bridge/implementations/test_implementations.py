@@ -42,6 +42,7 @@ def assert_within_declared_bound(name, case):
     assert (distance <= bound).all(), (name, np.nanmax(distance / bound))
 
 
+@pytest.mark.sampled(40)
 @pytest.mark.parametrize("name", [*implementations(), *KNOBBED])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_implementation_keeps_its_declared_bound(name, dtype, full):

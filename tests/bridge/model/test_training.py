@@ -38,7 +38,9 @@ def example():
     return module
 
 
-def test_every_gradient_is_rounding_but_where_a_kernel_is_wrong(example, seed):
+def test_every_gradient_is_rounding_but_where_a_kernel_is_wrong(example, seed, full):
+    if not full:
+        pytest.skip("the example that runs in full compares the same gradients, without a mistake: full runs only")
     theirs, ours, manifest = example.pair(seed)
     kernel = ours.blocks[2].depthwise.conv.kernel
     kernel[...] = kernel[...][::-1, ::-1]

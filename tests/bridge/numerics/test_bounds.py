@@ -132,6 +132,7 @@ def fractions(a):
     return [Fraction(float(v)) for v in a]
 
 
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("name", DECLARED)
 def test_no_run_of_the_declared_arithmetic_leaves_its_bound(name, seed, full):
     given, arithmetic = DECLARED[name]

@@ -32,6 +32,7 @@ def saved(tmp_path, seed):
     return folder
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     "options",
     [

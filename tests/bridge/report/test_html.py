@@ -199,6 +199,7 @@ def test_the_page_describes_its_sections_as_the_documentation_does(seed):
     assert [e["id"] for e in page.all("section")] == documented
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     "options",
     [

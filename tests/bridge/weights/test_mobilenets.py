@@ -31,6 +31,7 @@ def converted(request):
 Converted = collections.namedtuple("Converted", "name module weights model result")
 
 
+@pytest.mark.sampled(5)
 def test_every_key_is_placed_by_the_rules_of_its_own_library(converted):
     manifest = converted.result.manifest
     assert manifest.rules == converted.name
@@ -54,6 +55,7 @@ def test_the_way_back_by_rules_alone_loads_strictly(converted):
     }
 
 
+@pytest.mark.sampled(4)
 def test_layers_run_in_the_order_of_the_original(converted):
     place = {r.torch.name.rpartition(".")[0]: r.flax.name.rpartition(".")[0] for r in converted.result.manifest.moved}
     ran = [place[path] for path in torch_order(converted.module)]

@@ -79,8 +79,9 @@ def test_taps_is_one_chain_in_a_loop_too(name, seed):
     assert same_bits(np.asarray(y), oracle.fma_chain(case, bias_first=bias_comes_first(case.geometry))).all()
 
 
-@pytest.mark.parametrize("number, name", list(enumerate(CASES)), ids=CASES)
-def test_gradients_of_many_taps_are_exact_on_whole_numbers(number, name, seed, full):
+@pytest.mark.sampled(5)
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_of_many_taps_are_exact_on_whole_numbers(name, seed, full):
     shape, kernel_size, options = CASES[name]
     rng = np.random.default_rng(1)
     options = dict(options)
@@ -95,8 +96,6 @@ def test_gradients_of_many_taps_are_exact_on_whole_numbers(number, name, seed, f
 
         return jax.jit(run)(x, kernel)
 
-    if not full and number % 3 != seed % 3:
-        return
     expected = gradients("grouped")
     for method in ("taps", "rows") if full else [("taps", "rows")[seed % 2]]:
         for actual, exact in zip(gradients(method), expected, strict=True):

@@ -122,6 +122,7 @@ TABLE = {
 SAME_BITS = ("several blocks of columns and channels", "no batch", "three batch axes")
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", TABLE)
 def test_each_kind_of_geometry_has_the_sums_of_taps(name, seed):
     x_shape, kernel_shape, options = TABLE[name]

@@ -165,6 +165,7 @@ TABLE = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", TABLE)
 def test_each_kind_of_geometry_has_its_sums(name, small, seed, monkeypatch):
     small_blocks = {"several blocks of columns": 1 << 12, "several blocks": 1 << 15, "blocks": 1 << 15}

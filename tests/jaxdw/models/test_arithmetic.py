@@ -29,6 +29,7 @@ ROOT = pathlib.Path(__file__).parents[3]
 KEPT = pathlib.Path(__file__).parent / "logits.txt"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("isa", native.ISAS)
 def test_every_instruction_set_gives_the_logits_that_the_repository_keeps(isa, seed, full):
     """`logits.txt` has a SHA-256 for each of the four networks.
@@ -56,6 +57,7 @@ def test_neither_the_batch_nor_the_surrounding_program_changes_a_bit(seed):
     assert all(same_bits(np.asarray(other), whole).all() for other in (one, mapped, scaled))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_small"])
 def test_a_view_in_another_arithmetic_shares_the_parameters(name):
     model, images = logits.network(name)
@@ -177,6 +179,7 @@ class InNumPy:
         return x * self.activation(module.gate, gate)[:, None, None]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
 def test_other_dtypes_have_an_arithmetic_too(dtype):
     with jax.enable_x64(dtype == jnp.float64):

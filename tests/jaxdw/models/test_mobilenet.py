@@ -113,6 +113,7 @@ def test_bfloat16_computes_narrow_and_keeps_parameters_and_statistics():
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32)}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("make", [mobilenet_v1, mobilenet_v2, mobilenet_v3_small, mobilenet_v3_large])
 def test_every_depthwise_layer_takes_the_method(make):
     model = nnx.eval_shape(lambda: make(method="patches", rngs=nnx.Rngs(0)))

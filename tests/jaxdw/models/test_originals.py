@@ -63,6 +63,7 @@ def sizes(arrays):
     return collections.Counter(tuple(sorted(n for n in a.shape if n > 1)) for a in arrays)
 
 
+@pytest.mark.sampled(2)
 def test_parameters_and_outputs_have_the_shapes_of_the_original(name):
     with torch.device("meta"):
         theirs = original(name).make(1000).eval()
@@ -82,6 +83,7 @@ def test_parameters_and_outputs_have_the_shapes_of_the_original(name):
     assert nnx.eval_shape(lambda model, x: model.classify(x), ours, features).shape == (2, 1000)
 
 
+@pytest.mark.sampled(1)
 def test_logits_are_those_of_the_original(name, seed, x64):
     theirs = with_random_values(original(name).make(CLASSES), seed).eval()
     images = np.random.default_rng(seed).normal(size=(1, 33, 24, 3))

@@ -144,6 +144,7 @@ def test_the_order_is_revealed_as_it_was_given():
     assert reveal_dot(element, 20).trees == (tree,)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("activation", [None, "relu6"])
 def test_derivatives_of_both_modes_are_exact_on_integers(activation, seed):
     rng = np.random.default_rng(seed)

@@ -212,6 +212,7 @@ def windowed_equals_definition(fn):
     assert_equal(*jax.jit(both)(X, KERNEL, BIAS))
 
 
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize("name", TAP_BY_TAP)
 def test_what_is_carried_out_tap_by_tap_gives_what_it_gives_on_windows(name):
     assert (window_tracing.trace(TAP_BY_TAP[name], GEOMETRY, X.dtype) is None) == (name in GATHERED)
@@ -360,6 +361,7 @@ def test_random_functions_of_random_geometries_give_what_they_give_on_windows(fu
     check()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name, dtype", list(zip(GEOMETRIES, itertools.cycle(["float32", "bfloat16", "float16"]))))
 def test_every_bit_is_that_of_contract_where_the_function_rounds_nothing(name, dtype, seed):
     shape, kernel_size, multiplier, options = GEOMETRIES[name]
@@ -394,6 +396,7 @@ DIFFERENTIABLE = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_derivatives_are_those_of_the_function_itself(name):
     """By x, kernel, bias and what the function closes over; of jit, in jit, and forward over reverse."""
