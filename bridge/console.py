@@ -14,7 +14,7 @@ import rich.errors
 import rich.segment
 import rich.text
 
-from bridge.errors import ImplementationError, first_line
+from bridge.errors import ImplementationError
 from bridge.memory import lack_of_memory
 from bridge.process import is_users
 
@@ -80,7 +80,8 @@ def _reason(error: BaseException) -> str:
     if not users and isinstance(error, (ValueError, TypeError, OSError, ImportError, ImplementationError)):
         return str(error) or type(error).__name__
     last = (users or [*traceback.walk_tb(error.__traceback__)])[-1:]
-    where = "".join(f"{Path(frame.f_code.co_filename).name}, line {line}: " for frame, line in last)
+    where = "".join(f" in {Path(frame.f_code.co_filename).name}, line {line}" for frame, line in last)
     if users:
-        return f"{where}{type(error).__name__}: {error}; --verbose shows the traceback"
-    return f"{where}{first_line(error)}. This is a bug in jaxdw; --verbose shows where"
+        return f"{type(error).__name__}{where}: {error}; --verbose shows the traceback"
+    line = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}{where}: {line}. This is a bug in jaxdw; --verbose shows where"

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from bridge import Case, cli, implementation, memory
+from bridge import Case, cli, implementation, memory, process
 from bridge._implementations import ImplementationError
 
 CASE = Case(np.ones((1, 6, 6, 2), np.float32), np.ones((3, 3, 1, 2), np.float32), padding=1)
@@ -57,8 +57,8 @@ def test_whatever_a_framework_raises_has_the_name_of_the_implementation(error):
 def test_windows_that_cannot_fit_are_refused_before_they_are_made(name, monkeypatch):
     monkeypatch.setattr(memory, "free", lambda: memory.Free(100, "of 200 bytes"))
     implementation(name).run(CASE)  # what is small is not checked
-    monkeypatch.setattr(memory, "_CHECKED", 0)
-    needed = (CASE.x.size + 2 * CASE.x.size + 2 * 9 * CASE.x.size) * 4
+    monkeypatch.setattr(memory, "CHECKED", 0)
+    needed = (8 * 8 * 2 + 2 * CASE.x.size + 2 * 9 * CASE.x.size) * 4  # x padded, y twice, windows twice
     monkeypatch.setattr(memory, "free", lambda: memory.Free(needed, "of enough"))
     implementation(name).run(CASE)
     monkeypatch.setattr(memory, "free", lambda: memory.Free(needed - 1, "of too little"))
@@ -92,6 +92,7 @@ def test_a_fault_of_ours_is_one_line_and_no_verdict(monkeypatch, capsys):
         raise KeyError("planted\nfault")
 
     monkeypatch.setattr(cli.parity, "run_parity", fault)
+    monkeypatch.setattr(process, "_named", set())  # another test may have named a module of the tests
     monkeypatch.setattr(sys, "argv", ["jaxdw", "parity"])
     with pytest.raises(SystemExit) as ended:
         cli.run()

@@ -74,13 +74,17 @@ class Mistake:
             rearrange,
             "; ".join(dict.fromkeys(filter(None, (self.place, second.place)))),
             second.after or self.after,
-            second.error_of_x if self.error_of_x is None else self.error_of_x + _or_zero(second.error_of_x),
+            self._errors_with(second),
             "; and ".join(each.fix_in("torch") for each in (self, second)),
         )
 
-
-def _or_zero(error: np.ndarray | None) -> np.ndarray | float:
-    return 0.0 if error is None else error
+    def _errors_with(self, second: Mistake) -> np.ndarray | None:
+        """Return the errors of the second mistake's x; where that moved the elements of x, the greatest is for all."""
+        if self.error_of_x is None:
+            return second.error_of_x
+        x = second.case.x
+        own = self.error_of_x if x is self.case.x else np.full(x.shape, self.error_of_x.max(initial=0))
+        return own if second.error_of_x is None else own + second.error_of_x
 
 
 def of_options(case: Case, other: Case, name: str, *options: str) -> Mistake:
