@@ -19,7 +19,7 @@ NEEDED = {
 }
 
 #: The newest releases that the tests have run with: docs/versions.md.
-TESTED = {"jax": (0, 12), "flax": (0, 12), "torch": (2, 15)}
+TESTED = {"jax": (0, 12), "flax": (0, 12), "torch": (2, 15), "Python": (3, 13)}
 
 
 def unmet() -> str:
@@ -45,9 +45,7 @@ def versions() -> str:
 
 def untested() -> str:
     """Return one line that names what is newer than the tested versions; empty where nothing is."""
-    newer = [
-        f"{name} {importlib.metadata.version(name)}" for name, most in TESTED.items() if _installed(name)[:2] > most
-    ]
+    newer = [f"{name} {_version(name)}" for name, most in TESTED.items() if _installed(name)[:2] > most]
     if not newer:
         return ""
     known = ", ".join(f"{name} {'.'.join(map(str, most))}" for name, most in TESTED.items())
@@ -55,11 +53,13 @@ def untested() -> str:
 
 
 def _installed(name: str) -> tuple[int, ...]:
-    """Return the version of a package, () if it is not installed."""
+    """Return the version of a package or of Python, () if it is not installed."""
     return tuple(int(part) for part in re.findall(r"\d+", _version(name).partition("+")[0])[:3])
 
 
 def _version(name: str) -> str:
+    if name == "Python":
+        return platform.python_version()
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

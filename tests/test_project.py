@@ -53,6 +53,9 @@ def test_the_version_to_cite_is_that_of_the_package():
 
 def test_a_version_that_is_newer_than_the_tested_ones_is_named(monkeypatch):
     assert requirements.untested() == ""
+    monkeypatch.setattr(requirements.platform, "python_version", lambda: "3.99.1")
+    assert requirements.untested().startswith("Warning: Python 3.99.1 is newer than the tested versions")
+    monkeypatch.undo()
     monkeypatch.setattr(requirements, "TESTED", {**requirements.TESTED, "jax": (0, 7)})
     assert re.fullmatch(
         r"Warning: jax [\d.]+ is newer than the tested versions, up to jax 0\.7, .*", requirements.untested()

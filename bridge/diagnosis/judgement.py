@@ -16,6 +16,7 @@ from bridge.diagnosis.precision.emulation import Evidence, on_platform
 from bridge.diagnosis.precision.quantised import quantised
 from bridge.diagnosis.precision.search import lower_accumulator, lower_precision
 from bridge.diagnosis.precision.steps import rounded_to_steps
+from bridge.diagnosis.verdict import Verdict
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,14 +48,30 @@ class Judgement:
 def _explain(output: Output) -> Finding:
     """Return the first finding that predicts y.
 
-    A lower precision of inputs or output, one or two mistakes, and quantised inputs each predict y element by element,
-    as strictly as the declared arithmetic would. A lower accumulator only shows in the character of what remains, so
+    A lower precision of inputs or output, one or two mistakes, both together, and quantised inputs each predict y element
+    by element, as strictly as the declared arithmetic would. A lower accumulator only shows in the character of what remains, so
     it is tried after them.
     """
     with np.errstate(all="ignore"):  # operands and outputs may be infinite, and what is tried may overflow
         search = Search(output)
         if output.target.affordable:
             found = lower_precision(output) or search.one_mistake() or quantised(output)
-            if found := found or search.two_mistakes() or rounded_to_steps(output) or lower_accumulator(output):
+            found = found or search.two_mistakes() or _rounded_mistake(output, search) or rounded_to_steps(output)
+            if found := found or lower_accumulator(output):
                 return found
         return locate(output, search.near_misses)
+
+
+def _rounded_mistake(output: Output, search: Search) -> Finding | None:
+    """Return a mistake that was computed in a lower precision, too; None if none explains all of y."""
+    for mistake in search.near():
+        mistaken = dataclasses.replace(output, target=dataclasses.replace(output.target, case=mistake.case))
+        if (found := lower_precision(mistaken)) is not None:
+            return Finding(
+                Verdict.CONVENTION,
+                f"{mistake.name}, {found.name}",
+                f"{output.name} {mistake.cause}; then {found.cause}",
+                f"{mistake.fix_in(output.framework)}; and {found.fix}",
+                f"{mistake.place}; {found.place}",
+            )
+    return None

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import io
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +26,7 @@ from bridge.case import DTYPES, Case
 from bridge.diagnosis import Diagnosis, Verdict, compare, parity
 from bridge.environment import environment
 from bridge.files import atomic_folder, check_free, parse_npy, read_json, read_regular
+from bridge.memory import check_fits
 from bridge.numerics import same_bits
 from bridge.records import CaseRecord, Document, Record, first_problem
 
@@ -96,9 +98,20 @@ def check_new_folder(folder: Path, *, replace: bool = False) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file, expected a new or an empty folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (replace and (folder / _MANIFEST).is_file()):
+    if folder.is_dir() and any(folder.iterdir()) and not (replace and _is_bundle(folder)):
         raise FileExistsError(f"{folder} is not empty, expected a new or an empty folder")
     check_free(folder.absolute(), force=True)
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Return whether a folder has a manifest of ours, of any version, and nothing that none of ours has."""
+    try:
+        content: Any = read_json(folder / _MANIFEST)
+    except (ValueError, OSError):
+        return False
+    schema = content.get("schema") if isinstance(content, dict) else None
+    others = [path for path in folder.iterdir() if path.suffix != ".npy" and path.name != _MANIFEST]
+    return str(schema).startswith("jaxdw.bundle/") and not others
 
 
 def save_bundle(diagnosis: Diagnosis, folder: Path, *, replace: bool = False) -> None:
@@ -153,6 +166,9 @@ def load_bundle(folder: Path) -> Bundle:
             f"{folder / _MANIFEST} has padding {saved.padding} of {saved.padding_mode}, but padding_word "
             f"{saved.padding_word} gives {case.geometry.padding} of {case.geometry.padding_mode}"
         )
+    g = case.geometry
+    padded = (*g.batch, *g.padded_spatial, g.channels)
+    check_fits(f"the input of {folder}, padded to {padded},", 8 * math.prod(padded))
     for name, y in outputs.items():
         if y.shape != case.geometry.output_shape or y.dtype != case.dtype:
             expected = f"{case.dtype} {case.geometry.output_shape}"

@@ -148,11 +148,14 @@ def test_a_hostile_bundle_is_one_line(tmp_path, jaxdw, bundle):
     deep = copied(bundle, tmp_path / "deep")
     (deep / "manifest.json").write_text('{"a":' + "[" * 100_000)
     strides = copied(bundle, tmp_path / "strides", case__strides=[2**70, 1])
+    far = {"case__padding": [[2**30, 2**30], [0, 0]], "case__strides": [2**31, 1], "case__padding_word": None}
+    padded = copied(bundle, tmp_path / "padded", **far)
     for folder, message in (
         (piped, "expected a regular file"),
         (linked, "leads out of the bundle"),
         (deep, "recursion"),
         (strides, ""),
+        (padded, "needs about"),
     ):
         code, _, error = jaxdw("replay", folder)
         assert code == 2 and message in error and error.count("\n") == 1

@@ -7,9 +7,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
-from bridge import Case, cli, implementation, memory, process
+from bridge import Case, cli, implementation, memory, process, torch_models
+from bridge._census.capture import capture
 from bridge._implementations import ImplementationError
+from bridge.model import graph_capture
+from bridge.model.model_inputs import ModelInputs
 
 CASE = Case(np.ones((1, 6, 6, 2), np.float32), np.ones((3, 3, 1, 2), np.float32), padding=1)
 
@@ -98,3 +102,20 @@ def test_a_fault_of_ours_is_one_line_and_no_verdict(monkeypatch, capsys):
         cli.run()
     error = capsys.readouterr().err
     assert ended.value.code == 2 and "KeyError in test_memory.py" in error and error.count("\n") == 1
+
+
+def test_networks_that_cannot_fit_are_refused_before_they_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch_models, "CHECKED", 0)
+    monkeypatch.setattr(memory, "CHECKED", 0)
+    module = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, groups=4), torch.nn.ReLU())
+    x = np.ones((2, 4, 9, 9), np.float32)
+    result = 2 * 4 * 7 * 7 * 4
+    for run, needed in (
+        (lambda: capture(module, x, tmp_path), 2 * result),
+        (lambda: graph_capture.graph(module, ModelInputs([x])), graph_capture._COPIES * 2 * result),
+    ):
+        monkeypatch.setattr(memory, "free", lambda needed=needed: memory.Free(needed, "of enough"))
+        run()
+        monkeypatch.setattr(memory, "free", lambda needed=needed: memory.Free(needed - 1, "of too little"))
+        with pytest.raises(MemoryError, match=r"Sequential on \(2, 4, 9, 9\) needs about .* are free \(of too little\)"):
+            run()

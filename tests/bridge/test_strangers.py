@@ -9,10 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from bridge import libraries, process
+from bridge import cli, libraries, process
 from tests.references import reference
 
 ROOT = Path(__file__).parent.parent.parent
@@ -184,6 +185,45 @@ def test_only_what_is_named_and_what_that_imports_comes_from_the_folder(tmp_path
         implementation("json:mine")
     for name in ("own_module", "own_sibling", "own_late"):
         del sys.modules[name]
+
+
+def test_what_an_installed_module_lacks_is_not_taken_from_the_folder(tmp_path, monkeypatch):
+    """As torchvision looks for `accimage`, where the user names a function of torchvision."""
+    (tmp_path / "site").mkdir()
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    text = "try:\n    import own_optional\nexcept ImportError:\n    own_optional = None\n"
+    (tmp_path / "site" / "own_installed.py").write_text(text)
+    (tmp_path / "own_optional.py").write_text("raise AssertionError('run from the folder')\n")
+    monkeypatch.chdir(tmp_path)
+    assert process.import_named("own_installed").own_optional is None
+    del sys.modules["own_installed"]
+
+
+@pytest.mark.parametrize("command", ["model", "census", "convert"])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import sys\nsys.exit(0)", "cannot be imported: SystemExit: 0"),
+        ("def f(: x", "cannot be imported: SyntaxError: invalid syntax (own_factory.py, line 1)"),
+        ("raise KeyError('mine')", "cannot be imported: KeyError: 'mine'"),
+        ("def f():\n    raise KeyError('mine')", "KeyError in own_factory.py, line 2: 'mine'"),
+        ("def f():\n    import sys\n    sys.exit(0)", "SystemExit in own_factory.py, line 3: 0"),
+    ],
+)
+def test_errors_of_users_code_are_theirs(command, text, said, tmp_path, monkeypatch, capsys):
+    """And end with 2: what it raises is no fault of jaxdw, and `sys.exit(0)` no verdict."""
+    (tmp_path / "own_factory.py").write_text(text)
+    np.savez(tmp_path / "w.npz", w=np.ones(3))
+    monkeypatch.chdir(tmp_path)
+    words = {"convert": ["w.npz", "out.safetensors", "--like", "own_factory:f"]}.get(command, ["own_factory:f"])
+    monkeypatch.setattr(sys, "argv", ["jaxdw", command, *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.run()
+    told = capsys.readouterr()
+    words = " ".join((told.out + told.err).split())
+    assert ended.value.code == 2 and "bug in jaxdw" not in words
+    assert said in words or (command == "census" and said.split()[0] in words), words
+    sys.modules.pop("own_factory", None)
 
 
 def test_a_process_of_its_own_has_a_limit_and_no_current_folder(monkeypatch):

@@ -1,5 +1,6 @@
 """Geometry: sizes against lax and Flax, sources against the plain loop, and every message."""
 
+import dataclasses
 import functools
 import math
 
@@ -397,3 +398,11 @@ def test_a_size_is_a_tuple_of_one_to_three_ints(value, smallest, error, message)
 
 def test_a_size_may_be_zero_where_it_is_said_so():
     assert spatial_tuple("size", [np.int32(0), 4], smallest=0) == (0, 4)
+
+
+@pytest.mark.parametrize("padding", ["zeros", "circular", "reflect"])
+def test_padding_far_beyond_the_input_costs_what_is_read_of_it(padding):
+    geometry = Geometry.of_windows((5, 1), (2,), strides=2**40, padding=((2**40, 2**40),))
+    geometry = dataclasses.replace(geometry, padding_mode=padding)
+    read = {"zeros": [[-1, -1], [0, 1]], "circular": [[4, 0], [0, 1]], "reflect": [[0, 1], [0, 1]]}
+    assert geometry.sources[0].tolist() == read[padding]

@@ -54,6 +54,12 @@ class Search:
         """Return the first two mistakes that together explain all of y, within the time limit; None if none do."""
         return self._first(self._double()) if self._is_y else None
 
+    def near(self) -> Iterator[Mistake]:
+        """Yield the mistakes in the call that come as near to y as a lower precision may leave them."""
+        for mistake in mistakes(self._case) if self._is_y else ():
+            if mistake.rearrange is None and mistake.is_exact and self._screen.is_near(mistake.case):
+                yield mistake
+
     def _first(self, found: Iterator[Mistake]) -> Finding | None:
         for each in found:
             if self._explains(each):

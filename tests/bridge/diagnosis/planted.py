@@ -313,6 +313,21 @@ plant(
 )
 
 
+for name, says, change in (
+    ("flipped", "kernel flipped, bfloat16 inputs", flipped),
+    ("SAME", "SAME against symmetric padding, bfloat16", lambda c: c.replace(padding="SAME")),
+    ("no bias", "bias missing, bfloat16", without_bias),
+):
+    plant(
+        f"{name}, in bfloat16",
+        "CONVENTION",
+        f"^{says}",
+        lambda c, r, change=change: in_order(half(change(c), BF16, "x", "kernel")),
+        strides=2,
+        shape=(2, 12, 14, 6),
+    )
+
+
 # 3. A word and its numbers
 
 

@@ -73,3 +73,21 @@ def test_unusable_images_are_refused(tmp_path, content, said):
         np.save(path, content)
     with pytest.raises((ValueError, TypeError, FileNotFoundError), match=f"`image` is .*{said}"):
         read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "said"),
+    [
+        ("narrow.png", (1, 65500), "of 1x65500, which is 256x16768000 where its shorter side is 256"),
+        ("vectors.eps", (40, 50), "expected an .npy file or one of JPEG, PNG"),  # Pillow would start a program
+        ("text.png", None, "expected an .npy file or one of JPEG, PNG"),
+    ],
+)
+def test_unusable_pictures_are_refused(tmp_path, name, size, said):
+    image = pytest.importorskip("PIL.Image")
+    if size is None:
+        (tmp_path / name).write_text("no picture")
+    else:
+        image.new("RGB", size).save(tmp_path / name)
+    with pytest.raises(ValueError, match=f"`image` is .*{said}"):
+        read_image(tmp_path / name)

@@ -135,9 +135,11 @@ def test_a_bundle_is_replaced_only_where_that_is_asked_for(tmp_path, seed):
     save_bundle(planted.scaled_tap(seed), tmp_path / "bundle", replace=True)
     assert list(load_bundle(tmp_path / "bundle").outputs)[:2] == ["right", "wrong"]
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "notes.txt").touch()
-    with pytest.raises(FileExistsError, match="is not empty"):
-        save_bundle(planted.rounding(seed), tmp_path / "mine", replace=True)
+    (tmp_path / "mine" / "manifest.json").write_text('{"schema": "mine/1"}')
+    (tmp_path / "bundle" / "notes.txt").touch()
+    for foreign in ("mine", "bundle"):
+        with pytest.raises(FileExistsError, match="is not empty"):
+            save_bundle(planted.rounding(seed), tmp_path / foreign, replace=True)
 
 
 def test_a_bundle_of_which_nothing_runs_here_is_refused(tmp_path, seed):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from bridge import Rule, load_weights, to_flax, to_torch
-from bridge.weights import WeightsMismatch, convert_checkpoint, write_safetensors
+from bridge.weights import WeightsMismatch, convert_checkpoint, hints, write_safetensors
 from bridge.weights.trees import empty_model
 from jaxdw.nnx import CausalConv1d, DepthwiseConv, DepthwiseConvTranspose
 from tests.bridge.weights.test_convert import channels_first, channels_last, images, integers
@@ -518,3 +518,16 @@ def test_big_endian_arrays_keep_their_values_both_ways(tmp_path):
 def test_arrays_of_no_numbers_are_refused(array):
     with pytest.raises(TypeError, match=r"tensor 'weight' has dtype .*, expected numbers"):
         to_flax({"weight": array}, target(linear))
+
+
+def test_the_bytes_of_many_names_are_read_a_few_times_each(monkeypatch):
+    """A checkpoint of 300,000 names that nothing places took minutes: each was compared with each."""
+    read = []
+    octets = hints.octets
+    monkeypatch.setattr(hints, "octets", lambda array: read.append(array) or octets(array))
+    weights = {f"n{number}": np.full(2, number, np.float32) for number in range(500)}
+    weights |= {"first.weight": (tied := np.arange(2, dtype=np.float32) + 0.5), "second.weight": tied}
+    rules = [Rule("first", "first", "norm")]
+    with pytest.raises(WeightsMismatch, match="tied weights: second.weight is first.weight"):
+        to_flax(weights, {"first": {"scale": np.zeros(2, np.float32)}}, rules)
+    assert len(read) <= 2 * len(weights)
