@@ -1,6 +1,7 @@
 """Seeds, the full or sampled run, and JAX's strict settings."""
 
 import collections
+import gc
 import itertools
 import os
 import random
@@ -65,6 +66,12 @@ def pytest_sessionstart(session):
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None and reporter.verbosity < 0:
         reporter.write_line(pytest_report_header(session.config))
+
+
+def pytest_collection_finish():
+    """Libraries and tests are there to the end: the garbage collector need not look at them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -26,9 +26,8 @@ def run(*command):
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
 
 
-def blocks(language):
-    text = "\n".join(page.read_text() for page in PAGES)
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("module", ["jaxdw", "jaxdw.nnx", "jaxdw.linen", "jaxdw.models"])
@@ -91,9 +90,10 @@ def test_the_files_names_and_links_of_the_documents_exist(page):
         pkgutil.resolve_name(name)
 
 
-@pytest.mark.parametrize("number", range(len(blocks("python"))))
-def test_python_in_the_documents_runs(number):
-    exec(blocks("python")[number], {"__name__": "readme"})
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_python_in_the_documents_runs(page):
+    for number, code in enumerate(blocks(page, "python"), start=1):
+        exec(compile(code, f"{page.name}, block {number}", "exec"), {"__name__": "readme"})
 
 
 def test_the_tutorial_runs_and_shows_that_jax_has_the_bits_of_pytorch(capsys):
@@ -116,7 +116,7 @@ def test_the_pages_of_the_api_have_every_public_name():
 
 def commands():
     """The commands of the documents without comments, each in one line: a backslash at the end continues a line."""
-    lines = "".join(blocks("sh")).replace("\\\n", "").splitlines()
+    lines = "".join(code for page in PAGES for code in blocks(page, "sh")).replace("\\\n", "").splitlines()
     return sorted({re.split(r"\s+# ", line)[0] for line in lines if line.startswith("jaxdw ")})
 
 

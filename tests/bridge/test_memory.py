@@ -117,5 +117,7 @@ def test_networks_that_cannot_fit_are_refused_before_they_run(monkeypatch, tmp_p
         monkeypatch.setattr(memory, "free", lambda needed=needed: memory.Free(needed, "of enough"))
         run()
         monkeypatch.setattr(memory, "free", lambda needed=needed: memory.Free(needed - 1, "of too little"))
-        with pytest.raises(MemoryError, match=r"Sequential on \(2, 4, 9, 9\) needs about .* are free \(of too little\)"):
+        with pytest.raises(
+            MemoryError, match=r"Sequential on \(2, 4, 9, 9\) needs about .* are free \(of too little\)"
+        ):
             run()

@@ -113,6 +113,7 @@ def test_onednn_without_avx512_is_followed():
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("multiplier", [1, 2, 3])
 def test_taps_is_the_chain_of_fused_multiply_adds_it_says_it_is(rank, multiplier, seed, full):

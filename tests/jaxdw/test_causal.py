@@ -356,6 +356,7 @@ def test_silu_is_within_its_bound(seed):
     assert (abs(y - exact) <= 3.5 * 2.0**-23 * abs(exact)).all()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", ["taps", "rows", "grouped", "patches", "pallas"])
 def test_every_method_agrees_on_whole_numbers(method, seed):
     x, kernel, bias, state = whole_numbers(seed, (2, 9, 3), (4, 1, 6), (6,), (2, 3, 3), dtype=np.float32)

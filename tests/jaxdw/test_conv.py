@@ -38,6 +38,7 @@ def examples(method, count):
     return -(-count // 4) if method == "pallas" else count
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("method", SUMS)
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 def test_every_method_is_within_its_bound_of_the_loop(method, dtype, x64, full):
@@ -164,6 +165,7 @@ def test_every_method_runs_under_jit_vmap_and_second_derivatives(method, x64):
     assert_within(hessian, gauss, 4 * x.size * 2**-53 * size)
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("method", SUMS)
 @pytest.mark.parametrize("precision", [None, "highest", jax.lax.Precision.HIGH, ("highest", "default")])
 def test_every_method_takes_every_precision(method, precision):

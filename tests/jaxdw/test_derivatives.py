@@ -201,6 +201,7 @@ WITHIN = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name, within", list(zip(itertools.cycle(GEOMETRIES), WITHIN)))
 def test_value_and_gradients_inside_every_control_structure(name, within, x64):
     options, operands, dy = example(name)

@@ -161,6 +161,7 @@ def test_the_signature_is_that_of_lax():
     ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_depthwise_call_is_exact_on_integers_and_errs_as_lax_does(dtype, taken, x64, full):
     @hypothesis.settings(max_examples=400 if full else 5)
@@ -251,6 +252,7 @@ def nchw(function, x, kernel):
     return function(x, kernel, (2, 1), ((1, 2), (0, 1)), rhs_dilation=(1, 2), feature_group_count=3)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("in_axes", [(0, None), (None, 0), (1, 3), (0, -1)])
 def test_vmap_and_jit_are_exact_on_integers(in_axes, taken):
     rng = np.random.default_rng(0)

@@ -52,6 +52,7 @@ def defined(conv, epilogue, dtype, rank):
     return epilogue.apply(y, rank, np.dtype(dtype))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_kernels_have_the_bits_of_the_definition(dtype, x64, full):
     """With NaN, infinities and signed zeros; docs/arithmetic.md says how subnormal numbers differ."""
@@ -102,6 +103,7 @@ def channels_first(a):
     return torch.tensor(a).movedim(-1, 1)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("parts", PARTS[-2:])
 def test_every_method_has_the_definition(method, parts, seed):

@@ -63,6 +63,7 @@ def test_every_padding_exports_with_its_gradients(options, full):
                 check(with_gradients(lambda x, k: jaxdw.depthwise_conv(x, k, **options)), rank, channels, symbolic)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("method", ["auto", *(method for method in METHODS if method != "fft")])  # it is not exact
 def test_every_method_exports_with_its_gradients(method):
     fn = with_gradients(lambda x, k: jaxdw.depthwise_conv(x, k, method=method, strides=2))
@@ -113,6 +114,7 @@ def test_transposed_convolutions_export_with_their_gradients(options, full):
         check(fn, 2, 9, symbolic)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("symbolic", [BATCH, SPACE, ALL], ids=["batch", "space", "both"])
 def test_causal_convolutions_export_with_their_gradients(symbolic):
     def causal(x, kernel):

@@ -248,6 +248,7 @@ def test_by_default_windows_are_exact_copies(framework):
     assert np.isnan(patches.apply(patches.params, x)).all()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_mixed_dtypes_promote_as_in_flax(framework):
     x = np.ones((4, 3), np.int32)

@@ -146,6 +146,7 @@ def test_sharding_metadata_passes_through(kind):
     assert mine.kernel.get_metadata()["note"] == "kernel"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("jit", [True, False])
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])

@@ -69,6 +69,7 @@ SPECIAL = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("suite", SPECIAL)
 def test_other_layers_are_right_by_every_peer(suite, uncompiled, monkeypatch):
     names, peers = SPECIAL[suite]

@@ -78,6 +78,7 @@ def test_a_scaled_tap_that_hides_inside_the_bound_is_caught(rng):
     assert not result.passed and result.verdict is Verdict.BUG
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("run", "verdict"),
     [

@@ -314,6 +314,7 @@ NAMED = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name, multiplier, gradient", NAMED)
 def test_precision_names_the_platform_what_it_rounds_and_a_fix_that_was_run(
     name, multiplier, gradient, seed, uncompiled
@@ -362,6 +363,7 @@ TWINS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("twin", TWINS)
 def test_another_rounding_is_not_called_that_of_the_platform(twin, seed, uncompiled, monkeypatch):
     monkeypatch.setattr(emulated, *TWINS[twin])

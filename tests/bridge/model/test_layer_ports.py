@@ -77,6 +77,7 @@ def compared(theirs, ours, shape, seed):
     return bridge.model_parity(module, ours, x, weights=manifest)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "theirs, ours, shape, names",
     [

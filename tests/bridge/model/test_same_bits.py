@@ -258,15 +258,24 @@ def test_the_report_has_orders_layout_and_shares(clean):
     assert len(remarks(clean)) == len(clean.replaced)
 
 
-def test_the_command_takes_layout_and_batch(tmp_path, seed, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_the_command_takes_layout_and_batch(tmp_path, seed, monkeypatch, clean):
+    def compare(module, model, images, manifest, *, layout, known, name, track):
+        assert images.shape == (2, 32, 32, 3) and layout == "channels_last" and name == "torchvision.mobilenet_v2"
+        return clean
+
+    monkeypatch.setattr("bridge.model.same_bits_parity", compare)
     words = ["model", "torchvision.mobilenet_v2", "--size", "32", "--width", "0.25", "--random-seed", str(seed)]
     words += ["--same-bits", "--layout", "channels_last", "--batch", "2", "--json", str(tmp_path / "out.json")]
     result = typer.testing.CliRunner().invoke(cli.app, words)
     assert result.exit_code == 0, result.output
-    report = ModelReport.model_validate_json((tmp_path / "out.json").read_text())
-    assert report.images == (2, 32, 32, 3) and report.layout == "channels_last" and report.same_bits
-    assert [path.name[:7] for path in (tmp_path / "cache" / "jaxdw").iterdir()] == ["orders-"]
+    assert ModelReport.model_validate_json((tmp_path / "out.json").read_text()).same_bits
+
+
+def test_orders_that_the_command_reveals_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    result = typer.testing.CliRunner().invoke(cli.app, ["model", "examples.ports.mixer:mini", "--same-bits"])
+    assert result.exit_code == 0, result.output
+    assert [path.name[:7] for path in (tmp_path / "jaxdw").iterdir()] == ["orders-"]
 
 
 @pytest.mark.parametrize(

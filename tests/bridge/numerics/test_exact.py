@@ -137,6 +137,7 @@ def test_a_convolution_and_its_gradients_are_those_of_the_oracle(problem):
     np.testing.assert_array_equal(np.broadcast_to(exact(case).products.count, y.shape), valid)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_kernel_gradient_over_several_blocks_is_rounded_once(dtype, seed):
     """Long sums, cut into blocks along batch and rows, in numbers whose float64 sums are exact or not."""

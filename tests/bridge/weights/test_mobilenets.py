@@ -39,6 +39,7 @@ def test_every_key_is_placed_by_the_rules_of_its_own_library(converted):
     assert all(record.torch.name.endswith(".num_batches_tracked") for record in manifest.kept)
 
 
+@pytest.mark.sampled(3)
 def test_every_byte_comes_back(converted):
     back = to_torch(converted.result.weights, converted.result.manifest).weights
     assert back.keys() == converted.weights.keys()

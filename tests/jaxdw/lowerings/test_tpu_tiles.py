@@ -30,6 +30,7 @@ def whole(rng, shape):
     return rng.integers(-8, 9, shape).astype(np.float32)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("order", ["raster", "rows"])
 def test_whole_numbers_have_one_sum(order, full):
     @hypothesis.settings(max_examples=300 if full else 12)

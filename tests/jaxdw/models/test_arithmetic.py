@@ -228,6 +228,7 @@ def with_an_own_activation():
     return model
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     ("make", "message"),
     [

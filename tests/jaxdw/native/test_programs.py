@@ -172,6 +172,7 @@ def flushed(a):
     return np.where(abs(a) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), a), a)
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_no_surrounding_program_changes_a_bit(part, seed, full):
     for number in range(PROGRAMS if full else 1):
@@ -195,6 +196,7 @@ def check_program(seed):
         assert same_bits(np.asarray(a), np.asarray(b)).all(), named
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", ["standardised", "centred"])
 @pytest.mark.parametrize("mapped", [(None, 0, None), (1, None, None), (0, 1, 0), (2, 2, None), (3, 0, None)])
 def test_what_vmap_reshapes_is_what_the_program_has(name, mapped, seed):

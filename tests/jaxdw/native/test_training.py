@@ -236,6 +236,7 @@ def test_a_x_plus_b_y_is_a_product_and_a_fused_multiply_add(dtype, seed):
         assert same_bits(run_axpby(factors, x, y, isa=isa), expected).all()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("activation", [None, "relu", "relu6"])
 def test_derivatives_of_batch_normalization_are_right_in_every_mode_and_order(activation, x64, seed):
     rng = np.random.default_rng(seed)
