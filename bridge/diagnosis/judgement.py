@@ -48,9 +48,9 @@ class Judgement:
 def _explain(output: Output) -> Finding:
     """Return the first finding that predicts y.
 
-    A lower precision of inputs or output, one or two mistakes, both together, and quantised inputs each predict y element
-    by element, as strictly as the declared arithmetic would. A lower accumulator only shows in the character of what remains, so
-    it is tried after them.
+    A lower precision of inputs or output, one or two mistakes, one mistake in a lower precision, and quantised inputs
+    each predict y element by element, as strictly as the declared arithmetic would. A lower accumulator only shows in
+    the character of what remains, so it is tried after them.
     """
     with np.errstate(all="ignore"):  # operands and outputs may be infinite, and what is tried may overflow
         search = Search(output)

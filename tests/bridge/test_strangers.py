@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -204,26 +205,26 @@ def test_what_an_installed_module_lacks_is_not_taken_from_the_folder(tmp_path, m
     ("text", "said"),
     [
         ("import sys\nsys.exit(0)", "cannot be imported: SystemExit: 0"),
-        ("def f(: x", "cannot be imported: SyntaxError: invalid syntax (own_factory.py, line 1)"),
+        ("def f(: x", "cannot be imported: SyntaxError: invalid syntax (own.py, line 1)"),
         ("raise KeyError('mine')", "cannot be imported: KeyError: 'mine'"),
-        ("def f():\n    raise KeyError('mine')", "KeyError in own_factory.py, line 2: 'mine'"),
-        ("def f():\n    import sys\n    sys.exit(0)", "SystemExit in own_factory.py, line 3: 0"),
+        ("def f():\n    raise KeyError('mine')", "KeyError in own.py, line 2: 'mine'"),
+        ("def f():\n    import sys\n    sys.exit(0)", "SystemExit in own.py, line 3: 0"),
     ],
 )
 def test_errors_of_users_code_are_theirs(command, text, said, tmp_path, monkeypatch, capsys):
     """And end with 2: what it raises is no fault of jaxdw, and `sys.exit(0)` no verdict."""
-    (tmp_path / "own_factory.py").write_text(text)
+    own = f"own_{uuid.uuid4().hex}"  # each is imported once
+    (tmp_path / f"{own}.py").write_text(text)
     np.savez(tmp_path / "w.npz", w=np.ones(3))
     monkeypatch.chdir(tmp_path)
-    words = {"convert": ["w.npz", "out.safetensors", "--like", "own_factory:f"]}.get(command, ["own_factory:f"])
+    words = {"convert": ["w.npz", "out.safetensors", "--like", f"{own}:f"]}.get(command, [f"{own}:f"])
     monkeypatch.setattr(sys, "argv", ["jaxdw", command, *words])
     with pytest.raises(SystemExit) as ended:
         cli.run()
     told = capsys.readouterr()
-    words = " ".join((told.out + told.err).split())
+    words = " ".join((told.out + told.err).split()).replace(own, "own")
     assert ended.value.code == 2 and "bug in jaxdw" not in words
     assert said in words or (command == "census" and said.split()[0] in words), words
-    sys.modules.pop("own_factory", None)
 
 
 def test_a_process_of_its_own_has_a_limit_and_no_current_folder(monkeypatch):

@@ -404,5 +404,6 @@ def test_a_size_may_be_zero_where_it_is_said_so():
 def test_padding_far_beyond_the_input_costs_what_is_read_of_it(padding):
     geometry = Geometry.of_windows((5, 1), (2,), strides=2**40, padding=((2**40, 2**40),))
     geometry = dataclasses.replace(geometry, padding_mode=padding)
-    read = {"zeros": [[-1, -1], [0, 1]], "circular": [[4, 0], [0, 1]], "reflect": [[0, 1], [0, 1]]}
+    far = {"zeros": ([-1, -1], [-1, -1]), "circular": ([4, 0], [1, 2]), "reflect": ([0, 1], [0, 1])}
+    read = {name: [before, [0, 1], after] for name, (before, after) in far.items()}
     assert geometry.sources[0].tolist() == read[padding]

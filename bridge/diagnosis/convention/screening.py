@@ -75,7 +75,7 @@ class Screen:
         return self._passes(*sums(case, np.unravel_index(self.flat, self.output.y.shape), of))
 
     def is_near(self, case: Case) -> bool:
-        """Return whether each element but one is so near the sum of another case that roundings may explain the rest."""
+        """Return whether each element but one is so near the sum of another case that roundings may be the rest."""
         total, size = sums(case, np.unravel_index(self.flat, self.output.y.shape))
         return int(np.count_nonzero(np.abs(self.y - total) > _NEAR * size)) <= 1
 

@@ -260,7 +260,7 @@ def test_the_report_has_orders_layout_and_shares(clean):
 
 def test_the_command_takes_layout_and_batch(tmp_path, seed, monkeypatch, clean):
     def compare(module, model, images, manifest, *, layout, known, name, track):
-        assert images.shape == (2, 32, 32, 3) and layout == "channels_last" and name == "torchvision.mobilenet_v2"
+        assert images.shape == (2, 32, 32, 3) and layout == "channels_last" and "torchvision.mobilenet_v2" in name
         return clean
 
     monkeypatch.setattr("bridge.model.same_bits_parity", compare)

@@ -528,6 +528,6 @@ def test_the_bytes_of_many_names_are_read_a_few_times_each(monkeypatch):
     weights = {f"n{number}": np.full(2, number, np.float32) for number in range(500)}
     weights |= {"first.weight": (tied := np.arange(2, dtype=np.float32) + 0.5), "second.weight": tied}
     rules = [Rule("first", "first", "norm")]
-    with pytest.raises(WeightsMismatch, match="tied weights: second.weight is first.weight"):
+    with pytest.raises(WeightsMismatch, match=r"tied weights: second\.weight is first\.weight"):
         to_flax(weights, {"first": {"scale": np.zeros(2, np.float32)}}, rules)
     assert len(read) <= 2 * len(weights)
