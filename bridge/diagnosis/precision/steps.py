@@ -4,9 +4,11 @@ With the right integers n = round(v / s) of the values v, y - bias = s sum n w f
 the step. Steps are tried one after the other. If most elements of a sample give one and the same step, it is refined.
 The case of the rounded operand is then a hypothesis like the others: y must lie within its bound, element by element.
 
-*The distance of the steps that are tried.* Let a step be wrong by a factor 1 + e. A value v then has another integer
-with a probability of |v / s| |e|, and one of the T values under a window with T rms(v) |e| / s at most, on average.
-Neighbours are so near that this is at most 1/4 for the nearer one.
+*The steps that are tried.* A kernel with a step of its own has few values. Their integers change only where one of them
+is at a tie, so one step between each two ties gives all integers that there are. An input has many values. Let a step
+be wrong by a factor 1 + e. A value v then has another integer with a probability of |v / s| |e|, and one of the T
+values under a window with T rms(v) |e| / s at most, on average. Neighbours are so near that this is at most 1/4 for the
+nearer one.
 """
 
 from __future__ import annotations
@@ -130,8 +132,7 @@ class _Search:
         top = np.abs(v).max(initial=0)
         if not top or not np.isfinite(allowed).all():
             return None
-        rms = np.sqrt(np.mean(v**2))
-        tried = np.arange(*_LEVELS, top / (2 * v.shape[1] * rms))
+        tried = _levels(v, top)
         least, found = 1.0, None
         for block in np.array_split(tried, 1 + len(tried) * v[few].size // (1 << 22)):
             if time.process_time() > self.until:
@@ -154,6 +155,17 @@ class _Search:
             if found <= 0:
                 return None
         return found, float(1 / (found * np.sqrt(power)))
+
+
+def _levels(v: np.ndarray, top: float) -> np.ndarray:
+    """Return the numbers of steps from zero to the greatest value `top` that are tried for values `(elements, taps)`."""
+    values, (least, most) = np.unique(np.abs(v)), _LEVELS
+    values = values[values > 0]
+    if len(values) > 2 * v.shape[1]:
+        return np.arange(least, most, top / (2 * v.shape[1] * np.sqrt(np.mean(v**2))))
+    ties = np.concatenate([(np.arange(most * value / top) + 0.5) * top / value for value in values])
+    ties = np.unique(np.clip(ties, least, most))
+    return (ties[1:] + ties[:-1]) / 2
 
 
 def _agreement(sums: np.ndarray, wanted: np.ndarray, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
