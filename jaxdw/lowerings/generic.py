@@ -12,8 +12,12 @@ from jax import lax
 
 from jaxdw.geometry import Geometry
 from jaxdw.lowerings.bfloat16_bits import widened
+from jaxdw.lowerings.cpu_loops import AffineIndex, chain_in_loop
 from jaxdw.lowerings.ordered_sum import Order, Term, accumulate, zero_like
 from jaxdw.padding import first_outputs, pad, tap_slices
+
+#: With more taps and symbolic sizes a loop goes over the taps: the program does not grow with the kernel.
+MOST_UNROLLED_TAPS = 64
 
 
 def conv(
@@ -27,6 +31,8 @@ def conv(
     padded = widened(pad(x, geometry), compute)
     weights = kernel.astype(compute).reshape(geometry.taps, geometry.channels, multiplier)
     biases = None if bias is None else bias.astype(compute).reshape(geometry.channels, multiplier)
+    if geometry.has_symbolic_axes and geometry.taps > MOST_UNROLLED_TAPS:
+        return _conv_in_loop(padded, weights, biases, geometry, order)
     shape = (*geometry.batch, *geometry.output_spatial, geometry.channels)
 
     def output(m: int) -> jax.Array:
@@ -38,6 +44,20 @@ def conv(
 
     outputs = [output(m) for m in range(multiplier)]
     return outputs[0] if multiplier == 1 else jnp.stack(outputs, axis=-1).reshape(geometry.output_shape)
+
+
+def _conv_in_loop(
+    padded: jax.Array, weights: jax.Array, biases: jax.Array | None, geometry: Geometry, order: Order
+) -> jax.Array:
+    """Return the convolution of padded inputs, with a copy of them for each output of a channel."""
+    images, features = math.prod(geometry.batch), geometry.features
+    x = jnp.repeat(padded, geometry.multiplier, axis=-1) if geometry.multiplier > 1 else padded
+    x = x.reshape(images, *geometry.padded_spatial, features)
+    weights = weights.reshape(*geometry.kernel_size, features)
+    start = zero_like(weights[(0,) * geometry.rank]) if biases is None else biases.reshape(features)
+    start = jnp.broadcast_to(start, (images, *geometry.output_spatial, features))
+    indices = [AffineIndex(0, *steps) for steps in zip(geometry.kernel_dilation, geometry.strides)]
+    return chain_in_loop(x, weights, start, indices, order).reshape(geometry.output_shape)
 
 
 def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np.dtype) -> jax.Array:
@@ -56,6 +76,8 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np
     rows = math.prod(outputs[:-1])
     padded = widened(pad(x, geometry), compute)
     gradient = widened(dy, compute).reshape(*outputs, geometry.channels, geometry.multiplier)
+    if geometry.is_symbolic and geometry.taps > MOST_UNROLLED_TAPS:
+        return _kernel_gradient_by_taps(padded.reshape(images, *geometry.padded_spatial, -1), gradient, geometry)
     products = [
         (value.reshape(*outputs, geometry.channels, 1) * gradient).reshape(rows, -1)
         for value in tap_slices(padded, geometry, geometry.output_spatial)
@@ -64,3 +86,24 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, geometry: Geometry, compute: np
     sums = lax.reduce(tuple(products), (zero,) * len(products), lambda a, b: tuple(i + j for i, j in zip(a, b)), (0,))
     whole = jnp.stack([row.reshape(outputs[-1], geometry.features).sum(axis=0) for row in sums])
     return whole.reshape(geometry.kernel_shape)
+
+
+def _kernel_gradient_by_taps(padded: jax.Array, gradient: jax.Array, geometry: Geometry) -> jax.Array:
+    """Return the gradient by the kernel, one tap after the other.
+
+    Args:
+      padded: `(images, *padded_spatial, C)`.
+      gradient: dy as `(images, *output_spatial, C, M)`.
+      geometry: that of the convolution.
+    """
+    read = [(n - 1) * step + 1 for n, step in zip(geometry.output_spatial, geometry.strides)]
+    sizes = (padded.shape[0], *read, geometry.channels)
+
+    def of_tap(number: jax.Array) -> jax.Array:
+        tap = jnp.unravel_index(number, geometry.kernel_size)
+        corner = [t * step for t, step in zip(tap, geometry.kernel_dilation)]
+        block = lax.dynamic_slice(padded, (0, *corner, 0), sizes)
+        value = lax.slice(block, (0,) * block.ndim, sizes, (1, *geometry.strides, 1))
+        return (value[..., None] * gradient).sum(tuple(range(geometry.rank + 1)))
+
+    return lax.map(of_tap, jnp.arange(geometry.taps)).reshape(geometry.kernel_shape)

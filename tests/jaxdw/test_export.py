@@ -73,9 +73,11 @@ def test_every_method_exports_with_its_gradients(method):
 
 def test_causal_padding_and_a_kernel_of_many_taps_export():
     check(with_gradients(lambda x, k: jaxdw.depthwise_conv(x, k, padding="CAUSAL")), 1, 9, ALL)
-    many = with_gradients(lambda x, k: jaxdw.depthwise_conv(x, k, method="taps"))
-    check(many, 1, 9, BATCH, (70, 1, 9))
-    check(many, 1, 9, ALL, (70, 1, 9))
+    for method in ("taps", "rows"):
+        many = with_gradients(lambda x, k, method=method: jaxdw.depthwise_conv(x, k, strides=2, method=method))
+        for symbolic in (BATCH, ALL):
+            check(many, 1, 9, symbolic, (70, 1, 9))
+            check(many, 2, 9, symbolic, (9, 8, 1, 18))
 
 
 @pytest.mark.parametrize("symbolic", [BATCH, SPACE, ALL], ids=["batch", "space", "both"])

@@ -158,7 +158,7 @@ class _Search:
 
 
 def _levels(v: np.ndarray, top: float) -> np.ndarray:
-    """Return the numbers of steps from zero to the greatest value `top` that are tried for values `(elements, taps)`."""
+    """Return the numbers of steps up to the greatest value `top` that are tried for values `(elements, taps)`."""
     values, (least, most) = np.unique(np.abs(v)), _LEVELS
     values = values[values > 0]
     if len(values) > 2 * v.shape[1]:
