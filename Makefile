@@ -39,7 +39,7 @@ census: $(READY)  ## the depthwise layers of 40 models of other libraries, each 
 	@mkdir -p build && $(BIN)/python benchmarks/census.py --out build/census.jsonl --html build/census.html
 
 tpu: $(READY)  ## the compiler for TPUs, for `jaxdw audit --platform tpu:v5e` and the tests that compile for one
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[tpu]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt 'jaxdw[tpu]'  # jaxdw is there: no build
 
 setup: $(READY)
 

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import rich.console
@@ -16,7 +17,7 @@ import rich.text
 
 from bridge.errors import ImplementationError
 from bridge.memory import lack_of_memory
-from bridge.process import is_users
+from bridge.process import PACKAGES, is_users
 
 #: Control characters but for tab and newline (C0, C1), what is invisible or turns the direction of text, line and
 #: paragraph separators, halves of surrogate pairs (file names that are not UTF-8), and tags.
@@ -74,14 +75,27 @@ def _reason(error: BaseException) -> str:
         return lack
     if callable(told := getattr(error, "format_message", None)):  # of the command line's own parser
         return f"{told()} (`--help` says what is accepted)"
-    users = [
-        place for place in traceback.walk_tb(error.__traceback__) if is_users(place[0].f_globals.get("__name__", ""))
-    ]
-    if not users and isinstance(error, (ValueError, TypeError, OSError, ImportError, ImplementationError)):
+    place = users_place(error)
+    if place is not None:
+        return f"{type(error).__name__} in {place}: {error}; --verbose shows the traceback"
+    if isinstance(error, (ValueError, TypeError, OSError, ImportError, ImplementationError)):
         return str(error) or type(error).__name__
-    last = (users or [*traceback.walk_tb(error.__traceback__)])[-1:]
-    where = "".join(f" in {Path(frame.f_code.co_filename).name}, line {line}" for frame, line in last)
-    if users:
-        return f"{type(error).__name__}{where}: {error}; --verbose shows the traceback"
     line = next(iter(str(error).splitlines()), "")
+    last = [*traceback.walk_tb(error.__traceback__)][-1:]
+    where = "".join(f" in {_place(*each)}" for each in last)
     return f"{type(error).__name__}{where}: {line}. This is a bug in jaxdw; --verbose shows where"
+
+
+def users_place(error: BaseException) -> str | None:
+    """Return where the user's code raised an error, or where it called what did; None if jaxdw itself did."""
+    for frame, line in reversed([*traceback.walk_tb(error.__traceback__)]):
+        module = str(frame.f_globals.get("__name__", ""))
+        if is_users(module):
+            return _place(frame, line)
+        if module.partition(".")[0] in PACKAGES:
+            return None
+    return None
+
+
+def _place(frame: FrameType, line: int) -> str:
+    return f"{Path(frame.f_code.co_filename).name}, line {line}"

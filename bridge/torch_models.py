@@ -8,15 +8,16 @@ and which tensor that module was given.
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from bridge._implementations.torch_ import to_numpy, to_tensor
 from bridge.memory import CHECKED, check_fits
@@ -62,7 +63,7 @@ class Recorder(TorchDispatchMode):
                 return self.module(*args, **kwargs)
         except OSError:  # the disk is full: no fault of the model
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             shapes = [str(tuple(each.shape)) for each in (*args, *kwargs.values()) if hasattr(each, "shape")]
             raise ValueError(
                 f"the forward of {type(self.module).__name__} on tensors of shape {', '.join(shapes)} failed in "
@@ -122,7 +123,7 @@ class _Sizes(TorchDispatchMode):
 def check_memory(module: torch.nn.Module, args: Sequence[Any], kwargs: dict[str, Any], copies: int) -> None:
     """Refuse to run a model on large inputs whose results cannot fit; the shapes alone tell.
 
-    A model whose shapes depend on the numbers is not checked.
+    A model on another device, or whose shapes depend on the numbers, is not checked.
 
     Args:
       module: the model.
@@ -133,14 +134,16 @@ def check_memory(module: torch.nn.Module, args: Sequence[Any], kwargs: dict[str,
       MemoryError: more is needed than is free; the message gives both.
     """
     given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
-    if 4 * sum(each.nbytes for each in given) < CHECKED:
+    if 4 * sum(each.nbytes for each in given) < CHECKED or any(each.device.type != "cpu" for each in given):
         return
-    sizes = _Sizes()
-    with contextlib.suppress(Exception), evaluating(module), torch.no_grad():
-        fake = FakeTensorMode(allow_non_fake_inputs=True)
-        args, kwargs = tree_map_only(torch.Tensor, fake.from_tensor, (args, kwargs))
-        with fake, sizes:
-            module(*args, **kwargs)
+    sizes, fake = _Sizes(), FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        with FakeCopyMode(fake):  # its forward may keep tensors
+            copied, args, kwargs = copy.deepcopy((module, args, kwargs))
+        with evaluating(copied), torch.no_grad(), fake, sizes:
+            copied(*args, **kwargs)
+    except Exception:
+        return
     shapes = ", ".join(str(tuple(each.shape)) for each in given)
     check_fits(f"{type(module).__name__} on {shapes}", copies * sizes.total or 2 * sizes.greatest)
 

@@ -200,8 +200,8 @@ def _periodic(
     for size, span, stride in zip(x.shape[first:], spans, strides):
         if size == 0:
             raise ValueError(f"`x` has shape {x.shape} with 'CIRCULAR' padding, expected at least 1 on each axis")
-        cut = (max(span - stride, 0) + transpose_kernel) // 2  # an even number of periods away from Flax's, or none
-        before, after = max(0, (span - 1 - cut) // stride), max(0, (cut - 1) // stride + 1)
+        cut = (max(span - stride, 0) + transpose_kernel) // 2  # a whole number of periods away from Flax's
+        before, after = max(0, (span - 1 - cut) // stride), (cut - 1) // stride + 1
         widths.append((before, after))
         low = span - 1 - cut - before * stride
         padding.append((low, span - 2 - low - (before + after - 1) * stride))

@@ -41,7 +41,7 @@ TOOLS = (
     "jinja2",
     "scipy",
 )
-#: Every method with its derivatives, the Flax modules, the drop-in, meshes, kernels for GPUs, and the messages.
+#: Methods with their derivatives, the Flax modules, the drop-in, meshes, kernels for GPUs, and the messages.
 SAMPLE = (
     *("test_geometry.py", "test_nnx.py", "test_linen.py", "test_conv.py::test_bad_input_is_named"),
     "test_conv.py::test_every_method_runs_under_jit_vmap_and_second_derivatives",

@@ -222,6 +222,11 @@ def _of_factory(name: str) -> Any:
     return ModelAndInputs(*parts) if len(parts) == 2 else made
 
 
+def _drawn(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    check_fits(f"an input of {shape}", 2 * 4 * math.prod(shape))
+    return rng.standard_normal(shape, np.float32)
+
+
 def _is_module(value: Any) -> bool:
     return callable(getattr(value, "named_modules", None)) and callable(getattr(value, "state_dict", None))
 
@@ -231,14 +236,12 @@ def _inputs(module: Any, name: str, size: int | None, batch: int, rng: np.random
     config: Any = getattr(module, "config", None)
     if getattr(config, "model_type", None) is None:
         channels, side = _image(getattr(module, "default_cfg", None) or {}, size)
-        check_fits(f"{batch} images of {side}x{side}", 2 * 4 * batch * side * side * channels)
-        return rng.standard_normal((batch, channels, side, side), np.float32)
+        return _drawn((batch, channels, side, side), rng)
     kind = module.main_input_name
     if kind == "pixel_values":
         side = size or getattr(config, "image_size", None) or SIZE
         sides = tuple(side) if isinstance(side, (list, tuple)) else (side, side)
-        pixels = rng.standard_normal((batch, getattr(config, "num_channels", 3), *sides), np.float32)
-        return {kind: pixels}
+        return {kind: _drawn((batch, getattr(config, "num_channels", 3), *sides), rng)}
     if kind == "input_values":  # one second of sound
         return {kind: rng.standard_normal((batch, 16_000), np.float32)}
     if kind == "input_ids":

@@ -235,7 +235,7 @@ class UserFunction:
             try:
                 bound = bind(layer, given, g, arrays.framework)
                 layer, made = layer(*bound.args, **bound.kwargs), f"{self.name}({described(bound)})"
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise ImplementationError(f"{self.name} cannot be made: {first_line(error)}") from None
         return arrays.layer(layer, g), made
 

@@ -11,7 +11,7 @@ import typer
 from bridge.cli import audit, bench, census, conformance, convert, doctor, invariance, model, parity, replay, reveal
 from bridge.cli.options import take_groups
 from bridge.cli.output import level
-from bridge.console import complain
+from bridge.console import complain, users_place
 from bridge.environment import environment
 from bridge.progress import Level, Progress, log
 from bridge.requirements import versions
@@ -41,7 +41,9 @@ def run() -> None:
     words = [*anywhere, *(word for word in sys.argv[1:] if word not in anywhere)]
     try:
         code = app(words, standalone_mode=False)
-    except (Exception, SystemExit) as error:  # code of the user's may end the process
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and users_place(error) is None:  # of the command line's own parser
+            raise
         code = complain(error, verbose=level() is Level.VERBOSE)
     sys.exit(code)
 

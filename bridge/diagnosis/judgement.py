@@ -64,7 +64,7 @@ def _explain(output: Output) -> Finding:
 
 def _rounded_mistake(output: Output, search: Search) -> Finding | None:
     """Return a mistake that was computed in a lower precision, too; None if none explains all of y."""
-    for mistake in search.near():
+    for mistake in search.nearly_computed():
         mistaken = dataclasses.replace(output, target=dataclasses.replace(output.target, case=mistake.case))
         if (found := lower_precision(mistaken)) is not None:
             return Finding(

@@ -64,11 +64,11 @@ def _same(y: np.ndarray) -> np.ndarray:
 
 def _solved(name: str) -> Callable[[np.ndarray], np.ndarray]:
     """Return the inverse of a function that is below its positive argument by less than 1/2, by Newton's method."""
-    of, step = _BY_NAME[name].of, 1e-4
+    of, step = _BY_NAME[name].of, 1e-4  # of a difference quotient
 
     def argument(y: np.ndarray) -> np.ndarray:
-        z = y + 0.1
-        for _ in range(8):
+        z = y + 0.1  # the three functions are below their argument by 0.16 to 0.28 at most
+        for _ in range(8):  # each at least squares the error
             z = z - (of(z) - y) * 2 * step / (of(z + step) - of(z - step))
         return z
 

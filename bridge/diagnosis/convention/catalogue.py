@@ -35,7 +35,7 @@ def pairs(case: Case) -> Iterator[tuple[Mistake, Callable[[], Iterator[Mistake]]
 
     The shape of the output needs to be right only after both.
     """
-    families = (channel_orders, kernels, biases, residuals, steps, padding_words, padding_modes, layouts, shifts)
+    families = (channel_orders, kernels, biases, steps, padding_words, padding_modes, layouts, shifts, residuals)
     for number, family in enumerate(families):
         for first in family(case):
             yield first, functools.partial(_second, first, families[number + (family in (biases, shifts)) :])

@@ -15,7 +15,7 @@ from bridge.diagnosis.target import Expected
 
 #: Number of elements.
 _SCREENED = 40
-#: An element is near a sum within this share of the sum of magnitudes: several roundings to bfloat16.
+#: Several roundings to bfloat16 move a sum by less than this share of the sum of magnitudes.
 _NEAR = 2.0**-6
 #: An element passes within this many bounds of the expected value. The bound is scaled from the case's own.
 _SLACK = 8.0
@@ -74,10 +74,10 @@ class Screen:
         case = self.output.target.case
         return self._passes(*sums(case, np.unravel_index(self.flat, self.output.y.shape), of))
 
-    def is_near(self, case: Case) -> bool:
-        """Return whether each element but one is so near the sum of another case that roundings may be the rest."""
+    def far_from(self, case: Case) -> int:
+        """Return how many elements are farther from the sums of a case than roundings of half precision explain."""
         total, size = sums(case, np.unravel_index(self.flat, self.output.y.shape))
-        return int(np.count_nonzero(np.abs(self.y - total) > _NEAR * size)) <= 1
+        return int(np.count_nonzero(np.abs(self.y - total) > _NEAR * size))
 
     def _at(self, mistake: Mistake) -> tuple[np.ndarray, ...]:
         """Return the indices of the elements in the mistake's output before it is rearranged."""

@@ -27,6 +27,8 @@ from bridge.diagnosis.verdict import Verdict
 
 #: CPU seconds after which no more pairs of mistakes are tried.
 _SECONDS = 4.0
+#: Screened elements that must be far from the case for a mistake in a lower precision.
+_FAR = 8
 #: Elements, and at most 1% of all, that may contradict a mistake for it to be a near miss.
 _FEW = 4
 
@@ -54,10 +56,18 @@ class Search:
         """Return the first two mistakes that together explain all of y, within the time limit; None if none do."""
         return self._first(self._double()) if self._is_y else None
 
-    def near(self) -> Iterator[Mistake]:
-        """Yield the mistakes in the call that come as near to y as a lower precision may leave them."""
-        for mistake in mistakes(self._case) if self._is_y else ():
-            if mistake.rearrange is None and mistake.is_exact and self._screen.is_near(mistake.case):
+    def nearly_computed(self) -> Iterator[Mistake]:
+        """Yield the mistakes in the call that come as near to y as a lower precision may leave them; the case does not.
+
+        Each of the elements that are far from the case itself is evidence: few numbers are so near by accident.
+        """
+        if not self._is_y or self._screen.far_from(self._case) < _FAR:
+            return
+        until = time.process_time() + _SECONDS
+        for mistake in mistakes(self._case):
+            if time.process_time() > until:
+                return
+            if mistake.rearrange is None and mistake.is_exact and self._screen.far_from(mistake.case) <= 1:
                 yield mistake
 
     def _first(self, found: Iterator[Mistake]) -> Finding | None:

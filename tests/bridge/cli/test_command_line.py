@@ -29,7 +29,7 @@ def test_the_console_says_its_version_completes_and_takes_general_options_anywhe
     code = "import sys; sys.argv[0] = 'jaxdw'; from bridge.__main__ import main; main()"
     asked = {"_JAXDW_COMPLETE": "complete_bash", "COMP_WORDS": "jaxdw re", "COMP_CWORD": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **asked})
-    assert done.stdout.split() == ["reveal", "replay"]
+    assert done.returncode == 0 and done.stdout.split() == ["reveal", "replay"], done
     monkeypatch.setattr(sys, "argv", ["jaxdw", "parity", "--implementations", "jax.taps,jax.rows", "--quiet"])
     with pytest.raises(SystemExit, match="0"):
         cli.run()

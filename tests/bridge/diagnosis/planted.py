@@ -471,6 +471,14 @@ for name in ("ReLU", "hard swish", "SiLU", "GELU", "sigmoid", "tanh"):  # as in 
 plant("residual", "CONVENTION", "^residual added", lambda c, r: in_order(c) + c.x)
 plant("residual, no bias", "CONVENTION", "^residual added", lambda c, r: in_order(c) + c.x, bias=False)
 plant("residual, ReLU", "CONVENTION", "^residual added and ReLU", lambda c, r: np.maximum(in_order(c) + c.x, 0))
+plant(
+    "residual, causal padding",
+    "CONVENTION",
+    "causal padding.*residual added",
+    lambda c, r: in_order(c.replace(padding=((2, 0),))) + c.x,
+    shape=(2, 30, 6),
+    kernel=(3,),
+)
 plant("residual, flipped", "CONVENTION", "residual added", lambda c, r: in_order(flipped(c)) + c.x)
 plant("BatchNorm with another eps", "CONVENTION", "BatchNorm eps.*greater eps", other_eps)
 plant("BatchNorm in training mode", "CONVENTION", "BatchNorm .*as in training", in_training)

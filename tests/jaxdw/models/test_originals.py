@@ -20,8 +20,8 @@ from tests.jaxdw.models.propagated import mixture, propagated
 
 #: For each test, how many originals and how many variants are drawn; where none are, the full run takes none either.
 DRAWN = {
-    "test_parameters_and_outputs_have_the_shapes_of_the_original": (2, 2),
-    "test_logits_are_those_of_the_original": (2, 1),
+    "test_parameters_and_outputs_have_the_shapes_of_the_original": (1, 1),
+    "test_logits_are_those_of_the_original": (1, 1),
     "test_a_step_of_training_leaves_the_statistics_of_the_original": (1, 0),
 }
 
@@ -63,7 +63,6 @@ def sizes(arrays):
     return collections.Counter(tuple(sorted(n for n in a.shape if n > 1)) for a in arrays)
 
 
-@pytest.mark.sampled(2)
 def test_parameters_and_outputs_have_the_shapes_of_the_original(name):
     with torch.device("meta"):
         theirs = original(name).make(1000).eval()
@@ -83,7 +82,6 @@ def test_parameters_and_outputs_have_the_shapes_of_the_original(name):
     assert nnx.eval_shape(lambda model, x: model.classify(x), ours, features).shape == (2, 1000)
 
 
-@pytest.mark.sampled(1)
 def test_logits_are_those_of_the_original(name, seed, x64):
     theirs = with_random_values(original(name).make(CLASSES), seed).eval()
     images = np.random.default_rng(seed).normal(size=(1, 33, 24, 3))
