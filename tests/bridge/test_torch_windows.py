@@ -134,7 +134,7 @@ def test_processors_without_avx512_are_followed(limits, full):
         "from tests.bridge.test_torch_windows import KINDS, compare, unexplained\n"
         f"for rank, layout in KINDS[:3]:\n"
         f"    misses = compare(rank, layout, torch.float32, {500 if full else 12}, 1)\n"
-        "    assert unexplained(misses, layout) == [], misses\n"
+        "    assert unexplained(misses, layout, torch.float32) == [], misses\n"
     )
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": limits[0], "ATEN_CPU_CAPABILITY": limits[1]}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment, cwd=ROOT)
