@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -62,3 +62,11 @@ def mesh_of_no_axis(kind: str, cores: int | None, platform: str) -> jax.sharding
     fields = dataclasses.fields(jax.sharding.AbstractDevice)  # JAX 0.8 has no `platform` among them
     device = jax.sharding.AbstractDevice(*(kind, cores, platform)[: len(fields)])
     return jax.sharding.AbstractMesh((), (), abstract_device=device)
+
+
+def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
+    """Return of the parameters of a `scan` how many constants it has, and how many values it carries."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()  # JAX 0.12
+    return len(consts.vals), len(carry.vals)

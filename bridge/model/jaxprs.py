@@ -23,6 +23,7 @@ from jax.extend import core
 from bridge.model.model_inputs import ModelInputs
 from bridge.model.results import named
 from jaxdw import epilogue
+from jaxdw._compat import scan_counts
 
 #: How the path of the running module stands among the names of an equation.
 _SCOPE = re.compile(r"module<([^<>]*)>")
@@ -276,7 +277,7 @@ class _Reader:
     def scan(self, params: Mapping[str, Any], inputs: Sequence[int], scope: str, call: tuple[str, int]) -> list[int]:
         """Map a loop that carries nothing; unroll another."""
         body, length = params["jaxpr"], params["length"]
-        consts, carry = params["num_consts"], params["num_carry"]
+        consts, carry = scan_counts(params)
         run = jax.extend.core.jaxpr_as_fun(body)
         fixed, state, rows = inputs[:consts], list(inputs[consts : consts + carry]), inputs[consts + carry :]
         if not carry:

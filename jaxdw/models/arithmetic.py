@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 
 from flax import nnx
 
-from jaxdw.epilogue import NAMES
-from jaxdw.models.blocks import BatchNorm, ConvNormAct, SqueezeExcite, activation_name
+from jaxdw.models.blocks import NAMES, BatchNorm, ConvNormAct, SqueezeExcite, activation_name
 from jaxdw.models.layers import Conv, GlobalAveragePool, LayerOrder, Linear
 from jaxdw.nnx import DepthwiseConv
 from jaxdw.sum_order import SumOrder

@@ -24,13 +24,16 @@ from jaxdw.training import add, axpby, fork
 Activation = Callable[[jax.Array], jax.Array]
 
 #: The activations that the epilogue of a convolution has, by its name.
-_NAMES = {nnx.relu: "relu", relu6: "relu6", hard_swish: "hard_swish"}
+_NAMES = {nnx.relu: "relu", relu: "relu", relu6: "relu6", hard_swish: "hard_swish"}
 
 #: Those that a normalization has in training.
 _FUNCTIONS: dict[str, Activation] = {"relu": relu, "relu6": relu6}
 
 #: The gates that an epilogue has, by its name. Both have the same values but for rounding.
 _GATES = {nnx.hard_sigmoid: "hard_sigmoid", hard_sigmoid: "hard_sigmoid"}
+
+#: The names of all of them.
+NAMES = tuple(dict.fromkeys((*_NAMES.values(), *_GATES.values())))
 
 
 def activation_name(function: Activation) -> str | None:

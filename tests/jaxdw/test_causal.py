@@ -376,7 +376,7 @@ def test_vmap_maps_streams(seed):
 def test_sizes_may_be_symbolic(seed):
     x, kernel, state = whole_numbers(seed, (2, 9, 3), (4, 1, 3), (2, 3, 3), dtype=np.float32)
     b, t = jax.export.symbolic_shape("b, t")
-    ids = np.array([[0] * 4 + [1] * 5] * 2)
+    ids = np.array([[0] * 4 + [1] * 5] * 2, np.int32)
     for options in ({}, {"state": state}, {"segment_ids": ids}):
         shapes = {"state": (b, 3, 3), "segment_ids": (b, t)}
         given = {name: jax.ShapeDtypeStruct(shapes[name], array.dtype) for name, array in options.items()}

@@ -144,7 +144,7 @@ RULES = {
         TOKENS,
         lambda p, x: masked(x, KEEP[None, None]),
         lambda p, x: masked(x, None),
-        "where PyTorch computes add",  # and JAX the rest of the softmax, or nothing
+        "where PyTorch computes a",  # add and JAX the rest of the softmax or nothing, or attention as a whole
     ),
 }
 

@@ -273,6 +273,7 @@ def test_the_command_takes_layout_and_batch(tmp_path, seed, monkeypatch, clean, 
 
 
 def test_orders_that_the_command_reveals_are_kept(tmp_path, monkeypatch):
+    pytest.importorskip("timm")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     result = typer.testing.CliRunner().invoke(cli.app, ["model", "examples.ports.mixer:mini", "--same-bits"])
     assert result.exit_code == 0, result.output

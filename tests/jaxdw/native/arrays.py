@@ -23,9 +23,9 @@ def isas():
 def conv(x, kernel, bias, geometry, **options):
     y = np.empty(geometry.output_shape, x.dtype)
     start = None if bias is None else bias.ctypes.data
-    for name in {"scale", "shift", "residual"} & options.keys():
-        options[name] = None if options[name] is None else options[name].ctypes.data
-    calls.conv(x.ctypes.data, kernel.ctypes.data, start, y.ctypes.data, geometry, x.dtype.name, **options)
+    arrays = {name: options.pop(name, None) for name in ("scale", "shift", "residual")}  # in memory until the end
+    pointers = {name: array.ctypes.data for name, array in arrays.items() if array is not None}
+    calls.conv(x.ctypes.data, kernel.ctypes.data, start, y.ctypes.data, geometry, x.dtype.name, **options, **pointers)
     return y
 
 
