@@ -113,9 +113,7 @@ class _Sizes(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         if not func.is_view:
-            sizes = [
-                each.numel() * each.element_size() for each in tree_leaves(result) if hasattr(each, "element_size")
-            ]
+            sizes = [each.nbytes for each in tree_leaves(result) if isinstance(each, torch.Tensor)]
             self.total, self.greatest = self.total + sum(sizes), max(self.greatest, *sizes, 0)
         return result
 
@@ -142,7 +140,7 @@ def check_memory(module: torch.nn.Module, args: Sequence[Any], kwargs: dict[str,
             copied, args, kwargs = copy.deepcopy((module, args, kwargs))
         with evaluating(copied), torch.no_grad(), fake, sizes:
             copied(*args, **kwargs)
-    except Exception:
+    except (Exception, SystemExit):  # the run itself says why
         return
     shapes = ", ".join(str(tuple(each.shape)) for each in given)
     check_fits(f"{type(module).__name__} on {shapes}", copies * sizes.total or 2 * sizes.greatest)

@@ -253,8 +253,7 @@ def _kernel_gradient(inputs: jax.Array, dy: jax.Array, ids: jax.Array | None) ->
         return primitive.kernel_gradient(inputs, dy, geometry, "taps", inputs.dtype)
     if dy.shape[-2] == 0:  # no window fits
         return jnp.zeros((inputs.shape[-2] + 1, 1, inputs.shape[-1]), inputs.dtype)
-    count = math.prod(ids.shape[:-1])
-    rows = [array.reshape(count, *array.shape[-axes:]) for array, axes in ((inputs, 2), (dy, 2), (ids, 1))]
+    rows = [array.reshape(-1, *array.shape[-axes:]) for array, axes in ((inputs, 2), (dy, 2), (ids, 1))]
     sums = lax.platform_dependent(*rows, cpu=_sums_by_outputs, default=_sums_by_taps)
     return sums[:, None].astype(inputs.dtype)
 

@@ -54,10 +54,8 @@ def survey(name: str, settings: CensusSettings, weights: Path | None = None, tra
                 before = time.perf_counter()
                 found = diagnose(call, settings.implementations, explain=settings.explain)
                 layers.append(CensusLayerRecord.of(found, time.perf_counter() - before))
-        except (
-            Exception,
-            SystemExit,
-        ) as failure:  # a model is anybody's code, and may not fit into memory: the others go on
+        except (Exception, SystemExit) as failure:
+            # a model is anybody's code, and may not fit into memory: the others go on
             named = isinstance(failure, (ValueError, ImplementationError))
             error = lack_of_memory(failure) or f"{'' if named else type(failure).__name__ + ': '}{failure}"
     _release_programs()

@@ -144,7 +144,8 @@ RULES = {
         TOKENS,
         lambda p, x: masked(x, KEEP[None, None]),
         lambda p, x: masked(x, None),
-        "where PyTorch computes a",  # add and JAX the rest of the softmax or nothing, or attention as a whole
+        # and JAX the rest of the softmax, or nothing; PyTorch 2.15 computes attention as a whole
+        ("where PyTorch computes add", "where PyTorch computes attention"),
     ),
 }
 
@@ -160,4 +161,5 @@ def test_a_right_operation_passes_and_a_wrong_one_is_named(name, seed):
         found = bridge.model_parity(theirs, (right, p), x)
         assert found.verdict.passes and not found.left and not found.not_compared, found.layers
         first = bridge.model_parity(theirs, (wrong, p), x).first_wrong
-    assert first is not None and said in first.cause, first and first.cause
+    words = (said,) if isinstance(said, str) else said
+    assert first is not None and any(each in first.cause for each in words), first and first.cause

@@ -269,7 +269,8 @@ def test_the_command_takes_layout_and_batch(tmp_path, seed, monkeypatch, clean, 
     words += ["--same-bits", "--layout", "channels_last", "--batch", "2", "--json", str(tmp_path / "out.json")]
     result = typer.testing.CliRunner().invoke(cli.app, words)
     assert result.exit_code == 0, result.output
-    assert ModelReport.model_validate_json((tmp_path / "out.json").read_text()).same_bits
+    report = ModelReport.model_validate_json((tmp_path / "out.json").read_text())
+    assert report.images == (2, 32, 32, 3) and report.same_bits and (not full or report.layout == "channels_last")
 
 
 def test_orders_that_the_command_reveals_are_kept(tmp_path, monkeypatch):
